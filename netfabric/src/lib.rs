@@ -1,0 +1,3 @@
+//! Carries. Identity, transport, gossip, the public door and DNS.
+
+pub mod wire;

@@ -1,0 +1,3 @@
+//! Frames and messages between nodes.
+
+pub mod peer;

@@ -1,0 +1,98 @@
+//! What nodes ask of each other, one request and one answer per stream.
+
+use scheduler::model::{Exit, InstanceId, RequestId, RevisionKey, ServiceKey};
+use scheduler::place::Receipt;
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PeerRequest {
+    Start(StartRequest),
+    /// Drain and stop. Answered at once; the drain goes on.
+    Stop {
+        instance: InstanceId,
+        cause: String,
+    },
+    /// Commands for the leader, each as registry JSON. Answered by whoever leads; a node that
+    /// does not lead answers `NotLeader`.
+    Propose {
+        commands: Vec<Vec<u8>>,
+    },
+    /// The leader's read barrier: the registry index a linearizable read must have reached.
+    ReadIndex,
+    /// An operator's read that only the node itself can answer (receipts, bills, images…): the
+    /// path of its own API, answered with that API's status and JSON.
+    Api {
+        method: String,
+        path: String,
+        body: Vec<u8>,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PeerResponse {
+    Started(Started),
+    StartRefused(StartRefusal),
+    Stopping,
+    UnknownInstance,
+    /// One registry reply as JSON per command.
+    Proposed {
+        replies: Vec<Vec<u8>>,
+    },
+    NotLeader {
+        leader: Option<u64>,
+    },
+    NoQuorum {
+        message: String,
+    },
+    Index(u64),
+    Api {
+        status: u16,
+        body: Vec<u8>,
+    },
+    /// The request was refused before it was looked at (malformed, too large, not allowed).
+    Bad {
+        message: String,
+    },
+}
+
+/// Start one instance here and answer when it is ready.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartRequest {
+    pub service: ServiceKey,
+    pub revision: RevisionKey,
+    /// The asker's registry index: the asked node waits a moment until it has caught up.
+    pub index: u64,
+    /// The request that caused it, when one did.
+    pub request: Option<RequestId>,
+    pub receipt: Receipt,
+    /// How long the asker will wait.
+    pub patience_millis: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Started {
+    pub instance: InstanceId,
+    /// The cold-start bill: phase (`pull`, `create`, `start`, `ready`) and its microseconds.
+    pub phases: Vec<(String, u64)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum StartRefusal {
+    #[error("no room: {0}")]
+    NoRoom(String),
+    #[error("the node is cordoned or leaving")]
+    NotTaking,
+    #[error("revision {0} is not known here")]
+    UnknownRevision(RevisionKey),
+    #[error("the image is not to be had: {0}")]
+    Image(String),
+    /// It was tried, and the instance failed.
+    #[error("{code}: {message}")]
+    Failed {
+        code: String,
+        message: String,
+        exit: Option<Exit>,
+    },
+    #[error("the node did not answer: {0}")]
+    Unreachable(String),
+}

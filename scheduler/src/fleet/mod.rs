@@ -1,0 +1,51 @@
+//! What nodes say of themselves, as one immutable view taken at a moment.
+
+use std::collections::BTreeMap;
+
+use crate::model::{InstanceReport, NodeId, NodeRecord, RevisionKey};
+
+/// This node's view of all nodes, itself included.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Fleet {
+    pub me: NodeId,
+    pub members: BTreeMap<NodeId, Member>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    pub record: NodeRecord,
+    /// The failure detector's word; false members are kept for display only.
+    pub alive: bool,
+    /// Smoothed round trip from here in microseconds; `None` until measured, 0 for this node.
+    pub rtt_micros: Option<u32>,
+}
+
+impl Fleet {
+    /// Members that are alive, this node first, then by round trip (unmeasured last), then number.
+    #[must_use]
+    pub fn nearest(&self) -> Vec<&Member> {
+        let mut alive: Vec<_> = self.members.values().filter(|m| m.alive).collect();
+        alive.sort_by_key(|m| {
+            let me = m.record.node == self.me;
+            (!me, m.rtt_micros.unwrap_or(u32::MAX), m.record.node)
+        });
+        alive
+    }
+
+    /// Instances of a revision on live members.
+    pub fn instances<'a>(
+        &'a self,
+        revision: &'a RevisionKey,
+    ) -> impl Iterator<Item = (&'a Member, &'a InstanceReport)> {
+        self.members
+            .values()
+            .filter(|m| m.alive)
+            .flat_map(move |m| {
+                m.record
+                    .instances
+                    .iter()
+                    .filter(|i| i.revision == *revision)
+                    .map(move |i| (m, i))
+            })
+    }
+}

@@ -1,0 +1,67 @@
+//! One placed copy of a revision, as its node reports it.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::{InstanceId, RevisionKey, ServiceKey, UnixMs};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum InstanceState {
+    Parked,
+    Starting,
+    Ready,
+    Draining,
+    Stopped,
+    Failed,
+}
+
+impl fmt::Display for InstanceState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Parked => "Parked",
+            Self::Starting => "Starting",
+            Self::Ready => "Ready",
+            Self::Draining => "Draining",
+            Self::Stopped => "Stopped",
+            Self::Failed => "Failed",
+        })
+    }
+}
+
+/// What a node gossips about one of its instances.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InstanceReport {
+    pub id: InstanceId,
+    pub service: ServiceKey,
+    pub revision: RevisionKey,
+    pub state: InstanceState,
+    pub since: UnixMs,
+    /// Requests in it now.
+    pub in_flight: u32,
+    /// Requests in it on average over the last second, times 1000.
+    pub concurrency_milli: u32,
+    pub failure: Option<FailReason>,
+}
+
+/// Why an instance failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FailReason {
+    /// A code word: `ImagePull`, `CreateContainer`, `Exited`, `OOMKilled`, `NeverReady`, …
+    pub code: String,
+    /// For people: what happened, with the last log lines where that helps.
+    pub message: String,
+}
+
+/// How a container ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Exit {
+    /// The exit code, or 128 + signal.
+    pub code: i32,
+    pub signal: Option<i32>,
+    pub oom: bool,
+    pub at: UnixMs,
+}

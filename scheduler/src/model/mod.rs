@@ -1,0 +1,22 @@
+//! The words of the house: plain data every crate shares. Imports nothing but serde.
+//!
+//! All types serialize the same way in JSON (stored, shown) and in bincode (between nodes), so no
+//! field is ever skipped or flattened; new fields carry `#[serde(default)]`.
+
+mod ids;
+mod instance;
+mod node;
+mod revision;
+mod service;
+
+pub use ids::{
+    InstanceId, Name, NameError, NodeId, Now, RequestId, RevisionKey, ServiceKey, UnixMs,
+};
+pub use instance::{Exit, FailReason, InstanceReport, InstanceState};
+pub use node::{Demand, NodeIdentity, NodeRecord, Resources, Role};
+pub use revision::{ImagePin, Revision, RevisionState};
+pub use service::{
+    Container, ContainerPort, EnvVar, Meta, PlacementRules, Probe, ProbeAction, Protocol,
+    RevisionSpec, Scale, SecurityContext, Service, ServiceStatus, Spread, TrafficTarget, Volume,
+    VolumeMount, VolumeSource,
+};

@@ -1,0 +1,292 @@
+//! What people deploy: a service in the shape of a Knative Service (`serving.knative.dev/v1`).
+//! Front ends (TOML, Knative YAML, Kubernetes, Compose) only translate into this.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Name, RevisionKey, ServiceKey, UnixMs};
+
+/// A service as stored in the registry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Service {
+    pub key: ServiceKey,
+    pub meta: Meta,
+    /// The template of the next revision; changing it makes one.
+    pub spec: RevisionSpec,
+    /// Bounds and aim of the number of instances; changing it makes no revision.
+    pub scale: Scale,
+    /// Empty means: all to the latest ready revision.
+    pub traffic: Vec<TrafficTarget>,
+    pub status: ServiceStatus,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Meta {
+    pub uid: String,
+    /// Counts changes of the template; revision `SERVICE-00003` comes from generation 3.
+    pub generation: u64,
+    /// Registry index of the last change; the `if_version` of a compare-and-set.
+    pub resource_version: u64,
+    pub created: UnixMs,
+    pub labels: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceStatus {
+    pub latest_created: Option<RevisionKey>,
+    pub latest_ready: Option<RevisionKey>,
+}
+
+/// How a revision runs. Immutable once it is a revision's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RevisionSpec {
+    /// Hard limit of requests at once per instance; 0 is no limit.
+    pub container_concurrency: u32,
+    pub timeout_seconds: u32,
+    pub service_account_name: Option<String>,
+    /// Exactly one until sidecars exist; `validate` refuses more.
+    pub containers: Vec<Container>,
+    pub volumes: Vec<Volume>,
+    pub place: PlacementRules,
+    /// SIGTERM to SIGKILL.
+    pub termination_grace_seconds: u32,
+    pub labels: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
+}
+
+impl Default for RevisionSpec {
+    fn default() -> Self {
+        Self {
+            container_concurrency: 0,
+            timeout_seconds: 300,
+            service_account_name: None,
+            containers: Vec::new(),
+            volumes: Vec::new(),
+            place: PlacementRules::default(),
+            termination_grace_seconds: 10,
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Container {
+    pub name: String,
+    /// As the operator wrote it; what runs is the revision's pinned digest.
+    pub image: String,
+    /// Replaces the image's entrypoint when not empty.
+    pub command: Vec<String>,
+    /// Replaces the image's cmd when not empty.
+    pub args: Vec<String>,
+    pub working_dir: Option<String>,
+    pub env: Vec<EnvVar>,
+    pub ports: Vec<ContainerPort>,
+    /// 1000 is one core; 0 is no limit.
+    pub cpu_millis: u32,
+    /// 0 is no limit.
+    pub memory_bytes: u64,
+    /// 0 is the default of 256.
+    pub pids: u32,
+    pub readiness: Option<Probe>,
+    pub liveness: Option<Probe>,
+    pub startup: Option<Probe>,
+    pub volume_mounts: Vec<VolumeMount>,
+    pub security: SecurityContext,
+    /// `Always`, `IfNotPresent` or `Never`; empty is `IfNotPresent`.
+    pub image_pull_policy: String,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EnvVar {
+    pub name: String,
+    pub value: String,
+    /// `SECRET:KEY` when the value comes from a secret; `value` is then empty.
+    pub secret: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    #[default]
+    Http1,
+    /// HTTP/2 with prior knowledge.
+    H2c,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ContainerPort {
+    pub container_port: u16,
+    pub protocol: Protocol,
+}
+
+/// A probe with Kubernetes' timings; zero in a timing means its default.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Probe {
+    pub action: ProbeAction,
+    pub initial_delay_seconds: u32,
+    pub period_seconds: u32,
+    pub timeout_seconds: u32,
+    pub success_threshold: u32,
+    pub failure_threshold: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ProbeAction {
+    /// GET `path` on `port` (0: the service's port); 200 to 399 is a success.
+    Http {
+        path: String,
+        port: u16,
+    },
+    /// Connect to `port` (0: the service's port).
+    Tcp {
+        port: u16,
+    },
+    Grpc {
+        port: u16,
+        service: String,
+    },
+    Exec {
+        command: Vec<String>,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Volume {
+    pub name: String,
+    pub source: VolumeSource,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum VolumeSource {
+    EmptyDir { memory: bool, size_bytes: u64 },
+    Secret { name: String },
+    ConfigMap { name: String },
+    Local { name: String },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeMount {
+    pub name: String,
+    pub mount_path: String,
+    pub read_only: bool,
+    pub sub_path: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SecurityContext {
+    pub run_as_user: Option<u32>,
+    pub run_as_group: Option<u32>,
+    pub read_only_root_filesystem: bool,
+    /// Capabilities asked for beyond none, e.g. `NET_BIND_SERVICE`.
+    pub add_capabilities: Vec<String>,
+}
+
+/// Where instances may run.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlacementRules {
+    /// Region names or `prefix*`; empty allows all.
+    pub regions: Vec<String>,
+    pub spread: Spread,
+    /// Node labels that must be equal.
+    pub require: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Spread {
+    #[default]
+    None,
+    Zone,
+    Region,
+}
+
+/// Bounds and aim of the number of instances of a revision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Scale {
+    pub min: u32,
+    /// 0 is no bound of the service's own.
+    pub max: u32,
+    /// Requests at once an instance is meant to carry; 0 takes the concurrency limit or 100.
+    pub target: u32,
+    /// The share of `target` the autoscaler aims at, in percent.
+    pub utilization_percent: u32,
+    /// Stable window, and how long without requests before zero.
+    pub window_seconds: u32,
+    /// Instances a new revision must show ready before it takes traffic.
+    pub initial: u32,
+}
+
+impl Default for Scale {
+    fn default() -> Self {
+        Self {
+            min: 0,
+            max: 0,
+            target: 0,
+            utilization_percent: 70,
+            window_seconds: 60,
+            initial: 1,
+        }
+    }
+}
+
+/// A share of a service's traffic, in percent; the targets of a service sum to 100.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TrafficTarget {
+    /// `None` is the latest ready revision.
+    pub revision: Option<Name>,
+    pub percent: u32,
+    /// Reachable as `TAG-NAME.ORIGIN` too.
+    pub tag: Option<Name>,
+}
+
+impl RevisionSpec {
+    /// The one container that serves requests.
+    #[must_use]
+    pub fn main(&self) -> Option<&Container> {
+        self.containers.first()
+    }
+
+    /// The port requests go to: the declared one or 8080.
+    #[must_use]
+    pub fn port(&self) -> ContainerPort {
+        self.main()
+            .and_then(|c| c.ports.first().copied())
+            .unwrap_or(ContainerPort {
+                container_port: 8080,
+                protocol: Protocol::Http1,
+            })
+    }
+}
+
+impl Scale {
+    /// Requests at once an instance is counted on to carry before utilization: the explicit
+    /// target bounded by the hard limit, the hard limit, or 100.
+    #[must_use]
+    pub fn total_concurrency(&self, container_concurrency: u32) -> u32 {
+        match (self.target, container_concurrency) {
+            (0, 0) => 100,
+            (0, hard) => hard,
+            (target, 0) => target,
+            (target, hard) => target.min(hard),
+        }
+    }
+}

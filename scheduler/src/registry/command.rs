@@ -1,0 +1,156 @@
+//! What can be asked of the registry, what it answers, and what followers are told.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{
+    ImagePin, Name, NodeId, NodeIdentity, Revision, RevisionKey, RevisionSpec, Scale, Service,
+    ServiceKey, TrafficTarget, UnixMs,
+};
+
+/// A change someone asks for. `at` is the proposer's wall clock: apply reads no clock itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Command {
+    pub at: UnixMs,
+    pub action: Action,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Action {
+    /// First command of a cluster's life.
+    FoundCluster {
+        cluster: ClusterMeta,
+        founder: NodeIdentity,
+    },
+    PutService(Box<PutService>),
+    /// Deletes the service and its revisions.
+    DeleteService {
+        key: ServiceKey,
+    },
+    SetScale {
+        key: ServiceKey,
+        scale: Scale,
+    },
+    SetTraffic {
+        key: ServiceKey,
+        traffic: Vec<TrafficTarget>,
+    },
+    /// A pending revision's initial instances were seen ready. Idempotent; ready stays ready.
+    MarkReady {
+        revision: RevisionKey,
+    },
+    /// A pending revision will not come up. Ignored when it is ready already.
+    MarkFailed {
+        revision: RevisionKey,
+        reason: String,
+        message: String,
+    },
+    /// `hash` is the lowercase hex SHA-256 of the token's secret.
+    CreateToken {
+        hash: String,
+        expires: UnixMs,
+    },
+    /// Uses up a token and gives the node its number and role. The node's `id`, `role` and
+    /// `enrolled` in `node` are ignored and set by apply.
+    Enroll {
+        token_hash: String,
+        node: NodeIdentity,
+    },
+    /// Revokes the node's identity.
+    RemoveNode {
+        node: NodeId,
+    },
+}
+
+/// Creates or changes a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PutService {
+    pub key: ServiceKey,
+    pub spec: RevisionSpec,
+    pub image: ImagePin,
+    pub scale: Scale,
+    pub traffic: Vec<TrafficTarget>,
+    pub labels: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
+    /// Used only when the service is new.
+    pub uid: String,
+    /// Refuse unless the stored `resource_version` is this; `Some(0)` means it must not exist.
+    pub if_version: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterMeta {
+    /// Random; nodes of another cluster are refused by it.
+    pub id: String,
+    /// Lowercase hex SHA-256 of the CA certificate's DER.
+    pub ca_hash: String,
+    pub created: UnixMs,
+}
+
+/// What apply answers to the one who proposed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// `index` is the registry index at which it holds.
+    Done {
+        index: u64,
+        outcome: Outcome,
+    },
+    Refused(Refusal),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    Nothing,
+    /// The service as stored; `created_revision` when the template or image changed.
+    Service {
+        service: Box<Service>,
+        created_revision: Option<RevisionKey>,
+    },
+    Enrolled(NodeIdentity),
+}
+
+/// Why a command changed nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    #[error("{0} does not exist")]
+    NotFound(String),
+    #[error("{what} was changed meanwhile: expected version {expected}, found {found}")]
+    Conflict {
+        what: String,
+        expected: u64,
+        found: u64,
+    },
+    #[error("{field}: {message}")]
+    Invalid { field: String, message: String },
+    #[error("the join token is unknown")]
+    TokenUnknown,
+    #[error("the join token was used already")]
+    TokenUsed,
+    #[error("the join token has expired")]
+    TokenExpired,
+    #[error("the name {0} is taken by another node")]
+    NameTaken(Name),
+    #[error("the cluster was founded already")]
+    AlreadyFounded,
+}
+
+/// What followers of the feed are told: each carries the whole new object, so applying one twice
+/// does no harm.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Change {
+    Cluster(ClusterMeta),
+    Service(Box<Service>),
+    ServiceGone(ServiceKey),
+    Revision(Box<Revision>),
+    RevisionGone(RevisionKey),
+    Node(NodeIdentity),
+    Token { hash: String, token: Token },
+    TokenGone { hash: String },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Token {
+    pub expires: UnixMs,
+    pub used: bool,
+}
