@@ -1,1 +1,3 @@
+//! The node: acts on what `scheduler` decides and `netfabric` carries. Binary `selvedged`.
 
+pub mod runtime;
