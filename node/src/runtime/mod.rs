@@ -103,9 +103,17 @@ pub enum RuntimeError {
     #[error("there is a container {0} already")]
     Exists(InstanceId),
     #[error("{what} of container {id}: {source}")]
-    Io { id: InstanceId, what: &'static str, source: io::Error },
+    Io {
+        id: InstanceId,
+        what: &'static str,
+        source: io::Error,
+    },
     #[error("the shim of container {id} did not answer within {waited:?} ({what})")]
-    Deadline { id: InstanceId, what: &'static str, waited: Duration },
+    Deadline {
+        id: InstanceId,
+        what: &'static str,
+        waited: Duration,
+    },
     #[error("the shim of container {0} said something unreadable")]
     Unreadable(InstanceId),
     #[error("the folder of instances cannot be read: {0}")]
@@ -118,7 +126,10 @@ impl RuntimeError {
     pub fn reason(&self) -> FailReason {
         match self {
             Self::Failed(failure) => failure.reason(),
-            other => FailReason { code: "Runtime".to_owned(), message: other.to_string() },
+            other => FailReason {
+                code: "Runtime".to_owned(),
+                message: other.to_string(),
+            },
         }
     }
 }
