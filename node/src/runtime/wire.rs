@@ -151,6 +151,16 @@ pub fn write_record<T: Serialize>(folder: &Path, name: &str, value: &T) -> io::R
     File::open(folder)?.sync_all()
 }
 
+/// Writes `value` so that a reader sees all of it or none. For what a power cut makes void anyway.
+///
+/// # Errors
+/// Any of the file operations.
+pub fn write_note<T: Serialize>(folder: &Path, name: &str, value: &T) -> io::Result<()> {
+    let temporary = folder.join(format!("{name}.tmp"));
+    fs::write(&temporary, serde_json::to_vec(value)?)?;
+    fs::rename(&temporary, folder.join(name))
+}
+
 /// Reads a record; `None` when there is none or it is not one.
 #[must_use]
 pub fn read_record<T: DeserializeOwned>(folder: &Path, name: &str) -> Option<T> {

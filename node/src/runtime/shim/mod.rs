@@ -160,7 +160,7 @@ impl Shim {
             started: false,
         };
         let keep = |record: &ShimRecord| {
-            wire::write_record(Path::new("."), SHIM, record)
+            wire::write_note(Path::new("."), SHIM, record)
                 .map_err(|e| bad(FailCode::CreateContainer, format!("no record written: {e}")))
         };
         keep(&record)?;

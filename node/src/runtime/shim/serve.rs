@@ -22,11 +22,6 @@ const SLOWED: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 50_000_000,
 };
-/// Wakes the loop now and then, should a signal ever be lost.
-const IDLE: Timespec = Timespec {
-    tv_sec: 60,
-    tv_nsec: 0,
-};
 
 struct Client {
     stream: UnixStream,
@@ -102,11 +97,8 @@ impl Shim {
     }
 
     fn wait(&mut self, children: &OwnedFd, clients: &[Client]) -> io::Result<Ready> {
-        let timeout = if self.output.is_slowed() {
-            SLOWED
-        } else {
-            IDLE
-        };
+        // Nothing to do is no wake-up: hundreds of shims must cost an idle node nothing.
+        let timeout = self.output.is_slowed().then_some(SLOWED);
         let listener = self.listener.as_fd();
         let mut fds = vec![
             PollFd::new(children, PollFlags::IN),
@@ -119,7 +111,7 @@ impl Shim {
         for client in clients {
             fds.push(PollFd::new(&client.stream, PollFlags::IN));
         }
-        match poll(&mut fds, Some(&timeout)) {
+        match poll(&mut fds, timeout.as_ref()) {
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => return Ok(Ready::default()),
             Err(error) => return Err(error.into()),
