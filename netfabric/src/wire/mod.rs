@@ -1,3 +1,4 @@
 //! Frames and messages between nodes.
 
+pub mod api;
 pub mod peer;
