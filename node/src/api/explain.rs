@@ -20,7 +20,7 @@ use super::{Api, Failure, services, views};
 const PEER_DEADLINE: Duration = Duration::from_secs(2);
 
 /// What this node itself knows about `subject` (`instance/ID` or `request/ID`), as JSON: the answer
-/// to a peer's [`PeerRequest::Api`].
+/// to a peer's [`PeerRequest::Explain`].
 pub(crate) fn local(api: &Api, subject: &str) -> Option<Vec<u8>> {
     match subject.split_once('/')? {
         ("instance", id) => {
@@ -41,14 +41,10 @@ impl Api {
         let bytes = if node == self.me {
             local(self, subject)?
         } else {
-            let request = PeerRequest::Api {
-                method: "GET".to_owned(),
-                path: subject.to_owned(),
-                body: Vec::new(),
-            };
+            let request = PeerRequest::Explain { subject: subject.to_owned() };
             let answer = self.mesh.call(node, Kind::Peer, &request, PEER_DEADLINE).await.ok()?;
-            let PeerResponse::Api { status: 200, body } = answer else { return None };
-            body
+            let PeerResponse::Explained { json } = answer else { return None };
+            json
         };
         serde_json::from_slice(&bytes).ok()
     }
