@@ -1,3 +1,5 @@
 //! Carries. Identity, transport, gossip, the public door and DNS.
 
+pub mod identity;
+
 pub mod wire;
