@@ -13,7 +13,9 @@ pub enum PeerRequest {
         cause: String,
     },
     /// What only the asked node knows of `instance/ID` (its receipt) or `request/ID` (its bill).
-    Explain { subject: String },
+    Explain {
+        subject: String,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,7 +25,9 @@ pub enum PeerResponse {
     Stopping,
     UnknownInstance,
     /// The receipt or the bill, as JSON.
-    Explained { json: Vec<u8> },
+    Explained {
+        json: Vec<u8>,
+    },
     UnknownSubject,
     /// The request was refused before it was looked at (malformed, too large, not allowed).
     Bad {
