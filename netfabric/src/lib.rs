@@ -2,4 +2,5 @@
 
 pub mod identity;
 
+pub mod dns;
 pub mod wire;
