@@ -3,6 +3,7 @@
 
 pub mod activate;
 pub mod converge;
+pub mod autoscale;
 pub mod fleet;
 pub mod model;
 pub mod place;
