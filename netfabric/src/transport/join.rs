@@ -287,3 +287,7 @@ pub fn advertise_addr(target: SocketAddr) -> io::Result<IpAddr> {
     socket.connect(target)?;
     Ok(super::canonical(socket.local_addr()?).ip())
 }
+
+#[cfg(test)]
+#[path = "join_tests.rs"]
+mod tests;

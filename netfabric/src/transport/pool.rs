@@ -205,4 +205,9 @@ impl Pool {
             }
         }
     }
+
+    #[cfg(test)]
+    pub fn links_with(&self, node: NodeId) -> usize {
+        self.links.get(&node).map_or(0, Vec::len)
+    }
 }
