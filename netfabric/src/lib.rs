@@ -1,6 +1,7 @@
 //! Carries. Identity, transport, gossip, the public door and DNS.
 
 pub mod identity;
+pub mod transport;
 
 pub mod dns;
 pub mod wire;
