@@ -1,1 +1,3 @@
+//! Acts. What runs on a node: consensus, images, containers, networks and the agent over them.
 
+pub mod consensus;
