@@ -20,7 +20,7 @@ use super::view::Step;
 
 const VERSION: u32 = 1;
 /// A silent feed is alive if it says so this often.
-const BEAT: Duration = Duration::from_secs(5);
+pub(super) const BEAT: Duration = Duration::from_secs(5);
 /// For the other side to take a frame in or to say its first word.
 const FRAME_DEADLINE: Duration = Duration::from_secs(10);
 const HELLO_BYTES: u32 = 4 << 10;

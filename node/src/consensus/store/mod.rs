@@ -222,6 +222,24 @@ impl Store {
         Ok(entries)
     }
 
+    fn last_entry(&self) -> Result<Option<Entry>, StoreError> {
+        let txn = self.0.db.begin_read()?;
+        let table = txn.open_table(LOG)?;
+        let Some((key, value)) = table.last()? else { return Ok(None) };
+        decode_entry(key.value(), value.value()).map(Some)
+    }
+
+    /// Appends sealed entries under their indexes.
+    async fn append(&self, rows: Vec<(u64, Vec<u8>)>) -> Result<(), StoreError> {
+        self.write(move |tables| {
+            for (index, row) in &rows {
+                tables.log.insert(index, row.as_slice())?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
     /// Runs `work` in one transaction that is on disk when this returns.
     async fn write<F>(&self, work: F) -> Result<(), StoreError>
     where
