@@ -1,1 +1,3 @@
+//! The node: acts. See each room.
 
+pub mod image;
