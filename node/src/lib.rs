@@ -1,3 +1,5 @@
 //! Acts. What runs on a node: consensus, images, containers, networks and the agent over them.
 
 pub mod consensus;
+//! The node: acts. See each room.
+pub mod image;
