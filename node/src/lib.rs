@@ -3,3 +3,5 @@
 pub mod consensus;
 //! The node: acts. See each room.
 pub mod image;
+//! The node: acts on what `scheduler` decides and `netfabric` carries. Binary `selvedged`.
+pub mod runtime;
