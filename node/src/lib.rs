@@ -1,7 +1,18 @@
-//! Acts. What runs on a node: consensus, images, containers, networks and the agent over them.
+//! Acts: what `scheduler` decides and `netfabric` carries is done here. Binary `selvedged`.
 
+pub mod agent;
+pub mod api;
+pub mod app;
+pub mod clock;
+pub mod config;
 pub mod consensus;
-//! The node: acts. See each room.
+pub mod enrol;
+pub mod fleet;
 pub mod image;
-//! The node: acts on what `scheduler` decides and `netfabric` carries. Binary `selvedged`.
+pub mod images;
+pub mod logs;
+pub mod network;
+pub mod peers;
 pub mod runtime;
+pub mod stewardship;
+pub mod telemetry;

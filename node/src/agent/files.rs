@@ -4,7 +4,7 @@
 //! ```text
 //! DATA/instances/ID/instance.json    service, revision, port, receipt (this file)
 //! DATA/instances/ID/log, log.1       the shim's
-//! DATA/log/NAMESPACE/SERVICE/ID.log  logs of instances that are gone, the newest few
+//! DATA/log/NAMESPACE/SERVICE/ID/     logs of instances that are gone, the newest few
 //! ```
 
 use std::fs;
@@ -83,55 +83,46 @@ impl Files {
     pub(super) fn retire(&self, id: &InstanceId, service: &ServiceKey) -> io::Result<()> {
         let dir = self.dir(id);
         let shelf = self.shelf(service);
-        fs::create_dir_all(&shelf)?;
-        for (from, ending) in [(LOG_BEFORE, "log.1"), (LOG, "log")] {
-            match fs::rename(dir.join(from), shelf.join(format!("{id}.{ending}"))) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
+        let kept = shelf.join(&id.0);
+        fs::create_dir_all(&kept)?;
+        for name in [LOG_BEFORE, LOG] {
+            absent_is_fine(fs::rename(dir.join(name), kept.join(name)))?;
         }
         prune(&shelf)?;
-        match fs::remove_dir_all(dir) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        }
+        absent_is_fine(fs::remove_dir_all(dir))
     }
 
     fn shelf(&self, service: &ServiceKey) -> PathBuf {
         self.logs.join(service.namespace.as_str()).join(service.name.as_str())
     }
 
-    /// A running instance's log files, older first.
-    pub(super) fn log_paths(&self, id: &InstanceId) -> Vec<PathBuf> {
-        let dir = self.dir(id);
-        vec![dir.join(LOG_BEFORE), dir.join(LOG)]
+    /// Folders with the logs of a service's gone instances.
+    pub(super) fn retired(&self, service: &ServiceKey) -> Vec<(InstanceId, PathBuf)> {
+        let entries = fs::read_dir(self.shelf(service)).into_iter().flatten();
+        let named = entries.filter_map(|entry| {
+            let entry = entry.ok()?;
+            Some((InstanceId(entry.file_name().into_string().ok()?), entry.path()))
+        });
+        named.collect()
     }
+}
 
-    /// Logs of a service's gone instances.
-    pub(super) fn retired_logs(&self, service: &ServiceKey) -> Vec<(InstanceId, Vec<PathBuf>)> {
-        let shelf = self.shelf(service);
-        let entries = fs::read_dir(&shelf).into_iter().flatten();
-        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        let ids = names.filter_map(|name| name.strip_suffix(".log").map(str::to_owned));
-        ids.map(|id| {
-            let paths = vec![shelf.join(format!("{id}.log.1")), shelf.join(format!("{id}.log"))];
-            (InstanceId(id), paths)
-        })
-        .collect()
+fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
     }
 }
 
 /// Keeps the newest logs of a shelf.
 fn prune(shelf: &Path) -> io::Result<()> {
-    let mut logs: Vec<(std::time::SystemTime, PathBuf)> = fs::read_dir(shelf)?
+    let mut kept: Vec<(std::time::SystemTime, PathBuf)> = fs::read_dir(shelf)?
         .filter_map(Result::ok)
-        .filter(|entry| entry.path().extension().is_some_and(|e| e == "log"))
         .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
         .collect();
-    logs.sort();
-    for (_, path) in logs.iter().rev().skip(KEPT_LOGS) {
-        fs::remove_file(path)?;
-        let _ = fs::remove_file(path.with_extension("log.1"));
+    kept.sort();
+    for (_, path) in kept.iter().rev().skip(KEPT_LOGS) {
+        absent_is_fine(fs::remove_dir_all(path))?;
     }
     Ok(())
 }
@@ -155,6 +146,6 @@ mod tests {
             files.retire(&id, &service).unwrap();
             assert!(!files.dir(&id).exists());
         }
-        assert_eq!(files.retired_logs(&service).len(), KEPT_LOGS);
+        assert_eq!(files.retired(&service).len(), KEPT_LOGS);
     }
 }

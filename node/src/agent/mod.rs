@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use netfabric::ingress::Local;
 use netfabric::wire::peer::{StartRefusal, StartRequest, Started};
-use scheduler::model::{InstanceId, Resources, Revision, RevisionKey, ServiceKey};
+use scheduler::model::{Demand, InstanceId, Resources, Revision, RevisionKey, ServiceKey};
 use scheduler::place::Receipt;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -54,6 +54,8 @@ pub struct AgentParts {
     pub runtime: Arc<dyn Runtime>,
     pub network: Network,
     pub local: Arc<Local>,
+    /// Requests held at this node's front door.
+    pub demand: Arc<dyn Fn() -> Vec<Demand> + Send + Sync>,
 }
 
 /// A handle to the agent; cheap to clone.
@@ -91,11 +93,11 @@ impl Receipts {
     }
 }
 
-/// Log files of one instance, older first.
+/// Where one instance's log is.
 #[derive(Debug, Clone)]
-pub struct LogFiles {
+pub struct LogFolder {
     pub instance: InstanceId,
-    pub paths: Vec<PathBuf>,
+    pub path: PathBuf,
 }
 
 impl Agent {
@@ -192,25 +194,23 @@ impl Agent {
         self.shared.receipts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The log files a query is about, of instances here and of those gone a while ago.
-    pub fn log_files(&self, query: &LogQuery) -> Vec<LogFiles> {
+    /// The logs a query is about: of instances here and of those gone a while ago.
+    pub fn log_folders(&self, query: &LogQuery) -> Vec<LogFolder> {
         let record = self.shared.record.borrow().clone();
-        let here = record
-            .instances
-            .iter()
-            .filter(|i| {
-                i.service.namespace == query.namespace
-                    && query.service.as_ref().is_none_or(|s| *s == i.service.name)
-            })
-            .map(|i| LogFiles { instance: i.id.clone(), paths: self.shared.files.log_paths(&i.id) });
+        let files = &self.shared.files;
+        let here = record.instances.iter().filter(|i| {
+            i.service.namespace == query.namespace
+                && query.service.as_ref().is_none_or(|s| *s == i.service.name)
+        });
+        let here = here.map(|i| LogFolder { instance: i.id.clone(), path: files.dir(&i.id) });
         let gone = query.service.iter().flat_map(|service| {
             let key = ServiceKey { namespace: query.namespace.clone(), name: service.clone() };
-            let retired = self.shared.files.retired_logs(&key).into_iter();
-            retired.map(|(instance, paths)| LogFiles { instance, paths })
+            let retired = files.retired(&key).into_iter();
+            retired.map(|(instance, path)| LogFolder { instance, path })
         });
-        let mut files: Vec<LogFiles> = gone.chain(here).collect();
-        files.retain(|f| query.instance.as_ref().is_none_or(|wanted| *wanted == f.instance));
-        files
+        let mut folders: Vec<LogFolder> = gone.chain(here).collect();
+        folders.retain(|f| query.instance.as_ref().is_none_or(|wanted| *wanted == f.instance));
+        folders
     }
 }
 

@@ -24,9 +24,6 @@ const PEER_DEADLINE: Duration = Duration::from_secs(5);
 const FOLLOW_PERIOD: Duration = Duration::from_millis(250);
 /// Lines on their way to one reader; beyond it the sources wait.
 const LINES_IN_FLIGHT: usize = 1024;
-/// One frame holds one line of at most 16 KiB, escaped.
-const MAX_FRAME: usize = 128 * 1024;
-
 /// Which lines someone wants.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LogQuery {
@@ -80,7 +77,7 @@ async fn past_of(mesh: &Mesh, node: NodeId, query: &LogQuery) -> Vec<LogLine> {
     let read = async {
         let mut stream = open(mesh, node, query).await?;
         let mut lines = Vec::new();
-        while let Ok(frame) = stream.read_frame(MAX_FRAME).await {
+        while let Ok(Some(frame)) = stream.read_frame().await {
             lines.extend(serde_json::from_slice::<LogLine>(&frame).ok());
         }
         Some(lines)
@@ -98,8 +95,8 @@ async fn relay(mesh: Mesh, node: NodeId, query: LogQuery, lines: mpsc::Sender<Lo
     let Some(mut stream) = open(&mesh, node, &query).await else { return };
     loop {
         tokio::select! {
-            frame = stream.read_frame(MAX_FRAME) => {
-                let Ok(frame) = frame else { return };
+            frame = stream.read_frame() => {
+                let Ok(Some(frame)) = frame else { return };
                 let Ok(line) = serde_json::from_slice(&frame) else { return };
                 if lines.send(line).await.is_err() {
                     return;
@@ -118,7 +115,7 @@ pub struct LogServer {
 #[async_trait]
 impl Handler for LogServer {
     async fn handle(&self, _from: NodeId, mut stream: MeshStream) {
-        let Ok(Ok(frame)) = tokio::time::timeout(PEER_DEADLINE, stream.read_frame(MAX_FRAME)).await
+        let Ok(Ok(Some(frame))) = tokio::time::timeout(PEER_DEADLINE, stream.read_frame()).await
         else {
             return;
         };
@@ -143,12 +140,6 @@ impl Handler for LogServer {
 
 async fn send(stream: &mut MeshStream, line: &LogLine) -> Option<()> {
     stream.write_frame(&serde_json::to_vec(line).ok()?).await.ok()
-}
-
-/// The last lines of one instance, for the message of its failure.
-pub async fn last_lines(agent_files: Vec<std::path::PathBuf>, count: usize) -> Vec<String> {
-    let read = move || files::tail_text(&agent_files, count);
-    tokio::task::spawn_blocking(read).await.unwrap_or_default()
 }
 
 /// Serves log streams of this node to its peers.
