@@ -171,6 +171,7 @@ async fn end_processes(dirs: &BTreeSet<PathBuf>) -> Result<usize> {
             .map(|p| p.pid)
             .collect();
         if ours.is_empty() {
+            reaped(&seen).await;
             return Ok(seen.len());
         }
         if began.elapsed() > PATIENCE {
@@ -181,6 +182,16 @@ async fn end_processes(dirs: &BTreeSet<PathBuf>) -> Result<usize> {
             // It may have ended meanwhile.
             kill_9(pid).ok();
         }
+        sleep(PACE).await;
+    }
+}
+
+/// Waits a moment for init to take note of the dead, so that nobody finds them in `ps`.
+async fn reaped(pids: &BTreeSet<i32>) {
+    const MOMENT: Duration = Duration::from_secs(3);
+    let began = Instant::now();
+    let listed = |pid: &i32| Path::new(&format!("/proc/{pid}")).exists();
+    while pids.iter().any(listed) && began.elapsed() < MOMENT {
         sleep(PACE).await;
     }
 }
