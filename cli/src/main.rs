@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! The command line of Selvedge: asks a node, prints the answer, and says with its exit code how
 //! it went. It decides nothing about the cluster.
 
@@ -6,6 +5,7 @@ mod args;
 mod client;
 mod commands;
 mod contexts;
+mod demo;
 mod failure;
 mod files;
 mod manifest;
@@ -44,27 +44,4 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error
         .downcast_ref::<std::io::Error>()
         .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
-=======
-//! The command line `selvedge`.
-
-mod demo;
-
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    let options = demo::DemoOptions {
-        dir: "/var/lib/selvedge-demo".into(),
-        nodes: 3,
-    };
-    if std::env::args().nth(1).as_deref() != Some("demo") {
-        anyhow::bail!("not built yet");
-    }
-    if std::env::args().nth(2).as_deref() == Some("down") {
-        println!("{:?}", demo::down(&options).await?);
-        return Ok(());
-    }
-    let card = demo::up(&options, &mut |line| eprintln!("{line}")).await?;
-    println!("{}", card.table());
-    println!("{:?} {}", demo::next_steps(&options), options.address());
-    Ok(())
->>>>>>> dnsdemo
 }
