@@ -9,3 +9,4 @@ pub mod model;
 pub mod place;
 pub mod registry;
 pub mod route;
+pub mod steward;

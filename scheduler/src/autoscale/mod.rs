@@ -179,7 +179,7 @@ impl Autoscaler {
         let stable = self.samples.average(now, self.aim.stable_seconds);
         let panic = self.samples.average(now, self.aim.panic_seconds());
         let Some(stable) = stable else {
-            return bounded(u64::from(self.ready), false, Reason::NoData, bounds);
+            return bounded(u64::from(self.ready), false, Reason::NoData, *bounds);
         };
         let stable = stable.in_shares_of(self.aim.target_milli);
         // The panic window may be empty where the stable one is not: measurements stopped a
@@ -206,7 +206,7 @@ impl Autoscaler {
         if desired == 0 {
             (desired, reason) = self.idle(now);
         }
-        bounded(desired, self.panic_since.is_some(), reason, bounds)
+        bounded(desired, self.panic_since.is_some(), reason, *bounds)
     }
 
     fn activated(&self, asked: u64, scale: u64) -> u64 {
@@ -259,7 +259,7 @@ impl Autoscaler {
     }
 }
 
-fn bounded(desired: u64, panic: bool, reason: Reason, bounds: &Bounds) -> Decision {
+fn bounded(desired: u64, panic: bool, reason: Reason, bounds: Bounds) -> Decision {
     let (min, max) = (u64::from(bounds.min), u64::from(bounds.max));
     let (wanted, reason) = if desired > max {
         (max, Reason::Max)

@@ -42,10 +42,6 @@ impl Average {
     pub fn in_shares_of(self, share: u64) -> u64 {
         self.sum.div_ceil(self.seconds.saturating_mul(share).max(1))
     }
-
-    pub fn rounded(self) -> u64 {
-        self.sum.div_ceil(self.seconds.max(1))
-    }
 }
 
 impl Window {
@@ -162,7 +158,7 @@ mod tests {
     #[test]
     fn samples_of_one_second_are_averaged() {
         let w = window(60, &[(5, 10), (5, 20)]);
-        assert_eq!(w.average(Now(5_500), 60).unwrap().rounded(), 15);
+        assert_eq!(w.average(Now(5_500), 60).unwrap().sum, 15);
         let faint = window(60, &[(5, 1), (5, 0), (5, 0)]);
         assert_eq!(faint.average(Now(5_500), 60).unwrap().sum, 1);
     }
