@@ -1,5 +1,6 @@
 //! Carries. Identity, transport, gossip, the public door and DNS.
 
+pub mod gossip;
 pub mod identity;
 pub mod transport;
 

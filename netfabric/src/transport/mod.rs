@@ -20,7 +20,6 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use quinn::VarInt;
 use scheduler::model::NodeId;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -355,7 +354,7 @@ async fn welcomed(conn: &quinn::Connection) -> Result<(), quinn::ConnectionError
             Err(error)
         }
         _ => {
-            conn.close(VarInt::from(code::MALFORMED), b"no welcome");
+            conn.close(code::MALFORMED, b"no welcome");
             Err(quinn::ConnectionError::LocallyClosed)
         }
     }
