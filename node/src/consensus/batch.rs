@@ -21,8 +21,9 @@ pub(super) const COMMANDS_PER_ENTRY: usize = 256;
 /// slow link within a heartbeat.
 const BYTES_PER_ENTRY: usize = 96 << 10;
 /// Without a majority's word for this long a leader takes nothing in: it could not say what
-/// became of it. Longer than an election, so that a slow disk alone does not trip it.
-pub(super) const QUORUM_SILENCE: Duration = Duration::from_secs(3);
+/// became of it. Seven heartbeats, and (with the 375 ms by which openraft's metrics may lag) less
+/// than the 2.25 s after which the others may have elected another one.
+pub(super) const QUORUM_SILENCE: Duration = Duration::from_millis(1750);
 /// After this the batcher no longer waits for an entry (every proposer has long given up): openraft
 /// drops the answer of an entry that a snapshot stepped over.
 const ENTRY_PATIENCE: Duration = Duration::from_secs(15);
@@ -76,7 +77,11 @@ pub(super) async fn submit(
 ) -> Outcome {
     let claim = Arc::new(Claim::default());
     let (answer, outcome) = oneshot::channel();
-    let pending = Pending { commands, claim: claim.clone(), answer };
+    let pending = Pending {
+        commands,
+        claim: claim.clone(),
+        answer,
+    };
     queue.try_send(pending).map_err(|_| Undone::Busy)?;
     match tokio::time::timeout(patience, outcome).await {
         Ok(Ok(outcome)) => outcome,
@@ -104,10 +109,7 @@ pub(super) async fn run(raft: Raft, mut queue: mpsc::Receiver<Pending>) {
 }
 
 /// What goes into the next entry, and the proposal that did not fit any more.
-fn collect(
-    first: Pending,
-    queue: &mut mpsc::Receiver<Pending>,
-) -> (Vec<Pending>, Option<Pending>) {
+fn collect(first: Pending, queue: &mut mpsc::Receiver<Pending>) -> (Vec<Pending>, Option<Pending>) {
     let (mut commands, mut bytes) = (first.commands.len(), first.bytes());
     let mut batch = vec![first];
     while let Ok(next) = queue.try_recv() {
@@ -158,22 +160,34 @@ async fn settle(raft: &Raft, mut batch: Vec<Pending>) {
 /// Asked inside openraft's core, so that a refusal is certain: once an entry was handed in, an
 /// error no longer tells whether it will hold.
 async fn may_submit(raft: &Raft) -> Result<(), Undone> {
-    let leads = raft.with_raft_state(|state| state.server_state == ServerState::Leader).await;
+    let leads = raft
+        .with_raft_state(|state| state.server_state == ServerState::Leader)
+        .await;
     let metrics = raft.metrics().borrow().clone();
     if !matches!(leads, Ok(true)) {
         return Err(Undone::NotLeader(other_leader(&metrics)));
     }
-    if has_quorum(&metrics) { Ok(()) } else { Err(Undone::NoQuorum) }
+    if has_quorum(&metrics) {
+        Ok(())
+    } else {
+        Err(Undone::NoQuorum)
+    }
 }
 
 pub(super) fn other_leader(metrics: &Metrics) -> Option<NodeId> {
-    metrics.current_leader.filter(|leader| *leader != metrics.id).map(NodeId)
+    metrics
+        .current_leader
+        .filter(|leader| *leader != metrics.id)
+        .map(NodeId)
 }
 
 /// Whether a leader has its majority's word. One that just came to lead has not yet: it gets the
 /// benefit of the doubt, its proposers wait at most their patience.
 pub(super) fn has_quorum(metrics: &Metrics) -> bool {
-    let alone = metrics.membership_config.voter_ids().all(|id| id == metrics.id);
+    let alone = metrics
+        .membership_config
+        .voter_ids()
+        .all(|id| id == metrics.id);
     let silence = metrics.millis_since_quorum_ack.map(Duration::from_millis);
     alone || silence.is_none_or(|silence| silence < QUORUM_SILENCE)
 }
@@ -182,11 +196,11 @@ pub(super) fn has_quorum(metrics: &Metrics) -> bool {
 async fn write(raft: &Raft, batch: Batch) -> Option<Vec<Reply>> {
     match tokio::time::timeout(ENTRY_PATIENCE, raft.client_write(batch)).await {
         Ok(Ok(response)) => Some(response.data.0),
-        Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => None,
+        // It stopped leading meanwhile, or time is up.
+        Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) | Err(_) => None,
         Ok(Err(error)) => {
             tracing::warn!(%error, "a registry entry failed");
             None
         }
-        Err(_) => None,
     }
 }

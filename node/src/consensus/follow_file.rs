@@ -29,7 +29,9 @@ pub(super) struct FollowFile {
 
 impl FollowFile {
     pub fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned() }
+        Self {
+            dir: dir.to_owned(),
+        }
     }
 
     fn path(&self) -> PathBuf {
@@ -69,7 +71,10 @@ impl FollowFile {
             fs::rename(&unfinished, &path)?;
             File::open(&self.dir)?.sync_all()
         };
-        write().map_err(|source| FileError::Io { path: path.clone(), source })
+        write().map_err(|source| FileError::Io {
+            path: path.clone(),
+            source,
+        })
     }
 }
 
@@ -90,7 +95,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = FollowFile::new(dir.path());
         assert!(file.load().unwrap().is_none());
-        let state = State { index: 7, ..State::default() };
+        let state = State {
+            index: 7,
+            ..State::default()
+        };
         file.store(&state).unwrap();
         assert_eq!(file.load().unwrap(), Some(state));
 

@@ -10,6 +10,7 @@ use scheduler::model::NodeId;
 use scheduler::registry::Command;
 
 use super::batch::Undone;
+use super::candidacy;
 use super::propose::check_size;
 use super::registry::{Registry, Voter};
 use super::types::{TypeConfig, Vote};
@@ -33,7 +34,10 @@ impl Newcomer {
     }
 
     fn is(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_some()
     }
 
     /// Only a mark of the leader's own term covers everything committed before it.
@@ -71,21 +75,22 @@ impl Registry {
 
     async fn on_request(&self, from: NodeId, request: Request, tail: &[u8]) -> Response {
         match request {
-            Request::Propose { commands, patience_millis } => {
-                self.on_propose(commands, patience(patience_millis)).await
-            }
+            Request::Propose {
+                commands,
+                patience_millis,
+            } => self.on_propose(commands, patience(patience_millis)).await,
             Request::ReadIndex { patience_millis } => {
                 match self.index_here(patience(patience_millis)).await {
                     Ok(index) => Response::Index(index),
-                    Err(leader) => Response::NotLeader { leader: leader.map(|leader| leader.0) },
+                    Err(leader) => Response::NotLeader {
+                        leader: leader.map(|leader| leader.0),
+                    },
                 }
             }
-            Request::Append(_) | Request::Vote(_) | Request::Snapshot(_) | Request::Hello => {
-                match self.voter() {
-                    Some(voter) => self.on_raft(voter, from, request, tail).await,
-                    None => refused("this node is no voter"),
-                }
-            }
+            _ => match self.voter() {
+                Some(voter) => self.on_raft(voter, from, request, tail).await,
+                None => refused("this node is no voter"),
+            },
         }
     }
 
@@ -94,16 +99,18 @@ impl Registry {
             return refused(error);
         }
         // What cannot be applied must never get into the log: it would stop every voter.
-        let understood: Result<Vec<Command>, _> =
-            commands.iter().map(|text| serde_json::from_str(text)).collect();
+        let understood: Result<Vec<Command>, _> = commands
+            .iter()
+            .map(|text| serde_json::from_str(text))
+            .collect();
         if let Err(error) = understood {
             return refused(error);
         }
         match self.propose_here(commands, patience).await {
             Ok(replies) => Response::Proposed { replies },
-            Err(Undone::NotLeader(leader)) => {
-                Response::NotLeader { leader: leader.map(|leader| leader.0) }
-            }
+            Err(Undone::NotLeader(leader)) => Response::NotLeader {
+                leader: leader.map(|leader| leader.0),
+            },
             Err(Undone::NoQuorum) => Response::NoQuorum,
             Err(Undone::Busy) => Response::Busy,
             Err(Undone::Unknown) => Response::Unknown,
@@ -135,6 +142,12 @@ impl Registry {
                 }
             }
             Request::Hello => Response::Hello,
+            Request::Canvass { last } => {
+                let favoured = candidacy::favours(&voter.raft, &voter.store, self.view(), last);
+                Response::Canvass {
+                    favoured: !voter.newcomer.is() && favoured,
+                }
+            }
             _ => refused("the sender speaks for another node"),
         }
     }
@@ -163,7 +176,11 @@ async fn on_vote(voter: &Voter, from: NodeId, request: VoteRequest<u64>) -> Resp
     let member = {
         let metrics = voter.raft.metrics();
         let metrics = metrics.borrow();
-        metrics.membership_config.membership().get_node(&from.0).is_some()
+        metrics
+            .membership_config
+            .membership()
+            .get_node(&from.0)
+            .is_some()
     };
     // Dropped, not denied: a denial would tell a stranger our term, and a vote that was looked at
     // could raise it.
@@ -181,7 +198,12 @@ async fn on_vote(voter: &Voter, from: NodeId, request: VoteRequest<u64>) -> Resp
 
 /// Ends the newcomer's time once it has caught up.
 async fn welcome(voter: &Voter) {
-    let applied = voter.raft.metrics().borrow().last_applied.map(|id| id.index);
+    let applied = voter
+        .raft
+        .metrics()
+        .borrow()
+        .last_applied
+        .map(|id| id.index);
     if voter.newcomer.has_caught_up(applied) {
         match voter.store.settle().await {
             Ok(()) => voter.newcomer.settled(),
@@ -198,6 +220,8 @@ fn patience(millis: u64) -> Duration {
     Duration::from_millis(millis).min(PATIENCE_LIMIT)
 }
 
-fn refused(why: impl ToString) -> Response {
-    Response::Refused { message: why.to_string() }
+fn refused(why: impl std::fmt::Display) -> Response {
+    Response::Refused {
+        message: why.to_string(),
+    }
 }

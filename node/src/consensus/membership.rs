@@ -17,7 +17,7 @@ use super::wire::{Request, Response};
 /// For one change of membership to be committed.
 const CHANGE_DEADLINE: Duration = Duration::from_secs(10);
 /// For a new voter to copy log and snapshot. It stays a learner and is tried again after it.
-const CATCH_UP_DEADLINE: Duration = Duration::from_secs(60);
+const CATCH_UP_DEADLINE: Duration = Duration::from_mins(1);
 const HELLO_DEADLINE: Duration = Duration::from_secs(2);
 /// Pauses after a failed step: quick while a node is booting, gentle when it is gone.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
@@ -66,7 +66,9 @@ pub(super) async fn drive(raft: Raft, view: Arc<View>, carrier: Arc<dyn Carrier>
     let mut states = view.watch();
     let mut pause = FIRST_PAUSE;
     loop {
-        let leading = metrics.wait_for(|metrics| metrics.state == ServerState::Leader).await;
+        let leading = metrics
+            .wait_for(|metrics| metrics.state == ServerState::Leader)
+            .await;
         let Ok(membership) = leading.map(|metrics| metrics.membership_config.clone()) else {
             return;
         };
@@ -120,14 +122,20 @@ async fn perform(raft: &Raft, carrier: &dyn Carrier, step: &Step) -> Result<(), 
         Step::Finish(voters) | Step::Remove(voters) => {
             change(raft, ChangeMembers::ReplaceAllVoters(voters.clone())).await
         }
-        Step::Forget(learners) => {
-            change(raft, ChangeMembers::RemoveNodes(learners.clone())).await
-        }
+        Step::Forget(learners) => change(raft, ChangeMembers::RemoveNodes(learners.clone())).await,
         Step::Add(id) => {
             // Asked first: a learner that does not answer would be called forever.
             let hello = network::call(carrier, NodeId(*id), &Request::Hello, &[], HELLO_DEADLINE);
-            let Ok(Response::Hello) = hello.await else { return Err(StepError::NotThere(*id)) };
-            let known = raft.metrics().borrow().membership_config.membership().get_node(id).is_some();
+            let Ok(Response::Hello) = hello.await else {
+                return Err(StepError::NotThere(*id));
+            };
+            let known = raft
+                .metrics()
+                .borrow()
+                .membership_config
+                .membership()
+                .get_node(id)
+                .is_some();
             if !known {
                 let learner = [(*id, EmptyNode {})].into();
                 change(raft, ChangeMembers::AddNodes(learner)).await?;
@@ -154,9 +162,14 @@ async fn catch_up(raft: &Raft, id: u64) -> Result<(), StepError> {
     let mut metrics = raft.metrics();
     let goal = metrics.borrow().last_log_index;
     let caught_up = metrics.wait_for(|metrics| {
-        let matched = metrics.replication.as_ref().and_then(|nodes| nodes.get(&id).copied());
+        let matched = metrics
+            .replication
+            .as_ref()
+            .and_then(|nodes| nodes.get(&id).copied());
         metrics.state != ServerState::Leader
-            || matched.flatten().is_some_and(|matched| Some(matched.index) >= goal)
+            || matched
+                .flatten()
+                .is_some_and(|matched| Some(matched.index) >= goal)
     });
     match tokio::time::timeout(CATCH_UP_DEADLINE, caught_up).await {
         Ok(Ok(metrics)) if metrics.state == ServerState::Leader => Ok(()),

@@ -3,6 +3,7 @@
 //! mean is `scheduler::registry`'s, bytes between nodes are the carrier's.
 
 mod batch;
+mod candidacy;
 mod feed;
 mod follow_file;
 mod inbox;
@@ -10,6 +11,7 @@ mod membership;
 mod network;
 mod propose;
 mod registry;
+mod status;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -21,7 +23,8 @@ pub use self::feed::{FeedSource, FeedStream};
 pub use self::follow_file::FileError;
 pub use self::network::{Carrier, CarrierError};
 pub use self::propose::{ProposeError, ReadError};
-pub use self::registry::{Config, OpenError, Part, Registry, Status, Tuning};
+pub use self::registry::{Config, OpenError, Registry, Tuning};
+pub use self::status::{Part, Status};
 pub use self::store::StoreError;
 pub use self::types::TypeConfig;
 pub use self::view::{RING_CHANGES, Step, View};

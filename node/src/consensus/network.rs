@@ -86,7 +86,10 @@ impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Peer;
 
     async fn new_client(&mut self, target: u64, _node: &EmptyNode) -> Peer {
-        Peer { carrier: self.0.clone(), target: NodeId(target) }
+        Peer {
+            carrier: self.0.clone(),
+            target: NodeId(target),
+        }
     }
 }
 
@@ -98,7 +101,10 @@ fn unreachable<E: std::error::Error>(error: &CallError) -> RpcError<E> {
 
 /// The peer answered something that belongs to another question.
 fn strange<E: std::error::Error>(response: &Response) -> RpcError<E> {
-    let error = io::Error::new(io::ErrorKind::InvalidData, format!("unexpected {response:?}"));
+    let error = io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("unexpected {response:?}"),
+    );
     NetworkError::new(&error).into()
 }
 
@@ -110,7 +116,15 @@ impl RaftNetwork<TypeConfig> for Peer {
     ) -> Result<AppendEntriesResponse<u64>, RpcError> {
         let entries = request.entries.len() as u64;
         let request = Request::Append(request);
-        match call(&*self.carrier, self.target, &request, &[], option.hard_ttl()).await {
+        match call(
+            &*self.carrier,
+            self.target,
+            &request,
+            &[],
+            option.hard_ttl(),
+        )
+        .await
+        {
             Ok(Response::Append(response)) => Ok(response),
             Ok(other) => Err(strange(&other)),
             Err(CallError::Wire(WireError::TooLarge(_))) if entries > 1 => {
@@ -127,7 +141,15 @@ impl RaftNetwork<TypeConfig> for Peer {
     ) -> Result<InstallSnapshotResponse<u64>, RpcError<InstallSnapshotError>> {
         let (chunk, data) = SnapshotChunk::split(request);
         let request = Request::Snapshot(chunk);
-        match call(&*self.carrier, self.target, &request, &data, option.hard_ttl()).await {
+        match call(
+            &*self.carrier,
+            self.target,
+            &request,
+            &data,
+            option.hard_ttl(),
+        )
+        .await
+        {
             Ok(Response::Snapshot(Ok(response))) => Ok(response),
             Ok(Response::Snapshot(Err(error))) => {
                 Err(RemoteError::new(self.target.0, error).into())
@@ -143,7 +165,15 @@ impl RaftNetwork<TypeConfig> for Peer {
         option: RPCOption,
     ) -> Result<VoteResponse<u64>, RpcError> {
         let request = Request::Vote(request);
-        match call(&*self.carrier, self.target, &request, &[], option.hard_ttl()).await {
+        match call(
+            &*self.carrier,
+            self.target,
+            &request,
+            &[],
+            option.hard_ttl(),
+        )
+        .await
+        {
             Ok(Response::Vote(response)) => Ok(response),
             Ok(other) => Err(strange(&other)),
             Err(error) => Err(unreachable(&error)),

@@ -57,7 +57,9 @@ impl Registry {
         command: &Command,
         deadline: Duration,
     ) -> Result<Reply, ProposeError> {
-        let replies = self.propose_all(std::slice::from_ref(command), deadline).await?;
+        let replies = self
+            .propose_all(std::slice::from_ref(command), deadline)
+            .await?;
         replies.into_iter().next().ok_or(ProposeError::Unknown)
     }
 
@@ -95,18 +97,24 @@ impl Registry {
         turn: usize,
     ) -> Result<Vec<Reply>, Try> {
         let patience = until.saturating_duration_since(Instant::now());
-        let Some(leader) = self.leader_to_ask(hint, turn) else { return Err(Try::Again(None)) };
+        let Some(leader) = self.leader_to_ask(hint, turn) else {
+            return Err(Try::Again(None));
+        };
         if leader == self.node() {
-            return self.propose_here(commands.to_vec(), patience).await.map_err(Try::from);
+            return self
+                .propose_here(commands.to_vec(), patience)
+                .await
+                .map_err(Try::from);
         }
         let patience_millis = millis(patience.saturating_sub(ANSWER_MARGIN));
-        let request = Request::Propose { commands: commands.to_vec(), patience_millis };
+        let request = Request::Propose {
+            commands: commands.to_vec(),
+            patience_millis,
+        };
         match network::call(self.carrier(), leader, &request, &[], patience).await {
             Ok(response) => proposed(response),
             Err(CallError::Carrier(CarrierError::Unreachable(_))) => Err(Try::Again(None)),
-            Err(CallError::Wire(WireError::TooLarge(_))) => {
-                Err(Try::Final(ProposeError::TooLarge))
-            }
+            Err(CallError::Wire(WireError::TooLarge(_))) => Err(Try::Final(ProposeError::TooLarge)),
             Err(CallError::Refused(message)) => Err(Try::Final(ProposeError::Refused(message))),
             // A damaged answer says as little as none.
             Err(CallError::Carrier(CarrierError::Lost(_)) | CallError::Wire(_)) => {
@@ -151,12 +159,16 @@ impl Registry {
         hint: Option<NodeId>,
         turn: usize,
     ) -> Result<u64, Option<NodeId>> {
-        let patience = until.saturating_duration_since(Instant::now()).min(READ_TRY);
+        let patience = until
+            .saturating_duration_since(Instant::now())
+            .min(READ_TRY);
         let leader = self.leader_to_ask(hint, turn).ok_or(None)?;
         if leader == self.node() {
             return self.index_here(patience).await;
         }
-        let request = Request::ReadIndex { patience_millis: millis(patience) };
+        let request = Request::ReadIndex {
+            patience_millis: millis(patience),
+        };
         match network::call(self.carrier(), leader, &request, &[], patience).await {
             Ok(Response::Index(index)) => Ok(index),
             Ok(Response::NotLeader { leader }) => Err(leader.map(NodeId)),
@@ -190,7 +202,12 @@ impl Registry {
             let is_voter = |node: &&scheduler::model::NodeIdentity| {
                 node.role == Role::Voter && !node.revoked && node.id != self.node()
             };
-            state.nodes.values().filter(is_voter).map(|node| node.id).collect::<Vec<_>>()
+            state
+                .nodes
+                .values()
+                .filter(is_voter)
+                .map(|node| node.id)
+                .collect::<Vec<_>>()
         };
         hint.or(known).or_else(|| {
             let mut ask = voters();

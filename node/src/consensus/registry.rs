@@ -4,14 +4,15 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use openraft::{ServerState, SnapshotPolicy};
+use openraft::SnapshotPolicy;
 use scheduler::model::{NodeId, NodeIdentity, UnixMs};
 use scheduler::registry::{Action, ClusterMeta, Command, Refusal, Reply};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::batch::{self, Pending, QUORUM_SILENCE};
+use super::batch::{self, Pending};
+use super::candidacy;
 use super::feed::{self, FeedSource, FeedStream, Follower};
 use super::follow_file::{FileError, FollowFile};
 use super::inbox::Newcomer;
@@ -19,7 +20,7 @@ use super::membership;
 use super::network::{Carrier, Network};
 use super::propose::ProposeError;
 use super::store::{LogStore, Machine, Store, StoreError};
-use super::types::{Metrics, Raft};
+use super::types::Raft;
 use super::view::{RING_CHANGES, View};
 
 /// Leaders speak this often. openraft gives an append just as long to be answered, so it must be
@@ -29,7 +30,7 @@ const HEARTBEAT_MILLIS: u64 = 250;
 /// two after the last heartbeat: 2.25 to 3 s. That is nine missed heartbeats at least (a busy
 /// machine loses a few), and short enough that a write outlives a leader within 4 s.
 const ELECTION_MIN_MILLIS: u64 = 750;
-const ELECTION_MAX_MILLIS: u64 = 1500;
+pub(super) const ELECTION_MAX_MILLIS: u64 = 1500;
 /// One chunk of a snapshot has to be there by then; 128 KiB pass in it at a quarter of a Mbit/s.
 const CHUNK_DEADLINE_MILLIS: u64 = 5000;
 const CHUNK_BYTES: u64 = 128 << 10;
@@ -66,7 +67,11 @@ pub struct Tuning {
 
 impl Default for Tuning {
     fn default() -> Self {
-        Self { snapshot_every: 1000, log_kept: 200, ring: RING_CHANGES }
+        Self {
+            snapshot_every: 1000,
+            log_kept: 200,
+            ring: RING_CHANGES,
+        }
     }
 }
 
@@ -84,37 +89,6 @@ pub enum OpenError {
     Found(#[from] ProposeError),
     #[error("the cluster could not be founded: {0}")]
     FoundRefused(Refusal),
-}
-
-/// A node's part in the registry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
-    Leader,
-    /// A voter that follows the leader.
-    Voter,
-    Candidate,
-    /// A voter-to-be that is not a member yet, or copies the log.
-    Learner,
-    /// Follows the feed.
-    Follower,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Status {
-    pub part: Part,
-    pub leader: Option<NodeId>,
-    /// Zero on followers.
-    pub term: u64,
-    /// As Raft has them; on followers as the registry names them.
-    pub voters: Vec<NodeId>,
-    /// The registry index this node has.
-    pub index: u64,
-    /// Whether changes can be expected to succeed.
-    pub quorum: bool,
-    /// How long ago a quorum was known to live.
-    pub quorum_ago: Option<Duration>,
-    /// Why this voter stopped taking part (its disk failed); only a restart helps.
-    pub failed: Option<String>,
 }
 
 /// This node's part of the registry. Clones share it.
@@ -151,10 +125,7 @@ impl Drop for Inner {
 
 impl Registry {
     /// Opens a voter: one that was a member before, or one that the leader will add.
-    pub async fn open_voter(
-        config: Config,
-        carrier: Arc<dyn Carrier>,
-    ) -> Result<Self, OpenError> {
+    pub async fn open_voter(config: Config, carrier: Arc<dyn Carrier>) -> Result<Self, OpenError> {
         let (dir, node) = (config.dir.clone(), config.node.0);
         let store = tokio::task::spawn_blocking(move || Store::open(&dir, node));
         let store = store.await.map_err(|_| StoreError::Stopping)??;
@@ -174,11 +145,33 @@ impl Registry {
         let (batches, queue) = mpsc::channel(batch::QUEUE);
         let tasks = vec![
             tokio::spawn(batch::run(raft.clone(), queue)),
-            tokio::spawn(membership::drive(raft.clone(), view.clone(), carrier.clone())),
+            tokio::spawn(membership::drive(
+                raft.clone(),
+                view.clone(),
+                carrier.clone(),
+            )),
             tokio::spawn(flush_commits(raft.clone(), store.clone())),
+            tokio::spawn(candidacy::watch(
+                raft.clone(),
+                store.clone(),
+                view.clone(),
+                carrier.clone(),
+            )),
         ];
-        let voter = Voter { raft, store, batches, newcomer };
-        Ok(Self::assemble(config, carrier, view, Some(voter), None, tasks))
+        let voter = Voter {
+            raft,
+            store,
+            batches,
+            newcomer,
+        };
+        Ok(Self::assemble(
+            config,
+            carrier,
+            view,
+            Some(voter),
+            None,
+            tasks,
+        ))
     }
 
     /// Founds a cluster of one. Safe to repeat when it was interrupted.
@@ -192,16 +185,18 @@ impl Registry {
         let me = config.node.0;
         let registry = Self::open_voter(config, carrier).await?;
         let voter = registry.voter().ok_or(StoreError::Stopping)?;
-        let fatal = |error: String| OpenError::Raft(error);
-        let initialized = voter.raft.is_initialized().await;
-        if !initialized.map_err(|error| fatal(error.to_string()))? {
+        let known = voter.raft.is_initialized().await;
+        if !known.map_err(|error| OpenError::Raft(error.to_string()))? {
             voter.store.settle().await?;
             voter.newcomer.settled();
             let members = std::collections::BTreeSet::from([me]);
             let founded = voter.raft.initialize(members).await;
-            founded.map_err(|error| fatal(error.to_string()))?;
+            founded.map_err(|error| OpenError::Raft(error.to_string()))?;
         }
-        let command = Command { at, action: Action::FoundCluster { cluster, founder } };
+        let command = Command {
+            at,
+            action: Action::FoundCluster { cluster, founder },
+        };
         match registry.propose(&command, FOUND_DEADLINE).await? {
             Reply::Done { .. } | Reply::Refused(Refusal::AlreadyFounded) => Ok(registry),
             Reply::Refused(refusal) => Err(OpenError::FoundRefused(refusal)),
@@ -222,6 +217,7 @@ impl Registry {
             view.reset(Arc::new(state));
         }
         check_cluster(&view, &config)?;
+        let stored = view.index();
         let follower = Follower {
             node: config.node,
             cluster: config.cluster_id.clone(),
@@ -231,7 +227,7 @@ impl Registry {
         let registry = Self::assemble(config, carrier, view, None, Some(source), Vec::new());
         let stop = registry.0.stop.clone();
         registry.spawn(feed::follow(follower, stop.clone()));
-        registry.spawn(feed::keep(registry.0.view.clone(), file, stop));
+        registry.spawn(feed::keep(registry.0.view.clone(), file, stored, stop));
         Ok(registry)
     }
 
@@ -276,60 +272,6 @@ impl Registry {
         &self.0.view
     }
 
-    pub fn status(&self) -> Status {
-        match self.voter() {
-            Some(voter) => {
-                let metrics = voter.raft.metrics().borrow().clone();
-                self.voter_status(&metrics)
-            }
-            None => self.follower_status(),
-        }
-    }
-
-    fn voter_status(&self, metrics: &Metrics) -> Status {
-        let part = match metrics.state {
-            ServerState::Leader => Part::Leader,
-            ServerState::Follower => Part::Voter,
-            ServerState::Candidate => Part::Candidate,
-            ServerState::Learner | ServerState::Shutdown => Part::Learner,
-        };
-        let quorum_ago = match part {
-            Part::Leader if metrics.membership_config.voter_ids().count() == 1 => {
-                Some(Duration::ZERO)
-            }
-            Part::Leader => metrics.millis_since_quorum_ack.map(Duration::from_millis),
-            _ => self.0.view.staleness(),
-        };
-        let failed = metrics.running_state.as_ref().err().map(ToString::to_string);
-        Status {
-            part,
-            leader: metrics.current_leader.map(NodeId),
-            term: metrics.current_term,
-            voters: metrics.membership_config.voter_ids().map(NodeId).collect(),
-            index: self.0.view.index(),
-            quorum: failed.is_none() && quorum_ago.is_some_and(|ago| ago < QUORUM_SILENCE),
-            quorum_ago,
-            failed,
-        }
-    }
-
-    fn follower_status(&self) -> Status {
-        use scheduler::model::Role;
-        let state = self.0.view.state();
-        let voters = state.nodes.values().filter(|node| node.role == Role::Voter && !node.revoked);
-        let quorum_ago = self.0.view.staleness();
-        Status {
-            part: Part::Follower,
-            leader: self.0.view.leader(),
-            term: 0,
-            voters: voters.map(|node| node.id).collect(),
-            index: state.index,
-            quorum: quorum_ago.is_some_and(|ago| ago < QUORUM_SILENCE + feed::BEAT),
-            quorum_ago,
-            failed: None,
-        }
-    }
-
     /// Ends everything and writes what is still to be written. Others fail over by themselves.
     pub async fn shutdown(&self) {
         self.0.stop.cancel();
@@ -348,7 +290,9 @@ impl Registry {
         for mut task in tasks {
             // Followers' tasks end by themselves, after a last write.
             if self.voter().is_some()
-                || tokio::time::timeout(TASK_END_DEADLINE, &mut task).await.is_err()
+                || tokio::time::timeout(TASK_END_DEADLINE, &mut task)
+                    .await
+                    .is_err()
             {
                 task.abort();
                 let _ = task.await;
@@ -378,7 +322,11 @@ impl Registry {
 
     /// Nodes to ask when the registry names none yet.
     pub(super) fn near_nodes(&self) -> Vec<NodeId> {
-        self.0.source.as_ref().map(|source| source.pick()).unwrap_or_default()
+        self.0
+            .source
+            .as_ref()
+            .map(|source| source.pick())
+            .unwrap_or_default()
     }
 }
 
@@ -393,6 +341,8 @@ fn raft_config(config: &Config) -> Result<openraft::Config, OpenError> {
         max_payload_entries: ENTRIES_PER_APPEND,
         snapshot_policy: SnapshotPolicy::LogsSinceLast(config.tuning.snapshot_every),
         max_in_snapshot_log_to_keep: config.tuning.log_kept,
+        // `candidacy` opens and shuts the door to elections.
+        enable_elect: false,
         // Whoever misses more than a snapshot's worth of entries gets the snapshot.
         replication_lag_threshold: 2 * config.tuning.snapshot_every,
         purge_batch_size: 1,

@@ -97,7 +97,10 @@ impl View {
     /// The state was replaced by a snapshot.
     pub(super) fn reset(&self, state: Arc<State>) {
         let mut ring = self.ring();
-        *ring = Ring { steps: VecDeque::new(), newest: state.index };
+        *ring = Ring {
+            steps: VecDeque::new(),
+            newest: state.index,
+        };
         self.state.send_replace(state);
     }
 
@@ -148,11 +151,19 @@ mod tests {
     use super::*;
 
     fn at(index: u64) -> Arc<State> {
-        Arc::new(State { index, ..State::default() })
+        Arc::new(State {
+            index,
+            ..State::default()
+        })
     }
 
     fn step(index: u64) -> Step {
-        (index, vec![Change::TokenGone { hash: index.to_string() }])
+        (
+            index,
+            vec![Change::TokenGone {
+                hash: index.to_string(),
+            }],
+        )
     }
 
     #[test]
@@ -161,12 +172,19 @@ mod tests {
         view.reset(at(10));
         assert_eq!(view.since(9, 10), Missing::TooMuch);
         assert_eq!(view.since(10, 10), Missing::Steps(vec![]));
-        assert_eq!(view.since(99, 10), Missing::Steps(vec![]), "it is ahead: wait");
+        assert_eq!(
+            view.since(99, 10),
+            Missing::Steps(vec![]),
+            "it is ahead: wait"
+        );
         for index in 11..=15 {
             view.publish(at(index), vec![step(index)]);
         }
         assert_eq!(view.since(11, 10), Missing::TooMuch);
-        assert_eq!(view.since(12, 10), Missing::Steps(vec![step(13), step(14), step(15)]));
+        assert_eq!(
+            view.since(12, 10),
+            Missing::Steps(vec![step(13), step(14), step(15)])
+        );
         assert_eq!(view.since(12, 1), Missing::Steps(vec![step(13)]));
         assert_eq!(view.since(14, 10), Missing::Steps(vec![step(15)]));
         assert_eq!(view.index(), 15);

@@ -11,7 +11,7 @@ use scheduler::registry::Reply;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::types::{SnapshotMeta, TypeConfig, Vote};
+use super::types::{LogId, SnapshotMeta, TypeConfig, Vote};
 
 const VERSION: u8 = 1;
 /// Far above the largest honest message (one entry of one 1 MiB command, escaped).
@@ -24,11 +24,20 @@ pub(super) enum Request {
     /// The chunk's bytes follow the header.
     Snapshot(SnapshotChunk),
     /// Commands for the leader, each as JSON. Never forwarded further.
-    Propose { commands: Vec<String>, patience_millis: u64 },
+    Propose {
+        commands: Vec<String>,
+        patience_millis: u64,
+    },
     /// The registry index a linearizable read must have reached.
-    ReadIndex { patience_millis: u64 },
+    ReadIndex {
+        patience_millis: u64,
+    },
     /// Is a voter's store open there, ready to be added?
     Hello,
+    /// Would you elect a node whose log ends so? Binds nobody.
+    Canvass {
+        last: Option<LogId>,
+    },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -44,11 +53,18 @@ pub(super) enum Response {
     Append(AppendEntriesResponse<u64>),
     Vote(VoteResponse<u64>),
     Snapshot(Result<InstallSnapshotResponse<u64>, RaftError<u64, InstallSnapshotError>>),
-    Proposed { replies: Vec<Reply> },
+    Proposed {
+        replies: Vec<Reply>,
+    },
     Index(u64),
     Hello,
+    Canvass {
+        favoured: bool,
+    },
     /// Nothing was done: ask this one.
-    NotLeader { leader: Option<u64> },
+    NotLeader {
+        leader: Option<u64>,
+    },
     /// Nothing was done.
     NoQuorum,
     /// Nothing was done: too much is waiting.
@@ -56,7 +72,9 @@ pub(super) enum Response {
     /// It was submitted, and its outcome is not known.
     Unknown,
     /// The request was not acted on.
-    Refused { message: String },
+    Refused {
+        message: String,
+    },
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -73,13 +91,38 @@ pub(super) enum WireError {
 
 impl SnapshotChunk {
     pub fn split(request: InstallSnapshotRequest<TypeConfig>) -> (Self, Vec<u8>) {
-        let InstallSnapshotRequest { vote, meta, offset, data, done } = request;
-        (Self { vote, meta, offset, done }, data)
+        let InstallSnapshotRequest {
+            vote,
+            meta,
+            offset,
+            data,
+            done,
+        } = request;
+        (
+            Self {
+                vote,
+                meta,
+                offset,
+                done,
+            },
+            data,
+        )
     }
 
     pub fn join(self, data: Vec<u8>) -> InstallSnapshotRequest<TypeConfig> {
-        let Self { vote, meta, offset, done } = self;
-        InstallSnapshotRequest { vote, meta, offset, data, done }
+        let Self {
+            vote,
+            meta,
+            offset,
+            done,
+        } = self;
+        InstallSnapshotRequest {
+            vote,
+            meta,
+            offset,
+            data,
+            done,
+        }
     }
 }
 

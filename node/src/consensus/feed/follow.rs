@@ -48,7 +48,11 @@ pub(in crate::consensus) async fn follow(follower: Follower, stop: CancellationT
             tracing::debug!(node = %node, %error, "the registry feed ended");
         }
         // Whoever fed us for a while does not count as a failure.
-        pause = if began.elapsed() > SILENCE { FIRST_PAUSE } else { (pause * 2).min(LAST_PAUSE) };
+        pause = if began.elapsed() > SILENCE {
+            FIRST_PAUSE
+        } else {
+            (pause * 2).min(LAST_PAUSE)
+        };
         tokio::select! {
             () = tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.5))) => {}
             () = stop.cancelled() => return,
@@ -72,7 +76,15 @@ impl Follower {
         let opened = tokio::time::timeout(OPEN_DEADLINE, self.source.open(node, OPEN_DEADLINE));
         let mut stream = opened.await.map_err(|_| FeedError::Deadline)??;
         let (cluster, from) = (self.cluster.clone(), self.view.index());
-        write_frame(&mut stream, &Hello { version: VERSION, cluster, from }).await?;
+        write_frame(
+            &mut stream,
+            &Hello {
+                version: VERSION,
+                cluster,
+                from,
+            },
+        )
+        .await?;
         let began = Instant::now();
         loop {
             let told = tokio::time::timeout(SILENCE, read_frame(&mut stream, FRAME_BYTES));
@@ -80,7 +92,10 @@ impl Follower {
                 Told::Snapshot(state) => self.replace(*state)?,
                 Told::Steps(steps) => self.take(steps)?,
                 Told::Refused { message } => return Err(FeedError::Refused(message)),
-                Told::Beat { leader, quorum_ago_millis } => {
+                Told::Beat {
+                    leader,
+                    quorum_ago_millis,
+                } => {
                     let ago = quorum_ago_millis.map(Duration::from_millis);
                     self.view.heard(leader, ago);
                     let stale = ago.is_none_or(|ago| ago > STALE);
@@ -94,12 +109,19 @@ impl Follower {
 
     /// Only forward, and only of this cluster.
     fn replace(&self, state: State) -> Result<(), FeedError> {
-        if state.cluster.as_ref().is_none_or(|cluster| cluster.id != self.cluster) {
+        if state
+            .cluster
+            .as_ref()
+            .is_none_or(|cluster| cluster.id != self.cluster)
+        {
             return Err(FeedError::ForeignCluster);
         }
         let have = self.view.index();
         if state.index <= have {
-            return Err(FeedError::Gap { have, got: state.index });
+            return Err(FeedError::Gap {
+                have,
+                got: state.index,
+            });
         }
         self.view.reset(Arc::new(state));
         Ok(())
@@ -113,9 +135,13 @@ impl Follower {
                 continue;
             }
             if index != state.index + 1 {
-                return Err(FeedError::Gap { have: state.index, got: index });
+                return Err(FeedError::Gap {
+                    have: state.index,
+                    got: index,
+                });
             }
-            let foreign = |change: &Change| matches!(change, Change::Cluster(c) if c.id != self.cluster);
+            let foreign =
+                |change: &Change| matches!(change, Change::Cluster(c) if c.id != self.cluster);
             if changes.iter().any(foreign) {
                 return Err(FeedError::ForeignCluster);
             }
@@ -129,22 +155,25 @@ impl Follower {
     }
 }
 
-/// Writes the view's state to the file as it changes, and a last time when stopped.
+/// Writes the view's state to the file as it changes, and a last time when stopped. `stored` is
+/// the index the file has.
 pub(in crate::consensus) async fn keep(
     view: Arc<View>,
     file: Arc<FollowFile>,
+    mut stored: u64,
     stop: CancellationToken,
 ) {
     let mut states = view.watch();
-    let mut stored = states.borrow_and_update().index;
-    while !stop.is_cancelled() {
+    states.mark_changed();
+    let mut ending = false;
+    while !ending {
         tokio::select! {
             changed = states.changed() => if changed.is_err() { return },
             () = stop.cancelled() => {}
         }
         tokio::select! {
             () = tokio::time::sleep(STORE_PAUSE) => {}
-            () = stop.cancelled() => {}
+            () = stop.cancelled() => ending = true,
         }
         let state = states.borrow_and_update().clone();
         if state.index == stored {

@@ -58,8 +58,13 @@ enum Told {
     Snapshot(Box<State>),
     /// In order, without gaps.
     Steps(Vec<Step>),
-    Beat { leader: Option<NodeId>, quorum_ago_millis: Option<u64> },
-    Refused { message: String },
+    Beat {
+        leader: Option<NodeId>,
+        quorum_ago_millis: Option<u64>,
+    },
+    Refused {
+        message: String,
+    },
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -93,13 +98,17 @@ async fn write_frame<T: Serialize>(
     let mut frame = vec![0; 4];
     serde_json::to_writer(&mut frame, message)?;
     let length = frame.len() - 4;
-    let prefix = u32::try_from(length).ok().filter(|length| *length <= FRAME_BYTES);
+    let prefix = u32::try_from(length)
+        .ok()
+        .filter(|length| *length <= FRAME_BYTES);
     frame[..4].copy_from_slice(&prefix.ok_or(FeedError::TooLarge(length))?.to_be_bytes());
     let write = async {
         stream.write_all(&frame).await?;
         stream.flush().await
     };
-    Ok(tokio::time::timeout(FRAME_DEADLINE, write).await.map_err(|_| FeedError::Deadline)??)
+    Ok(tokio::time::timeout(FRAME_DEADLINE, write)
+        .await
+        .map_err(|_| FeedError::Deadline)??)
 }
 
 /// The caller sets the deadline.
@@ -113,7 +122,10 @@ async fn read_frame<T: DeserializeOwned>(
     }
     // Grows with what arrives: a claimed length alone costs nothing.
     let mut frame = Vec::new();
-    stream.take(u64::from(length)).read_to_end(&mut frame).await?;
+    stream
+        .take(u64::from(length))
+        .read_to_end(&mut frame)
+        .await?;
     if frame.len() < length as usize {
         return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
     }

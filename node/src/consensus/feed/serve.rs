@@ -80,5 +80,8 @@ async fn send_missing(
 fn beat_of(registry: &Registry) -> Told {
     let status = registry.status();
     let millis = |ago: Duration| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX);
-    Told::Beat { leader: status.leader, quorum_ago_millis: status.quorum_ago.map(millis) }
+    Told::Beat {
+        leader: status.leader,
+        quorum_ago_millis: status.quorum_ago.map(millis),
+    }
 }

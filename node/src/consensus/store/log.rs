@@ -35,7 +35,9 @@ impl RaftLogReader<TypeConfig> for LogStore {
         &mut self,
         range: R,
     ) -> Result<Vec<Entry>, StorageError> {
-        self.0.entries(range, usize::MAX).map_err(failed(ErrorSubject::Logs, ErrorVerb::Read))
+        self.0
+            .entries(range, usize::MAX)
+            .map_err(failed(ErrorSubject::Logs, ErrorVerb::Read))
     }
 
     async fn limited_get_log_entries(
@@ -43,7 +45,9 @@ impl RaftLogReader<TypeConfig> for LogStore {
         start: u64,
         end: u64,
     ) -> Result<Vec<Entry>, StorageError> {
-        self.0.entries(start..end, READ_BUDGET).map_err(failed(ErrorSubject::Logs, ErrorVerb::Read))
+        self.0
+            .entries(start..end, READ_BUDGET)
+            .map_err(failed(ErrorSubject::Logs, ErrorVerb::Read))
     }
 }
 
@@ -53,8 +57,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, StorageError> {
         let state = || -> Result<_, StoreError> {
             let last_purged_log_id = self.0.read_purged()?;
-            let last_log_id = self.0.last_entry()?.map(|entry| entry.log_id).or(last_purged_log_id);
-            Ok(LogState { last_purged_log_id, last_log_id })
+            Ok(LogState {
+                last_purged_log_id,
+                last_log_id: self.0.last_log_id()?,
+            })
         };
         state().map_err(failed(ErrorSubject::Logs, ErrorVerb::Read))
     }
@@ -71,11 +77,14 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             };
             self.0.write(insert).await
         };
-        save.await.map_err(failed(ErrorSubject::Vote, ErrorVerb::Write))
+        save.await
+            .map_err(failed(ErrorSubject::Vote, ErrorVerb::Write))
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, StorageError> {
-        self.0.read_vote().map_err(failed(ErrorSubject::Vote, ErrorVerb::Read))
+        self.0
+            .read_vote()
+            .map_err(failed(ErrorSubject::Vote, ErrorVerb::Read))
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), StorageError> {
@@ -132,6 +141,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             };
             self.0.write(remove).await
         };
-        purge.await.map_err(failed(ErrorSubject::Logs, ErrorVerb::Delete))
+        purge
+            .await
+            .map_err(failed(ErrorSubject::Logs, ErrorVerb::Delete))
     }
 }

@@ -78,12 +78,15 @@ fn apply_batch(
     changes: &mut Vec<(u64, Vec<Change>)>,
 ) -> Result<Vec<Reply>, serde_json::Error> {
     // All are decoded before the first is applied: an entry is applied whole or not at all.
-    let commands: Vec<Command> =
-        batch.0.iter().map(|text| serde_json::from_str(text)).collect::<Result<_, _>>()?;
+    let commands: Vec<Command> = batch
+        .0
+        .iter()
+        .map(|text| serde_json::from_str(text))
+        .collect::<Result<_, _>>()?;
     let apply = |command| {
-        let (reply, changed) = state.apply(command);
-        if !changed.is_empty() {
-            changes.push((state.index, changed));
+        let (reply, step) = state.apply(command);
+        if !step.is_empty() {
+            changes.push((state.index, step));
         }
         reply
     };
@@ -112,14 +115,15 @@ impl RaftStateMachine<TypeConfig> for Machine {
                     Vec::new()
                 }
                 // The view holds the last state, so this copies once per call of `apply`.
-                EntryPayload::Normal(batch) => {
-                    apply_batch(Arc::make_mut(&mut self.state), &batch, &mut changes).map_err(
-                        |error| {
-                            tracing::error!(%error, index = entry.log_id.index, "undecodable entry");
-                            StorageIOError::apply(entry.log_id, openraft::AnyError::new(&error))
-                        },
-                    )?
-                }
+                EntryPayload::Normal(batch) => apply_batch(
+                    Arc::make_mut(&mut self.state),
+                    &batch,
+                    &mut changes,
+                )
+                .map_err(|error| {
+                    tracing::error!(%error, index = entry.log_id.index, "undecodable entry");
+                    StorageIOError::apply(entry.log_id, openraft::AnyError::new(&error))
+                })?,
             };
             self.applied = Some(entry.log_id);
             answers.push(Replies(replies));
@@ -162,8 +166,10 @@ impl RaftStateMachine<TypeConfig> for Machine {
             .store
             .read_snapshot()
             .map_err(failed(ErrorSubject::Snapshot(None), ErrorVerb::Read))?;
-        Ok(stored
-            .map(|(meta, data)| Snapshot { meta, snapshot: Box::new(Cursor::new(data)) }))
+        Ok(stored.map(|(meta, data)| Snapshot {
+            meta,
+            snapshot: Box::new(Cursor::new(data)),
+        }))
     }
 }
 
@@ -177,7 +183,9 @@ pub(in crate::consensus) struct Builder {
 
 impl RaftSnapshotBuilder<TypeConfig> for Builder {
     async fn build_snapshot(&mut self) -> Result<Snapshot<TypeConfig>, StorageError> {
-        let at = self.applied.map_or_else(|| "empty".to_owned(), |id| id.to_string());
+        let at = self
+            .applied
+            .map_or_else(|| "empty".to_owned(), |id| id.to_string());
         let meta = SnapshotMeta {
             last_log_id: self.applied,
             last_membership: self.membership.clone(),
@@ -185,13 +193,20 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
             snapshot_id: format!("{at}-{:016x}", rand::random::<u64>()),
         };
         let build = async {
-            let data = serde_json::to_vec(&BodyRef { format: BODY_FORMAT, state: &self.state })
-                .map_err(|why| corrupt("snapshot content", why))?;
+            let data = serde_json::to_vec(&BodyRef {
+                format: BODY_FORMAT,
+                state: &self.state,
+            })
+            .map_err(|why| corrupt("snapshot content", why))?;
             self.store.write_snapshot(&meta, &data).await?;
             Ok(data)
         };
-        let data =
-            build.await.map_err(failed(ErrorSubject::Snapshot(None), ErrorVerb::Write))?;
-        Ok(Snapshot { meta, snapshot: Box::new(Cursor::new(data)) })
+        let data = build
+            .await
+            .map_err(failed(ErrorSubject::Snapshot(None), ErrorVerb::Write))?;
+        Ok(Snapshot {
+            meta,
+            snapshot: Box::new(Cursor::new(data)),
+        })
     }
 }

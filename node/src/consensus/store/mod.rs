@@ -7,6 +7,7 @@ mod machine;
 #[cfg(test)]
 mod tests;
 
+use std::fmt::Display;
 use std::fs::File;
 use std::io;
 use std::ops::RangeBounds;
@@ -70,8 +71,11 @@ impl<E: Into<redb::Error>> From<E> for StoreError {
     }
 }
 
-fn corrupt(what: impl ToString, why: impl ToString) -> StoreError {
-    StoreError::Corrupt { what: what.to_string(), why: why.to_string() }
+fn corrupt(what: impl Display, why: impl Display) -> StoreError {
+    StoreError::Corrupt {
+        what: what.to_string(),
+        why: why.to_string(),
+    }
 }
 
 /// The open file. Clones share it.
@@ -102,13 +106,21 @@ impl Store {
     pub fn open(dir: &Path, node: u64) -> Result<Self, StoreError> {
         std::fs::create_dir_all(dir).map_err(|source| io_error(dir, source))?;
         let path = dir.join("registry.redb");
-        if !path.try_exists().map_err(|source| io_error(&path, source))? {
+        if !path
+            .try_exists()
+            .map_err(|source| io_error(&path, source))?
+        {
             create(dir, &path, node)?;
         }
         // An existing file is only ever opened: redb's `create` would make an empty database of a
         // file that lost its content.
-        let db = Database::builder().set_cache_size(CACHE_BYTES).open(&path)?;
-        let store = Self(Arc::new(Inner { db, committed: Mutex::default() }));
+        let db = Database::builder()
+            .set_cache_size(CACHE_BYTES)
+            .open(&path)?;
+        let store = Self(Arc::new(Inner {
+            db,
+            committed: Mutex::default(),
+        }));
         store.check_owner(node)?;
         store.check_log()?;
         store.read_snapshot()?;
@@ -125,7 +137,10 @@ impl Store {
         }
         let found: u64 = self.get(NODE)?.ok_or_else(missing)?;
         if found != node {
-            return Err(StoreError::ForeignNode { found, expected: node });
+            return Err(StoreError::ForeignNode {
+                found,
+                expected: node,
+            });
         }
         Ok(())
     }
@@ -139,7 +154,10 @@ impl Store {
             let (key, value) = item?;
             let index = key.value();
             if expected.is_some_and(|expected| expected != index) {
-                return Err(corrupt(format!("log {index}"), "entries are missing before it"));
+                return Err(corrupt(
+                    format!("log {index}"),
+                    "entries are missing before it",
+                ));
             }
             decode_entry(index, value.value())?;
             expected = Some(index + 1);
@@ -161,7 +179,8 @@ impl Store {
 
     /// From here on this voter's memory counts.
     pub async fn settle(&self) -> Result<(), StoreError> {
-        self.write(|tables| Ok(tables.meta.remove(NEWCOMER).map(drop)?)).await
+        self.write(|tables| Ok(tables.meta.remove(NEWCOMER).map(drop)?))
+            .await
     }
 
     pub fn committed(&self) -> Option<LogId> {
@@ -176,14 +195,22 @@ impl Store {
 
     /// Writes the commit mark when it is not on disk yet.
     pub async fn flush_committed(&self) -> Result<(), StoreError> {
-        if self.committed_mut().dirty { self.write(|_| Ok(())).await } else { Ok(()) }
+        if self.committed_mut().dirty {
+            self.write(|_| Ok(())).await
+        } else {
+            Ok(())
+        }
     }
 
     pub fn read_snapshot(&self) -> Result<Option<(SnapshotMeta, Vec<u8>)>, StoreError> {
-        let Some(meta) = self.get::<SnapshotMeta>(SNAPSHOT_META)? else { return Ok(None) };
+        let Some(meta) = self.get::<SnapshotMeta>(SNAPSHOT_META)? else {
+            return Ok(None);
+        };
         let txn = self.0.db.begin_read()?;
         let table = txn.open_table(META)?;
-        let data = table.get(SNAPSHOT_DATA)?.ok_or_else(|| corrupt("snapshot", "no data"))?;
+        let data = table
+            .get(SNAPSHOT_DATA)?
+            .ok_or_else(|| corrupt("snapshot", "no data"))?;
         Ok(Some((meta, unseal(SNAPSHOT_DATA, data.value())?.to_vec())))
     }
 
@@ -200,14 +227,22 @@ impl Store {
     fn get<T: DeserializeOwned>(&self, key: &'static str) -> Result<Option<T>, StoreError> {
         let txn = self.0.db.begin_read()?;
         let table = txn.open_table(META)?;
-        let Some(value) = table.get(key)? else { return Ok(None) };
+        let Some(value) = table.get(key)? else {
+            return Ok(None);
+        };
         let text = unseal(key, value.value())?;
-        serde_json::from_slice(text).map(Some).map_err(|why| corrupt(key, why))
+        serde_json::from_slice(text)
+            .map(Some)
+            .map_err(|why| corrupt(key, why))
     }
 
     /// Entries of `range`, in order, until they hold more than `budget` bytes; the first is always
     /// among them.
-    fn entries(&self, range: impl RangeBounds<u64>, budget: usize) -> Result<Vec<Entry>, StoreError> {
+    fn entries(
+        &self,
+        range: impl RangeBounds<u64>,
+        budget: usize,
+    ) -> Result<Vec<Entry>, StoreError> {
         let txn = self.0.db.begin_read()?;
         let mut entries = Vec::new();
         let mut bytes = 0;
@@ -222,10 +257,22 @@ impl Store {
         Ok(entries)
     }
 
+    /// Where the log ends, purged entries included.
+    pub fn last_log_id(&self) -> Result<Option<LogId>, StoreError> {
+        let last = self.last_entry()?.map(|entry| entry.log_id);
+        if last.is_some() {
+            Ok(last)
+        } else {
+            self.read_purged()
+        }
+    }
+
     fn last_entry(&self) -> Result<Option<Entry>, StoreError> {
         let txn = self.0.db.begin_read()?;
         let table = txn.open_table(LOG)?;
-        let Some((key, value)) = table.last()? else { return Ok(None) };
+        let Some((key, value)) = table.last()? else {
+            return Ok(None);
+        };
         decode_entry(key.value(), value.value()).map(Some)
     }
 
@@ -262,17 +309,25 @@ impl Store {
             std::mem::take(&mut committed.dirty).then_some(committed.mark)
         };
         {
-            let mut tables = Tables { meta: txn.open_table(META)?, log: txn.open_table(LOG)? };
+            let mut tables = Tables {
+                meta: txn.open_table(META)?,
+                log: txn.open_table(LOG)?,
+            };
             work(&mut tables)?;
             if let Some(mark) = committed {
-                tables.meta.insert(COMMITTED, encode(COMMITTED, &mark)?.as_slice())?;
+                tables
+                    .meta
+                    .insert(COMMITTED, encode(COMMITTED, &mark)?.as_slice())?;
             }
         }
         Ok(txn.commit()?)
     }
 
     fn committed_mut(&self) -> MutexGuard<'_, Committed> {
-        self.0.committed.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0
+            .committed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -286,12 +341,21 @@ fn create(dir: &Path, path: &Path, node: u64) -> Result<(), StoreError> {
         }
         _ => {}
     }
-    let db = Database::builder().set_cache_size(CACHE_BYTES).create(&unfinished)?;
-    let store = Store(Arc::new(Inner { db, committed: Mutex::default() }));
+    let db = Database::builder()
+        .set_cache_size(CACHE_BYTES)
+        .create(&unfinished)?;
+    let store = Store(Arc::new(Inner {
+        db,
+        committed: Mutex::default(),
+    }));
     store.write_now(|tables| {
-        tables.meta.insert(FORMAT, encode(FORMAT, &FORMAT_VERSION)?.as_slice())?;
+        tables
+            .meta
+            .insert(FORMAT, encode(FORMAT, &FORMAT_VERSION)?.as_slice())?;
         tables.meta.insert(NODE, encode(NODE, &node)?.as_slice())?;
-        tables.meta.insert(NEWCOMER, encode(NEWCOMER, &true)?.as_slice())?;
+        tables
+            .meta
+            .insert(NEWCOMER, encode(NEWCOMER, &true)?.as_slice())?;
         Ok(())
     })?;
     drop(store);
@@ -301,7 +365,10 @@ fn create(dir: &Path, path: &Path, node: u64) -> Result<(), StoreError> {
 }
 
 fn io_error(path: &Path, source: io::Error) -> StoreError {
-    StoreError::Io { path: path.to_owned(), source }
+    StoreError::Io {
+        path: path.to_owned(),
+        source,
+    }
 }
 
 fn decode_entry(index: u64, value: &[u8]) -> Result<Entry, StoreError> {
@@ -311,13 +378,18 @@ fn decode_entry(index: u64, value: &[u8]) -> Result<Entry, StoreError> {
     if entry.log_id.index == index {
         Ok(entry)
     } else {
-        Err(corrupt(what, format!("it says it is {}", entry.log_id.index)))
+        Err(corrupt(
+            what,
+            format!("it says it is {}", entry.log_id.index),
+        ))
     }
 }
 
 /// A record as it lies in the file: checksum, then JSON.
 fn encode<T: Serialize>(what: &str, value: &T) -> Result<Vec<u8>, StoreError> {
-    serde_json::to_vec(value).map(|text| seal(&text)).map_err(|why| corrupt(what, why))
+    serde_json::to_vec(value)
+        .map(|text| seal(&text))
+        .map_err(|why| corrupt(what, why))
 }
 
 fn seal(bytes: &[u8]) -> Vec<u8> {

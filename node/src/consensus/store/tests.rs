@@ -28,7 +28,10 @@ fn openrafts_storage_suite_passes() {
 
 fn entry(index: u64) -> Entry {
     let log_id = LogId::new(CommittedLeaderId::new(1, 1), index);
-    Entry { log_id, payload: EntryPayload::Normal(Batch(vec!["{}".repeat(100)])) }
+    Entry {
+        log_id,
+        payload: EntryPayload::Normal(Batch(vec!["{}".repeat(100)])),
+    }
 }
 
 async fn filled(dir: &Path) {
@@ -44,7 +47,11 @@ async fn what_was_written_is_there_after_a_reopen() {
     let store = Store::open(dir.path(), 1).unwrap();
     let found = store.entries(.., usize::MAX).unwrap();
     assert_eq!(found.len(), 5);
-    assert_eq!(store.entries(2.., 1).unwrap().len(), 1, "the first always fits");
+    assert_eq!(
+        store.entries(2.., 1).unwrap().len(),
+        1,
+        "the first always fits"
+    );
     assert!(store.is_newcomer().unwrap());
     store.settle().await.unwrap();
     store.note_committed(Some(entry(4).log_id));
@@ -61,7 +68,13 @@ async fn another_nodes_file_is_refused() {
     filled(dir.path()).await;
     let refused = Store::open(dir.path(), 2).err();
     assert!(
-        matches!(refused, Some(StoreError::ForeignNode { found: 1, expected: 2 })),
+        matches!(
+            refused,
+            Some(StoreError::ForeignNode {
+                found: 1,
+                expected: 2
+            })
+        ),
         "{refused:?}"
     );
 }
@@ -93,7 +106,10 @@ async fn a_flipped_bit_in_an_entry_is_found_at_open() {
     }
     std::fs::write(&path, bytes).unwrap();
     let refused = Store::open(dir.path(), 1).err();
-    assert!(matches!(refused, Some(StoreError::Corrupt { .. })), "{refused:?}");
+    assert!(
+        matches!(refused, Some(StoreError::Corrupt { .. })),
+        "{refused:?}"
+    );
 }
 
 #[tokio::test]
@@ -101,8 +117,14 @@ async fn a_missing_entry_is_found_at_open() {
     let dir = tempfile::tempdir().unwrap();
     filled(dir.path()).await;
     let store = Store::open(dir.path(), 1).unwrap();
-    store.write(|tables| Ok(tables.log.remove(3).map(drop)?)).await.unwrap();
+    store
+        .write(|tables| Ok(tables.log.remove(3).map(drop)?))
+        .await
+        .unwrap();
     drop(store);
     let refused = Store::open(dir.path(), 1).err();
-    assert!(matches!(refused, Some(StoreError::Corrupt { .. })), "{refused:?}");
+    assert!(
+        matches!(refused, Some(StoreError::Corrupt { .. })),
+        "{refused:?}"
+    );
 }

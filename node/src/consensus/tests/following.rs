@@ -28,16 +28,25 @@ async fn a_follower_follows_proposes_and_boots_alone() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_missed_more_than_the_ring_gets_a_snapshot() {
-    let world = World::new(Tuning { ring: 5, ..Tuning::default() });
+    let world = World::new(Tuning {
+        ring: 5,
+        ..Tuning::default()
+    });
     let founder = world.found().await;
     let follower = world.follower(9, &[1]).await;
-    until("the first state", || follower.view().index() == founder.view().index()).await;
+    until("the first state", || {
+        follower.view().index() == founder.view().index()
+    })
+    .await;
     world.kill(&follower).await;
     for n in 0..30 {
         propose(&founder, create_token(&token(n))).await.unwrap();
     }
     let follower = world.follower(9, &[1]).await;
-    until("the snapshot", || follower.view().index() == founder.view().index()).await;
+    until("the snapshot", || {
+        follower.view().index() == founder.view().index()
+    })
+    .await;
     assert_eq!(*follower.view().state(), *founder.view().state());
     propose(&founder, create_token(&token(99))).await.unwrap();
     until("steps after the snapshot", || has_token(&follower, 99)).await;
@@ -61,7 +70,10 @@ async fn a_state_of_another_cluster_is_refused() {
     let world = World::new(Tuning::default());
     let founder = world.found().await;
     let follower = world.follower(9, &[1]).await;
-    until("the first state", || follower.view().index() == founder.view().index()).await;
+    until("the first state", || {
+        follower.view().index() == founder.view().index()
+    })
+    .await;
     world.kill(&follower).await;
     let error = world.stranger(9).await.unwrap_err();
     assert!(matches!(error, OpenError::ForeignCluster { .. }), "{error}");

@@ -27,6 +27,8 @@ pub(super) struct World {
     pub tuning: Tuning,
     nodes: Mutex<BTreeMap<NodeId, Registry>>,
     cut: Mutex<BTreeSet<NodeId>>,
+    /// Requests to these are lost; their own pass.
+    deaf: Mutex<BTreeSet<NodeId>>,
 }
 
 /// One node's way to the others.
@@ -51,7 +53,10 @@ impl Carrier for Wire {
         let registry = self.world.reach(self.me, to).ok_or_else(unreachable)?;
         let answer = registry.on_message(self.me, &request).await;
         let lost = || CarrierError::Lost(io::ErrorKind::ConnectionReset.into());
-        self.world.reach(self.me, to).map(|_| answer).ok_or_else(lost)
+        self.world
+            .reach(self.me, to)
+            .map(|_| answer)
+            .ok_or_else(lost)
     }
 }
 
@@ -81,12 +86,14 @@ impl World {
             tuning,
             nodes: Mutex::default(),
             cut: Mutex::default(),
+            deaf: Mutex::default(),
         })
     }
 
     fn reach(&self, from: NodeId, to: NodeId) -> Option<Registry> {
         let cut = self.cut.lock().unwrap();
-        if cut.contains(&from) || cut.contains(&to) {
+        let deaf = self.deaf.lock().unwrap();
+        if cut.contains(&from) || cut.contains(&to) || deaf.contains(&to) {
             return None;
         }
         self.nodes.lock().unwrap().get(&to).cloned()
@@ -96,7 +103,12 @@ impl World {
         self.cut.lock().unwrap().insert(NodeId(id));
     }
 
+    pub fn deafen(&self, id: u64) {
+        self.deaf.lock().unwrap().insert(NodeId(id));
+    }
+
     pub fn heal(&self) {
+        self.deaf.lock().unwrap().clear();
         self.cut.lock().unwrap().clear();
     }
 
@@ -115,11 +127,18 @@ impl World {
 
     fn wire(self: &Arc<Self>, id: u64, sources: &[u64]) -> Arc<Wire> {
         let sources = sources.iter().copied().map(NodeId).collect();
-        Arc::new(Wire { world: self.clone(), me: NodeId(id), sources })
+        Arc::new(Wire {
+            world: self.clone(),
+            me: NodeId(id),
+            sources,
+        })
     }
 
     fn enter(&self, id: u64, registry: &Registry) {
-        self.nodes.lock().unwrap().insert(NodeId(id), registry.clone());
+        self.nodes
+            .lock()
+            .unwrap()
+            .insert(NodeId(id), registry.clone());
     }
 
     pub async fn found(self: &Arc<Self>) -> Registry {
@@ -158,8 +177,9 @@ impl World {
 
     pub async fn follower(self: &Arc<Self>, id: u64, sources: &[u64]) -> Registry {
         let wire = self.wire(id, sources);
-        let registry =
-            Registry::open_follower(self.config(id), wire.clone(), wire).await.unwrap();
+        let registry = Registry::open_follower(self.config(id), wire.clone(), wire)
+            .await
+            .unwrap();
         self.enter(id, &registry);
         registry
     }
@@ -167,17 +187,28 @@ impl World {
     /// Opens a follower's folder as a node of another cluster.
     pub async fn stranger(self: &Arc<Self>, id: u64) -> Result<(), OpenError> {
         let wire = self.wire(id, &[]);
-        let config = Config { cluster_id: "another".to_owned(), ..self.config(id) };
-        Registry::open_follower(config, wire.clone(), wire).await.map(drop)
+        let config = Config {
+            cluster_id: "another".to_owned(),
+            ..self.config(id)
+        };
+        Registry::open_follower(config, wire.clone(), wire)
+            .await
+            .map(drop)
     }
 
     /// Enrols the next node; the registry gives it its number.
     pub async fn enroll(&self, at: &Registry, id: u64) {
         let hash = token(1_000_000 + id);
         propose(at, create_token(&hash)).await.unwrap();
-        let action = Action::Enroll { token_hash: hash, node: identity(id) };
+        let action = Action::Enroll {
+            token_hash: hash,
+            node: identity(id),
+        };
         match propose(at, action).await.unwrap() {
-            Reply::Done { outcome: Outcome::Enrolled(node), .. } => assert_eq!(node.id.0, id),
+            Reply::Done {
+                outcome: Outcome::Enrolled(node),
+                ..
+            } => assert_eq!(node.id.0, id),
             other => panic!("{other:?}"),
         }
     }
@@ -226,11 +257,21 @@ pub(super) fn token(n: u64) -> String {
 }
 
 pub(super) fn create_token(hash: &str) -> Action {
-    Action::CreateToken { hash: hash.to_owned(), expires: UnixMs(u64::MAX / 2) }
+    Action::CreateToken {
+        hash: hash.to_owned(),
+        expires: UnixMs(u64::MAX / 2),
+    }
 }
 
 pub(super) async fn propose(at: &Registry, action: Action) -> Result<Reply, ProposeError> {
-    at.propose(&Command { at: UnixMs(2), action }, DEADLINE).await
+    at.propose(
+        &Command {
+            at: UnixMs(2),
+            action,
+        },
+        DEADLINE,
+    )
+    .await
 }
 
 /// Proposes until it is done; for use where the leader is known to change.
@@ -257,5 +298,8 @@ pub(super) fn has_token(registry: &Registry, n: u64) -> bool {
 }
 
 pub(super) fn leader(registries: &[Registry]) -> Option<Registry> {
-    registries.iter().find(|registry| registry.status().part == Part::Leader).cloned()
+    registries
+        .iter()
+        .find(|registry| registry.status().part == Part::Leader)
+        .cloned()
 }
