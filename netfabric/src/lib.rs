@@ -1,3 +1,6 @@
 //! Carries. Identity, transport, gossip, the public door and DNS.
 
+pub mod identity;
+pub mod transport;
+
 pub mod wire;
