@@ -12,6 +12,7 @@ use scheduler::model::{InstanceId, NodeId};
 
 use crate::agent::Agent;
 use crate::api::{self, Api};
+use crate::enrol::Enrol;
 
 /// What a peer may take beyond the asker's patience before it counts as unreachable.
 const GRACE: Duration = Duration::from_secs(2);
@@ -61,10 +62,18 @@ impl Starter for Peers {
 }
 
 /// Answers peers' calls.
-pub fn serve(mesh: &Mesh, agent: Agent, api: Arc<Api>) {
+pub fn serve(mesh: &Mesh, agent: Agent, api: Arc<Api>, enrol: Arc<Enrol>) {
     mesh.serve_calls(Kind::Peer, move |from, request: PeerRequest| {
-        let (agent, api) = (agent.clone(), api.clone());
-        async move { answer(&agent, &api, from, request).await }
+        let (agent, api, enrol) = (agent.clone(), api.clone(), enrol.clone());
+        async move {
+            match request {
+                PeerRequest::Join { token_hash, request } => {
+                    let decided = enrol.passed_on(token_hash, &request).await;
+                    PeerResponse::Joined { decided }
+                }
+                other => answer(&agent, &api, from, other).await,
+            }
+        }
     });
 }
 
@@ -86,5 +95,8 @@ async fn answer(agent: &Agent, api: &Api, from: NodeId, request: PeerRequest) ->
             Some(json) => PeerResponse::Explained { json },
             None => PeerResponse::UnknownSubject,
         },
+        PeerRequest::Join { .. } => {
+            PeerResponse::Bad { message: "a join is answered elsewhere".to_owned() }
+        }
     }
 }

@@ -29,6 +29,8 @@ pub enum PeerResponse {
         json: Vec<u8>,
     },
     UnknownSubject,
+    /// `Result<JoinResponse, JoinRefusal>`, encoded.
+    Joined { decided: Vec<u8> },
     /// The request was refused before it was looked at (malformed, too large, not allowed).
     Bad {
         message: String,

@@ -41,7 +41,7 @@ pub(super) async fn put(
     let receipt = can_place(&api, &put)?;
     if dry_run {
         let (image, service) = (put.image.clone(), preview(&api, put));
-        let index = api.registry.state().index;
+        let index = api.registry.view().state().index;
         let receipt = Some(receipt);
         return Ok(Json(DeployResponse { service, created_revision: None, image, index, receipt }));
     }
@@ -102,7 +102,7 @@ fn can_place(api: &Api, put: &PutService) -> Result<Receipt, Failure> {
 
 /// The service as it would be stored.
 fn preview(api: &Api, put: PutService) -> Service {
-    let state = api.registry.state();
+    let state = api.registry.view().state();
     let known = state.services.get(&put.key);
     Service {
         meta: Meta {
@@ -133,7 +133,7 @@ pub(super) async fn wait(
     let service = services::service_key(namespace, name)?;
     let patience = query.timeout_ms.map_or(MAX_WAIT, Duration::from_millis).min(MAX_WAIT);
     let deadline = tokio::time::Instant::now() + patience;
-    let mut changes = api.registry.watch();
+    let mut changes = api.registry.view().watch();
     loop {
         let state = changes.borrow_and_update().clone();
         let key = match &query.revision {

@@ -97,7 +97,7 @@ pub(super) async fn service(
     Path((namespace, name)): Path<(String, String)>,
 ) -> Result<Json<Explanation>, Failure> {
     let key = services::service_key(namespace, name)?;
-    let state = api.registry.state();
+    let state = api.registry.view().state();
     let stored = state.services.get(&key).ok_or_else(|| services::no_service(&key))?;
     let mut instances = views::instances(&api.fleet());
     instances.retain(|i| i.namespace == key.namespace && i.service == key.name && i.alive);

@@ -56,7 +56,7 @@ pub(super) async fn list(State(api): State<Arc<Api>>) -> Result<Json<Vec<ImageVi
             holders.entry(digest.clone()).or_default().insert(member.record.name.to_string());
         }
     }
-    let state = api.registry.state();
+    let state = api.registry.view().state();
     let mut views = Vec::new();
     for image in api.images.list() {
         let mut nodes = holders.remove(&image.pin.digest).unwrap_or_default();

@@ -29,7 +29,7 @@ use tokio::sync::watch;
 
 use crate::agent::Agent;
 use crate::consensus::Registry;
-use crate::image::Images;
+use crate::images::Images;
 
 pub(crate) use answer::Failure;
 pub(crate) use explain::local as explain_local;

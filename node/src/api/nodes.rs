@@ -8,7 +8,7 @@ use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use netfabric::identity::JoinToken;
 use netfabric::wire::api::{
-    ClusterView, InstanceCounts, NodeRef, NodeStatus, RegistryView, Status, TokenRequest,
+    ApiError, ClusterView, ErrorCode, InstanceCounts, NodeRef, NodeStatus, RegistryView, Status, TokenRequest,
     TokenResponse, VersionView,
 };
 use scheduler::model::{InstanceState, NodeIdentity, UnixMs};
@@ -20,6 +20,8 @@ use crate::clock;
 /// How long a change may take before the caller hears that there is no quorum; the CLI promises an
 /// answer within 5 s.
 const CHANGE_DEADLINE: Duration = Duration::from_secs(4);
+/// How long an answer waits until the change holds on this node too.
+const CATCH_UP: Duration = Duration::from_secs(1);
 /// Tokens never live longer.
 const MAX_TOKEN_TTL: Duration = Duration::from_secs(24 * 3600);
 
@@ -31,17 +33,19 @@ impl Api {
             return Err(Failure::no_quorum());
         }
         let command = Command { at: clock::unix(), action };
-        match self.registry.propose(command, CHANGE_DEADLINE).await? {
+        match self.registry.propose(&command, CHANGE_DEADLINE).await? {
             Reply::Refused(refusal) => Err(refusal.into()),
             Reply::Done { index, outcome } => {
-                self.registry.wait_applied(index, Duration::from_secs(1)).await;
+                let reached = self.registry.view().reached(index);
+                // A slow copy delays the caller's next read, not the answer.
+                let _ = tokio::time::timeout(CATCH_UP, reached).await;
                 Ok((index, outcome))
             }
         }
     }
 
     fn cluster_id(&self) -> String {
-        self.registry.state().cluster.as_ref().map(|c| c.id.clone()).unwrap_or_default()
+        self.registry.view().state().cluster.as_ref().map(|c| c.id.clone()).unwrap_or_default()
     }
 }
 
@@ -54,7 +58,7 @@ pub(super) async fn version(State(api): State<Arc<Api>>) -> Json<VersionView> {
 }
 
 pub(super) async fn status(State(api): State<Arc<Api>>) -> Result<Json<Status>, Failure> {
-    let state = api.registry.state();
+    let state = api.registry.view().state();
     let fleet = api.fleet();
     let me = state.nodes.get(&api.me).ok_or_else(|| {
         Failure::not_found("this node is not in the registry yet; it is still catching up")
@@ -101,11 +105,11 @@ fn members<T>(
 
 pub(super) async fn list(State(api): State<Arc<Api>>) -> Json<Vec<NodeStatus>> {
     let fleet = api.fleet();
-    Json(members(&api.registry.state().nodes, |n| views::node(n, &fleet)))
+    Json(members(&api.registry.view().state().nodes, |n| views::node(n, &fleet)))
 }
 
 fn find(api: &Api, name: &str) -> Result<NodeIdentity, Failure> {
-    let state = api.registry.state();
+    let state = api.registry.view().state();
     let found = state.nodes.values().find(|n| !n.revoked && n.name.as_str() == name);
     found.cloned().ok_or_else(|| Failure::not_found(format!("node {name} does not exist")))
 }
@@ -134,11 +138,13 @@ pub(super) async fn create_token(
     if ttl.is_zero() || ttl > MAX_TOKEN_TTL {
         return Err(Failure::invalid("ttlSeconds: a token lives between 1 second and 24 hours"));
     }
-    let token = JoinToken::random(&api.ca_hash);
+    let token = JoinToken::create(api.ca_hash.clone()).map_err(|error| {
+        Failure(ApiError::new(ErrorCode::Internal, format!("no token could be made: {error}")))
+    })?;
     let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
     let expires = UnixMs(clock::unix().0.saturating_add(ttl_ms));
     api.change(Action::CreateToken { hash: token.secret_hash(), expires }).await?;
-    let (address, token) = (api.mesh_address.to_string(), token.to_string());
+    let (address, token) = (api.mesh_address.to_string(), token.reveal());
     let line = format!("selvedge join {address} --token {token}");
     Ok(Json(TokenResponse { token, address, line, expires }))
 }

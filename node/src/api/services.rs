@@ -24,7 +24,7 @@ pub(super) fn service_key(namespace: String, name: String) -> Result<ServiceKey,
 
 impl Api {
     pub(super) fn service_view(&self, service: &Service) -> ServiceView {
-        views::service(&self.registry.state(), &self.fleet(), &self.origin, service)
+        views::service(&self.registry.view().state(), &self.fleet(), &self.origin, service)
     }
 }
 
@@ -32,7 +32,7 @@ pub(super) async fn list(
     State(api): State<Arc<Api>>,
     Query(filter): Query<Filter>,
 ) -> Json<Vec<ServiceView>> {
-    let state = api.registry.state();
+    let state = api.registry.view().state();
     let wanted = |s: &&Service| filter.namespace.as_ref().is_none_or(|n| *n == s.key.namespace);
     Json(state.services.values().filter(wanted).map(|s| api.service_view(s)).collect())
 }
@@ -42,7 +42,7 @@ pub(super) async fn get(
     Path((namespace, name)): Path<(String, String)>,
 ) -> Result<Json<ServiceView>, Failure> {
     let key = service_key(namespace, name)?;
-    let state = api.registry.state();
+    let state = api.registry.view().state();
     let service = state.services.get(&key).ok_or_else(|| no_service(&key))?;
     Ok(Json(api.service_view(service)))
 }
@@ -70,7 +70,7 @@ pub(super) async fn scale(
     if max != 0 && min > max {
         return Err(Failure::invalid(format!("scale: {min}..{max} has its minimum above its maximum")));
     }
-    let state = api.registry.state();
+    let state = api.registry.view().state();
     let service = state.services.get(&key).ok_or_else(|| no_service(&key))?;
     let scale = Scale { min, max, ..service.scale.clone() };
     match api.change(Action::SetScale { key, scale }).await? {
@@ -83,7 +83,7 @@ pub(super) async fn revisions(
     State(api): State<Arc<Api>>,
     Query(filter): Query<Filter>,
 ) -> Json<Vec<Revision>> {
-    let state = api.registry.state();
+    let state = api.registry.view().state();
     let wanted = |r: &&Revision| {
         filter.namespace.as_ref().is_none_or(|n| *n == r.key.namespace)
             && filter.service.as_ref().is_none_or(|n| *n == r.service.name)
@@ -96,7 +96,7 @@ pub(super) async fn revision(
     Path((namespace, name)): Path<(String, String)>,
 ) -> Result<Json<Revision>, Failure> {
     let key = RevisionKey { namespace: Name::new(namespace)?, name: Name::new(name)? };
-    let state = api.registry.state();
+    let state = api.registry.view().state();
     let revision = state.revisions.get(&key).cloned();
     revision.map(Json).ok_or_else(|| Failure::not_found(format!("revision {key} does not exist")))
 }
