@@ -26,7 +26,7 @@ use tokio::sync::watch;
 use crate::agent::{self, Agent, AgentParts, RecordBase};
 use crate::api::{self, Api};
 use crate::config::{Address, Config};
-use crate::consensus::{self, FeedSource, Registry};
+use crate::consensus::{self, Registry};
 use crate::enrol::{self, Enrol};
 use crate::fleet::FleetDriver;
 use crate::images::Images;
@@ -88,11 +88,11 @@ impl App {
         let me = identity.node();
         let mesh_address = advertised(&config)?;
         let (known, admitted) = watch::channel(Arc::new(State::default()));
-        let enrolled = Arc::new(Enrolled(admitted));
+        let enrolled = Arc::new(Enrolled(admitted.clone()));
         let mesh = Mesh::bind(config.mesh.listen, identity.clone(), enrolled.clone())?;
         let (fleet_in, fleet) = watch::channel(Arc::new(Fleet { me, ..Fleet::default() }));
         let registry =
-            open_registry(&config, &data, &identity, &mesh, fleet.clone(), mesh_address).await?;
+            open_registry(&config, &data, &identity, &mesh, fleet.clone(), admitted.clone(), mesh_address).await?;
         tokio::spawn(forward(registry.view().watch(), known));
         serve_registry(&mesh, &registry);
 
@@ -255,6 +255,7 @@ async fn open_registry(
     identity: &Arc<Identity>,
     mesh: &Mesh,
     fleet: watch::Receiver<Arc<Fleet>>,
+    known: watch::Receiver<Arc<State>>,
     mesh_address: SocketAddr,
 ) -> Result<Registry> {
     let dir = data.join("registry");
@@ -266,9 +267,8 @@ async fn open_registry(
     };
     let carrier = Arc::new(RaftLink(mesh.clone()));
     if authority(data)?.is_none() {
-        let (_, registry) = watch::channel(Arc::new(State::default()));
-        let source = Arc::new(FeedLink { mesh: mesh.clone(), fleet, registry });
-        return follow(settings, carrier, source, mesh).await;
+        let source = Arc::new(FeedLink { mesh: mesh.clone(), fleet, registry: known });
+        return Ok(Registry::open_follower(settings, carrier, source).await?);
     }
     let marker = dir.join(FOUND_MARKER);
     if !marker.exists() {
@@ -283,15 +283,6 @@ async fn open_registry(
     let registry = Registry::found(settings, carrier, cluster, founder, clock::unix()).await?;
     fs::remove_file(&marker)?;
     Ok(registry)
-}
-
-async fn follow(
-    settings: consensus::Config,
-    carrier: Arc<RaftLink>,
-    source: Arc<dyn FeedSource>,
-    _mesh: &Mesh,
-) -> Result<Registry> {
-    Ok(Registry::open_follower(settings, carrier, source).await?)
 }
 
 fn founder(config: &Config, identity: &Identity, mesh: SocketAddr) -> NodeIdentity {

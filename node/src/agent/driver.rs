@@ -44,7 +44,6 @@ pub(super) enum Input {
 /// What the machine does not need to know of an instance.
 struct Work {
     record: InstanceRecord,
-    revision: Arc<Revision>,
     lease: Option<Lease>,
     stop_signal: i32,
     phases: Vec<(String, u64)>,
@@ -100,23 +99,18 @@ impl Driver {
     /// Takes over what runs, removes what does not. Returns the receipts of what it took over.
     pub(super) async fn adopt(&mut self) -> anyhow::Result<Vec<(InstanceId, Receipt)>> {
         let found = self.tools.runtime.adopt().await?;
-        let state = self.registry.view().state();
         let mut receipts = Vec::new();
         let mut leases = Vec::new();
         for adopted in found {
             let running = adopted.state == AdoptedState::Running;
             let record = self.tools.files.read(&adopted.id);
-            let revision = record.as_ref().and_then(|r| state.revisions.get(&r.revision));
             let spec = adopted.spec.as_ref();
-            match (record.clone(), revision, spec.and_then(|s| s.netns.clone())) {
-                (Some(record), Some(revision), Some(netns)) if running => {
+            match (record.clone(), spec.and_then(|s| s.netns.clone())) {
+                (Some(record), Some(netns)) if running => {
                     leases.push((adopted.id.clone(), netns));
                     receipts.push((adopted.id.clone(), record.receipt.clone()));
                     let stop_signal = spec.map_or(libc::SIGTERM, |s| s.stop_signal);
-                    self.work.insert(
-                        adopted.id.clone(),
-                        Work::new(record, Arc::new(revision.clone()), stop_signal, None),
-                    );
+                    self.work.insert(adopted.id.clone(), Work::new(record, stop_signal, None));
                 }
                 _ => {
                     tracing::info!(instance = %adopted.id, state = ?adopted.state, "removing what an earlier daemon left");
@@ -163,7 +157,7 @@ impl Driver {
                 Ok(lease) => {
                     work.lease = Some(lease);
                     tracing::info!(instance = %id, "adopted");
-                    let admission = admission(&id, &work.revision);
+                    let admission = admission(&id, &work.record.revision);
                     let effects = self.node.adopt(clock::now(), admission);
                     self.watch_exit(&id);
                     self.perform(effects);
@@ -245,10 +239,8 @@ impl Driver {
         match self.node.admit(clock::now(), admission(&id, &revision)) {
             Ok(effects) => {
                 tracing::info!(instance = %id, cause = receipt.cause, "starting an instance");
-                let (service, revision_key) = super::names(&revision);
-                let record =
-                    InstanceRecord { id: id.clone(), service, revision: revision_key, receipt };
-                let work = Work::new(record, revision, libc::SIGTERM, Some(reply));
+                let record = InstanceRecord { id: id.clone(), revision, receipt };
+                let work = Work::new(record, libc::SIGTERM, Some(reply));
                 self.work.insert(id, work);
                 effects
             }
@@ -310,10 +302,9 @@ impl Driver {
 
     fn prepare(&self, id: InstanceId) {
         let Some(work) = self.work.get(&id) else { return };
-        let (tools, record, revision) =
-            (self.tools.clone(), work.record.clone(), work.revision.clone());
+        let (tools, record) = (self.tools.clone(), work.record.clone());
         self.spawn(async move {
-            let result = tools.prepare(&record, &revision).await;
+            let result = tools.prepare(&record).await;
             Input::Prepared(id, result)
         });
     }
@@ -321,8 +312,8 @@ impl Driver {
     fn probe(&self, id: InstanceId, after_ms: u64) {
         let Some(work) = self.work.get(&id) else { return };
         let Some(lease) = &work.lease else { return };
-        let question = Question::of(&work.revision.spec);
-        let address = service_address(lease.address, &work.revision);
+        let question = Question::of(&work.record.revision.spec);
+        let address = service_address(lease.address, &work.record.revision);
         self.spawn(async move {
             if after_ms > 0 {
                 tokio::time::sleep(Duration::from_millis(after_ms)).await;
@@ -336,11 +327,11 @@ impl Driver {
         self.lap(id, "ready");
         let Some(work) = self.work.get_mut(id) else { return };
         let Some(lease) = &work.lease else { return };
-        let spec = &work.revision.spec;
+        let spec = &work.record.revision.spec;
         self.local.open(
             id.clone(),
-            work.revision.key.clone(),
-            service_address(lease.address, &work.revision),
+            work.record.revision.key.clone(),
+            service_address(lease.address, &work.record.revision),
             spec.port().protocol,
             spec.container_concurrency,
         );
@@ -440,12 +431,11 @@ fn moment(registry: &Registry, tools: &Tools, demand: Vec<Demand>) -> Moment {
 }
 
 fn admission(id: &InstanceId, revision: &Revision) -> Admission {
-    let (service, key) = super::names(revision);
     let millis = |seconds: u32| u64::from(seconds) * 1000;
     Admission {
         id: id.clone(),
-        service,
-        revision: key,
+        service: revision.service.clone(),
+        revision: revision.key.clone(),
         needs: place::needs(&revision.spec),
         start_deadline_ms: u64::try_from(START_DEADLINE.as_millis()).unwrap_or(u64::MAX),
         drain_ms: millis(revision.spec.timeout_seconds),
@@ -461,13 +451,8 @@ async fn sleep_until(deadline: Option<scheduler::model::Now>) {
 }
 
 impl Work {
-    fn new(
-        record: InstanceRecord,
-        revision: Arc<Revision>,
-        stop_signal: i32,
-        reply: Option<Reply>,
-    ) -> Self {
+    fn new(record: InstanceRecord, stop_signal: i32, reply: Option<Reply>) -> Self {
         let (lease, phases, lap) = (None, Vec::new(), Instant::now());
-        Self { record, revision, lease, stop_signal, phases, lap, reply }
+        Self { record, lease, stop_signal, phases, lap, reply }
     }
 }

@@ -2,7 +2,7 @@
 //! a while after it is gone.
 //!
 //! ```text
-//! DATA/instances/ID/instance.json    service, revision, port, receipt (this file)
+//! DATA/instances/ID/instance.json    revision and receipt (this file)
 //! DATA/instances/ID/log, log.1       the shim's
 //! DATA/log/NAMESPACE/SERVICE/ID/     logs of instances that are gone, the newest few
 //! ```
@@ -10,8 +10,9 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use scheduler::model::{InstanceId, RevisionKey, ServiceKey};
+use scheduler::model::{InstanceId, Revision, ServiceKey};
 use scheduler::place::Receipt;
 use serde::{Deserialize, Serialize};
 
@@ -20,13 +21,13 @@ use crate::runtime::wire::{LOG, LOG_BEFORE};
 /// Logs of gone instances kept per service.
 const KEPT_LOGS: usize = 10;
 
-/// What a later daemon must know of an instance to take it over.
+/// What a later daemon must know of an instance to take it over. The revision is kept whole: at
+/// boot the registry may not have been read yet, and what runs must not depend on it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct InstanceRecord {
     pub id: InstanceId,
-    pub service: ServiceKey,
-    pub revision: RevisionKey,
+    pub revision: Arc<Revision>,
     pub receipt: Receipt,
 }
 

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use netfabric::ingress::Local;
 use netfabric::wire::peer::{StartRefusal, StartRequest, Started};
-use scheduler::model::{Demand, InstanceId, Resources, Revision, RevisionKey, ServiceKey};
+use scheduler::model::{Demand, InstanceId, NodeRecord, Resources, Revision, ServiceKey};
 use scheduler::place::Receipt;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -32,7 +32,6 @@ use crate::network::Network;
 use crate::runtime::Runtime;
 use driver::{Driver, Input};
 use files::Files;
-use scheduler::model::NodeRecord;
 
 /// Inputs on their way to the driver.
 const INPUTS: usize = 1024;
@@ -220,9 +219,4 @@ fn suffix() -> String {
     const ALPHABET: &[u8] = b"23456789abcdefghjkmnpqrstuvwxyz";
     let mut rng = rand::rng();
     (0..5).map(|_| char::from(ALPHABET[rng.random_range(0..ALPHABET.len())])).collect()
-}
-
-/// The revision and its service, as instances carry them.
-fn names(revision: &Revision) -> (ServiceKey, RevisionKey) {
-    (revision.service.clone(), revision.key.clone())
 }

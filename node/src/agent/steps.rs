@@ -62,9 +62,8 @@ impl Tools {
     pub(super) async fn prepare(
         &self,
         record: &InstanceRecord,
-        revision: &Revision,
     ) -> Result<Prepared, FailReason> {
-        let id = &record.id;
+        let (id, revision) = (&record.id, &record.revision);
         let mut watch = Stopwatch::start();
         let image = self.images.pull(&revision.image).await.map_err(|e| image_failed(&e))?;
         watch.lap("pull");
@@ -142,7 +141,7 @@ impl Tools {
         if let Err(error) = self.images.store().remove_snapshot(&dir).await {
             complain("root filesystem", &error);
         }
-        let (files, id, service) = (self.files.clone(), id.clone(), record.service.clone());
+        let (files, id, service) = (self.files.clone(), id.clone(), record.revision.service.clone());
         let retired = tokio::task::spawn_blocking(move || files.retire(&id, &service)).await;
         if let Ok(Err(error)) = retired {
             complain("folder", &error);

@@ -70,3 +70,30 @@ impl From<axum::extract::rejection::JsonRejection> for Failure {
         Self::invalid(rejection.body_text())
     }
 }
+
+impl From<ProposeError> for Failure {
+    fn from(error: ProposeError) -> Self {
+        match error {
+            ProposeError::NoQuorum => Self::no_quorum(),
+            ProposeError::Unknown => Self(
+                ApiError::new(ErrorCode::Timeout, error.to_string())
+                    .hint("read it back with `selvedge get` before trying again"),
+            ),
+            ProposeError::Busy => Self(ApiError::new(ErrorCode::Unreachable, error.to_string())),
+            ProposeError::TooLarge => Self(ApiError::new(ErrorCode::TooLarge, error.to_string())),
+            ProposeError::Refused(_) => Self(ApiError::new(ErrorCode::Internal, error.to_string())),
+        }
+    }
+}
+
+impl From<ImageError> for Failure {
+    fn from(error: ImageError) -> Self {
+        let hint = match &error {
+            ImageError::Unreachable { .. } => "is the registry's name right, and does it run? One without TLS needs `[runtime] registries.\"HOST\".insecure = true`",
+            ImageError::AuthRefused { .. } => "put credentials into ~/.docker/config.json of the node",
+            ImageError::BadReference { .. } => "write an image like registry.example.com/team/app:1.4",
+            _ => "",
+        };
+        Self(ApiError::new(ErrorCode::Image, format!("{}: {error}", error.code())).hint(hint))
+    }
+}

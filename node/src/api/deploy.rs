@@ -18,6 +18,7 @@ use scheduler::registry::{Action, Outcome, PutService, validate};
 use serde::Deserialize;
 
 use super::{Api, Failure, services, views};
+use crate::agent::unsupported;
 use crate::clock;
 
 /// A `wait` call is answered by then; callers ask again.
@@ -37,6 +38,9 @@ pub(super) async fn put(
     let dry_run = request.dry_run;
     let mut put = put_service(key, request);
     validate(&put)?;
+    if let Some(missing) = unsupported(&put.spec) {
+        return Err(Failure::invalid(missing));
+    }
     put.image = pin(&api, &put).await?;
     let receipt = can_place(&api, &put)?;
     if dry_run {

@@ -9,7 +9,8 @@ use axum::Json;
 use axum::extract::{Path, State};
 use futures::future::join_all;
 use netfabric::transport::Kind;
-use netfabric::wire::api::{Bill, Explanation, InstanceView};
+use netfabric::ingress;
+use netfabric::wire::api::{Bill, Explanation, InstanceView, Phase};
 use netfabric::wire::peer::{PeerRequest, PeerResponse};
 use scheduler::model::{InstanceId, NodeId, RequestId, RevisionState};
 use scheduler::place::Receipt;
@@ -28,8 +29,7 @@ pub(crate) fn local(api: &Api, subject: &str) -> Option<Vec<u8>> {
             serde_json::to_vec(&receipt).ok()
         }
         ("request", id) => {
-            let bill = api.ingress.bill(&RequestId(id.to_owned()))?;
-            serde_json::to_vec(&bill).ok()
+            serde_json::to_vec(&api.ingress.explain(&RequestId(id.to_owned()))?).ok()
         }
         _ => None,
     }
@@ -129,19 +129,39 @@ pub(super) async fn request(
     State(api): State<Arc<Api>>,
     Path(id): Path<String>,
 ) -> Result<Json<Explanation>, Failure> {
-    let bill: Bill = api.ask_all(&format!("request/{id}")).await.ok_or_else(|| {
-        Failure::not_found(format!("request {id} is not known on any node in reach; each node keeps its last 1,000"))
+    let kept: ingress::Bill = api.ask_all(&format!("request/{id}")).await.ok_or_else(|| {
+        let message = format!("request {id} is not known on any node in reach");
+        Failure::not_found(message)
     })?;
-    let receipt: Option<Receipt> = match (&bill.instance, bill.node) {
-        (Some(instance), Some(node)) => api.ask(node, &format!("instance/{instance}")).await,
-        _ => None,
-    };
-    let cold = bill.phases.iter().any(|p| p.name == "start" || p.name == "create");
+    let mut receipt = kept.receipt.clone();
+    if let (None, Some(instance), Some(node)) = (&receipt, &kept.instance, kept.node) {
+        receipt = api.ask(node, &format!("instance/{instance}")).await;
+    }
+    let cold = kept.phases.iter().any(|(phase, _)| phase == "start" || phase == "create");
     let mut why = vec![if cold {
         "it came when nothing was ready, so it waited for an instance to start".to_owned()
     } else {
-        "it was answered by an instance that was ready".to_owned()
+        "it was answered without waiting for a start".to_owned()
     }];
+    why.extend(kept.problem.iter().map(|code| format!("this node refused it: {code}")));
     why.extend(receipt.iter().map(decided));
-    Ok(Json(Explanation { subject: format!("request {id}"), receipt, bill: Some(bill), why }))
+    let bill = Some(shown(kept));
+    Ok(Json(Explanation { subject: format!("request {id}"), receipt, bill, why }))
+}
+
+/// A bill as the API shows it.
+fn shown(kept: ingress::Bill) -> Bill {
+    let total_micros = kept.phases.iter().map(|(_, micros)| micros).sum();
+    let phases = kept.phases.into_iter().map(|(name, micros)| Phase { name, micros }).collect();
+    Bill {
+        request: kept.request,
+        service: kept.service,
+        revision: kept.revision,
+        instance: kept.instance,
+        node: kept.node,
+        phases,
+        status: kept.status,
+        at: kept.at,
+        total_micros,
+    }
 }
