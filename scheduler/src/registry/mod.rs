@@ -4,8 +4,10 @@
 
 mod apply;
 mod command;
+mod members;
 mod size;
 mod validate;
+mod validate_container;
 
 #[cfg(test)]
 mod tests;

@@ -255,14 +255,14 @@ impl World {
 
 /// The node and the cause of every start; there must be nothing else.
 fn starts(orders: &[Order]) -> Vec<(u64, &str)> {
-    let start = |order| match order {
+    let starts = orders.iter().map(|order| match order {
         Order::Start { receipt, .. } => {
             let (node, _) = receipt.ranked().next().unwrap();
             (node.0, receipt.cause.as_str())
         }
         other => panic!("{other:?}"),
-    };
-    orders.iter().map(start).collect()
+    });
+    starts.collect()
 }
 
 fn stops(orders: &[Order]) -> Vec<&InstanceId> {
