@@ -11,6 +11,8 @@ mod validate_container;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod validate_tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
