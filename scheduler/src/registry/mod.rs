@@ -4,11 +4,15 @@
 
 mod apply;
 mod command;
+mod members;
 mod size;
 mod validate;
+mod validate_container;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod validate_tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
