@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use chitchat::{
@@ -24,6 +25,8 @@ const KEY: &str = "r";
 const PHI: f64 = 8.0;
 /// Heartbeat intervals kept per node; each costs 8 bytes.
 const SAMPLES: usize = 60;
+/// A node is heard of several times a round, by way of others; so many until statistics say more.
+const INITIAL_PER_ROUND: u32 = 2;
 /// Longer intervals than this many rounds are breaks, not samples.
 const SAMPLE_ROUNDS_MAX: u32 = 10;
 /// How long a dead node is remembered.
@@ -37,34 +40,32 @@ const RESTART_PAUSE: Duration = Duration::from_millis(500);
 /// Changes that come together are looked at together.
 const GATHER: Duration = Duration::from_millis(10);
 
-pub(super) fn spawn(
-    mesh: Mesh,
-    config: GossipConfig,
-    trust: Arc<dyn Trust>,
-    published: watch::Receiver<Option<Published>>,
-    members: watch::Sender<Members>,
-) {
-    let carrier = Carrier::new(mesh.clone(), config.cluster_id.clone());
-    let ledger = Ledger::default();
-    let driver = Driver {
-        mesh,
-        config,
-        trust,
-        carrier,
-        published,
-        members,
-        ledger,
-    };
-    tokio::spawn(driver.run());
+/// What the driver is given.
+pub(super) struct Parts {
+    pub mesh: Mesh,
+    pub config: GossipConfig,
+    pub trust: Arc<dyn Trust>,
+    pub published: watch::Receiver<Option<Published>>,
+    pub members: watch::Sender<Members>,
+    /// Counts chitchat's deaths.
+    pub restarts: Arc<AtomicU64>,
+}
+
+pub(super) fn spawn(parts: Parts) {
+    let carrier = Carrier::new(parts.mesh.clone(), parts.config.cluster_id.clone());
+    tokio::spawn(
+        Driver {
+            parts,
+            carrier,
+            ledger: Ledger::default(),
+        }
+        .run(),
+    );
 }
 
 struct Driver {
-    mesh: Mesh,
-    config: GossipConfig,
-    trust: Arc<dyn Trust>,
+    parts: Parts,
     carrier: Arc<Carrier>,
-    published: watch::Receiver<Option<Published>>,
-    members: watch::Sender<Members>,
     ledger: Ledger,
 }
 
@@ -89,6 +90,7 @@ impl Driver {
                 handle.abort();
                 return;
             }
+            self.parts.restarts.fetch_add(1, Ordering::Relaxed);
             let culprit = self.carrier.quarantine_last();
             warn!(node = ?culprit.map(|node| node.to_string()), "gossip died; it starts again");
             sleep(RESTART_PAUSE).await;
@@ -99,7 +101,7 @@ impl Driver {
     /// and would ignore new ones that begin at zero.
     async fn start(&self, restart: u64) -> anyhow::Result<ChitchatHandle> {
         let restart = restart.min((1 << RESTART_BITS) - 1);
-        let config = &self.config;
+        let config = &self.parts.config;
         let chitchat_id = ChitchatId {
             node_id: config.me.to_string().into(),
             generation_id: config.incarnation << RESTART_BITS | restart,
@@ -115,7 +117,7 @@ impl Driver {
                 phi_threshold: PHI,
                 sampling_window_size: SAMPLES,
                 max_interval: config.interval * SAMPLE_ROUNDS_MAX,
-                initial_interval: config.interval,
+                initial_interval: config.interval / INITIAL_PER_ROUND,
                 dead_node_grace_period: DEAD_GRACE,
             },
             marked_for_deletion_grace_period: DEAD_GRACE,
@@ -123,6 +125,7 @@ impl Driver {
             extra_liveness_predicate: None,
         };
         let own = self
+            .parts
             .published
             .borrow()
             .as_ref()
@@ -145,12 +148,12 @@ impl Driver {
             })
             .await;
         let mut died = pin!(handle.termination_watcher());
-        let mut round = interval(self.config.interval);
+        let mut round = interval(self.parts.config.interval);
         round.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let end = loop {
             tokio::select! {
                 _ = &mut died => break End::Died,
-                news = self.published.changed() => {
+                news = self.parts.published.changed() => {
                     if news.is_err() {
                         break End::Stopped;
                     }
@@ -168,7 +171,7 @@ impl Driver {
 
     /// Reads everything chitchat holds, and tells the house when something is new.
     fn refresh(&mut self, chitchat: &mut Chitchat) {
-        if let Some(own) = &*self.published.borrow_and_update() {
+        if let Some(own) = &*self.parts.published.borrow_and_update() {
             // Does nothing when it is there already; a hostile member may have put something else.
             chitchat.self_node_state().set(KEY, &own.sealed);
         }
@@ -179,7 +182,7 @@ impl Driver {
             let Some(node) = check::parse_node(id.node_id.as_bytes()) else {
                 continue;
             };
-            if node == self.config.me {
+            if node == self.parts.config.me {
                 continue;
             }
             let filed = Filed {
@@ -195,7 +198,7 @@ impl Driver {
             self.hear(&filed);
         }
         self.ledger
-            .keep(|node| heard_of.contains(&node), &*self.trust);
+            .keep(|node| heard_of.contains(&node), &*self.parts.trust);
         let heard = self.carrier.heard();
         self.tell(&alive, &heard);
     }
@@ -203,14 +206,14 @@ impl Driver {
     fn hear(&mut self, filed: &Filed<'_>) {
         match self
             .ledger
-            .hear(filed, &self.config.cluster_id, &*self.trust)
+            .hear(filed, &self.parts.config.cluster_id, &*self.parts.trust)
         {
             Ok(None) => {}
             Ok(Some(record)) => {
                 debug!(node = %record.node, seq = record.seq, "a record");
-                if self.mesh.addr(record.node) != Some(record.mesh) {
+                if self.parts.mesh.addr(record.node) != Some(record.mesh) {
                     // The node's own, signed word on where it is.
-                    self.mesh.set_addr(record.node, record.mesh);
+                    self.parts.mesh.set_addr(record.node, record.mesh);
                 }
             }
             Err(rejected) => {
@@ -220,7 +223,7 @@ impl Driver {
     }
 
     fn tell(&self, alive: &BTreeSet<(NodeId, u64)>, heard: &BTreeMap<NodeId, Instant>) {
-        let recent = (self.config.interval * HEARD_ROUNDS).max(HEARD_MIN);
+        let recent = (self.parts.config.interval * HEARD_ROUNDS).max(HEARD_MIN);
         let spoke = |node| {
             heard
                 .get(&node)
@@ -229,10 +232,10 @@ impl Driver {
         let mut members = self
             .ledger
             .members(|node, incarnation| alive.contains(&(node, incarnation)) || spoke(node));
-        if let Some(own) = &*self.published.borrow() {
-            Arc::make_mut(&mut members).insert(self.config.me, (own.record.clone(), true));
+        if let Some(own) = &*self.parts.published.borrow() {
+            Arc::make_mut(&mut members).insert(self.parts.config.me, (own.record.clone(), true));
         }
-        self.members.send_if_modified(|current| {
+        self.parts.members.send_if_modified(|current| {
             if **current == *members {
                 return false;
             }

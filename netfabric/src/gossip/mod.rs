@@ -16,6 +16,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -80,6 +81,7 @@ struct Inner {
     last: Mutex<Option<NodeRecord>>,
     published: watch::Sender<Option<Published>>,
     members: watch::Receiver<Members>,
+    restarts: Arc<AtomicU64>,
 }
 
 /// A record on its way out.
@@ -102,16 +104,26 @@ impl Gossip {
         }
         let (published, to_publish) = watch::channel(None);
         let (members_in, members) = watch::channel(Members::default());
-        driver::spawn(mesh.clone(), config.clone(), trust, to_publish, members_in);
+        let restarts = Arc::new(AtomicU64::new(0));
+        driver::spawn(driver::Parts {
+            mesh: mesh.clone(),
+            config: config.clone(),
+            trust,
+            published: to_publish,
+            members: members_in,
+            restarts: restarts.clone(),
+        });
         let last = Mutex::default();
+        let inner = Inner {
+            mesh,
+            config,
+            last,
+            published,
+            members,
+            restarts,
+        };
         Ok(Self {
-            inner: Arc::new(Inner {
-                mesh,
-                config,
-                last,
-                published,
-                members,
-            }),
+            inner: Arc::new(inner),
         })
     }
 
@@ -136,6 +148,11 @@ impl Gossip {
             .published
             .send(Some(Published { record, sealed }))
             .map_err(|_| GossipError::Ended)
+    }
+
+    /// How often the carrier died and was started again; more than none deserves a look.
+    pub fn restarts(&self) -> u64 {
+        self.inner.restarts.load(Ordering::Relaxed)
     }
 
     /// Everyone's verified records, kept up to date.

@@ -338,7 +338,11 @@ async fn gossip_outlives_a_poisoned_message() {
         .unwrap();
     stream.write_frame(&poison(&house)).await.unwrap();
     stream.finish().await.unwrap();
-    // The victim's next generation is how its end and return are seen from outside.
+    let until = Instant::now() + PATIENCE;
+    while house.gossips[0].restarts() == 0 {
+        assert!(Instant::now() < until, "the poison did nothing");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     for index in 2..5 {
         let mut said = record(1, house.meshes[0].local_addr().port());
         said.registry_index = index;
@@ -349,6 +353,10 @@ async fn gossip_outlives_a_poisoned_message() {
     for gossip in &house.gossips {
         sees(gossip, "both alive", |m| all_alive(m, 2)).await;
     }
+    assert_eq!(
+        (house.gossips[0].restarts(), house.gossips[1].restarts()),
+        (1, 0)
+    );
     mesh.close().await;
     house.close().await;
 }

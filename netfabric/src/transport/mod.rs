@@ -213,7 +213,8 @@ impl Mesh {
         &self.inner.identity
     }
 
-    /// Says goodbye to every peer and stops accepting. Streams still open end with an error.
+    /// Says goodbye to every peer and stops accepting. Streams still open end with an error. The
+    /// port is free once the last clone and the last stream are dropped.
     pub async fn close(&self) {
         self.inner.endpoint.close(code::CLOSING, b"closing");
         lock(&self.inner.handlers).clear();
