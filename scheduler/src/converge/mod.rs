@@ -376,5 +376,3 @@ fn exit_reason(exit: &Exit, early: bool, said: &str) -> FailReason {
         message,
     }
 }
-//! NOTE TO THE SCHED HELPER: the integrator writes `converge` on main right now. Skip it: do place,
-//! then steward and autoscale. Delete this file before you commit.
