@@ -353,7 +353,8 @@ fn network_config(config: &Config, data: &Path) -> Result<NetworkConfig> {
     Ok(NetworkConfig {
         subnet: subnet.map_err(|e| anyhow::anyhow!("[runtime] subnet: {e}"))?,
         pool: config.runtime.network_pool,
-        ..NetworkConfig::new(config.node.name.as_str(), data.join("run/netns"))
+        deny_ports: vec![config.mesh.listen.port(), config.api.listen.port()],
+        ..NetworkConfig::of(config.node.name.as_str(), data.join("run"))
     })
 }
 

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use netfabric::identity::{Authority, csr_public_key};
-use netfabric::transport::{
-    JoinHandler, JoinPeer, JoinRefusal, JoinRequest, JoinResponse, Kind, Mesh,
+use netfabric::transport::join::{
+    JoinHandler, JoinPeer, JoinRefusal, JoinRequest, JoinResponse,
 };
+use netfabric::transport::{Kind, Mesh};
 use netfabric::wire::codec;
 use netfabric::wire::peer::{PeerRequest, PeerResponse};
 use scheduler::model::{NodeId, NodeIdentity, Role};

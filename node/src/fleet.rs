@@ -43,7 +43,9 @@ impl FleetDriver {
                 changed = self.registry.changed() => changed.is_ok(),
                 changed = self.own.changed() => {
                     let record = self.own.borrow_and_update().clone();
-                    self.gossip.publish((*record).clone());
+                    if let Err(error) = self.gossip.publish((*record).clone()) {
+                        tracing::error!(%error, "this node's record is not published");
+                    }
                     changed.is_ok()
                 }
                 _ = rtt.tick() => true,

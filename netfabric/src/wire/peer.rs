@@ -16,6 +16,11 @@ pub enum PeerRequest {
     Explain {
         subject: String,
     },
+    /// A joiner's request (`JoinRequest`, encoded) that came to a node without the CA's key.
+    Join {
+        token_hash: String,
+        request: Vec<u8>,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,6 +1,7 @@
 //! The agent's one task: inputs into the pure machine, its effects performed. No policy here.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,6 @@ use super::steps::{Prepared, Tools, service_address};
 use super::{AgentParts, RecordBase};
 use crate::clock;
 use crate::consensus::Registry;
-use crate::network::Lease;
 use crate::runtime::AdoptedState;
 use netfabric::ingress::Local;
 
@@ -44,7 +44,8 @@ pub(super) enum Input {
 /// What the machine does not need to know of an instance.
 struct Work {
     record: InstanceRecord,
-    lease: Option<Lease>,
+    /// Of its network, once it has one.
+    address: Option<Ipv4Addr>,
     stop_signal: i32,
     phases: Vec<(String, u64)>,
     lap: Instant,
@@ -100,16 +101,13 @@ impl Driver {
     pub(super) async fn adopt(&mut self) -> anyhow::Result<Vec<(InstanceId, Receipt)>> {
         let found = self.tools.runtime.adopt().await?;
         let mut receipts = Vec::new();
-        let mut leases = Vec::new();
         for adopted in found {
             let running = adopted.state == AdoptedState::Running;
             let record = self.tools.files.read(&adopted.id);
-            let spec = adopted.spec.as_ref();
-            match (record.clone(), spec.and_then(|s| s.netns.clone())) {
-                (Some(record), Some(netns)) if running => {
-                    leases.push((adopted.id.clone(), netns));
+            match record.clone() {
+                Some(record) if running => {
                     receipts.push((adopted.id.clone(), record.receipt.clone()));
-                    let stop_signal = spec.map_or(libc::SIGTERM, |s| s.stop_signal);
+                    let stop_signal = adopted.spec.map_or(libc::SIGTERM, |s| s.stop_signal);
                     self.work.insert(adopted.id.clone(), Work::new(record, stop_signal, None));
                 }
                 _ => {
@@ -119,7 +117,7 @@ impl Driver {
             }
         }
         self.remove_strays().await?;
-        self.take_over(leases).await;
+        self.take_over().await;
         Ok(receipts)
     }
 
@@ -136,7 +134,7 @@ impl Driver {
 
     async fn remove_leftover(&self, id: &InstanceId, record: Option<InstanceRecord>) {
         match record {
-            Some(record) => self.tools.remove(&record, None).await,
+            Some(record) => self.tools.remove(&record).await,
             None => {
                 let dir = self.tools.files.dir(id);
                 let removed = self.tools.runtime.delete(id).await;
@@ -149,25 +147,24 @@ impl Driver {
         }
     }
 
-    async fn take_over(&mut self, leases: Vec<(InstanceId, std::path::PathBuf)>) {
-        let adopted = self.tools.network.adopt(&leases).await;
-        for (id, lease) in adopted {
+    /// Probes and opens what runs and still has its network.
+    async fn take_over(&mut self) {
+        let running: Vec<InstanceId> = self.work.keys().cloned().collect();
+        let leases = self.tools.network.adopt(&running);
+        let addresses: BTreeMap<_, _> =
+            leases.into_iter().map(|lease| (lease.instance, lease.address)).collect();
+        for id in running {
             let Some(work) = self.work.get_mut(&id) else { continue };
-            match lease {
-                Ok(lease) => {
-                    work.lease = Some(lease);
-                    tracing::info!(instance = %id, "adopted");
-                    let admission = admission(&id, &work.record.revision);
-                    let effects = self.node.adopt(clock::now(), admission);
-                    self.watch_exit(&id);
-                    self.perform(effects);
-                }
-                Err(error) => {
-                    tracing::warn!(instance = %id, %error, "an instance lost its network");
-                    if let Some(work) = self.work.remove(&id) {
-                        self.tools.remove(&work.record, None).await;
-                    }
-                }
+            work.address = addresses.get(&id).copied();
+            if work.address.is_some() {
+                tracing::info!(instance = %id, "adopted");
+                let admission = admission(&id, &work.record.revision);
+                let effects = self.node.adopt(clock::now(), admission);
+                self.watch_exit(&id);
+                self.perform(effects);
+            } else if let Some(work) = self.work.remove(&id) {
+                tracing::warn!(instance = %id, "an instance lost its network");
+                self.tools.remove(&work.record).await;
             }
         }
     }
@@ -254,7 +251,7 @@ impl Driver {
 
     fn note_prepared(&mut self, id: &InstanceId, prepared: Prepared) {
         if let Some(work) = self.work.get_mut(id) {
-            work.lease = Some(prepared.lease);
+            work.address = Some(prepared.address);
             work.stop_signal = prepared.stop_signal;
             work.phases = prepared.phases;
             work.lap = Instant::now();
@@ -311,9 +308,9 @@ impl Driver {
 
     fn probe(&self, id: InstanceId, after_ms: u64) {
         let Some(work) = self.work.get(&id) else { return };
-        let Some(lease) = &work.lease else { return };
+        let Some(address) = work.address else { return };
         let question = Question::of(&work.record.revision.spec);
-        let address = service_address(lease.address, &work.record.revision);
+        let address = service_address(address, &work.record.revision);
         self.spawn(async move {
             if after_ms > 0 {
                 tokio::time::sleep(Duration::from_millis(after_ms)).await;
@@ -326,12 +323,12 @@ impl Driver {
     fn open(&mut self, id: &InstanceId) {
         self.lap(id, "ready");
         let Some(work) = self.work.get_mut(id) else { return };
-        let Some(lease) = &work.lease else { return };
+        let Some(address) = work.address else { return };
         let spec = &work.record.revision.spec;
         self.local.open(
             id.clone(),
             work.record.revision.key.clone(),
-            service_address(lease.address, &work.record.revision),
+            service_address(address, &work.record.revision),
             spec.port().protocol,
             spec.container_concurrency,
         );
@@ -366,9 +363,9 @@ impl Driver {
         if let Some(reply) = work.reply.take() {
             let _ = reply.send(Err(StartRefusal::NotTaking));
         }
-        let (tools, record, lease) = (self.tools.clone(), work.record.clone(), work.lease.take());
+        let (tools, record) = (self.tools.clone(), work.record.clone());
         self.spawn(async move {
-            tools.remove(&record, lease).await;
+            tools.remove(&record).await;
             Input::Removed(id)
         });
     }
@@ -452,7 +449,7 @@ async fn sleep_until(deadline: Option<scheduler::model::Now>) {
 
 impl Work {
     fn new(record: InstanceRecord, stop_signal: i32, reply: Option<Reply>) -> Self {
-        let (lease, phases, lap) = (None, Vec::new(), Instant::now());
-        Self { record, lease, stop_signal, phases, lap, reply }
+        let (address, phases, lap) = (None, Vec::new(), Instant::now());
+        Self { record, address, stop_signal, phases, lap, reply }
     }
 }

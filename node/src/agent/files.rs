@@ -46,10 +46,6 @@ impl Files {
         Ok(files)
     }
 
-    pub(super) fn instances(&self) -> &Path {
-        &self.instances
-    }
-
     pub(super) fn dir(&self, id: &InstanceId) -> PathBuf {
         self.instances.join(&id.0)
     }

@@ -215,7 +215,7 @@ impl Agent {
 
 /// Five letters and digits, enough to keep a revision's instances apart.
 fn suffix() -> String {
-    use rand::Rng;
+    use rand::RngExt;
     const ALPHABET: &[u8] = b"23456789abcdefghjkmnpqrstuvwxyz";
     let mut rng = rand::rng();
     (0..5).map(|_| char::from(ALPHABET[rng.random_range(0..ALPHABET.len())])).collect()

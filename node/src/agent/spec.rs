@@ -57,7 +57,7 @@ pub(super) fn container(
     spec.pids = container.pids;
     spec.read_only_root = container.security.read_only_root_filesystem;
     spec.add_capabilities.clone_from(&container.security.add_capabilities);
-    if let Some(signal) = image.stop_signal.as_deref().and_then(parse_signal) {
+    if let Some(signal) = parse_signal(&image.stop_signal) {
         spec.stop_signal = signal;
     }
     Ok(spec)
@@ -135,7 +135,7 @@ mod tests {
             env: vec!["PATH=/bin".into(), "PORT=1".into(), "LOG=image".into()],
             user: "www:www".into(),
             working_dir: "/srv".into(),
-            stop_signal: Some("SIGQUIT".into()),
+            stop_signal: "SIGQUIT".into(),
             ..ImageConfig::default()
         }
     }

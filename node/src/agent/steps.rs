@@ -13,7 +13,7 @@ use super::spec::{self, Parts};
 use crate::clock;
 use crate::image::ImageError;
 use crate::images::Images;
-use crate::network::{Lease, Network};
+use crate::network::Network;
 use crate::runtime::{ContainerSpec, Runtime, logs};
 
 /// Log lines told with a failure.
@@ -32,7 +32,7 @@ pub(super) struct Tools {
 /// A prepared instance: everything but its program running.
 #[derive(Debug)]
 pub(super) struct Prepared {
-    pub lease: Lease,
+    pub address: Ipv4Addr,
     pub stop_signal: i32,
     /// Phases of the cold-start bill.
     pub phases: Vec<(String, u64)>,
@@ -77,7 +77,7 @@ impl Tools {
         let snapshot = match snapshot {
             Ok(snapshot) => snapshot,
             Err(error) => {
-                self.network.release(lease);
+                self.network.release(id);
                 return Err(image_failed(&error));
             }
         };
@@ -95,10 +95,10 @@ impl Tools {
         match made {
             Ok(stop_signal) => {
                 watch.lap("create");
-                Ok(Prepared { lease, stop_signal, phases: watch.phases })
+                Ok(Prepared { address: lease.address, stop_signal, phases: watch.phases })
             }
             Err(reason) => {
-                self.network.release(lease);
+                self.network.release(id);
                 Err(reason)
             }
         }
@@ -126,7 +126,7 @@ impl Tools {
     }
 
     /// Takes away whatever there is of an instance.
-    pub(super) async fn remove(&self, record: &InstanceRecord, lease: Option<Lease>) {
+    pub(super) async fn remove(&self, record: &InstanceRecord) {
         let id = &record.id;
         let complain = |what: &str, error: &dyn std::fmt::Display| {
             tracing::warn!(instance = %id, %error, "an instance left its {what} behind");
@@ -134,9 +134,7 @@ impl Tools {
         if let Err(error) = self.runtime.delete(id).await {
             complain("container", &error);
         }
-        if let Some(lease) = lease {
-            self.network.release(lease);
-        }
+        self.network.release(id);
         let dir = self.files.dir(id);
         if let Err(error) = self.images.store().remove_snapshot(&dir).await {
             complain("root filesystem", &error);

@@ -67,7 +67,7 @@ fn put_service(key: ServiceKey, request: DeployRequest) -> PutService {
         traffic: request.traffic,
         labels: request.labels,
         annotations: request.annotations,
-        uid: ulid::Ulid::new().to_string(),
+        uid: ulid::Ulid::generate().to_string(),
         if_version: request.if_version,
     }
 }

@@ -116,21 +116,22 @@ fn routes(api: Arc<Api>) -> Router {
 /// The token, and no browser: a page that talks a browser into calling the loopback address sends
 /// an `Origin`, or a `Host` that is no address of ours.
 async fn authorise(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
-    if request.uri().path() == "/v1/healthz" {
+    if request.uri().path() == "/v1/healthz" || is_operator(&api, &request) {
         return next.run(request).await;
     }
+    let error = ApiError::new(ErrorCode::Unauthorized, "the operator token is missing or wrong")
+        .hint("pass --token or SELVEDGE_TOKEN; the node keeps it in DATA/identity/operator.token");
+    Failure(error).into_response()
+}
+
+fn is_operator(api: &Api, request: &Request) -> bool {
     let header = |name| request.headers().get(name).and_then(|v| v.to_str().ok());
     let shown = header(AUTHORIZATION).and_then(|v| v.strip_prefix("Bearer ")).unwrap_or_default();
     let local = header(HOST).is_some_and(|host| {
         let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
         name == "localhost" || name.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok()
     });
-    if local && header(ORIGIN).is_none() && same_secret(shown, &api.operator_token) {
-        return next.run(request).await;
-    }
-    let error = ApiError::new(ErrorCode::Unauthorized, "the operator token is missing or wrong")
-        .hint("pass --token or SELVEDGE_TOKEN; the node keeps it in DATA/identity/operator.token");
-    Failure(error).into_response()
+    local && header(ORIGIN).is_none() && same_secret(shown, &api.operator_token)
 }
 
 /// Compares without telling by its time how much was right.
