@@ -46,19 +46,28 @@ impl Home {
                 .hint("move it away, or name another: --config FILE")
                 .into());
         }
+        let registry = flags.data.join("registry");
+        if std::fs::read_dir(&registry).is_ok_and(|mut files| files.next().is_some()) {
+            let message = format!("{} holds an earlier node's registry", registry.display());
+            return Err(Failure::new(Exit::Conflict, message)
+                .hint("move it away, or start elsewhere: --data DIR")
+                .into());
+        }
         let had_key = identity.join(NODE_KEY).exists();
-        let home = Self {
+        Ok(Self {
             data: flags.data.clone(),
             config: flags.config.clone(),
             had_key,
-        };
-        let make = |folder: &Path| {
-            files::private_folder(folder)
-                .with_context(|| format!("cannot make {}", folder.display()))
-        };
-        make(&home.identity())?;
-        make(&home.data.join("registry"))?;
-        Ok(home)
+        })
+    }
+
+    /// Makes the folders, so that a disk that cannot be written is seen before a token is used.
+    pub fn prepare(&self) -> anyhow::Result<()> {
+        for folder in [self.identity(), self.data.join("registry")] {
+            files::private_folder(&folder)
+                .with_context(|| format!("cannot make {}", folder.display()))?;
+        }
+        Ok(())
     }
 
     pub fn identity(&self) -> PathBuf {

@@ -37,11 +37,11 @@ pub async fn run(args: JoinArgs, token: Option<&str>, out: Printer) -> anyhow::R
         Failure::usage(format!("{error}")).hint("on a member: selvedge token create")
     })?;
     machine::require_root()?;
+    let home = Home::vacant(&flags)?;
     let name = machine::name(flags.name.as_ref())?;
     let target = resolve(&args.address).await?;
     let advertise = machine::advertised(&flags, Some(target))?;
     machine::ports_are_free(&flags)?;
-    let home = Home::vacant(&flags)?;
     let me = match become_a_node(&home, &flags, &name, target, &token, advertise).await {
         Ok(me) => me,
         Err(error) => {
@@ -118,6 +118,7 @@ async fn become_a_node(
     token: &JoinToken,
     advertise: SocketAddr,
 ) -> anyhow::Result<Identity> {
+    home.prepare()?;
     let keys = NodeKeys::load_or_generate(&home.identity())?;
     let request = JoinRequest {
         name: name.clone(),

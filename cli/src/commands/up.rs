@@ -23,6 +23,7 @@ const TOKEN_SECONDS: u64 = 3600;
 pub async fn run(args: UpArgs, out: Printer) -> anyhow::Result<ExitCode> {
     let flags = args.node;
     machine::require_root()?;
+    let home = Home::vacant(&flags)?;
     let name = machine::name(flags.name.as_ref())?;
     let advertise = machine::advertised(&flags, None)?;
     machine::ports_are_free(&flags)?;
@@ -34,7 +35,6 @@ pub async fn run(args: UpArgs, out: Printer) -> anyhow::Result<ExitCode> {
             seeds: Vec::new(),
         },
     )?;
-    let home = Home::vacant(&flags)?;
     if let Err(error) = found(&home, &config, &name, out) {
         home.undo(false);
         return Err(error);
@@ -79,6 +79,7 @@ pub async fn run(args: UpArgs, out: Printer) -> anyhow::Result<ExitCode> {
 
 /// Makes the cluster's authority and this node's identity, and writes them.
 fn found(home: &Home, config: &str, name: &Name, out: Printer) -> anyhow::Result<()> {
+    home.prepare()?;
     let authority = Authority::create()?;
     let keys = NodeKeys::load_or_generate(&home.identity())?;
     let certificate = authority.sign(&keys.csr()?, FOUNDER)?;

@@ -1,4 +1,5 @@
 //! A tiny node to ask: answers as told, on a unix socket of its own, and keeps what it was asked.
+#![allow(dead_code, reason = "each test program uses its part of this")]
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -44,10 +45,16 @@ pub struct FakeNode {
 }
 
 impl FakeNode {
+    /// With its socket in a folder of its own.
     pub fn start() -> Self {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let folder =
             std::env::temp_dir().join(format!("selvedge-cli-{}-{number}", std::process::id()));
+        Self::start_at(folder)
+    }
+
+    /// With its socket in `folder`, which goes with it.
+    pub fn start_at(folder: PathBuf) -> Self {
         std::fs::create_dir_all(&folder).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
