@@ -5,9 +5,15 @@ mod args;
 mod client;
 mod commands;
 mod contexts;
+<<<<<<< HEAD
 mod demo;
+=======
+mod daemon;
+>>>>>>> cli
 mod failure;
 mod files;
+mod home;
+mod machine;
 mod manifest;
 mod nodefile;
 mod output;
