@@ -5,11 +5,8 @@ mod args;
 mod client;
 mod commands;
 mod contexts;
-<<<<<<< HEAD
-mod demo;
-=======
 mod daemon;
->>>>>>> cli
+mod demo;
 mod failure;
 mod files;
 mod home;

@@ -35,7 +35,9 @@ pub enum PeerResponse {
     },
     UnknownSubject,
     /// `Result<JoinResponse, JoinRefusal>`, encoded.
-    Joined { decided: Vec<u8> },
+    Joined {
+        decided: Vec<u8>,
+    },
     /// The request was refused before it was looked at (malformed, too large, not allowed).
     Bad {
         message: String,

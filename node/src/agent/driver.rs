@@ -30,7 +30,12 @@ const LOAD_PERIOD: Duration = Duration::from_secs(1);
 type Reply = oneshot::Sender<Result<Started, StartRefusal>>;
 
 pub(super) enum Input {
-    Start { id: InstanceId, revision: Arc<Revision>, receipt: Receipt, reply: Reply },
+    Start {
+        id: InstanceId,
+        revision: Arc<Revision>,
+        receipt: Receipt,
+        reply: Reply,
+    },
     Stop(InstanceId),
     Prepared(InstanceId, Result<Prepared, FailReason>),
     Launched(InstanceId, Result<(), FailReason>),
@@ -80,7 +85,12 @@ impl Driver {
             cgroup: parts.cgroup.into(),
         };
         let node = Node::new(parts.capacity);
-        let first = record::record(&parts.base, &node, moment(&parts.registry, &tools, Vec::new()), |_| (0, 0));
+        let first = record::record(
+            &parts.base,
+            &node,
+            moment(&parts.registry, &tools, Vec::new()),
+            |_| (0, 0),
+        );
         let (record, watched) = watch::channel(Arc::new(first));
         let driver = Self {
             base: parts.base,
@@ -108,7 +118,8 @@ impl Driver {
                 Some(record) if running => {
                     receipts.push((adopted.id.clone(), record.receipt.clone()));
                     let stop_signal = adopted.spec.map_or(libc::SIGTERM, |s| s.stop_signal);
-                    self.work.insert(adopted.id.clone(), Work::new(record, stop_signal, None));
+                    self.work
+                        .insert(adopted.id.clone(), Work::new(record, stop_signal, None));
                 }
                 _ => {
                     tracing::info!(instance = %adopted.id, state = ?adopted.state, "removing what an earlier daemon left");
@@ -151,10 +162,14 @@ impl Driver {
     async fn take_over(&mut self) {
         let running: Vec<InstanceId> = self.work.keys().cloned().collect();
         let leases = self.tools.network.adopt(&running);
-        let addresses: BTreeMap<_, _> =
-            leases.into_iter().map(|lease| (lease.instance, lease.address)).collect();
+        let addresses: BTreeMap<_, _> = leases
+            .into_iter()
+            .map(|lease| (lease.instance, lease.address))
+            .collect();
         for id in running {
-            let Some(work) = self.work.get_mut(&id) else { continue };
+            let Some(work) = self.work.get_mut(&id) else {
+                continue;
+            };
             work.address = addresses.get(&id).copied();
             if work.address.is_some() {
                 tracing::info!(instance = %id, "adopted");
@@ -195,9 +210,12 @@ impl Driver {
     fn on_input(&mut self, input: Input) {
         let now = clock::now();
         let effects = match input {
-            Input::Start { id, revision, receipt, reply } => {
-                self.admit(id, revision, receipt, reply)
-            }
+            Input::Start {
+                id,
+                revision,
+                receipt,
+                reply,
+            } => self.admit(id, revision, receipt, reply),
             Input::Stop(id) => self.node.on_stop(now, &id).1,
             Input::Prepared(id, result) => {
                 let result = result.map(|prepared| self.note_prepared(&id, prepared));
@@ -236,7 +254,11 @@ impl Driver {
         match self.node.admit(clock::now(), admission(&id, &revision)) {
             Ok(effects) => {
                 tracing::info!(instance = %id, cause = receipt.cause, "starting an instance");
-                let record = InstanceRecord { id: id.clone(), revision, receipt };
+                let record = InstanceRecord {
+                    id: id.clone(),
+                    revision,
+                    receipt,
+                };
                 let work = Work::new(record, libc::SIGTERM, Some(reply));
                 self.work.insert(id, work);
                 effects
@@ -298,7 +320,9 @@ impl Driver {
     }
 
     fn prepare(&self, id: InstanceId) {
-        let Some(work) = self.work.get(&id) else { return };
+        let Some(work) = self.work.get(&id) else {
+            return;
+        };
         let (tools, record) = (self.tools.clone(), work.record.clone());
         self.spawn(async move {
             let result = tools.prepare(&record).await;
@@ -307,7 +331,9 @@ impl Driver {
     }
 
     fn probe(&self, id: InstanceId, after_ms: u64) {
-        let Some(work) = self.work.get(&id) else { return };
+        let Some(work) = self.work.get(&id) else {
+            return;
+        };
         let Some(address) = work.address else { return };
         let question = Question::of(&work.record.revision.spec);
         let address = service_address(address, &work.record.revision);
@@ -322,7 +348,9 @@ impl Driver {
 
     fn open(&mut self, id: &InstanceId) {
         self.lap(id, "ready");
-        let Some(work) = self.work.get_mut(id) else { return };
+        let Some(work) = self.work.get_mut(id) else {
+            return;
+        };
         let Some(address) = work.address else { return };
         let spec = &work.record.revision.spec;
         self.local.open(
@@ -334,7 +362,10 @@ impl Driver {
         );
         tracing::info!(instance = %id, "ready");
         if let Some(reply) = work.reply.take() {
-            let _ = reply.send(Ok(Started { instance: id.clone(), phases: work.phases.clone() }));
+            let _ = reply.send(Ok(Started {
+                instance: id.clone(),
+                phases: work.phases.clone(),
+            }));
         }
     }
 
@@ -348,7 +379,10 @@ impl Driver {
     }
 
     fn signal(&self, id: InstanceId, signal: Option<i32>) {
-        let stop_signal = self.work.get(&id).map_or(libc::SIGTERM, |work| work.stop_signal);
+        let stop_signal = self
+            .work
+            .get(&id)
+            .map_or(libc::SIGTERM, |work| work.stop_signal);
         let (tools, signal) = (self.tools.clone(), signal.unwrap_or(stop_signal));
         tokio::spawn(async move {
             if let Err(error) = tools.runtime.signal(&id, signal).await {
@@ -359,7 +393,9 @@ impl Driver {
 
     fn remove(&mut self, id: InstanceId) {
         self.local.remove(&id);
-        let Some(work) = self.work.get_mut(&id) else { return };
+        let Some(work) = self.work.get_mut(&id) else {
+            return;
+        };
         if let Some(reply) = work.reply.take() {
             let _ = reply.send(Err(StartRefusal::NotTaking));
         }
@@ -371,12 +407,18 @@ impl Driver {
     }
 
     fn answer_failure(&mut self, id: &InstanceId) {
-        let Some(reason) = self.node.failure(id).cloned() else { return };
+        let Some(reason) = self.node.failure(id).cloned() else {
+            return;
+        };
         tracing::warn!(instance = %id, reason = reason.code, message = reason.message, "failed");
         let reply = self.work.get_mut(id).and_then(|work| work.reply.take());
         if let Some(reply) = reply {
             let FailReason { code, message } = reason;
-            let _ = reply.send(Err(StartRefusal::Failed { code, message, exit: None }));
+            let _ = reply.send(Err(StartRefusal::Failed {
+                code,
+                message,
+                exit: None,
+            }));
         }
     }
 
@@ -391,8 +433,7 @@ impl Driver {
     /// Publishes the record if anything in it but its number changed.
     fn publish(&self) {
         let moment = moment(&self.registry, &self.tools, (self.demand)());
-        let mut next =
-            record::record(&self.base, &self.node, moment, |id| self.local.sample(id));
+        let mut next = record::record(&self.base, &self.node, moment, |id| self.local.sample(id));
         self.record.send_if_modified(|current| {
             next.seq = current.seq;
             same_moments(&mut next, current);
@@ -422,7 +463,12 @@ fn moment(registry: &Registry, tools: &Tools, demand: Vec<Demand>) -> Moment {
         unix: clock::unix(),
         registry_index: registry.view().index(),
         demand,
-        images: tools.images.list().iter().map(|image| image.pin.digest.clone()).collect(),
+        images: tools
+            .images
+            .list()
+            .iter()
+            .map(|image| image.pin.digest.clone())
+            .collect(),
         serving: true,
     }
 }
@@ -450,6 +496,13 @@ async fn sleep_until(deadline: Option<scheduler::model::Now>) {
 impl Work {
     fn new(record: InstanceRecord, stop_signal: i32, reply: Option<Reply>) -> Self {
         let (address, phases, lap) = (None, Vec::new(), Instant::now());
-        Self { record, address, stop_signal, phases, lap, reply }
+        Self {
+            record,
+            address,
+            stop_signal,
+            phases,
+            lap,
+            reply,
+        }
     }
 }

@@ -46,7 +46,10 @@ struct Stopwatch {
 
 impl Stopwatch {
     fn start() -> Self {
-        Self { phases: Vec::new(), last: Instant::now() }
+        Self {
+            phases: Vec::new(),
+            last: Instant::now(),
+        }
     }
 
     fn lap(&mut self, phase: &str) {
@@ -59,15 +62,18 @@ impl Stopwatch {
 impl Tools {
     /// Image, root filesystem, network, container. What a failed step made before it failed is
     /// taken away by the removal that follows.
-    pub(super) async fn prepare(
-        &self,
-        record: &InstanceRecord,
-    ) -> Result<Prepared, FailReason> {
+    pub(super) async fn prepare(&self, record: &InstanceRecord) -> Result<Prepared, FailReason> {
         let (id, revision) = (&record.id, &record.revision);
         let mut watch = Stopwatch::start();
-        let image = self.images.pull(&revision.image).await.map_err(|e| image_failed(&e))?;
+        let image = self
+            .images
+            .pull(&revision.image)
+            .await
+            .map_err(|e| image_failed(&e))?;
         watch.lap("pull");
-        self.files.record(record).map_err(|e| disk_failed("its record", &e))?;
+        self.files
+            .record(record)
+            .map_err(|e| disk_failed("its record", &e))?;
         let dir = self.files.dir(id);
         let (snapshot, lease) = tokio::join!(
             self.images.store().snapshot(&image, &dir),
@@ -95,7 +101,11 @@ impl Tools {
         match made {
             Ok(stop_signal) => {
                 watch.lap("create");
-                Ok(Prepared { address: lease.address, stop_signal, phases: watch.phases })
+                Ok(Prepared {
+                    address: lease.address,
+                    stop_signal,
+                    phases: watch.phases,
+                })
             }
             Err(reason) => {
                 self.network.release(id);
@@ -105,7 +115,11 @@ impl Tools {
     }
 
     async fn create(&self, spec: &ContainerSpec) -> Result<(), FailReason> {
-        self.runtime.create(spec).await.map(|_| ()).map_err(|e| e.reason())
+        self.runtime
+            .create(spec)
+            .await
+            .map(|_| ())
+            .map_err(|e| e.reason())
     }
 
     pub(super) async fn launch(&self, id: &InstanceId) -> Result<(), FailReason> {
@@ -116,7 +130,12 @@ impl Tools {
     pub(super) async fn exit(&self, id: &InstanceId) -> (Exit, String) {
         let exit = self.runtime.exit(id).await.unwrap_or_else(|error| {
             tracing::warn!(instance = %id, %error, "the end of a container is not known");
-            Exit { code: 255, signal: None, oom: false, at: clock::unix() }
+            Exit {
+                code: 255,
+                signal: None,
+                oom: false,
+                at: clock::unix(),
+            }
         });
         let folder = self.runtime.folder(id);
         let lines = tokio::task::spawn_blocking(move || logs::tail(&folder, LAST_LINES)).await;
@@ -139,7 +158,11 @@ impl Tools {
         if let Err(error) = self.images.store().remove_snapshot(&dir).await {
             complain("root filesystem", &error);
         }
-        let (files, id, service) = (self.files.clone(), id.clone(), record.revision.service.clone());
+        let (files, id, service) = (
+            self.files.clone(),
+            id.clone(),
+            record.revision.service.clone(),
+        );
         let retired = tokio::task::spawn_blocking(move || files.retire(&id, &service)).await;
         if let Ok(Err(error)) = retired {
             complain("folder", &error);
@@ -148,7 +171,10 @@ impl Tools {
 }
 
 fn failed(code: &str, message: String) -> FailReason {
-    FailReason { code: code.to_owned(), message }
+    FailReason {
+        code: code.to_owned(),
+        message,
+    }
 }
 
 fn image_failed(error: &ImageError) -> FailReason {
@@ -163,4 +189,3 @@ fn disk_failed(what: &str, error: &std::io::Error) -> FailReason {
 pub(super) fn service_address(address: Ipv4Addr, revision: &Revision) -> SocketAddr {
     SocketAddr::from((address, revision.spec.port().container_port))
 }
-
