@@ -175,22 +175,20 @@ fn judge(
     bytes: u64,
 ) -> Result<Unpacked, ImageError> {
     let damage = || {
-        if let Some(expected) = plan
-            .digest
-            .clone()
-            .filter(|d| d != digest && bytes <= plan.size)
-        {
-            let (what, got) = (name.to_owned(), digest.clone());
-            return Some(ImageError::DigestMismatch {
+        let what = name.to_owned();
+        if bytes != plan.size {
+            let (expected, got) = (plan.size, bytes);
+            return Some(ImageError::SizeMismatch {
                 what,
                 expected,
                 got,
             });
         }
-        (bytes != plan.size).then(|| ImageError::SizeMismatch {
-            what: name.to_owned(),
-            expected: plan.size,
-            got: bytes,
+        let (expected, got) = (plan.digest.clone(), digest.clone());
+        (expected != got).then_some(ImageError::DigestMismatch {
+            what,
+            expected,
+            got,
         })
     };
     match unpacked {

@@ -14,7 +14,9 @@ use super::error::ImageError;
 pub(super) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub(super) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub(super) const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-pub(super) const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+const OCI_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+const OCI_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 pub(super) const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 pub(super) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 
@@ -24,6 +26,16 @@ pub(super) enum Packing {
     Plain,
     Gzip,
     Zstd,
+}
+
+impl Packing {
+    pub(super) fn media_type(self) -> &'static str {
+        match self {
+            Self::Plain => OCI_LAYER,
+            Self::Gzip => OCI_GZIP,
+            Self::Zstd => OCI_ZSTD,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -182,8 +194,8 @@ impl Index {
 /// A layer as the manifest and the configuration together describe it.
 #[derive(Debug, Clone)]
 pub(super) struct LayerPlan {
-    /// Of the packed bytes; a `docker save` archive does not say.
-    pub digest: Option<Digest>,
+    /// Of the packed bytes.
+    pub digest: Digest,
     /// Of the packed bytes.
     pub size: u64,
     pub packing: Packing,
@@ -225,7 +237,7 @@ pub(super) fn plan(
     }
     let join = |(layer, diff_id): (&Descriptor, &String)| {
         Ok(LayerPlan {
-            digest: Some(layer.digest()?),
+            digest: layer.digest()?,
             size: layer.size,
             packing: packing(&layer.media_type)?,
             diff_id: diff_id.parse()?,
@@ -251,10 +263,8 @@ pub(super) fn check_count(layers: usize, limits: &Limits) -> Result<(), ImageErr
 fn packing(media_type: &str) -> Result<Packing, ImageError> {
     match media_type {
         OCI_LAYER | "application/vnd.docker.image.rootfs.diff.tar" => Ok(Packing::Plain),
-        "application/vnd.oci.image.layer.v1.tar+gzip"
-        | "application/vnd.docker.image.rootfs.diff.tar.gzip" => Ok(Packing::Gzip),
-        "application/vnd.oci.image.layer.v1.tar+zstd"
-        | "application/vnd.docker.image.rootfs.diff.tar.zstd" => Ok(Packing::Zstd),
+        OCI_GZIP | "application/vnd.docker.image.rootfs.diff.tar.gzip" => Ok(Packing::Gzip),
+        OCI_ZSTD | "application/vnd.docker.image.rootfs.diff.tar.zstd" => Ok(Packing::Zstd),
         other => Err(ImageError::Unsupported {
             what: "layer".to_owned(),
             detail: format!(

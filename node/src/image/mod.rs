@@ -12,6 +12,7 @@
 //! ```
 
 mod access;
+mod books;
 mod budget;
 mod config;
 mod digest;
@@ -33,6 +34,7 @@ mod tree;
 mod unpack;
 
 pub use access::{Credentials, Patience, RegistryConfig};
+pub use books::Image;
 pub use budget::Limits;
 pub use config::ImageConfig;
 pub use digest::Digest;
@@ -40,7 +42,7 @@ pub use error::ImageError;
 pub use pull::{Progress, ProgressFn};
 pub use reference::Reference;
 pub use snapshot::Snapshot;
-pub use store::{Image, Store};
+pub use store::Store;
 
 #[cfg(test)]
 mod testing;

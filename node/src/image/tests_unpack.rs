@@ -183,7 +183,7 @@ fn layers(dir: &TempDir) -> Layers {
 }
 
 fn plan(packed: &[u8], raw: &[u8], packing: Packing) -> LayerPlan {
-    let (digest, size) = (Some(Digest::of(packed)), packed.len() as u64);
+    let (digest, size) = (Digest::of(packed), packed.len() as u64);
     LayerPlan {
         digest,
         size,
@@ -207,7 +207,7 @@ fn a_layer_is_kept_only_when_both_digests_fit() {
     for (packing, packed) in &packings {
         let good = plan(packed, &raw, *packing);
         let wrong_digest = LayerPlan {
-            digest: Some(Digest::of(b"else")),
+            digest: Digest::of(b"else"),
             ..good.clone()
         };
         let error = layers
