@@ -71,7 +71,7 @@ impl NetworkConfig {
     }
 }
 
-/// Eight characters that tell names apart where there is no room for them (FNV-1a, folded).
+/// Six characters that tell names apart where there is no room for them (FNV-1a, folded).
 fn tag(name: &str) -> String {
     let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
         (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)

@@ -136,6 +136,15 @@ impl Drop for World {
                 both.into_iter().flatten().for_each(Process::kill);
             }
         }
+        // A test that failed before it closed its network.
+        for entry in fs::read_dir(self.folder.join("run/netns"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let flags = rustix::mount::UnmountFlags::DETACH;
+            let _ = rustix::mount::unmount(entry.path(), flags);
+        }
         let _ = Cgroup::at(&self.group).remove(PATIENCE);
         cgroup::remove_if_empty(&self.group);
         let _ = fs::remove_dir_all(&self.folder);
