@@ -6,6 +6,7 @@ mod client;
 mod commands;
 mod contexts;
 mod daemon;
+mod demo;
 mod failure;
 mod files;
 mod home;

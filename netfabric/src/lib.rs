@@ -1,6 +1,8 @@
 //! Carries. Identity, transport, gossip, the public door and DNS.
 
+pub mod gossip;
 pub mod identity;
 pub mod transport;
 
+pub mod dns;
 pub mod wire;

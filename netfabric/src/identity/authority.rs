@@ -17,13 +17,12 @@ use super::{IdentityError, JoinToken, NodeKeys, files, hex, random, sha256_hex, 
 
 pub(super) const CA_FILE: &str = "ca.pem";
 const CA_KEY_FILE: &str = "ca.key";
-const DAY: Duration = Duration::from_secs(24 * 3600);
 /// The CA outlives the hardware; its rotation is a deliberate act.
-const CA_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+const CA_LIFE: Duration = Duration::from_hours(10 * 365 * 24);
 /// Short enough that a lost node's certificate dies by itself, long enough for a long holiday.
-const LEAF_LIFE: Duration = DAY.saturating_mul(30);
+const LEAF_LIFE: Duration = Duration::from_hours(30 * 24);
 /// Nodes' clocks may be a little behind the signer's.
-const BACKDATE: Duration = Duration::from_secs(5 * 60);
+const BACKDATE: Duration = Duration::from_mins(5);
 /// Subject of every CA: this and the cluster id.
 const CA_PREFIX: &str = "selvedge ";
 
@@ -143,6 +142,18 @@ impl Authority {
     }
 }
 
+/// The Ed25519 key that a signing request (PEM) is about; its own signature on it was checked.
+pub fn csr_public_key(csr_pem: &str) -> Result<[u8; 32], IdentityError> {
+    let request = CertificateSigningRequestParams::from_pem(csr_pem)
+        .map_err(|_| IdentityError::Malformed("signing request"))?;
+    let not_ed25519 =
+        IdentityError::Mismatch { what: "signing request", why: "its key is not Ed25519" };
+    if PublicKeyData::algorithm(&request.public_key) != &PKCS_ED25519 {
+        return Err(not_ed25519);
+    }
+    request.public_key.der_bytes().try_into().map_err(|_| not_ed25519)
+}
+
 /// From a little ago for `life`, under a serial number of its own.
 fn validity(params: &mut CertificateParams, life: Duration) -> Result<(), IdentityError> {
     let from = SystemTime::now() - BACKDATE;
@@ -186,9 +197,9 @@ mod tests {
         assert_eq!(loaded.cluster_id(), made.cluster_id());
         assert_eq!(loaded.ca_hash(), made.ca_hash());
         assert!(Authority::is_in(&home));
-        let mode = |p: &Path| std::fs::metadata(p).unwrap().permissions().mode() & 0o777;
-        assert_eq!(mode(&home), 0o700);
-        assert_eq!(mode(&home.join(CA_KEY_FILE)), 0o600);
+        let bits = |p: &Path| std::fs::metadata(p).unwrap().permissions().mode() & 0o777;
+        assert_eq!(bits(&home), 0o700);
+        assert_eq!(bits(&home.join(CA_KEY_FILE)), 0o600);
         assert!(!format!("{made:?}").contains("PRIVATE"));
     }
 

@@ -21,7 +21,7 @@ use ring::signature::{ED25519, UnparsedPublicKey};
 pub use authority::Authority;
 pub use keys::NodeKeys;
 pub use node::Identity;
-pub use tls::{ALPN_JOIN, ALPN_MESH, MESH_NAME, Peer, join_client_config};
+pub use tls::{ALPN_JOIN, ALPN_MESH, MESH_NAME, Peer, ca_hash, join_client_config};
 pub use token::{JoinToken, TokenError};
 
 /// What can go wrong with keys, certificates and their files.

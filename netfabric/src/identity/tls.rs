@@ -47,9 +47,14 @@ pub(super) fn certificate_from_pem(
     CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|_| IdentityError::Malformed(what))
 }
 
+/// Lowercase hex SHA-256 of a CA certificate (PEM)'s DER: what a join token pins.
+pub fn ca_hash(ca_pem: &str) -> Result<String, IdentityError> {
+    Ok(sha256_hex(&certificate_from_pem(ca_pem, "CA certificate")?))
+}
+
 fn parse(der: &[u8]) -> Result<X509Certificate<'_>, IdentityError> {
     match X509Certificate::from_der(der) {
-        Ok((rest, certificate)) if rest.is_empty() => Ok(certificate),
+        Ok(([], certificate)) => Ok(certificate),
         _ => Err(IdentityError::Malformed("certificate")),
     }
 }

@@ -31,7 +31,7 @@ pub enum TokenError {
 
 impl JoinToken {
     /// A new token for the cluster whose CA has this hash.
-    pub(super) fn create(ca_hash: String) -> Result<Self, IdentityError> {
+    pub fn create(ca_hash: String) -> Result<Self, IdentityError> {
         Ok(Self {
             ca_hash,
             secret: hex(&random::<{ SECRET_LEN / 2 }>()?),

@@ -33,17 +33,15 @@ impl Mesh {
         let until = Instant::now() + deadline;
         let question = codec::encode(question)?;
         let mut stream = self.open(to, kind, deadline).await?;
-        let (asked, received) = (Instant::now(), stream.link().received());
-        match timeout_at(until, ask(&mut stream, &question)).await {
-            Ok(result) => result,
-            Err(_) => {
-                if asked.elapsed() >= SILENCE {
-                    stream.link().doubt(received);
-                }
-                stream.end_with(code::ABORTED);
-                Err(TransportError::Deadline("waiting for the answer"))
-            }
+        let (asked, received) = (Instant::now(), stream.pulse().1);
+        if let Ok(result) = timeout_at(until, ask(&mut stream, &question)).await {
+            return result;
         }
+        if asked.elapsed() >= SILENCE {
+            stream.doubt(received);
+        }
+        stream.end_with(code::ABORTED);
+        Err(TransportError::Deadline("waiting for the answer"))
     }
 
     /// Answers every call of `kind` with what `answer` returns.

@@ -15,7 +15,9 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::{Inner, code, endpoint, lock};
-use crate::identity::{IdentityError, JoinToken, MESH_NAME, join_client_config, sha256_hex};
+use crate::identity::{
+    IdentityError, JoinToken, MESH_NAME, ca_hash, join_client_config, sha256_hex,
+};
 use crate::wire::frame::{self, FrameError};
 
 /// What anyone on the network may make this node read before it knows them.
@@ -119,9 +121,11 @@ pub enum JoinError {
     Identity(#[from] IdentityError),
     #[error("nobody answers at {0}")]
     Unreachable(SocketAddr),
+    /// Its certificate, or the CA it hands out, is not from the CA that the token names. In the
+    /// first case the token was not sent.
     #[error(
         "the cluster at {0} is not the one this token is for (its CA is another one); \
-         the token was not sent"
+         nothing was taken from it"
     )]
     WrongCluster(SocketAddr),
     #[error("connecting to {addr}: {source}")]
@@ -179,7 +183,11 @@ pub async fn enroll(
             .await
             .map_err(|source| JoinError::Talk { addr, source })?;
         conn.close(code::CLOSING, b"done");
-        answer.map_err(JoinError::Refused)
+        let response = answer?;
+        if ca_hash(&response.ca)? != token.ca_hash() {
+            return Err(JoinError::WrongCluster(addr));
+        }
+        Ok(response)
     };
     let result = timeout(deadline, talk)
         .await

@@ -16,6 +16,8 @@ struct Door {
     cluster: Arc<Cluster>,
     token_hash: String,
     refuse: Mutex<Option<JoinRefusal>>,
+    /// What it hands out as the cluster's CA.
+    ca: Mutex<String>,
     asked: Mutex<Vec<JoinRequest>>,
 }
 
@@ -43,7 +45,7 @@ impl JoinHandler for Door {
             node,
             cluster_id: authority.cluster_id().to_owned(),
             certificate,
-            ca: authority.ca_pem().to_owned(),
+            ca: lock(&self.ca).clone(),
             ca_key: Some(authority.key_pem()),
             peers: vec![],
             // Larger than a request may be: answers have a limit of their own.
@@ -67,6 +69,7 @@ fn house() -> House {
         cluster: cluster.clone(),
         token_hash: token.secret_hash(),
         refuse: Mutex::default(),
+        ca: Mutex::new(cluster.authority.ca_pem().to_owned()),
         asked: Mutex::default(),
     });
     mesh.serve_join(door.clone());
@@ -168,6 +171,18 @@ async fn another_cluster_never_sees_the_token() {
         .unwrap_err();
     assert!(matches!(error, JoinError::WrongCluster(_)), "{error}");
     assert!(lock(&house.door.asked).is_empty());
+    house.mesh.close().await;
+}
+
+#[tokio::test]
+async fn a_ca_that_the_token_does_not_name_is_not_taken() {
+    let house = house();
+    *lock(&house.door.ca) = Cluster::found().authority.ca_pem().to_owned();
+    let asked = request(NodeKeys::generate().unwrap().csr().unwrap());
+    let error = enroll(house.mesh.local_addr(), &house.token, asked, PATIENCE)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, JoinError::WrongCluster(_)), "{error}");
     house.mesh.close().await;
 }
 

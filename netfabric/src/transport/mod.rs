@@ -20,7 +20,6 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use quinn::VarInt;
 use scheduler::model::NodeId;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -214,7 +213,8 @@ impl Mesh {
         &self.inner.identity
     }
 
-    /// Says goodbye to every peer and stops accepting. Streams still open end with an error.
+    /// Says goodbye to every peer and stops accepting. Streams still open end with an error. The
+    /// port is free once the last clone and the last stream are dropped.
     pub async fn close(&self) {
         self.inner.endpoint.close(code::CLOSING, b"closing");
         lock(&self.inner.handlers).clear();
@@ -355,7 +355,7 @@ async fn welcomed(conn: &quinn::Connection) -> Result<(), quinn::ConnectionError
             Err(error)
         }
         _ => {
-            conn.close(VarInt::from(code::MALFORMED), b"no welcome");
+            conn.close(code::MALFORMED, b"no welcome");
             Err(quinn::ConnectionError::LocallyClosed)
         }
     }

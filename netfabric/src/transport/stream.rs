@@ -51,10 +51,6 @@ impl MeshStream {
         Ok(stream)
     }
 
-    pub(super) fn link(&self) -> &Arc<Link> {
-        &self.link
-    }
-
     /// The node at the other end, as its certificate says.
     pub fn peer(&self) -> NodeId {
         self.link.peer.node
@@ -66,6 +62,17 @@ impl MeshStream {
 
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// Which connection this is, and how many datagrams have come on it so far.
+    pub(crate) fn pulse(&self) -> (usize, u64) {
+        (self.link.conn.stable_id(), self.link.received())
+    }
+
+    /// Says that nothing has come on the connection since `received` was read, though something
+    /// should have: it is not used again until something does.
+    pub(crate) fn doubt(&self, received: u64) {
+        self.link.doubt(received);
     }
 
     /// One frame, at most [`Kind::frame_limit`] bytes; `None` at the end of the stream. Needs a

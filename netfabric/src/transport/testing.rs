@@ -100,8 +100,10 @@ impl Doomed {
         self.mesh.as_ref().unwrap()
     }
 
-    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.runtime.as_ref().unwrap().spawn(task);
+    /// Does something whose tasks belong to this node.
+    pub fn inside<T>(&self, act: impl FnOnce() -> T) -> T {
+        let _inside = self.runtime.as_ref().map(tokio::runtime::Runtime::enter);
+        act()
     }
 
     /// Ends all its tasks where they stand and frees its port.

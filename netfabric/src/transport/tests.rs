@@ -104,7 +104,7 @@ async fn a_megabyte_goes_both_ways() {
         write.shutdown().await.unwrap();
     };
     let mut back = Vec::new();
-    let (_, result) = timeout(PATIENCE, async {
+    let ((), result) = timeout(PATIENCE, async {
         tokio::join!(send, read.read_to_end(&mut back))
     })
     .await

@@ -1,0 +1,478 @@
+//! The JSON documents of an image: index, manifest, configuration. Parsing, and the checks that
+//! need no bytes but these. Own structs, because Docker writes `null` where the specification
+//! has no field, and because a document must be refused that reads as two things at once.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::Limits;
+use super::digest::Digest;
+use super::error::ImageError;
+
+pub(super) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub(super) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(super) const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+pub(super) const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+pub(super) const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+pub(super) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+
+/// How a layer's tar is packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Packing {
+    Plain,
+    Gzip,
+    Zstd,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Descriptor {
+    #[serde(default)]
+    pub media_type: String,
+    pub digest: String,
+    pub size: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<Platform>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub annotations: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Platform {
+    #[serde(default)]
+    pub architecture: String,
+    #[serde(default)]
+    pub os: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variant: Option<String>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Manifest {
+    pub schema_version: u32,
+    #[serde(default)]
+    pub media_type: Option<String>,
+    pub config: Descriptor,
+    pub layers: Vec<Descriptor>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Index {
+    pub manifests: Vec<Descriptor>,
+}
+
+/// What the bytes behind a manifest's name turned out to be.
+#[derive(Debug)]
+pub(super) enum Document {
+    Index(Index),
+    Manifest(Manifest),
+}
+
+/// Only to see which kind of document this is, before it is read as one.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Shape {
+    schema_version: u32,
+    #[serde(default)]
+    media_type: Option<String>,
+    #[serde(default)]
+    manifests: Option<serde::de::IgnoredAny>,
+    #[serde(default)]
+    layers: Option<serde::de::IgnoredAny>,
+    #[serde(default)]
+    config: Option<serde::de::IgnoredAny>,
+}
+
+impl Document {
+    /// Reads `bytes` as exactly one kind of document. One that carries the fields of both an index
+    /// and a manifest means different things to different readers, and is refused.
+    pub(super) fn parse(what: &str, bytes: &[u8]) -> Result<Self, ImageError> {
+        let malformed = |e: serde_json::Error| ImageError::malformed(what, e);
+        let unsupported = |detail: &str| ImageError::Unsupported {
+            what: what.to_owned(),
+            detail: detail.to_owned(),
+        };
+        let shape: Shape = serde_json::from_slice(bytes).map_err(malformed)?;
+        if shape.schema_version != 2 {
+            return Err(unsupported("a manifest of another schema version than 2"));
+        }
+        let (index, manifest) = (
+            shape.manifests.is_some(),
+            shape.layers.is_some() || shape.config.is_some(),
+        );
+        match (index, manifest, shape.media_type.as_deref()) {
+            (true, false, None | Some(OCI_INDEX | DOCKER_INDEX)) => Ok(Self::Index(
+                serde_json::from_slice(bytes).map_err(malformed)?,
+            )),
+            (false, true, None | Some(OCI_MANIFEST | DOCKER_MANIFEST)) => Ok(Self::Manifest(
+                serde_json::from_slice(bytes).map_err(malformed)?,
+            )),
+            (_, _, Some(other)) if !is_known(other) => Err(unsupported(other)),
+            _ => Err(ImageError::malformed(
+                what,
+                "it is neither an index nor a manifest alone",
+            )),
+        }
+    }
+}
+
+fn is_known(media_type: &str) -> bool {
+    matches!(
+        media_type,
+        OCI_INDEX | DOCKER_INDEX | OCI_MANIFEST | DOCKER_MANIFEST
+    )
+}
+
+/// This machine, in the words of the image specification.
+pub(super) fn host_architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+impl Index {
+    /// The entry for linux on this machine's architecture. Entries without a platform count only
+    /// when nothing else is offered (an archive's index names its one image so).
+    pub(super) fn choose(&self, reference: &str) -> Result<&Descriptor, ImageError> {
+        let arch = host_architecture();
+        let fits = |d: &&Descriptor| {
+            d.platform
+                .as_ref()
+                .is_some_and(|p| p.os == "linux" && p.architecture == arch)
+        };
+        if let Some(found) = self.manifests.iter().find(fits) {
+            return Ok(found);
+        }
+        match self.manifests.as_slice() {
+            [only] if only.platform.is_none() => Ok(only),
+            _ => Err(ImageError::NoPlatform {
+                reference: reference.to_owned(),
+                wanted: format!("linux/{arch}"),
+                offered: self.offered(),
+            }),
+        }
+    }
+
+    fn offered(&self) -> String {
+        let names: Vec<String> = self
+            .manifests
+            .iter()
+            .filter_map(|d| d.platform.as_ref())
+            .filter(|p| p.os != "unknown")
+            .map(|p| match &p.variant {
+                Some(variant) => format!("{}/{}/{variant}", p.os, p.architecture),
+                None => format!("{}/{}", p.os, p.architecture),
+            })
+            .take(20)
+            .collect();
+        if names.is_empty() {
+            "nothing".to_owned()
+        } else {
+            names.join(", ")
+        }
+    }
+}
+
+/// A layer as the manifest and the configuration together describe it.
+#[derive(Debug, Clone)]
+pub(super) struct LayerPlan {
+    /// Of the packed bytes; a `docker save` archive does not say.
+    pub digest: Option<Digest>,
+    /// Of the packed bytes.
+    pub size: u64,
+    pub packing: Packing,
+    pub diff_id: Digest,
+}
+
+impl Descriptor {
+    pub(super) fn digest(&self) -> Result<Digest, ImageError> {
+        self.digest.parse()
+    }
+}
+
+/// Joins a manifest's layers with the configuration's diff ids, within the limits.
+pub(super) fn plan(
+    manifest: &Manifest,
+    config: &ConfigFile,
+    limits: &Limits,
+) -> Result<Vec<LayerPlan>, ImageError> {
+    let diff_ids = &config.rootfs.diff_ids;
+    if manifest.layers.len() != diff_ids.len() {
+        let detail = format!(
+            "{} layers but {} diff ids",
+            manifest.layers.len(),
+            diff_ids.len()
+        );
+        return Err(ImageError::malformed("manifest", detail));
+    }
+    check_count(diff_ids.len(), limits)?;
+    let total = manifest
+        .layers
+        .iter()
+        .try_fold(0_u64, |sum, l| sum.checked_add(l.size));
+    if total.is_none_or(|sum| sum > limits.compressed) {
+        let what = "the image's compressed size".to_owned();
+        return Err(ImageError::TooLarge {
+            what,
+            limit: limits.compressed,
+        });
+    }
+    let join = |(layer, diff_id): (&Descriptor, &String)| {
+        Ok(LayerPlan {
+            digest: Some(layer.digest()?),
+            size: layer.size,
+            packing: packing(&layer.media_type)?,
+            diff_id: diff_id.parse()?,
+        })
+    };
+    manifest.layers.iter().zip(diff_ids).map(join).collect()
+}
+
+pub(super) fn check_count(layers: usize, limits: &Limits) -> Result<(), ImageError> {
+    if layers == 0 {
+        return Err(ImageError::malformed("manifest", "the image has no layers"));
+    }
+    if layers > limits.layers {
+        let what = "the number of layers".to_owned();
+        return Err(ImageError::TooLarge {
+            what,
+            limit: limits.layers as u64,
+        });
+    }
+    Ok(())
+}
+
+fn packing(media_type: &str) -> Result<Packing, ImageError> {
+    match media_type {
+        OCI_LAYER | "application/vnd.docker.image.rootfs.diff.tar" => Ok(Packing::Plain),
+        "application/vnd.oci.image.layer.v1.tar+gzip"
+        | "application/vnd.docker.image.rootfs.diff.tar.gzip" => Ok(Packing::Gzip),
+        "application/vnd.oci.image.layer.v1.tar+zstd"
+        | "application/vnd.docker.image.rootfs.diff.tar.zstd" => Ok(Packing::Zstd),
+        other => Err(ImageError::Unsupported {
+            what: "layer".to_owned(),
+            detail: format!(
+                "media type `{}`",
+                other.chars().take(120).collect::<String>()
+            ),
+        }),
+    }
+}
+
+/// The image's configuration document, the parts that matter here.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct ConfigFile {
+    #[serde(default)]
+    pub architecture: String,
+    #[serde(default)]
+    pub os: String,
+    #[serde(default)]
+    pub config: Option<ConfigBody>,
+    pub rootfs: RootFs,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct RootFs {
+    #[serde(default)]
+    pub diff_ids: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(super) struct ConfigBody {
+    pub user: Option<String>,
+    pub exposed_ports: Option<BTreeMap<String, serde::de::IgnoredAny>>,
+    pub env: Option<Vec<String>>,
+    pub entrypoint: Option<Vec<String>>,
+    pub cmd: Option<Vec<String>>,
+    pub working_dir: Option<String>,
+    pub stop_signal: Option<String>,
+}
+
+impl ConfigFile {
+    pub(super) fn parse(bytes: &[u8]) -> Result<Self, ImageError> {
+        let file: Self = serde_json::from_slice(bytes)
+            .map_err(|e| ImageError::malformed("image configuration", e))?;
+        Ok(file)
+    }
+
+    /// Refuses an image built for another machine: it would die with "exec format error".
+    pub(super) fn check_platform(&self, reference: &str) -> Result<(), ImageError> {
+        let arch = host_architecture();
+        let fits = |have: &str, want: &str| have.is_empty() || have == want;
+        if fits(&self.os, "linux") && fits(&self.architecture, arch) {
+            return Ok(());
+        }
+        Err(ImageError::NoPlatform {
+            reference: reference.to_owned(),
+            wanted: format!("linux/{arch}"),
+            offered: format!("{}/{}", self.os, self.architecture),
+        })
+    }
+}
+
+/// What an image says about how to run it. Empty means it does not say.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageConfig {
+    pub entrypoint: Vec<String>,
+    pub cmd: Vec<String>,
+    /// `NAME=VALUE`, as written in the image.
+    pub env: Vec<String>,
+    pub working_dir: String,
+    /// `user`, `user:group`, or numbers, as written in the image.
+    pub user: String,
+    /// TCP ports, ascending.
+    pub exposed_ports: Vec<u16>,
+    pub stop_signal: String,
+}
+
+impl From<&ConfigFile> for ImageConfig {
+    fn from(file: &ConfigFile) -> Self {
+        let body = file.config.clone().unwrap_or_default();
+        let tcp = |text: &String| match text.split_once('/') {
+            Some((port, "tcp")) => port.parse().ok(),
+            Some(_) => None,
+            None => text.parse().ok(),
+        };
+        let mut exposed_ports: Vec<u16> = body
+            .exposed_ports
+            .unwrap_or_default()
+            .keys()
+            .filter_map(tcp)
+            .collect();
+        exposed_ports.sort_unstable();
+        Self {
+            entrypoint: body.entrypoint.unwrap_or_default(),
+            cmd: body.cmd.unwrap_or_default(),
+            env: body.env.unwrap_or_default(),
+            working_dir: body.working_dir.unwrap_or_default(),
+            user: body.user.unwrap_or_default(),
+            exposed_ports,
+            stop_signal: body.stop_signal.unwrap_or_default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn descriptor(platform: &str) -> String {
+        format!(
+            r#"{{"digest":"sha256:{}","size":1{platform}}}"#,
+            "0".repeat(64)
+        )
+    }
+
+    fn index(entries: &[String]) -> Index {
+        let text = format!(
+            r#"{{"schemaVersion":2,"manifests":[{}]}}"#,
+            entries.join(",")
+        );
+        match Document::parse("index", text.as_bytes()).expect("index") {
+            Document::Index(index) => index,
+            Document::Manifest(_) => panic!("an index"),
+        }
+    }
+
+    #[test]
+    fn a_document_is_one_thing() {
+        let d = descriptor("");
+        let table = [
+            (
+                format!(r#"{{"schemaVersion":2,"config":{d},"layers":[]}}"#),
+                None,
+            ),
+            (
+                format!(r#"{{"schemaVersion":2,"config":{d},"layers":[],"manifests":[]}}"#),
+                Some("ImageInvalid"),
+            ),
+            (
+                format!(
+                    r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","config":{d},"layers":[]}}"#
+                ),
+                Some("ImageInvalid"),
+            ),
+            (
+                r#"{"schemaVersion":1,"manifests":[]}"#.to_owned(),
+                Some("ImageInvalid"),
+            ),
+            (
+                r#"{"schemaVersion":2,"mediaType":"x/y","manifests":[]}"#.to_owned(),
+                Some("ImageInvalid"),
+            ),
+            ("[]".to_owned(), Some("ImageInvalid")),
+            (String::new(), Some("ImageInvalid")),
+        ];
+        for (text, code) in table {
+            let found = Document::parse("manifest", text.as_bytes())
+                .err()
+                .map(|e| e.code());
+            assert_eq!(found, code, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_index_entry_for_this_machine_is_chosen() {
+        let on = |os: &str, arch: &str| {
+            descriptor(&format!(
+                r#","platform":{{"os":"{os}","architecture":"{arch}"}}"#
+            ))
+        };
+        let arch = host_architecture();
+        let found = index(&[
+            on("windows", arch),
+            on("unknown", "unknown"),
+            on("linux", arch),
+        ]);
+        let platform = found
+            .choose("r/a:t")
+            .expect("ours")
+            .platform
+            .clone()
+            .expect("named");
+        assert_eq!(
+            (platform.os.as_str(), platform.architecture.as_str()),
+            ("linux", arch)
+        );
+
+        let error = index(&[on("linux", "s390x")])
+            .choose("r/a:t")
+            .expect_err("not ours");
+        assert!(
+            error.to_string().contains("it offers linux/s390x"),
+            "{error}"
+        );
+        assert!(index(&[descriptor("")]).choose("r/a:t").is_ok());
+        assert!(
+            index(&[descriptor(""), descriptor("")])
+                .choose("r/a:t")
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn dockers_nulls_are_read_as_nothing() {
+        let text = r#"{"architecture":"amd64","os":"linux","config":{"Entrypoint":null,
+            "Cmd":["sh"],"Env":null,"ExposedPorts":{"8080/tcp":{},"53/udp":{},"80/tcp":{}}},
+            "rootfs":{"type":"layers","diff_ids":[]}}"#;
+        let config = ImageConfig::from(&ConfigFile::parse(text.as_bytes()).expect("valid"));
+        assert_eq!(config.cmd, ["sh"]);
+        assert_eq!(config.exposed_ports, [80, 8080]);
+        assert!(config.entrypoint.is_empty() && config.env.is_empty());
+    }
+
+    #[test]
+    fn foreign_layers_are_refused() {
+        let foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
+        assert!(matches!(
+            packing(foreign),
+            Err(ImageError::Unsupported { .. })
+        ));
+    }
+}

@@ -1,0 +1,132 @@
+//! The control groups of one container, under whichever hierarchy the machine has: version 1
+//! with its controllers mounted one by one, or version 2 alone.
+//!
+//! libcontainer makes them and puts the container in; here they are read, emptied and removed,
+//! also when the shim that owned them is gone. Version 1 is what the tests run on.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+const ROOT: &str = "/sys/fs/cgroup";
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// Whether version 2 is the machine's only hierarchy.
+#[must_use]
+pub fn is_unified() -> bool {
+    Path::new(ROOT).join("cgroup.controllers").exists()
+}
+
+/// The folders of one group, one per hierarchy.
+#[derive(Debug, Clone)]
+pub struct Cgroup {
+    folders: Vec<PathBuf>,
+}
+
+impl Cgroup {
+    /// The group at `path` (absolute below the cgroup root). It need not exist.
+    #[must_use]
+    pub fn at(path: &Path) -> Self {
+        let below = path.strip_prefix("/").unwrap_or(path);
+        let folders = hierarchies().into_iter().map(|root| root.join(below)).collect();
+        Self { folders }
+    }
+
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        self.folders.iter().any(|f| f.exists())
+    }
+
+    /// The folder in which version 1 keeps `controller`, or version 2's only folder.
+    #[must_use]
+    pub fn folder(&self, controller: &str) -> Option<PathBuf> {
+        match self.folders.as_slice() {
+            [only] if is_unified() => Some(only.clone()),
+            many => {
+                let root = Path::new(ROOT).join(controller);
+                many.iter().find(|f| f.starts_with(&root)).cloned()
+            }
+        }
+    }
+
+    /// Processes the kernel killed in it because its memory was used up.
+    #[must_use]
+    pub fn oom_kills(&self) -> u64 {
+        let Some(folder) = self.folder("memory") else { return 0 };
+        let file = if is_unified() { "memory.events" } else { "memory.oom_control" };
+        let text = fs::read_to_string(folder.join(file)).unwrap_or_default();
+        text.lines()
+            .filter_map(|line| line.strip_prefix("oom_kill "))
+            .filter_map(|count| count.trim().parse().ok())
+            .next()
+            .unwrap_or(0)
+    }
+
+    /// Kills everything in it and removes it, waiting until `deadline` for the dying to be gone.
+    ///
+    /// # Errors
+    /// The last refusal when it could not be emptied in time.
+    pub fn remove(&self, deadline: Duration) -> io::Result<()> {
+        let end = Instant::now() + deadline;
+        for folder in &self.folders {
+            loop {
+                match remove_tree(folder) {
+                    Ok(()) => break,
+                    Err(refusal) if Instant::now() >= end => return Err(refusal),
+                    Err(_) => {
+                        kill_members(folder);
+                        std::thread::sleep(PAUSE);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Removes a node's own group once no container is left in it. Groups still in use stay.
+pub fn remove_if_empty(path: &Path) {
+    for folder in Cgroup::at(path).folders {
+        // Refused with EBUSY while a container is below it, which is the point.
+        let _ = fs::remove_dir(folder);
+    }
+}
+
+/// The mounted hierarchies a container is put into.
+fn hierarchies() -> Vec<PathBuf> {
+    if is_unified() {
+        return vec![PathBuf::from(ROOT)];
+    }
+    let Ok(entries) = fs::read_dir(ROOT) else { return Vec::new() };
+    let mut roots: Vec<PathBuf> = entries
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .filter(|path| !path.is_symlink() && path.join("cgroup.procs").exists())
+        .filter(|path| !path.ends_with("unified") && !path.ends_with("systemd"))
+        .collect();
+    roots.sort();
+    roots
+}
+
+/// Removes `folder` and groups below it; a group that is not there is removed.
+fn remove_tree(folder: &Path) -> io::Result<()> {
+    match fs::remove_dir(folder) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(_) => {}
+        Ok(()) => return Ok(()),
+    }
+    for entry in fs::read_dir(folder)?.filter_map(Result::ok) {
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            remove_tree(&entry.path())?;
+        }
+    }
+    fs::remove_dir(folder)
+}
+
+fn kill_members(folder: &Path) {
+    let text = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+    for pid in text.lines().filter_map(|line| line.parse::<i32>().ok()) {
+        super::process::kill(pid, rustix::process::Signal::KILL);
+    }
+}

@@ -1,0 +1,124 @@
+//! Containers on this node: made, started, signalled, awaited, removed, and found again after the
+//! daemon was gone.
+//!
+//! Owns nothing but what is in the instances' folders and below their cgroups. What should run
+//! is the agent's business, root filesystems the image room's, addresses the network's.
+
+mod adopt;
+mod bundle;
+pub mod cgroup;
+pub mod fake;
+pub mod logs;
+pub mod process;
+mod seccomp;
+pub mod shim;
+mod shims;
+mod spec;
+mod user;
+pub mod wire;
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use scheduler::model::{Exit, FailReason, InstanceId};
+
+pub use shims::{Shims, ShimsConfig};
+pub use spec::{BindMount, ContainerSpec, DEFAULT_PIDS, parse_signal};
+pub use wire::{FailCode, Failure};
+
+/// What runs containers.
+#[async_trait]
+pub trait Runtime: Send + Sync {
+    /// Makes the container up to the point where only its program has to start. A failure leaves
+    /// nothing behind but the container's folder.
+    async fn create(&self, spec: &ContainerSpec) -> Result<Handle, RuntimeError>;
+
+    /// Starts the program of a created container.
+    async fn start(&self, id: &InstanceId) -> Result<(), RuntimeError>;
+
+    /// Signals the program. One that has ended needs none.
+    async fn signal(&self, id: &InstanceId, signal: i32) -> Result<(), RuntimeError>;
+
+    /// Ends the container and everything in it at once.
+    async fn kill(&self, id: &InstanceId) -> Result<(), RuntimeError> {
+        self.signal(id, libc::SIGKILL).await
+    }
+
+    /// Waits for the program's end, however long, and says how it ended.
+    async fn exit(&self, id: &InstanceId) -> Result<Exit, RuntimeError>;
+
+    /// Ends what still runs and removes all that was made, but the log. Nothing there is fine.
+    async fn delete(&self, id: &InstanceId) -> Result<(), RuntimeError>;
+
+    /// Finds the containers of an earlier daemon and cleans up after those half made.
+    async fn adopt(&self) -> Result<Vec<Adopted>, RuntimeError>;
+
+    /// The first process of a container, as the host numbers it.
+    fn pid(&self, id: &InstanceId) -> Option<i32>;
+
+    /// Where a container's log is kept.
+    fn folder(&self, id: &InstanceId) -> PathBuf;
+}
+
+/// A created container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Handle {
+    pub id: InstanceId,
+    pub pid: i32,
+}
+
+/// A container an earlier daemon left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Adopted {
+    pub id: InstanceId,
+    /// `None` when it cannot be read any more.
+    pub spec: Option<ContainerSpec>,
+    pub state: AdoptedState,
+    pub pid: Option<i32>,
+    pub exit: Option<Exit>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AdoptedState {
+    /// Its program was never started.
+    Created,
+    Running,
+    /// Ended; its `exit` says how, as far as that is known.
+    Exited,
+    /// Was never made.
+    Failed(FailReason),
+    /// Half made when the daemon went. What there was of it has been removed.
+    Leftover,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// The container was refused, and why is the operator's business.
+    #[error(transparent)]
+    Failed(#[from] Failure),
+    #[error("there is no container {0} here")]
+    Unknown(InstanceId),
+    #[error("there is a container {0} already")]
+    Exists(InstanceId),
+    #[error("{what} of container {id}: {source}")]
+    Io { id: InstanceId, what: &'static str, source: io::Error },
+    #[error("the shim of container {id} did not answer within {waited:?} ({what})")]
+    Deadline { id: InstanceId, what: &'static str, waited: Duration },
+    #[error("the shim of container {0} said something unreadable")]
+    Unreadable(InstanceId),
+    #[error("the folder of instances cannot be read: {0}")]
+    Folder(#[source] io::Error),
+}
+
+impl RuntimeError {
+    /// As an instance that failed by it reports it.
+    #[must_use]
+    pub fn reason(&self) -> FailReason {
+        match self {
+            Self::Failed(failure) => failure.reason(),
+            other => FailReason { code: "Runtime".to_owned(), message: other.to_string() },
+        }
+    }
+}

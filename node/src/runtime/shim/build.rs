@@ -1,0 +1,259 @@
+//! From a specification to a container in the OCI state *created*: what the image lacks is made,
+//! what cannot work is refused by name, and libcontainer does the rest.
+
+use std::error::Error;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use libcontainer::container::Container;
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::oci_spec::runtime::Spec;
+use libcontainer::syscall::syscall::SyscallType;
+use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
+use pathrs::Root;
+use pathrs::flags::OpenFlags;
+use rustix::fs::{Gid, Uid};
+
+use super::super::bundle;
+use super::super::cgroup::{self, Cgroup};
+use super::super::spec::ContainerSpec;
+use super::super::user::{self, Resolved};
+use super::super::wire::{BUNDLE, ETC, FailCode, Failure, STATE};
+use super::{bad, pipe};
+
+/// Files every container gets its own of.
+const ETC_FILES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
+
+pub struct Built {
+    pub container: Container,
+    pub pid: i32,
+    pub stdout: OwnedFd,
+    pub stderr: OwnedFd,
+}
+
+/// Makes the container; `folder` is the instance's folder, which is also the working folder.
+pub fn container(spec: &ContainerSpec, folder: &Path) -> Result<Built, Failure> {
+    let user = user::resolve(&spec.rootfs, &spec.user).map_err(|m| bad(FailCode::BadUser, m))?;
+    if let Some(name) = spec.add_capabilities.iter().find(|c| !bundle::may_add(c, user.uid)) {
+        return Err(bad(FailCode::BadCapability, format!("capability {name} is not given")));
+    }
+    let root = Root::open(&spec.rootfs).map_err(|e| {
+        bad(FailCode::BadRootfs, format!("{} cannot be opened: {e}", spec.rootfs.display()))
+    })?;
+    let cwd = working_dir(&root, spec)?;
+    command(&root, spec, &user, &cwd)?;
+    // A read-only lower file system may refuse; then what is missing shows below, by name.
+    mend(&root);
+    write_etc(spec).map_err(|e| bad(FailCode::CreateContainer, format!("{ETC}: {e}")))?;
+    write_bundle(spec, &user, folder)
+        .map_err(|e| bad(FailCode::CreateContainer, format!("{BUNDLE}: {e}")))?;
+    build(spec, &user, folder)
+}
+
+/// The folder the program starts in, made if missing. The kernel's own trees are no place: a
+/// descriptor's path there leads out of the container (CVE-2024-21626).
+fn working_dir(root: &Root, spec: &ContainerSpec) -> Result<PathBuf, Failure> {
+    let cwd = bundle::working_dir(spec);
+    let refuse = |why: String| Err(bad(FailCode::BadWorkingDir, format!("{}: {why}", cwd.display())));
+    if ["/proc", "/sys", "/dev"].iter().any(|tree| cwd.starts_with(tree)) {
+        return refuse("not a folder to start a program in".to_owned());
+    }
+    match root.resolve(&cwd) {
+        Ok(handle) => match File::from(OwnedFd::from(handle)).metadata() {
+            Ok(meta) if meta.is_dir() => Ok(cwd),
+            Ok(_) => refuse("not a folder".to_owned()),
+            Err(error) => refuse(error.to_string()),
+        },
+        Err(_) => match root.mkdir_all(&cwd, &fs::Permissions::from_mode(0o755)) {
+            Ok(_) => Ok(cwd),
+            Err(error) => refuse(error.to_string()),
+        },
+    }
+}
+
+/// Finds the command as `execvp` will, so that its absence has a name before anything is made.
+fn command(root: &Root, spec: &ContainerSpec, user: &Resolved, cwd: &Path) -> Result<(), Failure> {
+    let name = &spec.args[0];
+    let path = bundle::environment(spec, &user.home)
+        .into_iter()
+        .find_map(|entry| entry.strip_prefix("PATH=").map(str::to_owned))
+        .unwrap_or_default();
+    let candidates: Vec<PathBuf> = if name.contains('/') {
+        vec![cwd.join(name)]
+    } else {
+        path.split(':').map(|folder| cwd.join(folder).join(name)).collect()
+    };
+    let mut blocked = None;
+    for candidate in candidates {
+        let Ok(handle) = root.resolve(&candidate) else { continue };
+        match File::from(OwnedFd::from(handle)).metadata() {
+            Ok(meta) if meta.is_file() && meta.permissions().mode() & 0o111 != 0 => return Ok(()),
+            _ => blocked = blocked.or(Some(candidate)),
+        }
+    }
+    Err(match blocked {
+        Some(path) => bad(
+            FailCode::CommandNotExecutable,
+            format!("`{name}`: {} is no executable file", path.display()),
+        ),
+        None if name.contains('/') => {
+            bad(FailCode::CommandNotFound, format!("`{name}` is not in the image"))
+        }
+        None => bad(
+            FailCode::CommandNotFound,
+            format!("`{name}` is not in the image (searched {path})"),
+        ),
+    })
+}
+
+/// Makes what minimal images lack: `/tmp`, and plain files to mount ours over where the image has
+/// links that lead nowhere (a Debian `resolv.conf` often does).
+fn mend(root: &Root) {
+    if root.resolve("/tmp").is_err() {
+        let _ = root.mkdir_all("/tmp", &fs::Permissions::from_mode(0o1777));
+        if let Ok(tmp) = root.open_subpath("/tmp", OpenFlags::O_DIRECTORY | OpenFlags::O_RDONLY) {
+            // mkdir honours the umask, which a shared /tmp must not.
+            let _ = tmp.set_permissions(fs::Permissions::from_mode(0o1777));
+        }
+    }
+    for file in ETC_FILES {
+        let path = Path::new("/etc").join(file);
+        if root.readlink(&path).is_ok() {
+            let _ = root.remove_file(&path);
+        }
+    }
+}
+
+fn write_etc(spec: &ContainerSpec) -> io::Result<()> {
+    let folder = Path::new(ETC);
+    fs::create_dir_all(folder)?;
+    let mut hosts = String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n");
+    if let Some(address) = spec.address {
+        hosts.push_str(&format!("{address}\t{}\n", spec.hostname));
+    }
+    let mut resolv = String::new();
+    for server in &spec.nameservers {
+        resolv.push_str(&format!("nameserver {server}\n"));
+    }
+    if !spec.nameservers.is_empty() {
+        resolv.push_str("options edns0\n");
+    }
+    let hostname = format!("{}\n", spec.hostname);
+    for (name, text) in ETC_FILES.into_iter().zip([hosts, hostname, resolv]) {
+        fs::write(folder.join(name), text)?;
+    }
+    Ok(())
+}
+
+fn write_bundle(spec: &ContainerSpec, user: &Resolved, folder: &Path) -> io::Result<()> {
+    let config = bundle::oci_spec(spec, user, &folder.join(ETC)).map_err(io::Error::other)?;
+    fs::create_dir_all(BUNDLE)?;
+    let mut file = io::BufWriter::new(File::create(Path::new(BUNDLE).join("config.json"))?);
+    serde_json::to_writer(&mut file, &config)?;
+    file.flush()
+}
+
+fn build(spec: &ContainerSpec, user: &Resolved, folder: &Path) -> Result<Built, Failure> {
+    let other = |e: io::Error| bad(FailCode::CreateContainer, e.to_string());
+    let (stdout, out) = pipe().map_err(other)?;
+    let (stderr, err) = pipe().map_err(other)?;
+    for end in [&out, &err] {
+        // The program's own user must be able to open /dev/stdout anew.
+        let owner = (Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)));
+        rustix::fs::fchown(end.as_fd(), owner.0, owner.1).map_err(|e| other(e.into()))?;
+    }
+    let null = File::open("/dev/null").map_err(other)?;
+    // Rust ignores SIGPIPE at start; the program must inherit the default.
+    pipe_signal(libc::SIG_DFL);
+    let made = ContainerBuilder::new(spec.id.0.clone(), SyscallType::default())
+        .with_root_path(folder.join(STATE))
+        .map(|builder| builder.with_executor(Exec).with_stdin(null).with_stdout(out).with_stderr(err))
+        .and_then(|builder| builder.as_init(folder.join(BUNDLE)).with_systemd(false).build());
+    pipe_signal(libc::SIG_IGN);
+    let container = made.map_err(|error| classify(&error))?;
+    bound_swap(spec);
+    let pid = container.pid().map_or(0, nix_pid);
+    Ok(Built { container, pid, stdout, stderr })
+}
+
+/// libcontainer speaks of pids in a type of a crate we do not otherwise need.
+fn nix_pid(pid: impl Into<libc::pid_t>) -> i32 {
+    pid.into()
+}
+
+fn pipe_signal(handler: libc::sighandler_t) {
+    // SAFETY: sets a disposition, no handler of ours runs.
+    unsafe { libc::signal(libc::SIGPIPE, handler) };
+}
+
+/// Under version 2 libcontainer leaves swap unbounded when it should be zero, and one process of
+/// a killed container would live on without the others. Best effort: old kernels lack the files.
+fn bound_swap(spec: &ContainerSpec) {
+    if !cgroup::is_unified() || spec.memory_bytes == 0 {
+        return;
+    }
+    if let Some(folder) = Cgroup::at(&spec.cgroup).folder("memory") {
+        let _ = fs::write(folder.join("memory.swap.max"), "0");
+        let _ = fs::write(folder.join("memory.oom.group"), "1");
+    }
+}
+
+/// Gives libcontainer's refusal a name. The text is the only thing that comes from its child.
+fn classify(error: &dyn Error) -> Failure {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    let lower = text.to_lowercase();
+    let code = [
+        ("not found in $path", FailCode::CommandNotFound),
+        ("does not have correct permissions", FailCode::CommandNotExecutable),
+        ("current working directory is safe", FailCode::BadWorkingDir),
+        ("cgroup", FailCode::Cgroup),
+        ("mount", FailCode::Mount),
+        ("rootfs", FailCode::Mount),
+        ("namespace", FailCode::Namespace),
+    ]
+    .into_iter()
+    .find(|(sign, _)| lower.contains(sign))
+    .map_or(FailCode::CreateContainer, |(_, code)| code);
+    bad(code, text)
+}
+
+/// Runs the program. Where it cannot be run after all (its interpreter is missing, it is for
+/// another machine), the container's log says so and its exit code is a shell's.
+#[derive(Clone)]
+struct Exec;
+
+impl Executor for Exec {
+    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        let args = spec
+            .process()
+            .as_ref()
+            .and_then(|p| p.args().as_ref())
+            .filter(|args| !args.is_empty())
+            .ok_or(ExecutorError::InvalidArg)?;
+        // SAFETY: a flag on ourselves. Without its shim nothing would read the program's output;
+        // a program that changes its user loses the flag, and the next daemon ends it.
+        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        let error = Command::new(&args[0]).args(&args[1..]).exec();
+        eprintln!("selvedge: cannot run `{}`: {error}", args[0]);
+        let missing = error.kind() == io::ErrorKind::NotFound;
+        std::process::exit(if missing { 127 } else { 126 });
+    }
+
+    fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
+        // Looked for before anything was made.
+        Ok(())
+    }
+}

@@ -1,0 +1,197 @@
+//! The process that stands between the daemon and one container: re-executed from the daemon's own
+//! binary before any thread exists, detached from it, alive as long as the container is.
+//!
+//! It builds the container (libcontainer is safe only in a single thread), owns its output, reaps it,
+//! records how it ended and serves one unix socket. It decides nothing.
+#![allow(unsafe_code)] // fork, prctl, signalfd: each with its reason.
+
+mod build;
+mod log;
+mod serve;
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use super::cgroup::Cgroup;
+use super::process::Process;
+use super::spec::ContainerSpec;
+use super::wire::{
+    self, FAILED, FailCode, Failure, Phase, Reply, SHIM, SHIM_LOG, SOCKET, SPEC, STATE,
+    ShimRecord, ShimState,
+};
+
+/// What the process calls itself, so that killing every `selvedged` by name spares it.
+pub const NAME: &str = "selvedge-shim";
+
+/// How long the dying in a container's cgroup are waited for.
+const CLEANUP: Duration = Duration::from_secs(5);
+
+/// `selvedged shim --dir DIR`: `args` is what follows `shim`. Must be called before the process has
+/// a second thread.
+pub fn main(args: &[OsString]) -> ExitCode {
+    let [flag, folder] = args else { return usage() };
+    if flag != "--dir" {
+        return usage();
+    }
+    match detach(Path::new(folder)) {
+        Ok(Side::Parent) => ExitCode::SUCCESS,
+        Ok(Side::Shim(report)) => run(Path::new(folder), report),
+        Err(error) => {
+            eprintln!("{NAME}: {}: {error}", folder.display());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn usage() -> ExitCode {
+    eprintln!("usage: selvedged shim --dir FOLDER (the daemon calls this itself)");
+    ExitCode::from(2)
+}
+
+enum Side {
+    Parent,
+    /// The detached process, and where the daemon waits for one line.
+    Shim(File),
+}
+
+/// Leaves the daemon: own session, parent init, nothing open but the report, working folder `folder`.
+fn detach(folder: &Path) -> io::Result<Side> {
+    // SAFETY: plain system calls with constant arguments; nothing above 2 is in use yet.
+    unsafe {
+        libc::close_range(3, libc::c_uint::MAX, 0);
+        libc::prctl(libc::PR_SET_NAME, c"selvedge-shim".as_ptr());
+    }
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    rustix::process::setsid()?;
+    // SAFETY: this process has one thread, so the child's copy of memory is consistent.
+    match unsafe { libc::fork() } {
+        -1 => return Err(io::Error::last_os_error()),
+        0 => {}
+        _ => return Ok(Side::Parent),
+    }
+    // SAFETY: a flag on ourselves.
+    unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) };
+    std::env::set_current_dir(folder)?;
+    let report = File::from(rustix::io::fcntl_dupfd_cloexec(io::stdout().as_fd(), 3)?);
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    let log = OpenOptions::new().create(true).write(true).truncate(true).open(SHIM_LOG)?;
+    for (from, to) in [(&null, 0), (&null, 1), (&log, 2)] {
+        // SAFETY: both are open; what was behind 0 to 2 is meant to be closed.
+        if unsafe { libc::dup2(from.as_raw_fd(), to) } == -1 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(Side::Shim(report))
+}
+
+fn run(folder: &Path, mut report: File) -> ExitCode {
+    let mut shim = match Shim::create(folder) {
+        Ok(shim) => shim,
+        Err(failure) => {
+            eprintln!("{NAME}: {failure}");
+            // Records first: the reader of the report may look for them.
+            let _ = wire::write_record(Path::new("."), FAILED, &failure);
+            say(&mut report, &Reply::Refused(failure));
+            return ExitCode::FAILURE;
+        }
+    };
+    say(&mut report, &Reply::State(shim.state()));
+    drop(report);
+    match shim.serve() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{NAME}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn say(report: &mut File, reply: &Reply) {
+    // A daemon that died meanwhile reads the records instead.
+    if let Ok(mut line) = serde_json::to_vec(reply) {
+        line.push(b'\n');
+        let _ = report.write_all(&line);
+    }
+}
+
+/// One container and all that is known of it.
+struct Shim {
+    spec: ContainerSpec,
+    container: libcontainer::container::Container,
+    pid: i32,
+    phase: Phase,
+    exit: Option<scheduler::model::Exit>,
+    listener: UnixListener,
+    output: log::Output,
+}
+
+impl Shim {
+    fn create(folder: &Path) -> Result<Self, Failure> {
+        let spec: ContainerSpec = wire::read_record(Path::new("."), SPEC)
+            .ok_or_else(|| bad(FailCode::BadSpec, "the specification cannot be read"))?;
+        spec.check().map_err(|message| bad(FailCode::BadSpec, message))?;
+        let me = Process::of(std::process::id().cast_signed())
+            .ok_or_else(|| bad(FailCode::CreateContainer, "/proc cannot be read"))?;
+        let mut record = ShimRecord { shim: me, container: None, started: false };
+        let keep = |record: &ShimRecord| {
+            wire::write_record(Path::new("."), SHIM, record)
+                .map_err(|e| bad(FailCode::CreateContainer, format!("no record written: {e}")))
+        };
+        keep(&record)?;
+        let listener = listen()
+            .map_err(|e| bad(FailCode::CreateContainer, format!("no socket to serve: {e}")))?;
+        let built = build::container(&spec, folder).inspect_err(|_| undo(&spec))?;
+        record.container = Process::of(built.pid);
+        keep(&record).inspect_err(|_| undo(&spec))?;
+        let output = log::Output::new(built.stdout, built.stderr)
+            .map_err(|e| bad(FailCode::CreateContainer, format!("no log: {e}")))
+            .inspect_err(|_| undo(&spec))?;
+        Ok(Self {
+            spec,
+            container: built.container,
+            pid: built.pid,
+            phase: Phase::Created,
+            exit: None,
+            listener,
+            output,
+        })
+    }
+
+    fn state(&self) -> ShimState {
+        ShimState { phase: self.phase, pid: self.pid, exit: self.exit.clone() }
+    }
+}
+
+/// Relative to the working folder: a socket's path has room for 108 bytes only.
+fn listen() -> io::Result<UnixListener> {
+    let _ = fs::remove_file(SOCKET);
+    let listener = UnixListener::bind(SOCKET)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Takes back what a failed build left.
+fn undo(spec: &ContainerSpec) {
+    if let Err(error) = Cgroup::at(&spec.cgroup).remove(CLEANUP) {
+        eprintln!("{NAME}: cgroup left behind: {error}");
+    }
+    let _ = fs::remove_dir_all(STATE);
+    let _ = fs::remove_file(SOCKET);
+}
+
+fn bad(code: FailCode, message: impl Into<String>) -> Failure {
+    Failure::new(code, message)
+}
+
+/// A pipe whose reading end never blocks and whose ends no other process inherits.
+fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    rustix::io::ioctl_fionbio(read.as_fd(), true)?;
+    Ok((read, write))
+}

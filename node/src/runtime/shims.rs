@@ -1,0 +1,303 @@
+//! The runtime that is used: one shim process per container, spoken to over its socket.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use scheduler::model::{Exit, InstanceId};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+use super::spec::is_safe_id;
+use super::wire::{
+    self, FailCode, Failure, MAX_LINE, Phase, Reply, Request, SOCKET, SPEC, ShimState,
+};
+use super::{Adopted, AdoptedState, ContainerSpec, Handle, Runtime, RuntimeError, adopt, shim};
+
+/// Containers made at once. Making one mostly waits for the kernel, so this is above the number of
+/// cores; it bounds memory and the wait of the last.
+const MAX_CREATES: usize = 16;
+/// A container takes tens of milliseconds to make; a machine under load, seconds.
+const CREATE_DEADLINE: Duration = Duration::from_secs(30);
+const CALL_DEADLINE: Duration = Duration::from_secs(10);
+/// Deleting waits for the dying.
+const DELETE_DEADLINE: Duration = Duration::from_secs(20);
+
+#[derive(Debug, Clone)]
+pub struct ShimsConfig {
+    /// Holds one folder per container, named by its id. Made when missing.
+    pub instances: PathBuf,
+    /// The binary whose `shim` command runs a container: this one.
+    pub binary: PathBuf,
+}
+
+impl ShimsConfig {
+    #[must_use]
+    pub fn new(instances: impl Into<PathBuf>) -> Self {
+        // Through /proc the binary is found even after an upgrade replaced it.
+        Self { instances: instances.into(), binary: PathBuf::from("/proc/self/exe") }
+    }
+}
+
+/// Containers behind shims.
+#[derive(Debug)]
+pub struct Shims {
+    config: ShimsConfig,
+    creates: Semaphore,
+    pids: Mutex<BTreeMap<InstanceId, i32>>,
+}
+
+impl Shims {
+    /// # Errors
+    /// [`RuntimeError::Folder`] when the folder of instances cannot be made.
+    pub fn open(mut config: ShimsConfig) -> Result<Self, RuntimeError> {
+        make_folder(&config.instances).map_err(RuntimeError::Folder)?;
+        // Shims leave our working folder.
+        config.instances = fs::canonicalize(&config.instances).map_err(RuntimeError::Folder)?;
+        Ok(Self {
+            config,
+            creates: Semaphore::new(MAX_CREATES),
+            pids: Mutex::new(BTreeMap::new()),
+        })
+    }
+
+    fn remember(&self, id: &InstanceId, pid: i32) {
+        self.pids.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), pid);
+    }
+
+    fn forget(&self, id: &InstanceId) {
+        self.pids.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+
+    /// Starts a shim and waits for its report.
+    async fn spawn(&self, id: &InstanceId, folder: &Path) -> Result<ShimState, RuntimeError> {
+        let mut child = tokio::process::Command::new(&self.config.binary)
+            .arg0(shim::NAME)
+            .arg("shim")
+            .arg("--dir")
+            .arg(folder)
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(failed(id, "starting the shim"))?;
+        let mut line = String::new();
+        if let Some(report) = child.stdout.take() {
+            report
+                .take(MAX_LINE)
+                .read_to_string(&mut line)
+                .await
+                .map_err(failed(id, "reading the shim's report"))?;
+        }
+        // What we started left at once; the shim is its child.
+        child.wait().await.map_err(failed(id, "reaping the shim's parent"))?;
+        match serde_json::from_str(&line) {
+            Ok(Reply::State(state)) => Ok(state),
+            Ok(Reply::Refused(failure)) => Err(failure.into()),
+            Err(_) => Err(died(id, folder)),
+        }
+    }
+
+    async fn call(&self, id: &InstanceId, request: &Request) -> Result<ShimState, RuntimeError> {
+        let what = describe(request);
+        let limit = if *request == Request::Delete { DELETE_DEADLINE } else { CALL_DEADLINE };
+        timeout(limit, call(id, &self.folder(id), request))
+            .await
+            .unwrap_or_else(|_| Err(RuntimeError::Deadline { id: id.clone(), what, waited: limit }))
+    }
+}
+
+#[async_trait]
+impl Runtime for Shims {
+    async fn create(&self, spec: &ContainerSpec) -> Result<Handle, RuntimeError> {
+        let id = &spec.id;
+        spec.check().map_err(|message| Failure::new(FailCode::BadSpec, message))?;
+        let _one = self.creates.acquire().await;
+        let folder = self.folder(id);
+        make_folder(&folder).map_err(failed(id, "making the folder"))?;
+        if folder.join(SPEC).exists() {
+            return Err(RuntimeError::Exists(id.clone()));
+        }
+        // A crash of the machine ends the container too: no fsync.
+        let text = serde_json::to_vec(spec).map_err(|e| failed(id, "writing the spec")(e.into()))?;
+        fs::write(folder.join(SPEC), text).map_err(failed(id, "writing the spec"))?;
+        let made = timeout(CREATE_DEADLINE, self.spawn(id, &folder)).await.unwrap_or_else(|_| {
+            Err(RuntimeError::Deadline { id: id.clone(), what: "create", waited: CREATE_DEADLINE })
+        });
+        match made {
+            Ok(state) => {
+                self.remember(id, state.pid);
+                Ok(Handle { id: id.clone(), pid: state.pid })
+            }
+            Err(error) => {
+                let spec = spec.clone();
+                let swept = move || adopt::sweep(&folder, Some(&spec));
+                if !matches!(tokio::task::spawn_blocking(swept).await, Ok(Ok(()))) {
+                    tracing::warn!(instance = %id, "a container that was not made left something");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn start(&self, id: &InstanceId) -> Result<(), RuntimeError> {
+        self.call(id, &Request::Start).await.map(drop)
+    }
+
+    async fn signal(&self, id: &InstanceId, signal: i32) -> Result<(), RuntimeError> {
+        self.call(id, &Request::Signal { signal }).await.map(drop)
+    }
+
+    async fn exit(&self, id: &InstanceId) -> Result<Exit, RuntimeError> {
+        let folder = self.folder(id);
+        let answered = call(id, &folder, &Request::Wait).await;
+        if let Ok(ShimState { exit: Some(exit), .. }) = answered {
+            return Ok(exit);
+        }
+        // The shim is gone. The record is there, or the container goes with it.
+        if !folder.join(SPEC).exists() {
+            return Err(RuntimeError::Unknown(id.clone()));
+        }
+        let ended = tokio::task::spawn_blocking(move || adopt::end_orphan(&folder)).await;
+        ended.ok().flatten().ok_or_else(|| RuntimeError::Unknown(id.clone()))
+    }
+
+    async fn delete(&self, id: &InstanceId) -> Result<(), RuntimeError> {
+        self.forget(id);
+        let folder = self.folder(id);
+        if !is_safe_id(&id.0) || !folder.join(SPEC).exists() {
+            return Ok(());
+        }
+        match self.call(id, &Request::Delete).await {
+            Err(RuntimeError::Io { .. } | RuntimeError::Unknown(_)) => {
+                let spec = wire::read_record(&folder, SPEC);
+                tokio::task::spawn_blocking(move || adopt::sweep(&folder, spec.as_ref()))
+                    .await
+                    .map_err(|e| failed(id, "cleaning up")(io::Error::other(e)))?
+                    .map_err(failed(id, "cleaning up"))
+            }
+            other => other.map(drop),
+        }
+    }
+
+    async fn adopt(&self) -> Result<Vec<Adopted>, RuntimeError> {
+        let mut all = Vec::new();
+        for entry in fs::read_dir(&self.config.instances).map_err(RuntimeError::Folder)? {
+            let entry = entry.map_err(RuntimeError::Folder)?;
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            if is_safe_id(&name) && entry.file_type().is_ok_and(|t| t.is_dir()) {
+                all.push(self.adopt_one(InstanceId(name), entry.path()).await);
+            }
+        }
+        all.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(all)
+    }
+
+    fn pid(&self, id: &InstanceId) -> Option<i32> {
+        self.pids.lock().unwrap_or_else(PoisonError::into_inner).get(id).copied()
+    }
+
+    fn folder(&self, id: &InstanceId) -> PathBuf {
+        self.config.instances.join(&id.0)
+    }
+}
+
+impl Shims {
+    async fn adopt_one(&self, id: InstanceId, folder: PathBuf) -> Adopted {
+        let spec: Option<ContainerSpec> = wire::read_record(&folder, SPEC);
+        let Ok(shim) = self.call(&id, &Request::State).await else {
+            let orphan = spec.clone();
+            let found = tokio::task::spawn_blocking(move || adopt::orphan(&folder, orphan.as_ref()));
+            let (state, exit) = found.await.unwrap_or((AdoptedState::Leftover, None));
+            return Adopted { id, spec, state, pid: None, exit };
+        };
+        let (state, pid) = match shim.phase {
+            Phase::Created => (AdoptedState::Created, Some(shim.pid)),
+            Phase::Running => (AdoptedState::Running, Some(shim.pid)),
+            Phase::Exited => (AdoptedState::Exited, None),
+        };
+        if let Some(pid) = pid {
+            self.remember(&id, pid);
+        }
+        Adopted { id, spec, state, pid, exit: shim.exit }
+    }
+}
+
+/// One request on a connection of its own; waits as long as the shim does.
+async fn call(id: &InstanceId, folder: &Path, request: &Request) -> Result<ShimState, RuntimeError> {
+    if !is_safe_id(&id.0) {
+        return Err(RuntimeError::Unknown(id.clone()));
+    }
+    let what = describe(request);
+    let mut stream = connect(folder).await.map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => RuntimeError::Unknown(id.clone()),
+        _ => failed(id, "reaching the shim")(e),
+    })?;
+    let mut line = serde_json::to_vec(request).map_err(|e| failed(id, what)(e.into()))?;
+    line.push(b'\n');
+    stream.write_all(&line).await.map_err(failed(id, what))?;
+    let mut answer = String::new();
+    let mut reader = BufReader::new(stream.take(MAX_LINE));
+    if reader.read_line(&mut answer).await.map_err(failed(id, what))? == 0 {
+        let gone = io::Error::new(io::ErrorKind::UnexpectedEof, "the shim is gone");
+        return Err(failed(id, what)(gone));
+    }
+    match serde_json::from_str(&answer) {
+        Ok(Reply::State(state)) => Ok(state),
+        Ok(Reply::Refused(failure)) => Err(failure.into()),
+        Err(_) => Err(RuntimeError::Unreadable(id.clone())),
+    }
+}
+
+/// Connects through the folder's descriptor: a socket's path has room for 108 bytes only.
+async fn connect(folder: &Path) -> io::Result<UnixStream> {
+    let folder: File = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_DIRECTORY)
+        .open(folder)?;
+    UnixStream::connect(format!("/proc/self/fd/{}/{SOCKET}", folder.as_raw_fd())).await
+}
+
+fn make_folder(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+fn describe(request: &Request) -> &'static str {
+    match request {
+        Request::State => "asking for the state",
+        Request::Start => "starting",
+        Request::Signal { .. } => "signalling",
+        Request::Wait => "waiting for the end",
+        Request::Delete => "deleting",
+        Request::StopShim => "ending the shim",
+    }
+}
+
+fn failed(id: &InstanceId, what: &'static str) -> impl FnOnce(io::Error) -> RuntimeError {
+    let id = id.clone();
+    move |source| RuntimeError::Io { id, what, source }
+}
+
+/// A shim that ended without a report: what it wrote before is all there is to say.
+fn died(id: &InstanceId, folder: &Path) -> RuntimeError {
+    let said = fs::read_to_string(folder.join(wire::SHIM_LOG)).unwrap_or_default();
+    let said = said.trim();
+    let message = if said.is_empty() {
+        format!("the shim of {id} ended without a word")
+    } else {
+        format!("the shim of {id} ended: {}", &said[said.floor_char_boundary(said.len().saturating_sub(500))..])
+    };
+    Failure::new(FailCode::CreateContainer, message).into()
+}
+

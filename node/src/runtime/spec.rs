@@ -1,0 +1,211 @@
+//! What a container is asked to be, as the agent writes it and the shim reads it.
+//!
+//! Plain data: how it becomes an OCI bundle is `bundle`'s business, whose user a name is is
+//! `user`'s.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use scheduler::model::InstanceId;
+use serde::{Deserialize, Serialize};
+
+/// Process limit of a container that asked for none.
+pub const DEFAULT_PIDS: u32 = 256;
+
+/// One container, complete: nothing is looked up elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ContainerSpec {
+    pub id: InstanceId,
+    /// The mounted root filesystem, writable or not; made and removed by the image room.
+    pub rootfs: PathBuf,
+    /// A named network namespace; `None` gives the container an empty one of its own.
+    pub netns: Option<PathBuf>,
+    pub args: Vec<String>,
+    /// Later entries win. `PATH` and `HOME` are filled in when missing.
+    pub env: Vec<(String, String)>,
+    /// Made when the image lacks it; empty is `/`.
+    pub cwd: String,
+    /// As in an image: empty, `name`, `uid`, `name:group`, `uid:gid`.
+    pub user: String,
+    pub hostname: String,
+    /// The container's own address, for its `/etc/hosts`.
+    pub address: Option<IpAddr>,
+    pub nameservers: Vec<IpAddr>,
+    /// 1000 is one core; 0 is no limit.
+    pub cpu_millis: u32,
+    /// Memory and swap together; 0 is no limit.
+    pub memory_bytes: u64,
+    /// 0 is [`DEFAULT_PIDS`].
+    pub pids: u32,
+    pub read_only_root: bool,
+    /// Below the cgroup root: `/selvedge/NODE/INSTANCE`.
+    pub cgroup: PathBuf,
+    /// What the service asks for; anything it would not have anyway is refused.
+    pub add_capabilities: Vec<String>,
+    pub mounts: Vec<BindMount>,
+    /// What asks the program to end; SIGTERM when the image names none.
+    pub stop_signal: i32,
+}
+
+/// A host file or folder shown to the container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BindMount {
+    pub source: PathBuf,
+    pub destination: PathBuf,
+    pub read_only: bool,
+}
+
+impl ContainerSpec {
+    /// A container with defaults everywhere: no limits but the number of processes, root's user,
+    /// a network namespace of its own.
+    #[must_use]
+    pub fn new(id: InstanceId, rootfs: impl Into<PathBuf>, cgroup: impl Into<PathBuf>) -> Self {
+        Self {
+            hostname: id.0.chars().take(MAX_HOSTNAME).collect(),
+            id,
+            rootfs: rootfs.into(),
+            netns: None,
+            args: Vec::new(),
+            env: Vec::new(),
+            cwd: "/".to_owned(),
+            user: String::new(),
+            address: None,
+            nameservers: Vec::new(),
+            cpu_millis: 0,
+            memory_bytes: 0,
+            pids: 0,
+            read_only_root: false,
+            cgroup: cgroup.into(),
+            add_capabilities: Vec::new(),
+            mounts: Vec::new(),
+            stop_signal: libc::SIGTERM,
+        }
+    }
+
+    /// What is wrong with this specification before anything was tried.
+    ///
+    /// # Errors
+    /// A sentence for the operator.
+    pub fn check(&self) -> Result<(), String> {
+        if !is_safe_id(&self.id.0) {
+            return Err(format!("`{}` cannot be a container's name", self.id));
+        }
+        if self.args.first().is_none_or(String::is_empty) {
+            return Err("no command: neither the image nor the service names one".to_owned());
+        }
+        let texts = self.args.iter().chain(self.env.iter().flat_map(|(k, v)| [k, v]));
+        if texts.into_iter().any(|t| t.contains('\0')) {
+            return Err("a command or an environment variable holds a NUL byte".to_owned());
+        }
+        if let Some((name, _)) = self.env.iter().find(|(k, _)| k.is_empty() || k.contains('=')) {
+            return Err(format!("`{name}` cannot name an environment variable"));
+        }
+        if !is_plain_absolute(&self.cgroup) {
+            return Err(format!("`{}` is no cgroup path", self.cgroup.display()));
+        }
+        if let Some(m) = self.mounts.iter().find(|m| !is_plain_absolute(&m.destination)) {
+            return Err(format!("`{}` is no mount path", m.destination.display()));
+        }
+        Ok(())
+    }
+}
+
+/// Linux' limit on a host name.
+const MAX_HOSTNAME: usize = 63;
+
+/// Whether `id` may name a folder, a cgroup and a libcontainer container.
+#[must_use]
+pub fn is_safe_id(id: &str) -> bool {
+    !id.is_empty()
+        && id.len() <= 128
+        && !id.starts_with(['.', '-'])
+        && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+}
+
+/// Absolute, not the root itself, and free of `.` and `..`.
+fn is_plain_absolute(path: &Path) -> bool {
+    use std::path::Component;
+    let mut parts = path.components();
+    parts.next() == Some(Component::RootDir)
+        && path.as_os_str().len() > 1
+        && parts.all(|p| matches!(p, Component::Normal(_)))
+}
+
+/// A signal by its name (`SIGTERM`, `TERM`, `SIGRTMIN+3`) or number, as images write it.
+#[must_use]
+pub fn parse_signal(text: &str) -> Option<i32> {
+    if let Ok(number) = text.parse::<i32>() {
+        return (1..=64).contains(&number).then_some(number);
+    }
+    let upper = text.to_ascii_uppercase();
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    if let Some(rest) = name.strip_prefix("RTMIN") {
+        let offset = if rest.is_empty() { 0 } else { rest.strip_prefix('+')?.parse::<i32>().ok()? };
+        return (0..=30).contains(&offset).then_some(34 + offset);
+    }
+    SIGNALS.iter().find(|(n, _)| *n == name).map(|(_, number)| *number)
+}
+
+const SIGNALS: &[(&str, i32)] = &[
+    ("HUP", libc::SIGHUP),
+    ("INT", libc::SIGINT),
+    ("QUIT", libc::SIGQUIT),
+    ("KILL", libc::SIGKILL),
+    ("USR1", libc::SIGUSR1),
+    ("USR2", libc::SIGUSR2),
+    ("TERM", libc::SIGTERM),
+    ("WINCH", libc::SIGWINCH),
+    ("PWR", libc::SIGPWR),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_are_read_as_images_write_them() {
+        for (text, want) in [
+            ("SIGTERM", Some(15)),
+            ("quit", Some(3)),
+            ("9", Some(9)),
+            ("SIGRTMIN+3", Some(37)),
+            ("0", None),
+            ("SIGNOPE", None),
+            ("RTMIN+99", None),
+        ] {
+            assert_eq!(parse_signal(text), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused_before_anything_is_made() {
+        let good = || {
+            let mut spec =
+                ContainerSpec::new(InstanceId("web-00001-x".into()), "/r", "/selvedge/n/web");
+            spec.args = vec!["/bin/true".into()];
+            spec
+        };
+        assert_eq!(good().check(), Ok(()));
+        let bad: [fn(&mut ContainerSpec); 6] = [
+            |s| s.id = InstanceId("../x".into()),
+            |s| s.args.clear(),
+            |s| s.args[0].push('\0'),
+            |s| s.env.push(("A=B".into(), String::new())),
+            |s| s.cgroup = "/selvedge/../x".into(),
+            |s| {
+                s.mounts.push(BindMount {
+                    source: "/x".into(),
+                    destination: "relative".into(),
+                    read_only: true,
+                });
+            },
+        ];
+        for (at, spoil) in bad.iter().enumerate() {
+            let mut spec = good();
+            spoil(&mut spec);
+            assert!(spec.check().is_err(), "case {at}");
+        }
+    }
+}
