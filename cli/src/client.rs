@@ -31,9 +31,9 @@ const CONNECT: Duration = Duration::from_secs(3);
 /// For reads and small changes.
 pub const ANSWER: Duration = Duration::from_secs(15);
 /// For calls in which the node talks to an image registry.
-pub const REGISTRY_ANSWER: Duration = Duration::from_secs(120);
+pub const REGISTRY_ANSWER: Duration = Duration::from_mins(2);
 /// For moving a whole image.
-pub const IMAGE_ANSWER: Duration = Duration::from_secs(900);
+pub const IMAGE_ANSWER: Duration = Duration::from_mins(15);
 /// Larger answers are refused.
 const MAX_ANSWER: usize = 64 << 20;
 

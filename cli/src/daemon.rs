@@ -272,8 +272,8 @@ mod tests {
     #[test]
     fn the_tail_of_a_log() {
         let path = std::env::temp_dir().join(format!("selvedge-tail-{}", std::process::id()));
-        let text: String = (0..50).map(|n| format!("line {n}\n")).collect();
-        std::fs::write(&path, text).unwrap();
+        let lines: Vec<String> = (0..50).map(|n| format!("line {n}")).collect();
+        std::fs::write(&path, lines.join("\n")).unwrap();
         let lines = tail(&path);
         std::fs::remove_file(&path).unwrap();
         assert_eq!(lines.len(), LOG_LINES);

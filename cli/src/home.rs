@@ -74,16 +74,11 @@ impl Home {
         self.data.join("identity")
     }
 
-    fn write(&self, path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-        files::write_private(path, bytes)
-            .with_context(|| format!("cannot write {}", path.display()))
-    }
-
     /// The files of a cluster's first node. The identity comes last: with it the node exists.
     pub fn found(&self, authority: &Authority, me: &Identity, config: &str) -> anyhow::Result<()> {
         authority.store(&self.identity())?;
-        self.write(&self.config, config.as_bytes())?;
-        self.write(&self.data.join(FOUND), authority.cluster_id().as_bytes())?;
+        write(&self.config, config.as_bytes())?;
+        write(&self.data.join(FOUND), authority.cluster_id().as_bytes())?;
         Ok(me.store(&self.identity())?)
     }
 
@@ -95,12 +90,12 @@ impl Home {
         registry: &[u8],
         config: &str,
     ) -> anyhow::Result<()> {
-        self.write(&self.config, config.as_bytes())?;
+        write(&self.config, config.as_bytes())?;
         // With its checksum before it, as the node stores it itself.
         let mut followed = sha256_hex(registry).into_bytes();
         followed.push(b'\n');
         followed.extend_from_slice(registry);
-        self.write(&self.data.join(FOLLOWED), &followed)?;
+        write(&self.data.join(FOLLOWED), &followed)?;
         if let Some(authority) = authority {
             authority.store(&self.identity())?;
         }
@@ -130,4 +125,8 @@ impl Home {
         let _ = std::fs::remove_dir(identity);
         let _ = std::fs::remove_dir(&self.data);
     }
+}
+
+fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    files::write_private(path, bytes).with_context(|| format!("cannot write {}", path.display()))
 }

@@ -33,16 +33,8 @@ impl Printer {
         Self { format, quiet }
     }
 
-    /// One line of data.
-    pub fn line(&self, text: impl AsRef<str>) -> io::Result<()> {
-        let mut out = io::stdout().lock();
-        out.write_all(text.as_ref().as_bytes())?;
-        out.write_all(b"\n")?;
-        out.flush()
-    }
-
     /// Many things of a kind, in the asked form.
-    pub fn list<T: Row + Serialize>(&self, items: &[T], namespaced: bool) -> anyhow::Result<()> {
+    pub fn list<T: Row + Serialize>(self, items: &[T], namespaced: bool) -> anyhow::Result<()> {
         let view = View {
             wide: self.format == Format::Wide,
             namespaced,
@@ -52,10 +44,10 @@ impl Printer {
             Format::Table | Format::Wide if items.is_empty() => {
                 self.hint(&format!("no {} here", T::PLURAL));
             }
-            Format::Table | Format::Wide => self.line(output::table(items, &view))?,
+            Format::Table | Format::Wide => line(output::table(items, &view))?,
             Format::Name => {
                 for item in items {
-                    self.line(format!("{}/{}", T::KIND, item.name()))?;
+                    line(format!("{}/{}", T::KIND, item.name()))?;
                 }
             }
             Format::Json | Format::Yaml => self.value(&items)?,
@@ -64,7 +56,7 @@ impl Printer {
     }
 
     /// One thing, in the asked form.
-    pub fn one<T: Row + Serialize>(&self, item: &T) -> anyhow::Result<()> {
+    pub fn one<T: Row + Serialize>(self, item: &T) -> anyhow::Result<()> {
         match self.format {
             Format::Json | Format::Yaml => self.value(item),
             _ => self.list(std::slice::from_ref(item), false),
@@ -73,65 +65,73 @@ impl Printer {
 
     /// One thing as JSON or YAML, or else as the text made for people.
     pub fn text_or<T: Serialize>(
-        &self,
+        self,
         value: &T,
         name: impl FnOnce() -> String,
         text: impl FnOnce(UnixMs) -> String,
     ) -> anyhow::Result<()> {
         match self.format {
             Format::Json | Format::Yaml => self.value(value)?,
-            Format::Name => self.line(name())?,
-            Format::Table | Format::Wide => self.line(text(now()).trim_end())?,
+            Format::Name => line(name())?,
+            Format::Table | Format::Wide => line(text(now()).trim_end())?,
         }
         Ok(())
     }
 
     /// A value as YAML when asked for, else as JSON.
-    pub fn value<T: Serialize>(&self, value: &T) -> anyhow::Result<()> {
+    pub fn value<T: Serialize>(self, value: &T) -> anyhow::Result<()> {
         let json = serde_json::to_value(value)?;
         if self.format == Format::Yaml {
-            self.line(output::yaml(&json).trim_end())?;
+            line(output::yaml(&json).trim_end())?;
         } else {
-            self.line(serde_json::to_string_pretty(&json)?)?;
+            line(serde_json::to_string_pretty(&json)?)?;
         }
         Ok(())
     }
 
     /// Whether data is meant for programs.
-    pub fn is_data(&self) -> bool {
+    pub fn is_data(self) -> bool {
         matches!(self.format, Format::Json | Format::Yaml | Format::Name)
     }
 
-    pub fn log(&self, line: &LogLine, stamped: bool, many: bool) -> anyhow::Result<()> {
+    pub fn log(self, entry: &LogLine, stamped: bool, many: bool) -> anyhow::Result<()> {
         if self.format == Format::Json {
-            self.line(serde_json::to_string(line)?)?;
+            line(serde_json::to_string(entry)?)?;
         } else {
-            self.line(output::log_line(line, stamped, many))?;
+            line(output::log_line(entry, stamped, many))?;
         }
         Ok(())
     }
 
     /// What goes on. Silent with `--quiet`.
-    pub fn progress(&self, text: &str) {
+    pub fn progress(self, text: &str) {
         if !self.quiet {
             stderr(text);
         }
     }
 
     /// What to know or do next. Silent with `--quiet`.
-    pub fn hint(&self, text: &str) {
+    pub fn hint(self, text: &str) {
         if !self.quiet {
             stderr(&format!("{DIM}{text}{PLAIN}"));
         }
     }
+}
 
-    /// A question, without a line's end.
-    pub fn ask(&self, text: &str) {
-        let mut err = anstream::stderr().lock();
-        // Nobody is left to tell when stderr is closed.
-        let _ = write!(err, "{text} ");
-        let _ = err.flush();
-    }
+/// One line of data.
+pub fn line(text: impl AsRef<str>) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_ref().as_bytes())?;
+    out.write_all(b"\n")?;
+    out.flush()
+}
+
+/// A question, without a line's end.
+pub fn ask(text: &str) {
+    let mut err = anstream::stderr().lock();
+    // Nobody is left to tell when stderr is closed.
+    let _ = write!(err, "{text} ");
+    let _ = err.flush();
 }
 
 /// Prints a failure: what, the details indented, then what to type next.

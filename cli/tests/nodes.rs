@@ -1,5 +1,6 @@
 //! `up` and `join` as a machine's operator meets them. The daemon is a stand-in; the cluster that
 //! is joined speaks the real protocol on loopback.
+#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
 mod support;
 

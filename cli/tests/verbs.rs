@@ -1,4 +1,5 @@
 //! The verbs against a fake node: what they ask, what they print, how they end.
+#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
 mod support;
 
@@ -82,7 +83,8 @@ fn deployed() -> Value {
     })
 }
 
-fn instance(id: &str, state: &str, failure: Value) -> Value {
+fn instance(id: &str, state: &str, failure: impl Into<Value>) -> Value {
+    let failure = failure.into();
     json!({
         "id": id, "namespace": "default", "service": "web", "revision": "web-00001", "node": 1,
         "nodeName": "par-1", "region": "par", "state": state, "since": 0, "inFlight": 0,

@@ -69,8 +69,11 @@ pub struct DeployArgs {
     /// A label nodes must have
     #[arg(long = "node-label", value_name = "K=V", value_parser = pair)]
     pub node_labels: Vec<(String, String)>,
-    /// When it is ready: http:/PATH, tcp or none (tcp on its port)
-    #[arg(long, value_name = "PROBE")]
+    #[arg(
+        long,
+        value_name = "PROBE",
+        help = "When it is ready: http:/PATH, tcp or none (tcp on its port)"
+    )]
     pub readiness: Option<String>,
     /// Replaces the image's entrypoint; repeat for more words
     #[arg(long, value_name = "WORD", allow_hyphen_values = true)]

@@ -3,6 +3,7 @@
 use std::io::{self, BufRead, IsTerminal};
 
 use crate::failure::Failure;
+use crate::printer;
 use crate::session::Session;
 
 /// Passes with `-y`, or when the name is typed on a terminal. Without a terminal there is nobody
@@ -16,9 +17,7 @@ pub fn destructive(session: &Session, what: &str, name: &str) -> anyhow::Result<
             .hint("add -y to go on without being asked")
             .into());
     }
-    session
-        .out
-        .ask(&format!("{what} {name}? Type its name to go on:"));
+    printer::ask(&format!("{what} {name}? Type its name to go on:"));
     let mut line = String::new();
     io::stdin().lock().read_line(&mut line)?;
     if line.trim() == name {

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::{confirm, wait};
 use crate::args::{DeleteArgs, WaitArgs};
 use crate::failure::{Exit, Failure};
+use crate::printer;
 use crate::session::{Session, name};
 use crate::subject::Subject;
 
@@ -37,7 +38,7 @@ pub async fn run(args: DeleteArgs, session: &Session) -> anyhow::Result<()> {
             gone(session, name, &args.wait).await?;
         }
         if session.out.is_data() {
-            session.out.line(format!("service/{name}"))?;
+            printer::line(format!("service/{name}"))?;
         } else {
             session.out.progress(&format!("service/{name} deleted"));
         }

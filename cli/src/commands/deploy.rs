@@ -13,6 +13,7 @@ use crate::args::DeployArgs;
 use crate::client::{ClientError, REGISTRY_ANSWER};
 use crate::failure::Failure;
 use crate::manifest::{self, Manifest};
+use crate::printer;
 use crate::session::{Session, name};
 
 /// Tries when someone else changes the service at the same moment.
@@ -48,7 +49,7 @@ pub async fn run(args: DeployArgs, session: &Session) -> anyhow::Result<()> {
     if out.is_data() {
         return out.one(&view);
     }
-    out.line(&view.url)?;
+    printer::line(&view.url)?;
     hint_curl(&session, &view).await;
     Ok(())
 }
@@ -78,15 +79,7 @@ async fn put(
                 .hint(format!("selvedge deploy {name} --image REF"))
                 .into());
         }
-        let request = DeployRequest {
-            spec: manifest.spec,
-            scale: manifest.scale,
-            traffic: manifest.traffic,
-            labels: manifest.labels,
-            annotations: manifest.annotations,
-            if_version,
-            dry_run: args.dry_run,
-        };
+        let request = request(manifest, if_version, args.dry_run);
         let path = session.service_path(&name);
         let answer = session
             .client
@@ -107,6 +100,18 @@ async fn put(
             }
             Err(error) => return Err(Failure::from(error).into()),
         }
+    }
+}
+
+fn request(manifest: Manifest, if_version: Option<u64>, dry_run: bool) -> DeployRequest {
+    DeployRequest {
+        spec: manifest.spec,
+        scale: manifest.scale,
+        traffic: manifest.traffic,
+        labels: manifest.labels,
+        annotations: manifest.annotations,
+        if_version,
+        dry_run,
     }
 }
 
@@ -187,7 +192,7 @@ fn dry(response: &DeployResponse, session: &Session) -> anyhow::Result<()> {
         return session.out.value(response);
     }
     let name = &response.service.key.name;
-    session.out.line(format!(
+    printer::line(format!(
         "service/{name} can be deployed from {}",
         response.image.digest
     ))?;

@@ -16,7 +16,7 @@ use crate::session::Session;
 /// Between two looks at the cluster.
 pub const PACE: Duration = Duration::from_millis(500);
 /// One long poll; short enough to show progress at a human pace.
-const POLL: Duration = Duration::from_millis(1000);
+const POLL: Duration = Duration::from_secs(1);
 /// How far behind the leader a node that is reached may be.
 const FEED_LAG: Duration = Duration::from_secs(5);
 /// Lines of a failed instance's log that are shown.

@@ -82,7 +82,9 @@ fn revision(top: &Section<'_>, manifest: &mut Manifest) -> Read<()> {
 
 fn container(top: &Section<'_>, manifest: &mut Manifest) -> Read<()> {
     let container = manifest.container();
-    container.image = top.string("image")?.unwrap_or_default().to_owned();
+    if let Some(image) = top.string("image")? {
+        image.clone_into(&mut container.image);
+    }
     container.command = top.list("command")?.unwrap_or_default();
     container.args = top.list("args")?.unwrap_or_default();
     container.working_dir = top.string("workdir")?.map(str::to_owned);

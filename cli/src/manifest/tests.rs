@@ -155,7 +155,10 @@ fn errors_show_their_place() {
     for text in wrong {
         match parse("web.toml", text) {
             Ok(_) => all.push_str("(fine)\n\n"),
-            Err(error) => all.push_str(&format!("{error}\n\n")),
+            Err(error) => {
+                all.push_str(&error.to_string());
+                all.push_str("\n\n");
+            }
         }
     }
     insta::assert_snapshot!(all);

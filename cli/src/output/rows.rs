@@ -40,10 +40,10 @@ impl Row for ServiceView {
     fn cells(&self, view: &View) -> Vec<String> {
         let service = &self.service;
         let counts = &self.instances;
-        let mut instances = format!("{} ready", counts.ready);
+        let mut instances = vec![format!("{} ready", counts.ready)];
         for (count, word) in [(counts.starting, "starting"), (counts.failed, "failed")] {
             if count > 0 {
-                instances.push_str(&format!(", {count} {word}"));
+                instances.push(format!("{count} {word}"));
             }
         }
         let ready = match self.condition.reason.as_str() {
@@ -54,7 +54,7 @@ impl Row for ServiceView {
         vec![
             qualified(&service.key.namespace, &service.key.name, view),
             ready,
-            instances,
+            instances.join(", "),
             scale_bounds(&service.scale),
             latest.map_or_else(|| "-".to_owned(), |r| r.name.to_string()),
             self.url.clone(),
