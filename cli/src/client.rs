@@ -62,9 +62,14 @@ impl FromStr for Target {
         if text.starts_with("https://") {
             return Err("the API speaks no TLS: use its unix socket or a tunnel".to_owned());
         }
-        let host = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
+        let host = text
+            .strip_prefix("http://")
+            .unwrap_or(text)
+            .trim_end_matches('/');
         if host.is_empty() || host.contains('/') || host.contains(char::is_whitespace) {
-            return Err(format!("`{text}` is no address: write unix:PATH or HOST:PORT"));
+            return Err(format!(
+                "`{text}` is no address: write unix:PATH or HOST:PORT"
+            ));
         }
         let has_port = host.rsplit_once(':').is_some_and(|(before, port)| {
             port.parse::<u16>().is_ok() && (!before.contains(':') || before.ends_with(']'))
@@ -92,13 +97,22 @@ impl fmt::Display for Target {
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     #[error("cannot reach the node at {target}: {source}")]
-    Connect { target: Target, source: std::io::Error },
+    Connect {
+        target: Target,
+        source: std::io::Error,
+    },
     #[error("the node at {target} did not answer within {seconds} s")]
     Deadline { target: Target, seconds: u64 },
     #[error("the connection to {target} broke: {source}")]
-    Broken { target: Target, source: Box<dyn std::error::Error + Send + Sync> },
+    Broken {
+        target: Target,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     #[error("{target} answered what this command does not understand: {source}")]
-    Strange { target: Target, source: serde_json::Error },
+    Strange {
+        target: Target,
+        source: serde_json::Error,
+    },
     #[error("the request cannot be sent: {0}")]
     Request(#[from] http::Error),
     #[error(transparent)]
@@ -111,7 +125,10 @@ impl ClientError {
         match self {
             Self::Connect { .. } | Self::Deadline { .. } | Self::Broken { .. } => true,
             Self::Api(error) => {
-                matches!(error.code, ErrorCode::NoQuorum | ErrorCode::Unreachable | ErrorCode::Timeout)
+                matches!(
+                    error.code,
+                    ErrorCode::NoQuorum | ErrorCode::Unreachable | ErrorCode::Timeout
+                )
             }
             Self::Strange { .. } | Self::Request(_) => false,
         }
@@ -164,17 +181,18 @@ impl Client {
         Self { target, token }
     }
 
-    pub fn target(&self) -> &Target {
-        &self.target
-    }
-
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Answer<T> {
         self.get_within(path, ANSWER).await
     }
 
     /// A read that may take until `deadline`.
-    pub async fn get_within<T: DeserializeOwned>(&self, path: &str, deadline: Duration) -> Answer<T> {
-        self.read(self.request(Method::GET, path, None)?, deadline).await
+    pub async fn get_within<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        deadline: Duration,
+    ) -> Answer<T> {
+        self.read(self.request(Method::GET, path, None)?, deadline)
+            .await
     }
 
     /// Sends `body` as JSON and reads the answer.
@@ -185,13 +203,21 @@ impl Client {
         body: &Q,
         deadline: Duration,
     ) -> Answer<T> {
-        self.read(self.request(method, path, Some(self.json(body)?))?, deadline).await
+        self.read(
+            self.request(method, path, Some(self.json(body)?))?,
+            deadline,
+        )
+        .await
     }
 
     /// Asks for a change without a body; the answer's body is not looked at.
     pub async fn change(&self, method: Method, path: &str) -> Answer<()> {
         let request = self.request(method, path, None)?;
-        self.bounded(ANSWER, async { self.bytes(self.exchange(request).await?).await }).await.map(drop)
+        self.bounded(ANSWER, async {
+            self.bytes(self.exchange(request).await?).await
+        })
+        .await
+        .map(drop)
     }
 
     /// Streams `body` and reads the answer.
@@ -219,7 +245,10 @@ impl Client {
     }
 
     fn json<Q: Serialize>(&self, body: &Q) -> Answer<Bytes> {
-        let strange = |source| ClientError::Strange { target: self.target.clone(), source };
+        let strange = |source| ClientError::Strange {
+            target: self.target.clone(),
+            source,
+        };
         serde_json::to_vec(body).map(Bytes::from).map_err(strange)
     }
 
@@ -228,7 +257,10 @@ impl Client {
             Target::Unix(_) => "selvedge",
             Target::Tcp(host) => host.as_str(),
         };
-        let mut builder = Request::builder().method(method).uri(path).header(header::HOST, host);
+        let mut builder = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, host);
         if json.is_some() {
             builder = builder.header(header::CONTENT_TYPE, "application/json");
         }
@@ -239,11 +271,20 @@ impl Client {
         Ok(builder.body(body.boxed_unsync())?)
     }
 
-    async fn read<T: DeserializeOwned>(&self, request: Request<Body>, deadline: Duration) -> Answer<T> {
+    async fn read<T: DeserializeOwned>(
+        &self,
+        request: Request<Body>,
+        deadline: Duration,
+    ) -> Answer<T> {
         let bytes = self
-            .bounded(deadline, async { self.bytes(self.exchange(request).await?).await })
+            .bounded(deadline, async {
+                self.bytes(self.exchange(request).await?).await
+            })
             .await?;
-        let strange = |source| ClientError::Strange { target: self.target.clone(), source };
+        let strange = |source| ClientError::Strange {
+            target: self.target.clone(),
+            source,
+        };
         serde_json::from_slice(&bytes).map_err(strange)
     }
 
@@ -256,20 +297,34 @@ impl Client {
             target: self.target.clone(),
             seconds: deadline.as_secs(),
         };
-        timeout(deadline, answer).await.unwrap_or_else(|_| Err(late()))
+        timeout(deadline, answer)
+            .await
+            .unwrap_or_else(|_| Err(late()))
     }
 
     async fn exchange(&self, request: Request<Body>) -> Answer<Response<Incoming>> {
         match &self.target {
-            Target::Unix(path) => self.over(self.connected(UnixStream::connect(path)).await?, request).await,
-            Target::Tcp(host) => self.over(self.connected(TcpStream::connect(host)).await?, request).await,
+            Target::Unix(path) => {
+                self.over(self.connected(UnixStream::connect(path)).await?, request)
+                    .await
+            }
+            Target::Tcp(host) => {
+                self.over(self.connected(TcpStream::connect(host)).await?, request)
+                    .await
+            }
         }
     }
 
     async fn connected<S>(&self, connect: impl Future<Output = std::io::Result<S>>) -> Answer<S> {
-        let refused = |source| ClientError::Connect { target: self.target.clone(), source };
+        let refused = |source| ClientError::Connect {
+            target: self.target.clone(),
+            source,
+        };
         let late = || refused(std::io::ErrorKind::TimedOut.into());
-        timeout(CONNECT, connect).await.map_err(|_| late())?.map_err(refused)
+        timeout(CONNECT, connect)
+            .await
+            .map_err(|_| late())?
+            .map_err(refused)
     }
 
     async fn over<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
@@ -277,22 +332,33 @@ impl Client {
         stream: S,
         request: Request<Body>,
     ) -> Answer<Response<Incoming>> {
-        let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|e| self.broken(e))?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|e| self.broken(e))?;
         // Ends when the sender and the answer's body are dropped.
         tokio::spawn(connection);
-        sender.send_request(request).await.map_err(|e| self.broken(e))
+        sender
+            .send_request(request)
+            .await
+            .map_err(|e| self.broken(e))
     }
 
     fn broken(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ClientError {
-        ClientError::Broken { target: self.target.clone(), source: source.into() }
+        ClientError::Broken {
+            target: self.target.clone(),
+            source: source.into(),
+        }
     }
 
     /// The body of a success; anything else becomes the error it carries.
     async fn bytes(&self, response: Response<Incoming>) -> Answer<Bytes> {
         let status = response.status();
         let bytes = self.bytes_of(response).await?;
-        if status.is_success() { Ok(bytes) } else { Err(refusal(status, &bytes).into()) }
+        if status.is_success() {
+            Ok(bytes)
+        } else {
+            Err(refusal(status, &bytes).into())
+        }
     }
 
     async fn bytes_of(&self, response: Response<Incoming>) -> Answer<Bytes> {
@@ -315,7 +381,11 @@ fn refusal(status: http::StatusCode, body: &[u8]) -> ApiError {
             400..=499 => ErrorCode::Invalid,
             _ => ErrorCode::Internal,
         };
-        let text: String = String::from_utf8_lossy(body).trim().chars().take(200).collect();
+        let text: String = String::from_utf8_lossy(body)
+            .trim()
+            .chars()
+            .take(200)
+            .collect();
         ApiError::new(code, format!("the node answered {status}: {text}"))
     })
 }
@@ -355,7 +425,10 @@ mod tests {
 
     #[test]
     fn queries_are_encoded() {
-        assert_eq!(encoded("docker.io/library/a:1"), "docker.io%2Flibrary%2Fa%3A1");
+        assert_eq!(
+            encoded("docker.io/library/a:1"),
+            "docker.io%2Flibrary%2Fa%3A1"
+        );
     }
 
     #[test]

@@ -33,9 +33,14 @@ pub struct Context {
 
 /// `$SELVEDGE_CONFIG`, or `selvedge/config.toml` in the user's configuration folder.
 pub fn path() -> Option<PathBuf> {
-    let var = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let var = |name| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     var("SELVEDGE_CONFIG").or_else(|| {
-        let folder = var("XDG_CONFIG_HOME").or_else(|| var("HOME").map(|home| home.join(".config")));
+        let folder =
+            var("XDG_CONFIG_HOME").or_else(|| var("HOME").map(|home| home.join(".config")));
         folder.map(|folder| folder.join("selvedge/config.toml"))
     })
 }
@@ -67,7 +72,8 @@ pub fn remove(path: &Path, name: &str) -> anyhow::Result<()> {
         all.current = None;
     }
     if all == Contexts::default() {
-        return std::fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()));
+        return std::fs::remove_file(path)
+            .with_context(|| format!("cannot remove {}", path.display()));
     }
     store(path, &all)
 }
@@ -92,14 +98,23 @@ pub fn client(global: &Global) -> anyhow::Result<Client> {
 }
 
 fn from_file(wanted: Option<&str>) -> anyhow::Result<Option<Context>> {
-    let all = path().map(|path| load(&path)).transpose()?.unwrap_or_default();
-    let Some(name) = wanted.or(all.current.as_deref()) else { return Ok(None) };
+    let all = path()
+        .map(|path| load(&path))
+        .transpose()?
+        .unwrap_or_default();
+    let Some(name) = wanted.or(all.current.as_deref()) else {
+        return Ok(None);
+    };
     if let Some(context) = all.contexts.get(name) {
         return Ok(Some(context.clone()));
     }
     let near = suggest::nearest(name, all.contexts.keys().map(String::as_str));
-    let hint = near.map_or_else(String::new, |near| format!("did you mean --context {near}?"));
-    Err(Failure::usage(format!("there is no context `{name}`")).hint(hint).into())
+    let hint = near.map_or_else(String::new, |near| {
+        format!("did you mean --context {near}?")
+    });
+    Err(Failure::usage(format!("there is no context `{name}`"))
+        .hint(hint)
+        .into())
 }
 
 #[cfg(test)]
@@ -110,7 +125,10 @@ mod tests {
     fn contexts_come_and_go() {
         let folder = std::env::temp_dir().join(format!("selvedge-contexts-{}", std::process::id()));
         let path = folder.join("config.toml");
-        let demo = Context { addr: "unix:/x".into(), token: None };
+        let demo = Context {
+            addr: "unix:/x".into(),
+            token: None,
+        };
         add(&path, "demo", demo.clone()).unwrap();
         let all = load(&path).unwrap();
         assert_eq!(all.current.as_deref(), Some("demo"));

@@ -130,7 +130,8 @@ mod tests {
 
     #[test]
     fn causes_become_details() {
-        let error = anyhow::Error::from(std::io::Error::other("disk full")).context("cannot write x");
+        let error =
+            anyhow::Error::from(std::io::Error::other("disk full")).context("cannot write x");
         let failure = Failure::from_error(error);
         assert_eq!(failure.message, "cannot write x");
         assert_eq!(failure.details, ["disk full"]);

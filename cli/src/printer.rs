@@ -12,7 +12,6 @@ use crate::failure::Failure;
 use crate::output::{self, Row, View};
 
 const RED: &str = "\x1b[1;31m";
-const YELLOW: &str = "\x1b[33m";
 const CYAN: &str = "\x1b[36m";
 const DIM: &str = "\x1b[2m";
 const PLAIN: &str = "\x1b[0m";
@@ -44,7 +43,11 @@ impl Printer {
 
     /// Many things of a kind, in the asked form.
     pub fn list<T: Row + Serialize>(&self, items: &[T], namespaced: bool) -> anyhow::Result<()> {
-        let view = View { wide: self.format == Format::Wide, namespaced, now: now() };
+        let view = View {
+            wide: self.format == Format::Wide,
+            namespaced,
+            now: now(),
+        };
         match self.format {
             Format::Table | Format::Wide if items.is_empty() => {
                 self.hint(&format!("no {} here", T::PLURAL));
@@ -122,10 +125,6 @@ impl Printer {
         }
     }
 
-    pub fn warn(&self, text: &str) {
-        stderr(&format!("{YELLOW}warning:{PLAIN} {text}"));
-    }
-
     /// A question, without a line's end.
     pub fn ask(&self, text: &str) {
         let mut err = anstream::stderr().lock();
@@ -138,7 +137,10 @@ impl Printer {
 /// Prints a failure: what, the details indented, then what to type next.
 pub fn failure(failure: &Failure) {
     let mut lines = failure.message.lines();
-    stderr(&format!("{RED}error:{PLAIN} {}", lines.next().unwrap_or_default()));
+    stderr(&format!(
+        "{RED}error:{PLAIN} {}",
+        lines.next().unwrap_or_default()
+    ));
     for line in lines {
         stderr(line);
     }

@@ -23,7 +23,12 @@ pub struct Session {
 impl Session {
     pub fn new(global: &Global, out: Printer) -> anyhow::Result<Self> {
         let client = contexts::client(global)?;
-        Ok(Self { client, namespace: global.namespace.clone(), out, yes: global.yes })
+        Ok(Self {
+            client,
+            namespace: global.namespace.clone(),
+            out,
+            yes: global.yes,
+        })
     }
 
     pub fn service_path(&self, name: &Name) -> String {
@@ -31,19 +36,31 @@ impl Session {
     }
 
     pub async fn services(&self, all: bool) -> Result<Vec<ServiceView>, Failure> {
-        Ok(self.client.get(&format!("/v1/services{}", self.scope(all))).await?)
+        Ok(self
+            .client
+            .get(&format!("/v1/services{}", self.scope(all)))
+            .await?)
     }
 
     pub async fn revisions(&self, all: bool) -> Result<Vec<Revision>, Failure> {
-        Ok(self.client.get(&format!("/v1/revisions{}", self.scope(all))).await?)
+        Ok(self
+            .client
+            .get(&format!("/v1/revisions{}", self.scope(all)))
+            .await?)
     }
 
     pub async fn instances(&self, all: bool) -> Result<Vec<InstanceView>, Failure> {
-        Ok(self.client.get(&format!("/v1/instances{}", self.scope(all))).await?)
+        Ok(self
+            .client
+            .get(&format!("/v1/instances{}", self.scope(all)))
+            .await?)
     }
 
     pub async fn instances_of(&self, service: &Name) -> Result<Vec<InstanceView>, ClientError> {
-        let path = format!("/v1/instances?namespace={}&service={service}", self.namespace);
+        let path = format!(
+            "/v1/instances?namespace={}&service={service}",
+            self.namespace
+        );
         self.client.get(&path).await
     }
 
@@ -52,7 +69,11 @@ impl Session {
     }
 
     fn scope(&self, all: bool) -> String {
-        if all { String::new() } else { format!("?namespace={}", self.namespace) }
+        if all {
+            String::new()
+        } else {
+            format!("?namespace={}", self.namespace)
+        }
     }
 
     /// The service of exactly this name.
@@ -90,8 +111,12 @@ pub fn find<T: Row>(mut items: Vec<T>, wanted: &str) -> Result<T, Failure> {
         return Ok(items.swap_remove(at));
     }
     let starts = |item: &T| !wanted.is_empty() && item.name().starts_with(wanted);
-    let matching: Vec<usize> =
-        items.iter().enumerate().filter(|(_, item)| starts(item)).map(|(at, _)| at).collect();
+    let matching: Vec<usize> = items
+        .iter()
+        .enumerate()
+        .filter(|(_, item)| starts(item))
+        .map(|(at, _)| at)
+        .collect();
     match matching.as_slice() {
         [only] => Ok(items.swap_remove(*only)),
         [] => {
@@ -105,7 +130,9 @@ pub fn find<T: Row>(mut items: Vec<T>, wanted: &str) -> Result<T, Failure> {
         many => {
             let names = many.iter().map(|at| items[*at].name()).collect();
             let message = format!("`{wanted}` is the start of {} {}", many.len(), T::PLURAL);
-            Err(Failure::usage(message).details(names).hint("type more of the name"))
+            Err(Failure::usage(message)
+                .details(names)
+                .hint("type more of the name"))
         }
     }
 }

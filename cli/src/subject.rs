@@ -34,7 +34,10 @@ pub enum Subject {
 impl Kind {
     pub fn parse(word: &str) -> Option<Self> {
         let lower = word.to_ascii_lowercase();
-        WORDS.iter().find(|(_, words)| words.contains(&lower.as_str())).map(|(kind, _)| *kind)
+        WORDS
+            .iter()
+            .find(|(_, words)| words.contains(&lower.as_str()))
+            .map(|(kind, _)| *kind)
     }
 
     /// The kind, or the failure that names the kinds there are.
@@ -77,7 +80,9 @@ impl Subject {
             };
         };
         if name.is_empty() {
-            return Err(Failure::usage(format!("`{text}` names nothing: write KIND/NAME")));
+            return Err(Failure::usage(format!(
+                "`{text}` names nothing: write KIND/NAME"
+            )));
         }
         if let Some(kind) = Kind::parse(kind) {
             return Ok(kind.named(name));
@@ -118,8 +123,14 @@ mod tests {
             ("node/par-1", Subject::Node("par-1".into())),
             ("web@3", Subject::Revision("web-00003".into())),
             ("web@web-00003", Subject::Revision("web-00003".into())),
-            ("web/web-00003-x7k2", Subject::Instance("web-00003-x7k2".into())),
-            ("01ARZ3NDEKTSV4RRFFQ69G5FAV", Subject::Request("01ARZ3NDEKTSV4RRFFQ69G5FAV".into())),
+            (
+                "web/web-00003-x7k2",
+                Subject::Instance("web-00003-x7k2".into()),
+            ),
+            (
+                "01ARZ3NDEKTSV4RRFFQ69G5FAV",
+                Subject::Request("01ARZ3NDEKTSV4RRFFQ69G5FAV".into()),
+            ),
         ];
         for (text, subject) in table {
             assert_eq!(Subject::parse(text).unwrap(), subject, "{text}");

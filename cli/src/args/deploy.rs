@@ -5,11 +5,13 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Args;
-use scheduler::model::{Name, Protocol, Spread, units};
+use scheduler::model::{Protocol, Spread, units};
 
 #[derive(Debug, Clone, Default, Args)]
-#[command(after_help = "Without -f the flags change the service as it is; with -f the file is the \
-                        whole service and flags override it.")]
+#[command(
+    after_help = "Without -f the flags change the service as it is; with -f the file is the \
+                        whole service and flags override it."
+)]
 pub struct DeployArgs {
     /// The service; may be left to the manifest
     pub name: Option<String>,
@@ -113,7 +115,11 @@ impl FromStr for ScaleFlag {
         };
         let Some((min, max)) = text.split_once("..") else {
             let fixed = number(text)?;
-            return Self { min: fixed, max: fixed }.checked(text);
+            return Self {
+                min: fixed,
+                max: fixed,
+            }
+            .checked(text);
         };
         let max = match max.trim() {
             "" => 0,
@@ -122,7 +128,11 @@ impl FromStr for ScaleFlag {
                 bound => bound,
             },
         };
-        let min = if min.trim().is_empty() { 0 } else { number(min)? };
+        let min = if min.trim().is_empty() {
+            0
+        } else {
+            number(min)?
+        };
         Self { min, max }.checked(text)
     }
 }
@@ -182,13 +192,20 @@ impl FromStr for EnvChange {
             Some((name, value)) => (name, Some(value.to_owned())),
             None => match text.strip_suffix('-') {
                 Some(name) => (name, None),
-                None => return Err(format!("`{text}` is no variable: write K=V, or K- to remove")),
+                None => {
+                    return Err(format!(
+                        "`{text}` is no variable: write K=V, or K- to remove"
+                    ));
+                }
             },
         };
         if name.is_empty() || name.contains(char::is_whitespace) || name.contains('\0') {
             return Err(format!("`{name}` is no name of a variable"));
         }
-        Ok(Self { name: name.to_owned(), value })
+        Ok(Self {
+            name: name.to_owned(),
+            value,
+        })
     }
 }
 
@@ -219,11 +236,6 @@ pub fn user(text: &str) -> Result<(u32, Option<u32>), String> {
     }
 }
 
-/// The service's name as given, checked.
-pub fn name(text: &str) -> Result<Name, String> {
-    Name::new(text).map_err(|e| e.to_string())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -240,9 +252,15 @@ mod tests {
 
     #[test]
     fn ports() {
-        let h2c = PortFlag { port: 9000, protocol: Protocol::H2c };
+        let h2c = PortFlag {
+            port: 9000,
+            protocol: Protocol::H2c,
+        };
         assert_eq!("h2c:9000".parse(), Ok(h2c));
-        assert_eq!("80".parse::<PortFlag>().map(|p| p.protocol), Ok(Protocol::Http1));
+        assert_eq!(
+            "80".parse::<PortFlag>().map(|p| p.protocol),
+            Ok(Protocol::Http1)
+        );
         for bad in ["0", "65536", "quic:1", "h2c:", ""] {
             assert!(bad.parse::<PortFlag>().is_err(), "{bad}");
         }
@@ -250,7 +268,10 @@ mod tests {
 
     #[test]
     fn variables() {
-        let set = |v: Option<&str>| EnvChange { name: "A".into(), value: v.map(Into::into) };
+        let set = |v: Option<&str>| EnvChange {
+            name: "A".into(),
+            value: v.map(Into::into),
+        };
         assert_eq!("A=b=c".parse(), Ok(set(Some("b=c"))));
         assert_eq!("A=".parse(), Ok(set(Some(""))));
         assert_eq!("A-".parse(), Ok(set(None)));

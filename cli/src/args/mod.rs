@@ -14,7 +14,12 @@ pub use node::{JoinArgs, NodeFlags, UpArgs};
 
 /// Serverless containers on your own edge.
 #[derive(Debug, Parser)]
-#[command(name = "selvedge", version, disable_help_subcommand = true, max_term_width = 100)]
+#[command(
+    name = "selvedge",
+    version,
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
 pub struct Cli {
     #[command(flatten)]
     pub global: Global,
@@ -26,7 +31,13 @@ pub struct Cli {
 #[command(next_help_heading = "Global options")]
 pub struct Global {
     /// The namespace of services
-    #[arg(short, long, global = true, env = "SELVEDGE_NAMESPACE", default_value = "default")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        env = "SELVEDGE_NAMESPACE",
+        default_value = "default"
+    )]
     pub namespace: Name,
     /// A cluster from the contexts file
     #[arg(long, global = true, env = "SELVEDGE_CONTEXT")]
@@ -38,7 +49,13 @@ pub struct Global {
     #[arg(long, global = true, env = "SELVEDGE_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
     /// How reads are printed
-    #[arg(short, long, global = true, env = "SELVEDGE_OUTPUT", default_value = "table")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        env = "SELVEDGE_OUTPUT",
+        default_value = "table"
+    )]
     pub output: Format,
     /// No progress and no hints
     #[arg(short, long, global = true)]
@@ -120,6 +137,9 @@ pub enum Command {
 pub struct DemoArgs {
     #[command(subcommand)]
     pub action: Option<DemoAction>,
+    /// How many nodes
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    pub nodes: usize,
     /// Where the demo keeps its files
     #[arg(long, global = true, default_value = "/var/lib/selvedge-demo")]
     pub dir: PathBuf,
@@ -247,7 +267,10 @@ mod tests {
     #[test]
     fn help_is_as_agreed() {
         insta::assert_snapshot!(Cli::command().term_width(100).render_help());
-        let deploy = Cli::command().term_width(100).find_subcommand("deploy").cloned();
+        let deploy = Cli::command()
+            .term_width(100)
+            .find_subcommand("deploy")
+            .cloned();
         insta::assert_snapshot!("deploy_help", deploy.expect("a verb").render_help());
     }
 }

@@ -16,9 +16,11 @@ pub struct UpArgs {
 
 /// The join token comes by the global `--token`: two flags of one name cannot be.
 #[derive(Debug, Clone, Args)]
-#[command(about = "Make this machine a node of a cluster",
-          long_about = "Make this machine a node of a cluster. --token takes the join token \
-                        that `selvedge token create` prints on a member.")]
+#[command(
+    about = "Make this machine a node of a cluster",
+    long_about = "Make this machine a node of a cluster. --token takes the join token \
+                        that `selvedge token create` prints on a member."
+)]
 pub struct JoinArgs {
     /// The mesh address of any node of the cluster, HOST:PORT
     pub address: String,
@@ -45,7 +47,11 @@ pub struct NodeFlags {
     #[arg(long, value_name = "DIR", default_value = "/var/lib/selvedge")]
     pub data: PathBuf,
     /// The configuration that is written
-    #[arg(long, value_name = "FILE", default_value = "/etc/selvedge/selvedge.toml")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/etc/selvedge/selvedge.toml"
+    )]
     pub config: PathBuf,
     /// Where it listens for other nodes (UDP)
     #[arg(long, value_name = "IP:PORT", default_value = "[::]:8422")]

@@ -6,5 +6,10 @@ use clap_complete::Shell;
 use crate::args::Cli;
 
 pub fn run(shell: Shell) {
-    clap_complete::generate(shell, &mut Cli::command(), "selvedge", &mut std::io::stdout());
+    clap_complete::generate(
+        shell,
+        &mut Cli::command(),
+        "selvedge",
+        &mut std::io::stdout(),
+    );
 }

@@ -16,7 +16,9 @@ pub fn destructive(session: &Session, what: &str, name: &str) -> anyhow::Result<
             .hint("add -y to go on without being asked")
             .into());
     }
-    session.out.ask(&format!("{what} {name}? Type its name to go on:"));
+    session
+        .out
+        .ask(&format!("{what} {name}? Type its name to go on:"));
     let mut line = String::new();
     io::stdin().lock().read_line(&mut line)?;
     if line.trim() == name {

@@ -26,7 +26,11 @@ pub async fn run(args: DeleteArgs, session: &Session) -> anyhow::Result<()> {
         let path = session.service_path(name);
         if let Err(error) = session.client.change(Method::DELETE, &path).await {
             let missing = error.is_not_found();
-            let failure = if missing { session.no_service(name, error).await } else { error.into() };
+            let failure = if missing {
+                session.no_service(name, error).await
+            } else {
+                error.into()
+            };
             return Err(failure.into());
         }
         if !args.wait.no_wait {
@@ -46,7 +50,9 @@ fn service(text: &str) -> Result<Name, Failure> {
         Subject::Service(text) => name(&text),
         Subject::Node(text) => Err(Failure::usage("a node is removed, not deleted")
             .hint(format!("selvedge node rm {text}"))),
-        _ => Err(Failure::usage(format!("`{text}` cannot be deleted: only services can"))),
+        _ => Err(Failure::usage(format!(
+            "`{text}` cannot be deleted: only services can"
+        ))),
     }
 }
 

@@ -25,13 +25,19 @@ pub async fn run(args: DeployArgs, session: &Session) -> anyhow::Result<()> {
         return dry(&response, &session);
     }
     let out = session.out;
-    let revision = response.created_revision.as_ref().or(response.service.status.latest_created.as_ref());
+    let revision = response.created_revision.as_ref().or(response
+        .service
+        .status
+        .latest_created
+        .as_ref());
     match &response.created_revision {
         Some(revision) => out.progress(&format!(
             "service/{name}: revision {} from {}",
             revision.name, response.image.digest
         )),
-        None => out.progress(&format!("service/{name}: no new revision, the template is the same")),
+        None => out.progress(&format!(
+            "service/{name}: no new revision, the template is the same"
+        )),
     }
     if let Some(revision) = revision
         && !args.no_wait
@@ -66,8 +72,7 @@ async fn put(
             Some(manifest) => (manifest.clone(), None),
             None => stored(&session, &name).await?,
         };
-        let manifest =
-            manifest::override_with(base, args, env_files).map_err(Failure::usage)?;
+        let manifest = manifest::override_with(base, args, env_files).map_err(Failure::usage)?;
         if manifest.image().is_empty() {
             return Err(Failure::usage(format!("no image is named for {name}"))
                 .hint(format!("selvedge deploy {name} --image REF"))
@@ -83,14 +88,21 @@ async fn put(
             dry_run: args.dry_run,
         };
         let path = session.service_path(&name);
-        let answer = session.client.send(Method::PUT, &path, &request, REGISTRY_ANSWER).await;
+        let answer = session
+            .client
+            .send(Method::PUT, &path, &request, REGISTRY_ANSWER)
+            .await;
         match answer {
             Ok(response) => return Ok((session, name, response)),
             Err(ClientError::Api(error))
-                if error.code == ErrorCode::Conflict && from_file.is_none() && attempt < ATTEMPTS =>
+                if error.code == ErrorCode::Conflict
+                    && from_file.is_none()
+                    && attempt < ATTEMPTS =>
             {
                 attempt += 1;
-                session.out.progress("someone else changed it meanwhile, trying again");
+                session
+                    .out
+                    .progress("someone else changed it meanwhile, trying again");
                 tokio::time::sleep(wait::PACE).await;
             }
             Err(error) => return Err(Failure::from(error).into()),
@@ -100,7 +112,11 @@ async fn put(
 
 /// The service as it is, so that flags change only what they name; a new one when there is none.
 async fn stored(session: &Session, name: &Name) -> Result<(Manifest, Option<u64>), Failure> {
-    match session.client.get::<ServiceView>(&session.service_path(name)).await {
+    match session
+        .client
+        .get::<ServiceView>(&session.service_path(name))
+        .await
+    {
         Ok(view) => {
             let service = view.service;
             let manifest = Manifest {
@@ -128,8 +144,13 @@ fn service_name(args: &DeployArgs, manifest: Option<&Manifest>) -> Result<Name, 
 }
 
 fn read_manifest(path: &Path) -> anyhow::Result<Manifest> {
-    let shown = if path == Path::new("-") { "stdin".to_owned() } else { path.display().to_string() };
-    let text = read_bounded(path, manifest::MAX_BYTES).with_context(|| format!("cannot read {shown}"))?;
+    let shown = if path == Path::new("-") {
+        "stdin".to_owned()
+    } else {
+        path.display().to_string()
+    };
+    let text =
+        read_bounded(path, manifest::MAX_BYTES).with_context(|| format!("cannot read {shown}"))?;
     let parsed = manifest::parse(&shown, &text);
     Ok(parsed.map_err(|error| Failure::usage(error.to_string()))?)
 }
@@ -139,9 +160,14 @@ fn read_bounded(path: &Path, limit: usize) -> anyhow::Result<String> {
     let limit = u64::try_from(limit)?.saturating_add(1);
     let mut bytes = Vec::new();
     if path == Path::new("-") {
-        std::io::stdin().lock().take(limit).read_to_end(&mut bytes)?;
+        std::io::stdin()
+            .lock()
+            .take(limit)
+            .read_to_end(&mut bytes)?;
     } else {
-        std::fs::File::open(path)?.take(limit).read_to_end(&mut bytes)?;
+        std::fs::File::open(path)?
+            .take(limit)
+            .read_to_end(&mut bytes)?;
     }
     String::from_utf8(bytes).map_err(|_| Failure::usage("it is no text (UTF-8)").into())
 }
@@ -150,7 +176,8 @@ fn env_files(args: &DeployArgs) -> anyhow::Result<Vec<(String, String)>> {
     let read = |path: &std::path::PathBuf| {
         let shown = path.display().to_string();
         let text = read_bounded(path, manifest::MAX_BYTES);
-        text.with_context(|| format!("cannot read {shown}")).map(|text| (shown, text))
+        text.with_context(|| format!("cannot read {shown}"))
+            .map(|text| (shown, text))
     };
     args.env_file.iter().map(read).collect()
 }
@@ -159,15 +186,20 @@ fn dry(response: &DeployResponse, session: &Session) -> anyhow::Result<()> {
     if session.out.is_data() {
         return session.out.value(response);
     }
-    let what = match &response.created_revision {
-        Some(revision) => format!("would make revision {}", revision.name),
-        None => "would make no new revision".to_owned(),
-    };
-    session.out.line(format!("service/{} {what} from {}", response.service.key.name, response.image.digest))?;
+    let name = &response.service.key.name;
+    session.out.line(format!(
+        "service/{name} can be deployed from {}",
+        response.image.digest
+    ))?;
     if let Some(receipt) = &response.receipt {
-        let best = receipt.verdicts.iter().find(|verdict| verdict.outcome.is_ok());
+        let best = receipt
+            .verdicts
+            .iter()
+            .find(|verdict| verdict.outcome.is_ok());
         if let Some(verdict) = best {
-            session.out.hint(&format!("{} would start it first", verdict.name));
+            session
+                .out
+                .hint(&format!("{} would start it first", verdict.name));
         }
     }
     Ok(())
@@ -175,14 +207,28 @@ fn dry(response: &DeployResponse, session: &Session) -> anyhow::Result<()> {
 
 /// How to call it from here, where its name may not resolve.
 async fn hint_curl(session: &Session, view: &ServiceView) {
-    let host = view.url.split_once("://").map_or(view.url.as_str(), |(_, host)| host);
+    let host = view
+        .url
+        .split_once("://")
+        .map_or(view.url.as_str(), |(_, host)| host);
     // Only a hint: when the nodes cannot be asked, the URL above has to do.
     let nodes = session.nodes().await.unwrap_or_default();
-    let door = nodes.iter().filter(|n| n.alive && n.serving).find_map(|n| n.ingress.first());
+    let door = nodes
+        .iter()
+        .filter(|n| n.alive && n.serving)
+        .find_map(|n| n.ingress.first());
     if let Some(ip) = door {
-        let ip = if ip.is_ipv6() { format!("[{ip}]") } else { ip.to_string() };
+        let ip = if ip.is_ipv6() {
+            format!("[{ip}]")
+        } else {
+            ip.to_string()
+        };
         let name = host.split(':').next().unwrap_or(host);
-        let port = host.split_once(':').map_or_else(String::new, |(_, port)| format!(":{port}"));
-        session.out.hint(&format!("try: curl -H 'Host: {name}' http://{ip}{port}/"));
+        let port = host
+            .split_once(':')
+            .map_or_else(String::new, |(_, port)| format!(":{port}"));
+        session
+            .out
+            .hint(&format!("try: curl -H 'Host: {name}' http://{ip}{port}/"));
     }
 }

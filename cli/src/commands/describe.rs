@@ -12,7 +12,9 @@ pub async fn run(subject: &str, session: &Session) -> anyhow::Result<()> {
         Subject::Instance(text) => {
             let instance = find(session.instances(false).await?, &text)?;
             let named = || format!("instance/{}", instance.id);
-            session.out.text_or(&instance, named, |now| output::describe_instance(&instance, now))
+            session.out.text_or(&instance, named, |now| {
+                output::describe_instance(&instance, now)
+            })
         }
         Subject::Node(text) => node(&text, session).await,
         Subject::Image(_) => Err(Failure::usage("there is no more to say of an image")
@@ -29,7 +31,10 @@ async fn service(text: &str, session: &Session) -> anyhow::Result<()> {
     let key = &view.service.key;
     let mut revisions = session.revisions(false).await?;
     revisions.retain(|revision| revision.service == *key);
-    let instances = session.instances_of(&key.name).await.map_err(Failure::from)?;
+    let instances = session
+        .instances_of(&key.name)
+        .await
+        .map_err(Failure::from)?;
     let named = || format!("service/{}", key.name);
     session.out.text_or(&view, named, |now| {
         output::describe_service(&view, &revisions, &instances, now)
@@ -51,5 +56,7 @@ async fn node(text: &str, session: &Session) -> anyhow::Result<()> {
     let mut instances = session.instances(true).await?;
     instances.retain(|instance| instance.node == node.id);
     let named = || format!("node/{}", node.name);
-    session.out.text_or(&node, named, |now| output::describe_node(&node, &instances, now))
+    session.out.text_or(&node, named, |now| {
+        output::describe_node(&node, &instances, now)
+    })
 }

@@ -17,14 +17,18 @@ pub async fn run(subject: &str, session: &Session) -> anyhow::Result<()> {
         Subject::Instance(text) => instance(&text, session).await?,
         Subject::Request(id) => format!("/v1/explain/request/{}", encoded(&id)),
         Subject::Revision(_) | Subject::Node(_) | Subject::Image(_) => {
-            return Err(Failure::usage(format!("`{subject}` was not placed, so there is nothing to explain"))
-                .hint("explain service/NAME, instance/NAME or a request id")
-                .into());
+            return Err(Failure::usage(format!(
+                "`{subject}` was not placed, so there is nothing to explain"
+            ))
+            .hint("explain service/NAME, instance/NAME or a request id")
+            .into());
         }
     };
     let explanation: Explanation = session.client.get(&path).await.map_err(Failure::from)?;
     let named = || explanation.subject.clone();
-    session.out.text_or(&explanation, named, |_| output::explanation(&explanation))
+    session
+        .out
+        .text_or(&explanation, named, |_| output::explanation(&explanation))
 }
 
 /// The path for a service, when there is one of this name; a bare name may be an instance's too.
@@ -33,7 +37,10 @@ async fn by_name(text: &str, session: &Session) -> Result<Option<String>, Failur
     let known: Result<serde_json::Value, ClientError> =
         session.client.get(&session.service_path(&name)).await;
     match known {
-        Ok(_) => Ok(Some(format!("/v1/explain/service/{}/{name}", session.namespace))),
+        Ok(_) => Ok(Some(format!(
+            "/v1/explain/service/{}/{name}",
+            session.namespace
+        ))),
         Err(error) if error.is_not_found() => {
             let instances = session.instances(false).await?;
             if instances.iter().any(|i| i.id.0.starts_with(text)) {

@@ -16,10 +16,18 @@ pub async fn run(args: GetArgs, session: &Session) -> anyhow::Result<()> {
         Kind::Service => show(session, session.services(all).await?, &names, all),
         Kind::Revision => show(session, session.revisions(all).await?, &names, all),
         Kind::Instance => show(session, session.instances(all).await?, &names, all),
-        Kind::Node => show(session, session.nodes().await.map_err(Failure::from)?, &names, false),
+        Kind::Node => show(
+            session,
+            session.nodes().await.map_err(Failure::from)?,
+            &names,
+            false,
+        ),
         Kind::Image => {
-            let images: Vec<ImageView> =
-                session.client.get("/v1/images").await.map_err(Failure::from)?;
+            let images: Vec<ImageView> = session
+                .client
+                .get("/v1/images")
+                .await
+                .map_err(Failure::from)?;
             show(session, images, &names, false)
         }
     }
@@ -41,7 +49,9 @@ fn wanted(args: &GetArgs) -> Result<(Kind, Vec<String>), Failure> {
                 .hint(format!("selvedge explain {id}")));
         }
     };
-    let names = std::iter::once(name).chain(args.names.iter().cloned()).collect();
+    let names = std::iter::once(name)
+        .chain(args.names.iter().cloned())
+        .collect();
     Ok((kind, names))
 }
 

@@ -23,8 +23,11 @@ const CHUNK: usize = 256 * 1024;
 pub async fn run(command: ImageCommand, session: &Session) -> anyhow::Result<()> {
     match command {
         ImageCommand::Ls => {
-            let images: Vec<ImageView> =
-                session.client.get("/v1/images").await.map_err(Failure::from)?;
+            let images: Vec<ImageView> = session
+                .client
+                .get("/v1/images")
+                .await
+                .map_err(Failure::from)?;
             session.out.list(&images, false)
         }
         ImageCommand::Pull { reference } => pull(reference, session).await,
@@ -40,7 +43,11 @@ async fn pull(reference: String, session: &Session) -> anyhow::Result<()> {
         .send(Method::POST, "/v1/images/pull", &request, IMAGE_ANSWER)
         .await
         .map_err(Failure::from)?;
-    session.out.text_or(&held, || format!("image/{}", held.reference), |_| sentence(&held))
+    session.out.text_or(
+        &held,
+        || format!("image/{}", held.reference),
+        |_| sentence(&held),
+    )
 }
 
 async fn import(file: PathBuf, reference: Option<String>, session: &Session) -> anyhow::Result<()> {
@@ -61,15 +68,31 @@ async fn import(file: PathBuf, reference: Option<String>, session: &Session) -> 
         Some(reference) => format!("/v1/images/import?reference={}", encoded(reference)),
         None => "/v1/images/import".to_owned(),
     };
-    session.out.progress(&format!("importing {}", file.display()));
-    let held: Vec<HeldImage> = session.client.upload(&path, body).await.map_err(Failure::from)?;
-    let names = || held.iter().map(|h| format!("image/{}", h.reference)).collect::<Vec<_>>().join("\n");
+    session
+        .out
+        .progress(&format!("importing {}", file.display()));
+    let held: Vec<HeldImage> = session
+        .client
+        .upload(&path, body)
+        .await
+        .map_err(Failure::from)?;
+    let names = || {
+        held.iter()
+            .map(|h| format!("image/{}", h.reference))
+            .collect::<Vec<_>>()
+            .join("\n")
+    };
     let text = || held.iter().map(sentence).collect::<Vec<_>>().join("\n");
     session.out.text_or(&held, names, |_| text())
 }
 
 fn sentence(held: &HeldImage) -> String {
-    format!("{} {} {}", held.reference, held.digest, output::bytes(held.bytes))
+    format!(
+        "{} {} {}",
+        held.reference,
+        held.digest,
+        output::bytes(held.bytes)
+    )
 }
 
 /// A body that sends what `source` gives, without holding it.

@@ -45,7 +45,10 @@ pub async fn run(args: LogsArgs, session: &Session) -> anyhow::Result<()> {
     let response = session.client.open(&path).await.map_err(Failure::from)?;
     let mut lines = Lines::new(response.into_body(), args.follow);
     while let Some(line) = lines.next().await? {
-        let wanted = args.grep.as_ref().is_none_or(|text| line.line.contains(text.as_str()));
+        let wanted = args
+            .grep
+            .as_ref()
+            .is_none_or(|text| line.line.contains(text.as_str()));
         if wanted {
             session.out.log(&line, args.timestamps, many)?;
         }
@@ -65,7 +68,12 @@ pub struct Lines {
 impl Lines {
     pub fn new(body: Incoming, follow: bool) -> Self {
         let patience = (!follow).then_some(ANSWER);
-        Self { body, rest: Vec::new(), patience, ended: false }
+        Self {
+            body,
+            rest: Vec::new(),
+            patience,
+            ended: false,
+        }
     }
 
     pub async fn next(&mut self) -> anyhow::Result<Option<LogLine>> {
@@ -79,7 +87,11 @@ impl Lines {
             }
             if self.ended {
                 let last = std::mem::take(&mut self.rest);
-                return if last.trim_ascii().is_empty() { Ok(None) } else { parse(&last).map(Some) };
+                return if last.trim_ascii().is_empty() {
+                    Ok(None)
+                } else {
+                    parse(&last).map(Some)
+                };
             }
             if self.rest.len() > MAX_LINE {
                 anyhow::bail!("the node sent a log line of more than {MAX_LINE} bytes");

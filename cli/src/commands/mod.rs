@@ -30,10 +30,21 @@ pub async fn run(cli: Cli, out: Printer) -> anyhow::Result<ExitCode> {
     let Cli { global, command } = cli;
     let session = || Session::new(&global, out);
     match command {
-        Command::Up(args) => up::run(args, out).await?,
-        Command::Join(args) => join::run(args, global.token.as_deref(), out).await?,
+        Command::Up(args) => return up::run(args, out).await,
+        Command::Join(args) => {
+            return join::run(args, global.token.as_deref(), out).await;
+        }
         Command::Demo(args) => {
-            let message = format!("the demo below {} is not part of this build", args.dir.display());
+            let what = if args.action.is_some() {
+                "taking down"
+            } else {
+                "making"
+            };
+            let message = format!(
+                "{what} a demo of {} nodes below {} is not part of this build",
+                args.nodes,
+                args.dir.display()
+            );
             return Err(Failure::usage(message).into());
         }
         Command::Deploy(args) => deploy::run(*args, &session()?).await?,

@@ -21,8 +21,14 @@ pub async fn run(command: NodeCommand, session: &Session) -> anyhow::Result<()> 
             let node = name(&text)?;
             confirm::destructive(session, "remove node", node.as_str())?;
             let path = format!("/v1/nodes/{node}/remove");
-            session.client.change(Method::POST, &path).await.map_err(Failure::from)?;
-            session.out.progress(&format!("node/{node} removed: no node talks to it any more"));
+            session
+                .client
+                .change(Method::POST, &path)
+                .await
+                .map_err(Failure::from)?;
+            session.out.progress(&format!(
+                "node/{node} removed: no node talks to it any more"
+            ));
             Ok(())
         }
     }

@@ -14,10 +14,15 @@ use crate::session::{Session, name};
 
 pub async fn run(args: ScaleArgs, session: &Session) -> anyhow::Result<()> {
     let name = name(&args.name)?;
-    let request = ScaleRequest { min: args.scale.min, max: args.scale.max };
+    let request = ScaleRequest {
+        min: args.scale.min,
+        max: args.scale.max,
+    };
     let path = format!("{}/scale", session.service_path(&name));
-    let answer: Result<Value, _> =
-        session.client.send(Method::POST, &path, &request, ANSWER).await;
+    let answer: Result<Value, _> = session
+        .client
+        .send(Method::POST, &path, &request, ANSWER)
+        .await;
     if let Err(error) = answer {
         return Err(if error.is_not_found() {
             session.no_service(&name, error).await
@@ -27,12 +32,19 @@ pub async fn run(args: ScaleArgs, session: &Session) -> anyhow::Result<()> {
         .into());
     }
     let mut view = session.service(&name).await?;
-    session.out.progress(&format!("service/{name} scaled to {}", scale_bounds(&view.service.scale)));
+    session.out.progress(&format!(
+        "service/{name} scaled to {}",
+        scale_bounds(&view.service.scale)
+    ));
     if !args.wait.no_wait && args.scale.min > 0 {
         let until = Instant::now() + args.wait.timeout;
         view = enough_ready(session, view, args.scale.min, until).await?;
     }
-    if session.out.is_data() { session.out.one(&view) } else { Ok(()) }
+    if session.out.is_data() {
+        session.out.one(&view)
+    } else {
+        Ok(())
+    }
 }
 
 /// Waits until `min` instances are ready, saying how many are.
@@ -51,7 +63,10 @@ async fn enough_ready(
             return Ok(view);
         }
         if Instant::now() >= until {
-            let message = format!("{} of {min} instances of {name} are ready", view.instances.ready);
+            let message = format!(
+                "{} of {min} instances of {name} are ready",
+                view.instances.ready
+            );
             return Err(Failure::new(Exit::WaitTimedOut, message)
                 .details(wait::unready(&instances))
                 .hint(format!("selvedge explain service/{name}"))

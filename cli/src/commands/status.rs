@@ -8,8 +8,14 @@ use crate::output;
 use crate::session::Session;
 
 pub async fn run(session: &Session) -> anyhow::Result<()> {
-    let status: Status = session.client.get("/v1/status").await.map_err(Failure::from)?;
+    let status: Status = session
+        .client
+        .get("/v1/status")
+        .await
+        .map_err(Failure::from)?;
     let wide = session.out.format == Format::Wide;
     let name = || format!("cluster/{}", status.cluster.id);
-    session.out.text_or(&status, name, |now| output::status(&status, wide, now))
+    session
+        .out
+        .text_or(&status, name, |now| output::status(&status, wide, now))
 }

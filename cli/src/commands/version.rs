@@ -24,9 +24,19 @@ pub async fn run(global: &Global, out: Printer) -> anyhow::Result<()> {
             None
         }
     };
-    let versions = Versions { client: CLIENT, node };
-    out.text_or(&versions, || format!("selvedge/{CLIENT}"), |_| match &versions.node {
-        Some(v) => format!("selvedge {CLIENT}\nnode {} {} (cluster {})", v.node, v.version, v.cluster),
-        None => format!("selvedge {CLIENT}"),
-    })
+    let versions = Versions {
+        client: CLIENT,
+        node,
+    };
+    out.text_or(
+        &versions,
+        || format!("selvedge/{CLIENT}"),
+        |_| match &versions.node {
+            Some(v) => format!(
+                "selvedge {CLIENT}\nnode {} {} (cluster {})",
+                v.node, v.version, v.cluster
+            ),
+            None => format!("selvedge {CLIENT}"),
+        },
+    )
 }

@@ -17,6 +17,8 @@ use crate::session::Session;
 pub const PACE: Duration = Duration::from_millis(500);
 /// One long poll; short enough to show progress at a human pace.
 const POLL: Duration = Duration::from_millis(1000);
+/// How far behind the leader a node that is reached may be.
+const FEED_LAG: Duration = Duration::from_secs(5);
 /// Lines of a failed instance's log that are shown.
 const LOG_LINES: usize = 10;
 
@@ -39,16 +41,26 @@ impl Seen {
 
 fn line(instance: &InstanceView) -> String {
     let lost = if instance.alive { "" } else { " (node lost)" };
-    let reason = instance.failure.as_ref().map_or_else(String::new, |failure| {
-        let first = failure.message.lines().next().unwrap_or_default();
-        format!(": {}: {first}", failure.code)
-    });
-    format!("{}: {} {}{lost}{reason}", instance.node_name, instance.id, instance.state)
+    let reason = instance
+        .failure
+        .as_ref()
+        .map_or_else(String::new, |failure| {
+            let first = failure.message.lines().next().unwrap_or_default();
+            format!(": {}: {first}", failure.code)
+        });
+    format!(
+        "{}: {} {}{lost}{reason}",
+        instance.node_name, instance.id, instance.state
+    )
 }
 
 /// A line for every instance that is not ready.
 pub fn unready(instances: &[InstanceView]) -> Vec<String> {
-    instances.iter().filter(|i| i.state != InstanceState::Ready).map(line).collect()
+    instances
+        .iter()
+        .filter(|i| i.state != InstanceState::Ready)
+        .map(line)
+        .collect()
 }
 
 /// Waits until the revision is ready; its failure or the deadline is the error.
@@ -58,7 +70,8 @@ pub async fn ready(
     revision: &Name,
     patience: Duration,
 ) -> Result<(), Failure> {
-    let until = Instant::now() + patience;
+    let began = Instant::now();
+    let until = began + patience;
     let mut seen = Seen::default();
     let mut last = Vec::new();
     loop {
@@ -73,7 +86,11 @@ pub async fn ready(
             poll.as_millis()
         );
         let asked = Instant::now();
-        match session.client.get_within::<WaitResponse>(&path, poll + ANSWER).await {
+        match session
+            .client
+            .get_within::<WaitResponse>(&path, poll + ANSWER)
+            .await
+        {
             Ok(answer) => {
                 let WaitResponse { state, instances } = answer;
                 seen.report(&instances, session.out);
@@ -87,6 +104,8 @@ pub async fn ready(
             }
             // The change is accepted: a node that is away for a moment does not undo it.
             Err(error) if error.is_passing() => session.out.progress(&format!("  {error}")),
+            // The node asked may be a follower that has not heard of the change yet.
+            Err(error) if error.is_not_found() && began.elapsed() < FEED_LAG => {}
             Err(error) => return Err(error.into()),
         }
         // An answer that came at once must not become a busy loop.
@@ -123,7 +142,11 @@ async fn failed(
     {
         details.extend(last_words(session, instance).await);
     }
-    let exit = if reason == "CannotPlace" { Exit::CannotPlace } else { Exit::Failed };
+    let exit = if reason == "CannotPlace" {
+        Exit::CannotPlace
+    } else {
+        Exit::Failed
+    };
     Failure::new(exit, format!("{revision} failed: {reason}: {first}"))
         .details(details)
         .hint(format!("selvedge describe revision/{revision}"))
@@ -136,7 +159,9 @@ async fn last_words(session: &Session, instance: &InstanceView) -> Vec<String> {
         instance.namespace,
         encoded(&instance.id.0)
     );
-    let Ok(response) = session.client.open(&path).await else { return Vec::new() };
+    let Ok(response) = session.client.open(&path).await else {
+        return Vec::new();
+    };
     let mut lines = Lines::new(response.into_body(), false);
     let mut words = Vec::new();
     while words.len() < LOG_LINES

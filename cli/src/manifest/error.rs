@@ -37,7 +37,9 @@ impl Place {
             line: text[..start].matches('\n').count() + 1,
             column,
             width: text[start..end].chars().count().max(1),
-            text: text[line_start..line_end].trim_end_matches('\r').replace('\t', " "),
+            text: text[line_start..line_end]
+                .trim_end_matches('\r')
+                .replace('\t', " "),
         }
     }
 }
@@ -55,17 +57,30 @@ impl fmt::Display for ManifestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(place) = &self.at else {
             write!(f, "{}: {}", self.file, self.message)?;
-            return if self.help.is_empty() { Ok(()) } else { write!(f, "\n  = {}", self.help) };
+            return if self.help.is_empty() {
+                Ok(())
+            } else {
+                write!(f, "\n  = {}", self.help)
+            };
         };
         let number = place.line.to_string();
         let gutter = " ".repeat(number.len());
         let shown: String = place.text.chars().take(LINE_CHARS).collect();
         let column = place.column.min(LINE_CHARS);
         let width = place.width.min(LINE_CHARS + 1 - column);
-        writeln!(f, "{}:{}:{}: {}", self.file, place.line, place.column, self.message)?;
+        writeln!(
+            f,
+            "{}:{}:{}: {}",
+            self.file, place.line, place.column, self.message
+        )?;
         writeln!(f, "{gutter} |")?;
         writeln!(f, "{number} | {shown}")?;
-        write!(f, "{gutter} | {}{}", " ".repeat(column - 1), "^".repeat(width))?;
+        write!(
+            f,
+            "{gutter} | {}{}",
+            " ".repeat(column - 1),
+            "^".repeat(width)
+        )?;
         if !self.help.is_empty() {
             write!(f, "\n{gutter} = {}", self.help)?;
         }

@@ -2,8 +2,8 @@
 
 use scheduler::model::EnvVar;
 
-use super::lower::{env_line, probe, pull_policy, whole_seconds};
 use super::Manifest;
+use super::lower::{env_line, probe, pull_policy, whole_seconds};
 use crate::args::{DeployArgs, EnvChange};
 
 /// Applies the flags; `env_files` are the contents of `--env-file`, each with its name.
@@ -45,7 +45,10 @@ fn scale(manifest: &mut Manifest, flags: &DeployArgs) -> Result<(), String> {
     scale.min = flags.min_instances.unwrap_or(scale.min);
     scale.max = flags.max_instances.unwrap_or(scale.max);
     if scale.max != 0 && scale.min > scale.max {
-        return Err(format!("scale: {} at least is more than {} at most", scale.min, scale.max));
+        return Err(format!(
+            "scale: {} at least is more than {} at most",
+            scale.min, scale.max
+        ));
     }
     scale.target = flags.target.unwrap_or(scale.target);
     if let Some(window) = flags.window {
@@ -103,12 +106,21 @@ fn environment(
         let known = env.iter().position(|var| var.name == name);
         match (known, value) {
             // In its place: an order that changes would make a revision of nothing.
-            (Some(at), Some(value)) => env[at] = EnvVar { name, value, secret: None },
+            (Some(at), Some(value)) => {
+                env[at] = EnvVar {
+                    name,
+                    value,
+                    secret: None,
+                }
+            }
             (Some(at), None) => drop(env.remove(at)),
-            (None, Some(value)) => env.push(EnvVar { name, value, secret: None }),
+            (None, Some(value)) => env.push(EnvVar {
+                name,
+                value,
+                secret: None,
+            }),
             (None, None) => {}
         }
     }
     Ok(())
 }
-

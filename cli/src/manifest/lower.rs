@@ -10,9 +10,30 @@ use super::{MAX_BYTES, Manifest, ManifestError};
 use crate::args::{EnvChange, PortFlag, ScaleFlag, spread, user};
 
 const TOP: &[&str] = &[
-    "name", "namespace", "image", "port", "scale", "concurrency", "target", "window", "timeout",
-    "grace", "command", "args", "workdir", "user", "pull", "read_only", "capabilities", "env",
-    "resources", "health", "place", "traffic", "labels", "annotations",
+    "name",
+    "namespace",
+    "image",
+    "port",
+    "scale",
+    "concurrency",
+    "target",
+    "window",
+    "timeout",
+    "grace",
+    "command",
+    "args",
+    "workdir",
+    "user",
+    "pull",
+    "read_only",
+    "capabilities",
+    "env",
+    "resources",
+    "health",
+    "place",
+    "traffic",
+    "labels",
+    "annotations",
 ];
 
 type Read<T> = Result<T, ManifestError>;
@@ -21,7 +42,10 @@ type Read<T> = Result<T, ManifestError>;
 pub fn parse(file: &str, text: &str) -> Read<Manifest> {
     let source = Source { file, text };
     if text.len() > MAX_BYTES {
-        let message = format!("the manifest has {} bytes, more than {MAX_BYTES}", text.len());
+        let message = format!(
+            "the manifest has {} bytes, more than {MAX_BYTES}",
+            text.len()
+        );
         return Err(source.fault(None, message, ""));
     }
     let document = Document::parse(text)
@@ -66,7 +90,11 @@ fn container(top: &Section<'_>, manifest: &mut Manifest) -> Read<()> {
         container.ports = vec![port.into()];
     }
     for (name, value) in top.pairs("env")? {
-        container.env.push(EnvVar { name, value, secret: None });
+        container.env.push(EnvVar {
+            name,
+            value,
+            secret: None,
+        });
     }
     if let Some(policy) = top.parsed("pull", pull_policy)? {
         policy.clone_into(&mut container.image_pull_policy);
@@ -111,9 +139,12 @@ fn scale(top: &Section<'_>) -> Read<Scale> {
                 return Err(table.fault("min", "`min` is more than `max`", ""));
             }
             scale.target = table.number("target")?.unwrap_or(scale.target);
-            scale.window_seconds = table.parsed("window", seconds)?.unwrap_or(scale.window_seconds);
-            scale.utilization_percent =
-                table.number("utilization")?.unwrap_or(scale.utilization_percent);
+            scale.window_seconds = table
+                .parsed("window", seconds)?
+                .unwrap_or(scale.window_seconds);
+            scale.utilization_percent = table
+                .number("utilization")?
+                .unwrap_or(scale.utilization_percent);
             scale.initial = table.number("initial")?.unwrap_or(scale.initial);
         }
     } else if let Some(bounds) = top.parsed("scale", str::parse::<ScaleFlag>)? {
@@ -121,13 +152,17 @@ fn scale(top: &Section<'_>) -> Read<Scale> {
         scale.max = bounds.max;
     }
     scale.target = top.number("target")?.unwrap_or(scale.target);
-    scale.window_seconds = top.parsed("window", seconds)?.unwrap_or(scale.window_seconds);
+    scale.window_seconds = top
+        .parsed("window", seconds)?
+        .unwrap_or(scale.window_seconds);
     Ok(scale)
 }
 
 /// `latest = 90`, `"web-00007" = 10`, or `{ percent = 10, tag = "old" }`.
 fn traffic(top: &Section<'_>) -> Read<Vec<TrafficTarget>> {
-    let Some(table) = top.free("traffic")? else { return Ok(Vec::new()) };
+    let Some(table) = top.free("traffic")? else {
+        return Ok(Vec::new());
+    };
     let mut targets = Vec::new();
     for key in table.keys() {
         let revision = match key {
@@ -138,13 +173,20 @@ fn traffic(top: &Section<'_>) -> Read<Vec<TrafficTarget>> {
         let (percent, tag) = if detailed {
             let known = ["percent", "tag"];
             match table.section(key, &known)? {
-                Some(inner) => (inner.number("percent")?, inner.parsed("tag", str::parse::<Name>)?),
+                Some(inner) => (
+                    inner.number("percent")?,
+                    inner.parsed("tag", str::parse::<Name>)?,
+                ),
                 None => (None, None),
             }
         } else {
             (table.number(key)?, None)
         };
-        targets.push(TrafficTarget { revision, percent: percent.unwrap_or(0), tag });
+        targets.push(TrafficTarget {
+            revision,
+            percent: percent.unwrap_or(0),
+            tag,
+        });
     }
     let sum: u64 = targets.iter().map(|t| u64::from(t.percent)).sum();
     if !targets.is_empty() && sum != 100 {
@@ -173,7 +215,9 @@ pub(super) fn pull_policy(text: &str) -> Result<&'static str, String> {
         "always" | "Always" => Ok("Always"),
         "missing" | "IfNotPresent" => Ok("IfNotPresent"),
         "never" | "Never" => Ok("Never"),
-        _ => Err(format!("`{text}` is no pull policy: write always, missing or never")),
+        _ => Err(format!(
+            "`{text}` is no pull policy: write always, missing or never"
+        )),
     }
 }
 
@@ -182,10 +226,15 @@ pub(super) fn probe(text: &str) -> Result<Option<Probe>, String> {
     let action = match text.split_once(':') {
         None if text == "none" => return Ok(None),
         None if text == "tcp" => ProbeAction::Tcp { port: 0 },
-        Some(("http", path)) if path.starts_with('/') => {
-            ProbeAction::Http { path: path.to_owned(), port: 0 }
+        Some(("http", path)) if path.starts_with('/') => ProbeAction::Http {
+            path: path.to_owned(),
+            port: 0,
+        },
+        _ => {
+            return Err(format!(
+                "`{text}` is no probe: write http:/PATH, tcp or none"
+            ));
         }
-        _ => return Err(format!("`{text}` is no probe: write http:/PATH, tcp or none")),
     };
     Ok(Some(Probe {
         action,
@@ -199,7 +248,10 @@ pub(super) fn probe(text: &str) -> Result<Option<Probe>, String> {
 
 impl From<PortFlag> for ContainerPort {
     fn from(flag: PortFlag) -> Self {
-        Self { container_port: flag.port, protocol: flag.protocol }
+        Self {
+            container_port: flag.port,
+            protocol: flag.protocol,
+        }
     }
 }
 
@@ -212,6 +264,13 @@ pub(super) fn env_line(line: &str) -> Result<Option<EnvChange>, String> {
     let change: EnvChange = line.strip_prefix("export ").unwrap_or(line).parse()?;
     let value = change.value.ok_or_else(|| format!("`{line}` is not K=V"))?;
     let quoted = |q: char| value.len() >= 2 && value.starts_with(q) && value.ends_with(q);
-    let plain = if quoted('"') || quoted('\'') { value[1..value.len() - 1].to_owned() } else { value };
-    Ok(Some(EnvChange { name: change.name, value: Some(plain) }))
+    let plain = if quoted('"') || quoted('\'') {
+        value[1..value.len() - 1].to_owned()
+    } else {
+        value
+    };
+    Ok(Some(EnvChange {
+        name: change.name,
+        value: Some(plain),
+    }))
 }

@@ -58,13 +58,24 @@ impl<'a> Section<'a> {
         Ok(section)
     }
 
-    pub fn fault(&self, key: &str, message: impl Display, help: impl Into<String>) -> ManifestError {
+    pub fn fault(
+        &self,
+        key: &str,
+        message: impl Display,
+        help: impl Into<String>,
+    ) -> ManifestError {
         let span = self.table.get(key).and_then(Item::span);
-        self.source.fault(span.or_else(|| self.key_span(key)), message.to_string(), help)
+        self.source.fault(
+            span.or_else(|| self.key_span(key)),
+            message.to_string(),
+            help,
+        )
     }
 
     fn key_span(&self, key: &str) -> Option<Range<usize>> {
-        self.table.get_key_value(key).and_then(|(key, _)| key.span())
+        self.table
+            .get_key_value(key)
+            .and_then(|(key, _)| key.span())
     }
 
     pub fn item(&self, key: &str) -> Option<&'a Item> {
@@ -73,11 +84,15 @@ impl<'a> Section<'a> {
 
     /// The table under `key`, whose keys are all in `known`.
     pub fn section(&self, key: &str, known: &[&str]) -> Read<Option<Self>> {
-        self.table_at(key)?.map(|table| Self::new(self.source, table, known)).transpose()
+        self.table_at(key)?
+            .map(|table| Self::new(self.source, table, known))
+            .transpose()
     }
 
     fn table_at(&self, key: &str) -> Read<Option<&'a dyn TableLike>> {
-        let Some(item) = self.item(key) else { return Ok(None) };
+        let Some(item) = self.item(key) else {
+            return Ok(None);
+        };
         match item.as_table_like() {
             Some(table) => Ok(Some(table)),
             None => Err(self.wrong_type(key, "a table", item)),
@@ -85,25 +100,41 @@ impl<'a> Section<'a> {
     }
 
     fn wrong_type(&self, key: &str, wanted: &str, item: &Item) -> ManifestError {
-        self.fault(key, format!("`{key}` must be {wanted}, found {}", a_type(item)), "")
+        self.fault(
+            key,
+            format!("`{key}` must be {wanted}, found {}", a_type(item)),
+            "",
+        )
     }
 
     pub fn string(&self, key: &str) -> Read<Option<&'a str>> {
-        let Some(item) = self.item(key) else { return Ok(None) };
-        item.as_str().map(Some).ok_or_else(|| self.wrong_type(key, "a string", item))
+        let Some(item) = self.item(key) else {
+            return Ok(None);
+        };
+        item.as_str()
+            .map(Some)
+            .ok_or_else(|| self.wrong_type(key, "a string", item))
     }
 
     /// A whole number from 0 to `u32::MAX`.
     pub fn number(&self, key: &str) -> Read<Option<u32>> {
-        let Some(item) = self.item(key) else { return Ok(None) };
-        let number = item.as_integer().ok_or_else(|| self.wrong_type(key, "a number", item))?;
+        let Some(item) = self.item(key) else {
+            return Ok(None);
+        };
+        let number = item
+            .as_integer()
+            .ok_or_else(|| self.wrong_type(key, "a number", item))?;
         let wrong = |_| self.fault(key, format!("`{key}` cannot be {number}"), "");
         u32::try_from(number).map(Some).map_err(wrong)
     }
 
     pub fn flag(&self, key: &str) -> Read<Option<bool>> {
-        let Some(item) = self.item(key) else { return Ok(None) };
-        item.as_bool().map(Some).ok_or_else(|| self.wrong_type(key, "true or false", item))
+        let Some(item) = self.item(key) else {
+            return Ok(None);
+        };
+        item.as_bool()
+            .map(Some)
+            .ok_or_else(|| self.wrong_type(key, "true or false", item))
     }
 
     /// A string or number, as text, through `parse`.
@@ -112,18 +143,26 @@ impl<'a> Section<'a> {
         key: &str,
         parse: impl FnOnce(&str) -> Result<T, E>,
     ) -> Read<Option<T>> {
-        let Some(item) = self.item(key) else { return Ok(None) };
+        let Some(item) = self.item(key) else {
+            return Ok(None);
+        };
         let text = scalar(item).ok_or_else(|| self.wrong_type(key, "a string", item))?;
-        parse(&text).map(Some).map_err(|error| self.fault(key, error, ""))
+        parse(&text)
+            .map(Some)
+            .map_err(|error| self.fault(key, error, ""))
     }
 
     /// A list of strings; one string stands for a list of one.
     pub fn list(&self, key: &str) -> Read<Option<Vec<String>>> {
-        let Some(item) = self.item(key) else { return Ok(None) };
+        let Some(item) = self.item(key) else {
+            return Ok(None);
+        };
         if let Some(one) = item.as_str() {
             return Ok(Some(vec![one.to_owned()]));
         }
-        let array = item.as_array().ok_or_else(|| self.wrong_type(key, "a list of strings", item))?;
+        let array = item
+            .as_array()
+            .ok_or_else(|| self.wrong_type(key, "a list of strings", item))?;
         let text = |value: &Value| {
             let wrong = || self.source.fault(value.span(), "this must be a string", "");
             value.as_str().map(str::to_owned).ok_or_else(wrong)
@@ -133,8 +172,13 @@ impl<'a> Section<'a> {
 
     /// A table of free keys with plain values.
     pub fn pairs(&self, key: &str) -> Read<BTreeMap<String, String>> {
-        let Some(table) = self.table_at(key)? else { return Ok(BTreeMap::new()) };
-        let inner = Self { source: self.source, table };
+        let Some(table) = self.table_at(key)? else {
+            return Ok(BTreeMap::new());
+        };
+        let inner = Self {
+            source: self.source,
+            table,
+        };
         let pair = |(name, item): (&str, &Item)| match scalar(item) {
             Some(text) => Ok((name.to_owned(), text)),
             None => Err(inner.wrong_type(name, "a string", item)),
@@ -144,7 +188,10 @@ impl<'a> Section<'a> {
 
     /// The table under `key` with keys of any name.
     pub fn free(&self, key: &str) -> Read<Option<Self>> {
-        Ok(self.table_at(key)?.map(|table| Self { source: self.source, table }))
+        Ok(self.table_at(key)?.map(|table| Self {
+            source: self.source,
+            table,
+        }))
     }
 
     pub fn keys(&self) -> Vec<&'a str> {

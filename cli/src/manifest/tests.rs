@@ -54,10 +54,16 @@ team = "edge"
 fn a_whole_manifest_lowers() {
     let mut web = parse("web.toml", WHOLE).unwrap();
     assert_eq!(web.name.as_ref().unwrap().as_str(), "web");
-    assert_eq!((web.scale.min, web.scale.max, web.scale.target), (2, 20, 40));
+    assert_eq!(
+        (web.scale.min, web.scale.max, web.scale.target),
+        (2, 20, 40)
+    );
     assert_eq!(web.scale.window_seconds, 90);
     assert_eq!(web.spec.container_concurrency, 50);
-    assert_eq!((web.spec.timeout_seconds, web.spec.termination_grace_seconds), (30, 5));
+    assert_eq!(
+        (web.spec.timeout_seconds, web.spec.termination_grace_seconds),
+        (30, 5)
+    );
     assert_eq!(web.spec.port().container_port, 9000);
     assert_eq!(web.spec.port().protocol, Protocol::H2c);
     assert_eq!(web.spec.place.regions, ["eu-*"]);
@@ -70,13 +76,26 @@ fn a_whole_manifest_lowers() {
     assert_eq!(main.name, "user-container");
     assert_eq!(main.command, ["/bin/web", "--fast"]);
     assert_eq!(main.args, ["serve"]);
-    assert_eq!((main.cpu_millis, main.memory_bytes, main.pids), (500, 256 << 20, 64));
+    assert_eq!(
+        (main.cpu_millis, main.memory_bytes, main.pids),
+        (500, 256 << 20, 64)
+    );
     assert_eq!(main.image_pull_policy, "Always");
     assert_eq!(main.security.run_as_user, Some(1000));
     assert!(main.security.read_only_root_filesystem);
-    let env: Vec<_> = main.env.iter().map(|v| format!("{}={}", v.name, v.value)).collect();
-    assert_eq!(env, ["DEBUG=true", "LOG=info", "RATIO=0.5", "WORKERS=4"].map(String::from));
-    let action = ProbeAction::Http { path: "/healthz".into(), port: 0 };
+    let env: Vec<_> = main
+        .env
+        .iter()
+        .map(|v| format!("{}={}", v.name, v.value))
+        .collect();
+    assert_eq!(
+        env,
+        ["DEBUG=true", "LOG=info", "RATIO=0.5", "WORKERS=4"].map(String::from)
+    );
+    let action = ProbeAction::Http {
+        path: "/healthz".into(),
+        port: 0,
+    };
     assert_eq!(main.readiness.as_ref().map(|p| &p.action), Some(&action));
 }
 
@@ -151,7 +170,9 @@ fn a_manifest_too_large_is_not_parsed() {
 
 fn flags(line: &str) -> DeployArgs {
     use clap::Parser;
-    let words = ["selvedge", "deploy"].into_iter().chain(line.split_whitespace());
+    let words = ["selvedge", "deploy"]
+        .into_iter()
+        .chain(line.split_whitespace());
     match Cli::try_parse_from(words).unwrap().command {
         Command::Deploy(args) => *args,
         other => panic!("{other:?}"),
@@ -176,20 +197,38 @@ fn flags_win_over_the_manifest_and_leave_the_rest() {
     assert_eq!((main.cpu_millis, main.memory_bytes), (500, 1 << 30));
     assert_eq!(main.security.run_as_user, Some(7));
     assert_eq!(main.image_pull_policy, "IfNotPresent");
-    let env: Vec<_> = main.env.iter().map(|v| format!("{}={}", v.name, v.value)).collect();
-    assert_eq!(env, ["DEBUG=true", "LOG=debug", "RATIO=0.5", "X=1"].map(String::from));
-    assert_eq!(override_with(base.clone(), &flags("web"), &[]).unwrap(), base);
+    let env: Vec<_> = main
+        .env
+        .iter()
+        .map(|v| format!("{}={}", v.name, v.value))
+        .collect();
+    assert_eq!(
+        env,
+        ["DEBUG=true", "LOG=debug", "RATIO=0.5", "X=1"].map(String::from)
+    );
+    assert_eq!(
+        override_with(base.clone(), &flags("web"), &[]).unwrap(),
+        base
+    );
 }
 
 #[test]
 fn the_aliases_of_kn_and_gcloud_are_taken() {
-    let args = flags("web --min-instances 1 --max-instances 4 --set-env-vars A=1,B=2 --concurrency-limit 9");
+    let args = flags(
+        "web --min-instances 1 --max-instances 4 --set-env-vars A=1,B=2 --concurrency-limit 9",
+    );
     let mut web = override_with(Manifest::default(), &args, &[]).unwrap();
     assert_eq!((web.scale.min, web.scale.max), (1, 4));
     assert_eq!(web.spec.container_concurrency, 9);
     assert_eq!(web.container().env.len(), 2);
     let kn = flags("web --scale-min 1 --scale-max 4 --concurrency-target 3");
-    assert_eq!(override_with(Manifest::default(), &kn, &[]).unwrap().scale.target, 3);
+    assert_eq!(
+        override_with(Manifest::default(), &kn, &[])
+            .unwrap()
+            .scale
+            .target,
+        3
+    );
 }
 
 #[test]
@@ -197,9 +236,18 @@ fn env_files_are_read_before_flags() {
     let file = "# a comment\n\nA=1\nexport B=\"two words\"\nC='x'\n".to_owned();
     let args = flags("web -e A=9");
     let mut web = override_with(Manifest::default(), &args, &[("env".into(), file)]).unwrap();
-    let env: Vec<_> = web.container().env.iter().map(|v| format!("{}={}", v.name, v.value)).collect();
+    let env: Vec<_> = web
+        .container()
+        .env
+        .iter()
+        .map(|v| format!("{}={}", v.name, v.value))
+        .collect();
     assert_eq!(env, ["A=9", "B=two words", "C=x"].map(String::from));
-    let wrong = override_with(Manifest::default(), &args, &[("env".into(), "A=1\nnope\n".into())]);
+    let wrong = override_with(
+        Manifest::default(),
+        &args,
+        &[("env".into(), "A=1\nnope\n".into())],
+    );
     assert!(wrong.unwrap_err().starts_with("env:2:"));
 }
 

@@ -9,8 +9,8 @@ use scheduler::model::{
     TrafficTarget, UnixMs,
 };
 
-use super::rows::{limit, node_condition, revision_state, role, scale_bounds};
-use super::words::{age, bytes, cores, micros, or_dash, time};
+use super::rows::{distance, limit, node_condition, revision_state, role, scale_bounds};
+use super::words::{age, bytes, cores, or_dash, time};
 use super::{View, table};
 
 /// Lines of `Name:  value`.
@@ -43,7 +43,11 @@ impl Sheet {
         if instances.is_empty() {
             self.0.push_str("none\n");
         } else {
-            let view = View { wide: false, namespaced: false, now };
+            let view = View {
+                wide: false,
+                namespaced: false,
+                now,
+            };
             let _ = writeln!(self.0, "{}", table(instances, &view));
         }
     }
@@ -80,7 +84,11 @@ pub fn describe_service(
     sheet.title("Template");
     template(&mut sheet, &service.spec);
     sheet.title("Revisions");
-    let plain = View { wide: false, namespaced: false, now };
+    let plain = View {
+        wide: false,
+        namespaced: false,
+        now,
+    };
     let _ = writeln!(sheet.0, "{}", table(revisions, &plain));
     sheet.instances(instances, now);
     sheet.0
@@ -109,9 +117,19 @@ pub fn describe_instance(instance: &InstanceView, now: UnixMs) -> String {
     sheet.line("Namespace", instance.namespace.as_str());
     sheet.line("Service", instance.service.as_str());
     sheet.line("Revision", instance.revision.as_str());
-    let lost = if instance.alive { "" } else { ", its node is lost" };
-    sheet.line("State", format!("{} for {}{lost}", instance.state, age(instance.since, now)));
-    sheet.line("Node", format!("{} ({})", instance.node_name, instance.node));
+    let lost = if instance.alive {
+        ""
+    } else {
+        ", its node is lost"
+    };
+    sheet.line(
+        "State",
+        format!("{} for {}{lost}", instance.state, age(instance.since, now)),
+    );
+    sheet.line(
+        "Node",
+        format!("{} ({})", instance.node_name, instance.node),
+    );
     sheet.line("Region", instance.region.as_str());
     sheet.line("In flight", instance.in_flight.to_string());
     if let Some(failure) = &instance.failure {
@@ -133,12 +151,29 @@ pub fn describe_node(node: &NodeStatus, instances: &[InstanceView], now: UnixMs)
     sheet.line("Mesh", node.mesh.to_string());
     let ingress: Vec<String> = node.ingress.iter().map(ToString::to_string).collect();
     sheet.line("Ingress", or_dash(ingress.join(", ")));
-    let rtt = node.rtt_micros.map_or_else(|| "not measured".to_owned(), |rtt| micros(rtt.into()));
+    let rtt = node
+        .rtt_micros
+        .map_or_else(|| "not measured".to_owned(), distance);
     sheet.line("Round trip", rtt);
     let of = |free: String, all: String| format!("{free} free of {all}");
-    sheet.line("CPU", of(cores(node.free.cpu_millis), cores(node.capacity.cpu_millis)));
-    sheet.line("Memory", of(bytes(node.free.memory_bytes), bytes(node.capacity.memory_bytes)));
-    sheet.line("Room", format!("{} of {} instances", node.free.instances, node.capacity.instances));
+    sheet.line(
+        "CPU",
+        of(cores(node.free.cpu_millis), cores(node.capacity.cpu_millis)),
+    );
+    sheet.line(
+        "Memory",
+        of(
+            bytes(node.free.memory_bytes),
+            bytes(node.capacity.memory_bytes),
+        ),
+    );
+    sheet.line(
+        "Room",
+        format!(
+            "{} of {} instances",
+            node.free.instances, node.capacity.instances
+        ),
+    );
     sheet.line("Registry", format!("index {}", node.registry_index));
     sheet.some("Labels", pairs(&node.labels));
     sheet.instances(instances, now);
@@ -151,21 +186,35 @@ fn template(sheet: &mut Sheet, spec: &RevisionSpec) {
     sheet.some("Command", main.command.join(" "));
     sheet.some("Args", main.args.join(" "));
     let port = spec.port();
-    let protocol = if port.protocol == Protocol::H2c { "h2c" } else { "http1" };
+    let protocol = if port.protocol == Protocol::H2c {
+        "h2c"
+    } else {
+        "http1"
+    };
     sheet.line("Port", format!("{} ({protocol})", port.container_port));
     sheet.line("CPU", limit(main.cpu_millis, cores));
     sheet.line("Memory", limit(main.memory_bytes, bytes));
-    sheet.line("At once", limit(spec.container_concurrency, |n| format!("{n} requests")));
+    sheet.line(
+        "At once",
+        limit(spec.container_concurrency, |n| format!("{n} requests")),
+    );
     sheet.line("Timeout", format!("{}s", spec.timeout_seconds));
-    let probe = main.readiness.as_ref().map_or_else(|| "tcp".to_owned(), |p| probe(&p.action));
+    let probe = main
+        .readiness
+        .as_ref()
+        .map_or_else(|| "tcp".to_owned(), |p| probe(&p.action));
     sheet.line("Readiness", probe);
     if let Some(uid) = main.security.run_as_user {
         sheet.line("User", uid.to_string());
     }
-    let env: Vec<String> = main.env.iter().map(|var| match &var.secret {
-        Some(secret) => format!("{} from secret {secret}", var.name),
-        None => format!("{}={}", var.name, var.value),
-    }).collect();
+    let env: Vec<String> = main
+        .env
+        .iter()
+        .map(|var| match &var.secret {
+            Some(secret) => format!("{} from secret {secret}", var.name),
+            None => format!("{}={}", var.name, var.value),
+        })
+        .collect();
     sheet.some("Environment", env.join("\n"));
     sheet.some("Place", rules(&spec.place));
 }
@@ -181,7 +230,10 @@ fn rules(place: &PlacementRules) -> String {
         Spread::Region => parts.push("spread over regions".to_owned()),
     }
     if !place.require.is_empty() {
-        parts.push(format!("labels {}", pairs(&place.require).replace('\n', " ")));
+        parts.push(format!(
+            "labels {}",
+            pairs(&place.require).replace('\n', " ")
+        ));
     }
     parts.join(", ")
 }
@@ -203,7 +255,10 @@ fn traffic(targets: &[TrafficTarget]) -> String {
     }
     let target = |t: &TrafficTarget| {
         let revision = t.revision.as_ref().map_or("latest", |r| r.as_str());
-        let tag = t.tag.as_ref().map_or_else(String::new, |tag| format!(" (tag {tag})"));
+        let tag = t
+            .tag
+            .as_ref()
+            .map_or_else(String::new, |tag| format!(" (tag {tag})"));
         format!("{}% to {revision}{tag}", t.percent)
     };
     targets.iter().map(target).collect::<Vec<_>>().join("\n")
@@ -214,5 +269,8 @@ fn created(at: UnixMs, now: UnixMs) -> String {
 }
 
 fn pairs(map: &BTreeMap<String, String>) -> String {
-    map.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join("\n")
+    map.iter()
+        .map(|(k, v)| format!("{k}={v}"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }

@@ -6,6 +6,7 @@ use netfabric::wire::api::{Bill, Explanation};
 use scheduler::place::{Receipt, Rejection, Verdict};
 
 use super::plain_table;
+use super::rows::distance;
 use super::words::{bytes, cores, micros, time};
 
 /// The longest bar of a bill.
@@ -17,7 +18,12 @@ pub fn explanation(explanation: &Explanation) -> String {
         let _ = writeln!(out, "  {sentence}");
     }
     if let Some(receipt) = &explanation.receipt {
-        let _ = write!(out, "\n{}\n\n{}\n", verdict_sentence(receipt), verdicts(receipt));
+        let _ = write!(
+            out,
+            "\n{}\n\n{}\n",
+            verdict_sentence(receipt),
+            verdicts(receipt)
+        );
     }
     if let Some(bill) = &explanation.bill {
         let _ = write!(out, "\n{}", paid(bill));
@@ -30,24 +36,47 @@ pub fn explanation(explanation: &Explanation) -> String {
 
 /// What was decided and by whom, in a sentence.
 fn verdict_sentence(receipt: &Receipt) -> String {
-    let named = receipt.verdicts.iter().find(|v| v.node == receipt.decided_by);
+    let named = receipt
+        .verdicts
+        .iter()
+        .find(|v| v.node == receipt.decided_by);
     let decider = named.map_or_else(|| receipt.decided_by.to_string(), |v| v.name.to_string());
     let accepted = receipt.ranked().count();
     let refused = receipt.verdicts.len() - accepted;
-    let asked = format!("{decider} placed {} (cause: {})", receipt.revision, receipt.cause);
-    let best = receipt.verdicts.iter().find_map(|v| Some((v, v.outcome.as_ref().ok()?)));
+    let asked = format!(
+        "{decider} placed {} (cause: {})",
+        receipt.revision, receipt.cause
+    );
+    let best = receipt
+        .verdicts
+        .iter()
+        .find_map(|v| Some((v, v.outcome.as_ref().ok()?)));
     match best {
         Some((verdict, candidate)) => {
-            let image = if candidate.image_present { "the image is there" } else { "the image must be fetched" };
+            let image = if candidate.image_present {
+                "the image is there"
+            } else {
+                "the image must be fetched"
+            };
             let rtt = candidate.rtt_micros.map_or_else(
                 || "at an unmeasured distance".to_owned(),
-                |rtt| if rtt == 0 { "the decider itself".to_owned() } else { format!("{} away", micros(rtt.into())) },
+                |rtt| {
+                    if rtt == 0 {
+                        "the decider itself".to_owned()
+                    } else {
+                        format!("{} away", micros(rtt.into()))
+                    }
+                },
             );
             format!(
                 "{asked}: {} came first of {accepted}, {} expected: {rtt}, {image}.{}",
                 verdict.name,
                 micros(candidate.cost_micros),
-                if refused > 0 { format!(" {refused} refused.") } else { String::new() },
+                match refused {
+                    0 => String::new(),
+                    1 => " One node refused.".to_owned(),
+                    n => format!(" {n} nodes refused."),
+                },
             )
         }
         None => format!("{asked}: no node can take it."),
@@ -56,7 +85,16 @@ fn verdict_sentence(receipt: &Receipt) -> String {
 
 fn verdicts(receipt: &Receipt) -> String {
     let head = [
-        "NODE", "REGION", "VERDICT", "COST", "RTT", "IMAGE", "SAME", "CPU-FREE", "MEMORY-FREE", "REASON",
+        "NODE",
+        "REGION",
+        "VERDICT",
+        "COST",
+        "RTT",
+        "IMAGE",
+        "SAME",
+        "CPU-FREE",
+        "MEMORY-FREE",
+        "REASON",
     ];
     let mut place = 0;
     let rows = receipt.verdicts.iter().map(|verdict| {
@@ -73,10 +111,19 @@ fn row(verdict: &Verdict, place: usize) -> Vec<String> {
     let mut cells = vec![verdict.name.to_string(), verdict.region.to_string()];
     match &verdict.outcome {
         Ok(candidate) => cells.extend([
-            if place == 1 { "first".to_owned() } else { format!("{place}.") },
+            if place == 1 {
+                "first".to_owned()
+            } else {
+                format!("{place}.")
+            },
             micros(candidate.cost_micros),
-            candidate.rtt_micros.map_or_else(dash, |rtt| micros(rtt.into())),
-            if candidate.image_present { "here" } else { "missing" }.to_owned(),
+            candidate.rtt_micros.map_or_else(dash, distance),
+            if candidate.image_present {
+                "here"
+            } else {
+                "missing"
+            }
+            .to_owned(),
             candidate.same_revision.to_string(),
             cores(candidate.free_cpu_millis),
             bytes(candidate.free_memory_bytes),
@@ -94,7 +141,9 @@ fn row(verdict: &Verdict, place: usize) -> Vec<String> {
 /// A rejection with its amounts as people read them.
 fn reason(rejection: &Rejection) -> String {
     match rejection {
-        Rejection::Cpu { want, free } => format!("needs {} cores, {} free", cores(*want), cores(*free)),
+        Rejection::Cpu { want, free } => {
+            format!("needs {} cores, {} free", cores(*want), cores(*free))
+        }
         Rejection::Memory { want, free } => {
             format!("needs {} of memory, {} free", bytes(*want), bytes(*free))
         }
@@ -114,15 +163,38 @@ fn paid(bill: &Bill) -> String {
     if let Some(instance) = &bill.instance {
         let _ = writeln!(out, "Served by {instance}");
     }
-    let longest = bill.phases.iter().map(|p| p.micros).max().unwrap_or(0).max(1);
-    let width = bill.phases.iter().map(|p| p.name.len()).max().unwrap_or(0).max("total".len());
+    let longest = bill
+        .phases
+        .iter()
+        .map(|p| p.micros)
+        .max()
+        .unwrap_or(0)
+        .max(1);
+    let width = bill
+        .phases
+        .iter()
+        .map(|p| p.name.len())
+        .max()
+        .unwrap_or(0)
+        .max("total".len());
     for phase in &bill.phases {
         let scaled = u128::from(phase.micros) * u128::from(BAR) / u128::from(longest);
-        let length = usize::try_from(scaled).unwrap_or(0).max(usize::from(phase.micros > 0));
+        let length = usize::try_from(scaled)
+            .unwrap_or(0)
+            .max(usize::from(phase.micros > 0));
         let bar = "#".repeat(length);
-        let line = format!("  {:width$}  {:>8}  {bar}", phase.name, micros(phase.micros));
+        let line = format!(
+            "  {:width$}  {:>8}  {bar}",
+            phase.name,
+            micros(phase.micros)
+        );
         let _ = writeln!(out, "{}", line.trim_end());
     }
-    let _ = writeln!(out, "  {:width$}  {:>8}", "total", micros(bill.total_micros));
+    let _ = writeln!(
+        out,
+        "  {:width$}  {:>8}",
+        "total",
+        micros(bill.total_micros)
+    );
     out
 }

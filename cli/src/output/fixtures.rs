@@ -13,15 +13,25 @@ pub fn name(text: &str) -> Name {
 }
 
 pub fn revision_key() -> RevisionKey {
-    RevisionKey { namespace: name("default"), name: name("web-00002") }
+    RevisionKey {
+        namespace: name("default"),
+        name: name("web-00002"),
+    }
 }
 
 fn service_key() -> ServiceKey {
-    ServiceKey { namespace: name("default"), name: name("web") }
+    ServiceKey {
+        namespace: name("default"),
+        name: name("web"),
+    }
 }
 
 fn spec() -> RevisionSpec {
-    let env = |n: &str, v: &str| EnvVar { name: n.into(), value: v.into(), secret: None };
+    let env = |n: &str, v: &str| EnvVar {
+        name: n.into(),
+        value: v.into(),
+        secret: None,
+    };
     let container = Container {
         name: "user-container".into(),
         image: "10.9.0.1:5000/web:1.4".into(),
@@ -35,7 +45,11 @@ fn spec() -> RevisionSpec {
         spread: Spread::Region,
         require: BTreeMap::from([("disk".into(), "nvme".into())]),
     };
-    RevisionSpec { containers: vec![container], place, ..RevisionSpec::default() }
+    RevisionSpec {
+        containers: vec![container],
+        place,
+        ..RevisionSpec::default()
+    }
 }
 
 pub fn service() -> ServiceView {
@@ -47,14 +61,31 @@ pub fn service() -> ServiceView {
         labels: BTreeMap::from([("team".into(), "edge".into())]),
         annotations: BTreeMap::new(),
     };
-    let status = ServiceStatus { latest_created: Some(revision_key()), latest_ready: None };
-    let scale = Scale { max: 10, ..Scale::default() };
-    let service =
-        Service { key: service_key(), meta, spec: spec(), scale, traffic: Vec::new(), status };
+    let status = ServiceStatus {
+        latest_created: Some(revision_key()),
+        latest_ready: None,
+    };
+    let scale = Scale {
+        max: 10,
+        ..Scale::default()
+    };
+    let service = Service {
+        key: service_key(),
+        meta,
+        spec: spec(),
+        scale,
+        traffic: Vec::new(),
+        status,
+    };
     ServiceView {
         service,
         url: "http://web.edge.internal".into(),
-        instances: InstanceCounts { ready: 1, starting: 1, failed: 1, ..Default::default() },
+        instances: InstanceCounts {
+            ready: 1,
+            starting: 1,
+            failed: 1,
+            ..Default::default()
+        },
         condition: Condition {
             ready: "False".into(),
             reason: "OOMKilled".into(),
@@ -98,7 +129,10 @@ pub fn instances() -> Vec<InstanceView> {
         failure,
         alive: node != 3,
     };
-    let oom = FailReason { code: "OOMKilled".into(), message: "used 256Mi of 256Mi\n| heap".into() };
+    let oom = FailReason {
+        code: "OOMKilled".into(),
+        message: "used 256Mi of 256Mi\n| heap".into(),
+    };
     vec![
         instance("web-00002-a", 1, "par", InstanceState::Ready, None),
         instance("web-00002-b", 2, "fra", InstanceState::Starting, None),
@@ -119,14 +153,26 @@ pub fn nodes() -> Vec<NodeStatus> {
         rtt_micros: rtt,
         mesh: format!("10.9.0.1{id}:8422").parse().unwrap(),
         ingress: vec![format!("10.9.0.1{id}").parse().unwrap()],
-        capacity: Resources { cpu_millis: 2000, memory_bytes: 4 << 30, instances: 500 },
-        free: Resources { cpu_millis: 1500, memory_bytes: 3 << 30, instances: 499 },
+        capacity: Resources {
+            cpu_millis: 2000,
+            memory_bytes: 4 << 30,
+            instances: 500,
+        },
+        free: Resources {
+            cpu_millis: 1500,
+            memory_bytes: 3 << 30,
+            instances: 499,
+        },
         registry_index: 14,
         version: "0.1.0".into(),
         instances: 1,
         labels: BTreeMap::from([("disk".into(), "nvme".into())]),
     };
-    vec![node(1, "par", Some(0)), node(2, "fra", Some(9200)), node(3, "lis", None)]
+    vec![
+        node(1, "par", Some(0)),
+        node(2, "fra", Some(9200)),
+        node(3, "lis", None),
+    ]
 }
 
 pub fn images() -> Vec<ImageView> {
@@ -140,8 +186,15 @@ pub fn images() -> Vec<ImageView> {
 
 pub fn status() -> Status {
     Status {
-        cluster: ClusterView { id: "5f0c2a".into() },
-        node: NodeRef { id: NodeId(1), name: name("par-1"), region: name("par"), zone: name("a") },
+        cluster: ClusterView {
+            id: "5f0c2a".into(),
+        },
+        node: NodeRef {
+            id: NodeId(1),
+            name: name("par-1"),
+            region: name("par"),
+            zone: name("a"),
+        },
         registry: RegistryView {
             index: 14,
             leader: Some(NodeId(2)),
@@ -151,7 +204,11 @@ pub fn status() -> Status {
         },
         nodes: nodes(),
         services: 1,
-        instances: InstanceCounts { ready: 1, starting: 1, ..Default::default() },
+        instances: InstanceCounts {
+            ready: 1,
+            starting: 1,
+            ..Default::default()
+        },
     }
 }
 
@@ -177,14 +234,31 @@ pub fn receipt() -> Receipt {
         verdicts: vec![
             verdict(2, "fra", Ok(candidate(212_400, Some(9200), true))),
             verdict(1, "par", Ok(candidate(1_250_000, Some(0), false))),
-            verdict(3, "lis", Err(Rejection::Memory { want: 256 << 20, free: 17 << 20 })),
-            verdict(4, "nyc", Err(Rejection::Region { want: "par, fra".into(), have: "nyc".into() })),
+            verdict(
+                3,
+                "lis",
+                Err(Rejection::Memory {
+                    want: 256 << 20,
+                    free: 17 << 20,
+                }),
+            ),
+            verdict(
+                4,
+                "nyc",
+                Err(Rejection::Region {
+                    want: "par, fra".into(),
+                    have: "nyc".into(),
+                }),
+            ),
         ],
     }
 }
 
 pub fn bill() -> Bill {
-    let phase = |name: &str, micros| Phase { name: name.into(), micros };
+    let phase = |name: &str, micros| Phase {
+        name: name.into(),
+        micros,
+    };
     Bill {
         request: RequestId("01ARZ3NDEKTSV4RRFFQ69G5FAV".into()),
         service: service_key(),

@@ -71,14 +71,21 @@ pub fn plain_table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> St
     for column in table.column_iter_mut() {
         column.set_padding((0, 3));
     }
-    let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
+    let lines: Vec<String> = table
+        .lines()
+        .map(|line| line.trim_end().to_owned())
+        .collect();
     lines.join("\n")
 }
 
 /// A log line; with its instance before it when several speak.
 pub fn log_line(line: &LogLine, stamped: bool, many: bool) -> String {
     let text = line.line.trim_end_matches(['\r', '\n']);
-    let from = if many { format!("{} | ", line.instance) } else { String::new() };
+    let from = if many {
+        format!("{} | ", line.instance)
+    } else {
+        String::new()
+    };
     if stamped {
         format!("{from}{} {} {text}", time(line.time), line.stream)
     } else {

@@ -10,7 +10,11 @@ use super::{Row, View};
 const REASON_CHARS: usize = 60;
 
 fn qualified(namespace: &Name, name: &Name, view: &View) -> String {
-    if view.namespaced { format!("{namespace}/{name}") } else { name.to_string() }
+    if view.namespaced {
+        format!("{namespace}/{name}")
+    } else {
+        name.to_string()
+    }
 }
 
 /// `0..10`, `2..` or `3`.
@@ -25,7 +29,8 @@ pub fn scale_bounds(scale: &Scale) -> String {
 impl Row for ServiceView {
     const KIND: &'static str = "service";
     const PLURAL: &'static str = "services";
-    const COLUMNS: &'static [&'static str] = &["NAME", "READY", "INSTANCES", "SCALE", "LATEST", "URL"];
+    const COLUMNS: &'static [&'static str] =
+        &["NAME", "READY", "INSTANCES", "SCALE", "LATEST", "URL"];
     const WIDE: &'static [&'static str] = &["IMAGE", "AGE", "REASON"];
 
     fn name(&self) -> String {
@@ -57,7 +62,12 @@ impl Row for ServiceView {
     }
 
     fn wide_cells(&self, view: &View) -> Vec<String> {
-        let image = self.service.spec.main().map(|c| c.image.clone()).unwrap_or_default();
+        let image = self
+            .service
+            .spec
+            .main()
+            .map(|c| c.image.clone())
+            .unwrap_or_default();
         vec![
             or_dash(image),
             age(self.service.meta.created, view.now),
@@ -103,7 +113,11 @@ impl Row for Revision {
 
 /// A limit, where zero is none.
 pub(super) fn limit<T: PartialEq + Default>(amount: T, show: impl Fn(T) -> String) -> String {
-    if amount == T::default() { "-".to_owned() } else { show(amount) }
+    if amount == T::default() {
+        "-".to_owned()
+    } else {
+        show(amount)
+    }
 }
 
 pub(super) fn revision_state(state: &RevisionState) -> String {
@@ -117,8 +131,15 @@ pub(super) fn revision_state(state: &RevisionState) -> String {
 impl Row for InstanceView {
     const KIND: &'static str = "instance";
     const PLURAL: &'static str = "instances";
-    const COLUMNS: &'static [&'static str] =
-        &["NAME", "STATE", "NODE", "REGION", "IN-FLIGHT", "AGE", "REASON"];
+    const COLUMNS: &'static [&'static str] = &[
+        "NAME",
+        "STATE",
+        "NODE",
+        "REGION",
+        "IN-FLIGHT",
+        "AGE",
+        "REASON",
+    ];
     const WIDE: &'static [&'static str] = &["SERVICE", "REVISION", "MESSAGE"];
 
     fn name(&self) -> String {
@@ -132,9 +153,16 @@ impl Row for InstanceView {
             self.id.to_string()
         };
         // A node that is gone reports nothing any more: its last word is not the truth now.
-        let state =
-            if self.alive { self.state.to_string() } else { format!("{} (lost)", self.state) };
-        let reason = self.failure.as_ref().map(|f| f.code.clone()).unwrap_or_default();
+        let state = if self.alive {
+            self.state.to_string()
+        } else {
+            format!("{} (lost)", self.state)
+        };
+        let reason = self
+            .failure
+            .as_ref()
+            .map(|f| f.code.clone())
+            .unwrap_or_default();
         vec![
             id,
             state,
@@ -147,7 +175,10 @@ impl Row for InstanceView {
     }
 
     fn wide_cells(&self, _: &View) -> Vec<String> {
-        let message = self.failure.as_ref().map(|f| first_line(&f.message, REASON_CHARS));
+        let message = self
+            .failure
+            .as_ref()
+            .map(|f| first_line(&f.message, REASON_CHARS));
         vec![
             self.service.to_string(),
             self.revision.to_string(),
@@ -159,10 +190,18 @@ impl Row for InstanceView {
 impl Row for NodeStatus {
     const KIND: &'static str = "node";
     const PLURAL: &'static str = "nodes";
-    const COLUMNS: &'static [&'static str] =
-        &["NAME", "STATUS", "ROLE", "REGION", "ZONE", "RTT", "INSTANCES", "CPU-FREE", "MEMORY-FREE"];
-    const WIDE: &'static [&'static str] =
-        &["ID", "MESH", "INGRESS", "INDEX", "VERSION", "LABELS"];
+    const COLUMNS: &'static [&'static str] = &[
+        "NAME",
+        "STATUS",
+        "ROLE",
+        "REGION",
+        "ZONE",
+        "RTT",
+        "INSTANCES",
+        "CPU-FREE",
+        "MEMORY-FREE",
+    ];
+    const WIDE: &'static [&'static str] = &["ID", "MESH", "INGRESS", "INDEX", "VERSION", "LABELS"];
 
     fn name(&self) -> String {
         self.name.to_string()
@@ -177,16 +216,23 @@ impl Row for NodeStatus {
             role(self.role).to_owned(),
             self.region.to_string(),
             self.zone.to_string(),
-            rtt.map_or_else(|| "-".to_owned(), |rtt| micros(rtt.into())),
+            rtt.map_or_else(|| "-".to_owned(), distance),
             self.instances.to_string(),
             free(cores(self.free.cpu_millis), cores(self.capacity.cpu_millis)),
-            free(bytes(self.free.memory_bytes), bytes(self.capacity.memory_bytes)),
+            free(
+                bytes(self.free.memory_bytes),
+                bytes(self.capacity.memory_bytes),
+            ),
         ]
     }
 
     fn wide_cells(&self, _: &View) -> Vec<String> {
         let ingress: Vec<String> = self.ingress.iter().map(ToString::to_string).collect();
-        let labels: Vec<String> = self.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        let labels: Vec<String> = self
+            .labels
+            .iter()
+            .map(|(k, v)| format!("{k}={v}"))
+            .collect();
         vec![
             self.id.to_string(),
             self.mesh.to_string(),
@@ -195,6 +241,15 @@ impl Row for NodeStatus {
             or_dash(self.version.clone()),
             or_dash(labels.join(",")),
         ]
+    }
+}
+
+/// A round trip; zero is the one who measures.
+pub(super) fn distance(rtt: u32) -> String {
+    if rtt == 0 {
+        "self".to_owned()
+    } else {
+        micros(rtt.into())
     }
 }
 

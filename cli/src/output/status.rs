@@ -20,7 +20,11 @@ pub fn status(status: &Status, wide: bool, now: UnixMs) -> String {
     .filter(|(count, word)| *count > 0 || *word == "ready")
     .map(|(count, word)| format!("{count} {word}"))
     .collect();
-    let view = View { wide, namespaced: false, now };
+    let view = View {
+        wide,
+        namespaced: false,
+        now,
+    };
     let node = &status.node;
     format!(
         "Cluster    {}\nAsked      {} ({}, {})\nRegistry   {}\nNodes      {alive} of {} reachable\n\
@@ -41,13 +45,25 @@ fn registry(status: &Status) -> String {
     let registry = &status.registry;
     let named = |id: &NodeId| name_of(&status.nodes, *id);
     let voters: Vec<String> = registry.voters.iter().map(named).collect();
-    let leader = registry.leader.as_ref().map_or_else(|| "no leader".to_owned(), |id| {
-        format!("leader {}", named(id))
-    });
-    let quorum = if registry.quorum { "quorum" } else { "NO QUORUM: changes wait, services go on" };
-    format!("index {}, {leader}, voters {}, {quorum}", registry.index, voters.join(" "))
+    let leader = registry.leader.as_ref().map_or_else(
+        || "no leader".to_owned(),
+        |id| format!("leader {}", named(id)),
+    );
+    let quorum = if registry.quorum {
+        "quorum"
+    } else {
+        "NO QUORUM: changes wait, services go on"
+    };
+    format!(
+        "index {}, {leader}, voters {}, {quorum}",
+        registry.index,
+        voters.join(" ")
+    )
 }
 
 pub(super) fn name_of(nodes: &[NodeStatus], id: NodeId) -> String {
-    nodes.iter().find(|n| n.id == id).map_or_else(|| id.to_string(), |n| n.name.to_string())
+    nodes
+        .iter()
+        .find(|n| n.id == id)
+        .map_or_else(|| id.to_string(), |n| n.name.to_string())
 }

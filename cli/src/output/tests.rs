@@ -7,8 +7,16 @@ use super::fixtures::{self, NOW};
 use super::*;
 
 fn both<T: Row>(items: &[T]) -> String {
-    let view = |wide| View { wide, namespaced: wide, now: NOW };
-    format!("{}\n\n{}", table(items, &view(false)), table(items, &view(true)))
+    let view = |wide| View {
+        wide,
+        namespaced: wide,
+        now: NOW,
+    };
+    format!(
+        "{}\n\n{}",
+        table(items, &view(false)),
+        table(items, &view(true))
+    )
 }
 
 #[test]
@@ -27,7 +35,10 @@ fn the_status() {
     shown.registry.leader = None;
     shown.registry.quorum = false;
     let text = status(&shown, false, NOW);
-    assert!(text.contains("no leader") && text.contains("NO QUORUM"), "{text}");
+    assert!(
+        text.contains("no leader") && text.contains("NO QUORUM"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -38,9 +49,15 @@ fn descriptions() {
         "describe_service",
         describe_service(&service, &revisions, &instances, NOW)
     );
-    insta::assert_snapshot!("describe_revision", describe_revision(&revisions[0], &[], NOW));
+    insta::assert_snapshot!(
+        "describe_revision",
+        describe_revision(&revisions[0], &[], NOW)
+    );
     insta::assert_snapshot!("describe_instance", describe_instance(&instances[2], NOW));
-    insta::assert_snapshot!("describe_node", describe_node(&nodes[1], &instances[..1], NOW));
+    insta::assert_snapshot!(
+        "describe_node",
+        describe_node(&nodes[1], &instances[..1], NOW)
+    );
 }
 
 #[test]
@@ -73,5 +90,8 @@ fn log_lines() {
     };
     assert_eq!(log_line(&line, false, false), "GET / 200");
     assert_eq!(log_line(&line, false, true), "web-00002-a | GET / 200");
-    assert_eq!(log_line(&line, true, false), "2023-11-14T22:13:20.123Z stderr GET / 200");
+    assert_eq!(
+        log_line(&line, true, false),
+        "2023-11-14T22:13:20.123Z stderr GET / 200"
+    );
 }

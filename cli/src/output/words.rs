@@ -39,7 +39,11 @@ pub fn bytes(bytes: u64) -> String {
         if whole > 0 {
             let tenths = ((bytes >> (shift - 10)) & 0x3ff) * 10 / 1024;
             let short = tenths == 0 || whole >= 100;
-            return if short { format!("{whole}{unit}") } else { format!("{whole}.{tenths}{unit}") };
+            return if short {
+                format!("{whole}{unit}")
+            } else {
+                format!("{whole}.{tenths}{unit}")
+            };
         }
     }
     format!("{bytes}B")
@@ -63,7 +67,11 @@ pub fn short_digest(digest: &str) -> String {
 /// The text, or a dash when it is empty.
 pub fn or_dash(text: impl Into<String>) -> String {
     let text = text.into();
-    if text.is_empty() { "-".to_owned() } else { text }
+    if text.is_empty() {
+        "-".to_owned()
+    } else {
+        text
+    }
 }
 
 /// The first line, cut to `limit` characters.
@@ -72,7 +80,10 @@ pub fn first_line(text: &str, limit: usize) -> String {
     if line.chars().count() <= limit {
         return line.to_owned();
     }
-    line.chars().take(limit.saturating_sub(1)).chain(['…']).collect()
+    line.chars()
+        .take(limit.saturating_sub(1))
+        .chain(['…'])
+        .collect()
 }
 
 #[cfg(test)]

@@ -99,8 +99,9 @@ fn scalar(value: &Value) -> String {
 
 /// A string bare when nothing in YAML could take it for more, else as JSON's, which YAML reads.
 fn text(string: &str) -> String {
-    const WORDS: [&str; 10] =
-        ["null", "true", "false", "yes", "no", "on", "off", "y", "n", "~"];
+    const WORDS: [&str; 10] = [
+        "null", "true", "false", "yes", "no", "on", "off", "y", "n", "~",
+    ];
     let plain_char = |c: char| c.is_ascii_alphanumeric() || "-_./@+".contains(c);
     let starts_well = string.starts_with(|c: char| c.is_ascii_alphabetic() || c == '/' || c == '_');
     let is_word = WORDS.contains(&string.to_ascii_lowercase().as_str());
@@ -128,7 +129,19 @@ mod tests {
 
     #[test]
     fn what_is_written_reads_back() {
-        for string in ["", "a b", "1e3", "0x1F", "nUll", "-", "#x", "é", "a:b", "2024-01-01", "\n"] {
+        for string in [
+            "",
+            "a b",
+            "1e3",
+            "0x1F",
+            "nUll",
+            "-",
+            "#x",
+            "é",
+            "a:b",
+            "2024-01-01",
+            "\n",
+        ] {
             let value = json!({"k": string, "l": [{"a": string}]});
             let back: Value = serde_saphyr::from_str(&yaml(&value)).unwrap();
             assert_eq!(back, value, "{string:?}");

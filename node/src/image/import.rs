@@ -10,13 +10,14 @@ use scheduler::model::ImagePin;
 use serde::Deserialize;
 use tokio::io::AsyncRead;
 
-use super::budget::Budget;
+use super::budget::{Budget, Limits};
+use super::config::ConfigFile;
 use super::digest::Digest;
 use super::error::ImageError;
 use super::layer::Marker;
 use super::manifest::{
-    self, ConfigFile, Descriptor, Document, Index, LayerPlan, Manifest, OCI_CONFIG, OCI_LAYER,
-    OCI_MANIFEST, Packing,
+    self, Descriptor, Document, Index, LayerPlan, Manifest, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST,
+    Packing,
 };
 use super::reference::Reference;
 use super::spool::{self, Spool};
@@ -57,7 +58,7 @@ impl Store {
                 let spool = Spool::scan(scratch, file)?;
                 let found = Archive {
                     spool: &spool,
-                    limit: inner.limits.document,
+                    limits: &inner.limits,
                 }
                 .images()?;
                 if name.is_some() && found.len() > 1 {
@@ -141,7 +142,7 @@ struct DockerImage {
 /// Reads an archive's documents.
 struct Archive<'a> {
     spool: &'a Spool,
-    limit: u64,
+    limits: &'a Limits,
 }
 
 impl Archive<'_> {
@@ -163,7 +164,7 @@ impl Archive<'_> {
     }
 
     fn oci(&self) -> Result<Vec<Found>, ImageError> {
-        let bytes = self.spool.document("index.json", self.limit)?;
+        let bytes = self.spool.document("index.json", self.limits.document)?;
         let index: Index =
             serde_json::from_slice(&bytes).map_err(|e| ImageError::malformed("index.json", e))?;
         check_images(index.manifests.len())?;
@@ -211,8 +212,7 @@ impl Archive<'_> {
         let config = self.blob(&manifest.config.digest()?, "image configuration")?;
         let file = ConfigFile::parse(&config)?;
         file.check_platform(&reference)?;
-        // The limits of sizes are kept while unpacking; the counts are checked with the others.
-        let plans = manifest::plan(manifest, &file, &super::Limits::default())?;
+        let plans = manifest::plan(manifest, &file, self.limits)?;
         let member = |plan: LayerPlan| {
             let name = plan.digest.as_ref().map(blob_name).unwrap_or_default();
             (plan, name)
@@ -228,7 +228,9 @@ impl Archive<'_> {
     }
 
     fn blob(&self, digest: &Digest, what: &str) -> Result<Bytes, ImageError> {
-        let bytes = self.spool.document(&blob_name(digest), self.limit)?;
+        let bytes = self
+            .spool
+            .document(&blob_name(digest), self.limits.document)?;
         let got = Digest::of(&bytes);
         if got == *digest {
             return Ok(bytes.into());
@@ -241,7 +243,7 @@ impl Archive<'_> {
     }
 
     fn docker(&self) -> Result<Vec<Found>, ImageError> {
-        let bytes = self.spool.document("manifest.json", self.limit)?;
+        let bytes = self.spool.document("manifest.json", self.limits.document)?;
         let images: Vec<DockerImage> = serde_json::from_slice(&bytes)
             .map_err(|e| ImageError::malformed("manifest.json", e))?;
         check_images(images.len())?;
@@ -252,7 +254,10 @@ impl Archive<'_> {
     }
 
     fn docker_image(&self, image: &DockerImage) -> Result<Found, ImageError> {
-        let config: Bytes = self.spool.document(&image.config, self.limit)?.into();
+        let config: Bytes = self
+            .spool
+            .document(&image.config, self.limits.document)?
+            .into();
         let file = ConfigFile::parse(&config)?;
         let digest = Digest::of(&config);
         let reference = match image.repo_tags.iter().flatten().next() {

@@ -129,7 +129,10 @@ fn unpack_verified(
     });
     let (bounded, diff_id, raw_bytes) = raw.into_inner().into_inner_and_digest();
     let mut rest = bounded.into_inner().into_inner();
-    if matches!(unpacked, Ok(_) | Err(Stop::Stream(_))) {
+    if matches!(
+        unpacked,
+        Ok(_) | Err(Stop::Stream(_) | Stop::Refused { .. })
+    ) {
         drain(&mut rest)?;
     }
     let (digest, packed_bytes) = rest.into_inner().finish();
@@ -196,14 +199,14 @@ fn judge(
             .or_else(damage)
             .unwrap_or_else(|| ImageError::malformed(name, e))),
         Err(Stop::Limit(error)) => Err(error),
-        Err(Stop::Refused { entry, reason }) => {
+        Err(Stop::Refused { entry, reason }) => Err(damage().unwrap_or_else(|| {
             let layer = plan.diff_id.short().to_owned();
-            Err(ImageError::UnsafeLayer {
+            ImageError::UnsafeLayer {
                 layer,
                 entry,
                 reason,
-            })
-        }
+            }
+        })),
         Err(Stop::Disk { entry, source }) => {
             Err(ImageError::io(format!("write `{entry}` of {name}"), source))
         }

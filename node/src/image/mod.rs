@@ -13,6 +13,7 @@
 
 mod access;
 mod budget;
+mod config;
 mod digest;
 mod disk;
 mod error;
@@ -33,10 +34,21 @@ mod unpack;
 
 pub use access::{Credentials, Patience, RegistryConfig};
 pub use budget::Limits;
+pub use config::ImageConfig;
 pub use digest::Digest;
 pub use error::ImageError;
-pub use manifest::ImageConfig;
 pub use pull::{Progress, ProgressFn};
 pub use reference::Reference;
 pub use snapshot::Snapshot;
 pub use store::{Image, Store};
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests_hostile;
+#[cfg(test)]
+mod tests_import;
+#[cfg(test)]
+mod tests_pull;
+#[cfg(test)]
+mod tests_unpack;

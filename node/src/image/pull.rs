@@ -12,10 +12,11 @@ use tokio::time::timeout;
 
 use super::access::RegistryConfig;
 use super::budget::Budget;
+use super::config::{ConfigFile, ImageConfig};
 use super::digest::Digest;
 use super::error::ImageError;
 use super::layer::Marker;
-use super::manifest::{self, ConfigFile, Document, ImageConfig, LayerPlan, Manifest};
+use super::manifest::{self, Document, LayerPlan, Manifest};
 use super::reference::Reference;
 use super::registry::{Piece, Registry};
 use super::store::{Hold, Image, Store};

@@ -13,12 +13,13 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use super::budget::Limits;
+use super::config::ImageConfig;
 use super::digest::Digest;
 use super::disk::{self, Scratch};
 use super::error::ImageError;
 use super::flight::Flights;
 use super::layer::{Layers, Marker};
-use super::manifest::ImageConfig;
+
 use super::reference::Reference;
 
 /// Layers unpacked at once, by all pulls together: each costs a core, a connection and a window of
@@ -246,7 +247,7 @@ impl Inner {
         }
         let image = Arc::new(image);
         self.write_record(&digest, &image)?;
-        let moved = self.enter(digest, &image);
+        let moved = self.enter(&digest, &image);
         for (digest, image) in moved {
             self.write_record(&digest, &image)?;
         }
@@ -263,19 +264,19 @@ impl Inner {
         image.names.insert(name.to_owned());
         let image = Arc::new(image);
         self.write_record(&digest, &image)?;
-        for (digest, image) in self.enter(digest, &image) {
+        for (digest, image) in self.enter(&digest, &image) {
             self.write_record(&digest, &image)?;
         }
         Ok(())
     }
 
     /// Enters an image in the books. A name is the newest image's: those that lost one are returned.
-    fn enter(&self, digest: Digest, image: &Arc<Image>) -> Vec<(Digest, Arc<Image>)> {
+    fn enter(&self, digest: &Digest, image: &Arc<Image>) -> Vec<(Digest, Arc<Image>)> {
         let mut books = self.books();
         books.images.insert(digest.clone(), Arc::clone(image));
         let mut moved = Vec::new();
         for (other, held) in &mut books.images {
-            if *other != digest && !held.names.is_disjoint(&image.names) {
+            if other != digest && !held.names.is_disjoint(&image.names) {
                 let mut changed = Image::clone(held);
                 changed.names.retain(|name| !image.names.contains(name));
                 *held = Arc::new(changed);

@@ -1,0 +1,5 @@
+//! The node's parts on real kernels: containers and their networks. Needs root. One binary, so that
+//! everything is linked once.
+
+mod runtime;
+mod world;
