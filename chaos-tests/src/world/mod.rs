@@ -33,7 +33,7 @@ pub use shell::{Outcome, run, until};
 use traces::Tag;
 
 /// Enough for anything a healthy cluster does on two busy cores.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 const REGISTRY_HOST: u8 = 10;
 const FIRST_NODE: u8 = 11;
 

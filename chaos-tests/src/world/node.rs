@@ -15,7 +15,7 @@ use super::shell::{Outcome, run, run_with, until};
 pub const ORIGIN: &str = "e2e.selvedge.internal";
 /// No command of a test runs longer; coreutils' timeout ends it with code 124.
 const LIMIT_SECONDS: &str = "150";
-const STARTING: Duration = Duration::from_secs(60);
+const STARTING: Duration = Duration::from_mins(1);
 
 #[derive(Debug, Clone)]
 pub struct Node {

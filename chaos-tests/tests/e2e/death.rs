@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use chaos_tests::world::{Node, PATIENCE, World, until};
+use chaos_tests::world::{Node, PATIENCE, Response, World, until};
 
 use crate::{SMALL, THREE};
 
@@ -135,7 +135,7 @@ fn no_request_fails_while_the_leader_dies() -> Result<()> {
 fn load(node: &Node, end: Instant) -> Vec<String> {
     let mut failures = Vec::new();
     while Instant::now() < end {
-        if let Err(error) = node.get("web", "/").and_then(|answer| answer.ok()) {
+        if let Err(error) = node.get("web", "/").and_then(Response::ok) {
             failures.push(format!("{error:#}"));
         }
         std::thread::sleep(Duration::from_millis(20)); // The load's rate.
