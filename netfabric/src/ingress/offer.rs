@@ -32,6 +32,10 @@ impl Tried {
 struct Sight<'a> {
     slots: &'a [Arc<Slot>],
     fresh: Vec<NodeId>,
+<<<<<<< HEAD
+=======
+    bare: Vec<NodeId>,
+>>>>>>> door
     bench: &'a Bench,
     nodes: &'a Nodes,
     tried: &'a Tried,
@@ -57,7 +61,12 @@ impl LoadView for Sight<'_> {
     }
 
     fn sent(&self, node: NodeId) -> Option<u32> {
+<<<<<<< HEAD
         (!self.tried.nodes.contains(&node)).then(|| self.bench.sent(node))
+=======
+        let vain = self.tried.nodes.contains(&node) || self.bare.contains(&node);
+        (!vain).then(|| self.bench.sent(node))
+>>>>>>> door
     }
 
     fn ejected(&self, node: NodeId) -> bool {
@@ -96,11 +105,19 @@ fn admit(
     choose: impl Fn(&Sight<'_>) -> Pick,
 ) -> Option<Admission> {
     let slots = bench.slots();
+<<<<<<< HEAD
     let mut fresh = bench.fresh();
+=======
+    let mut fresh = bench.fresh.list();
+>>>>>>> door
     fresh.retain(|node| !route.away.iter().any(|a| a.node == *node));
     let sight = Sight {
         slots: &slots,
         fresh,
+<<<<<<< HEAD
+=======
+        bare: bench.bare.list(),
+>>>>>>> door
         bench,
         nodes,
         tried,
