@@ -5,4 +5,5 @@ pub mod identity;
 pub mod transport;
 
 pub mod dns;
+pub mod ingress;
 pub mod wire;

@@ -49,7 +49,8 @@ pub async fn run(config: Config) -> Result<()> {
     let data = config.node.data.clone();
     let _lock = lock(&data)?;
     let identity = Arc::new(
-        Identity::load(&data.join("identity")).context("this machine is no node yet: run `selvedge up` or `selvedge join`")?,
+        Identity::load(&data.join("identity"))
+            .context("this machine is no node yet: run `selvedge up` or `selvedge join`")?,
     );
     let app = App::open(config, data, identity).await?;
     app.serve().await
@@ -90,9 +91,20 @@ impl App {
         let (known, admitted) = watch::channel(Arc::new(State::default()));
         let enrolled = Arc::new(Enrolled(admitted.clone()));
         let mesh = Mesh::bind(config.mesh.listen, identity.clone(), enrolled.clone())?;
-        let (fleet_in, fleet) = watch::channel(Arc::new(Fleet { me, ..Fleet::default() }));
-        let registry =
-            open_registry(&config, &data, &identity, &mesh, fleet.clone(), admitted.clone(), mesh_address).await?;
+        let (fleet_in, fleet) = watch::channel(Arc::new(Fleet {
+            me,
+            ..Fleet::default()
+        }));
+        let registry = open_registry(
+            &config,
+            &data,
+            &identity,
+            &mesh,
+            fleet.clone(),
+            admitted.clone(),
+            mesh_address,
+        )
+        .await?;
         tokio::spawn(forward(registry.view().watch(), known));
         serve_registry(&mesh, &registry);
 
@@ -149,7 +161,11 @@ impl App {
         };
         tokio::spawn(driver.run());
 
-        let peers = Peers { me, agent: agent.clone(), mesh: mesh.clone() };
+        let peers = Peers {
+            me,
+            agent: agent.clone(),
+            mesh: mesh.clone(),
+        };
         let deps = IngressDeps {
             routes: routes.clone(),
             local,
@@ -165,8 +181,19 @@ impl App {
         tokio::spawn(Stewardship::new(registry.clone(), fleet.clone(), peers).run());
         let ca_hash = identity.ca_hash();
         Ok(Self {
-            config, data, me, mesh, registry, gossip, fleet, routes, agent, images, ingress,
-            ca_hash, mesh_address,
+            config,
+            data,
+            me,
+            mesh,
+            registry,
+            gossip,
+            fleet,
+            routes,
+            agent,
+            images,
+            ingress,
+            ca_hash,
+            mesh_address,
         })
     }
 
@@ -201,8 +228,10 @@ impl App {
         let tcp = tcp.with_context(|| format!("cannot listen for the API on {listen}"))?;
         let socket = self.data.join("run/api.sock");
         tracing::info!(node = %self.config.node.name, region = %self.config.node.region, "serving");
-        let (mut stop, mut interrupt) =
-            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let (mut stop, mut interrupt) = (
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+        );
         tokio::select! {
             ended = api::serve_unix(api.clone(), &socket) => ended.context("the API socket")?,
             ended = api::serve_tcp(api.clone(), tcp) => ended.context("the API port")?,
@@ -218,15 +247,20 @@ impl App {
     }
 
     async fn start_dns(&self) -> Result<Option<Dns>> {
-        let Some(listen) = self.config.dns.listen.0 else { return Ok(None) };
+        let Some(listen) = self.config.dns.listen.0 else {
+            return Ok(None);
+        };
         let regions = self.config.dns.subnets.iter();
-        let regions: Result<Vec<(Subnet, _)>, _> =
-            regions.map(|(net, region)| Ok((net.parse()?, region.clone()))).collect();
+        let regions: Result<Vec<(Subnet, _)>, _> = regions
+            .map(|(net, region)| Ok((net.parse()?, region.clone())))
+            .collect();
         let names = Names {
             origin: self.config.dns.origin.clone(),
             routes: self.routes.clone(),
             fleet: self.fleet.clone(),
-            regions: regions.map_err(|e: scheduler::route::SubnetError| anyhow::anyhow!("[dns] subnets: {e}"))?,
+            regions: regions.map_err(|e: scheduler::route::SubnetError| {
+                anyhow::anyhow!("[dns] subnets: {e}")
+            })?,
         };
         let config = DnsConfig {
             listen,
@@ -235,7 +269,9 @@ impl App {
             subnets: Vec::new(),
         };
         let started = Dns::start(config, Arc::new(names)).await;
-        Ok(Some(started.with_context(|| format!("DNS on {listen}; `--dns off` goes without"))?))
+        Ok(Some(started.with_context(|| {
+            format!("DNS on {listen}; `--dns off` goes without")
+        })?))
     }
 }
 
@@ -267,7 +303,11 @@ async fn open_registry(
     };
     let carrier = Arc::new(RaftLink(mesh.clone()));
     if authority(data)?.is_none() {
-        let source = Arc::new(FeedLink { mesh: mesh.clone(), fleet, registry: known });
+        let source = Arc::new(FeedLink {
+            mesh: mesh.clone(),
+            fleet,
+            registry: known,
+        });
         return Ok(Registry::open_follower(settings, carrier, source).await?);
     }
     let marker = dir.join(FOUND_MARKER);
@@ -311,7 +351,10 @@ fn serve_registry(mesh: &Mesh, registry: &Registry) {
 /// The CA, where this node holds its key.
 fn authority(data: &Path) -> Result<Option<Authority>> {
     let dir = data.join("identity");
-    Authority::is_in(&dir).then(|| Authority::load(&dir)).transpose().map_err(Into::into)
+    Authority::is_in(&dir)
+        .then(|| Authority::load(&dir))
+        .transpose()
+        .map_err(Into::into)
 }
 
 fn advertised(config: &Config) -> Result<SocketAddr> {
@@ -337,7 +380,11 @@ fn ingress_addresses(config: &Config, mesh: SocketAddr) -> Vec<IpAddr> {
 
 fn seeds(config: &Config, registry: &Registry, me: NodeId) -> Vec<SocketAddr> {
     let state = registry.view().state();
-    let known = state.nodes.values().filter(|n| !n.revoked && n.id != me).map(|n| n.mesh);
+    let known = state
+        .nodes
+        .values()
+        .filter(|n| !n.revoked && n.id != me)
+        .map(|n| n.mesh);
     let mut seeds: Vec<SocketAddr> = config.mesh.seeds.iter().copied().chain(known).collect();
     seeds.sort();
     seeds.dedup();
@@ -345,7 +392,11 @@ fn seeds(config: &Config, registry: &Registry, me: NodeId) -> Vec<SocketAddr> {
 }
 
 fn cgroup(config: &Config) -> String {
-    config.runtime.cgroup.clone().unwrap_or_else(|| format!("/selvedge/{}", config.node.name))
+    config
+        .runtime
+        .cgroup
+        .clone()
+        .unwrap_or_else(|| format!("/selvedge/{}", config.node.name))
 }
 
 fn network_config(config: &Config, data: &Path) -> Result<NetworkConfig> {
@@ -353,7 +404,8 @@ fn network_config(config: &Config, data: &Path) -> Result<NetworkConfig> {
     Ok(NetworkConfig {
         subnet: subnet.map_err(|e| anyhow::anyhow!("[runtime] subnet: {e}"))?,
         pool: config.runtime.network_pool,
-        ..NetworkConfig::new(config.node.name.as_str(), data.join("run/netns"))
+        deny_ports: vec![config.mesh.listen.port(), config.api.listen.port()],
+        ..NetworkConfig::of(config.node.name.as_str(), data.join("run"))
     })
 }
 
@@ -375,7 +427,11 @@ fn operator_token(data: &Path) -> Result<String> {
         return Ok(token.trim().to_owned());
     }
     let token = format!("{:032x}", rand::random::<u128>());
-    let mut file = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
+    let mut file = File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&path)?;
     writeln!(file, "{token}")?;
     file.sync_all()?;
     Ok(token)

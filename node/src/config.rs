@@ -16,11 +16,17 @@ const MAX_BYTES: u64 = 256 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("cannot read the configuration {path}: {source}")]
-    Read { path: PathBuf, source: std::io::Error },
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("the configuration {path} has {bytes} bytes, more than {MAX_BYTES}")]
     TooLarge { path: PathBuf, bytes: u64 },
     #[error("the configuration {path} is wrong: {source}")]
-    Parse { path: PathBuf, source: Box<toml::de::Error> },
+    Parse {
+        path: PathBuf,
+        source: Box<toml::de::Error>,
+    },
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -73,7 +79,12 @@ pub struct CapacitySection {
 
 impl Default for CapacitySection {
     fn default() -> Self {
-        Self { cpu: Auto::Auto, memory: Auto::Auto, reserve: Reserve::default(), max_instances: 500 }
+        Self {
+            cpu: Auto::Auto,
+            memory: Auto::Auto,
+            reserve: Reserve::default(),
+            max_instances: 500,
+        }
     }
 }
 
@@ -86,7 +97,10 @@ pub struct Reserve {
 
 impl Default for Reserve {
     fn default() -> Self {
-        Self { cpu: Cpu(200), memory: Bytes(256 << 20) }
+        Self {
+            cpu: Cpu(200),
+            memory: Bytes(256 << 20),
+        }
     }
 }
 
@@ -102,7 +116,11 @@ pub struct MeshSection {
 impl Default for MeshSection {
     fn default() -> Self {
         let any = std::net::Ipv6Addr::UNSPECIFIED;
-        Self { listen: (any, 8422).into(), advertise: Auto::Auto, seeds: Vec::new() }
+        Self {
+            listen: (any, 8422).into(),
+            advertise: Auto::Auto,
+            seeds: Vec::new(),
+        }
     }
 }
 
@@ -114,7 +132,9 @@ pub struct ApiSection {
 
 impl Default for ApiSection {
     fn default() -> Self {
-        Self { listen: (std::net::Ipv4Addr::LOCALHOST, 8420).into() }
+        Self {
+            listen: (std::net::Ipv4Addr::LOCALHOST, 8420).into(),
+        }
     }
 }
 
@@ -200,7 +220,9 @@ pub struct ScaleSection {
 
 impl Default for ScaleSection {
     fn default() -> Self {
-        Self { window: Span(Duration::from_secs(60)) }
+        Self {
+            window: Span(Duration::from_secs(60)),
+        }
     }
 }
 
@@ -213,21 +235,31 @@ pub struct ObserveSection {
 
 impl Default for ObserveSection {
     fn default() -> Self {
-        Self { log: "info".to_owned() }
+        Self {
+            log: "info".to_owned(),
+        }
     }
 }
 
 impl Config {
     /// Reads and checks the file at `path`.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let read = |source| ConfigError::Read { path: path.to_owned(), source };
+        let read = |source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        };
         let bytes = std::fs::metadata(path).map_err(read)?.len();
         if bytes > MAX_BYTES {
-            return Err(ConfigError::TooLarge { path: path.to_owned(), bytes });
+            return Err(ConfigError::TooLarge {
+                path: path.to_owned(),
+                bytes,
+            });
         }
         let text = std::fs::read_to_string(path).map_err(read)?;
-        toml::from_str(&text)
-            .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })
+        toml::from_str(&text).map_err(|source| ConfigError::Parse {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })
     }
 }
 
@@ -251,7 +283,9 @@ impl<'de, T: Deserialize<'de> + FromText> Deserialize<'de> for Auto<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match Text::deserialize(deserializer)?.0.as_str() {
             "auto" => Ok(Self::Auto),
-            text => T::from_text(text).map(Self::Set).map_err(serde::de::Error::custom),
+            text => T::from_text(text)
+                .map(Self::Set)
+                .map_err(serde::de::Error::custom),
         }
     }
 }
@@ -327,8 +361,12 @@ fn listen(text: &str) -> Result<Option<SocketAddr>, String> {
     if text == "off" {
         return Ok(None);
     }
-    let full = text.strip_prefix(':').map_or_else(|| text.to_owned(), |port| format!("[::]:{port}"));
-    full.parse().map(Some).map_err(|_| format!("`{text}` is not :PORT, IP:PORT or off"))
+    let full = text
+        .strip_prefix(':')
+        .map_or_else(|| text.to_owned(), |port| format!("[::]:{port}"));
+    full.parse()
+        .map(Some)
+        .map_err(|_| format!("`{text}` is not :PORT, IP:PORT or off"))
 }
 
 #[cfg(test)]
@@ -364,6 +402,9 @@ mod tests {
     #[test]
     fn an_unknown_key_is_refused_with_its_line() {
         let error = parse(&format!("{SMALL}[ingress]\nhtpp=\":80\"\n")).unwrap_err();
-        assert!(error.contains("line 6") && error.contains("htpp"), "{error}");
+        assert!(
+            error.contains("line 6") && error.contains("htpp"),
+            "{error}"
+        );
     }
 }

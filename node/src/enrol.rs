@@ -7,9 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use netfabric::identity::{Authority, csr_public_key};
-use netfabric::transport::{
-    JoinHandler, JoinPeer, JoinRefusal, JoinRequest, JoinResponse, Kind, Mesh,
-};
+use netfabric::transport::join::{JoinHandler, JoinPeer, JoinRefusal, JoinRequest, JoinResponse};
+use netfabric::transport::{Kind, Mesh};
 use netfabric::wire::codec;
 use netfabric::wire::peer::{PeerRequest, PeerResponse};
 use scheduler::model::{NodeId, NodeIdentity, Role};
@@ -51,11 +50,14 @@ impl JoinHandler for Enrol {
 impl Enrol {
     /// Serves a join that a follower passed on.
     pub async fn passed_on(&self, token_hash: String, request: &[u8]) -> Vec<u8> {
-        let decided: Result<JoinResponse, JoinRefusal> = match (codec::decode(request), &self.authority) {
-            (Ok(request), Some(authority)) => self.enroll(authority, token_hash, request).await,
-            (Err(error), _) => Err(JoinRefusal::Invalid(error.to_string())),
-            (_, None) => Err(JoinRefusal::NoQuorum("this node cannot sign certificates".to_owned())),
-        };
+        let decided: Result<JoinResponse, JoinRefusal> =
+            match (codec::decode(request), &self.authority) {
+                (Ok(request), Some(authority)) => self.enroll(authority, token_hash, request).await,
+                (Err(error), _) => Err(JoinRefusal::Invalid(error.to_string())),
+                (_, None) => Err(JoinRefusal::NoQuorum(
+                    "this node cannot sign certificates".to_owned(),
+                )),
+            };
         codec::encode(&decided).unwrap_or_default()
     }
 
@@ -78,14 +80,22 @@ impl Enrol {
             enrolled: clock::unix(),
             revoked: false,
         };
-        let command = Command { at: clock::unix(), action: Action::Enroll { token_hash, node } };
+        let command = Command {
+            at: clock::unix(),
+            action: Action::Enroll { token_hash, node },
+        };
         let node = match self.registry.propose(&command, DECIDE).await {
-            Ok(Reply::Done { outcome: Outcome::Enrolled(node), .. }) => node,
+            Ok(Reply::Done {
+                outcome: Outcome::Enrolled(node),
+                ..
+            }) => node,
             Ok(Reply::Done { .. }) => return Err(JoinRefusal::Busy),
             Ok(Reply::Refused(refusal)) => return Err(refused(refusal)),
             Err(error) => return Err(undecided(&error)),
         };
-        let certificate = authority.sign(&request.csr, node.id).map_err(|e| invalid(&e))?;
+        let certificate = authority
+            .sign(&request.csr, node.id)
+            .map_err(|e| invalid(&e))?;
         tracing::info!(node = %node.id, name = %node.name, role = ?node.role, "a node joined");
         let state = self.registry.view().state();
         Ok(JoinResponse {
@@ -106,8 +116,17 @@ impl Enrol {
         request: &JoinRequest,
     ) -> Result<JoinResponse, JoinRefusal> {
         let request = codec::encode(request).map_err(|e| JoinRefusal::Invalid(e.to_string()))?;
-        for voter in self.registry.status().voters.into_iter().filter(|v| *v != self.me) {
-            let ask = PeerRequest::Join { token_hash: token_hash.to_owned(), request: request.clone() };
+        for voter in self
+            .registry
+            .status()
+            .voters
+            .into_iter()
+            .filter(|v| *v != self.me)
+        {
+            let ask = PeerRequest::Join {
+                token_hash: token_hash.to_owned(),
+                request: request.clone(),
+            };
             let answer = self.mesh.call(voter, Kind::Peer, &ask, PASS_ON).await;
             if let Ok(PeerResponse::Joined { decided }) = answer
                 && let Ok(decided) = codec::decode(&decided)
@@ -120,9 +139,16 @@ impl Enrol {
 }
 
 fn peers(state: &State, newcomer: NodeId) -> Vec<JoinPeer> {
-    let others = state.nodes.values().filter(|n| !n.revoked && n.id != newcomer);
+    let others = state
+        .nodes
+        .values()
+        .filter(|n| !n.revoked && n.id != newcomer);
     others
-        .map(|n| JoinPeer { node: n.id, mesh: n.mesh, public_key: n.public_key.clone() })
+        .map(|n| JoinPeer {
+            node: n.id,
+            mesh: n.mesh,
+            public_key: n.public_key.clone(),
+        })
         .collect()
 }
 

@@ -43,7 +43,9 @@ impl FleetDriver {
                 changed = self.registry.changed() => changed.is_ok(),
                 changed = self.own.changed() => {
                     let record = self.own.borrow_and_update().clone();
-                    self.gossip.publish((*record).clone());
+                    if let Err(error) = self.gossip.publish((*record).clone()) {
+                        tracing::error!(%error, "this node's record is not published");
+                    }
                     changed.is_ok()
                 }
                 _ = rtt.tick() => true,
@@ -58,7 +60,9 @@ impl FleetDriver {
         let state = self.registry.borrow_and_update().clone();
         let own = self.own.borrow().clone();
         for (id, identity) in &state.nodes {
-            let address = heard.get(id).map_or(identity.mesh, |(record, _)| record.mesh);
+            let address = heard
+                .get(id)
+                .map_or(identity.mesh, |(record, _)| record.mesh);
             if *id != self.me && !identity.revoked {
                 self.mesh.set_addr(*id, address);
             }
@@ -67,7 +71,8 @@ impl FleetDriver {
             let rtt = self.mesh.rtt(id)?;
             u32::try_from(rtt.as_micros()).ok()
         }));
-        self.routes.store(Arc::new(Routes::build(&state, &fleet, &self.origin)));
+        self.routes
+            .store(Arc::new(Routes::build(&state, &fleet, &self.origin)));
         self.fleet.send_if_modified(|current| {
             let changed = **current != *fleet;
             *current = fleet;
@@ -89,10 +94,21 @@ fn view(
         .iter()
         .filter(|(id, _)| **id != me && enrolled(id))
         .map(|(id, (record, alive))| {
-            let member = Member { record: record.clone(), alive: *alive, rtt_micros: rtt(*id) };
+            let member = Member {
+                record: record.clone(),
+                alive: *alive,
+                rtt_micros: rtt(*id),
+            };
             (*id, member)
         })
         .collect();
-    members.insert(me, Member { record: own.clone(), alive: true, rtt_micros: Some(0) });
+    members.insert(
+        me,
+        Member {
+            record: own.clone(),
+            alive: true,
+            rtt_micros: Some(0),
+        },
+    );
     Fleet { me, members }
 }

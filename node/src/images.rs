@@ -23,15 +23,22 @@ impl Images {
         data: &Path,
         registries: &BTreeMap<String, RegistrySection>,
     ) -> Result<Self, ImageError> {
-        let insecure =
-            registries.iter().filter(|(_, section)| section.insecure).map(|(host, _)| host.clone());
-        let mut config =
-            RegistryConfig { insecure: insecure.collect(), ..RegistryConfig::default() };
+        let insecure = registries
+            .iter()
+            .filter(|(_, section)| section.insecure)
+            .map(|(host, _)| host.clone());
+        let mut config = RegistryConfig {
+            insecure: insecure.collect(),
+            ..RegistryConfig::default()
+        };
         if let Some(path) = docker_config() {
             config.load_docker_config(&path)?;
         }
         let store = Store::open(&data.join("images"), Limits::default())?;
-        Ok(Self { store, registries: Arc::new(config) })
+        Ok(Self {
+            store,
+            registries: Arc::new(config),
+        })
     }
 
     pub fn store(&self) -> &Store {
@@ -44,7 +51,9 @@ impl Images {
         let reference = Reference::parse(text)?;
         let held = self.held(&reference);
         if policy == "Never" {
-            return held.ok_or_else(|| ImageError::NotHeld { digest: reference.to_string() });
+            return held.ok_or_else(|| ImageError::NotHeld {
+                digest: reference.to_string(),
+            });
         }
         match (self.store.resolve(&reference, &self.registries).await, held) {
             (Err(error), Some(held)) if error.is_passing() => Ok(held),
@@ -54,7 +63,10 @@ impl Images {
 
     fn held(&self, reference: &Reference) -> Option<ImagePin> {
         let image = self.store.find(reference)?;
-        Some(ImagePin { reference: reference.name(), digest: image.pin.digest.clone() })
+        Some(ImagePin {
+            reference: reference.name(),
+            digest: image.pin.digest.clone(),
+        })
     }
 
     /// Brings a pinned image here; quick when it is here already.
@@ -64,7 +76,9 @@ impl Images {
 
     pub async fn pull_reference(&self, text: &str) -> Result<Arc<Image>, ImageError> {
         let reference = Reference::parse(text)?;
-        self.store.pull_reference(&reference, &self.registries, None).await
+        self.store
+            .pull_reference(&reference, &self.registries, None)
+            .await
     }
 
     pub async fn import(
@@ -82,9 +96,11 @@ impl Images {
 }
 
 fn docker_config() -> Option<std::path::PathBuf> {
-    let dir = std::env::var_os("DOCKER_CONFIG").map(std::path::PathBuf::from).or_else(|| {
-        std::env::var_os("HOME").map(|home| std::path::PathBuf::from(home).join(".docker"))
-    })?;
+    let dir = std::env::var_os("DOCKER_CONFIG")
+        .map(std::path::PathBuf::from)
+        .or_else(|| {
+            std::env::var_os("HOME").map(|home| std::path::PathBuf::from(home).join(".docker"))
+        })?;
     let path = dir.join("config.json");
     path.is_file().then_some(path)
 }

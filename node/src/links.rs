@@ -45,7 +45,10 @@ impl Carrier for RaftLink {
         request: Vec<u8>,
         deadline: Duration,
     ) -> Result<Vec<u8>, CarrierError> {
-        self.0.call(to, Kind::Raft, &request, deadline).await.map_err(carried)
+        self.0
+            .call(to, Kind::Raft, &request, deadline)
+            .await
+            .map_err(carried)
     }
 }
 
@@ -90,7 +93,11 @@ impl FeedSource for FeedLink {
         node: NodeId,
         deadline: Duration,
     ) -> Result<Box<dyn FeedStream>, CarrierError> {
-        let stream = self.mesh.open(node, Kind::Feed, deadline).await.map_err(carried)?;
+        let stream = self
+            .mesh
+            .open(node, Kind::Feed, deadline)
+            .await
+            .map_err(carried)?;
         Ok(Box::new(stream))
     }
 }

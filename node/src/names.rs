@@ -34,10 +34,17 @@ impl Answers for Names {
 
     fn nearest(&self, name: &str, client: &Client) -> Vec<IpAddr> {
         let (routes, fleet) = (self.routes.load(), self.fleet.borrow().clone());
-        match resolve(&routes, &fleet, &self.regions, &self.fqdn(name), client.subnet) {
+        match resolve(
+            &routes,
+            &fleet,
+            &self.regions,
+            &self.fqdn(name),
+            client.subnet,
+        ) {
             Resolution::Service(addresses) | Resolution::Origin(addresses) => {
                 let v4 = addresses.v4.into_iter().map(IpAddr::from);
-                v4.chain(addresses.v6.into_iter().map(IpAddr::from)).collect()
+                v4.chain(addresses.v6.into_iter().map(IpAddr::from))
+                    .collect()
             }
             Resolution::Unknown | Resolution::Foreign => Vec::new(),
         }
@@ -46,10 +53,18 @@ impl Answers for Names {
     fn name_servers(&self) -> Vec<(String, Vec<IpAddr>)> {
         let fleet = self.fleet.borrow().clone();
         let nodes = fleet.nearest().into_iter().take(MAX_NAME_SERVERS);
-        nodes.map(|m| (format!("{}.ns", m.record.name), m.record.ingress.clone())).collect()
+        nodes
+            .map(|m| (format!("{}.ns", m.record.name), m.record.ingress.clone()))
+            .collect()
     }
 
     fn serial(&self) -> u64 {
-        self.fleet.borrow().members.values().map(|m| m.record.registry_index).max().unwrap_or(0)
+        self.fleet
+            .borrow()
+            .members
+            .values()
+            .map(|m| m.record.registry_index)
+            .max()
+            .unwrap_or(0)
     }
 }

@@ -35,9 +35,14 @@ impl Peers {
             self.agent.stop(instance, cause);
             return;
         }
-        let request = PeerRequest::Stop { instance: instance.clone(), cause: cause.to_owned() };
-        let answer: Result<PeerResponse, _> =
-            self.mesh.call(node, Kind::Peer, &request, STOP_DEADLINE).await;
+        let request = PeerRequest::Stop {
+            instance: instance.clone(),
+            cause: cause.to_owned(),
+        };
+        let answer: Result<PeerResponse, _> = self
+            .mesh
+            .call(node, Kind::Peer, &request, STOP_DEADLINE)
+            .await;
         if let Err(error) = answer {
             tracing::debug!(%node, %instance, %error, "a stop did not reach its node");
         }
@@ -55,7 +60,9 @@ impl Starter for Peers {
         match self.mesh.call(node, Kind::Peer, &request, deadline).await {
             Ok(PeerResponse::Started(started)) => Ok(started),
             Ok(PeerResponse::StartRefused(refusal)) => Err(refusal),
-            Ok(other) => Err(StartRefusal::Unreachable(format!("unexpected answer {other:?}"))),
+            Ok(other) => Err(StartRefusal::Unreachable(format!(
+                "unexpected answer {other:?}"
+            ))),
             Err(error) => Err(StartRefusal::Unreachable(error.to_string())),
         }
     }
@@ -67,7 +74,10 @@ pub fn serve(mesh: &Mesh, agent: Agent, api: Arc<Api>, enrol: Arc<Enrol>) {
         let (agent, api, enrol) = (agent.clone(), api.clone(), enrol.clone());
         async move {
             match request {
-                PeerRequest::Join { token_hash, request } => {
+                PeerRequest::Join {
+                    token_hash,
+                    request,
+                } => {
                     let decided = enrol.passed_on(token_hash, &request).await;
                     PeerResponse::Joined { decided }
                 }
@@ -95,8 +105,8 @@ async fn answer(agent: &Agent, api: &Api, from: NodeId, request: PeerRequest) ->
             Some(json) => PeerResponse::Explained { json },
             None => PeerResponse::UnknownSubject,
         },
-        PeerRequest::Join { .. } => {
-            PeerResponse::Bad { message: "a join is answered elsewhere".to_owned() }
-        }
+        PeerRequest::Join { .. } => PeerResponse::Bad {
+            message: "a join is answered elsewhere".to_owned(),
+        },
     }
 }

@@ -64,8 +64,10 @@ impl Stewardship {
                 return;
             }
             tokio::time::sleep(SETTLE).await;
-            let (state, fleet) =
-                (registry.borrow_and_update().clone(), self.fleet.borrow_and_update().clone());
+            let (state, fleet) = (
+                registry.borrow_and_update().clone(),
+                self.fleet.borrow_and_update().clone(),
+            );
             let orders = self.steward().tick(clock::now(), &state, &fleet);
             for order in orders {
                 tokio::spawn(self.clone().carry_out(order, state.index));
@@ -80,17 +82,32 @@ impl Stewardship {
     async fn carry_out(self, order: Order, index: u64) {
         match order {
             Order::Start { revision, receipt } => self.start(revision, receipt, index).await,
-            Order::Stop { instance, node, cause } => self.peers.stop(node, &instance, &cause).await,
+            Order::Stop {
+                instance,
+                node,
+                cause,
+            } => self.peers.stop(node, &instance, &cause).await,
             Order::Ready { revision } => self.propose(Action::MarkReady { revision }).await,
-            Order::Fail { revision, reason, message } => {
-                self.propose(Action::MarkFailed { revision, reason, message }).await;
+            Order::Fail {
+                revision,
+                reason,
+                message,
+            } => {
+                self.propose(Action::MarkFailed {
+                    revision,
+                    reason,
+                    message,
+                })
+                .await;
             }
         }
     }
 
     async fn start(&self, revision: RevisionKey, receipt: Receipt, index: u64) {
         // Never closed.
-        let Ok(_turn) = self.starts.acquire().await else { return };
+        let Ok(_turn) = self.starts.acquire().await else {
+            return;
+        };
         let state = self.registry.view().state();
         let Some(service) = state.revisions.get(&revision).map(|r| r.service.clone()) else {
             return;
@@ -110,7 +127,9 @@ impl Stewardship {
             match self.peers.start(node, request).await {
                 Ok(started) => {
                     tracing::debug!(%revision, instance = %started.instance, "started");
-                    return self.steward().on_start_result(clock::now(), &revision, Ok(()));
+                    return self
+                        .steward()
+                        .on_start_result(clock::now(), &revision, Ok(()));
                 }
                 // It was tried and failed: another node would hardly fare better.
                 Err(failed @ StartRefusal::Failed { .. }) => {
@@ -120,11 +139,15 @@ impl Stewardship {
                 Err(refusal) => last = refusal.to_string(),
             }
         }
-        self.steward().on_start_result(clock::now(), &revision, Err(last));
+        self.steward()
+            .on_start_result(clock::now(), &revision, Err(last));
     }
 
     async fn propose(&self, action: Action) {
-        let command = Command { at: clock::unix(), action };
+        let command = Command {
+            at: clock::unix(),
+            action,
+        };
         if let Err(error) = self.registry.propose(&command, PROPOSE_DEADLINE).await {
             tracing::debug!(%error, "a change will be proposed again");
         }

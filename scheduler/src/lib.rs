@@ -2,8 +2,8 @@
 //! runtime, no logging. Time and randomness come in as arguments, reasons go out as data.
 
 pub mod activate;
-pub mod converge;
 pub mod autoscale;
+pub mod converge;
 pub mod fleet;
 pub mod model;
 pub mod place;

@@ -3,6 +3,7 @@
 mod completion;
 mod confirm;
 mod delete;
+mod demo;
 mod deploy;
 mod describe;
 mod explain;
@@ -21,7 +22,6 @@ mod wait;
 use std::process::ExitCode;
 
 use crate::args::{Cli, Command};
-use crate::failure::Failure;
 use crate::printer::Printer;
 use crate::session::Session;
 
@@ -34,19 +34,7 @@ pub async fn run(cli: Cli, out: Printer) -> anyhow::Result<ExitCode> {
         Command::Join(args) => {
             return join::run(args, global.token.as_deref(), out).await;
         }
-        Command::Demo(args) => {
-            let what = if args.action.is_some() {
-                "taking down"
-            } else {
-                "making"
-            };
-            let message = format!(
-                "{what} a demo of {} nodes below {} is not part of this build",
-                args.nodes,
-                args.dir.display()
-            );
-            return Err(Failure::usage(message).into());
-        }
+        Command::Demo(args) => return demo::run(args, out).await,
         Command::Deploy(args) => deploy::run(*args, &session()?).await?,
         Command::Get(args) => get::run(args, &session()?).await?,
         Command::Status => status::run(&session()?).await?,

@@ -189,9 +189,10 @@ impl<'a> Stage<'a> {
                 }
             };
             let right = answer.status == 200 && answer.body.contains(piece.says);
-            let figure = match right {
-                true => span(answer.took),
-                false => format!("{} {}", answer.status, answer.body.trim_end()),
+            let figure = if right {
+                span(answer.took)
+            } else {
+                format!("{} {}", answer.status, answer.body.trim_end())
             };
             self.card.promise(&what, figure, right);
             let bill = match &answer.request_id {

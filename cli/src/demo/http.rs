@@ -147,8 +147,7 @@ impl Load {
             while requests.try_join_next().is_some() {}
         }
         while requests.join_next().await.is_some() {}
-        let done = tally.lock().await.clone();
-        done
+        tally.lock().await.clone()
     }
 }
 

@@ -15,11 +15,12 @@ use super::hosts::Host;
 use super::http;
 use super::shell::Run;
 
-const CACHE: &str = "/var/cache/selvedge-demo/images";
+/// Outlives the demo, so that the next one starts at once.
+pub const CACHE: &str = "/var/cache/selvedge-demo/images";
 /// The Debian release the packages come from; its keys are in every later release's keyring.
 const SUITE: &str = "bookworm";
-const MAKING: Duration = Duration::from_secs(600);
-const PUSHING: Duration = Duration::from_secs(60);
+const MAKING: Duration = Duration::from_mins(10);
+const PUSHING: Duration = Duration::from_mins(1);
 const REGISTRY_PORT: u16 = 5000;
 const REGISTRY_START: Duration = Duration::from_secs(15);
 

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use hosts::Host;
+pub use images::CACHE as IMAGES;
 use nodes::Node;
 pub use scorecard::Scorecard;
 pub use traces::Removed;
@@ -53,6 +54,11 @@ pub struct DemoOptions {
 pub type Say<'a> = &'a mut (dyn FnMut(&str) + Send);
 
 impl DemoOptions {
+    /// Whether there is anything of a demo to talk to.
+    pub fn is_there(&self) -> bool {
+        self.dir.join(traces::MARKER).exists()
+    }
+
     /// Where `selvedge` finds the demo: the API of its first node.
     #[must_use]
     pub fn address(&self) -> String {
@@ -215,4 +221,4 @@ fn lock() -> Result<File> {
 }
 
 /// Long enough for a busy machine, short enough to fail before a person gives up.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);

@@ -17,7 +17,7 @@ use super::{ORIGIN, http, images};
 
 const MESH_PORT: u16 = 8422;
 /// Making keys, writing a configuration, starting a daemon, on a busy machine.
-const STARTING: Duration = Duration::from_secs(60);
+const STARTING: Duration = Duration::from_mins(1);
 const PACE: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Clone)]

@@ -3,6 +3,7 @@
 //! when the daemons were killed. Touches nothing that does not carry the demo's names.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -37,6 +38,26 @@ pub struct Removed {
     pub namespaces: usize,
     pub links: usize,
     pub cgroups: usize,
+}
+
+impl fmt::Display for Removed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            processes,
+            mounts,
+            namespaces,
+            links,
+            cgroups,
+        } = self;
+        if *self == Self::default() {
+            return write!(f, "there was no demo to remove");
+        }
+        write!(
+            f,
+            "removed {processes} processes, {mounts} mounts, {namespaces} namespaces, \
+             {links} links and {cgroups} cgroups"
+        )
+    }
 }
 
 /// Makes `dir` a demo's folder.

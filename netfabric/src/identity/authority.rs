@@ -146,12 +146,18 @@ impl Authority {
 pub fn csr_public_key(csr_pem: &str) -> Result<[u8; 32], IdentityError> {
     let request = CertificateSigningRequestParams::from_pem(csr_pem)
         .map_err(|_| IdentityError::Malformed("signing request"))?;
-    let not_ed25519 =
-        IdentityError::Mismatch { what: "signing request", why: "its key is not Ed25519" };
+    let not_ed25519 = IdentityError::Mismatch {
+        what: "signing request",
+        why: "its key is not Ed25519",
+    };
     if PublicKeyData::algorithm(&request.public_key) != &PKCS_ED25519 {
         return Err(not_ed25519);
     }
-    request.public_key.der_bytes().try_into().map_err(|_| not_ed25519)
+    request
+        .public_key
+        .der_bytes()
+        .try_into()
+        .map_err(|_| not_ed25519)
 }
 
 /// From a little ago for `life`, under a serial number of its own.

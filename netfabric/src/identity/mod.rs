@@ -18,7 +18,7 @@ use ring::digest;
 use ring::rand::{SecureRandom, SystemRandom};
 use ring::signature::{ED25519, UnparsedPublicKey};
 
-pub use authority::Authority;
+pub use authority::{Authority, csr_public_key};
 pub use keys::NodeKeys;
 pub use node::Identity;
 pub use tls::{ALPN_JOIN, ALPN_MESH, MESH_NAME, Peer, ca_hash, join_client_config};

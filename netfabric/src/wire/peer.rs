@@ -16,6 +16,11 @@ pub enum PeerRequest {
     Explain {
         subject: String,
     },
+    /// A joiner's request (`JoinRequest`, encoded) that came to a node without the CA's key.
+    Join {
+        token_hash: String,
+        request: Vec<u8>,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,7 +35,9 @@ pub enum PeerResponse {
     },
     UnknownSubject,
     /// `Result<JoinResponse, JoinRefusal>`, encoded.
-    Joined { decided: Vec<u8> },
+    Joined {
+        decided: Vec<u8>,
+    },
     /// The request was refused before it was looked at (malformed, too large, not allowed).
     Bad {
         message: String,

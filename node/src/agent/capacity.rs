@@ -24,7 +24,9 @@ fn machine_memory() -> u64 {
 }
 
 fn mem_total(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))?;
     let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
     kib.checked_mul(1024)
 }
@@ -36,7 +38,10 @@ mod tests {
 
     #[test]
     fn meminfo_is_read_in_bytes() {
-        assert_eq!(mem_total("MemTotal:       2048 kB\nMemFree: 1 kB\n"), Some(2048 * 1024));
+        assert_eq!(
+            mem_total("MemTotal:       2048 kB\nMemFree: 1 kB\n"),
+            Some(2048 * 1024)
+        );
         assert_eq!(mem_total("garbage"), None);
     }
 
@@ -47,11 +52,20 @@ mod tests {
             memory: Auto::Set(Bytes(7)),
             ..CapacitySection::default()
         };
-        assert_eq!((offered(&set).cpu_millis, offered(&set).memory_bytes), (1500, 7));
+        assert_eq!(
+            (offered(&set).cpu_millis, offered(&set).memory_bytes),
+            (1500, 7)
+        );
         let greedy = CapacitySection {
-            reserve: Reserve { cpu: Cpu(u32::MAX), memory: Bytes(u64::MAX) },
+            reserve: Reserve {
+                cpu: Cpu(u32::MAX),
+                memory: Bytes(u64::MAX),
+            },
             ..CapacitySection::default()
         };
-        assert_eq!((offered(&greedy).cpu_millis, offered(&greedy).memory_bytes), (0, 0));
+        assert_eq!(
+            (offered(&greedy).cpu_millis, offered(&greedy).memory_bytes),
+            (0, 0)
+        );
     }
 }

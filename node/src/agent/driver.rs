@@ -1,6 +1,7 @@
 //! The agent's one task: inputs into the pure machine, its effects performed. No policy here.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,6 @@ use super::steps::{Prepared, Tools, service_address};
 use super::{AgentParts, RecordBase};
 use crate::clock;
 use crate::consensus::Registry;
-use crate::network::Lease;
 use crate::runtime::AdoptedState;
 use netfabric::ingress::Local;
 
@@ -30,7 +30,12 @@ const LOAD_PERIOD: Duration = Duration::from_secs(1);
 type Reply = oneshot::Sender<Result<Started, StartRefusal>>;
 
 pub(super) enum Input {
-    Start { id: InstanceId, revision: Arc<Revision>, receipt: Receipt, reply: Reply },
+    Start {
+        id: InstanceId,
+        revision: Arc<Revision>,
+        receipt: Receipt,
+        reply: Reply,
+    },
     Stop(InstanceId),
     Prepared(InstanceId, Result<Prepared, FailReason>),
     Launched(InstanceId, Result<(), FailReason>),
@@ -44,7 +49,8 @@ pub(super) enum Input {
 /// What the machine does not need to know of an instance.
 struct Work {
     record: InstanceRecord,
-    lease: Option<Lease>,
+    /// Of its network, once it has one.
+    address: Option<Ipv4Addr>,
     stop_signal: i32,
     phases: Vec<(String, u64)>,
     lap: Instant,
@@ -79,7 +85,12 @@ impl Driver {
             cgroup: parts.cgroup.into(),
         };
         let node = Node::new(parts.capacity);
-        let first = record::record(&parts.base, &node, moment(&parts.registry, &tools, Vec::new()), |_| (0, 0));
+        let first = record::record(
+            &parts.base,
+            &node,
+            moment(&parts.registry, &tools, Vec::new()),
+            |_| (0, 0),
+        );
         let (record, watched) = watch::channel(Arc::new(first));
         let driver = Self {
             base: parts.base,
@@ -100,17 +111,15 @@ impl Driver {
     pub(super) async fn adopt(&mut self) -> anyhow::Result<Vec<(InstanceId, Receipt)>> {
         let found = self.tools.runtime.adopt().await?;
         let mut receipts = Vec::new();
-        let mut leases = Vec::new();
         for adopted in found {
             let running = adopted.state == AdoptedState::Running;
             let record = self.tools.files.read(&adopted.id);
-            let spec = adopted.spec.as_ref();
-            match (record.clone(), spec.and_then(|s| s.netns.clone())) {
-                (Some(record), Some(netns)) if running => {
-                    leases.push((adopted.id.clone(), netns));
+            match record.clone() {
+                Some(record) if running => {
                     receipts.push((adopted.id.clone(), record.receipt.clone()));
-                    let stop_signal = spec.map_or(libc::SIGTERM, |s| s.stop_signal);
-                    self.work.insert(adopted.id.clone(), Work::new(record, stop_signal, None));
+                    let stop_signal = adopted.spec.map_or(libc::SIGTERM, |s| s.stop_signal);
+                    self.work
+                        .insert(adopted.id.clone(), Work::new(record, stop_signal, None));
                 }
                 _ => {
                     tracing::info!(instance = %adopted.id, state = ?adopted.state, "removing what an earlier daemon left");
@@ -119,7 +128,7 @@ impl Driver {
             }
         }
         self.remove_strays().await?;
-        self.take_over(leases).await;
+        self.take_over().await;
         Ok(receipts)
     }
 
@@ -136,7 +145,7 @@ impl Driver {
 
     async fn remove_leftover(&self, id: &InstanceId, record: Option<InstanceRecord>) {
         match record {
-            Some(record) => self.tools.remove(&record, None).await,
+            Some(record) => self.tools.remove(&record).await,
             None => {
                 let dir = self.tools.files.dir(id);
                 let removed = self.tools.runtime.delete(id).await;
@@ -149,25 +158,28 @@ impl Driver {
         }
     }
 
-    async fn take_over(&mut self, leases: Vec<(InstanceId, std::path::PathBuf)>) {
-        let adopted = self.tools.network.adopt(&leases).await;
-        for (id, lease) in adopted {
-            let Some(work) = self.work.get_mut(&id) else { continue };
-            match lease {
-                Ok(lease) => {
-                    work.lease = Some(lease);
-                    tracing::info!(instance = %id, "adopted");
-                    let admission = admission(&id, &work.record.revision);
-                    let effects = self.node.adopt(clock::now(), admission);
-                    self.watch_exit(&id);
-                    self.perform(effects);
-                }
-                Err(error) => {
-                    tracing::warn!(instance = %id, %error, "an instance lost its network");
-                    if let Some(work) = self.work.remove(&id) {
-                        self.tools.remove(&work.record, None).await;
-                    }
-                }
+    /// Probes and opens what runs and still has its network.
+    async fn take_over(&mut self) {
+        let running: Vec<InstanceId> = self.work.keys().cloned().collect();
+        let leases = self.tools.network.adopt(&running);
+        let addresses: BTreeMap<_, _> = leases
+            .into_iter()
+            .map(|lease| (lease.instance, lease.address))
+            .collect();
+        for id in running {
+            let Some(work) = self.work.get_mut(&id) else {
+                continue;
+            };
+            work.address = addresses.get(&id).copied();
+            if work.address.is_some() {
+                tracing::info!(instance = %id, "adopted");
+                let admission = admission(&id, &work.record.revision);
+                let effects = self.node.adopt(clock::now(), admission);
+                self.watch_exit(&id);
+                self.perform(effects);
+            } else if let Some(work) = self.work.remove(&id) {
+                tracing::warn!(instance = %id, "an instance lost its network");
+                self.tools.remove(&work.record).await;
             }
         }
     }
@@ -198,9 +210,12 @@ impl Driver {
     fn on_input(&mut self, input: Input) {
         let now = clock::now();
         let effects = match input {
-            Input::Start { id, revision, receipt, reply } => {
-                self.admit(id, revision, receipt, reply)
-            }
+            Input::Start {
+                id,
+                revision,
+                receipt,
+                reply,
+            } => self.admit(id, revision, receipt, reply),
             Input::Stop(id) => self.node.on_stop(now, &id).1,
             Input::Prepared(id, result) => {
                 let result = result.map(|prepared| self.note_prepared(&id, prepared));
@@ -239,7 +254,11 @@ impl Driver {
         match self.node.admit(clock::now(), admission(&id, &revision)) {
             Ok(effects) => {
                 tracing::info!(instance = %id, cause = receipt.cause, "starting an instance");
-                let record = InstanceRecord { id: id.clone(), revision, receipt };
+                let record = InstanceRecord {
+                    id: id.clone(),
+                    revision,
+                    receipt,
+                };
                 let work = Work::new(record, libc::SIGTERM, Some(reply));
                 self.work.insert(id, work);
                 effects
@@ -254,7 +273,7 @@ impl Driver {
 
     fn note_prepared(&mut self, id: &InstanceId, prepared: Prepared) {
         if let Some(work) = self.work.get_mut(id) {
-            work.lease = Some(prepared.lease);
+            work.address = Some(prepared.address);
             work.stop_signal = prepared.stop_signal;
             work.phases = prepared.phases;
             work.lap = Instant::now();
@@ -301,7 +320,9 @@ impl Driver {
     }
 
     fn prepare(&self, id: InstanceId) {
-        let Some(work) = self.work.get(&id) else { return };
+        let Some(work) = self.work.get(&id) else {
+            return;
+        };
         let (tools, record) = (self.tools.clone(), work.record.clone());
         self.spawn(async move {
             let result = tools.prepare(&record).await;
@@ -310,10 +331,12 @@ impl Driver {
     }
 
     fn probe(&self, id: InstanceId, after_ms: u64) {
-        let Some(work) = self.work.get(&id) else { return };
-        let Some(lease) = &work.lease else { return };
+        let Some(work) = self.work.get(&id) else {
+            return;
+        };
+        let Some(address) = work.address else { return };
         let question = Question::of(&work.record.revision.spec);
-        let address = service_address(lease.address, &work.record.revision);
+        let address = service_address(address, &work.record.revision);
         self.spawn(async move {
             if after_ms > 0 {
                 tokio::time::sleep(Duration::from_millis(after_ms)).await;
@@ -325,19 +348,24 @@ impl Driver {
 
     fn open(&mut self, id: &InstanceId) {
         self.lap(id, "ready");
-        let Some(work) = self.work.get_mut(id) else { return };
-        let Some(lease) = &work.lease else { return };
+        let Some(work) = self.work.get_mut(id) else {
+            return;
+        };
+        let Some(address) = work.address else { return };
         let spec = &work.record.revision.spec;
         self.local.open(
             id.clone(),
             work.record.revision.key.clone(),
-            service_address(lease.address, &work.record.revision),
+            service_address(address, &work.record.revision),
             spec.port().protocol,
             spec.container_concurrency,
         );
         tracing::info!(instance = %id, "ready");
         if let Some(reply) = work.reply.take() {
-            let _ = reply.send(Ok(Started { instance: id.clone(), phases: work.phases.clone() }));
+            let _ = reply.send(Ok(Started {
+                instance: id.clone(),
+                phases: work.phases.clone(),
+            }));
         }
     }
 
@@ -351,7 +379,10 @@ impl Driver {
     }
 
     fn signal(&self, id: InstanceId, signal: Option<i32>) {
-        let stop_signal = self.work.get(&id).map_or(libc::SIGTERM, |work| work.stop_signal);
+        let stop_signal = self
+            .work
+            .get(&id)
+            .map_or(libc::SIGTERM, |work| work.stop_signal);
         let (tools, signal) = (self.tools.clone(), signal.unwrap_or(stop_signal));
         tokio::spawn(async move {
             if let Err(error) = tools.runtime.signal(&id, signal).await {
@@ -362,24 +393,32 @@ impl Driver {
 
     fn remove(&mut self, id: InstanceId) {
         self.local.remove(&id);
-        let Some(work) = self.work.get_mut(&id) else { return };
+        let Some(work) = self.work.get_mut(&id) else {
+            return;
+        };
         if let Some(reply) = work.reply.take() {
             let _ = reply.send(Err(StartRefusal::NotTaking));
         }
-        let (tools, record, lease) = (self.tools.clone(), work.record.clone(), work.lease.take());
+        let (tools, record) = (self.tools.clone(), work.record.clone());
         self.spawn(async move {
-            tools.remove(&record, lease).await;
+            tools.remove(&record).await;
             Input::Removed(id)
         });
     }
 
     fn answer_failure(&mut self, id: &InstanceId) {
-        let Some(reason) = self.node.failure(id).cloned() else { return };
+        let Some(reason) = self.node.failure(id).cloned() else {
+            return;
+        };
         tracing::warn!(instance = %id, reason = reason.code, message = reason.message, "failed");
         let reply = self.work.get_mut(id).and_then(|work| work.reply.take());
         if let Some(reply) = reply {
             let FailReason { code, message } = reason;
-            let _ = reply.send(Err(StartRefusal::Failed { code, message, exit: None }));
+            let _ = reply.send(Err(StartRefusal::Failed {
+                code,
+                message,
+                exit: None,
+            }));
         }
     }
 
@@ -394,8 +433,7 @@ impl Driver {
     /// Publishes the record if anything in it but its number changed.
     fn publish(&self) {
         let moment = moment(&self.registry, &self.tools, (self.demand)());
-        let mut next =
-            record::record(&self.base, &self.node, moment, |id| self.local.sample(id));
+        let mut next = record::record(&self.base, &self.node, moment, |id| self.local.sample(id));
         self.record.send_if_modified(|current| {
             next.seq = current.seq;
             same_moments(&mut next, current);
@@ -425,7 +463,12 @@ fn moment(registry: &Registry, tools: &Tools, demand: Vec<Demand>) -> Moment {
         unix: clock::unix(),
         registry_index: registry.view().index(),
         demand,
-        images: tools.images.list().iter().map(|image| image.pin.digest.clone()).collect(),
+        images: tools
+            .images
+            .list()
+            .iter()
+            .map(|image| image.pin.digest.clone())
+            .collect(),
         serving: true,
     }
 }
@@ -452,7 +495,14 @@ async fn sleep_until(deadline: Option<scheduler::model::Now>) {
 
 impl Work {
     fn new(record: InstanceRecord, stop_signal: i32, reply: Option<Reply>) -> Self {
-        let (lease, phases, lap) = (None, Vec::new(), Instant::now());
-        Self { record, lease, stop_signal, phases, lap, reply }
+        let (address, phases, lap) = (None, Vec::new(), Instant::now());
+        Self {
+            record,
+            address,
+            stop_signal,
+            phases,
+            lap,
+            reply,
+        }
     }
 }

@@ -40,14 +40,13 @@ pub(super) struct Files {
 
 impl Files {
     pub(super) fn open(data: &Path) -> io::Result<Self> {
-        let files = Self { instances: data.join("instances"), logs: data.join("log") };
+        let files = Self {
+            instances: data.join("instances"),
+            logs: data.join("log"),
+        };
         fs::create_dir_all(&files.instances)?;
         fs::create_dir_all(&files.logs)?;
         Ok(files)
-    }
-
-    pub(super) fn instances(&self) -> &Path {
-        &self.instances
     }
 
     pub(super) fn dir(&self, id: &InstanceId) -> PathBuf {
@@ -94,7 +93,9 @@ impl Files {
     }
 
     fn shelf(&self, service: &ServiceKey) -> PathBuf {
-        self.logs.join(service.namespace.as_str()).join(service.name.as_str())
+        self.logs
+            .join(service.namespace.as_str())
+            .join(service.name.as_str())
     }
 
     /// Folders with the logs of a service's gone instances.
@@ -102,7 +103,10 @@ impl Files {
         let entries = fs::read_dir(self.shelf(service)).into_iter().flatten();
         let named = entries.filter_map(|entry| {
             let entry = entry.ok()?;
-            Some((InstanceId(entry.file_name().into_string().ok()?), entry.path()))
+            Some((
+                InstanceId(entry.file_name().into_string().ok()?),
+                entry.path(),
+            ))
         });
         named.collect()
     }
@@ -139,7 +143,10 @@ mod tests {
         let data = tempfile::tempdir().unwrap();
         let files = Files::open(data.path()).unwrap();
         let name = |text: &str| Name::new(text).unwrap();
-        let service = ServiceKey { namespace: name("default"), name: name("web") };
+        let service = ServiceKey {
+            namespace: name("default"),
+            name: name("web"),
+        };
         for n in 0..KEPT_LOGS + 3 {
             let id = InstanceId(format!("web-00001-{n}"));
             fs::create_dir_all(files.dir(&id)).unwrap();

@@ -129,7 +129,12 @@ impl Agent {
         let id = InstanceId(format!("{}-{}", request.revision.name, suffix()));
         self.keep_receipt(id.clone(), request.receipt.clone());
         let (reply, answer) = oneshot::channel();
-        let start = Input::Start { id, revision, receipt: request.receipt, reply };
+        let start = Input::Start {
+            id,
+            revision,
+            receipt: request.receipt,
+            reply,
+        };
         if self.inputs.send(start).await.is_err() {
             return Err(StartRefusal::NotTaking);
         }
@@ -145,7 +150,13 @@ impl Agent {
 
     async fn revision(&self, request: &StartRequest) -> Result<Arc<Revision>, StartRefusal> {
         let view = self.shared.registry.view();
-        let known = || view.state().revisions.get(&request.revision).cloned().map(Arc::new);
+        let known = || {
+            view.state()
+                .revisions
+                .get(&request.revision)
+                .cloned()
+                .map(Arc::new)
+        };
         if known().is_none() {
             let _ = tokio::time::timeout(CATCH_UP, view.reached(request.index)).await;
         }
@@ -190,7 +201,10 @@ impl Agent {
     }
 
     fn receipts(&self) -> std::sync::MutexGuard<'_, Receipts> {
-        self.shared.receipts.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared
+            .receipts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The logs a query is about: of instances here and of those gone a while ago.
@@ -201,22 +215,35 @@ impl Agent {
             i.service.namespace == query.namespace
                 && query.service.as_ref().is_none_or(|s| *s == i.service.name)
         });
-        let here = here.map(|i| LogFolder { instance: i.id.clone(), path: files.dir(&i.id) });
+        let here = here.map(|i| LogFolder {
+            instance: i.id.clone(),
+            path: files.dir(&i.id),
+        });
         let gone = query.service.iter().flat_map(|service| {
-            let key = ServiceKey { namespace: query.namespace.clone(), name: service.clone() };
+            let key = ServiceKey {
+                namespace: query.namespace.clone(),
+                name: service.clone(),
+            };
             let retired = files.retired(&key).into_iter();
             retired.map(|(instance, path)| LogFolder { instance, path })
         });
         let mut folders: Vec<LogFolder> = gone.chain(here).collect();
-        folders.retain(|f| query.instance.as_ref().is_none_or(|wanted| *wanted == f.instance));
+        folders.retain(|f| {
+            query
+                .instance
+                .as_ref()
+                .is_none_or(|wanted| *wanted == f.instance)
+        });
         folders
     }
 }
 
 /// Five letters and digits, enough to keep a revision's instances apart.
 fn suffix() -> String {
-    use rand::Rng;
+    use rand::RngExt;
     const ALPHABET: &[u8] = b"23456789abcdefghjkmnpqrstuvwxyz";
     let mut rng = rand::rng();
-    (0..5).map(|_| char::from(ALPHABET[rng.random_range(0..ALPHABET.len())])).collect()
+    (0..5)
+        .map(|_| char::from(ALPHABET[rng.random_range(0..ALPHABET.len())]))
+        .collect()
 }

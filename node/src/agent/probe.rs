@@ -21,9 +21,16 @@ pub struct Question {
 
 impl Question {
     pub fn of(spec: &RevisionSpec) -> Self {
-        let fallback = Self { action: ProbeAction::Tcp { port: 0 }, timeout: DEFAULT_TIMEOUT };
+        let fallback = Self {
+            action: ProbeAction::Tcp { port: 0 },
+            timeout: DEFAULT_TIMEOUT,
+        };
         match spec.main().and_then(|c| c.readiness.as_ref()) {
-            Some(Probe { action, timeout_seconds, .. }) => Self {
+            Some(Probe {
+                action,
+                timeout_seconds,
+                ..
+            }) => Self {
                 action: action.clone(),
                 timeout: match timeout_seconds {
                     0 => DEFAULT_TIMEOUT,
@@ -44,7 +51,9 @@ impl Question {
                 ProbeAction::Grpc { .. } | ProbeAction::Exec { .. } => false,
             }
         };
-        tokio::time::timeout(self.timeout, asked).await.unwrap_or(false)
+        tokio::time::timeout(self.timeout, asked)
+            .await
+            .unwrap_or(false)
     }
 }
 
@@ -53,18 +62,23 @@ fn at(service: SocketAddr, port: u16) -> SocketAddr {
 }
 
 async fn http(address: SocketAddr, path: &str) -> bool {
-    let Ok(stream) = TcpStream::connect(address).await else { return false };
+    let Ok(stream) = TcpStream::connect(address).await else {
+        return false;
+    };
     let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
-    let Ok((mut sender, connection)) = handshake else { return false };
+    let Ok((mut sender, connection)) = handshake else {
+        return false;
+    };
     let driver = tokio::spawn(connection);
     let request = http::Request::get(path)
         .header(http::header::HOST, address.to_string())
         .header(http::header::USER_AGENT, "selvedge-probe/1")
         .body(Empty::<Bytes>::new());
     let ready = match request {
-        Ok(request) => sender.send_request(request).await.is_ok_and(|answer| {
-            answer.status().is_success() || answer.status().is_redirection()
-        }),
+        Ok(request) => sender
+            .send_request(request)
+            .await
+            .is_ok_and(|answer| answer.status().is_success() || answer.status().is_redirection()),
         Err(_) => false,
     };
     driver.abort();
@@ -93,18 +107,28 @@ mod tests {
     }
 
     fn question(action: ProbeAction) -> Question {
-        Question { action, timeout: DEFAULT_TIMEOUT }
+        Question {
+            action,
+            timeout: DEFAULT_TIMEOUT,
+        }
     }
 
     #[tokio::test]
     async fn http_takes_200_to_399_and_tcp_a_connect() {
-        let get = question(ProbeAction::Http { path: "/healthz".into(), port: 0 });
+        let get = question(ProbeAction::Http {
+            path: "/healthz".into(),
+            port: 0,
+        });
         for (status, ready) in [("200 OK", true), ("302 Found", true), ("503 Busy", false)] {
             assert_eq!(get.ask(answering(status).await).await, ready, "{status}");
         }
         let tcp = question(ProbeAction::Tcp { port: 0 });
         assert!(tcp.ask(answering("200 OK").await).await);
-        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let closed = TcpListener::bind("127.0.0.1:0")
+            .await
+            .unwrap()
+            .local_addr()
+            .unwrap();
         assert!(!tcp.ask(closed).await);
     }
 }

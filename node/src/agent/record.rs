@@ -59,7 +59,10 @@ pub(super) fn record(
         capacity: node.capacity(),
         free: node.free(),
         registry_index: moment.registry_index,
-        instances: node.seen().map(|seen| report(&seen, moment.now, moment.unix, &load)).collect(),
+        instances: node
+            .seen()
+            .map(|seen| report(&seen, moment.now, moment.unix, &load))
+            .collect(),
         demand: moment.demand,
         images,
     }

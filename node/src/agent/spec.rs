@@ -21,7 +21,10 @@ pub(super) struct Parts<'a> {
 pub fn unsupported(spec: &RevisionSpec) -> Option<&'static str> {
     let container = spec.main()?;
     let readiness = container.readiness.as_ref().map(|probe| &probe.action);
-    if matches!(readiness, Some(ProbeAction::Grpc { .. } | ProbeAction::Exec { .. })) {
+    if matches!(
+        readiness,
+        Some(ProbeAction::Grpc { .. } | ProbeAction::Exec { .. })
+    ) {
         return Some("readiness: only http and tcp probes are understood");
     }
     if container.liveness.is_some() || container.startup.is_some() {
@@ -43,21 +46,28 @@ pub(super) fn container(
 ) -> Result<ContainerSpec, FailReason> {
     let Some(container) = revision.spec.main() else {
         let message = "the revision names no container".to_owned();
-        return Err(FailReason { code: "BadSpec".to_owned(), message });
+        return Err(FailReason {
+            code: "BadSpec".to_owned(),
+            message,
+        });
     };
     let mut spec = ContainerSpec::new(parts.id.clone(), parts.rootfs, &parts.cgroup);
     spec.netns = Some(parts.netns.to_owned());
     spec.address = Some(parts.address.into());
     spec.args = command(container, image);
     spec.env = environment(revision, container, image);
-    spec.cwd = container.working_dir.clone().unwrap_or_else(|| image.working_dir.clone());
+    spec.cwd = container
+        .working_dir
+        .clone()
+        .unwrap_or_else(|| image.working_dir.clone());
     spec.user = user(container, image);
     spec.cpu_millis = container.cpu_millis;
     spec.memory_bytes = container.memory_bytes;
     spec.pids = container.pids;
     spec.read_only_root = container.security.read_only_root_filesystem;
-    spec.add_capabilities.clone_from(&container.security.add_capabilities);
-    if let Some(signal) = image.stop_signal.as_deref().and_then(parse_signal) {
+    spec.add_capabilities
+        .clone_from(&container.security.add_capabilities);
+    if let Some(signal) = parse_signal(&image.stop_signal) {
         spec.stop_signal = signal;
     }
     Ok(spec)
@@ -82,26 +92,46 @@ fn environment(
     image: &ImageConfig,
 ) -> Vec<(String, String)> {
     let split = |text: &String| {
-        text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()))
+        text.split_once('=')
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
     };
-    let own = container.env.iter().map(|e| (e.name.clone(), e.value.clone()));
+    let own = container
+        .env
+        .iter()
+        .map(|e| (e.name.clone(), e.value.clone()));
     let platform = [
         ("PORT", revision.spec.port().container_port.to_string()),
         ("K_SERVICE", revision.service.name.to_string()),
         ("K_CONFIGURATION", revision.service.name.to_string()),
         ("K_REVISION", revision.key.name.to_string()),
     ];
-    let platform = platform.into_iter().map(|(name, value)| (name.to_owned(), value));
-    image.env.iter().filter_map(split).chain(own).chain(platform).collect()
+    let platform = platform
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value));
+    image
+        .env
+        .iter()
+        .filter_map(split)
+        .chain(own)
+        .chain(platform)
+        .collect()
 }
 
 fn user(container: &Container, image: &ImageConfig) -> String {
-    match (container.security.run_as_user, container.security.run_as_group) {
+    match (
+        container.security.run_as_user,
+        container.security.run_as_group,
+    ) {
         (None, None) => image.user.clone(),
         (Some(user), None) => user.to_string(),
         (Some(user), Some(group)) => format!("{user}:{group}"),
         (None, Some(group)) => {
-            let user = image.user.split(':').next().filter(|u| !u.is_empty()).unwrap_or("0");
+            let user = image
+                .user
+                .split(':')
+                .next()
+                .filter(|u| !u.is_empty())
+                .unwrap_or("0");
             format!("{user}:{group}")
         }
     }
@@ -118,12 +148,24 @@ mod tests {
     fn revision(container: Container) -> Revision {
         let name = |text: &str| Name::new(text).unwrap();
         Revision {
-            key: RevisionKey { namespace: name("default"), name: name("web-00001") },
-            service: ServiceKey { namespace: name("default"), name: name("web") },
+            key: RevisionKey {
+                namespace: name("default"),
+                name: name("web-00001"),
+            },
+            service: ServiceKey {
+                namespace: name("default"),
+                name: name("web"),
+            },
             generation: 1,
             created: UnixMs(0),
-            spec: RevisionSpec { containers: vec![container], ..RevisionSpec::default() },
-            image: ImagePin { reference: "r/web:1".into(), digest: "sha256:0".into() },
+            spec: RevisionSpec {
+                containers: vec![container],
+                ..RevisionSpec::default()
+            },
+            image: ImagePin {
+                reference: "r/web:1".into(),
+                digest: "sha256:0".into(),
+            },
             state: RevisionState::Pending,
         }
     }
@@ -135,7 +177,7 @@ mod tests {
             env: vec!["PATH=/bin".into(), "PORT=1".into(), "LOG=image".into()],
             user: "www:www".into(),
             working_dir: "/srv".into(),
-            stop_signal: Some("SIGQUIT".into()),
+            stop_signal: "SIGQUIT".into(),
             ..ImageConfig::default()
         }
     }
@@ -156,7 +198,12 @@ mod tests {
     fn commands_follow_kubernetes() {
         let of = |command: &[&str], args: &[&str]| {
             let own = |words: &[&str]| words.iter().map(|w| (*w).to_owned()).collect();
-            built(Container { command: own(command), args: own(args), ..Container::default() }).args
+            built(Container {
+                command: own(command),
+                args: own(args),
+                ..Container::default()
+            })
+            .args
         };
         assert_eq!(of(&[], &[]), ["/entry", "serve"]);
         assert_eq!(of(&[], &["x"]), ["/entry", "x"]);
@@ -172,9 +219,16 @@ mod tests {
             secret: None,
         };
         let env = vec![var("LOG", "mine"), var("PORT", "9")];
-        let spec = built(Container { env, ..Container::default() });
+        let spec = built(Container {
+            env,
+            ..Container::default()
+        });
         let last = |wanted: &str| {
-            spec.env.iter().rev().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str())
+            spec.env
+                .iter()
+                .rev()
+                .find(|(name, _)| name == wanted)
+                .map(|(_, value)| value.as_str())
         };
         assert_eq!(last("LOG"), Some("mine"));
         assert_eq!(last("PORT"), Some("8080"));
@@ -189,7 +243,11 @@ mod tests {
                 run_as_group: group,
                 ..SecurityContext::default()
             };
-            built(Container { security, ..Container::default() }).user
+            built(Container {
+                security,
+                ..Container::default()
+            })
+            .user
         };
         assert_eq!(with(None, None), "www:www");
         assert_eq!(with(Some(7), None), "7");

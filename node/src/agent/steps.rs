@@ -13,7 +13,7 @@ use super::spec::{self, Parts};
 use crate::clock;
 use crate::image::ImageError;
 use crate::images::Images;
-use crate::network::{Lease, Network};
+use crate::network::Network;
 use crate::runtime::{ContainerSpec, Runtime, logs};
 
 /// Log lines told with a failure.
@@ -32,7 +32,7 @@ pub(super) struct Tools {
 /// A prepared instance: everything but its program running.
 #[derive(Debug)]
 pub(super) struct Prepared {
-    pub lease: Lease,
+    pub address: Ipv4Addr,
     pub stop_signal: i32,
     /// Phases of the cold-start bill.
     pub phases: Vec<(String, u64)>,
@@ -46,7 +46,10 @@ struct Stopwatch {
 
 impl Stopwatch {
     fn start() -> Self {
-        Self { phases: Vec::new(), last: Instant::now() }
+        Self {
+            phases: Vec::new(),
+            last: Instant::now(),
+        }
     }
 
     fn lap(&mut self, phase: &str) {
@@ -59,15 +62,18 @@ impl Stopwatch {
 impl Tools {
     /// Image, root filesystem, network, container. What a failed step made before it failed is
     /// taken away by the removal that follows.
-    pub(super) async fn prepare(
-        &self,
-        record: &InstanceRecord,
-    ) -> Result<Prepared, FailReason> {
+    pub(super) async fn prepare(&self, record: &InstanceRecord) -> Result<Prepared, FailReason> {
         let (id, revision) = (&record.id, &record.revision);
         let mut watch = Stopwatch::start();
-        let image = self.images.pull(&revision.image).await.map_err(|e| image_failed(&e))?;
+        let image = self
+            .images
+            .pull(&revision.image)
+            .await
+            .map_err(|e| image_failed(&e))?;
         watch.lap("pull");
-        self.files.record(record).map_err(|e| disk_failed("its record", &e))?;
+        self.files
+            .record(record)
+            .map_err(|e| disk_failed("its record", &e))?;
         let dir = self.files.dir(id);
         let (snapshot, lease) = tokio::join!(
             self.images.store().snapshot(&image, &dir),
@@ -77,7 +83,7 @@ impl Tools {
         let snapshot = match snapshot {
             Ok(snapshot) => snapshot,
             Err(error) => {
-                self.network.release(lease);
+                self.network.release(id);
                 return Err(image_failed(&error));
             }
         };
@@ -95,17 +101,25 @@ impl Tools {
         match made {
             Ok(stop_signal) => {
                 watch.lap("create");
-                Ok(Prepared { lease, stop_signal, phases: watch.phases })
+                Ok(Prepared {
+                    address: lease.address,
+                    stop_signal,
+                    phases: watch.phases,
+                })
             }
             Err(reason) => {
-                self.network.release(lease);
+                self.network.release(id);
                 Err(reason)
             }
         }
     }
 
     async fn create(&self, spec: &ContainerSpec) -> Result<(), FailReason> {
-        self.runtime.create(spec).await.map(|_| ()).map_err(|e| e.reason())
+        self.runtime
+            .create(spec)
+            .await
+            .map(|_| ())
+            .map_err(|e| e.reason())
     }
 
     pub(super) async fn launch(&self, id: &InstanceId) -> Result<(), FailReason> {
@@ -116,7 +130,12 @@ impl Tools {
     pub(super) async fn exit(&self, id: &InstanceId) -> (Exit, String) {
         let exit = self.runtime.exit(id).await.unwrap_or_else(|error| {
             tracing::warn!(instance = %id, %error, "the end of a container is not known");
-            Exit { code: 255, signal: None, oom: false, at: clock::unix() }
+            Exit {
+                code: 255,
+                signal: None,
+                oom: false,
+                at: clock::unix(),
+            }
         });
         let folder = self.runtime.folder(id);
         let lines = tokio::task::spawn_blocking(move || logs::tail(&folder, LAST_LINES)).await;
@@ -126,7 +145,7 @@ impl Tools {
     }
 
     /// Takes away whatever there is of an instance.
-    pub(super) async fn remove(&self, record: &InstanceRecord, lease: Option<Lease>) {
+    pub(super) async fn remove(&self, record: &InstanceRecord) {
         let id = &record.id;
         let complain = |what: &str, error: &dyn std::fmt::Display| {
             tracing::warn!(instance = %id, %error, "an instance left its {what} behind");
@@ -134,14 +153,16 @@ impl Tools {
         if let Err(error) = self.runtime.delete(id).await {
             complain("container", &error);
         }
-        if let Some(lease) = lease {
-            self.network.release(lease);
-        }
+        self.network.release(id);
         let dir = self.files.dir(id);
         if let Err(error) = self.images.store().remove_snapshot(&dir).await {
             complain("root filesystem", &error);
         }
-        let (files, id, service) = (self.files.clone(), id.clone(), record.revision.service.clone());
+        let (files, id, service) = (
+            self.files.clone(),
+            id.clone(),
+            record.revision.service.clone(),
+        );
         let retired = tokio::task::spawn_blocking(move || files.retire(&id, &service)).await;
         if let Ok(Err(error)) = retired {
             complain("folder", &error);
@@ -150,7 +171,10 @@ impl Tools {
 }
 
 fn failed(code: &str, message: String) -> FailReason {
-    FailReason { code: code.to_owned(), message }
+    FailReason {
+        code: code.to_owned(),
+        message,
+    }
 }
 
 fn image_failed(error: &ImageError) -> FailReason {
@@ -165,4 +189,3 @@ fn disk_failed(what: &str, error: &std::io::Error) -> FailReason {
 pub(super) fn service_address(address: Ipv4Addr, revision: &Revision) -> SocketAddr {
     SocketAddr::from((address, revision.spec.port().container_port))
 }
-

@@ -34,8 +34,8 @@ impl Failure {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.0.code.status())
-            .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status =
+            StatusCode::from_u16(self.0.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         (status, Json(self.0)).into_response()
     }
 }
@@ -65,7 +65,10 @@ impl From<Refusal> for Failure {
 impl From<axum::extract::rejection::JsonRejection> for Failure {
     fn from(rejection: axum::extract::rejection::JsonRejection) -> Self {
         if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-            return Self(ApiError::new(ErrorCode::TooLarge, "the body is larger than 1 MiB"));
+            return Self(ApiError::new(
+                ErrorCode::TooLarge,
+                "the body is larger than 1 MiB",
+            ));
         }
         Self::invalid(rejection.body_text())
     }
@@ -89,9 +92,15 @@ impl From<ProposeError> for Failure {
 impl From<ImageError> for Failure {
     fn from(error: ImageError) -> Self {
         let hint = match &error {
-            ImageError::Unreachable { .. } => "is the registry's name right, and does it run? One without TLS needs `[runtime] registries.\"HOST\".insecure = true`",
-            ImageError::AuthRefused { .. } => "put credentials into ~/.docker/config.json of the node",
-            ImageError::BadReference { .. } => "write an image like registry.example.com/team/app:1.4",
+            ImageError::Unreachable { .. } => {
+                "is the registry's name right, and does it run? One without TLS needs `[runtime] registries.\"HOST\".insecure = true`"
+            }
+            ImageError::AuthRefused { .. } => {
+                "put credentials into ~/.docker/config.json of the node"
+            }
+            ImageError::BadReference { .. } => {
+                "write an image like registry.example.com/team/app:1.4"
+            }
             _ => "",
         };
         Self(ApiError::new(ErrorCode::Image, format!("{}: {error}", error.code())).hint(hint))

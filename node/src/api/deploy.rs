@@ -47,27 +47,49 @@ pub(super) async fn put(
         let (image, service) = (put.image.clone(), preview(&api, put));
         let index = api.registry.view().state().index;
         let receipt = Some(receipt);
-        return Ok(Json(DeployResponse { service, created_revision: None, image, index, receipt }));
+        return Ok(Json(DeployResponse {
+            service,
+            created_revision: None,
+            image,
+            index,
+            receipt,
+        }));
     }
     let image = put.image.clone();
     let (index, outcome) = api.change(Action::PutService(Box::new(put))).await?;
-    let Outcome::Service { service, created_revision } = outcome else {
-        return Err(Failure(ApiError::new(ErrorCode::Internal, "the registry answered no service")));
+    let Outcome::Service {
+        service,
+        created_revision,
+    } = outcome
+    else {
+        return Err(Failure(ApiError::new(
+            ErrorCode::Internal,
+            "the registry answered no service",
+        )));
     };
     let receipt = Some(receipt);
-    Ok(Json(DeployResponse { service: *service, created_revision, image, index, receipt }))
+    Ok(Json(DeployResponse {
+        service: *service,
+        created_revision,
+        image,
+        index,
+        receipt,
+    }))
 }
 
 fn put_service(key: ServiceKey, request: DeployRequest) -> PutService {
     PutService {
         key,
         spec: request.spec,
-        image: ImagePin { reference: String::new(), digest: String::new() },
+        image: ImagePin {
+            reference: String::new(),
+            digest: String::new(),
+        },
         scale: request.scale,
         traffic: request.traffic,
         labels: request.labels,
         annotations: request.annotations,
-        uid: ulid::Ulid::new().to_string(),
+        uid: ulid::Ulid::generate().to_string(),
         if_version: request.if_version,
     }
 }
@@ -77,13 +99,19 @@ async fn pin(api: &Api, put: &PutService) -> Result<ImagePin, Failure> {
     let Some(container) = put.spec.main() else {
         return Err(Failure::invalid("spec.containers: one container is needed"));
     };
-    Ok(api.images.pin(&container.image, &container.image_pull_policy).await?)
+    Ok(api
+        .images
+        .pin(&container.image, &container.image_pull_policy)
+        .await?)
 }
 
 /// Asks placement where an instance could go now; nowhere is an error with each node's reason.
 fn can_place(api: &Api, put: &PutService) -> Result<Receipt, Failure> {
     let revision = Revision {
-        key: RevisionKey { namespace: put.key.namespace.clone(), name: put.key.name.clone() },
+        key: RevisionKey {
+            namespace: put.key.namespace.clone(),
+            name: put.key.name.clone(),
+        },
         service: put.key.clone(),
         generation: 0,
         created: clock::unix(),
@@ -91,7 +119,11 @@ fn can_place(api: &Api, put: &PutService) -> Result<Receipt, Failure> {
         image: put.image.clone(),
         state: RevisionState::Pending,
     };
-    let ask = Ask { from: api.me, cause: "deploy".to_owned(), ..Ask::default() };
+    let ask = Ask {
+        from: api.me,
+        cause: "deploy".to_owned(),
+        ..Ask::default()
+    };
     let receipt = place(&api.fleet(), &revision, &ask);
     if receipt.ranked().next().is_some() {
         return Ok(receipt);
@@ -135,15 +167,19 @@ pub(super) async fn wait(
     Query(query): Query<WaitQuery>,
 ) -> Result<Json<WaitResponse>, Failure> {
     let service = services::service_key(namespace, name)?;
-    let patience = query.timeout_ms.map_or(MAX_WAIT, Duration::from_millis).min(MAX_WAIT);
+    let patience = query
+        .timeout_ms
+        .map_or(MAX_WAIT, Duration::from_millis)
+        .min(MAX_WAIT);
     let deadline = tokio::time::Instant::now() + patience;
     let mut changes = api.registry.view().watch();
     loop {
         let state = changes.borrow_and_update().clone();
         let key = match &query.revision {
-            Some(name) => {
-                RevisionKey { namespace: service.namespace.clone(), name: name.clone() }
-            }
+            Some(name) => RevisionKey {
+                namespace: service.namespace.clone(),
+                name: name.clone(),
+            },
             None => latest(&state, &service)?,
         };
         let revision = state
@@ -154,7 +190,10 @@ pub(super) async fn wait(
         let waited = tokio::time::timeout_at(deadline, changes.changed());
         if decided || !matches!(waited.await, Ok(Ok(()))) {
             let state = revision.state.clone();
-            return Ok(Json(WaitResponse { state, instances: of_revision(&api, &key) }));
+            return Ok(Json(WaitResponse {
+                state,
+                instances: of_revision(&api, &key),
+            }));
         }
     }
 }
@@ -163,7 +202,10 @@ fn latest(
     state: &scheduler::registry::State,
     service: &ServiceKey,
 ) -> Result<RevisionKey, Failure> {
-    let stored = state.services.get(service).ok_or_else(|| services::no_service(service))?;
+    let stored = state
+        .services
+        .get(service)
+        .ok_or_else(|| services::no_service(service))?;
     let latest = stored.status.latest_created.clone();
     latest.ok_or_else(|| Failure::not_found(format!("service {service} has no revision")))
 }

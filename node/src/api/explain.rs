@@ -8,8 +8,8 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::{Path, State};
 use futures::future::join_all;
-use netfabric::transport::Kind;
 use netfabric::ingress;
+use netfabric::transport::Kind;
 use netfabric::wire::api::{Bill, Explanation, InstanceView, Phase};
 use netfabric::wire::peer::{PeerRequest, PeerResponse};
 use scheduler::model::{InstanceId, NodeId, RequestId, RevisionState};
@@ -41,9 +41,17 @@ impl Api {
         let bytes = if node == self.me {
             local(self, subject)?
         } else {
-            let request = PeerRequest::Explain { subject: subject.to_owned() };
-            let answer = self.mesh.call(node, Kind::Peer, &request, PEER_DEADLINE).await.ok()?;
-            let PeerResponse::Explained { json } = answer else { return None };
+            let request = PeerRequest::Explain {
+                subject: subject.to_owned(),
+            };
+            let answer = self
+                .mesh
+                .call(node, Kind::Peer, &request, PEER_DEADLINE)
+                .await
+                .ok()?;
+            let PeerResponse::Explained { json } = answer else {
+                return None;
+            };
             json
         };
         serde_json::from_slice(&bytes).ok()
@@ -62,21 +70,33 @@ pub(super) async fn instance(
     State(api): State<Arc<Api>>,
     Path(id): Path<String>,
 ) -> Result<Json<Explanation>, Failure> {
-    let known = views::instances(&api.fleet()).into_iter().find(|i| i.id.0 == id);
+    let known = views::instances(&api.fleet())
+        .into_iter()
+        .find(|i| i.id.0 == id);
     let receipt: Option<Receipt> = match &known {
         Some(view) => api.ask(view.node, &format!("instance/{id}")).await,
         None => api.ask_all(&format!("instance/{id}")).await,
     };
     if known.is_none() && receipt.is_none() {
-        return Err(Failure::not_found(format!("instance {id} is not known on any node in reach")));
+        return Err(Failure::not_found(format!(
+            "instance {id} is not known on any node in reach"
+        )));
     }
     let mut why: Vec<String> = known.iter().map(where_it_is).collect();
     why.extend(receipt.iter().map(decided));
-    Ok(Json(Explanation { subject: format!("instance {id}"), receipt, bill: None, why }))
+    Ok(Json(Explanation {
+        subject: format!("instance {id}"),
+        receipt,
+        bill: None,
+        why,
+    }))
 }
 
 fn where_it_is(view: &InstanceView) -> String {
-    let place = format!("{} is {} on {} in region {}", view.id, view.state, view.node_name, view.region);
+    let place = format!(
+        "{} is {} on {} in region {}",
+        view.id, view.state, view.node_name, view.region
+    );
     match &view.failure {
         Some(failure) => format!("{place}: {}: {}", failure.code, failure.message),
         None => place,
@@ -98,18 +118,34 @@ pub(super) async fn service(
 ) -> Result<Json<Explanation>, Failure> {
     let key = services::service_key(namespace, name)?;
     let state = api.registry.view().state();
-    let stored = state.services.get(&key).ok_or_else(|| services::no_service(&key))?;
+    let stored = state
+        .services
+        .get(&key)
+        .ok_or_else(|| services::no_service(&key))?;
     let mut instances = views::instances(&api.fleet());
     instances.retain(|i| i.namespace == key.namespace && i.service == key.name && i.alive);
     let mut why = Vec::new();
-    if let Some(revision) = stored.status.latest_created.as_ref().and_then(|k| state.revisions.get(k)) {
+    if let Some(revision) = stored
+        .status
+        .latest_created
+        .as_ref()
+        .and_then(|k| state.revisions.get(k))
+    {
         why.push(match &revision.state {
-            RevisionState::Ready => format!("{} is the latest revision and ready", revision.key.name),
+            RevisionState::Ready => {
+                format!("{} is the latest revision and ready", revision.key.name)
+            }
             RevisionState::Pending => {
-                format!("{} is the latest revision; its first instance is not ready yet", revision.key.name)
+                format!(
+                    "{} is the latest revision; its first instance is not ready yet",
+                    revision.key.name
+                )
             }
             RevisionState::Failed { reason, message } => {
-                format!("{} is the latest revision and failed: {reason}: {message}", revision.key.name)
+                format!(
+                    "{} is the latest revision and failed: {reason}: {message}",
+                    revision.key.name
+                )
             }
         });
     }
@@ -122,7 +158,12 @@ pub(super) async fn service(
         Some(view) => api.ask(view.node, &format!("instance/{}", view.id)).await,
         None => None,
     };
-    Ok(Json(Explanation { subject: format!("service {key}"), receipt, bill: None, why }))
+    Ok(Json(Explanation {
+        subject: format!("service {key}"),
+        receipt,
+        bill: None,
+        why,
+    }))
 }
 
 pub(super) async fn request(
@@ -137,22 +178,38 @@ pub(super) async fn request(
     if let (None, Some(instance), Some(node)) = (&receipt, &kept.instance, kept.node) {
         receipt = api.ask(node, &format!("instance/{instance}")).await;
     }
-    let cold = kept.phases.iter().any(|(phase, _)| phase == "start" || phase == "create");
+    let cold = kept
+        .phases
+        .iter()
+        .any(|(phase, _)| phase == "start" || phase == "create");
     let mut why = vec![if cold {
         "it came when nothing was ready, so it waited for an instance to start".to_owned()
     } else {
         "it was answered without waiting for a start".to_owned()
     }];
-    why.extend(kept.problem.iter().map(|code| format!("this node refused it: {code}")));
+    why.extend(
+        kept.problem
+            .iter()
+            .map(|code| format!("this node refused it: {code}")),
+    );
     why.extend(receipt.iter().map(decided));
     let bill = Some(shown(kept));
-    Ok(Json(Explanation { subject: format!("request {id}"), receipt, bill, why }))
+    Ok(Json(Explanation {
+        subject: format!("request {id}"),
+        receipt,
+        bill,
+        why,
+    }))
 }
 
 /// A bill as the API shows it.
 fn shown(kept: ingress::Bill) -> Bill {
     let total_micros = kept.phases.iter().map(|(_, micros)| micros).sum();
-    let phases = kept.phases.into_iter().map(|(name, micros)| Phase { name, micros }).collect();
+    let phases = kept
+        .phases
+        .into_iter()
+        .map(|(name, micros)| Phase { name, micros })
+        .collect();
     Bill {
         request: kept.request,
         service: kept.service,

@@ -34,7 +34,10 @@ pub(super) async fn import(
 ) -> Result<Json<Vec<HeldImage>>, Failure> {
     let stream = body.into_data_stream().map_err(std::io::Error::other);
     let reader = Box::pin(tokio_util::io::StreamReader::new(stream));
-    let imported = api.images.import(reader, query.reference.as_deref()).await?;
+    let imported = api
+        .images
+        .import(reader, query.reference.as_deref())
+        .await?;
     api.agent.publish();
     Ok(Json(imported.iter().map(|image| held(image)).collect()))
 }
@@ -53,7 +56,10 @@ pub(super) async fn list(State(api): State<Arc<Api>>) -> Result<Json<Vec<ImageVi
     let mut holders: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for member in api.fleet().members.values().filter(|m| m.alive) {
         for digest in &member.record.images {
-            holders.entry(digest.clone()).or_default().insert(member.record.name.to_string());
+            holders
+                .entry(digest.clone())
+                .or_default()
+                .insert(member.record.name.to_string());
         }
     }
     let state = api.registry.view().state();
@@ -71,7 +77,12 @@ pub(super) async fn list(State(api): State<Arc<Api>>) -> Result<Json<Vec<ImageVi
     for (digest, nodes) in holders {
         let known = state.revisions.values().find(|r| r.image.digest == digest);
         let reference = known.map(|r| r.image.reference.clone()).unwrap_or_default();
-        views.push(ImageView { reference, digest, bytes: 0, nodes: nodes.into_iter().collect() });
+        views.push(ImageView {
+            reference,
+            digest,
+            bytes: 0,
+            nodes: nodes.into_iter().collect(),
+        });
     }
     Ok(Json(views))
 }

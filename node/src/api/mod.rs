@@ -96,13 +96,19 @@ fn routes(api: Arc<Api>) -> Router {
             get(services::get).put(deploy::put).delete(services::delete),
         )
         .route("/v1/services/{namespace}/{name}/wait", get(deploy::wait))
-        .route("/v1/services/{namespace}/{name}/scale", post(services::scale))
+        .route(
+            "/v1/services/{namespace}/{name}/scale",
+            post(services::scale),
+        )
         .route("/v1/revisions", get(services::revisions))
         .route("/v1/revisions/{namespace}/{name}", get(services::revision))
         .route("/v1/instances", get(services::instances))
         .route("/v1/instances/{id}", get(services::instance))
         .route("/v1/explain/instance/{id}", get(explain::instance))
-        .route("/v1/explain/service/{namespace}/{name}", get(explain::service))
+        .route(
+            "/v1/explain/service/{namespace}/{name}",
+            get(explain::service),
+        )
         .route("/v1/explain/request/{id}", get(explain::request))
         .route("/v1/logs", get(logs::stream))
         .route("/v1/images", get(images::list))
@@ -116,24 +122,38 @@ fn routes(api: Arc<Api>) -> Router {
 /// The token, and no browser: a page that talks a browser into calling the loopback address sends
 /// an `Origin`, or a `Host` that is no address of ours.
 async fn authorise(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
-    if request.uri().path() == "/v1/healthz" {
+    if request.uri().path() == "/v1/healthz" || is_operator(&api, &request) {
         return next.run(request).await;
     }
+    let error = ApiError::new(
+        ErrorCode::Unauthorized,
+        "the operator token is missing or wrong",
+    )
+    .hint("pass --token or SELVEDGE_TOKEN; the node keeps it in DATA/identity/operator.token");
+    Failure(error).into_response()
+}
+
+fn is_operator(api: &Api, request: &Request) -> bool {
     let header = |name| request.headers().get(name).and_then(|v| v.to_str().ok());
-    let shown = header(AUTHORIZATION).and_then(|v| v.strip_prefix("Bearer ")).unwrap_or_default();
+    let shown = header(AUTHORIZATION)
+        .and_then(|v| v.strip_prefix("Bearer "))
+        .unwrap_or_default();
     let local = header(HOST).is_some_and(|host| {
         let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-        name == "localhost" || name.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok()
+        name == "localhost"
+            || name
+                .trim_matches(['[', ']'])
+                .parse::<std::net::IpAddr>()
+                .is_ok()
     });
-    if local && header(ORIGIN).is_none() && same_secret(shown, &api.operator_token) {
-        return next.run(request).await;
-    }
-    let error = ApiError::new(ErrorCode::Unauthorized, "the operator token is missing or wrong")
-        .hint("pass --token or SELVEDGE_TOKEN; the node keeps it in DATA/identity/operator.token");
-    Failure(error).into_response()
+    local && header(ORIGIN).is_none() && same_secret(shown, &api.operator_token)
 }
 
 /// Compares without telling by its time how much was right.
 fn same_secret(a: &str, b: &str) -> bool {
-    a.len() == b.len() && a.bytes().zip(b.bytes()).fold(0, |diff, (a, b)| diff | (a ^ b)) == 0
+    a.len() == b.len()
+        && a.bytes()
+            .zip(b.bytes())
+            .fold(0, |diff, (a, b)| diff | (a ^ b))
+            == 0
 }

@@ -8,8 +8,8 @@ use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use netfabric::identity::JoinToken;
 use netfabric::wire::api::{
-    ApiError, ClusterView, ErrorCode, InstanceCounts, NodeRef, NodeStatus, RegistryView, Status, TokenRequest,
-    TokenResponse, VersionView,
+    ApiError, ClusterView, ErrorCode, InstanceCounts, NodeRef, NodeStatus, RegistryView, Status,
+    TokenRequest, TokenResponse, VersionView,
 };
 use scheduler::model::{InstanceState, NodeIdentity, UnixMs};
 use scheduler::registry::{Action, Command, Outcome, Reply};
@@ -32,7 +32,10 @@ impl Api {
         if !self.registry.status().quorum {
             return Err(Failure::no_quorum());
         }
-        let command = Command { at: clock::unix(), action };
+        let command = Command {
+            at: clock::unix(),
+            action,
+        };
         match self.registry.propose(&command, CHANGE_DEADLINE).await? {
             Reply::Refused(refusal) => Err(refusal.into()),
             Reply::Done { index, outcome } => {
@@ -45,7 +48,13 @@ impl Api {
     }
 
     fn cluster_id(&self) -> String {
-        self.registry.view().state().cluster.as_ref().map(|c| c.id.clone()).unwrap_or_default()
+        self.registry
+            .view()
+            .state()
+            .cluster
+            .as_ref()
+            .map(|c| c.id.clone())
+            .unwrap_or_default()
     }
 }
 
@@ -76,7 +85,9 @@ pub(super) async fn status(State(api): State<Arc<Api>>) -> Result<Json<Status>, 
         }
     }
     Ok(Json(Status {
-        cluster: ClusterView { id: api.cluster_id() },
+        cluster: ClusterView {
+            id: api.cluster_id(),
+        },
         node: NodeRef {
             id: me.id,
             name: me.name.clone(),
@@ -105,13 +116,20 @@ fn members<T>(
 
 pub(super) async fn list(State(api): State<Arc<Api>>) -> Json<Vec<NodeStatus>> {
     let fleet = api.fleet();
-    Json(members(&api.registry.view().state().nodes, |n| views::node(n, &fleet)))
+    Json(members(&api.registry.view().state().nodes, |n| {
+        views::node(n, &fleet)
+    }))
 }
 
 fn find(api: &Api, name: &str) -> Result<NodeIdentity, Failure> {
     let state = api.registry.view().state();
-    let found = state.nodes.values().find(|n| !n.revoked && n.name.as_str() == name);
-    found.cloned().ok_or_else(|| Failure::not_found(format!("node {name} does not exist")))
+    let found = state
+        .nodes
+        .values()
+        .find(|n| !n.revoked && n.name.as_str() == name);
+    found
+        .cloned()
+        .ok_or_else(|| Failure::not_found(format!("node {name} does not exist")))
 }
 
 pub(super) async fn get(
@@ -136,15 +154,29 @@ pub(super) async fn create_token(
 ) -> Result<Json<TokenResponse>, Failure> {
     let ttl = Duration::from_secs(body?.0.ttl_seconds);
     if ttl.is_zero() || ttl > MAX_TOKEN_TTL {
-        return Err(Failure::invalid("ttlSeconds: a token lives between 1 second and 24 hours"));
+        return Err(Failure::invalid(
+            "ttlSeconds: a token lives between 1 second and 24 hours",
+        ));
     }
     let token = JoinToken::create(api.ca_hash.clone()).map_err(|error| {
-        Failure(ApiError::new(ErrorCode::Internal, format!("no token could be made: {error}")))
+        Failure(ApiError::new(
+            ErrorCode::Internal,
+            format!("no token could be made: {error}"),
+        ))
     })?;
     let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
     let expires = UnixMs(clock::unix().0.saturating_add(ttl_ms));
-    api.change(Action::CreateToken { hash: token.secret_hash(), expires }).await?;
+    api.change(Action::CreateToken {
+        hash: token.secret_hash(),
+        expires,
+    })
+    .await?;
     let (address, token) = (api.mesh_address.to_string(), token.reveal());
     let line = format!("selvedge join {address} --token {token}");
-    Ok(Json(TokenResponse { token, address, line, expires }))
+    Ok(Json(TokenResponse {
+        token,
+        address,
+        line,
+        expires,
+    }))
 }

@@ -19,12 +19,20 @@ pub(super) struct Filter {
 }
 
 pub(super) fn service_key(namespace: String, name: String) -> Result<ServiceKey, Failure> {
-    Ok(ServiceKey { namespace: Name::new(namespace)?, name: Name::new(name)? })
+    Ok(ServiceKey {
+        namespace: Name::new(namespace)?,
+        name: Name::new(name)?,
+    })
 }
 
 impl Api {
     pub(super) fn service_view(&self, service: &Service) -> ServiceView {
-        views::service(&self.registry.view().state(), &self.fleet(), &self.origin, service)
+        views::service(
+            &self.registry.view().state(),
+            &self.fleet(),
+            &self.origin,
+            service,
+        )
     }
 }
 
@@ -33,8 +41,20 @@ pub(super) async fn list(
     Query(filter): Query<Filter>,
 ) -> Json<Vec<ServiceView>> {
     let state = api.registry.view().state();
-    let wanted = |s: &&Service| filter.namespace.as_ref().is_none_or(|n| *n == s.key.namespace);
-    Json(state.services.values().filter(wanted).map(|s| api.service_view(s)).collect())
+    let wanted = |s: &&Service| {
+        filter
+            .namespace
+            .as_ref()
+            .is_none_or(|n| *n == s.key.namespace)
+    };
+    Json(
+        state
+            .services
+            .values()
+            .filter(wanted)
+            .map(|s| api.service_view(s))
+            .collect(),
+    )
 }
 
 pub(super) async fn get(
@@ -68,11 +88,17 @@ pub(super) async fn scale(
     let Json(ScaleRequest { min, max }) = body?;
     let key = service_key(namespace, name)?;
     if max != 0 && min > max {
-        return Err(Failure::invalid(format!("scale: {min}..{max} has its minimum above its maximum")));
+        return Err(Failure::invalid(format!(
+            "scale: {min}..{max} has its minimum above its maximum"
+        )));
     }
     let state = api.registry.view().state();
     let service = state.services.get(&key).ok_or_else(|| no_service(&key))?;
-    let scale = Scale { min, max, ..service.scale.clone() };
+    let scale = Scale {
+        min,
+        max,
+        ..service.scale.clone()
+    };
     match api.change(Action::SetScale { key, scale }).await? {
         (_, Outcome::Service { service, .. }) => Ok(Json(api.service_view(&service))),
         _ => Ok(Json(api.service_view(service))),
@@ -85,7 +111,10 @@ pub(super) async fn revisions(
 ) -> Json<Vec<Revision>> {
     let state = api.registry.view().state();
     let wanted = |r: &&Revision| {
-        filter.namespace.as_ref().is_none_or(|n| *n == r.key.namespace)
+        filter
+            .namespace
+            .as_ref()
+            .is_none_or(|n| *n == r.key.namespace)
             && filter.service.as_ref().is_none_or(|n| *n == r.service.name)
     };
     Json(state.revisions.values().filter(wanted).cloned().collect())
@@ -95,10 +124,15 @@ pub(super) async fn revision(
     State(api): State<Arc<Api>>,
     Path((namespace, name)): Path<(String, String)>,
 ) -> Result<Json<Revision>, Failure> {
-    let key = RevisionKey { namespace: Name::new(namespace)?, name: Name::new(name)? };
+    let key = RevisionKey {
+        namespace: Name::new(namespace)?,
+        name: Name::new(name)?,
+    };
     let state = api.registry.view().state();
     let revision = state.revisions.get(&key).cloned();
-    revision.map(Json).ok_or_else(|| Failure::not_found(format!("revision {key} does not exist")))
+    revision
+        .map(Json)
+        .ok_or_else(|| Failure::not_found(format!("revision {key} does not exist")))
 }
 
 pub(super) async fn instances(
@@ -117,6 +151,10 @@ pub(super) async fn instance(
     State(api): State<Arc<Api>>,
     Path(id): Path<String>,
 ) -> Result<Json<InstanceView>, Failure> {
-    let found = views::instances(&api.fleet()).into_iter().find(|i| i.id.0 == id);
-    found.map(Json).ok_or_else(|| Failure::not_found(format!("instance {id} is not known")))
+    let found = views::instances(&api.fleet())
+        .into_iter()
+        .find(|i| i.id.0 == id);
+    found
+        .map(Json)
+        .ok_or_else(|| Failure::not_found(format!("instance {id} is not known")))
 }

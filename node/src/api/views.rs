@@ -8,7 +8,12 @@ use scheduler::model::{
 };
 use scheduler::registry::State;
 
-pub(super) fn service(state: &State, fleet: &Fleet, origin: &str, service: &Service) -> ServiceView {
+pub(super) fn service(
+    state: &State,
+    fleet: &Fleet,
+    origin: &str,
+    service: &Service,
+) -> ServiceView {
     let mut counts = InstanceCounts::default();
     let mine = |r: &&InstanceReport| r.service == service.key;
     for report in fleet
@@ -44,15 +49,27 @@ pub(super) fn url(key: &ServiceKey, origin: &str) -> String {
 
 /// A service is ready when its latest revision is: what was deployed last is what people ask about.
 fn condition(state: &State, service: &Service) -> Condition {
-    let latest = service.status.latest_created.as_ref().and_then(|key| state.revisions.get(key));
+    let latest = service
+        .status
+        .latest_created
+        .as_ref()
+        .and_then(|key| state.revisions.get(key));
     let (ready, reason, message) = match latest.map(|revision| &revision.state) {
         Some(RevisionState::Ready) => ("True", String::new(), String::new()),
-        Some(RevisionState::Failed { reason, message }) => ("False", reason.clone(), message.clone()),
-        Some(RevisionState::Pending) | None => {
-            ("Unknown", "Deploying".to_owned(), "the first instance is not ready yet".to_owned())
+        Some(RevisionState::Failed { reason, message }) => {
+            ("False", reason.clone(), message.clone())
         }
+        Some(RevisionState::Pending) | None => (
+            "Unknown",
+            "Deploying".to_owned(),
+            "the first instance is not ready yet".to_owned(),
+        ),
     };
-    Condition { ready: ready.to_owned(), reason, message }
+    Condition {
+        ready: ready.to_owned(),
+        reason,
+        message,
+    }
 }
 
 pub(super) fn instance(member: &Member, report: &InstanceReport) -> InstanceView {
@@ -77,7 +94,13 @@ pub(super) fn instances(fleet: &Fleet) -> Vec<InstanceView> {
     let mut all: Vec<InstanceView> = fleet
         .members
         .values()
-        .flat_map(|member| member.record.instances.iter().map(move |report| instance(member, report)))
+        .flat_map(|member| {
+            member
+                .record
+                .instances
+                .iter()
+                .map(move |report| instance(member, report))
+        })
         .collect();
     all.sort_by(|a, b| a.id.cmp(&b.id));
     all

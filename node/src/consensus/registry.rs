@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use openraft::SnapshotPolicy;
+use openraft::error::{Fatal, InitializeError, RaftError};
+use openraft::{EmptyNode, SnapshotPolicy};
 use scheduler::model::{NodeId, NodeIdentity, UnixMs};
 use scheduler::registry::{Action, ClusterMeta, Command, Refusal, Reply};
 use tokio::sync::{Semaphore, mpsc};
@@ -84,7 +85,11 @@ pub enum OpenError {
     #[error("the registry on disk is of cluster {found}, this node is of {expected}")]
     ForeignCluster { found: String, expected: String },
     #[error("consensus cannot start: {0}")]
-    Raft(String),
+    Raft(#[source] Box<Fatal<u64>>),
+    #[error("consensus cannot run with these sizes: {0}")]
+    Tuning(#[source] Box<openraft::ConfigError>),
+    #[error("a cluster of one cannot begin: {0}")]
+    Initialize(#[source] Box<RaftError<u64, InitializeError<u64, EmptyNode>>>),
     #[error("the cluster could not be founded: {0}")]
     Found(#[from] ProposeError),
     #[error("the cluster could not be founded: {0}")]
@@ -140,7 +145,7 @@ impl Registry {
             machine,
         )
         .await
-        .map_err(|error| OpenError::Raft(error.to_string()))?;
+        .map_err(|error| OpenError::Raft(Box::new(error)))?;
         check_cluster(&view, &config)?;
         let (batches, queue) = mpsc::channel(batch::QUEUE);
         let tasks = vec![
@@ -186,12 +191,12 @@ impl Registry {
         let registry = Self::open_voter(config, carrier).await?;
         let voter = registry.voter().ok_or(StoreError::Stopping)?;
         let known = voter.raft.is_initialized().await;
-        if !known.map_err(|error| OpenError::Raft(error.to_string()))? {
+        if !known.map_err(|error| OpenError::Raft(Box::new(error)))? {
             voter.store.settle().await?;
             voter.newcomer.settled();
             let members = std::collections::BTreeSet::from([me]);
-            let founded = voter.raft.initialize(members).await;
-            founded.map_err(|error| OpenError::Raft(error.to_string()))?;
+            let begun = voter.raft.initialize(members).await;
+            begun.map_err(|error| OpenError::Initialize(Box::new(error)))?;
         }
         let command = Command {
             at,
@@ -349,7 +354,7 @@ fn raft_config(config: &Config) -> Result<openraft::Config, OpenError> {
         ..openraft::Config::default()
     }
     .validate()
-    .map_err(|error| OpenError::Raft(error.to_string()))
+    .map_err(|error| OpenError::Tuning(Box::new(error)))
 }
 
 fn check_cluster(view: &View, config: &Config) -> Result<(), OpenError> {

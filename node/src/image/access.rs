@@ -41,7 +41,7 @@ impl Default for Patience {
             connect: Duration::from_secs(5),
             answer: Duration::from_secs(20),
             idle: Duration::from_secs(30),
-            pull: Duration::from_secs(30 * 60),
+            pull: Duration::from_mins(30),
         }
     }
 }

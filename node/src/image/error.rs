@@ -1,6 +1,7 @@
 //! What can go wrong with an image, told so that an operator knows whose turn it is: the name, the
 //! network, the registry, the bytes, or this node's disk. Never carries a credential.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -118,10 +119,10 @@ impl ImageError {
         Self::io(format!("{verb} {}", path.display()), source)
     }
 
-    pub(super) fn malformed(what: impl Into<String>, detail: impl ToString) -> Self {
+    pub(super) fn malformed(what: impl Into<String>, detail: impl fmt::Display) -> Self {
         Self::Malformed {
             what: what.into(),
-            detail: detail.to_string(),
+            detail: format!("{detail}"),
         }
     }
 }

@@ -2,6 +2,7 @@
 //! writes. Verified as strictly as a pull; a `docker save` image has no manifest of its own, so one
 //! is written for it and its digest is the image's.
 
+use std::io::{self, Read};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -10,17 +11,18 @@ use scheduler::model::ImagePin;
 use serde::Deserialize;
 use tokio::io::AsyncRead;
 
-use super::budget::Budget;
-use super::digest::Digest;
+use super::books::Image;
+use super::budget::{Budget, Limits};
+use super::config::ConfigFile;
+use super::digest::{Digest, Digesting};
 use super::error::ImageError;
 use super::layer::Marker;
 use super::manifest::{
-    self, ConfigFile, Descriptor, Document, Index, LayerPlan, Manifest, OCI_CONFIG, OCI_LAYER,
-    OCI_MANIFEST, Packing,
+    self, Descriptor, Document, Index, LayerPlan, Manifest, OCI_CONFIG, OCI_MANIFEST, Packing,
 };
 use super::reference::Reference;
 use super::spool::{self, Spool};
-use super::store::{Hold, Image, Store};
+use super::store::{Hold, Store};
 
 /// Images of one archive.
 const MAX_IMAGES: usize = 32;
@@ -57,7 +59,7 @@ impl Store {
                 let spool = Spool::scan(scratch, file)?;
                 let found = Archive {
                     spool: &spool,
-                    limit: inner.limits.document,
+                    limits: &inner.limits,
                 }
                 .images()?;
                 if name.is_some() && found.len() > 1 {
@@ -89,8 +91,7 @@ impl Store {
             reference: found.reference,
             digest: found.digest.to_string(),
         };
-        if let Some(image) = self.get(&pin.digest) {
-            self.inner.also_known_as(&image, &pin.reference)?;
+        if let Some(image) = self.held_as(&found.digest, &pin.reference).await? {
             return Ok(image);
         }
         let plans: Vec<LayerPlan> = found.layers.iter().map(|(plan, _)| plan.clone()).collect();
@@ -141,7 +142,7 @@ struct DockerImage {
 /// Reads an archive's documents.
 struct Archive<'a> {
     spool: &'a Spool,
-    limit: u64,
+    limits: &'a Limits,
 }
 
 impl Archive<'_> {
@@ -163,7 +164,7 @@ impl Archive<'_> {
     }
 
     fn oci(&self) -> Result<Vec<Found>, ImageError> {
-        let bytes = self.spool.document("index.json", self.limit)?;
+        let bytes = self.spool.document("index.json", self.limits.document)?;
         let index: Index =
             serde_json::from_slice(&bytes).map_err(|e| ImageError::malformed("index.json", e))?;
         check_images(index.manifests.len())?;
@@ -211,10 +212,9 @@ impl Archive<'_> {
         let config = self.blob(&manifest.config.digest()?, "image configuration")?;
         let file = ConfigFile::parse(&config)?;
         file.check_platform(&reference)?;
-        // The limits of sizes are kept while unpacking; the counts are checked with the others.
-        let plans = manifest::plan(manifest, &file, &super::Limits::default())?;
+        let plans = manifest::plan(manifest, &file, self.limits)?;
         let member = |plan: LayerPlan| {
-            let name = plan.digest.as_ref().map(blob_name).unwrap_or_default();
+            let name = blob_name(&plan.digest);
             (plan, name)
         };
         let layers = plans.into_iter().map(member).collect();
@@ -228,7 +228,9 @@ impl Archive<'_> {
     }
 
     fn blob(&self, digest: &Digest, what: &str) -> Result<Bytes, ImageError> {
-        let bytes = self.spool.document(&blob_name(digest), self.limit)?;
+        let bytes = self
+            .spool
+            .document(&blob_name(digest), self.limits.document)?;
         let got = Digest::of(&bytes);
         if got == *digest {
             return Ok(bytes.into());
@@ -241,7 +243,7 @@ impl Archive<'_> {
     }
 
     fn docker(&self) -> Result<Vec<Found>, ImageError> {
-        let bytes = self.spool.document("manifest.json", self.limit)?;
+        let bytes = self.spool.document("manifest.json", self.limits.document)?;
         let images: Vec<DockerImage> = serde_json::from_slice(&bytes)
             .map_err(|e| ImageError::malformed("manifest.json", e))?;
         check_images(images.len())?;
@@ -252,7 +254,10 @@ impl Archive<'_> {
     }
 
     fn docker_image(&self, image: &DockerImage) -> Result<Found, ImageError> {
-        let config: Bytes = self.spool.document(&image.config, self.limit)?.into();
+        let config: Bytes = self
+            .spool
+            .document(&image.config, self.limits.document)?
+            .into();
         let file = ConfigFile::parse(&config)?;
         let digest = Digest::of(&config);
         let reference = match image.repo_tags.iter().flatten().next() {
@@ -279,21 +284,32 @@ impl Archive<'_> {
     }
 
     fn docker_layer(&self, member: &str, diff_id: &str) -> Result<(LayerPlan, String), ImageError> {
-        use std::io::Read as _;
         let mut magic = Vec::new();
-        let read = self.spool.open(member)?.take(4).read_to_end(&mut magic);
-        read.map_err(|e| ImageError::io("read the archive", e))?;
+        let told = |e| ImageError::io(format!("read `{member}` of the archive"), e);
+        self.spool
+            .open(member)?
+            .take(4)
+            .read_to_end(&mut magic)
+            .map_err(told)?;
         let packing = match magic.as_slice() {
             [0x1f, 0x8b, ..] => Packing::Gzip,
             [0x28, 0xb5, 0x2f, 0xfd] => Packing::Zstd,
             _ => Packing::Plain,
         };
+        let diff_id: Digest = diff_id.parse()?;
+        let digest = if packing == Packing::Plain {
+            diff_id.clone()
+        } else {
+            let mut packed = Digesting::new(self.spool.open(member)?);
+            io::copy(&mut packed, &mut io::sink()).map_err(told)?;
+            packed.finish().0
+        };
         let size = self.spool.size(member)?;
         let plan = LayerPlan {
-            digest: None,
+            digest,
             size,
             packing,
-            diff_id: diff_id.parse()?,
+            diff_id,
         };
         Ok((plan, member.to_owned()))
     }
@@ -308,7 +324,9 @@ fn written_manifest(config: &[u8], layers: &[(LayerPlan, String)]) -> Result<Byt
         platform: None,
         annotations: None,
     };
-    let layer = |(plan, _): &(LayerPlan, String)| describe(OCI_LAYER, &plan.diff_id, plan.size);
+    let layer = |(plan, _): &(LayerPlan, String)| {
+        describe(plan.packing.media_type(), &plan.digest, plan.size)
+    };
     let manifest = Manifest {
         schema_version: 2,
         media_type: Some(OCI_MANIFEST.to_owned()),

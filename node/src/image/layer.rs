@@ -129,7 +129,10 @@ fn unpack_verified(
     });
     let (bounded, diff_id, raw_bytes) = raw.into_inner().into_inner_and_digest();
     let mut rest = bounded.into_inner().into_inner();
-    if matches!(unpacked, Ok(_) | Err(Stop::Stream(_))) {
+    if matches!(
+        unpacked,
+        Ok(_) | Err(Stop::Stream(_) | Stop::Refused { .. })
+    ) {
         drain(&mut rest)?;
     }
     let (digest, packed_bytes) = rest.into_inner().finish();
@@ -172,22 +175,20 @@ fn judge(
     bytes: u64,
 ) -> Result<Unpacked, ImageError> {
     let damage = || {
-        if let Some(expected) = plan
-            .digest
-            .clone()
-            .filter(|d| d != digest && bytes <= plan.size)
-        {
-            let (what, got) = (name.to_owned(), digest.clone());
-            return Some(ImageError::DigestMismatch {
+        let what = name.to_owned();
+        if bytes != plan.size {
+            let (expected, got) = (plan.size, bytes);
+            return Some(ImageError::SizeMismatch {
                 what,
                 expected,
                 got,
             });
         }
-        (bytes != plan.size).then(|| ImageError::SizeMismatch {
-            what: name.to_owned(),
-            expected: plan.size,
-            got: bytes,
+        let (expected, got) = (plan.digest.clone(), digest.clone());
+        (expected != got).then_some(ImageError::DigestMismatch {
+            what,
+            expected,
+            got,
         })
     };
     match unpacked {
@@ -196,14 +197,14 @@ fn judge(
             .or_else(damage)
             .unwrap_or_else(|| ImageError::malformed(name, e))),
         Err(Stop::Limit(error)) => Err(error),
-        Err(Stop::Refused { entry, reason }) => {
+        Err(Stop::Refused { entry, reason }) => Err(damage().unwrap_or_else(|| {
             let layer = plan.diff_id.short().to_owned();
-            Err(ImageError::UnsafeLayer {
+            ImageError::UnsafeLayer {
                 layer,
                 entry,
                 reason,
-            })
-        }
+            }
+        })),
         Err(Stop::Disk { entry, source }) => {
             Err(ImageError::io(format!("write `{entry}` of {name}"), source))
         }

@@ -1,5 +1,5 @@
-//! The JSON documents of an image: index, manifest, configuration. Parsing, and the checks that
-//! need no bytes but these. Own structs, because Docker writes `null` where the specification
+//! Indexes and manifests: what an image is made of. Parsing, and the checks that need no bytes but
+//! these. Own structs, because Docker writes `null` where the specification
 //! has no field, and because a document must be refused that reads as two things at once.
 
 use std::collections::BTreeMap;
@@ -7,13 +7,16 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::Limits;
+use super::config::ConfigFile;
 use super::digest::Digest;
 use super::error::ImageError;
 
 pub(super) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub(super) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub(super) const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-pub(super) const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+const OCI_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+const OCI_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 pub(super) const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 pub(super) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 
@@ -23,6 +26,16 @@ pub(super) enum Packing {
     Plain,
     Gzip,
     Zstd,
+}
+
+impl Packing {
+    pub(super) fn media_type(self) -> &'static str {
+        match self {
+            Self::Plain => OCI_LAYER,
+            Self::Gzip => OCI_GZIP,
+            Self::Zstd => OCI_ZSTD,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -181,8 +194,8 @@ impl Index {
 /// A layer as the manifest and the configuration together describe it.
 #[derive(Debug, Clone)]
 pub(super) struct LayerPlan {
-    /// Of the packed bytes; a `docker save` archive does not say.
-    pub digest: Option<Digest>,
+    /// Of the packed bytes.
+    pub digest: Digest,
     /// Of the packed bytes.
     pub size: u64,
     pub packing: Packing,
@@ -224,7 +237,7 @@ pub(super) fn plan(
     }
     let join = |(layer, diff_id): (&Descriptor, &String)| {
         Ok(LayerPlan {
-            digest: Some(layer.digest()?),
+            digest: layer.digest()?,
             size: layer.size,
             packing: packing(&layer.media_type)?,
             diff_id: diff_id.parse()?,
@@ -250,10 +263,8 @@ pub(super) fn check_count(layers: usize, limits: &Limits) -> Result<(), ImageErr
 fn packing(media_type: &str) -> Result<Packing, ImageError> {
     match media_type {
         OCI_LAYER | "application/vnd.docker.image.rootfs.diff.tar" => Ok(Packing::Plain),
-        "application/vnd.oci.image.layer.v1.tar+gzip"
-        | "application/vnd.docker.image.rootfs.diff.tar.gzip" => Ok(Packing::Gzip),
-        "application/vnd.oci.image.layer.v1.tar+zstd"
-        | "application/vnd.docker.image.rootfs.diff.tar.zstd" => Ok(Packing::Zstd),
+        OCI_GZIP | "application/vnd.docker.image.rootfs.diff.tar.gzip" => Ok(Packing::Gzip),
+        OCI_ZSTD | "application/vnd.docker.image.rootfs.diff.tar.zstd" => Ok(Packing::Zstd),
         other => Err(ImageError::Unsupported {
             what: "layer".to_owned(),
             detail: format!(
@@ -261,100 +272,6 @@ fn packing(media_type: &str) -> Result<Packing, ImageError> {
                 other.chars().take(120).collect::<String>()
             ),
         }),
-    }
-}
-
-/// The image's configuration document, the parts that matter here.
-#[derive(Debug, Clone, Deserialize)]
-pub(super) struct ConfigFile {
-    #[serde(default)]
-    pub architecture: String,
-    #[serde(default)]
-    pub os: String,
-    #[serde(default)]
-    pub config: Option<ConfigBody>,
-    pub rootfs: RootFs,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-pub(super) struct RootFs {
-    #[serde(default)]
-    pub diff_ids: Vec<String>,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub(super) struct ConfigBody {
-    pub user: Option<String>,
-    pub exposed_ports: Option<BTreeMap<String, serde::de::IgnoredAny>>,
-    pub env: Option<Vec<String>>,
-    pub entrypoint: Option<Vec<String>>,
-    pub cmd: Option<Vec<String>>,
-    pub working_dir: Option<String>,
-    pub stop_signal: Option<String>,
-}
-
-impl ConfigFile {
-    pub(super) fn parse(bytes: &[u8]) -> Result<Self, ImageError> {
-        let file: Self = serde_json::from_slice(bytes)
-            .map_err(|e| ImageError::malformed("image configuration", e))?;
-        Ok(file)
-    }
-
-    /// Refuses an image built for another machine: it would die with "exec format error".
-    pub(super) fn check_platform(&self, reference: &str) -> Result<(), ImageError> {
-        let arch = host_architecture();
-        let fits = |have: &str, want: &str| have.is_empty() || have == want;
-        if fits(&self.os, "linux") && fits(&self.architecture, arch) {
-            return Ok(());
-        }
-        Err(ImageError::NoPlatform {
-            reference: reference.to_owned(),
-            wanted: format!("linux/{arch}"),
-            offered: format!("{}/{}", self.os, self.architecture),
-        })
-    }
-}
-
-/// What an image says about how to run it. Empty means it does not say.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ImageConfig {
-    pub entrypoint: Vec<String>,
-    pub cmd: Vec<String>,
-    /// `NAME=VALUE`, as written in the image.
-    pub env: Vec<String>,
-    pub working_dir: String,
-    /// `user`, `user:group`, or numbers, as written in the image.
-    pub user: String,
-    /// TCP ports, ascending.
-    pub exposed_ports: Vec<u16>,
-    pub stop_signal: String,
-}
-
-impl From<&ConfigFile> for ImageConfig {
-    fn from(file: &ConfigFile) -> Self {
-        let body = file.config.clone().unwrap_or_default();
-        let tcp = |text: &String| match text.split_once('/') {
-            Some((port, "tcp")) => port.parse().ok(),
-            Some(_) => None,
-            None => text.parse().ok(),
-        };
-        let mut exposed_ports: Vec<u16> = body
-            .exposed_ports
-            .unwrap_or_default()
-            .keys()
-            .filter_map(tcp)
-            .collect();
-        exposed_ports.sort_unstable();
-        Self {
-            entrypoint: body.entrypoint.unwrap_or_default(),
-            cmd: body.cmd.unwrap_or_default(),
-            env: body.env.unwrap_or_default(),
-            working_dir: body.working_dir.unwrap_or_default(),
-            user: body.user.unwrap_or_default(),
-            exposed_ports,
-            stop_signal: body.stop_signal.unwrap_or_default(),
-        }
     }
 }
 
@@ -454,17 +371,6 @@ mod tests {
                 .choose("r/a:t")
                 .is_err()
         );
-    }
-
-    #[test]
-    fn dockers_nulls_are_read_as_nothing() {
-        let text = r#"{"architecture":"amd64","os":"linux","config":{"Entrypoint":null,
-            "Cmd":["sh"],"Env":null,"ExposedPorts":{"8080/tcp":{},"53/udp":{},"80/tcp":{}}},
-            "rootfs":{"type":"layers","diff_ids":[]}}"#;
-        let config = ImageConfig::from(&ConfigFile::parse(text.as_bytes()).expect("valid"));
-        assert_eq!(config.cmd, ["sh"]);
-        assert_eq!(config.exposed_ports, [80, 8080]);
-        assert!(config.entrypoint.is_empty() && config.env.is_empty());
     }
 
     #[test]

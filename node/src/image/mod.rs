@@ -12,7 +12,9 @@
 //! ```
 
 mod access;
+mod books;
 mod budget;
+mod config;
 mod digest;
 mod disk;
 mod error;
@@ -32,11 +34,23 @@ mod tree;
 mod unpack;
 
 pub use access::{Credentials, Patience, RegistryConfig};
+pub use books::Image;
 pub use budget::Limits;
+pub use config::ImageConfig;
 pub use digest::Digest;
 pub use error::ImageError;
-pub use manifest::ImageConfig;
 pub use pull::{Progress, ProgressFn};
 pub use reference::Reference;
 pub use snapshot::Snapshot;
-pub use store::{Image, Store};
+pub use store::Store;
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests_hostile;
+#[cfg(test)]
+mod tests_import;
+#[cfg(test)]
+mod tests_pull;
+#[cfg(test)]
+mod tests_unpack;

@@ -11,14 +11,16 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::access::RegistryConfig;
+use super::books::Image;
 use super::budget::Budget;
+use super::config::{ConfigFile, ImageConfig};
 use super::digest::Digest;
 use super::error::ImageError;
 use super::layer::Marker;
-use super::manifest::{self, ConfigFile, Document, ImageConfig, LayerPlan, Manifest};
+use super::manifest::{self, Document, LayerPlan, Manifest};
 use super::reference::Reference;
 use super::registry::{Piece, Registry};
-use super::store::{Hold, Image, Store};
+use super::store::{Hold, Store};
 
 /// Pieces between the network and the disk: about half a megabyte. When the disk is slower the
 /// network waits.
@@ -74,8 +76,7 @@ impl Store {
     ) -> Result<Arc<Image>, ImageError> {
         let reference = Reference::parse(&pin.reference)?;
         let digest: Digest = pin.digest.parse()?;
-        if let Some(image) = self.get(&pin.digest) {
-            self.inner.also_known_as(&image, &pin.reference)?;
+        if let Some(image) = self.held_as(&digest, &pin.reference).await? {
             return Ok(image);
         }
         let pull = Pull {
@@ -94,7 +95,12 @@ impl Store {
                 }),
             }
         };
-        self.inner.image_flights.join(&key, work).await
+        let image = self.inner.image_flights.join(&key, work).await?;
+        // Who started the pull may have asked under another name.
+        Ok(self
+            .held_as(&image.digest()?, &pin.reference)
+            .await?
+            .unwrap_or(image))
     }
 
     /// [`Store::resolve`] and [`Store::pull`] in one.
@@ -253,12 +259,7 @@ impl Fetch {
     }
 
     async fn download(&self, pieces: mpsc::Sender<Piece>) -> Result<(), ImageError> {
-        let Some(digest) = &self.plan.digest else {
-            return Err(ImageError::malformed(
-                "layer",
-                "it has no digest to fetch it by",
-            ));
-        };
+        let digest = &self.plan.digest;
         let total = self.plan.size;
         let progress = |received| {
             if let Some(tell) = &self.progress {

@@ -12,11 +12,12 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
+use super::books::Image;
 use super::digest::Digest;
 use super::disk;
 use super::error::ImageError;
 use super::layer::Layers;
-use super::store::{Image, Store};
+use super::store::Store;
 
 const ROOTFS: &str = "rootfs";
 const UPPER: &str = "upper";

@@ -18,7 +18,7 @@ use super::pax::Pax;
 use super::tree::Inside;
 
 /// Between two pieces of an upload.
-const IDLE: Duration = Duration::from_secs(60);
+const IDLE: Duration = Duration::from_mins(1);
 const CHUNK: usize = 256 * 1024;
 /// Members of an archive: layers, documents and Docker's leftovers, a few for each layer.
 const MAX_MEMBERS: usize = 4096;
@@ -66,13 +66,9 @@ pub(super) async fn receive(
     let mut buffer = vec![0; CHUNK];
     let mut received = 0;
     loop {
-        let n = match timeout(IDLE, reader.read(&mut buffer)).await {
-            Ok(read) => read.map_err(|e| ImageError::io("receive the archive", e))?,
-            Err(_) => {
-                let e = io::Error::from(io::ErrorKind::TimedOut);
-                return Err(ImageError::io("receive the archive", e));
-            }
-        };
+        let read = timeout(IDLE, reader.read(&mut buffer)).await;
+        let read = read.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        let n = read.map_err(|e| ImageError::io("receive the archive", e))?;
         if n == 0 {
             break;
         }

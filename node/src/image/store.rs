@@ -1,45 +1,28 @@
-//! The node's images as a whole: what is held, what uses it, what may go. The books are in memory
-//! and on disk; the layers' folders are the truth about layers.
+//! The node's images as a whole, kept on disk: opening, recording, removing, sweeping. What may go is
+//! decided by the books; the layers' folders are the truth about layers.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::FlockOperation;
-use scheduler::model::ImagePin;
-use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
+use super::books::{Books, Image, Use};
 use super::budget::Limits;
 use super::digest::Digest;
 use super::disk::{self, Scratch};
 use super::error::ImageError;
 use super::flight::Flights;
 use super::layer::{Layers, Marker};
-use super::manifest::ImageConfig;
+
 use super::reference::Reference;
 
 /// Layers unpacked at once, by all pulls together: each costs a core, a connection and a window of
 /// memory.
 const LAYERS_AT_ONCE: usize = 4;
-
-/// An image held on this node, complete and verified.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Image {
-    pub pin: ImagePin,
-    /// Every name it was asked for by, as `registry/repository:tag`.
-    pub names: BTreeSet<String>,
-    pub config: ImageConfig,
-    /// Diff ids, the lowest layer first.
-    pub layers: Vec<String>,
-    /// Unpacked size; layers shared with other images count in full.
-    pub bytes: u64,
-    /// Documents in `blobs/`, besides the manifest itself.
-    config_digest: String,
-}
 
 /// The image store. Cheap to clone; all clones are the same store.
 #[derive(Clone)]
@@ -55,52 +38,12 @@ pub(super) struct Inner {
     pub layer_flights: Arc<Flights<Marker>>,
     pub unpackers: Arc<Semaphore>,
     books: Mutex<Books>,
+    /// Taken by whoever changes `index/`, so that records and books tell the same story. Never
+    /// together with waiting for anything but the disk.
+    recording: Mutex<()>,
     clients: Mutex<BTreeMap<(bool, Duration), reqwest::Client>>,
     /// Held for the life of the store: `tmp/` belongs to one process.
     _lock: File,
-}
-
-#[derive(Default)]
-struct Books {
-    images: BTreeMap<Digest, Arc<Image>>,
-    /// Instance folders with a snapshot, and of which image.
-    uses: BTreeMap<PathBuf, Digest>,
-    /// Layers that work under way counts on.
-    held: BTreeMap<Digest, usize>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Use {
-    instance: PathBuf,
-    digest: String,
-}
-
-impl Image {
-    pub(super) fn new(
-        pin: ImagePin,
-        config: ImageConfig,
-        layers: Vec<String>,
-        bytes: u64,
-        config_digest: &Digest,
-    ) -> Self {
-        let names = BTreeSet::from([pin.reference.clone()]);
-        Self {
-            pin,
-            names,
-            config,
-            layers,
-            bytes,
-            config_digest: config_digest.to_string(),
-        }
-    }
-
-    pub fn digest(&self) -> Result<Digest, ImageError> {
-        self.pin.digest.parse()
-    }
-
-    pub(super) fn diff_ids(&self) -> Result<Vec<Digest>, ImageError> {
-        self.layers.iter().map(|id| id.parse()).collect()
-    }
 }
 
 impl Store {
@@ -125,6 +68,7 @@ impl Store {
             layer_flights: Flights::new(),
             unpackers: Arc::new(Semaphore::new(LAYERS_AT_ONCE)),
             books: Mutex::new(Books::default()),
+            recording: Mutex::new(()),
             clients: Mutex::new(BTreeMap::new()),
             _lock: lock,
         };
@@ -137,27 +81,20 @@ impl Store {
 
     /// An image held here, by its manifest's digest.
     pub fn get(&self, digest: &str) -> Option<Arc<Image>> {
-        let digest: Digest = digest.parse().ok()?;
-        self.inner.books().images.get(&digest).cloned()
+        self.inner.books().image(&digest.parse().ok()?)
     }
 
     /// The image last pulled or imported under this name, or by this digest.
     pub fn find(&self, reference: &Reference) -> Option<Arc<Image>> {
-        if let Some(digest) = reference.digest() {
-            return self.get(digest.as_str());
+        match reference.digest() {
+            Some(digest) => self.inner.books().image(digest),
+            None => self.inner.books().named(&reference.name()),
         }
-        let name = reference.name();
-        self.inner
-            .books()
-            .images
-            .values()
-            .find(|image| image.names.contains(&name))
-            .cloned()
     }
 
     /// All images held, by digest.
     pub fn list(&self) -> Vec<Arc<Image>> {
-        self.inner.books().images.values().cloned().collect()
+        self.inner.books().images()
     }
 
     /// Forgets an image and deletes the layers no other image has. Refused while an instance's
@@ -165,6 +102,22 @@ impl Store {
     pub async fn remove(&self, digest: &str) -> Result<(), ImageError> {
         let digest: Digest = digest.parse()?;
         self.blocking(move |inner| inner.remove(&digest)).await
+    }
+
+    /// An image held here, which from now on also has this name.
+    pub(super) async fn held_as(
+        &self,
+        digest: &Digest,
+        name: &str,
+    ) -> Result<Option<Arc<Image>>, ImageError> {
+        match self.get(digest.as_str()) {
+            Some(image) if !image.names.contains(name) => {
+                let (digest, name) = (digest.clone(), name.to_owned());
+                self.blocking(move |inner| inner.also_known_as(&digest, name))
+                    .await
+            }
+            held => Ok(held),
+        }
     }
 
     /// Runs disk work off the runtime's threads.
@@ -189,6 +142,12 @@ impl Inner {
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn recording(&self) -> MutexGuard<'_, ()> {
+        self.recording
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn tmp(&self) -> PathBuf {
         self.dir.join("tmp")
     }
@@ -210,18 +169,15 @@ impl Inner {
                 .diff_ids()
                 .is_ok_and(|ids| ids.iter().all(|id| self.layers.marker(id).is_some()));
             match image.digest() {
-                Ok(digest) if whole => {
-                    books.images.insert(digest, Arc::new(image));
-                }
+                Ok(digest) if whole => drop(books.enter(&digest, image)),
                 _ => tracing::warn!(image = %image.pin.digest, "image is not complete: forgotten"),
             }
         }
         for (path, held) in read_all::<Use>(&self.dir.join("uses"))? {
-            match held.digest.parse() {
-                Ok(digest) if held.instance.exists() => {
-                    books.uses.insert(held.instance, digest);
-                }
-                _ => disk::remove_all(&path).map_err(|e| ImageError::disk("remove", &path, e))?,
+            if held.instance.exists() {
+                books.begin_use(held);
+            } else {
+                disk::remove_all(&path).map_err(|e| ImageError::disk("remove", &path, e))?;
             }
         }
         Ok(())
@@ -230,59 +186,55 @@ impl Inner {
     /// Keeps an image's documents and records it as held under its name.
     pub(super) fn keep(
         &self,
-        mut image: Image,
+        image: Image,
         manifest: &[u8],
         config: &[u8],
     ) -> Result<Arc<Image>, ImageError> {
         let digest = image.digest()?;
-        for (name, bytes) in [
-            (Digest::of(manifest), manifest),
-            (Digest::of(config), config),
-        ] {
-            disk::replace(&self.tmp(), &self.blob(&name), bytes)?;
+        for bytes in [manifest, config] {
+            disk::replace(&self.tmp(), &self.blob(&Digest::of(bytes)), bytes)?;
         }
-        if let Some(known) = self.books().images.get(&digest) {
-            image.names.extend(known.names.iter().cloned());
-        }
-        let image = Arc::new(image);
+        let _recording = self.recording();
+        // On disk first: what is in the books may be used at once.
         self.write_record(&digest, &image)?;
-        let moved = self.enter(digest, &image);
-        for (digest, image) in moved {
-            self.write_record(&digest, &image)?;
-        }
-        Ok(image)
+        let changed = self.books().enter(&digest, image);
+        self.record_all(&digest, changed)
     }
 
-    /// Adds a name to an image that is held already.
-    pub(super) fn also_known_as(&self, image: &Image, name: &str) -> Result<(), ImageError> {
-        if image.names.contains(name) {
-            return Ok(());
-        }
-        let digest = image.digest()?;
-        let mut image = image.clone();
-        image.names.insert(name.to_owned());
-        let image = Arc::new(image);
-        self.write_record(&digest, &image)?;
-        for (digest, image) in self.enter(digest, &image) {
-            self.write_record(&digest, &image)?;
-        }
-        Ok(())
+    fn also_known_as(
+        &self,
+        digest: &Digest,
+        name: String,
+    ) -> Result<Option<Arc<Image>>, ImageError> {
+        let _recording = self.recording();
+        let changed = {
+            let mut books = self.books();
+            let Some(held) = books.image(digest) else {
+                return Ok(None);
+            };
+            let mut image = Image::clone(&held);
+            image.names.insert(name);
+            books.enter(digest, image)
+        };
+        self.record_all(digest, changed).map(Some)
     }
 
-    /// Enters an image in the books. A name is the newest image's: those that lost one are returned.
-    fn enter(&self, digest: Digest, image: &Arc<Image>) -> Vec<(Digest, Arc<Image>)> {
-        let mut books = self.books();
-        books.images.insert(digest.clone(), Arc::clone(image));
-        let mut moved = Vec::new();
-        for (other, held) in &mut books.images {
-            if *other != digest && !held.names.is_disjoint(&image.names) {
-                let mut changed = Image::clone(held);
-                changed.names.retain(|name| !image.names.contains(name));
-                *held = Arc::new(changed);
-                moved.push((other.clone(), Arc::clone(held)));
+    /// Writes the records of changed images and returns the one they changed for.
+    fn record_all(
+        &self,
+        digest: &Digest,
+        changed: Vec<(Digest, Arc<Image>)>,
+    ) -> Result<Arc<Image>, ImageError> {
+        let mut wanted = None;
+        for (other, image) in changed {
+            self.write_record(&other, &image)?;
+            if other == *digest {
+                wanted = Some(image);
             }
         }
-        moved
+        wanted.ok_or_else(|| ImageError::NotHeld {
+            digest: digest.to_string(),
+        })
     }
 
     fn write_record(&self, digest: &Digest, image: &Image) -> Result<(), ImageError> {
@@ -291,82 +243,59 @@ impl Inner {
     }
 
     fn remove(&self, digest: &Digest) -> Result<(), ImageError> {
-        let graves = {
-            let mut books = self.books();
-            if !books.images.contains_key(digest) {
-                return Err(ImageError::NotHeld {
-                    digest: digest.to_string(),
-                });
-            }
-            let users = books.uses.iter().filter(|(_, used)| *used == digest);
-            let instances: Vec<PathBuf> = users.map(|(path, _)| path.clone()).collect();
-            if !instances.is_empty() {
-                return Err(ImageError::InUse {
-                    digest: digest.to_string(),
-                    instances,
-                });
-            }
-            let record = self.record(digest);
-            disk::remove_all(&record).map_err(|e| ImageError::disk("remove", &record, e))?;
-            books.images.remove(digest);
-            self.sweep_books(&books)?
-        };
-        // The slow part: with the books open to others again.
+        let recording = self.recording();
+        self.books().strike(digest)?;
+        let record = self.record(digest);
+        disk::remove_all(&record).map_err(|e| ImageError::disk("remove", &record, e))?;
+        let graves = self.sweep()?;
+        // The slow part, with the records open to others again.
+        drop(recording);
         drop(graves);
         Ok(())
     }
 
-    /// Takes away what no image needs. Dropping what is returned deletes it.
+    /// Takes away what nothing needs. Dropping what is returned deletes it.
     fn sweep(&self) -> Result<Vec<Scratch>, ImageError> {
+        // With the books in hand, so that nobody comes to count on a layer that is on its way out.
         let books = self.books();
-        self.sweep_books(&books)
-    }
-
-    fn sweep_books(&self, books: &Books) -> Result<Vec<Scratch>, ImageError> {
-        let mut needed: BTreeSet<Digest> = books.held.keys().cloned().collect();
-        let mut documents = BTreeSet::new();
-        for (digest, image) in &books.images {
-            needed.extend(image.diff_ids()?);
-            documents.insert(digest.hex().to_owned());
-            documents.extend(
-                image
-                    .config_digest
-                    .parse()
-                    .map(|d: Digest| d.hex().to_owned()),
-            );
-        }
+        let needed = books.needed()?;
         let mut graves = Vec::new();
-        for diff_id in self.layers.all()?.iter().filter(|id| !needed.contains(id)) {
-            graves.extend(self.layers.take_away(diff_id)?);
+        for diff_id in self.layers.all()? {
+            if !needed.layers.contains(&diff_id) {
+                graves.extend(self.layers.take_away(&diff_id)?);
+            }
         }
-        // Documents of a pull under way are written again if this takes them; they come last.
-        if books.held.is_empty() {
-            let blobs = self.dir.join("blobs/sha256");
+        let blobs = self.dir.join("blobs/sha256");
+        if let Some(needed) = needed.blobs {
             for name in disk::names(&blobs)?
                 .iter()
-                .filter(|name| !documents.contains(*name))
+                .filter(|name| !needed.contains(*name))
             {
                 let path = blobs.join(name);
                 disk::remove_all(&path).map_err(|e| ImageError::disk("remove", &path, e))?;
             }
         }
+        drop(books);
         Ok(graves)
     }
 
     /// Notes that an instance is made of an image, before its mount exists.
     pub(super) fn begin_use(&self, instance: &Path, digest: &Digest) -> Result<(), ImageError> {
-        {
+        let held = {
             let mut books = self.books();
-            if !books.images.contains_key(digest) {
+            let Some(image) = books.image(digest) else {
                 return Err(ImageError::NotHeld {
                     digest: digest.to_string(),
                 });
-            }
-            books.uses.insert(instance.to_owned(), digest.clone());
-        }
-        let held = Use {
-            instance: instance.to_owned(),
-            digest: digest.to_string(),
+            };
+            let (instance, digest) = (instance.to_owned(), digest.to_string());
+            let held = Use {
+                instance,
+                digest,
+                layers: image.layers.clone(),
+            };
+            books.begin_use(held.clone());
+            held
         };
         let bytes = serde_json::to_vec(&held).map_err(|e| ImageError::malformed("use", e))?;
         // Not synced: after a power cut there is no instance left to protect.
@@ -377,7 +306,7 @@ impl Inner {
     }
 
     pub(super) fn end_use(&self, instance: &Path) -> Result<(), ImageError> {
-        self.books().uses.remove(instance);
+        self.books().end_use(instance);
         let path = self.use_file(instance);
         disk::remove_all(&path).map_err(|e| ImageError::disk("remove", &path, e))
     }
@@ -417,24 +346,14 @@ pub(super) struct Hold {
 impl Hold {
     pub(super) fn new(store: &Store, layers: Vec<Digest>) -> Self {
         let inner = Arc::clone(&store.inner);
-        for layer in &layers {
-            *inner.books().held.entry(layer.clone()).or_default() += 1;
-        }
+        inner.books().hold(&layers);
         Self { inner, layers }
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        let mut books = self.inner.books();
-        for layer in &self.layers {
-            if let Some(count) = books.held.get_mut(layer) {
-                *count -= 1;
-                if *count == 0 {
-                    books.held.remove(layer);
-                }
-            }
-        }
+        self.inner.books().release(&self.layers);
     }
 }
 

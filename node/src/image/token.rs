@@ -80,15 +80,16 @@ fn is_inside(url: &Url) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     match bare.parse::<IpAddr>() {
         Ok(IpAddr::V4(ip)) => !is_public_v4(ip),
-        Ok(IpAddr::V6(ip)) => match ip.to_ipv4_mapped() {
-            Some(ip) => !is_public_v4(ip),
-            None => {
-                let local = ip.is_loopback() || ip.is_unspecified() || ip.is_multicast();
-                local || ip.is_unique_local() || ip.is_unicast_link_local()
-            }
-        },
+        Ok(IpAddr::V6(ip)) => ip
+            .to_ipv4_mapped()
+            .map_or(!is_public_v6(ip), |ip| !is_public_v4(ip)),
         Err(_) => bare == "localhost" || bare.ends_with(".localhost"),
     }
+}
+
+fn is_public_v6(ip: std::net::Ipv6Addr) -> bool {
+    let local = ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local();
+    !(local || ip.is_unspecified() || ip.is_multicast())
 }
 
 fn is_public_v4(ip: std::net::Ipv4Addr) -> bool {

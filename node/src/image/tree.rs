@@ -19,9 +19,9 @@ const OPAQUE: &str = "trusted.overlay.opaque";
 /// Directories nobody described get the mode every unpacker gives them.
 const IMPLIED: Mode = Mode::from_raw_mode(0o755);
 
+/// Without `NOFOLLOW`: the confined walk refuses links by itself, and says so (`ELOOP`).
 const WALK: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
-    .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC);
 const CONFINED: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
@@ -254,9 +254,8 @@ impl Tree {
             Err(Errno::NOENT) => return refused("it is a hard link to a file outside this layer"),
             walked => walked?,
         };
-        let kind = match kind_of(&source, target.name())? {
-            None => return refused("it is a hard link to a file outside this layer"),
-            Some(kind) => kind,
+        let Some(kind) = kind_of(&source, target.name())? else {
+            return refused("it is a hard link to a file outside this layer");
         };
         if !matches!(kind, FileType::RegularFile | FileType::Symlink) {
             return refused("it is a hard link to something that is no file");

@@ -24,8 +24,10 @@ fn named(line: logs::LogLine, node: &str, instance: &InstanceId) -> LogLine {
 pub(super) async fn past(agent: &Agent, query: &LogQuery) -> Vec<LogLine> {
     let (folders, node, query) = (agent.log_folders(query), agent.node_name(), query.clone());
     let read = move || {
-        let mut lines: Vec<LogLine> =
-            folders.iter().flat_map(|folder| tail(folder, &node, query.tail)).collect();
+        let mut lines: Vec<LogLine> = folders
+            .iter()
+            .flat_map(|folder| tail(folder, &node, query.tail))
+            .collect();
         lines.retain(|line| query.since.is_none_or(|since| line.time >= since));
         lines.sort_by_key(|line| line.time);
         lines.split_off(lines.len().saturating_sub(query.tail))
@@ -36,7 +38,10 @@ pub(super) async fn past(agent: &Agent, query: &LogQuery) -> Vec<LogLine> {
 fn tail(folder: &LogFolder, node: &str, count: usize) -> Vec<LogLine> {
     // A log that cannot be read, or was taken away meanwhile, has no lines.
     let lines = logs::tail(&folder.path, count).unwrap_or_default();
-    lines.into_iter().map(|line| named(line, node, &folder.instance)).collect()
+    lines
+        .into_iter()
+        .map(|line| named(line, node, &folder.instance))
+        .collect()
 }
 
 /// Sends lines as they are appended, of instances that come later too, until nobody listens.
@@ -50,7 +55,12 @@ pub(super) async fn follow(agent: Agent, query: LogQuery, lines: mpsc::Sender<Lo
                 .or_insert_with(|| Follower::from_start(&folder.path));
             for line in follower.next_lines().unwrap_or_default() {
                 let wanted = query.since.is_none_or(|since| line.time >= since);
-                if wanted && lines.send(named(line, &node, &folder.instance)).await.is_err() {
+                if wanted
+                    && lines
+                        .send(named(line, &node, &folder.instance))
+                        .await
+                        .is_err()
+                {
                     return;
                 }
             }

@@ -44,9 +44,16 @@ pub async fn gather(
     fleet: &Fleet,
     query: LogQuery,
 ) -> BoxStream<'static, LogLine> {
-    let past_query = LogQuery { follow: false, ..query.clone() };
-    let peers: Vec<NodeId> =
-        fleet.nearest().iter().map(|m| m.record.node).filter(|n| *n != fleet.me).collect();
+    let past_query = LogQuery {
+        follow: false,
+        ..query.clone()
+    };
+    let peers: Vec<NodeId> = fleet
+        .nearest()
+        .iter()
+        .map(|m| m.record.node)
+        .filter(|n| *n != fleet.me)
+        .collect();
     let remote = join_all(peers.iter().map(|n| past_of(mesh, *n, &past_query))).await;
     let mut past = files::past(agent, &past_query).await;
     past.extend(remote.into_iter().flatten());
@@ -55,9 +62,16 @@ pub async fn gather(
     if !query.follow {
         return stream::iter(past).boxed();
     }
-    let since = past.last().map(|line| UnixMs(line.time.0.saturating_add(1))).or(query.since);
+    let since = past
+        .last()
+        .map(|line| UnixMs(line.time.0.saturating_add(1)))
+        .or(query.since);
     let (sender, receiver) = mpsc::channel(LINES_IN_FLIGHT);
-    let live = LogQuery { tail: 0, since, ..query };
+    let live = LogQuery {
+        tail: 0,
+        since,
+        ..query
+    };
     tokio::spawn(files::follow(agent.clone(), live.clone(), sender.clone()));
     for node in peers {
         tokio::spawn(relay(mesh.clone(), node, live.clone(), sender.clone()));
@@ -82,17 +96,26 @@ async fn past_of(mesh: &Mesh, node: NodeId, query: &LogQuery) -> Vec<LogLine> {
         }
         Some(lines)
     };
-    tokio::time::timeout(PEER_DEADLINE, read).await.ok().flatten().unwrap_or_default()
+    tokio::time::timeout(PEER_DEADLINE, read)
+        .await
+        .ok()
+        .flatten()
+        .unwrap_or_default()
 }
 
 async fn open(mesh: &Mesh, node: NodeId, query: &LogQuery) -> Option<MeshStream> {
     let mut stream = mesh.open(node, Kind::Logs, PEER_DEADLINE).await.ok()?;
-    stream.write_frame(&serde_json::to_vec(query).ok()?).await.ok()?;
+    stream
+        .write_frame(&serde_json::to_vec(query).ok()?)
+        .await
+        .ok()?;
     Some(stream)
 }
 
 async fn relay(mesh: Mesh, node: NodeId, query: LogQuery, lines: mpsc::Sender<LogLine>) {
-    let Some(mut stream) = open(&mesh, node, &query).await else { return };
+    let Some(mut stream) = open(&mesh, node, &query).await else {
+        return;
+    };
     loop {
         tokio::select! {
             frame = stream.read_frame() => {
@@ -119,7 +142,9 @@ impl Handler for LogServer {
         else {
             return;
         };
-        let Ok(query) = serde_json::from_slice::<LogQuery>(&frame) else { return };
+        let Ok(query) = serde_json::from_slice::<LogQuery>(&frame) else {
+            return;
+        };
         if !query.follow {
             for line in files::past(&self.agent, &query).await {
                 if send(&mut stream, &line).await.is_none() {
@@ -139,7 +164,10 @@ impl Handler for LogServer {
 }
 
 async fn send(stream: &mut MeshStream, line: &LogLine) -> Option<()> {
-    stream.write_frame(&serde_json::to_vec(line).ok()?).await.ok()
+    stream
+        .write_frame(&serde_json::to_vec(line).ok()?)
+        .await
+        .ok()
 }
 
 /// Serves log streams of this node to its peers.

@@ -39,7 +39,11 @@ pub fn orphan(folder: &Path, spec: Option<&ContainerSpec>) -> (AdoptedState, Opt
 }
 
 fn lost() -> FailReason {
-    Failure::new(FailCode::CreateContainer, "the shim is gone and left no record").reason()
+    Failure::new(
+        FailCode::CreateContainer,
+        "the shim is gone and left no record",
+    )
+    .reason()
 }
 
 fn clean(folder: &Path, spec: Option<&ContainerSpec>) {
@@ -55,7 +59,10 @@ pub fn end_orphan(folder: &Path) -> Option<Exit> {
         return Some(exit);
     }
     let record: Option<ShimRecord> = wire::read_record(folder, SHIM);
-    let alive = record.as_ref().and_then(|r| r.container).is_some_and(|c| c.is_alive());
+    let alive = record
+        .as_ref()
+        .and_then(|r| r.container)
+        .is_some_and(|c| c.is_alive());
     let group = spec.as_ref().map(|spec| Cgroup::at(&spec.cgroup));
     let oom = !alive && group.as_ref().is_some_and(|group| group.oom_kills() > 0);
     end_processes(record.as_ref());
@@ -66,8 +73,17 @@ pub fn end_orphan(folder: &Path) -> Option<Exit> {
     if let Some(exit) = wire::read_record::<Exit>(folder, EXIT) {
         return Some(exit);
     }
-    let (code, signal) = if alive { (KILLED, Some(libc::SIGKILL)) } else { (UNKNOWN, None) };
-    let exit = Exit { code, signal, oom, at: UnixMs(wire::unix_ms()) };
+    let (code, signal) = if alive {
+        (KILLED, Some(libc::SIGKILL))
+    } else {
+        (UNKNOWN, None)
+    };
+    let exit = Exit {
+        code,
+        signal,
+        oom,
+        at: UnixMs(wire::unix_ms()),
+    };
     wire::write_record(folder, EXIT, &exit).ok()?;
     Some(exit)
 }

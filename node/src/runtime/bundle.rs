@@ -56,8 +56,13 @@ const MASKED: [&str; 12] = [
     "/sys/firmware",
 ];
 
-const READ_ONLY: [&str; 5] =
-    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+const READ_ONLY: [&str; 5] = [
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
 
 /// Version 1 controllers whose limits a container may read below `/sys/fs/cgroup`.
 const SHOWN_CONTROLLERS: [&str; 5] = ["cpu", "cpuacct", "cpuset", "memory", "pids"];
@@ -93,10 +98,12 @@ pub fn oci_spec(spec: &ContainerSpec, user: &Resolved, etc: &Path) -> Result<Spe
 }
 
 fn process(spec: &ContainerSpec, user: &Resolved) -> Result<Process, OciSpecError> {
-    let mut who = UserBuilder::default().uid(user.uid).gid(user.gid);
-    if !user.groups.is_empty() {
-        who = who.additional_gids(user.groups.clone());
-    }
+    // Never an empty list: libcontainer would leave the daemon's own groups in place.
+    let groups: Vec<u32> = [user.gid].iter().chain(&user.groups).copied().collect();
+    let who = UserBuilder::default()
+        .uid(user.uid)
+        .gid(user.gid)
+        .additional_gids(groups);
     ProcessBuilder::default()
         .terminal(false)
         .user(who.build()?)
@@ -125,7 +132,9 @@ pub fn environment(spec: &ContainerSpec, home: &str) -> Vec<String> {
             env.insert(name, value);
         }
     }
-    env.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
+    env.into_iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect()
 }
 
 fn capabilities(user: &Resolved) -> Result<LinuxCapabilities, OciSpecError> {
@@ -147,7 +156,11 @@ fn rlimits() -> Result<Vec<PosixRlimit>, OciSpecError> {
     let own = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
     let files = own.unwrap_or(OPEN_FILES).min(OPEN_FILES);
     let limit = |typ, value: u64| {
-        PosixRlimitBuilder::default().typ(typ).hard(value).soft(value).build()
+        PosixRlimitBuilder::default()
+            .typ(typ)
+            .hard(value)
+            .soft(value)
+            .build()
     };
     Ok(vec![
         limit(PosixRlimitType::RlimitNofile, files)?,
@@ -191,7 +204,11 @@ fn namespaces(spec: &ContainerSpec) -> Result<Vec<LinuxNamespace>, OciSpecError>
 }
 
 fn resources(spec: &ContainerSpec) -> Result<LinuxResources, OciSpecError> {
-    let pids = if spec.pids == 0 { DEFAULT_PIDS } else { spec.pids };
+    let pids = if spec.pids == 0 {
+        DEFAULT_PIDS
+    } else {
+        spec.pids
+    };
     let mut limits = LinuxResourcesBuilder::default()
         .devices(devices()?)
         .pids(LinuxPidsBuilder::default().limit(i64::from(pids)).build()?);
@@ -221,14 +238,16 @@ fn resources(spec: &ContainerSpec) -> Result<LinuxResources, OciSpecError> {
 /// Whether version 1 can bound memory and swap together. Under version 2 libcontainer writes no
 /// swap limit of zero; the shim does.
 fn counts_swap() -> bool {
-    !cgroup::is_unified()
-        && Path::new("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes").exists()
+    !cgroup::is_unified() && Path::new("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes").exists()
 }
 
 /// Every device denied, then the harmless ones allowed. libcontainer adds a few of its own
 /// (`/dev/net/tun` among them), which stay out of reach: nothing in a container may make nodes.
 fn devices() -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
-    let all = LinuxDeviceCgroupBuilder::default().allow(false).access("rwm").build()?;
+    let all = LinuxDeviceCgroupBuilder::default()
+        .allow(false)
+        .access("rwm")
+        .build()?;
     let mut rules = vec![all];
     for (major, minor) in [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2)] {
         rules.push(
@@ -247,12 +266,24 @@ fn devices() -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
 fn mounts(spec: &ContainerSpec, etc: &Path) -> Result<Vec<Mount>, OciSpecError> {
     let mut all = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"])?,
-        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"])?,
+        mount(
+            "/dev",
+            "tmpfs",
+            "tmpfs",
+            &["nosuid", "strictatime", "mode=755", "size=65536k"],
+        )?,
         mount(
             "/dev/pts",
             "devpts",
             "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+            &[
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                "gid=5",
+            ],
         )?,
         mount(
             "/dev/shm",
@@ -260,13 +291,28 @@ fn mounts(spec: &ContainerSpec, etc: &Path) -> Result<Vec<Mount>, OciSpecError> 
             "shm",
             &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"],
         )?,
-        mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"])?,
-        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"])?,
+        mount(
+            "/dev/mqueue",
+            "mqueue",
+            "mqueue",
+            &["nosuid", "noexec", "nodev"],
+        )?,
+        mount(
+            "/sys",
+            "sysfs",
+            "sysfs",
+            &["nosuid", "noexec", "nodev", "ro"],
+        )?,
     ];
     all.extend(cgroup_mounts(spec)?);
     if spec.read_only_root {
         // The runtime contract: /tmp is writable whatever the root is.
-        all.push(mount("/tmp", "tmpfs", "tmpfs", &["nosuid", "nodev", "mode=1777"])?);
+        all.push(mount(
+            "/tmp",
+            "tmpfs",
+            "tmpfs",
+            &["nosuid", "nodev", "mode=1777"],
+        )?);
     }
     for file in ["hosts", "hostname", "resolv.conf"] {
         let target = Path::new("/etc").join(file);
@@ -291,7 +337,11 @@ fn cgroup_mounts(spec: &ContainerSpec) -> Result<Vec<Mount>, OciSpecError> {
     let group = Cgroup::at(&spec.cgroup);
     for controller in SHOWN_CONTROLLERS {
         if let Some(folder) = group.folder(controller) {
-            all.push(bind(&folder, &Path::new("/sys/fs/cgroup").join(controller), true)?);
+            all.push(bind(
+                &folder,
+                &Path::new("/sys/fs/cgroup").join(controller),
+                true,
+            )?);
         }
     }
     Ok(all)
@@ -332,7 +382,12 @@ mod tests {
     }
 
     fn user(uid: u32) -> Resolved {
-        Resolved { uid, gid: 0, groups: Vec::new(), home: "/h".into() }
+        Resolved {
+            uid,
+            gid: 0,
+            groups: Vec::new(),
+            home: "/h".into(),
+        }
     }
 
     #[test]

@@ -29,7 +29,10 @@ impl Cgroup {
     #[must_use]
     pub fn at(path: &Path) -> Self {
         let below = path.strip_prefix("/").unwrap_or(path);
-        let folders = hierarchies().into_iter().map(|root| root.join(below)).collect();
+        let folders = hierarchies()
+            .into_iter()
+            .map(|root| root.join(below))
+            .collect();
         Self { folders }
     }
 
@@ -53,8 +56,14 @@ impl Cgroup {
     /// Processes the kernel killed in it because its memory was used up.
     #[must_use]
     pub fn oom_kills(&self) -> u64 {
-        let Some(folder) = self.folder("memory") else { return 0 };
-        let file = if is_unified() { "memory.events" } else { "memory.oom_control" };
+        let Some(folder) = self.folder("memory") else {
+            return 0;
+        };
+        let file = if is_unified() {
+            "memory.events"
+        } else {
+            "memory.oom_control"
+        };
         let text = fs::read_to_string(folder.join(file)).unwrap_or_default();
         text.lines()
             .filter_map(|line| line.strip_prefix("oom_kill "))
@@ -98,7 +107,9 @@ fn hierarchies() -> Vec<PathBuf> {
     if is_unified() {
         return vec![PathBuf::from(ROOT)];
     }
-    let Ok(entries) = fs::read_dir(ROOT) else { return Vec::new() };
+    let Ok(entries) = fs::read_dir(ROOT) else {
+        return Vec::new();
+    };
     let mut roots: Vec<PathBuf> = entries
         .filter_map(Result::ok)
         .map(|entry| entry.path())

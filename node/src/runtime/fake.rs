@@ -36,7 +36,10 @@ struct Container {
 impl Fake {
     #[must_use]
     pub fn new(folder: impl Into<PathBuf>) -> Self {
-        Self { folder: folder.into(), inner: Mutex::default() }
+        Self {
+            folder: folder.into(),
+            inner: Mutex::default(),
+        }
     }
 
     /// The next `create` fails like this.
@@ -47,7 +50,12 @@ impl Fake {
     /// Ends a container as if its program had.
     pub fn end(&self, id: &InstanceId, code: i32, signal: Option<i32>, oom: bool) {
         if let Some(container) = self.lock().containers.get(id) {
-            container.exit.send_replace(Some(Exit { code, signal, oom, at: UnixMs(0) }));
+            container.exit.send_replace(Some(Exit {
+                code,
+                signal,
+                oom,
+                at: UnixMs(0),
+            }));
         }
     }
 
@@ -76,9 +84,17 @@ impl Runtime for Fake {
         inner.last_pid += 1;
         let pid = inner.last_pid;
         let exit = watch::Sender::new(None);
-        let container = Container { spec: spec.clone(), pid, started: false, exit };
+        let container = Container {
+            spec: spec.clone(),
+            pid,
+            started: false,
+            exit,
+        };
         inner.containers.insert(spec.id.clone(), container);
-        Ok(Handle { id: spec.id.clone(), pid })
+        Ok(Handle {
+            id: spec.id.clone(),
+            pid,
+        })
     }
 
     async fn start(&self, id: &InstanceId) -> Result<(), RuntimeError> {
@@ -103,7 +119,11 @@ impl Runtime for Fake {
             .get(id)
             .map(|container| container.exit.subscribe())
             .ok_or_else(unknown)?;
-        let exit = ended.wait_for(Option::is_some).await.map_err(|_| unknown())?.clone();
+        let exit = ended
+            .wait_for(Option::is_some)
+            .await
+            .map_err(|_| unknown())?
+            .clone();
         exit.ok_or_else(unknown)
     }
 
@@ -123,7 +143,13 @@ impl Runtime for Fake {
                 (None, false) => AdoptedState::Created,
             };
             let pid = exit.is_none().then_some(container.pid);
-            Adopted { id: id.clone(), spec: Some(container.spec.clone()), state, pid, exit }
+            Adopted {
+                id: id.clone(),
+                spec: Some(container.spec.clone()),
+                state,
+                pid,
+                exit,
+            }
         });
         Ok(adopted.collect())
     }

@@ -60,15 +60,23 @@ impl Follower {
     /// Follows the log in `folder` from its end.
     #[must_use]
     pub fn from_end(folder: &Path) -> Self {
-        let (inode, offset) = std::fs::metadata(folder.join(LOG))
-            .map_or((0, 0), |meta| (meta.ino(), meta.len()));
-        Self { folder: folder.to_owned(), inode, offset }
+        let (inode, offset) =
+            std::fs::metadata(folder.join(LOG)).map_or((0, 0), |meta| (meta.ino(), meta.len()));
+        Self {
+            folder: folder.to_owned(),
+            inode,
+            offset,
+        }
     }
 
     /// Follows it from its first line.
     #[must_use]
     pub fn from_start(folder: &Path) -> Self {
-        Self { folder: folder.to_owned(), inode: 0, offset: 0 }
+        Self {
+            folder: folder.to_owned(),
+            inode: 0,
+            offset: 0,
+        }
     }
 
     /// What has come since. Never waits.
@@ -77,7 +85,9 @@ impl Follower {
     /// A log that is there but cannot be read.
     pub fn next_lines(&mut self) -> io::Result<Vec<LogLine>> {
         let mut lines = Vec::new();
-        let Some(current) = open(&self.folder.join(LOG))? else { return Ok(lines) };
+        let Some(current) = open(&self.folder.join(LOG))? else {
+            return Ok(lines);
+        };
         let inode = current.metadata()?.ino();
         if inode != self.inode {
             // The rest of the file that was put away, if it is the one we read.

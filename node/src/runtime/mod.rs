@@ -25,7 +25,7 @@ use async_trait::async_trait;
 use scheduler::model::{Exit, FailReason, InstanceId};
 
 pub use shims::{Shims, ShimsConfig};
-pub use spec::{BindMount, ContainerSpec, DEFAULT_PIDS, parse_signal};
+pub use spec::{BindMount, ContainerSpec, DEFAULT_PIDS, is_safe_id, parse_signal};
 pub use wire::{FailCode, Failure};
 
 /// What runs containers.
@@ -103,9 +103,17 @@ pub enum RuntimeError {
     #[error("there is a container {0} already")]
     Exists(InstanceId),
     #[error("{what} of container {id}: {source}")]
-    Io { id: InstanceId, what: &'static str, source: io::Error },
+    Io {
+        id: InstanceId,
+        what: &'static str,
+        source: io::Error,
+    },
     #[error("the shim of container {id} did not answer within {waited:?} ({what})")]
-    Deadline { id: InstanceId, what: &'static str, waited: Duration },
+    Deadline {
+        id: InstanceId,
+        what: &'static str,
+        waited: Duration,
+    },
     #[error("the shim of container {0} said something unreadable")]
     Unreadable(InstanceId),
     #[error("the folder of instances cannot be read: {0}")]
@@ -118,7 +126,10 @@ impl RuntimeError {
     pub fn reason(&self) -> FailReason {
         match self {
             Self::Failed(failure) => failure.reason(),
-            other => FailReason { code: "Runtime".to_owned(), message: other.to_string() },
+            other => FailReason {
+                code: "Runtime".to_owned(),
+                message: other.to_string(),
+            },
         }
     }
 }

@@ -18,7 +18,10 @@ impl Process {
     /// The process now running under `pid`.
     #[must_use]
     pub fn of(pid: i32) -> Option<Self> {
-        Some(Self { pid, started: start_time(pid)? })
+        Some(Self {
+            pid,
+            started: start_time(pid)?,
+        })
     }
 
     #[must_use]
@@ -60,7 +63,13 @@ mod tests {
     fn a_process_is_its_number_and_its_start() {
         let me = Process::of(std::process::id().cast_signed()).unwrap();
         assert!(me.is_alive());
-        assert!(!Process { started: me.started + 1, ..me }.is_alive());
+        assert!(
+            !Process {
+                started: me.started + 1,
+                ..me
+            }
+            .is_alive()
+        );
         assert_eq!(Process::of(-1), None);
     }
 }

@@ -15,7 +15,12 @@ use libcontainer::oci_spec::runtime::{
 const CLONE_NAMESPACES: u64 = 0x7E02_0000;
 
 /// Socket families containers get: unix, IPv4, IPv6 and netlink (which libc's `getifaddrs` needs).
-const SOCKET_FAMILIES: [i32; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
+const SOCKET_FAMILIES: [i32; 4] = [
+    libc::AF_UNIX,
+    libc::AF_INET,
+    libc::AF_INET6,
+    libc::AF_NETLINK,
+];
 
 /// The personalities that only query or ask for plain Linux.
 const PERSONALITIES: [u64; 5] = [0, 0x0008, 0x0002_0000, 0x0002_0008, 0xFFFF_FFFF];
@@ -25,23 +30,51 @@ const PERSONALITIES: [u64; 5] = [0, 0x0008, 0x0002_0000, 0x0002_0008, 0xFFFF_FFF
 /// # Errors
 /// Never for this table; the builders' signature says it could.
 pub fn profile() -> Result<LinuxSeccomp, OciSpecError> {
-    let mut rules = vec![rule(ALLOWED, LinuxSeccompAction::ScmpActAllow, None, Vec::new())?];
+    let mut rules = vec![rule(
+        ALLOWED,
+        LinuxSeccompAction::ScmpActAllow,
+        None,
+        Vec::new(),
+    )?];
     rules.push(rule(
         &["clone"],
         LinuxSeccompAction::ScmpActAllow,
         None,
-        vec![argument(LinuxSeccompOperator::ScmpCmpMaskedEq, CLONE_NAMESPACES, Some(0))?],
+        vec![argument(
+            LinuxSeccompOperator::ScmpCmpMaskedEq,
+            CLONE_NAMESPACES,
+            Some(0),
+        )?],
     )?);
     // Its flags are behind a pointer a filter cannot follow; with ENOSYS libc falls back to clone.
     let enosys = u32::try_from(libc::ENOSYS).ok();
-    rules.push(rule(&["clone3"], LinuxSeccompAction::ScmpActErrno, enosys, Vec::new())?);
+    rules.push(rule(
+        &["clone3"],
+        LinuxSeccompAction::ScmpActErrno,
+        enosys,
+        Vec::new(),
+    )?);
     for family in SOCKET_FAMILIES {
-        let equal = argument(LinuxSeccompOperator::ScmpCmpEq, family.unsigned_abs().into(), None)?;
-        rules.push(rule(&["socket"], LinuxSeccompAction::ScmpActAllow, None, vec![equal])?);
+        let equal = argument(
+            LinuxSeccompOperator::ScmpCmpEq,
+            family.unsigned_abs().into(),
+            None,
+        )?;
+        rules.push(rule(
+            &["socket"],
+            LinuxSeccompAction::ScmpActAllow,
+            None,
+            vec![equal],
+        )?);
     }
     for personality in PERSONALITIES {
         let equal = argument(LinuxSeccompOperator::ScmpCmpEq, personality, None)?;
-        rules.push(rule(&["personality"], LinuxSeccompAction::ScmpActAllow, None, vec![equal])?);
+        rules.push(rule(
+            &["personality"],
+            LinuxSeccompAction::ScmpActAllow,
+            None,
+            vec![equal],
+        )?);
     }
     LinuxSeccompBuilder::default()
         .default_action(LinuxSeccompAction::ScmpActErrno)
@@ -72,7 +105,10 @@ fn argument(
     value: u64,
     value_two: Option<u64>,
 ) -> Result<LinuxSeccompArg, OciSpecError> {
-    let builder = LinuxSeccompArgBuilder::default().index(0usize).op(op).value(value);
+    let builder = LinuxSeccompArgBuilder::default()
+        .index(0usize)
+        .op(op)
+        .value(value);
     match value_two {
         Some(two) => builder.value_two(two).build(),
         None => builder.build(),
@@ -134,12 +170,39 @@ mod tests {
         let profile = profile().unwrap();
         assert_eq!(profile.default_action(), LinuxSeccompAction::ScmpActErrno);
         for name in [
-            "keyctl", "add_key", "request_key", "bpf", "perf_event_open", "userfaultfd",
-            "io_uring_setup", "io_uring_enter", "io_uring_register", "unshare", "setns", "mount",
-            "umount2", "move_mount", "open_tree", "fsopen", "fsmount", "mount_setattr",
-            "pivot_root", "ptrace", "process_vm_writev", "kexec_load", "kexec_file_load",
-            "open_by_handle_at", "init_module", "finit_module", "reboot", "swapon",
-            "settimeofday", "clock_settime", "chroot", "syslog", "quotactl",
+            "keyctl",
+            "add_key",
+            "request_key",
+            "bpf",
+            "perf_event_open",
+            "userfaultfd",
+            "io_uring_setup",
+            "io_uring_enter",
+            "io_uring_register",
+            "unshare",
+            "setns",
+            "mount",
+            "umount2",
+            "move_mount",
+            "open_tree",
+            "fsopen",
+            "fsmount",
+            "mount_setattr",
+            "pivot_root",
+            "ptrace",
+            "process_vm_writev",
+            "kexec_load",
+            "kexec_file_load",
+            "open_by_handle_at",
+            "init_module",
+            "finit_module",
+            "reboot",
+            "swapon",
+            "settimeofday",
+            "clock_settime",
+            "chroot",
+            "syslog",
+            "quotactl",
         ] {
             let allowed = profile.syscalls().iter().flatten().any(|rule| {
                 rule.action() == LinuxSeccompAction::ScmpActAllow

@@ -44,7 +44,10 @@ impl ShimsConfig {
     #[must_use]
     pub fn new(instances: impl Into<PathBuf>) -> Self {
         // Through /proc the binary is found even after an upgrade replaced it.
-        Self { instances: instances.into(), binary: PathBuf::from("/proc/self/exe") }
+        Self {
+            instances: instances.into(),
+            binary: PathBuf::from("/proc/self/exe"),
+        }
     }
 }
 
@@ -71,11 +74,17 @@ impl Shims {
     }
 
     fn remember(&self, id: &InstanceId, pid: i32) {
-        self.pids.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), pid);
+        self.pids
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id.clone(), pid);
     }
 
     fn forget(&self, id: &InstanceId) {
-        self.pids.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.pids
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(id);
     }
 
     /// Starts a shim and waits for its report.
@@ -94,14 +103,17 @@ impl Shims {
             .map_err(failed(id, "starting the shim"))?;
         let mut line = String::new();
         if let Some(report) = child.stdout.take() {
-            report
-                .take(MAX_LINE)
-                .read_to_string(&mut line)
+            // One line, not to its end: others may hold the pipe open.
+            BufReader::new(report.take(MAX_LINE))
+                .read_line(&mut line)
                 .await
                 .map_err(failed(id, "reading the shim's report"))?;
         }
         // What we started left at once; the shim is its child.
-        child.wait().await.map_err(failed(id, "reaping the shim's parent"))?;
+        child
+            .wait()
+            .await
+            .map_err(failed(id, "reaping the shim's parent"))?;
         match serde_json::from_str(&line) {
             Ok(Reply::State(state)) => Ok(state),
             Ok(Reply::Refused(failure)) => Err(failure.into()),
@@ -111,10 +123,20 @@ impl Shims {
 
     async fn call(&self, id: &InstanceId, request: &Request) -> Result<ShimState, RuntimeError> {
         let what = describe(request);
-        let limit = if *request == Request::Delete { DELETE_DEADLINE } else { CALL_DEADLINE };
+        let limit = if *request == Request::Delete {
+            DELETE_DEADLINE
+        } else {
+            CALL_DEADLINE
+        };
         timeout(limit, call(id, &self.folder(id), request))
             .await
-            .unwrap_or_else(|_| Err(RuntimeError::Deadline { id: id.clone(), what, waited: limit }))
+            .unwrap_or_else(|_| {
+                Err(RuntimeError::Deadline {
+                    id: id.clone(),
+                    what,
+                    waited: limit,
+                })
+            })
     }
 }
 
@@ -122,7 +144,8 @@ impl Shims {
 impl Runtime for Shims {
     async fn create(&self, spec: &ContainerSpec) -> Result<Handle, RuntimeError> {
         let id = &spec.id;
-        spec.check().map_err(|message| Failure::new(FailCode::BadSpec, message))?;
+        spec.check()
+            .map_err(|message| Failure::new(FailCode::BadSpec, message))?;
         let _one = self.creates.acquire().await;
         let folder = self.folder(id);
         make_folder(&folder).map_err(failed(id, "making the folder"))?;
@@ -130,15 +153,25 @@ impl Runtime for Shims {
             return Err(RuntimeError::Exists(id.clone()));
         }
         // A crash of the machine ends the container too: no fsync.
-        let text = serde_json::to_vec(spec).map_err(|e| failed(id, "writing the spec")(e.into()))?;
+        let text =
+            serde_json::to_vec(spec).map_err(|e| failed(id, "writing the spec")(e.into()))?;
         fs::write(folder.join(SPEC), text).map_err(failed(id, "writing the spec"))?;
-        let made = timeout(CREATE_DEADLINE, self.spawn(id, &folder)).await.unwrap_or_else(|_| {
-            Err(RuntimeError::Deadline { id: id.clone(), what: "create", waited: CREATE_DEADLINE })
-        });
+        let made = timeout(CREATE_DEADLINE, self.spawn(id, &folder))
+            .await
+            .unwrap_or_else(|_| {
+                Err(RuntimeError::Deadline {
+                    id: id.clone(),
+                    what: "create",
+                    waited: CREATE_DEADLINE,
+                })
+            });
         match made {
             Ok(state) => {
                 self.remember(id, state.pid);
-                Ok(Handle { id: id.clone(), pid: state.pid })
+                Ok(Handle {
+                    id: id.clone(),
+                    pid: state.pid,
+                })
             }
             Err(error) => {
                 let spec = spec.clone();
@@ -162,7 +195,10 @@ impl Runtime for Shims {
     async fn exit(&self, id: &InstanceId) -> Result<Exit, RuntimeError> {
         let folder = self.folder(id);
         let answered = call(id, &folder, &Request::Wait).await;
-        if let Ok(ShimState { exit: Some(exit), .. }) = answered {
+        if let Ok(ShimState {
+            exit: Some(exit), ..
+        }) = answered
+        {
             return Ok(exit);
         }
         // The shim is gone. The record is there, or the container goes with it.
@@ -170,7 +206,10 @@ impl Runtime for Shims {
             return Err(RuntimeError::Unknown(id.clone()));
         }
         let ended = tokio::task::spawn_blocking(move || adopt::end_orphan(&folder)).await;
-        ended.ok().flatten().ok_or_else(|| RuntimeError::Unknown(id.clone()))
+        ended
+            .ok()
+            .flatten()
+            .ok_or_else(|| RuntimeError::Unknown(id.clone()))
     }
 
     async fn delete(&self, id: &InstanceId) -> Result<(), RuntimeError> {
@@ -195,7 +234,9 @@ impl Runtime for Shims {
         let mut all = Vec::new();
         for entry in fs::read_dir(&self.config.instances).map_err(RuntimeError::Folder)? {
             let entry = entry.map_err(RuntimeError::Folder)?;
-            let Ok(name) = entry.file_name().into_string() else { continue };
+            let Ok(name) = entry.file_name().into_string() else {
+                continue;
+            };
             if is_safe_id(&name) && entry.file_type().is_ok_and(|t| t.is_dir()) {
                 all.push(self.adopt_one(InstanceId(name), entry.path()).await);
             }
@@ -205,7 +246,11 @@ impl Runtime for Shims {
     }
 
     fn pid(&self, id: &InstanceId) -> Option<i32> {
-        self.pids.lock().unwrap_or_else(PoisonError::into_inner).get(id).copied()
+        self.pids
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(id)
+            .copied()
     }
 
     fn folder(&self, id: &InstanceId) -> PathBuf {
@@ -218,9 +263,16 @@ impl Shims {
         let spec: Option<ContainerSpec> = wire::read_record(&folder, SPEC);
         let Ok(shim) = self.call(&id, &Request::State).await else {
             let orphan = spec.clone();
-            let found = tokio::task::spawn_blocking(move || adopt::orphan(&folder, orphan.as_ref()));
+            let found =
+                tokio::task::spawn_blocking(move || adopt::orphan(&folder, orphan.as_ref()));
             let (state, exit) = found.await.unwrap_or((AdoptedState::Leftover, None));
-            return Adopted { id, spec, state, pid: None, exit };
+            return Adopted {
+                id,
+                spec,
+                state,
+                pid: None,
+                exit,
+            };
         };
         let (state, pid) = match shim.phase {
             Phase::Created => (AdoptedState::Created, Some(shim.pid)),
@@ -230,12 +282,22 @@ impl Shims {
         if let Some(pid) = pid {
             self.remember(&id, pid);
         }
-        Adopted { id, spec, state, pid, exit: shim.exit }
+        Adopted {
+            id,
+            spec,
+            state,
+            pid,
+            exit: shim.exit,
+        }
     }
 }
 
 /// One request on a connection of its own; waits as long as the shim does.
-async fn call(id: &InstanceId, folder: &Path, request: &Request) -> Result<ShimState, RuntimeError> {
+async fn call(
+    id: &InstanceId,
+    folder: &Path,
+    request: &Request,
+) -> Result<ShimState, RuntimeError> {
     if !is_safe_id(&id.0) {
         return Err(RuntimeError::Unknown(id.clone()));
     }
@@ -249,7 +311,12 @@ async fn call(id: &InstanceId, folder: &Path, request: &Request) -> Result<ShimS
     stream.write_all(&line).await.map_err(failed(id, what))?;
     let mut answer = String::new();
     let mut reader = BufReader::new(stream.take(MAX_LINE));
-    if reader.read_line(&mut answer).await.map_err(failed(id, what))? == 0 {
+    if reader
+        .read_line(&mut answer)
+        .await
+        .map_err(failed(id, what))?
+        == 0
+    {
         let gone = io::Error::new(io::ErrorKind::UnexpectedEof, "the shim is gone");
         return Err(failed(id, what)(gone));
     }
@@ -270,7 +337,10 @@ async fn connect(folder: &Path) -> io::Result<UnixStream> {
 }
 
 fn make_folder(path: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
 }
 
 fn describe(request: &Request) -> &'static str {
@@ -296,8 +366,10 @@ fn died(id: &InstanceId, folder: &Path) -> RuntimeError {
     let message = if said.is_empty() {
         format!("the shim of {id} ended without a word")
     } else {
-        format!("the shim of {id} ended: {}", &said[said.floor_char_boundary(said.len().saturating_sub(500))..])
+        format!(
+            "the shim of {id} ended: {}",
+            &said[said.floor_char_boundary(said.len().saturating_sub(500))..]
+        )
     };
     Failure::new(FailCode::CreateContainer, message).into()
 }
-

@@ -95,17 +95,28 @@ impl ContainerSpec {
         if self.args.first().is_none_or(String::is_empty) {
             return Err("no command: neither the image nor the service names one".to_owned());
         }
-        let texts = self.args.iter().chain(self.env.iter().flat_map(|(k, v)| [k, v]));
+        let texts = self
+            .args
+            .iter()
+            .chain(self.env.iter().flat_map(|(k, v)| [k, v]));
         if texts.into_iter().any(|t| t.contains('\0')) {
             return Err("a command or an environment variable holds a NUL byte".to_owned());
         }
-        if let Some((name, _)) = self.env.iter().find(|(k, _)| k.is_empty() || k.contains('=')) {
+        if let Some((name, _)) = self
+            .env
+            .iter()
+            .find(|(k, _)| k.is_empty() || k.contains('='))
+        {
             return Err(format!("`{name}` cannot name an environment variable"));
         }
         if !is_plain_absolute(&self.cgroup) {
             return Err(format!("`{}` is no cgroup path", self.cgroup.display()));
         }
-        if let Some(m) = self.mounts.iter().find(|m| !is_plain_absolute(&m.destination)) {
+        if let Some(m) = self
+            .mounts
+            .iter()
+            .find(|m| !is_plain_absolute(&m.destination))
+        {
             return Err(format!("`{}` is no mount path", m.destination.display()));
         }
         Ok(())
@@ -121,7 +132,9 @@ pub fn is_safe_id(id: &str) -> bool {
     !id.is_empty()
         && id.len() <= 128
         && !id.starts_with(['.', '-'])
-        && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+        && id
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
 }
 
 /// Absolute, not the root itself, and free of `.` and `..`.
@@ -142,10 +155,17 @@ pub fn parse_signal(text: &str) -> Option<i32> {
     let upper = text.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
     if let Some(rest) = name.strip_prefix("RTMIN") {
-        let offset = if rest.is_empty() { 0 } else { rest.strip_prefix('+')?.parse::<i32>().ok()? };
+        let offset = if rest.is_empty() {
+            0
+        } else {
+            rest.strip_prefix('+')?.parse::<i32>().ok()?
+        };
         return (0..=30).contains(&offset).then_some(34 + offset);
     }
-    SIGNALS.iter().find(|(n, _)| *n == name).map(|(_, number)| *number)
+    SIGNALS
+        .iter()
+        .find(|(n, _)| *n == name)
+        .map(|(_, number)| *number)
 }
 
 const SIGNALS: &[(&str, i32)] = &[

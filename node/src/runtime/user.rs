@@ -24,9 +24,17 @@ pub struct Resolved {
 /// # Errors
 /// A sentence naming the user or group the image does not have.
 pub fn resolve(rootfs: &Path, user: &str) -> Result<Resolved, String> {
-    let root = Root::open(rootfs)
-        .map_err(|e| format!("the root filesystem {} cannot be read: {e}", rootfs.display()))?;
-    resolve_in(&read(&root, "/etc/passwd"), &read(&root, "/etc/group"), user)
+    let root = Root::open(rootfs).map_err(|e| {
+        format!(
+            "the root filesystem {} cannot be read: {e}",
+            rootfs.display()
+        )
+    })?;
+    resolve_in(
+        &read(&root, "/etc/passwd"),
+        &read(&root, "/etc/group"),
+        user,
+    )
 }
 
 fn read(root: &Root, path: &str) -> String {
@@ -56,7 +64,12 @@ fn entries(passwd: &str) -> impl Iterator<Item = Entry<'_>> {
         let uid = fields.nth(1)?.parse().ok()?;
         let gid = fields.next()?.parse().ok()?;
         let home = fields.nth(1).unwrap_or("");
-        Some(Entry { name, uid, gid, home })
+        Some(Entry {
+            name,
+            uid,
+            gid,
+            home,
+        })
     })
 }
 
@@ -87,7 +100,9 @@ fn resolve_in(passwd: &str, group: &str, user: &str) -> Result<Resolved, String>
         None | Some("") => entry.as_ref().map_or(0, |e| e.gid),
         Some(which) => match groups(group).find(|(name, ..)| *name == which) {
             Some((_, gid, _)) => gid,
-            None => which.parse().map_err(|_| format!("the image has no group `{which}`"))?,
+            None => which
+                .parse()
+                .map_err(|_| format!("the image has no group `{which}`"))?,
         },
     };
     // Like Docker: the groups the user is listed in count only when no group was named.
@@ -99,8 +114,17 @@ fn resolve_in(passwd: &str, group: &str, user: &str) -> Result<Resolved, String>
                 .map(|(_, gid, _)| gid),
         );
     }
-    let home = entry.map(|e| e.home).filter(|h| h.starts_with('/')).unwrap_or("/").to_owned();
-    Ok(Resolved { uid, gid, groups: extra, home })
+    let home = entry
+        .map(|e| e.home)
+        .filter(|h| h.starts_with('/'))
+        .unwrap_or("/")
+        .to_owned();
+    Ok(Resolved {
+        uid,
+        gid,
+        groups: extra,
+        home,
+    })
 }
 
 #[cfg(test)]
@@ -126,12 +150,14 @@ mod tests {
         for (user, want) in table {
             let got = resolve_in(PASSWD, GROUP, user);
             let want = want
-                .map(|(uid, gid, groups, home): (u32, u32, Vec<u32>, &str)| Resolved {
-                    uid,
-                    gid,
-                    groups,
-                    home: home.to_owned(),
-                })
+                .map(
+                    |(uid, gid, groups, home): (u32, u32, Vec<u32>, &str)| Resolved {
+                        uid,
+                        gid,
+                        groups,
+                        home: home.to_owned(),
+                    },
+                )
                 .map_err(str::to_owned);
             assert_eq!(got, want, "{user}");
         }

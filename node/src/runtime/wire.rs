@@ -94,13 +94,19 @@ pub struct Failure {
 impl Failure {
     #[must_use]
     pub fn new(code: FailCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self {
+            code,
+            message: message.into(),
+        }
     }
 
     /// As instances report it.
     #[must_use]
     pub fn reason(&self) -> FailReason {
-        FailReason { code: self.code.to_string(), message: self.message.clone() }
+        FailReason {
+            code: self.code.to_string(),
+            message: self.message.clone(),
+        }
     }
 }
 

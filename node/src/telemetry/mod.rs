@@ -10,12 +10,20 @@ pub fn init(configured: &str) {
         Ok(filter) => (filter, None),
         Err(error) => (EnvFilter::new("info"), Some(error)),
     };
-    let quiet = ["chitchat=warn", "openraft=warn", "quinn=warn", "hickory_server=warn"];
+    let quiet = [
+        "chitchat=warn",
+        "openraft=warn",
+        "quinn=warn",
+        "hickory_server=warn",
+    ];
     let filter = quiet
         .iter()
         .filter_map(|directive| directive.parse().ok())
         .fold(filter, EnvFilter::add_directive);
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
     if let Some(error) = complaint {
         tracing::warn!(%error, filter = wanted, "the log filter does not parse; using info");
     }

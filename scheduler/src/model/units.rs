@@ -7,7 +7,9 @@ use std::time::Duration;
 pub enum UnitError {
     #[error("`{0}` is not a duration: write a number and ms, s, m or h, like 30s")]
     Duration(String),
-    #[error("`{0}` is not an amount of bytes: write a number and Ki, Mi, Gi, KB, MB or GB, like 256Mi")]
+    #[error(
+        "`{0}` is not an amount of bytes: write a number and Ki, Mi, Gi, KB, MB or GB, like 256Mi"
+    )]
     Bytes(String),
     #[error("`{0}` is not an amount of cpu: write cores like 0.5 or millicores like 500m")]
     Cpu(String),
@@ -25,7 +27,9 @@ pub fn duration(text: &str) -> Result<Duration, UnitError> {
         let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
         let number: u64 = rest[..digits].parse().map_err(|_| wrong())?;
         rest = &rest[digits..];
-        let letters = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let letters = rest
+            .find(|c: char| c.is_ascii_digit())
+            .unwrap_or(rest.len());
         let millis = match &rest[..letters] {
             "ms" => 1,
             "s" => 1_000,
@@ -33,7 +37,10 @@ pub fn duration(text: &str) -> Result<Duration, UnitError> {
             "h" => 3_600_000,
             _ => return Err(wrong()),
         };
-        let part = number.checked_mul(millis).map(Duration::from_millis).ok_or_else(wrong)?;
+        let part = number
+            .checked_mul(millis)
+            .map(Duration::from_millis)
+            .ok_or_else(wrong)?;
         total = total.checked_add(part).ok_or_else(wrong)?;
         rest = &rest[letters..];
     }
@@ -44,7 +51,9 @@ pub fn duration(text: &str) -> Result<Duration, UnitError> {
 pub fn bytes(text: &str) -> Result<u64, UnitError> {
     let wrong = || UnitError::Bytes(text.chars().take(40).collect());
     let text = text.trim();
-    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let split = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     let number: u64 = text[..split].parse().map_err(|_| wrong())?;
     let factor: u64 = match text[split..].trim().trim_end_matches('B') {
         "" => 1,
@@ -74,7 +83,10 @@ pub fn cpu_millis(text: &str) -> Result<u32, UnitError> {
     }
     let whole: u32 = whole.parse().map_err(|_| wrong())?;
     let fraction: u32 = format!("{fraction:0<3}").parse().map_err(|_| wrong())?;
-    whole.checked_mul(1000).and_then(|w| w.checked_add(fraction)).ok_or_else(wrong)
+    whole
+        .checked_mul(1000)
+        .and_then(|w| w.checked_add(fraction))
+        .ok_or_else(wrong)
 }
 
 #[cfg(test)]
@@ -83,8 +95,12 @@ mod tests {
 
     #[test]
     fn durations() {
-        for (text, millis) in [("250ms", 250), ("30s", 30_000), ("1m30s", 90_000), ("1h", 3_600_000)]
-        {
+        for (text, millis) in [
+            ("250ms", 250),
+            ("30s", 30_000),
+            ("1m30s", 90_000),
+            ("1h", 3_600_000),
+        ] {
             assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
         }
         for bad in ["", "30", "s", "-1s", "1.5s", "1d", "99999999999999999999s"] {
@@ -94,8 +110,12 @@ mod tests {
 
     #[test]
     fn byte_amounts() {
-        for (text, n) in [("0", 0), ("64MiB", 64 << 20), ("256Mi", 256 << 20), ("1GB", 1_000_000_000)]
-        {
+        for (text, n) in [
+            ("0", 0),
+            ("64MiB", 64 << 20),
+            ("256Mi", 256 << 20),
+            ("1GB", 1_000_000_000),
+        ] {
             assert_eq!(bytes(text), Ok(n), "{text}");
         }
         for bad in ["", "Mi", "1.5Gi", "1X", "99999999999Ti"] {
@@ -105,7 +125,13 @@ mod tests {
 
     #[test]
     fn cpu_amounts() {
-        for (text, n) in [("0.5", 500), ("2", 2000), ("250m", 250), ("0.25", 250), ("1.", 1000)] {
+        for (text, n) in [
+            ("0.5", 500),
+            ("2", 2000),
+            ("250m", 250),
+            ("0.25", 250),
+            ("1.", 1000),
+        ] {
             assert_eq!(cpu_millis(text), Ok(n), "{text}");
         }
         for bad in ["", "m", ".5x", "-1", "0.0001", "5000000"] {

@@ -4,6 +4,7 @@
 
 mod log;
 mod machine;
+mod record;
 #[cfg(test)]
 mod tests;
 
@@ -15,12 +16,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::{Database, ReadableDatabase, ReadableTable, Table, TableDefinition};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
-use sha2::{Digest, Sha256};
 
 pub(super) use self::log::LogStore;
 pub(super) use self::machine::Machine;
+use self::record::{decode_entry, encode, seal, unseal};
 use super::types::{Entry, LogId, SnapshotMeta, Vote};
 
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
@@ -40,8 +40,6 @@ const NEWCOMER: &str = "newcomer";
 const FORMAT_VERSION: u32 = 1;
 /// redb would take a gigabyte by default; log and snapshot are a few megabytes.
 const CACHE_BYTES: usize = 16 << 20;
-/// Bytes of SHA-256 before every value: redb does not check pages on ordinary reads.
-const SEAL_BYTES: usize = 8;
 
 /// Why the store cannot be opened or used. None of them is ever healed by starting empty: an empty
 /// voter could help to elect a leader that lacks acknowledged writes.
@@ -368,44 +366,5 @@ fn io_error(path: &Path, source: io::Error) -> StoreError {
     StoreError::Io {
         path: path.to_owned(),
         source,
-    }
-}
-
-fn decode_entry(index: u64, value: &[u8]) -> Result<Entry, StoreError> {
-    let what = format!("log {index}");
-    let entry: Entry =
-        serde_json::from_slice(unseal(&what, value)?).map_err(|why| corrupt(&what, why))?;
-    if entry.log_id.index == index {
-        Ok(entry)
-    } else {
-        Err(corrupt(
-            what,
-            format!("it says it is {}", entry.log_id.index),
-        ))
-    }
-}
-
-/// A record as it lies in the file: checksum, then JSON.
-fn encode<T: Serialize>(what: &str, value: &T) -> Result<Vec<u8>, StoreError> {
-    serde_json::to_vec(value)
-        .map(|text| seal(&text))
-        .map_err(|why| corrupt(what, why))
-}
-
-fn seal(bytes: &[u8]) -> Vec<u8> {
-    let mut sealed = Vec::with_capacity(SEAL_BYTES + bytes.len());
-    sealed.extend_from_slice(&Sha256::digest(bytes)[..SEAL_BYTES]);
-    sealed.extend_from_slice(bytes);
-    sealed
-}
-
-fn unseal<'a>(what: &str, sealed: &'a [u8]) -> Result<&'a [u8], StoreError> {
-    let Some((sum, bytes)) = sealed.split_at_checked(SEAL_BYTES) else {
-        return Err(corrupt(what, "too short for a checksum"));
-    };
-    if Sha256::digest(bytes)[..SEAL_BYTES] == *sum {
-        Ok(bytes)
-    } else {
-        Err(corrupt(what, "the checksum does not match"))
     }
 }

@@ -5,7 +5,12 @@ use std::time::Duration;
 use futures::future::join_all;
 use tokio::time::Instant;
 
+use openraft::raft::VoteRequest;
+use scheduler::model::NodeId;
+
 use super::world::*;
+use crate::consensus::types::Vote;
+use crate::consensus::wire::{self, Request, Response};
 use crate::consensus::{Part, ProposeError, ReadError, Registry, Tuning};
 
 async fn propose_many(at: &[Registry], numbers: std::ops::Range<u64>) -> Vec<u64> {
@@ -260,4 +265,56 @@ async fn a_revoked_voter_is_removed() {
     until("two voters", || registries[0].status().voters.len() == 2).await;
     world.kill(&registries[2]).await;
     assert_eq!(propose_many(&registries[..2], 0..10).await.len(), 10);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_from_outside_is_checked() {
+    let world = World::new(Tuning::default());
+    let registry = world.found().await;
+    let before = registry.status();
+    let vote = VoteRequest::new(Vote::new(9, 7), None);
+    let spoofed = VoteRequest::new(Vote::new(9, 1), None);
+    let nonsense = vec!["{\"at\":0,\"action\":\"Explode\"}".to_owned()];
+    let huge = vec!["x".repeat((1 << 20) + 1)];
+    let many = vec!["{}".to_owned(); 300];
+    let propose = |commands| Request::Propose {
+        commands,
+        patience_millis: u64::MAX,
+    };
+    let requests = [
+        Request::Vote(vote),
+        Request::Vote(spoofed),
+        propose(nonsense),
+        propose(huge),
+        propose(many),
+    ];
+    for request in requests {
+        let bytes = wire::encode(&request, &[]).unwrap();
+        let answer = registry.on_message(NodeId(7), &bytes).await;
+        let (answer, _) = wire::decode::<Response>(&answer).unwrap();
+        assert!(matches!(answer, Response::Refused { .. }), "{answer:?}");
+    }
+    let answer = registry
+        .on_message(NodeId(7), b"\x01\xff\xff\xff\xff{")
+        .await;
+    assert!(matches!(
+        wire::decode::<Response>(&answer),
+        Ok((Response::Refused { .. }, _))
+    ));
+    assert_eq!(registry.status().term, before.term);
+    assert_eq!(propose_many(&[registry], 0..3).await.len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_of_one_restarts_twice() {
+    let world = World::new(Tuning::default());
+    let registry = world.found().await;
+    world.kill(&registry).await;
+    drop(registry);
+    let again = world.voter(1).await;
+    world.kill(&again).await;
+    drop(again);
+    let registry = world.voter(1).await;
+    until("it leads", || registry.status().part == Part::Leader).await;
+    assert_eq!(propose_many(&[registry], 0..3).await.len(), 3);
 }

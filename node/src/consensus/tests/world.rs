@@ -221,11 +221,17 @@ impl World {
             registries.push(self.voter(id).await);
         }
         for registry in &registries {
-            until("three voters", || {
-                let status = registry.status();
-                status.voters.len() == 3 && matches!(status.part, Part::Leader | Part::Voter)
-            })
-            .await;
+            // Past the joint configuration, in which the first two would both be needed.
+            let settled = || {
+                let metrics = registry.voter().unwrap().raft.metrics().borrow().clone();
+                let configs = metrics
+                    .membership_config
+                    .membership()
+                    .get_joint_config()
+                    .clone();
+                configs.len() == 1 && configs[0].len() == 3
+            };
+            until("three voters", settled).await;
         }
         registries
     }

@@ -4,7 +4,7 @@
 use std::error::Error;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -36,14 +36,35 @@ pub struct Built {
     pub stderr: OwnedFd,
 }
 
-/// Makes the container; `folder` is the instance's folder, which is also the working folder.
-pub fn container(spec: &ContainerSpec, folder: &Path) -> Result<Built, Failure> {
+/// Makes the container; `folder` is the instance's folder, which is also the working folder. The
+/// waiting program does not keep the descriptors in `private` open.
+pub fn container(
+    spec: &ContainerSpec,
+    folder: &Path,
+    private: [RawFd; 2],
+) -> Result<Built, Failure> {
+    if let Some(netns) = spec.netns.as_ref().filter(|path| !path.exists()) {
+        return Err(bad(
+            FailCode::Namespace,
+            format!("there is no {}", netns.display()),
+        ));
+    }
     let user = user::resolve(&spec.rootfs, &spec.user).map_err(|m| bad(FailCode::BadUser, m))?;
-    if let Some(name) = spec.add_capabilities.iter().find(|c| !bundle::may_add(c, user.uid)) {
-        return Err(bad(FailCode::BadCapability, format!("capability {name} is not given")));
+    if let Some(name) = spec
+        .add_capabilities
+        .iter()
+        .find(|c| !bundle::may_add(c, user.uid))
+    {
+        return Err(bad(
+            FailCode::BadCapability,
+            format!("capability {name} is not given"),
+        ));
     }
     let root = Root::open(&spec.rootfs).map_err(|e| {
-        bad(FailCode::BadRootfs, format!("{} cannot be opened: {e}", spec.rootfs.display()))
+        bad(
+            FailCode::BadRootfs,
+            format!("{} cannot be opened: {e}", spec.rootfs.display()),
+        )
     })?;
     let cwd = working_dir(&root, spec)?;
     command(&root, spec, &user, &cwd)?;
@@ -52,15 +73,23 @@ pub fn container(spec: &ContainerSpec, folder: &Path) -> Result<Built, Failure> 
     write_etc(spec).map_err(|e| bad(FailCode::CreateContainer, format!("{ETC}: {e}")))?;
     write_bundle(spec, &user, folder)
         .map_err(|e| bad(FailCode::CreateContainer, format!("{BUNDLE}: {e}")))?;
-    build(spec, &user, folder)
+    build(spec, &user, folder, Exec { private })
 }
 
 /// The folder the program starts in, made if missing. The kernel's own trees are no place: a
 /// descriptor's path there leads out of the container (CVE-2024-21626).
 fn working_dir(root: &Root, spec: &ContainerSpec) -> Result<PathBuf, Failure> {
     let cwd = bundle::working_dir(spec);
-    let refuse = |why: String| Err(bad(FailCode::BadWorkingDir, format!("{}: {why}", cwd.display())));
-    if ["/proc", "/sys", "/dev"].iter().any(|tree| cwd.starts_with(tree)) {
+    let refuse = |why: String| {
+        Err(bad(
+            FailCode::BadWorkingDir,
+            format!("{}: {why}", cwd.display()),
+        ))
+    };
+    if ["/proc", "/sys", "/dev"]
+        .iter()
+        .any(|tree| cwd.starts_with(tree))
+    {
         return refuse("not a folder to start a program in".to_owned());
     }
     match root.resolve(&cwd) {
@@ -86,11 +115,15 @@ fn command(root: &Root, spec: &ContainerSpec, user: &Resolved, cwd: &Path) -> Re
     let candidates: Vec<PathBuf> = if name.contains('/') {
         vec![cwd.join(name)]
     } else {
-        path.split(':').map(|folder| cwd.join(folder).join(name)).collect()
+        path.split(':')
+            .map(|folder| cwd.join(folder).join(name))
+            .collect()
     };
     let mut blocked = None;
     for candidate in candidates {
-        let Ok(handle) = root.resolve(&candidate) else { continue };
+        let Ok(handle) = root.resolve(&candidate) else {
+            continue;
+        };
         match File::from(OwnedFd::from(handle)).metadata() {
             Ok(meta) if meta.is_file() && meta.permissions().mode() & 0o111 != 0 => return Ok(()),
             _ => blocked = blocked.or(Some(candidate)),
@@ -101,9 +134,10 @@ fn command(root: &Root, spec: &ContainerSpec, user: &Resolved, cwd: &Path) -> Re
             FailCode::CommandNotExecutable,
             format!("`{name}`: {} is no executable file", path.display()),
         ),
-        None if name.contains('/') => {
-            bad(FailCode::CommandNotFound, format!("`{name}` is not in the image"))
-        }
+        None if name.contains('/') => bad(
+            FailCode::CommandNotFound,
+            format!("`{name}` is not in the image"),
+        ),
         None => bad(
             FailCode::CommandNotFound,
             format!("`{name}` is not in the image (searched {path})"),
@@ -158,7 +192,12 @@ fn write_bundle(spec: &ContainerSpec, user: &Resolved, folder: &Path) -> io::Res
     file.flush()
 }
 
-fn build(spec: &ContainerSpec, user: &Resolved, folder: &Path) -> Result<Built, Failure> {
+fn build(
+    spec: &ContainerSpec,
+    user: &Resolved,
+    folder: &Path,
+    exec: Exec,
+) -> Result<Built, Failure> {
     let other = |e: io::Error| bad(FailCode::CreateContainer, e.to_string());
     let (stdout, out) = pipe().map_err(other)?;
     let (stderr, err) = pipe().map_err(other)?;
@@ -172,13 +211,29 @@ fn build(spec: &ContainerSpec, user: &Resolved, folder: &Path) -> Result<Built, 
     pipe_signal(libc::SIG_DFL);
     let made = ContainerBuilder::new(spec.id.0.clone(), SyscallType::default())
         .with_root_path(folder.join(STATE))
-        .map(|builder| builder.with_executor(Exec).with_stdin(null).with_stdout(out).with_stderr(err))
-        .and_then(|builder| builder.as_init(folder.join(BUNDLE)).with_systemd(false).build());
+        .map(|builder| {
+            builder
+                .with_executor(exec)
+                .with_stdin(null)
+                .with_stdout(out)
+                .with_stderr(err)
+        })
+        .and_then(|builder| {
+            builder
+                .as_init(folder.join(BUNDLE))
+                .with_systemd(false)
+                .build()
+        });
     pipe_signal(libc::SIG_IGN);
-    let container = made.map_err(|error| classify(&error))?;
+    let container = made.map_err(|error| classify(&error, &said(stderr.as_fd())))?;
     bound_swap(spec);
     let pid = container.pid().map_or(0, nix_pid);
-    Ok(Built { container, pid, stdout, stderr })
+    Ok(Built {
+        container,
+        pid,
+        stdout,
+        stderr,
+    })
 }
 
 /// libcontainer speaks of pids in a type of a crate we do not otherwise need.
@@ -203,8 +258,16 @@ fn bound_swap(spec: &ContainerSpec) {
     }
 }
 
-/// Gives libcontainer's refusal a name. The text is the only thing that comes from its child.
-fn classify(error: &dyn Error) -> Failure {
+/// What libcontainer's child said before it gave up: the error it sends has lost its causes.
+fn said(stderr: BorrowedFd<'_>) -> String {
+    let mut buffer = vec![0; 4096];
+    let count = rustix::io::read(stderr, &mut buffer).unwrap_or(0);
+    buffer.truncate(count);
+    String::from_utf8_lossy(&buffer).trim().replace('\n', "; ")
+}
+
+/// Gives libcontainer's refusal a name. Text is the only thing that comes from its child.
+fn classify(error: &dyn Error, said: &str) -> Failure {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -214,10 +277,16 @@ fn classify(error: &dyn Error) -> Failure {
         }
         source = cause.source();
     }
+    if !said.is_empty() {
+        text = format!("{text} ({said})");
+    }
     let lower = text.to_lowercase();
     let code = [
         ("not found in $path", FailCode::CommandNotFound),
-        ("does not have correct permissions", FailCode::CommandNotExecutable),
+        (
+            "does not have correct permissions",
+            FailCode::CommandNotExecutable,
+        ),
         ("current working directory is safe", FailCode::BadWorkingDir),
         ("cgroup", FailCode::Cgroup),
         ("mount", FailCode::Mount),
@@ -233,7 +302,9 @@ fn classify(error: &dyn Error) -> Failure {
 /// Runs the program. Where it cannot be run after all (its interpreter is missing, it is for
 /// another machine), the container's log says so and its exit code is a shell's.
 #[derive(Clone)]
-struct Exec;
+struct Exec {
+    private: [RawFd; 2],
+}
 
 impl Executor for Exec {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
@@ -243,9 +314,6 @@ impl Executor for Exec {
             .and_then(|p| p.args().as_ref())
             .filter(|args| !args.is_empty())
             .ok_or(ExecutorError::InvalidArg)?;
-        // SAFETY: a flag on ourselves. Without its shim nothing would read the program's output;
-        // a program that changes its user loses the flag, and the next daemon ends it.
-        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
         let error = Command::new(&args[0]).args(&args[1..]).exec();
         eprintln!("selvedge: cannot run `{}`: {error}", args[0]);
         let missing = error.kind() == io::ErrorKind::NotFound;
@@ -253,7 +321,15 @@ impl Executor for Exec {
     }
 
     fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
-        // Looked for before anything was made.
+        // The command was looked for before anything was made. This runs in the container, as its
+        // user, last before it waits to be started.
+        for fd in self.private {
+            // SAFETY: the shim's, inherited; nothing here uses them.
+            unsafe { libc::close(fd) };
+        }
+        // SAFETY: a flag on ourselves. Without its shim nothing would read the program's output;
+        // a program that changes its user loses the flag, and the next daemon ends it.
+        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
         Ok(())
     }
 }

@@ -48,7 +48,11 @@ struct Stream {
 
 impl Output {
     pub fn new(stdout: OwnedFd, stderr: OwnedFd) -> io::Result<Self> {
-        let stream = |name, pipe| Stream { name, pipe: Some(File::from(pipe)), partial: Vec::new() };
+        let stream = |name, pipe| Stream {
+            name,
+            pipe: Some(File::from(pipe)),
+            partial: Vec::new(),
+        };
         Ok(Self {
             streams: [stream("stdout", stdout), stream("stderr", stderr)],
             file: LogFile::open()?,
@@ -76,14 +80,20 @@ impl Output {
     /// Takes one chunk from a stream that has something.
     pub fn take(&mut self, at: usize) {
         let mut chunk = [0; CHUNK];
-        let Some(pipe) = self.streams[at].pipe.as_mut() else { return };
+        let Some(pipe) = self.streams[at].pipe.as_mut() else {
+            return;
+        };
         match pipe.read(&mut chunk) {
             Ok(0) => self.close(at),
             Ok(count) => {
                 self.read.spend(count as u64);
                 self.append(at, &chunk[..count]);
             }
-            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) => {}
             Err(_) => self.close(at),
         }
     }
@@ -140,7 +150,10 @@ impl Output {
             return;
         }
         if self.dropped > 0 {
-            let note = format!("selvedge: {} lines dropped: more than 1 MiB/s", self.dropped);
+            let note = format!(
+                "selvedge: {} lines dropped: more than 1 MiB/s",
+                self.dropped
+            );
             self.dropped = 0;
             push(batch, "stderr", &note);
         }
@@ -154,15 +167,30 @@ impl Output {
 const MOST_CHUNKS_LEFT: usize = 32;
 
 fn readable(stream: &Stream) -> bool {
-    let Some(pipe) = &stream.pipe else { return false };
-    let mut fds = [rustix::event::PollFd::new(pipe, rustix::event::PollFlags::IN)];
-    let zero = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    let Some(pipe) = &stream.pipe else {
+        return false;
+    };
+    let mut fds = [rustix::event::PollFd::new(
+        pipe,
+        rustix::event::PollFlags::IN,
+    )];
+    let zero = rustix::event::Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     rustix::event::poll(&mut fds, Some(&zero)).is_ok_and(|ready| ready > 0)
 }
 
 fn push(batch: &mut Vec<u8>, stream: &str, line: &str) {
     // Writing to memory cannot fail.
-    let _ = serde_json::to_writer(&mut *batch, &Line { time: unix_ms(), stream, line });
+    let _ = serde_json::to_writer(
+        &mut *batch,
+        &Line {
+            time: unix_ms(),
+            stream,
+            line,
+        },
+    );
     batch.push(b'\n');
 }
 
@@ -206,7 +234,12 @@ struct Bucket {
 
 impl Bucket {
     fn new(rate: u64, burst: u64) -> Self {
-        Self { rate, burst, level: burst.cast_signed(), at: Instant::now() }
+        Self {
+            rate,
+            burst,
+            level: burst.cast_signed(),
+            at: Instant::now(),
+        }
     }
 
     fn has_any(&mut self) -> bool {

@@ -22,8 +22,8 @@ use super::cgroup::Cgroup;
 use super::process::Process;
 use super::spec::ContainerSpec;
 use super::wire::{
-    self, FAILED, FailCode, Failure, Phase, Reply, SHIM, SHIM_LOG, SOCKET, SPEC, STATE,
-    ShimRecord, ShimState,
+    self, FAILED, FailCode, Failure, Phase, Reply, SHIM, SHIM_LOG, SOCKET, SPEC, STATE, ShimRecord,
+    ShimState,
 };
 
 /// What the process calls itself, so that killing every `selvedged` by name spares it.
@@ -79,8 +79,15 @@ fn detach(folder: &Path) -> io::Result<Side> {
     unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) };
     std::env::set_current_dir(folder)?;
     let report = File::from(rustix::io::fcntl_dupfd_cloexec(io::stdout().as_fd(), 3)?);
-    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
-    let log = OpenOptions::new().create(true).write(true).truncate(true).open(SHIM_LOG)?;
+    let null = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
+    let log = OpenOptions::new()
+        .create(true)
+        .write(true)
+        .truncate(true)
+        .open(SHIM_LOG)?;
     for (from, to) in [(&null, 0), (&null, 1), (&log, 2)] {
         // SAFETY: both are open; what was behind 0 to 2 is meant to be closed.
         if unsafe { libc::dup2(from.as_raw_fd(), to) } == -1 {
@@ -91,7 +98,15 @@ fn detach(folder: &Path) -> io::Result<Side> {
 }
 
 fn run(folder: &Path, mut report: File) -> ExitCode {
-    let mut shim = match Shim::create(folder) {
+    // libcontainer's reasons, for the shim's log; its child's come through the container's stderr.
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::ERROR)
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .without_time()
+        .with_target(false)
+        .init();
+    let mut shim = match Shim::create(folder, &report) {
         Ok(shim) => shim,
         Err(failure) => {
             eprintln!("{NAME}: {failure}");
@@ -132,21 +147,31 @@ struct Shim {
 }
 
 impl Shim {
-    fn create(folder: &Path) -> Result<Self, Failure> {
+    fn create(folder: &Path, report: &File) -> Result<Self, Failure> {
         let spec: ContainerSpec = wire::read_record(Path::new("."), SPEC)
             .ok_or_else(|| bad(FailCode::BadSpec, "the specification cannot be read"))?;
-        spec.check().map_err(|message| bad(FailCode::BadSpec, message))?;
+        spec.check()
+            .map_err(|message| bad(FailCode::BadSpec, message))?;
         let me = Process::of(std::process::id().cast_signed())
             .ok_or_else(|| bad(FailCode::CreateContainer, "/proc cannot be read"))?;
-        let mut record = ShimRecord { shim: me, container: None, started: false };
+        let mut record = ShimRecord {
+            shim: me,
+            container: None,
+            started: false,
+        };
         let keep = |record: &ShimRecord| {
             wire::write_record(Path::new("."), SHIM, record)
                 .map_err(|e| bad(FailCode::CreateContainer, format!("no record written: {e}")))
         };
         keep(&record)?;
-        let listener = listen()
-            .map_err(|e| bad(FailCode::CreateContainer, format!("no socket to serve: {e}")))?;
-        let built = build::container(&spec, folder).inspect_err(|_| undo(&spec))?;
+        let listener = listen().map_err(|e| {
+            bad(
+                FailCode::CreateContainer,
+                format!("no socket to serve: {e}"),
+            )
+        })?;
+        let private = [listener.as_raw_fd(), report.as_raw_fd()];
+        let built = build::container(&spec, folder, private).inspect_err(|_| undo(&spec))?;
         record.container = Process::of(built.pid);
         keep(&record).inspect_err(|_| undo(&spec))?;
         let output = log::Output::new(built.stdout, built.stderr)
@@ -164,7 +189,11 @@ impl Shim {
     }
 
     fn state(&self) -> ShimState {
-        ShimState { phase: self.phase, pid: self.pid, exit: self.exit.clone() }
+        ShimState {
+            phase: self.phase,
+            pid: self.pid,
+            exit: self.exit.clone(),
+        }
     }
 }
 

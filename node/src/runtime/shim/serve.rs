@@ -12,17 +12,21 @@ use scheduler::model::{Exit, UnixMs};
 
 use super::super::cgroup::Cgroup;
 use super::super::process;
-use super::super::wire::{
-    self, EXIT, FailCode, Failure, MAX_LINE, Phase, Reply, Request,
-};
+use super::super::wire::{self, EXIT, FailCode, Failure, MAX_LINE, Phase, Reply, Request};
 use super::{CLEANUP, Shim, bad};
 
 /// Connections served at once; the daemon needs two.
 const MAX_CLIENTS: usize = 16;
 /// How soon a flooding program's output is looked at again.
-const SLOWED: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+const SLOWED: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 50_000_000,
+};
 /// Wakes the loop now and then, should a signal ever be lost.
-const IDLE: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
+const IDLE: Timespec = Timespec {
+    tv_sec: 60,
+    tv_nsec: 0,
+};
 
 struct Client {
     stream: UnixStream,
@@ -88,14 +92,21 @@ impl Shim {
             }
             if self.exit.is_some() {
                 let reply = Reply::State(self.state());
-                clients.iter_mut().filter(|c| c.waiting).for_each(|c| send(c, &reply));
+                clients
+                    .iter_mut()
+                    .filter(|c| c.waiting)
+                    .for_each(|c| send(c, &reply));
                 clients.retain(|c| !c.waiting);
             }
         }
     }
 
     fn wait(&mut self, children: &OwnedFd, clients: &[Client]) -> io::Result<Ready> {
-        let timeout = if self.output.is_slowed() { SLOWED } else { IDLE };
+        let timeout = if self.output.is_slowed() {
+            SLOWED
+        } else {
+            IDLE
+        };
         let listener = self.listener.as_fd();
         let mut fds = vec![
             PollFd::new(children, PollFlags::IN),
@@ -118,8 +129,15 @@ impl Shim {
         Ok(Ready {
             child: hit(0),
             caller: hit(1),
-            pipes: pipes.iter().enumerate().filter(|(n, _)| hit(2 + n)).map(|(_, p)| p.0).collect(),
-            clients: (0..clients.len()).filter(|n| hit(first_client + n)).collect(),
+            pipes: pipes
+                .iter()
+                .enumerate()
+                .filter(|(n, _)| hit(2 + n))
+                .map(|(_, p)| p.0)
+                .collect(),
+            clients: (0..clients.len())
+                .filter(|n| hit(first_client + n))
+                .collect(),
         })
     }
 
@@ -127,7 +145,11 @@ impl Shim {
         while let Ok((stream, _)) = self.listener.accept() {
             // Past the bound the caller sees its connection closed and comes again.
             if clients.len() < MAX_CLIENTS && stream.set_nonblocking(true).is_ok() {
-                clients.push(Client { stream, line: Vec::new(), waiting: false });
+                clients.push(Client {
+                    stream,
+                    line: Vec::new(),
+                    waiting: false,
+                });
             }
         }
     }
@@ -168,9 +190,7 @@ impl Shim {
                 Ok(()) => Answer::Last(Reply::State(self.state())),
                 Err(failure) => Answer::Now(Reply::Refused(failure)),
             },
-            Request::StopShim if self.exit.is_some() => {
-                Answer::Last(Reply::State(self.state()))
-            }
+            Request::StopShim if self.exit.is_some() => Answer::Last(Reply::State(self.state())),
             Request::StopShim => refuse(FailCode::WrongState, "the container has not ended"),
         }
     }
@@ -224,7 +244,12 @@ impl Shim {
             (libc::WEXITSTATUS(status), None)
         };
         let oom = code != 0 && Cgroup::at(&self.spec.cgroup).oom_kills() > 0;
-        let exit = Exit { code, signal, oom, at: UnixMs(wire::unix_ms()) };
+        let exit = Exit {
+            code,
+            signal,
+            oom,
+            at: UnixMs(wire::unix_ms()),
+        };
         if let Err(error) = wire::write_record(Path::new("."), EXIT, &exit) {
             eprintln!("{}: the end could not be recorded: {error}", super::NAME);
         }
@@ -274,7 +299,11 @@ fn child_signals() -> io::Result<OwnedFd> {
             return Err(io::Error::last_os_error());
         }
         let fd = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
-        if fd == -1 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(fd)) }
+        if fd == -1 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(OwnedFd::from_raw_fd(fd))
+        }
     }
 }
 

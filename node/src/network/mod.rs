@@ -1,0 +1,143 @@
+//! The containers' network on this node: a bridge, namespaces with an address each, kept ready
+//! before they are needed, and the firewall around them.
+//!
+//! Lives in the network namespace the daemon runs in, which need not be the machine's first. Knows
+//! instances by name only; what runs in a namespace is the runtime's business.
+
+mod addresses;
+mod netns;
+mod pool;
+mod rules;
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use scheduler::model::InstanceId;
+use serde::{Deserialize, Serialize};
+
+pub use addresses::{Subnet, SubnetError};
+pub use pool::Network;
+
+#[derive(Debug, Clone)]
+pub struct NetworkConfig {
+    /// At most 15 characters.
+    pub bridge: String,
+    /// The nftables tables' name; two nodes in one network namespace need two.
+    pub table: String,
+    pub subnet: Subnet,
+    /// Holds `netns/` and `leases/`. Made when missing.
+    pub run: PathBuf,
+    /// Namespaces kept ready.
+    pub pool: usize,
+    /// Networks closed to containers besides the private ones.
+    pub deny: Vec<Subnet>,
+    /// Ports closed to containers on every host: the nodes' own.
+    pub deny_ports: Vec<u16>,
+    /// DNS servers containers may ask, wherever they are.
+    pub resolvers: Vec<Ipv4Addr>,
+}
+
+impl NetworkConfig {
+    /// The defaults of a node by its name.
+    #[must_use]
+    pub fn of(node: &str, run: impl Into<PathBuf>) -> Self {
+        Self {
+            bridge: format!("sv{}", tag(node)),
+            table: "selvedge".to_owned(),
+            subnet: "10.201.0.0/16".parse().expect("a literal network"),
+            run: run.into(),
+            pool: 4,
+            deny: Vec::new(),
+            deny_ports: Vec::new(),
+            resolvers: Vec::new(),
+        }
+    }
+
+    /// What the names of this bridge's ports begin with; a number follows, 15 characters in all.
+    fn port_prefix(&self) -> String {
+        format!("v{}x", tag(&self.bridge))
+    }
+
+    fn slot(&self, number: u32) -> Slot {
+        let address = self.subnet.address(number);
+        Slot {
+            number,
+            port: format!("{}{number:x}", self.port_prefix()),
+            mac: netns::mac(address),
+            address,
+            netns: self.run.join("netns").join(number.to_string()),
+        }
+    }
+}
+
+/// Six characters that tell names apart where there is no room for them (FNV-1a, folded).
+fn tag(name: &str) -> String {
+    let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    });
+    format!("{:06x}", (hash >> 24) ^ (hash & 0x00ff_ffff))
+}
+
+/// One prepared network: everything follows from its number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Slot {
+    number: u32,
+    /// Its veth end on the bridge.
+    port: String,
+    mac: [u8; 6],
+    address: Ipv4Addr,
+    netns: PathBuf,
+}
+
+/// A network an instance has until it is released.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Lease {
+    pub instance: InstanceId,
+    pub netns: PathBuf,
+    pub address: Ipv4Addr,
+    pub gateway: Ipv4Addr,
+    number: u32,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    #[error("{what}: {source}")]
+    Io {
+        what: &'static str,
+        source: io::Error,
+    },
+    #[error("{what}: {source}")]
+    Netlink {
+        what: &'static str,
+        source: rtnetlink::Error,
+    },
+    #[error("nft cannot be run: {0}")]
+    Nft(#[source] io::Error),
+    #[error("nft refused the rules: {0}")]
+    Rules(String),
+    #[error("the bridge or a link is gone, removed by someone else")]
+    NoBridge,
+    #[error("`{0}` is no name for a bridge or a table")]
+    BadName(String),
+    #[error("all addresses of {0} are in use")]
+    Full(Subnet),
+    #[error("no network became ready in time{}", .last.as_deref().map(|l| format!(": {l}")).unwrap_or_default())]
+    NotReady { last: Option<String> },
+    #[error("the network is closing")]
+    Closing,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_fit_an_interface() {
+        let config = NetworkConfig::of("a-node-with-a-very-long-name-indeed", "/run/x");
+        assert!(config.bridge.len() <= 15);
+        assert!(config.slot((1 << 24) - 2).port.len() <= 15);
+        assert_ne!(tag("par-1"), tag("fra-1"));
+    }
+}

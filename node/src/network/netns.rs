@@ -1,0 +1,274 @@
+//! Making and removing one container's network: a namespace kept by a bound file, a veth pair from
+//! the bridge into it, its address and route.
+//!
+//! A namespace is entered only by a thread made for it, which ends there: no thread of the
+//! async runtime is ever anywhere but in the node's own network.
+#![allow(unsafe_code)] // unshare(2), with its reason.
+
+use std::fs::{self, File};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use futures::TryStreamExt;
+use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth};
+use rtnetlink::{
+    Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth,
+    RouteMessageBuilder,
+};
+use rustix::mount::UnmountFlags;
+use rustix::thread::UnshareFlags;
+
+use super::{NetworkConfig, NetworkError, Slot};
+
+/// The interface a container sees.
+const INSIDE: &str = "eth0";
+
+/// Opens a netlink socket in the calling thread's network; it stays there.
+pub fn connect() -> Result<Handle, NetworkError> {
+    let (connection, handle, _) = rtnetlink::new_connection().map_err(|e| NetworkError::Io {
+        what: "netlink",
+        source: e,
+    })?;
+    tokio::spawn(connection);
+    Ok(handle)
+}
+
+/// The index of a link by its name, if there is one.
+pub async fn index(handle: &Handle, name: &str) -> Option<u32> {
+    let mut found = handle.link().get().match_name(name.to_owned()).execute();
+    Some(found.try_next().await.ok()??.header.index)
+}
+
+/// Makes the bridge with the gateway's address, or takes the one that is there. Its hardware address is
+/// fixed: a bridge would otherwise take over that of some port and change with it.
+pub async fn bridge(handle: &Handle, config: &NetworkConfig) -> Result<u32, NetworkError> {
+    let failed = |what| move |source| NetworkError::Netlink { what, source };
+    let gateway = config.subnet.gateway();
+    if index(handle, &config.bridge).await.is_none() {
+        let message = LinkBridge::new(&config.bridge)
+            .address(mac(gateway).to_vec())
+            .build();
+        handle
+            .link()
+            .add(message)
+            .execute()
+            .await
+            .map_err(failed("making the bridge"))?;
+    }
+    let index = index(handle, &config.bridge)
+        .await
+        .ok_or(NetworkError::NoBridge)?;
+    handle
+        .address()
+        .add(index, IpAddr::V4(gateway), config.subnet.prefix())
+        .replace()
+        .execute()
+        .await
+        .map_err(failed("giving the bridge its address"))?;
+    let up = LinkUnspec::new_with_index(index).up().build();
+    handle
+        .link()
+        .set(up)
+        .execute()
+        .await
+        .map_err(failed("raising the bridge"))?;
+    Ok(index)
+}
+
+/// Removes a link; one that is not there is removed.
+pub async fn remove_link(handle: &Handle, name: &str) -> Result<(), NetworkError> {
+    let Some(index) = index(handle, name).await else {
+        return Ok(());
+    };
+    let removed = handle.link().del(index).execute().await;
+    match removed {
+        Err(_) if self::index(handle, name).await.is_none() => Ok(()),
+        other => other.map_err(|source| NetworkError::Netlink {
+            what: "removing a link",
+            source,
+        }),
+    }
+}
+
+/// Names of links that begin with `prefix`.
+pub async fn links(handle: &Handle, prefix: &str) -> Vec<String> {
+    use rtnetlink::packet_route::link::LinkAttribute;
+    let mut names = Vec::new();
+    let mut all = Box::pin(handle.link().get().execute());
+    while let Ok(Some(link)) = all.try_next().await {
+        names.extend(link.attributes.into_iter().filter_map(|a| match a {
+            LinkAttribute::IfName(name) if name.starts_with(prefix) => Some(name),
+            _ => None,
+        }));
+    }
+    names
+}
+
+/// A hardware address of our own making, one per address.
+pub fn mac(address: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = address.octets();
+    // Locally administered, and clear of Docker's 02:42.
+    [0x0a, 0x5e, a, b, c, d]
+}
+
+/// Makes `slot`. Blocks; takes back what it made when it fails.
+pub fn make(config: &NetworkConfig, bridge: u32, slot: &Slot) -> Result<(), NetworkError> {
+    let made = on_own_thread(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()
+            .map_err(io_failed("a runtime"))?;
+        runtime.block_on(make_here(config, bridge, slot))
+    });
+    if made.is_err() {
+        let _ = unbind(&slot.netns);
+    }
+    made
+}
+
+/// Runs `work` on a thread that may change its namespaces, as it ends with it.
+fn on_own_thread<T: Send>(
+    work: impl FnOnce() -> Result<T, NetworkError> + Send,
+) -> Result<T, NetworkError> {
+    std::thread::scope(|scope| {
+        std::thread::Builder::new()
+            .name("netns".to_owned())
+            .spawn_scoped(scope, work)
+            .map_err(io_failed("a thread"))?
+            .join()
+            .unwrap_or(Err(NetworkError::NoBridge))
+    })
+}
+
+async fn make_here(config: &NetworkConfig, bridge: u32, slot: &Slot) -> Result<(), NetworkError> {
+    let host = connect()?;
+    File::create(&slot.netns).map_err(io_failed("the namespace's file"))?;
+    // SAFETY: only this thread changes, it was made for this, and a network namespace holds no
+    // memory or descriptors of others.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }
+        .map_err(|e| io_failed("a network namespace")(e.into()))?;
+    rustix::mount::mount_bind("/proc/thread-self/ns/net", &slot.netns)
+        .map_err(|e| io_failed("keeping the namespace")(e.into()))?;
+    let namespace =
+        File::open("/proc/thread-self/ns/net").map_err(io_failed("opening the namespace"))?;
+    sysctls();
+    let inside = connect()?;
+    cable(&host, bridge, slot, &namespace).await?;
+    furnish(&inside, config, slot).await
+}
+
+/// Low ports for every user (there is no other tenant to protect in here), and no IPv6.
+fn sysctls() {
+    for (name, value) in [
+        ("ipv4/ip_unprivileged_port_start", "0"),
+        ("ipv6/conf/all/disable_ipv6", "1"),
+        ("ipv6/conf/default/disable_ipv6", "1"),
+    ] {
+        // A kernel may lack either; the firewall drops IPv6 anyway.
+        let _ = fs::write(Path::new("/proc/sys/net").join(name), value);
+    }
+}
+
+/// The pair: one end on the bridge, closed to other ports, the other in the namespace.
+async fn cable(
+    host: &Handle,
+    bridge: u32,
+    slot: &Slot,
+    namespace: &File,
+) -> Result<(), NetworkError> {
+    let failed = |what| move |source| NetworkError::Netlink { what, source };
+    let peer = LinkMessageBuilder::<LinkUnspec>::new()
+        .name(INSIDE)
+        .address(slot.mac.to_vec())
+        .setns_by_fd(namespace.as_raw_fd())
+        .build();
+    let pair = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
+        .name(slot.port.as_str())
+        .controller(bridge)
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+        .build();
+    host.link()
+        .add(pair)
+        .execute()
+        .await
+        .map_err(failed("making a veth pair"))?;
+    let finish = async {
+        let port = index(host, &slot.port)
+            .await
+            .ok_or(NetworkError::NoBridge)?;
+        let alone = LinkBridgePort::new(port).isolated(true).build();
+        host.link()
+            .set_port(alone)
+            .execute()
+            .await
+            .map_err(failed("isolating a port"))?;
+        let up = LinkUnspec::new_with_index(port).up().build();
+        host.link()
+            .set(up)
+            .execute()
+            .await
+            .map_err(failed("raising a port"))
+    };
+    let finished = finish.await;
+    if finished.is_err() {
+        let _ = remove_link(host, &slot.port).await;
+    }
+    finished
+}
+
+/// Loopback, address and default route, seen from inside.
+async fn furnish(inside: &Handle, config: &NetworkConfig, slot: &Slot) -> Result<(), NetworkError> {
+    let failed = |what| move |source| NetworkError::Netlink { what, source };
+    for name in ["lo", INSIDE] {
+        let index = index(inside, name).await.ok_or(NetworkError::NoBridge)?;
+        if name == INSIDE {
+            inside
+                .address()
+                .add(index, IpAddr::V4(slot.address), config.subnet.prefix())
+                .execute()
+                .await
+                .map_err(failed("giving a container its address"))?;
+        }
+        let up = LinkUnspec::new_with_index(index).up().build();
+        inside
+            .link()
+            .set(up)
+            .execute()
+            .await
+            .map_err(failed("raising a link inside"))?;
+    }
+    let default = RouteMessageBuilder::<Ipv4Addr>::new()
+        .gateway(config.subnet.gateway())
+        .build();
+    inside
+        .route()
+        .add(default)
+        .execute()
+        .await
+        .map_err(failed("the default route"))
+}
+
+/// Removes a namespace's file; the namespace ends with the last process in it.
+pub fn unbind(path: &Path) -> io::Result<()> {
+    match rustix::mount::unmount(path, UnmountFlags::DETACH) {
+        Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+        Err(error) => return Err(error.into()),
+    }
+    match fs::remove_file(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Whether a file is a bound namespace and not what a reboot left of one.
+pub fn is_bound(path: &Path) -> bool {
+    /// `NSFS_MAGIC` of linux/magic.h.
+    const NSFS: u64 = 0x6e73_6673;
+    rustix::fs::statfs(path).is_ok_and(|stat| stat.f_type.unsigned_abs() == NSFS)
+}
+
+fn io_failed(what: &'static str) -> impl FnOnce(io::Error) -> NetworkError {
+    move |source| NetworkError::Io { what, source }
+}

@@ -1,0 +1,485 @@
+//! The pool: networks made ahead of need by a keeper in the background, leased in microseconds,
+//! removed in the background. Leases are kept on disk, so that a later daemon knows whose is whose.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rtnetlink::Handle;
+use scheduler::model::InstanceId;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+
+use super::addresses::Addresses;
+use super::{Lease, NetworkConfig, NetworkError, Slot, netns, rules};
+
+/// Making one takes tens of milliseconds; a machine under load, seconds.
+const ACQUIRE_DEADLINE: Duration = Duration::from_secs(10);
+/// Networks made at once: the kernel makes them one after the other anyway.
+const MAKERS: usize = 2;
+/// After a failure, so that a broken machine is not kept busy failing.
+const BACKOFF: Duration = Duration::from_millis(500);
+
+/// The node's container network. Cheap to clone.
+#[derive(Clone)]
+pub struct Network {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    config: NetworkConfig,
+    host: Handle,
+    bridge: u32,
+    state: Mutex<State>,
+    /// Something for the keeper to do.
+    work: Notify,
+    /// A network became ready, or none will.
+    ready: Notify,
+    /// The keeper has ended.
+    rested: Notify,
+}
+
+struct State {
+    addresses: Addresses,
+    ready: VecDeque<Slot>,
+    leases: BTreeMap<InstanceId, Slot>,
+    dirty: VecDeque<Slot>,
+    waiting: usize,
+    last_failure: Option<String>,
+    closing: bool,
+    keeper_gone: bool,
+}
+
+impl Network {
+    /// Makes or takes over the bridge and the firewall, keeps what is leased, and begins to fill
+    /// the pool. Call [`Network::adopt`] once it is known which instances still run.
+    ///
+    /// # Errors
+    /// What the kernel, the file system or `nft` refused.
+    pub async fn open(config: NetworkConfig) -> Result<Self, NetworkError> {
+        check(&config)?;
+        for folder in ["netns", "leases"] {
+            fs::create_dir_all(config.run.join(folder)).map_err(failed("the run folder"))?;
+        }
+        let host = netns::connect()?;
+        let bridge = netns::bridge(&host, &config).await?;
+        forward(&config)?;
+        let (leases, dirty) = inventory(&config, &host).await?;
+        let mut addresses = Addresses::of(config.subnet);
+        let known = leases.values().chain(&dirty);
+        known.for_each(|slot| addresses.mark(slot.number));
+        let slots: Vec<Slot> = leases.values().cloned().collect();
+        rules::apply(&rules::ruleset(&config, &slots)).await?;
+        let state = State {
+            addresses,
+            ready: VecDeque::new(),
+            leases,
+            dirty,
+            waiting: 0,
+            last_failure: None,
+            closing: false,
+            keeper_gone: false,
+        };
+        let shared = Arc::new(Shared {
+            config,
+            host,
+            bridge,
+            state: Mutex::new(state),
+            work: Notify::new(),
+            ready: Notify::new(),
+            rested: Notify::new(),
+        });
+        tokio::spawn(keep(Arc::clone(&shared)));
+        Ok(Self { shared })
+    }
+
+    /// A network for `instance`: at once from the pool, or as soon as one is made. An instance that
+    /// has one gets the same.
+    ///
+    /// # Errors
+    /// None became ready in time, and why not.
+    pub async fn acquire(&self, instance: &InstanceId) -> Result<Lease, NetworkError> {
+        let deadline = Instant::now() + ACQUIRE_DEADLINE;
+        let mut waiting = Waiting::new(&self.shared);
+        loop {
+            let notified = self.shared.ready.notified();
+            if let Some(lease) = self.try_acquire(instance)? {
+                self.shared.work.notify_one();
+                return Ok(lease);
+            }
+            waiting.begin();
+            self.shared.work.notify_one();
+            if timeout_at(deadline, notified).await.is_err() {
+                let last = self.shared.state().last_failure.clone();
+                return Err(NetworkError::NotReady { last });
+            }
+        }
+    }
+
+    fn try_acquire(&self, instance: &InstanceId) -> Result<Option<Lease>, NetworkError> {
+        let config = &self.shared.config;
+        let mut state = self.shared.state();
+        if state.closing {
+            return Err(NetworkError::Closing);
+        }
+        if let Some(slot) = state.leases.get(instance) {
+            return Ok(Some(lease(config, instance, slot)));
+        }
+        let Some(slot) = state.ready.pop_front() else {
+            return Ok(None);
+        };
+        let lease = lease(config, instance, &slot);
+        if let Err(error) = write_lease(config, &lease) {
+            state.ready.push_front(slot);
+            return Err(failed("the lease")(error));
+        }
+        state.leases.insert(instance.clone(), slot);
+        Ok(Some(lease))
+    }
+
+    /// Takes an instance's network back; it is removed in the background.
+    pub fn release(&self, instance: &InstanceId) {
+        let mut state = self.shared.state();
+        if let Some(slot) = state.leases.remove(instance) {
+            // Should it stay, the next daemon removes it.
+            let _ = fs::remove_file(lease_file(&self.shared.config, instance));
+            state.dirty.push_back(slot);
+            self.shared.work.notify_one();
+        }
+    }
+
+    /// After a restart: `running` keep their networks, all others' are removed. Returns the
+    /// leases kept; an instance without one had lost its network (the machine was restarted).
+    pub fn adopt(&self, running: &[InstanceId]) -> Vec<Lease> {
+        let keep: BTreeSet<&InstanceId> = running.iter().collect();
+        let all: Vec<InstanceId> = self.shared.state().leases.keys().cloned().collect();
+        all.iter()
+            .filter(|id| !keep.contains(id))
+            .for_each(|id| self.release(id));
+        self.leases()
+    }
+
+    /// All leases, by instance.
+    #[must_use]
+    pub fn leases(&self) -> Vec<Lease> {
+        let state = self.shared.state();
+        state
+            .leases
+            .iter()
+            .map(|(id, slot)| lease(&self.shared.config, id, slot))
+            .collect()
+    }
+
+    /// How many networks are ready now.
+    #[must_use]
+    pub fn ready(&self) -> usize {
+        self.shared.state().ready.len()
+    }
+
+    /// Ends the keeper. With `remove_all` nothing of this network is left, whatever runs in it;
+    /// without, everything stays for the next daemon.
+    ///
+    /// # Errors
+    /// What could not be removed.
+    pub async fn close(&self, remove_all: bool) -> Result<(), NetworkError> {
+        self.shared.state().closing = true;
+        self.shared.ready.notify_waiters();
+        loop {
+            let rested = self.shared.rested.notified();
+            self.shared.work.notify_one();
+            if self.shared.state().keeper_gone {
+                break;
+            }
+            rested.await;
+        }
+        if remove_all {
+            self.remove_all().await
+        } else {
+            Ok(())
+        }
+    }
+
+    async fn remove_all(&self) -> Result<(), NetworkError> {
+        let Shared { config, host, .. } = &*self.shared;
+        let slots: Vec<Slot> = {
+            let mut state = self.shared.state();
+            let leased: Vec<Slot> = std::mem::take(&mut state.leases).into_values().collect();
+            let State { ready, dirty, .. } = &mut *state;
+            ready
+                .drain(..)
+                .chain(dirty.drain(..))
+                .chain(leased)
+                .collect()
+        };
+        for slot in slots {
+            remove(config, host, &slot).await?;
+        }
+        rules::apply(&rules::clear(config)).await?;
+        netns::remove_link(host, &config.bridge).await?;
+        stop_forwarding(config);
+        for folder in ["netns", "leases"] {
+            fs::remove_dir_all(config.run.join(folder)).map_err(failed("the run folder"))?;
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counts one more wanted network while its owner waits.
+struct Waiting<'a> {
+    shared: &'a Shared,
+    counted: bool,
+}
+
+impl<'a> Waiting<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        Self {
+            shared,
+            counted: false,
+        }
+    }
+
+    fn begin(&mut self) {
+        if !self.counted {
+            self.counted = true;
+            self.shared.state().waiting += 1;
+        }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if self.counted {
+            self.shared.state().waiting -= 1;
+        }
+    }
+}
+
+/// The keeper: makes what is missing, removes what was given back, rests in between.
+async fn keep(shared: Arc<Shared>) {
+    let mut making: JoinSet<Result<Slot, (Slot, NetworkError)>> = JoinSet::new();
+    let mut removing: JoinSet<(Slot, Result<(), NetworkError>)> = JoinSet::new();
+    loop {
+        let closing = shared.state().closing;
+        if closing && making.is_empty() && removing.is_empty() {
+            break;
+        }
+        while !closing && making.len() < MAKERS {
+            let Some(slot) = next_wanted(&shared, making.len()) else {
+                break;
+            };
+            making.spawn(make(Arc::clone(&shared), slot));
+        }
+        if !closing
+            && removing.is_empty()
+            && let Some(slot) = { shared.state().dirty.pop_front() }
+        {
+            removing.spawn(discard(Arc::clone(&shared), slot));
+        }
+        tokio::select! {
+            () = shared.work.notified() => {}
+            Some(made) = making.join_next() => {
+                if let Ok(made) = made { took(&shared, made); }
+            }
+            Some(removed) = removing.join_next() => {
+                if let Ok((slot, result)) = removed { gave_back(&shared, &slot, result); }
+            }
+        }
+    }
+    shared.state().keeper_gone = true;
+    shared.rested.notify_waiters();
+}
+
+/// A number for one more network, if one is wanted.
+fn next_wanted(shared: &Shared, making: usize) -> Option<Slot> {
+    let mut state = shared.state();
+    if state.ready.len() + making >= shared.config.pool + state.waiting {
+        return None;
+    }
+    let number = state.addresses.take();
+    if number.is_none() {
+        state.last_failure = Some(NetworkError::Full(shared.config.subnet).to_string());
+    }
+    number.map(|number| shared.config.slot(number))
+}
+
+async fn make(shared: Arc<Shared>, slot: Slot) -> Result<Slot, (Slot, NetworkError)> {
+    let work = Arc::clone(&shared);
+    let wanted = slot.clone();
+    let made = tokio::task::spawn_blocking(move || netns::make(&work.config, work.bridge, &wanted));
+    let made = made
+        .await
+        .unwrap_or_else(|e| Err(failed("a thread")(io::Error::other(e))));
+    let made = match made {
+        Ok(()) => rules::apply(&rules::admit(&shared.config, &slot)).await,
+        refused => refused,
+    };
+    match made {
+        Ok(()) => Ok(slot),
+        Err(error) => {
+            // Its place in the keeper's hands is what slows the next try.
+            tokio::time::sleep(BACKOFF).await;
+            Err((slot, error))
+        }
+    }
+}
+
+fn took(shared: &Shared, made: Result<Slot, (Slot, NetworkError)>) {
+    let mut state = shared.state();
+    match made {
+        Ok(slot) => {
+            state.last_failure = None;
+            state.ready.push_back(slot);
+            drop(state);
+            shared.ready.notify_waiters();
+        }
+        Err((slot, error)) => {
+            tracing::warn!(%error, "a container network could not be made");
+            state.last_failure = Some(error.to_string());
+            state.dirty.push_back(slot);
+        }
+    }
+}
+
+async fn discard(shared: Arc<Shared>, slot: Slot) -> (Slot, Result<(), NetworkError>) {
+    let removed = remove(&shared.config, &shared.host, &slot).await;
+    if removed.is_err() {
+        tokio::time::sleep(BACKOFF).await;
+    }
+    (slot, removed)
+}
+
+fn gave_back(shared: &Shared, slot: &Slot, removed: Result<(), NetworkError>) {
+    let mut state = shared.state();
+    match removed {
+        Ok(()) => state.addresses.give_back(slot.number),
+        Err(error) => {
+            tracing::warn!(%error, port = slot.port, "a container network could not be removed");
+            state.dirty.push_back(slot.clone());
+        }
+    }
+}
+
+/// The cable first: from then on nothing reaches the container or comes from it.
+async fn remove(config: &NetworkConfig, host: &Handle, slot: &Slot) -> Result<(), NetworkError> {
+    netns::remove_link(host, &slot.port).await?;
+    rules::apply(&rules::dismiss(config, slot)).await?;
+    netns::unbind(&slot.netns).map_err(failed("a namespace's file"))
+}
+
+/// What an earlier daemon left: leases whose networks are whole, and the rest, to be removed.
+async fn inventory(
+    config: &NetworkConfig,
+    host: &Handle,
+) -> Result<(BTreeMap<InstanceId, Slot>, VecDeque<Slot>), NetworkError> {
+    let prefix = config.port_prefix();
+    let ports: BTreeSet<String> = netns::links(host, &prefix).await.into_iter().collect();
+    let mut leases = BTreeMap::new();
+    let mut found: BTreeSet<u32> = ports
+        .iter()
+        .filter_map(|port| u32::from_str_radix(port.strip_prefix(&prefix)?, 16).ok())
+        .collect();
+    for (name, _) in list(&config.run.join("netns"))? {
+        found.extend(name.parse::<u32>().ok());
+    }
+    for (_, path) in list(&config.run.join("leases"))? {
+        let text = fs::read(&path).map_err(failed("a lease"))?;
+        let slot = serde_json::from_slice::<Lease>(&text)
+            .ok()
+            .map(|lease| (lease.instance, config.slot(lease.number)))
+            .filter(|(_, s)| ports.contains(&s.port) && netns::is_bound(&s.netns));
+        if let Some((instance, slot)) = slot {
+            found.remove(&slot.number);
+            leases.insert(instance, slot);
+        } else {
+            fs::remove_file(&path).map_err(failed("a lease"))?;
+        }
+    }
+    let dirty = found
+        .into_iter()
+        .map(|number| config.slot(number))
+        .collect();
+    Ok((leases, dirty))
+}
+
+fn list(folder: &Path) -> Result<Vec<(String, PathBuf)>, NetworkError> {
+    let entries = fs::read_dir(folder).map_err(failed("the run folder"))?;
+    let named = |entry: fs::DirEntry| Some((entry.file_name().into_string().ok()?, entry.path()));
+    Ok(entries.filter_map(Result::ok).filter_map(named).collect())
+}
+
+fn lease(config: &NetworkConfig, instance: &InstanceId, slot: &Slot) -> Lease {
+    Lease {
+        instance: instance.clone(),
+        netns: slot.netns.clone(),
+        address: slot.address,
+        gateway: config.subnet.gateway(),
+        number: slot.number,
+    }
+}
+
+fn lease_file(config: &NetworkConfig, instance: &InstanceId) -> PathBuf {
+    config.run.join("leases").join(&instance.0)
+}
+
+/// No fsync: a machine that restarts has no namespaces either.
+fn write_lease(config: &NetworkConfig, lease: &Lease) -> io::Result<()> {
+    if !crate::runtime::is_safe_id(&lease.instance.0) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    fs::write(
+        lease_file(config, &lease.instance),
+        serde_json::to_vec(lease)?,
+    )
+}
+
+/// Names that end up in `nft` scripts and in the kernel.
+fn check(config: &NetworkConfig) -> Result<(), NetworkError> {
+    for (name, most) in [(&config.bridge, 15), (&config.table, 64)] {
+        let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+            || (most == 15 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'));
+        if !plain
+            || name.is_empty()
+            || name.len() > most
+            || !name.as_bytes()[0].is_ascii_alphabetic()
+        {
+            return Err(NetworkError::BadName(name.clone()));
+        }
+    }
+    Ok(())
+}
+
+const FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
+
+fn forward_note(config: &NetworkConfig) -> PathBuf {
+    config.run.join("forwarding-was-off")
+}
+
+/// Lets this host route, and remembers if it did not.
+fn forward(config: &NetworkConfig) -> Result<(), NetworkError> {
+    let was = fs::read_to_string(FORWARD).map_err(failed(FORWARD))?;
+    if was.trim() != "1" {
+        fs::write(forward_note(config), "").map_err(failed("the run folder"))?;
+        fs::write(FORWARD, "1").map_err(failed(FORWARD))?;
+    }
+    Ok(())
+}
+
+fn stop_forwarding(config: &NetworkConfig) {
+    if fs::remove_file(forward_note(config)).is_ok() {
+        let _ = fs::write(FORWARD, "0");
+    }
+}
+
+fn failed(what: &'static str) -> impl FnOnce(io::Error) -> NetworkError {
+    move |source| NetworkError::Io { what, source }
+}

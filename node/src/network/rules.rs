@@ -1,0 +1,201 @@
+//! The firewall of a node's containers, as nftables reads it: nothing in but what the node itself
+//! began, nothing out to private networks, the node or each other, and no forged sender.
+//!
+//! Plain `nft` scripts: they are what an operator sees in `nft list ruleset`, and one script is one
+//! atomic change. Two tables: `bridge` looks at the frames of each container's own port (there a
+//! forged sender shows), `ip` at what is routed. No IPv6 passes the first, so none is needed in
+//! the second, and a kernel without IPv6 does.
+
+use std::fmt::Write as _;
+use std::net::Ipv4Addr;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+use super::{NetworkConfig, NetworkError, Slot};
+
+/// Where containers may not go: this host, private and shared networks, link-local (the metadata
+/// service), multicast and what is reserved.
+const DENIED: [&str; 12] = [
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.0.0.0/24",
+    "192.0.2.0/24",
+    "192.168.0.0/16",
+    "198.18.0.0/15",
+    "224.0.0.0/4",
+    "240.0.0.0/4",
+];
+
+/// A change of rules takes milliseconds.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// One port's line in the set of rightful senders.
+fn sender(slot: &Slot) -> String {
+    format!(
+        "\"{}\" . {} . {}",
+        slot.port,
+        mac_text(slot.mac),
+        slot.address
+    )
+}
+
+fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// The whole firewall, replacing what was there, with the senders of `slots`.
+pub fn ruleset(config: &NetworkConfig, slots: &[Slot]) -> String {
+    let NetworkConfig {
+        table,
+        bridge,
+        subnet,
+        ..
+    } = config;
+    let ports = config.port_prefix();
+    let senders = elements(slots.iter().map(sender));
+    let denied = elements(
+        DENIED
+            .into_iter()
+            .map(str::to_owned)
+            .chain(deny_networks(config)),
+    );
+    let resolvers = elements(config.resolvers.iter().map(Ipv4Addr::to_string));
+    let closed = elements(config.deny_ports.iter().map(u16::to_string));
+    let mut text = clear(config);
+    // Writing to a string cannot fail.
+    let _ = write!(
+        text,
+        r#"
+table bridge {table} {{
+	set senders {{
+		type ifname . ether_addr . ipv4_addr
+		{senders}
+	}}
+	chain ports {{
+		type filter hook prerouting priority -300; policy accept;
+		iifname "{ports}*" ether type ip iifname . ether saddr . ip saddr @senders accept
+		iifname "{ports}*" ether type arp iifname . ether saddr . arp saddr ip @senders iifname . arp saddr ether . arp saddr ip @senders accept
+		iifname "{ports}*" drop
+	}}
+}}
+table ip {table} {{
+	set denied {{
+		type ipv4_addr
+		flags interval
+		auto-merge
+		{denied}
+	}}
+	set resolvers {{
+		type ipv4_addr
+		{resolvers}
+	}}
+	set closed {{
+		type inet_service
+		{closed}
+	}}
+	chain input {{
+		type filter hook input priority -10; policy accept;
+		iifname "{bridge}" ct state established,related accept
+		iifname "{bridge}" drop
+	}}
+	chain forward {{
+		type filter hook forward priority -10; policy accept;
+		iifname "{bridge}" jump out
+		oifname "{bridge}" ct state established,related accept
+		oifname "{bridge}" drop
+	}}
+	chain out {{
+		oifname "{bridge}" drop
+		ct state established,related accept
+		ip daddr @resolvers udp dport 53 accept
+		ip daddr @resolvers tcp dport 53 accept
+		ip daddr @denied drop
+		tcp dport @closed drop
+		udp dport @closed drop
+		accept
+	}}
+	chain postrouting {{
+		type nat hook postrouting priority 100; policy accept;
+		ip saddr {subnet} oifname != "{bridge}" masquerade
+	}}
+}}
+"#
+    );
+    text
+}
+
+fn deny_networks(config: &NetworkConfig) -> impl Iterator<Item = String> {
+    config.deny.iter().map(ToString::to_string)
+}
+
+/// An empty set has no line for its elements.
+fn elements(all: impl Iterator<Item = String>) -> String {
+    let all: Vec<String> = all.collect();
+    if all.is_empty() {
+        String::new()
+    } else {
+        format!("elements = {{ {} }}", all.join(", "))
+    }
+}
+
+/// Removes both tables, which need not be there.
+pub fn clear(config: &NetworkConfig) -> String {
+    let table = &config.table;
+    ["bridge", "ip"]
+        .map(|family| format!("table {family} {table}\ndelete table {family} {table}\n"))
+        .concat()
+}
+
+/// Lets a new port send.
+pub fn admit(config: &NetworkConfig, slot: &Slot) -> String {
+    format!(
+        "add element bridge {} senders {{ {} }}\n",
+        config.table,
+        sender(slot)
+    )
+}
+
+/// Forgets a port.
+pub fn dismiss(config: &NetworkConfig, slot: &Slot) -> String {
+    // Adding first makes deleting one that is not there no error.
+    let (table, sender) = (&config.table, sender(slot));
+    format!(
+        "add element bridge {table} senders {{ {sender} }}\n\
+         delete element bridge {table} senders {{ {sender} }}\n"
+    )
+}
+
+/// Has `nft` apply a script, all of it or nothing.
+pub async fn apply(script: &str) -> Result<(), NetworkError> {
+    let run = async {
+        let mut child = Command::new("nft")
+            .args(["-f", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(script.as_bytes()).await?;
+        }
+        child.wait_with_output().await
+    };
+    let output = tokio::time::timeout(DEADLINE, run)
+        .await
+        .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
+        .map_err(NetworkError::Nft)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(NetworkError::Rules(
+        said.lines().take(3).collect::<Vec<_>>().join("; "),
+    ))
+}

@@ -1,0 +1,161 @@
+//! What the tests stand on: a folder, a cgroup and a root filesystem made of busybox, all named by
+//! this process and gone after the test, however it ended.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use node::runtime::cgroup::{self, Cgroup};
+use node::runtime::process::Process;
+use node::runtime::wire::{SHIM, ShimRecord, read_record};
+use node::runtime::{ContainerSpec, Runtime, Shims, ShimsConfig};
+use scheduler::model::InstanceId;
+
+/// Long enough for a loaded machine.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+pub struct World {
+    pub folder: PathBuf,
+    pub group: PathBuf,
+}
+
+impl World {
+    pub fn new() -> Self {
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("selvedge-rig-{}-{count}", std::process::id());
+        let folder = std::env::temp_dir().join(&name);
+        fs::create_dir_all(folder.join("instances")).unwrap();
+        Self {
+            folder,
+            group: Path::new("/").join(name),
+        }
+    }
+
+    pub fn shims(&self) -> Shims {
+        let mut config = ShimsConfig::new(self.folder.join("instances"));
+        config.binary = env!("CARGO_BIN_EXE_selvedged").into();
+        Shims::open(config).unwrap()
+    }
+
+    /// A root filesystem with busybox for everything.
+    pub fn rootfs(&self, name: &str) -> PathBuf {
+        let root = self.folder.join("roots").join(name);
+        for folder in ["bin", "etc", "proc", "sys", "dev", "root"] {
+            fs::create_dir_all(root.join(folder)).unwrap();
+        }
+        fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+        for applet in [
+            "sh", "sleep", "cat", "ls", "mount", "unshare", "httpd", "wget", "nc", "id", "tail",
+            "ping", "arping", "touch", "ps", "dd", "pwd", "true", "ip", "kill", "env", "hostname",
+            "seq", "sed", "chroot", "mkdir", "mknod", "wc", "head",
+        ] {
+            std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
+        }
+        fs::write(
+            root.join("etc/passwd"),
+            "root:x:0:0::/root:/bin/sh\nweb:x:33:44::/:/bin/sh\n",
+        )
+        .unwrap();
+        fs::write(
+            root.join("etc/group"),
+            "root:x:0:\nweb:x:44:\nlog:x:4:web\n",
+        )
+        .unwrap();
+        root
+    }
+
+    pub fn spec(&self, name: &str, script: &str) -> ContainerSpec {
+        let group = self.group.join(name);
+        let mut spec = ContainerSpec::new(InstanceId(name.to_owned()), self.rootfs(name), group);
+        spec.args = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
+        spec
+    }
+
+    pub fn instance(&self, name: &str) -> PathBuf {
+        self.folder.join("instances").join(name)
+    }
+
+    /// Runs a container to its end; what it wrote and its exit code.
+    pub async fn run_spec(&self, spec: &ContainerSpec) -> (String, i32) {
+        let shims = self.shims();
+        shims.create(spec).await.unwrap();
+        shims.start(&spec.id).await.unwrap();
+        let exit = tokio::time::timeout(PATIENCE, shims.exit(&spec.id))
+            .await
+            .unwrap()
+            .unwrap();
+        let text = self.output(&spec.id.0);
+        shims.delete(&spec.id).await.unwrap();
+        (text, exit.code)
+    }
+
+    pub fn output(&self, name: &str) -> String {
+        let lines = node::runtime::logs::tail(&self.instance(name), 1000).unwrap();
+        lines
+            .iter()
+            .map(|l| l.line.as_str())
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+
+    pub fn record(&self, name: &str) -> ShimRecord {
+        read_record(&self.instance(name), SHIM).expect("a shim's record")
+    }
+
+    /// Nothing of ours is in a cgroup or mounted.
+    pub fn leftovers(&self) -> Vec<String> {
+        let mut left = Vec::new();
+        for controller in ["memory", "pids", "cpu", "devices", "freezer"] {
+            let below = Cgroup::at(&self.group).folder(controller).unwrap();
+            if let Ok(entries) = fs::read_dir(&below) {
+                let groups = entries.filter_map(Result::ok).filter(|e| e.path().is_dir());
+                left.extend(groups.map(|e| e.path().display().to_string()));
+            }
+        }
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let folder = self.folder.display().to_string();
+        left.extend(
+            mounts
+                .lines()
+                .filter(|l| l.contains(&folder))
+                .map(str::to_owned),
+        );
+        left
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let instances = fs::read_dir(self.folder.join("instances"));
+        for entry in instances.into_iter().flatten().filter_map(Result::ok) {
+            if let Some(record) = read_record::<ShimRecord>(&entry.path(), SHIM) {
+                let both: [Option<Process>; 2] = [Some(record.shim), record.container];
+                both.into_iter().flatten().for_each(Process::kill);
+            }
+        }
+        // A test that failed before it closed its network.
+        for entry in fs::read_dir(self.folder.join("run/netns"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let flags = rustix::mount::UnmountFlags::DETACH;
+            let _ = rustix::mount::unmount(entry.path(), flags);
+        }
+        let _ = Cgroup::at(&self.group).remove(PATIENCE);
+        cgroup::remove_if_empty(&self.group);
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// Waits for a condition, not for luck.
+pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < end, "waited too long for: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
