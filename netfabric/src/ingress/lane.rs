@@ -16,11 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use ulid::Ulid;
 
 use super::Shared;
-<<<<<<< HEAD
-use super::ledger::Story;
-=======
 use super::ledger::Stories;
->>>>>>> door
 use super::local::{Bench, lock};
 use super::offer::{self, Tried};
 use super::start::{Outcome, start};
@@ -55,15 +51,9 @@ pub(super) struct Guest {
     pub(super) reply: oneshot::Sender<Fate>,
 }
 
-<<<<<<< HEAD
-/// What becomes of a held request, and the start that decided it.
-pub(super) struct Fate {
-    pub(super) story: Option<Arc<Story>>,
-=======
 /// What becomes of a held request, and the starts behind it.
 pub(super) struct Fate {
     pub(super) stories: Arc<Stories>,
->>>>>>> door
     pub(super) result: Result<Admission, Rebuff>,
 }
 
@@ -124,11 +114,7 @@ pub(super) async fn hold(
     bench: &Arc<Bench>,
 ) -> Fate {
     let refuse = |rebuff| Fate {
-<<<<<<< HEAD
-        story: None,
-=======
         stories: Arc::default(),
->>>>>>> door
         result: Err(rebuff),
     };
     let held = Held::new(&shared.lanes);
@@ -177,11 +163,7 @@ struct Task {
     core: Activation,
     guests: BTreeMap<Ticket, Guest>,
     starts: JoinSet<Outcome>,
-<<<<<<< HEAD
-    story: Option<Arc<Story>>,
-=======
     stories: Arc<Stories>,
->>>>>>> door
 }
 
 impl Task {
@@ -194,11 +176,7 @@ impl Task {
             core: Activation::new(shared.limits.queue),
             guests: BTreeMap::new(),
             starts: JoinSet::new(),
-<<<<<<< HEAD
-            story: None,
-=======
             stories: Arc::default(),
->>>>>>> door
         }
     }
 
@@ -241,11 +219,7 @@ impl Task {
     /// A start ended. An instance said to be ready here that the door does not know is a failure:
     /// believing it would start one after the other.
     fn settle(&mut self, outcome: Outcome) {
-<<<<<<< HEAD
-        self.story = Some(Arc::new(outcome.story));
-=======
         self.stories.add(outcome.story);
->>>>>>> door
         let reason = match outcome.result {
             Ok((node, _)) if node != self.shared.me() => {
                 self.bench.add_fresh(node);
@@ -305,11 +279,7 @@ impl Task {
 
     fn bounds(&mut self) -> Bounds {
         self.look();
-<<<<<<< HEAD
-        let known = self.bench.open_here() + self.bench.fresh().len();
-=======
         let known = self.bench.open_here() + self.bench.fresh.list().len();
->>>>>>> door
         let known = u32::try_from(known).unwrap_or(u32::MAX);
         Bounds {
             per_instance: self.route.total,
@@ -354,13 +324,8 @@ impl Task {
     /// A guest that is gone hands its admission back by dropping it.
     fn tell(&mut self, ticket: Ticket, result: Result<Admission, Rebuff>) {
         if let Some(guest) = self.guests.remove(&ticket) {
-<<<<<<< HEAD
-            let story = self.story.clone();
-            let _gone = guest.reply.send(Fate { story, result });
-=======
             let stories = Arc::clone(&self.stories);
             let _gone = guest.reply.send(Fate { stories, result });
->>>>>>> door
         }
     }
 

@@ -2,11 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
-<<<<<<< HEAD
-use std::time::Duration;
-=======
 use std::time::{Duration, Instant};
->>>>>>> door
 
 use scheduler::model::{InstanceId, NodeId, RequestId, RevisionKey, ServiceKey, UnixMs};
 use scheduler::place::Receipt;
@@ -18,11 +14,8 @@ use super::local::lock;
 
 /// How many of each are kept.
 const KEPT: usize = 1000;
-<<<<<<< HEAD
-=======
 /// Starts a lane remembers for its bills.
 const STORIES: usize = 64;
->>>>>>> door
 
 /// Where a request's time went, and why its instance is where it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,26 +51,12 @@ pub(super) struct Line {
     pub(super) took: Duration,
 }
 
-<<<<<<< HEAD
-/// What a start did that released requests, or failed to.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-=======
 /// What one start did.
 #[derive(Debug, Clone)]
->>>>>>> door
 pub(super) struct Story {
     pub(super) receipt: Option<Receipt>,
     /// From `place` to `ready`.
     pub(super) phases: Vec<(String, u64)>,
-<<<<<<< HEAD
-}
-
-/// A request's wait for room.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Wait {
-    pub(super) waited: Duration,
-    pub(super) story: Option<Arc<Story>>,
-=======
     /// The instance that came of it.
     pub(super) instance: Option<InstanceId>,
     pub(super) ended: Instant,
@@ -103,46 +82,16 @@ pub(super) struct Wait {
 struct Cold {
     line: Line,
     wait: Wait,
->>>>>>> door
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
-<<<<<<< HEAD
-    bills: Mutex<VecDeque<Bill>>,
-=======
     colds: Mutex<VecDeque<Cold>>,
->>>>>>> door
     lines: Mutex<VecDeque<Line>>,
 }
 
 impl Ledger {
     pub(super) fn warm(&self, line: Line) {
-<<<<<<< HEAD
-        push(&mut lock(&self.lines), line);
-    }
-
-    pub(super) fn cold(&self, line: &Line, wait: &Wait) {
-        let proxy = line.took.saturating_sub(wait.waited);
-        let mut phases = overlap(wait);
-        phases.push(("proxy".to_owned(), micros(proxy)));
-        let mut bill = line.bill();
-        bill.phases = phases;
-        bill.receipt = wait.story.as_ref().and_then(|s| s.receipt.clone());
-        push(&mut lock(&self.bills), bill);
-    }
-
-    pub(super) fn bills(&self) -> Vec<Bill> {
-        lock(&self.bills).iter().cloned().collect()
-    }
-
-    pub(super) fn find(&self, request: &RequestId) -> Option<Bill> {
-        let cold = |b: &&Bill| b.request == *request;
-        if let Some(bill) = lock(&self.bills).iter().rev().find(cold) {
-            return Some(bill.clone());
-        }
-        let id = Ulid::from_string(&request.0).ok()?;
-=======
         push(&mut lock(&self.lines), line, KEPT);
     }
 
@@ -160,14 +109,11 @@ impl Ledger {
         if let Some(cold) = lock(&self.colds).iter().rev().find(cold) {
             return Some(cold.bill());
         }
->>>>>>> door
         let lines = lock(&self.lines);
         lines.iter().rev().find(|l| l.request == id).map(Line::bill)
     }
 }
 
-<<<<<<< HEAD
-=======
 impl Stories {
     pub(super) fn add(&self, story: Story) {
         push(&mut lock(&self.last), Arc::new(story), STORIES);
@@ -197,7 +143,6 @@ impl Cold {
     }
 }
 
->>>>>>> door
 impl Line {
     fn bill(&self) -> Bill {
         let arrived = self.request.timestamp_ms();
@@ -218,17 +163,9 @@ impl Line {
 
 /// The phases of the start a request waited for, as far as they fell into its wait: counted back
 /// from the moment it went on. What is left over it spent in the queue.
-<<<<<<< HEAD
-fn overlap(wait: &Wait) -> Vec<(String, u64)> {
-    let mut left = micros(wait.waited);
-    let mut phases = Vec::new();
-    let started = wait.story.iter().flat_map(|s| s.phases.iter().rev());
-    for (name, length) in started {
-=======
 fn overlap(mut left: u64, started: &[(String, u64)]) -> Vec<(String, u64)> {
     let mut phases = Vec::new();
     for (name, length) in started.iter().rev() {
->>>>>>> door
         let part = left.min(*length);
         left -= part;
         if part > 0 {
@@ -240,13 +177,8 @@ fn overlap(mut left: u64, started: &[(String, u64)]) -> Vec<(String, u64)> {
     phases
 }
 
-<<<<<<< HEAD
-fn push<T>(ring: &mut VecDeque<T>, item: T) {
-    if ring.len() >= KEPT {
-=======
 fn push<T>(ring: &mut VecDeque<T>, item: T, most: usize) {
     if ring.len() >= most {
->>>>>>> door
         ring.pop_front();
     }
     ring.push_back(item);
@@ -260,22 +192,9 @@ pub(super) fn micros(duration: Duration) -> u64 {
 mod tests {
     use super::*;
 
-<<<<<<< HEAD
-    fn wait(millis: u64) -> Wait {
-        let phases = [("place", 1_000), ("create", 20_000), ("ready", 9_000)];
-        let story = Story {
-            receipt: None,
-            phases: phases.map(|(n, l)| (n.to_owned(), l)).to_vec(),
-        };
-        Wait {
-            waited: Duration::from_millis(millis),
-            story: Some(Arc::new(story)),
-        }
-=======
     fn started() -> Vec<(String, u64)> {
         let phases = [("place", 1_000), ("create", 20_000), ("ready", 9_000)];
         phases.map(|(n, l)| (n.to_owned(), l)).to_vec()
->>>>>>> door
     }
 
     #[test]
@@ -304,15 +223,6 @@ mod tests {
         ];
         for (millis, want) in table {
             let want: Vec<_> = want.iter().map(|(n, l)| ((*n).to_owned(), *l)).collect();
-<<<<<<< HEAD
-            assert_eq!(overlap(&wait(*millis)), want, "{millis}");
-        }
-        let plain = Wait {
-            waited: Duration::from_millis(5),
-            story: None,
-        };
-        assert_eq!(overlap(&plain), [("queue".to_owned(), 5_000)]);
-=======
             assert_eq!(overlap(millis * 1_000, &started()), want, "{millis}");
         }
         assert_eq!(overlap(5_000, &[]), [("queue".to_owned(), 5_000)]);
@@ -343,18 +253,13 @@ mod tests {
             None,
             "long before the wait"
         );
->>>>>>> door
     }
 
     #[test]
     fn the_ring_forgets_the_oldest() {
         let mut ring = VecDeque::new();
         for i in 0..KEPT + 5 {
-<<<<<<< HEAD
-            push(&mut ring, i);
-=======
             push(&mut ring, i, KEPT);
->>>>>>> door
         }
         assert_eq!((ring.len(), ring.front()), (KEPT, Some(&5)));
     }

@@ -153,7 +153,6 @@ struct Limits {
 
 impl Shared {
     fn me(&self) -> NodeId {
-        self.fleet.borrow().me
         self.routes.load().me
     }
 }

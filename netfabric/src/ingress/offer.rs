@@ -32,10 +32,7 @@ impl Tried {
 struct Sight<'a> {
     slots: &'a [Arc<Slot>],
     fresh: Vec<NodeId>,
-<<<<<<< HEAD
-=======
     bare: Vec<NodeId>,
->>>>>>> door
     bench: &'a Bench,
     nodes: &'a Nodes,
     tried: &'a Tried,
@@ -61,12 +58,8 @@ impl LoadView for Sight<'_> {
     }
 
     fn sent(&self, node: NodeId) -> Option<u32> {
-<<<<<<< HEAD
-        (!self.tried.nodes.contains(&node)).then(|| self.bench.sent(node))
-=======
         let vain = self.tried.nodes.contains(&node) || self.bare.contains(&node);
         (!vain).then(|| self.bench.sent(node))
->>>>>>> door
     }
 
     fn ejected(&self, node: NodeId) -> bool {
@@ -105,19 +98,12 @@ fn admit(
     choose: impl Fn(&Sight<'_>) -> Pick,
 ) -> Option<Admission> {
     let slots = bench.slots();
-<<<<<<< HEAD
-    let mut fresh = bench.fresh();
-=======
     let mut fresh = bench.fresh.list();
->>>>>>> door
     fresh.retain(|node| !route.away.iter().any(|a| a.node == *node));
     let sight = Sight {
         slots: &slots,
         fresh,
-<<<<<<< HEAD
-=======
         bare: bench.bare.list(),
->>>>>>> door
         bench,
         nodes,
         tried,

@@ -36,9 +36,6 @@ struct Refusals {
 
 pub(super) async fn start(shared: &Shared, revision: &RevisionKey, request: RequestId) -> Outcome {
     let begun = Instant::now();
-<<<<<<< HEAD
-    let mut story = Story::default();
-=======
     let mut story = Story {
         receipt: None,
         phases: Vec::new(),
@@ -61,7 +58,6 @@ async fn ask_around(
     story: &mut Story,
 ) -> Result<(NodeId, Started), Refused> {
     let begun = Instant::now();
->>>>>>> door
     let mut refusals = Refusals::default();
     for _ in 0..NODES_ASKED {
         let Some(mut ask) = prepare(shared, revision, &refusals.avoid) else {
@@ -79,29 +75,15 @@ async fn ask_around(
         match put(shared, node, ask).await {
             Ok(started) => {
                 story.phases.extend(started.phases.iter().cloned());
-<<<<<<< HEAD
-                let result = Ok((node, started));
-                return Outcome { story, result };
-            }
-            Err(StartRefusal::Failed { code, message, .. }) => {
-                let result = Err(Refused::StartFailed { code, message });
-                return Outcome { story, result };
-=======
                 return Ok((node, started));
             }
             Err(StartRefusal::Failed { code, message, .. }) => {
                 return Err(Refused::StartFailed { code, message });
->>>>>>> door
             }
             Err(refusal) => refusals.note(node, refusal),
         }
     }
-<<<<<<< HEAD
-    let result = Err(refusals.sum());
-    Outcome { story, result }
-=======
     Err(refusals.sum())
->>>>>>> door
 }
 
 /// The request to start, with the placement that says where. `None` when the revision is gone.

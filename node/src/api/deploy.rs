@@ -81,10 +81,8 @@ pub(super) async fn put(
 fn put_service(key: ServiceKey, request: DeployRequest) -> PutService {
     PutService {
         key,
-        image: ImagePin {
-            reference: String::new(),
-            digest: String::new(),
-        },
+        image: unpinned(&request.spec),
+        spec: request.spec,
         scale: request.scale,
         traffic: request.traffic,
         labels: request.labels,

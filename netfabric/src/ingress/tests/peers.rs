@@ -1,10 +1,6 @@
 //! Requests answered by another node's instance.
 
 use std::sync::atomic::Ordering;
-<<<<<<< HEAD
-use std::time::Duration;
-=======
->>>>>>> door
 
 use bytes::Bytes;
 use http::header;
@@ -94,9 +90,6 @@ async fn a_node_that_has_none_after_all_is_passed_over() {
     world.publish(&[(2, vec![InstanceId("gone".into())])].into());
     let body = "y".repeat(40_000);
     let reply = post(world.door(), "/echo", body.clone()).await;
-<<<<<<< HEAD
-    assert_eq!((reply.status, reply.body == body), (200, true));
-=======
     assert_eq!(
         (reply.status, reply.body == body),
         (200, true),
@@ -104,7 +97,6 @@ async fn a_node_that_has_none_after_all_is_passed_over() {
         reply.headers
     );
 
->>>>>>> door
     assert_eq!(*world.starter.asked.lock().unwrap(), [NodeId(1)]);
 }
 
@@ -190,9 +182,5 @@ async fn a_slow_far_answer_ends_at_the_timeout() {
     assert_eq!(reply.status, 504);
     let there = || world.nodes[1].local.in_flight(&InstanceId("far".into()));
     eventually("it leaves the far instance too", || there() == 0).await;
-<<<<<<< HEAD
-    let _ = (app, Duration::ZERO);
-=======
     drop(app);
->>>>>>> door
 }
