@@ -1,1 +1,3 @@
+//! Breaks. Whole clusters of real processes on namespace hosts, and what tests do to them.
 
+pub mod world;

@@ -1,3 +1,9 @@
 //! Carries. Identity, transport, gossip, the public door and DNS.
 
+pub mod gossip;
+pub mod identity;
+pub mod transport;
+
+pub mod dns;
+pub mod ingress;
 pub mod wire;

@@ -1,4 +1,20 @@
-//! The node: acts on what `scheduler` decides and `netfabric` carries. Binary `selvedged`.
+//! Acts: what `scheduler` decides and `netfabric` carries is done here. Binary `selvedged`.
 
+pub mod agent;
+pub mod api;
+pub mod app;
+pub mod clock;
+pub mod config;
+pub mod consensus;
+pub mod enrol;
+pub mod fleet;
+pub mod image;
+pub mod images;
+pub mod links;
+pub mod logs;
+pub mod names;
 pub mod network;
+pub mod peers;
 pub mod runtime;
+pub mod stewardship;
+pub mod telemetry;

@@ -1,12 +1,46 @@
 //! `selvedged`: a shim or the daemon. A plain `fn main()`: shims must exist before any thread does.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
+
+use node::config::Config;
+
+const USAGE: &str = "usage: selvedged [--config FILE]   (default /etc/selvedge/selvedge.toml)";
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     if args.first().is_some_and(|word| word == "shim") {
         return node::runtime::shim::main(&args[1..]);
     }
-    ExitCode::SUCCESS
+    let path = match args.as_slice() {
+        [] => PathBuf::from("/etc/selvedge/selvedge.toml"),
+        [flag, path] if flag == "--config" => PathBuf::from(path),
+        [flag] if flag == "--version" => {
+            println!("selvedged {}", env!("CARGO_PKG_VERSION"));
+            return ExitCode::SUCCESS;
+        }
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match daemon(&path) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("selvedged: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn daemon(path: &std::path::Path) -> anyhow::Result<()> {
+    let config = Config::load(path)?;
+    node::telemetry::init(&config.observe.log);
+    // Fails only when one is installed already: then TLS has its provider.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(node::app::run(config))
 }

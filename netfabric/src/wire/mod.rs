@@ -1,3 +1,6 @@
-//! Frames and messages between nodes.
+//! Frames and messages between nodes, and the shapes of the operator API.
 
+pub mod api;
+pub mod codec;
+pub mod frame;
 pub mod peer;

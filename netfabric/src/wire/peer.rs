@@ -12,19 +12,14 @@ pub enum PeerRequest {
         instance: InstanceId,
         cause: String,
     },
-    /// Commands for the leader, each as registry JSON. Answered by whoever leads; a node that
-    /// does not lead answers `NotLeader`.
-    Propose {
-        commands: Vec<Vec<u8>>,
+    /// What only the asked node knows of `instance/ID` (its receipt) or `request/ID` (its bill).
+    Explain {
+        subject: String,
     },
-    /// The leader's read barrier: the registry index a linearizable read must have reached.
-    ReadIndex,
-    /// An operator's read that only the node itself can answer (receipts, bills, images…): the
-    /// path of its own API, answered with that API's status and JSON.
-    Api {
-        method: String,
-        path: String,
-        body: Vec<u8>,
+    /// A joiner's request (`JoinRequest`, encoded) that came to a node without the CA's key.
+    Join {
+        token_hash: String,
+        request: Vec<u8>,
     },
 }
 
@@ -34,20 +29,14 @@ pub enum PeerResponse {
     StartRefused(StartRefusal),
     Stopping,
     UnknownInstance,
-    /// One registry reply as JSON per command.
-    Proposed {
-        replies: Vec<Vec<u8>>,
+    /// The receipt or the bill, as JSON.
+    Explained {
+        json: Vec<u8>,
     },
-    NotLeader {
-        leader: Option<u64>,
-    },
-    NoQuorum {
-        message: String,
-    },
-    Index(u64),
-    Api {
-        status: u16,
-        body: Vec<u8>,
+    UnknownSubject,
+    /// `Result<JoinResponse, JoinRefusal>`, encoded.
+    Joined {
+        decided: Vec<u8>,
     },
     /// The request was refused before it was looked at (malformed, too large, not allowed).
     Bad {

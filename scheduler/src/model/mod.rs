@@ -8,6 +8,7 @@ mod instance;
 mod node;
 mod revision;
 mod service;
+pub mod units;
 
 pub use ids::{
     InstanceId, Name, NameError, NodeId, Now, RequestId, RevisionKey, ServiceKey, UnixMs,

@@ -1,17 +1,32 @@
 //! The replicated state: commands in, replies and changes out. Deterministic: equal states and
-//! equal commands give equal results on every replica.
+//! equal commands give equal results on every replica. It owns what a command means; it does not
+//! own how commands are agreed on, stored or carried.
 
+mod apply;
 mod command;
+mod members;
+mod size;
+mod validate;
+mod validate_container;
 
-use std::collections::BTreeMap;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod validate_tests;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 pub use command::{
     Action, Change, ClusterMeta, Command, Outcome, PutService, Refusal, Reply, Token,
 };
+pub use validate::{limits, validate};
 
 use crate::model::{NodeId, NodeIdentity, Revision, RevisionKey, Service, ServiceKey};
+
+/// How many deleted services' last generations are remembered.
+const MAX_RETIRED: usize = 10_000;
 
 /// Everything people decided and nodes agreed on. Maps serialize as lists of pairs where their
 /// keys are no strings, so that JSON can hold them.
@@ -28,18 +43,135 @@ pub struct State {
     pub services: BTreeMap<ServiceKey, Service>,
     #[serde(with = "pairs")]
     pub revisions: BTreeMap<RevisionKey, Revision>,
+    /// Deleted services. One that is created anew continues their count of generations: otherwise
+    /// an instance of the old `web-00001` that still runs would pass for one of the new.
+    #[serde(with = "pairs", default)]
+    pub retired: BTreeMap<ServiceKey, Retired>,
+}
+
+/// What is remembered of a deleted service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retired {
+    /// Its last generation.
+    pub generation: u64,
+    /// The registry index of its deletion.
+    pub index: u64,
 }
 
 impl State {
     /// Applies one command: the reply to its proposer and the changes followers are told.
-    /// A refused command changes nothing, the index included.
-    pub fn apply(&mut self, _command: &Command) -> (Reply, Vec<Change>) {
-        unimplemented!("helper")
+    /// A refused command changes nothing, the index included; nor does one that asks for what is
+    /// already so, which is answered with the present index.
+    pub fn apply(&mut self, command: &Command) -> (Reply, Vec<Change>) {
+        let plan = match apply::plan(self, command) {
+            Ok(plan) => plan,
+            Err(refusal) => return (Reply::Refused(refusal), Vec::new()),
+        };
+        if !plan.changes.is_empty() {
+            // Applying is following one's own changes: the leader and a follower of the feed
+            // cannot come to differ.
+            self.follow(self.index + 1, &plan.changes);
+        }
+        let reply = Reply::Done {
+            index: self.index,
+            outcome: plan.outcome,
+        };
+        (reply, plan.changes)
     }
 
-    /// Applies a change from the feed, bringing the state to `index`.
-    pub fn follow(&mut self, _index: u64, _changes: &[Change]) {
-        unimplemented!("helper")
+    /// Applies a change from the feed, bringing the state to `index`. Changes of an index that
+    /// lies behind are ignored; those of the present index may come again.
+    pub fn follow(&mut self, index: u64, changes: &[Change]) {
+        if index < self.index {
+            return;
+        }
+        self.index = index;
+        for change in changes {
+            self.absorb(change);
+        }
+    }
+
+    fn absorb(&mut self, change: &Change) {
+        match change {
+            Change::Cluster(cluster) => self.cluster = Some(cluster.clone()),
+            Change::Service(service) => {
+                self.retired.remove(&service.key);
+                self.services
+                    .insert(service.key.clone(), (**service).clone());
+            }
+            Change::ServiceGone(key) => self.retire(key),
+            Change::Revision(revision) => {
+                self.revisions
+                    .insert(revision.key.clone(), (**revision).clone());
+            }
+            Change::RevisionGone(key) => {
+                self.revisions.remove(key);
+            }
+            Change::Node(node) => {
+                self.next_node = self.next_node.max(node.id.0 + 1);
+                self.nodes.insert(node.id, node.clone());
+            }
+            Change::Token { hash, token } => {
+                self.tokens.insert(hash.clone(), token.clone());
+            }
+            Change::TokenGone { hash } => {
+                self.tokens.remove(hash);
+            }
+        }
+    }
+
+    fn retire(&mut self, key: &ServiceKey) {
+        let Some(service) = self.services.remove(key) else {
+            return;
+        };
+        let retired = Retired {
+            generation: service.meta.generation,
+            index: self.index,
+        };
+        self.retired.insert(key.clone(), retired);
+        if self.retired.len() > MAX_RETIRED {
+            let oldest = self.retired.iter().min_by_key(|(_, r)| r.index);
+            if let Some(oldest) = oldest.map(|(key, _)| key.clone()) {
+                self.retired.remove(&oldest);
+            }
+        }
+    }
+
+    /// A service's revisions, in the order of their keys.
+    pub fn revisions_of(&self, service: &ServiceKey) -> impl Iterator<Item = &Revision> {
+        self.revisions
+            .values()
+            .filter(move |r| r.service == *service)
+    }
+
+    /// The node of that name whose identity is valid.
+    pub fn node_named(&self, name: &str) -> Option<&NodeIdentity> {
+        self.nodes
+            .values()
+            .find(|n| !n.revoked && n.name.as_str() == name)
+    }
+}
+
+impl Service {
+    /// The revisions that requests are sent to: those its traffic names, by share or by tag, and
+    /// the latest ready one where it names that or nothing at all.
+    #[must_use]
+    pub fn routed(&self) -> BTreeSet<RevisionKey> {
+        let of = |name: &Option<crate::model::Name>| match name {
+            Some(name) => Some(RevisionKey {
+                namespace: self.key.namespace.clone(),
+                name: name.clone(),
+            }),
+            None => self.status.latest_ready.clone(),
+        };
+        if self.traffic.is_empty() {
+            return of(&None).into_iter().collect();
+        }
+        let live = self
+            .traffic
+            .iter()
+            .filter(|t| t.percent > 0 || t.tag.is_some());
+        live.filter_map(|t| of(&t.revision)).collect()
     }
 }
 

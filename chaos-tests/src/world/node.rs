@@ -1,0 +1,226 @@
+//! One node of a world: its host, its folder, its daemon, its front doors.
+
+use std::ffi::OsStr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use super::http::{Request, Response};
+use super::shell::{Outcome, run, run_with, until};
+
+pub const ORIGIN: &str = "e2e.selvedge.internal";
+/// No command of a test runs longer; coreutils' timeout ends it with code 124.
+const LIMIT_SECONDS: &str = "150";
+const STARTING: Duration = Duration::from_mins(1);
+
+#[derive(Debug, Clone)]
+pub struct Node {
+    pub name: String,
+    pub address: Ipv4Addr,
+    pub netns: String,
+    pub(super) dir: PathBuf,
+    pub(super) cgroup: String,
+    pub(super) registry: String,
+    pub(super) programs: PathBuf,
+}
+
+impl Node {
+    fn inside(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("timeout");
+        let netns = format!("--net=/run/netns/{}", self.netns);
+        command
+            .args([LIMIT_SECONDS, "nsenter", &netns, "--"])
+            .arg(program);
+        command
+            .env("XDG_CONFIG_HOME", &self.dir)
+            .env("NO_COLOR", "1");
+        command
+    }
+
+    /// Any program on this host.
+    pub fn run(&self, program: &str, args: &[&str]) -> Result<Outcome> {
+        run_with(self.inside(program).args(args), "")
+    }
+
+    /// `selvedge ARGS…` as this host's operator types it.
+    pub fn cli(&self, args: &[&str]) -> Result<Outcome> {
+        let socket = format!("unix:{}", self.socket().display());
+        let mut command = self.inside(self.programs.join("selvedge"));
+        run_with(command.args(["--addr", &socket]).args(args), "")
+    }
+
+    /// The JSON of a read.
+    pub fn read(&self, args: &[&str]) -> Result<Value> {
+        self.cli(&[&["-o", "json"], args].concat())?.ok()?.json()
+    }
+
+    /// `selvedge up` or `selvedge join …` with this node's flags.
+    pub fn enrol(&self, verb: &[&str], more: &[&str]) -> Result<Outcome> {
+        let region = self.name.split('-').next().unwrap_or(&self.name);
+        let (zone, advertise) = (format!("{region}-a"), format!("{}:8422", self.address));
+        let mut command = self.inside(self.programs.join("selvedge"));
+        command
+            .args(verb)
+            .args(["--name", &self.name, "--region", region, "--zone", &zone]);
+        command
+            .arg("--data")
+            .arg(&self.dir)
+            .arg("--config")
+            .arg(self.config());
+        command.args([
+            "--advertise",
+            &advertise,
+            "--origin",
+            ORIGIN,
+            "--http",
+            ":80",
+        ]);
+        command.args(["--dns", ":53", "--cgroup", &self.cgroup]);
+        run_with(
+            command
+                .args(["--registry-insecure", &self.registry])
+                .args(more),
+            "",
+        )
+    }
+
+    /// The operator's API.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("run/api.sock")
+    }
+
+    fn config(&self) -> PathBuf {
+        self.dir.join("selvedge.toml")
+    }
+
+    /// `(ADDRESS, TOKEN)` for the next node.
+    pub fn invite(&self, ttl: &str) -> Result<(String, String)> {
+        let said = self.read(&["token", "create", "--ttl", ttl])?;
+        let field = |name: &str| said[name].as_str().map(ToOwned::to_owned);
+        let both = field("address").zip(field("token"));
+        both.with_context(|| format!("no address and token in {said}"))
+    }
+
+    pub fn door(&self) -> SocketAddr {
+        (self.address, 80).into()
+    }
+
+    /// GET `path` of a service through this node's front door.
+    pub fn get(&self, service: &str, path: &str) -> Result<Response> {
+        Request::get(&format!("{service}.{ORIGIN}"), path).send(self.door())
+    }
+
+    /// Runs a shell script inside an instance of the test image and returns what it wrote.
+    pub fn inside_container(&self, service: &str, script: &str) -> Result<String> {
+        let host = format!("{service}.{ORIGIN}");
+        let post = Request::post(&host, "/cgi-bin/sh", script.as_bytes());
+        Ok(post.send(self.door())?.ok()?.body)
+    }
+
+    /// Addresses this node's DNS gives for a service.
+    pub fn dig(&self, service: &str, kind: &str) -> Result<Vec<String>> {
+        let (at, name) = (format!("@{}", self.address), format!("{service}.{ORIGIN}"));
+        let said = run("dig", ["+short", "+time=2", "+tries=2", &at, &name, kind])?.ok()?;
+        Ok(said.out.lines().map(ToOwned::to_owned).collect())
+    }
+
+    pub fn status(&self) -> Result<Value> {
+        self.read(&["status"])
+    }
+
+    pub fn instances(&self, service: &str) -> Result<Vec<Value>> {
+        let all = self.read(&["get", "instances"])?;
+        let all = all.as_array().context("instances are no list")?;
+        let live = |i: &&Value| {
+            let state = i["state"].as_str().unwrap_or_default();
+            i["service"] == service && !matches!(state, "Stopped" | "Failed")
+        };
+        Ok(all.iter().filter(live).cloned().collect())
+    }
+
+    /// The daemon's pid; its shims are other processes.
+    pub fn daemon(&self) -> Option<u32> {
+        let config = self.config().to_string_lossy().into_owned();
+        let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = entries.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
+        let mut daemons = pids.filter(|pid| {
+            let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let words = String::from_utf8_lossy(&words).into_owned();
+            let words: Vec<_> = words.split('\0').collect();
+            let program = words.first().is_some_and(|w| w.ends_with("selvedged"));
+            program && words.contains(&config.as_str()) && !words.contains(&"shim")
+        });
+        daemons.next()
+    }
+
+    /// `kill -9` of the daemon.
+    pub fn kill(&self) -> Result<()> {
+        let pid = self
+            .daemon()
+            .with_context(|| format!("{} runs no daemon", self.name))?;
+        run("kill", ["-9", &pid.to_string()])?.ok()?;
+        until("the daemon is gone", STARTING, || {
+            Ok(self.daemon().is_none().then_some(()))
+        })
+    }
+
+    /// Starts the daemon as a supervisor would; answers when its API does.
+    pub fn start(&self) -> Result<()> {
+        ensure!(
+            self.daemon().is_none(),
+            "{} runs its daemon already",
+            self.name
+        );
+        std::fs::create_dir_all(self.dir.join("log"))?;
+        let log = self.dir.join("log/selvedged.log");
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(log)?;
+        let netns = format!("--net=/run/netns/{}", self.netns);
+        let mut command = Command::new("setsid");
+        command
+            .args(["nsenter", &netns, "--"])
+            .arg(self.programs.join("selvedged"));
+        command
+            .arg("--config")
+            .arg(self.config())
+            .stdin(Stdio::null());
+        command
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("starting selvedged")?;
+        until(&format!("{} answers", self.name), STARTING, || {
+            self.status().map(Some)
+        })
+        .map(drop)
+    }
+
+    /// The end of the daemon's log, for a failing test.
+    pub fn log(&self) -> String {
+        let text = std::fs::read_to_string(self.dir.join("log/selvedged.log")).unwrap_or_default();
+        let lines: Vec<_> = text.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+
+    /// Pids of this node's containers: processes in its cgroups that are not ours.
+    pub fn containers(&self) -> Vec<u32> {
+        let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = entries.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
+        let mut found: Vec<_> = pids
+            .filter(|pid| {
+                let cgroup = std::fs::read_to_string(format!("/proc/{pid}/cgroup"));
+                let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+                cgroup.is_ok_and(|text| text.contains(&self.cgroup))
+                    && !exe.to_string_lossy().contains("selvedged")
+            })
+            .collect();
+        found.sort_unstable();
+        found
+    }
+}

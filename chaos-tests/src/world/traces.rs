@@ -1,0 +1,153 @@
+//! What a world leaves in the system, found by its tag and removed: processes, mounts, namespaces,
+//! links, cgroups, files. Also the worlds of tests that were killed before they could tidy up.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use super::shell::{run, until};
+
+pub(super) const NAME: &str = "selvedge-e2e";
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The names one world's things carry. Unique while its process lives.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Tag {
+    pub pid: u32,
+    pub number: u32,
+}
+
+impl Tag {
+    pub fn name(&self) -> String {
+        format!("{NAME}-{}-{}", self.pid, self.number)
+    }
+
+    pub fn dir(&self) -> PathBuf {
+        std::env::temp_dir().join(self.name())
+    }
+
+    /// Short: the kernel's limit is 15 characters.
+    pub fn link(&self, what: &str) -> String {
+        format!("sv{}n{}-{what}", self.pid, self.number)
+    }
+
+    fn parse(name: &str) -> Option<Self> {
+        let mut numbers = name.strip_prefix(NAME)?.strip_prefix('-')?.split('-');
+        let pid = numbers.next()?.parse().ok()?;
+        Some(Self {
+            pid,
+            number: numbers.next()?.parse().ok()?,
+        })
+    }
+}
+
+/// Removes the worlds of processes that are no more.
+pub(super) fn sweep() -> Result<()> {
+    let folders = [std::env::temp_dir(), PathBuf::from("/run/netns")];
+    let entries = folders
+        .iter()
+        .flat_map(|folder| fs::read_dir(folder).into_iter().flatten());
+    let names = entries
+        .flatten()
+        .filter_map(|e| Tag::parse(&e.file_name().to_string_lossy()));
+    let dead = names.filter(|tag| !Path::new(&format!("/proc/{}", tag.pid)).exists());
+    dead.collect::<BTreeSet<_>>().iter().try_for_each(remove)
+}
+
+/// Removes everything with this tag.
+pub(super) fn remove(tag: &Tag) -> Result<()> {
+    until("the world's processes end", PATIENCE, || {
+        let pids = processes(tag);
+        let args: Vec<_> = pids.iter().map(ToString::to_string).collect();
+        if !args.is_empty() {
+            run("kill", ["-9".to_owned()].into_iter().chain(args))?;
+        }
+        Ok(pids.is_empty().then_some(()))
+    })?;
+    let dir = tag.dir();
+    for at in mounts().into_iter().rev().filter(|at| at.starts_with(&dir)) {
+        run("umount", [Path::new("--lazy"), &at])?.ok()?;
+    }
+    for file in netns_files(tag) {
+        run("umount", [Path::new("--lazy"), &file])?;
+        fs::remove_file(&file).with_context(|| format!("removing {}", file.display()))?;
+    }
+    for entry in fs::read_dir("/sys/class/net")?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with(&tag.link("")) {
+            // A veth may go by itself with its namespace.
+            run("ip", ["link", "delete", &name])?;
+        }
+    }
+    until("the world's cgroups end", PATIENCE, || {
+        Ok(remove_cgroups(tag).map(|()| Some(()))?)
+    })?;
+    if dir.exists() {
+        fs::remove_dir_all(&dir).with_context(|| format!("removing {}", dir.display()))?;
+    }
+    Ok(())
+}
+
+fn netns_files(tag: &Tag) -> Vec<PathBuf> {
+    let prefix = format!("{}-", tag.name());
+    let entries = fs::read_dir("/run/netns").into_iter().flatten().flatten();
+    let ours = entries.filter(|e| e.file_name().to_string_lossy().starts_with(&prefix));
+    ours.map(|e| e.path()).collect()
+}
+
+/// Where something is mounted, in the order in which it was.
+fn mounts() -> Vec<PathBuf> {
+    let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    text.lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(PathBuf::from)
+        .collect()
+}
+
+/// Processes in the world's cgroups, in its namespaces, or of our programs with its folder among
+/// their words.
+fn processes(tag: &Tag) -> Vec<u32> {
+    let inode = |path: PathBuf| fs::metadata(path).ok().map(|m| m.ino());
+    let dir = tag.dir();
+    let pinned = mounts()
+        .into_iter()
+        .filter(|at| at.starts_with(dir.join("")));
+    let netns: BTreeSet<_> = netns_files(tag)
+        .into_iter()
+        .chain(pinned)
+        .filter_map(inode)
+        .collect();
+    let ours = |pid: &u32| {
+        let proc = PathBuf::from(format!("/proc/{pid}"));
+        let read = |file: &str| fs::read(proc.join(file)).unwrap_or_default();
+        let cgroup = String::from_utf8_lossy(&read("cgroup")).into_owned();
+        let words = String::from_utf8_lossy(&read("cmdline")).into_owned();
+        cgroup.split(['/', '\n']).any(|part| part == tag.name())
+            || words.contains(&format!("/{}/", tag.name())) && words.contains("selvedge")
+            || inode(proc.join("ns/net")).is_some_and(|n| netns.contains(&n))
+    };
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter(|pid| *pid != std::process::id())
+        .filter(ours)
+        .collect()
+}
+
+fn remove_cgroups(tag: &Tag) -> std::io::Result<()> {
+    fn tree(dir: &Path) -> std::io::Result<()> {
+        for entry in fs::read_dir(dir)?.flatten() {
+            if entry.file_type()?.is_dir() {
+                tree(&entry.path())?;
+            }
+        }
+        fs::remove_dir(dir)
+    }
+    let root = PathBuf::from("/sys/fs/cgroup");
+    let controllers = fs::read_dir(&root)?.flatten().map(|c| c.path());
+    let trees = controllers.chain([root]).map(|c| c.join(tag.name()));
+    trees.filter(|t| t.is_dir()).try_for_each(|t| tree(&t))
+}

@@ -1,0 +1,101 @@
+//! What a container can reach and do: nothing that is not its own.
+
+use anyhow::{Context as _, Result, ensure};
+use chaos_tests::world::{Node, World};
+
+#[test]
+#[ignore = "needs root and namespace hosts: deploy/check runs it"]
+fn a_container_is_confined() -> Result<()> {
+    let world = World::of(&["par-1", "fra-1"])?;
+    for service in ["tenant", "other"] {
+        world
+            .deploy(
+                service,
+                &["--scale", "1..1", "--cpu", "0.1", "--region", "par"],
+            )?
+            .ok()?;
+    }
+    let node = &world["par-1"];
+    it_reaches_nobody(node, &world["fra-1"])?;
+    it_may_do_nothing(node)?;
+    it_sees_only_itself(node)
+}
+
+/// No connection to the node's API, front door or mesh, to peers, or to another tenant.
+fn it_reaches_nobody(node: &Node, peer: &Node) -> Result<()> {
+    let own = |script: &str| node.inside_container("tenant", script);
+    let theirs = node.inside_container("other", "ip -4 addr show eth0")?;
+    let other = theirs
+        .split_whitespace()
+        .find(|w| w.contains('/'))
+        .context("an address")?;
+    let other = other.split('/').next().context("an address")?;
+    let route = own("ip route")?;
+    let gateway = route.split_whitespace().skip_while(|w| *w != "via").nth(1);
+    let gateway = gateway.with_context(|| format!("no gateway: {route}"))?;
+    let (near, far) = (node.address.to_string(), peer.address.to_string());
+    for (host, port) in [
+        (gateway, 8420),
+        (gateway, 80),
+        (&near, 8420),
+        (&near, 80),
+        (&far, 8420),
+        (&far, 80),
+        (other, 8080),
+        ("169.254.169.254", 80),
+    ] {
+        let said = own(&format!(
+            "nc -w 2 {host} {port} </dev/null && echo OPEN || echo shut"
+        ))?;
+        ensure!(
+            said.contains("shut") && !said.contains("OPEN"),
+            "{host}:{port}: {said}"
+        );
+    }
+    Ok(())
+}
+
+fn it_may_do_nothing(node: &Node) -> Result<()> {
+    for forbidden in [
+        "mount -t tmpfs x /tmp",
+        "unshare -m true",
+        "unshare -U true",
+        "echo 1 > /proc/sys/net/ipv4/ip_forward",
+        "echo b > /proc/sysrq-trigger",
+        "touch /sys/x",
+        "head -c 1 /proc/kcore | grep -q .",
+        "head -c 1 /dev/vda",
+        "mknod /tmp/sda b 8 0",
+        "kill -9 1",
+    ] {
+        let script = format!("({forbidden}) && echo DONE || echo denied");
+        let said = node.inside_container("tenant", &script)?;
+        ensure!(
+            said.contains("denied") && !said.contains("DONE"),
+            "{forbidden}: {said}"
+        );
+    }
+    Ok(())
+}
+
+fn it_sees_only_itself(node: &Node) -> Result<()> {
+    let own = |script: &str| node.inside_container("tenant", script);
+    let processes = own("ps -o comm")?;
+    ensure!(!processes.contains("selvedged"), "{processes}");
+    ensure!(
+        processes.lines().count() < 12,
+        "only its own processes: {processes}"
+    );
+    let capabilities = own("grep CapEff /proc/self/status")?;
+    ensure!(
+        capabilities.trim_end().ends_with("0000000000000000"),
+        "{capabilities}"
+    );
+    ensure!(own("grep NoNewPrivs /proc/self/status")?.contains('1'));
+    let descriptors = own("ls /proc/self/fd")?;
+    ensure!(
+        descriptors.lines().count() < 8,
+        "descriptors of the host: {descriptors}"
+    );
+    Ok(())
+}

@@ -1,0 +1,14 @@
+//! What Selvedge promises, shown on whole clusters of real processes on namespace hosts.
+//!
+//! Each test has a world of its own and needs root; `deploy/check` runs them, one at a time.
+
+mod confinement;
+mod death;
+mod members;
+mod mistakes;
+mod serving;
+
+/// Three nodes in three regions.
+const THREE: [&str; 3] = ["par-1", "fra-1", "lis-1"];
+/// A service that rests at zero and is small enough for every test.
+const SMALL: [&str; 4] = ["--scale", "0..3", "--cpu", "0.1"];

@@ -1,0 +1,276 @@
+//! The command line's grammar. Only words and their types; what they do is in `commands`.
+
+mod deploy;
+mod node;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use scheduler::model::{Name, units};
+
+pub use deploy::{DeployArgs, EnvChange, PortFlag, ScaleFlag, spread, user};
+pub use node::{JoinArgs, NodeFlags, UpArgs};
+
+/// Serverless containers on your own edge.
+#[derive(Debug, Parser)]
+#[command(
+    name = "selvedge",
+    version,
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// The namespace of services
+    #[arg(
+        short,
+        long,
+        global = true,
+        env = "SELVEDGE_NAMESPACE",
+        default_value = "default"
+    )]
+    pub namespace: Name,
+    /// A cluster from the contexts file
+    #[arg(long, global = true, env = "SELVEDGE_CONTEXT")]
+    pub context: Option<String>,
+    /// The node's API: unix:PATH or HOST:PORT
+    #[arg(long, global = true, env = "SELVEDGE_ADDR")]
+    pub addr: Option<String>,
+    /// The bearer token of the API at HOST:PORT
+    #[arg(long, global = true, env = "SELVEDGE_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+    /// How reads are printed
+    #[arg(
+        short,
+        long,
+        global = true,
+        env = "SELVEDGE_OUTPUT",
+        default_value = "table"
+    )]
+    pub output: Format,
+    /// No progress and no hints
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// Ask nothing
+    #[arg(short, long, global = true)]
+    pub yes: bool,
+    /// Colour on stderr
+    #[arg(long, global = true, default_value = "auto", value_name = "WHEN")]
+    pub color: Color,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    Table,
+    Wide,
+    Json,
+    Yaml,
+    Name,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start a cluster with this machine as its first node
+    Up(UpArgs),
+    /// Make this machine a node of a cluster
+    Join(JoinArgs),
+    /// Three nodes on this machine, to see Selvedge work
+    Demo(DemoArgs),
+    /// Create or change a service
+    Deploy(Box<DeployArgs>),
+    /// List services, revisions, instances, nodes or images
+    #[command(visible_alias = "ls")]
+    Get(GetArgs),
+    /// The cluster at a glance
+    Status,
+    /// Everything about one thing
+    Describe {
+        /// KIND/NAME; a bare name is a service
+        #[arg(value_name = "KIND/NAME")]
+        subject: String,
+    },
+    /// Why an instance is where it is, or what a cold request paid
+    Explain {
+        /// service/NAME, instance/NAME or a request id
+        #[arg(value_name = "KIND/NAME|REQUEST-ID")]
+        subject: String,
+    },
+    /// What a service or an instance wrote to stdout and stderr
+    Logs(LogsArgs),
+    /// Set the bounds of a service's instances
+    Scale(ScaleArgs),
+    /// Delete services
+    Delete(DeleteArgs),
+    /// Images that nodes hold
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Nodes of the cluster
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Tokens with which nodes join
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// The versions of this command and of the node
+    Version,
+    /// A completion script for a shell
+    Completion { shell: clap_complete::Shell },
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct DemoArgs {
+    #[command(subcommand)]
+    pub action: Option<DemoAction>,
+    /// How many nodes
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    pub nodes: usize,
+    /// Where the demo keeps its files
+    #[arg(long, global = true, default_value = "/var/lib/selvedge-demo")]
+    pub dir: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum DemoAction {
+    /// Remove every trace of the demo
+    Down,
+}
+
+/// How long a changing command stays to see its change happen.
+#[derive(Debug, Clone, Args)]
+pub struct WaitArgs {
+    /// Return as soon as the change is accepted
+    #[arg(long)]
+    pub no_wait: bool,
+    /// How long to wait
+    #[arg(long, visible_alias = "wait-timeout", value_name = "SPAN", default_value = "60s",
+          value_parser = units::duration)]
+    pub timeout: Duration,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct GetArgs {
+    /// services, revisions, instances, nodes, images, or KIND/NAME
+    #[arg(default_value = "services")]
+    pub kind: String,
+    /// Only these
+    pub names: Vec<String>,
+    /// Of every namespace
+    #[arg(short = 'A', long)]
+    pub all_namespaces: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct LogsArgs {
+    /// A service, or instance/NAME
+    pub name: String,
+    /// Go on with new lines
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only lines of the last SPAN
+    #[arg(long, value_name = "SPAN", value_parser = units::duration)]
+    pub since: Option<Duration>,
+    /// Only the last N lines
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    pub tail: u32,
+    /// Only lines that contain TEXT
+    #[arg(long, value_name = "TEXT")]
+    pub grep: Option<String>,
+    /// Put time and stream before each line
+    #[arg(short, long)]
+    pub timestamps: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct ScaleArgs {
+    pub name: String,
+    /// MIN..MAX, MIN.. or a fixed number
+    pub scale: ScaleFlag,
+    #[command(flatten)]
+    pub wait: WaitArgs,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct DeleteArgs {
+    /// service/NAME, or just NAME
+    #[arg(required = true, value_name = "KIND/NAME")]
+    pub subjects: Vec<String>,
+    #[command(flatten)]
+    pub wait: WaitArgs,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum ImageCommand {
+    /// Fetch an image from its registry to the node
+    Pull { reference: String },
+    /// Give the node an OCI archive or a `docker save` tar
+    Import {
+        /// The archive; - is stdin
+        file: PathBuf,
+        /// The name it gets when the archive carries none
+        #[arg(long = "as", value_name = "REFERENCE")]
+        reference: Option<String>,
+    },
+    /// Images and the nodes that hold them
+    #[command(alias = "list")]
+    Ls,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum NodeCommand {
+    /// All nodes
+    #[command(alias = "list")]
+    Ls,
+    /// One node
+    Get { name: String },
+    /// Void a node's identity; it is a member no more
+    #[command(alias = "remove")]
+    Rm { name: String },
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum TokenCommand {
+    /// Make a join token that works once
+    Create {
+        /// How long it can be used
+        #[arg(long, value_name = "SPAN", default_value = "1h", value_parser = units::duration)]
+        ttl: Duration,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_grammar_holds() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_is_as_agreed() {
+        insta::assert_snapshot!(Cli::command().term_width(100).render_help());
+        let deploy = Cli::command()
+            .term_width(100)
+            .find_subcommand("deploy")
+            .cloned();
+        insta::assert_snapshot!("deploy_help", deploy.expect("a verb").render_help());
+    }
+}

@@ -1,0 +1,126 @@
+//! The flags of `deploy` over a manifest: what a flag names wins, the rest stays.
+
+use scheduler::model::EnvVar;
+
+use super::Manifest;
+use super::lower::{env_line, probe, pull_policy, whole_seconds};
+use crate::args::{DeployArgs, EnvChange};
+
+/// Applies the flags; `env_files` are the contents of `--env-file`, each with its name.
+///
+/// # Errors
+/// What is wrong, for people.
+pub fn override_with(
+    mut manifest: Manifest,
+    flags: &DeployArgs,
+    env_files: &[(String, String)],
+) -> Result<Manifest, String> {
+    scale(&mut manifest, flags)?;
+    container(&mut manifest, flags)?;
+    environment(&mut manifest, flags, env_files)?;
+    let spec = &mut manifest.spec;
+    if let Some(limit) = flags.concurrency {
+        spec.container_concurrency = limit;
+    }
+    if let Some(timeout) = flags.timeout {
+        spec.timeout_seconds = whole_seconds(timeout).map_err(|e| format!("--timeout: {e}"))?;
+    }
+    if !flags.regions.is_empty() {
+        spec.place.regions.clone_from(&flags.regions);
+    }
+    if let Some(spread) = flags.spread {
+        spec.place.spread = spread;
+    }
+    spec.place.require.extend(flags.node_labels.iter().cloned());
+    manifest.labels.extend(flags.labels.iter().cloned());
+    Ok(manifest)
+}
+
+fn scale(manifest: &mut Manifest, flags: &DeployArgs) -> Result<(), String> {
+    let scale = &mut manifest.scale;
+    if let Some(bounds) = flags.scale {
+        scale.min = bounds.min;
+        scale.max = bounds.max;
+    }
+    scale.min = flags.min_instances.unwrap_or(scale.min);
+    scale.max = flags.max_instances.unwrap_or(scale.max);
+    if scale.max != 0 && scale.min > scale.max {
+        return Err(format!(
+            "scale: {} at least is more than {} at most",
+            scale.min, scale.max
+        ));
+    }
+    scale.target = flags.target.unwrap_or(scale.target);
+    if let Some(window) = flags.window {
+        scale.window_seconds = whole_seconds(window).map_err(|e| format!("--window: {e}"))?;
+    }
+    Ok(())
+}
+
+fn container(manifest: &mut Manifest, flags: &DeployArgs) -> Result<(), String> {
+    let container = manifest.container();
+    if let Some(image) = &flags.image {
+        container.image.clone_from(image);
+    }
+    if let Some(port) = flags.port {
+        container.ports = vec![port.into()];
+    }
+    container.cpu_millis = flags.cpu.unwrap_or(container.cpu_millis);
+    container.memory_bytes = flags.memory.unwrap_or(container.memory_bytes);
+    container.pids = flags.pids.unwrap_or(container.pids);
+    if let Some(text) = &flags.readiness {
+        container.readiness = probe(text).map_err(|e| format!("--readiness: {e}"))?;
+    }
+    if !flags.cmd.is_empty() {
+        container.command.clone_from(&flags.cmd);
+    }
+    if !flags.arg.is_empty() {
+        container.args.clone_from(&flags.arg);
+    }
+    if let Some((uid, gid)) = flags.user {
+        container.security.run_as_user = Some(uid);
+        container.security.run_as_group = gid;
+    }
+    if let Some(policy) = &flags.pull {
+        pull_policy(policy)?.clone_into(&mut container.image_pull_policy);
+    }
+    Ok(())
+}
+
+fn environment(
+    manifest: &mut Manifest,
+    flags: &DeployArgs,
+    env_files: &[(String, String)],
+) -> Result<(), String> {
+    let mut changes = Vec::new();
+    for (file, text) in env_files {
+        for (number, line) in text.lines().enumerate() {
+            let at = |error| format!("{file}:{}: {error}", number + 1);
+            changes.extend(env_line(line).map_err(at)?);
+        }
+    }
+    changes.extend(flags.set_env_vars.iter().cloned());
+    changes.extend(flags.env.iter().cloned());
+    let env = &mut manifest.container().env;
+    for EnvChange { name, value } in changes {
+        let known = env.iter().position(|var| var.name == name);
+        match (known, value) {
+            // In its place: an order that changes would make a revision of nothing.
+            (Some(at), Some(value)) => {
+                env[at] = EnvVar {
+                    name,
+                    value,
+                    secret: None,
+                }
+            }
+            (Some(at), None) => drop(env.remove(at)),
+            (None, Some(value)) => env.push(EnvVar {
+                name,
+                value,
+                secret: None,
+            }),
+            (None, None) => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,278 @@
+//! From the manifest's keys to the registry's words.
+
+use scheduler::model::{
+    ContainerPort, EnvVar, Name, Probe, ProbeAction, Scale, TrafficTarget, units,
+};
+use toml_edit::{Document, Item};
+
+use super::section::{Section, Source};
+use super::{MAX_BYTES, Manifest, ManifestError};
+use crate::args::{EnvChange, PortFlag, ScaleFlag, spread, user};
+
+const TOP: &[&str] = &[
+    "name",
+    "namespace",
+    "image",
+    "port",
+    "scale",
+    "concurrency",
+    "target",
+    "window",
+    "timeout",
+    "grace",
+    "command",
+    "args",
+    "workdir",
+    "user",
+    "pull",
+    "read_only",
+    "capabilities",
+    "env",
+    "resources",
+    "health",
+    "place",
+    "traffic",
+    "labels",
+    "annotations",
+];
+
+type Read<T> = Result<T, ManifestError>;
+
+/// Reads a manifest; `file` is what errors call it.
+pub fn parse(file: &str, text: &str) -> Read<Manifest> {
+    let source = Source { file, text };
+    if text.len() > MAX_BYTES {
+        let message = format!(
+            "the manifest has {} bytes, more than {MAX_BYTES}",
+            text.len()
+        );
+        return Err(source.fault(None, message, ""));
+    }
+    let document = Document::parse(text)
+        .map_err(|error| source.fault(error.span(), error.message().replace('\n', ", "), ""))?;
+    let top = Section::new(source, document.as_table(), TOP)?;
+    let mut manifest = Manifest {
+        name: top.parsed("name", str::parse::<Name>)?,
+        namespace: top.parsed("namespace", str::parse::<Name>)?,
+        scale: scale(&top)?,
+        traffic: traffic(&top)?,
+        labels: top.pairs("labels")?,
+        annotations: top.pairs("annotations")?,
+        ..Manifest::default()
+    };
+    revision(&top, &mut manifest)?;
+    container(&top, &mut manifest)?;
+    place(&top, &mut manifest)?;
+    Ok(manifest)
+}
+
+fn revision(top: &Section<'_>, manifest: &mut Manifest) -> Read<()> {
+    let spec = &mut manifest.spec;
+    if let Some(limit) = top.number("concurrency")? {
+        spec.container_concurrency = limit;
+    }
+    if let Some(seconds) = top.parsed("timeout", seconds)? {
+        spec.timeout_seconds = seconds;
+    }
+    if let Some(seconds) = top.parsed("grace", seconds)? {
+        spec.termination_grace_seconds = seconds;
+    }
+    Ok(())
+}
+
+fn container(top: &Section<'_>, manifest: &mut Manifest) -> Read<()> {
+    let container = manifest.container();
+    if let Some(image) = top.string("image")? {
+        image.clone_into(&mut container.image);
+    }
+    container.command = top.list("command")?.unwrap_or_default();
+    container.args = top.list("args")?.unwrap_or_default();
+    container.working_dir = top.string("workdir")?.map(str::to_owned);
+    if let Some(port) = top.parsed("port", str::parse::<PortFlag>)? {
+        container.ports = vec![port.into()];
+    }
+    for (name, value) in top.pairs("env")? {
+        container.env.push(EnvVar {
+            name,
+            value,
+            secret: None,
+        });
+    }
+    if let Some(policy) = top.parsed("pull", pull_policy)? {
+        policy.clone_into(&mut container.image_pull_policy);
+    }
+    if let Some((uid, gid)) = top.parsed("user", user)? {
+        container.security.run_as_user = Some(uid);
+        container.security.run_as_group = gid;
+    }
+    container.security.read_only_root_filesystem = top.flag("read_only")?.unwrap_or(false);
+    container.security.add_capabilities = top.list("capabilities")?.unwrap_or_default();
+    if let Some(resources) = top.section("resources", &["cpu", "memory", "pids"])? {
+        container.cpu_millis = resources.parsed("cpu", units::cpu_millis)?.unwrap_or(0);
+        container.memory_bytes = resources.parsed("memory", units::bytes)?.unwrap_or(0);
+        container.pids = resources.number("pids")?.unwrap_or(0);
+    }
+    if let Some(health) = top.section("health", &["ready"])? {
+        container.readiness = health.parsed("ready", probe)?.flatten();
+    }
+    Ok(())
+}
+
+fn place(top: &Section<'_>, manifest: &mut Manifest) -> Read<()> {
+    let Some(place) = top.section("place", &["regions", "spread", "require"])? else {
+        return Ok(());
+    };
+    let rules = &mut manifest.spec.place;
+    rules.regions = place.list("regions")?.unwrap_or_default();
+    rules.spread = place.parsed("spread", spread)?.unwrap_or_default();
+    rules.require = place.pairs("require")?;
+    Ok(())
+}
+
+/// `scale = "0..20"`, `scale = 3`, or a table of all of it.
+fn scale(top: &Section<'_>) -> Read<Scale> {
+    let mut scale = Scale::default();
+    if top.item("scale").is_some_and(Item::is_table_like) {
+        let known = ["min", "max", "target", "window", "utilization", "initial"];
+        if let Some(table) = top.section("scale", &known)? {
+            scale.min = table.number("min")?.unwrap_or(scale.min);
+            scale.max = table.number("max")?.unwrap_or(scale.max);
+            if scale.max != 0 && scale.min > scale.max {
+                return Err(table.fault("min", "`min` is more than `max`", ""));
+            }
+            scale.target = table.number("target")?.unwrap_or(scale.target);
+            scale.window_seconds = table
+                .parsed("window", seconds)?
+                .unwrap_or(scale.window_seconds);
+            scale.utilization_percent = table
+                .number("utilization")?
+                .unwrap_or(scale.utilization_percent);
+            scale.initial = table.number("initial")?.unwrap_or(scale.initial);
+        }
+    } else if let Some(bounds) = top.parsed("scale", str::parse::<ScaleFlag>)? {
+        scale.min = bounds.min;
+        scale.max = bounds.max;
+    }
+    scale.target = top.number("target")?.unwrap_or(scale.target);
+    scale.window_seconds = top
+        .parsed("window", seconds)?
+        .unwrap_or(scale.window_seconds);
+    Ok(scale)
+}
+
+/// `latest = 90`, `"web-00007" = 10`, or `{ percent = 10, tag = "old" }`.
+fn traffic(top: &Section<'_>) -> Read<Vec<TrafficTarget>> {
+    let Some(table) = top.free("traffic")? else {
+        return Ok(Vec::new());
+    };
+    let mut targets = Vec::new();
+    for key in table.keys() {
+        let revision = match key {
+            "latest" => None,
+            name => Some(Name::new(name).map_err(|e| table.fault(key, e, ""))?),
+        };
+        let detailed = table.item(key).is_some_and(Item::is_table_like);
+        let (percent, tag) = if detailed {
+            let known = ["percent", "tag"];
+            match table.section(key, &known)? {
+                Some(inner) => (
+                    inner.number("percent")?,
+                    inner.parsed("tag", str::parse::<Name>)?,
+                ),
+                None => (None, None),
+            }
+        } else {
+            (table.number(key)?, None)
+        };
+        targets.push(TrafficTarget {
+            revision,
+            percent: percent.unwrap_or(0),
+            tag,
+        });
+    }
+    let sum: u64 = targets.iter().map(|t| u64::from(t.percent)).sum();
+    if !targets.is_empty() && sum != 100 {
+        let message = format!("the shares of traffic sum to {sum}, not 100");
+        return Err(top.fault("traffic", message, ""));
+    }
+    Ok(targets)
+}
+
+/// Whole seconds, at least one.
+pub(super) fn seconds(text: &str) -> Result<u32, String> {
+    let span = units::duration(text).map_err(|e| e.to_string())?;
+    whole_seconds(span)
+}
+
+pub(super) fn whole_seconds(span: std::time::Duration) -> Result<u32, String> {
+    match u32::try_from(span.as_secs()) {
+        Ok(seconds) if seconds > 0 && span.subsec_nanos() == 0 => Ok(seconds),
+        _ => Err("this is counted in whole seconds, at least one".to_owned()),
+    }
+}
+
+/// Kubernetes' words for when a node asks the registry.
+pub(super) fn pull_policy(text: &str) -> Result<&'static str, String> {
+    match text {
+        "always" | "Always" => Ok("Always"),
+        "missing" | "IfNotPresent" => Ok("IfNotPresent"),
+        "never" | "Never" => Ok("Never"),
+        _ => Err(format!(
+            "`{text}` is no pull policy: write always, missing or never"
+        )),
+    }
+}
+
+/// `http:/path`, `tcp`, or `none` for the default (tcp on the service's port).
+pub(super) fn probe(text: &str) -> Result<Option<Probe>, String> {
+    let action = match text.split_once(':') {
+        None if text == "none" => return Ok(None),
+        None if text == "tcp" => ProbeAction::Tcp { port: 0 },
+        Some(("http", path)) if path.starts_with('/') => ProbeAction::Http {
+            path: path.to_owned(),
+            port: 0,
+        },
+        _ => {
+            return Err(format!(
+                "`{text}` is no probe: write http:/PATH, tcp or none"
+            ));
+        }
+    };
+    Ok(Some(Probe {
+        action,
+        initial_delay_seconds: 0,
+        period_seconds: 0,
+        timeout_seconds: 0,
+        success_threshold: 0,
+        failure_threshold: 0,
+    }))
+}
+
+impl From<PortFlag> for ContainerPort {
+    fn from(flag: PortFlag) -> Self {
+        Self {
+            container_port: flag.port,
+            protocol: flag.protocol,
+        }
+    }
+}
+
+/// One line of an env file, or nothing for blanks and comments.
+pub(super) fn env_line(line: &str) -> Result<Option<EnvChange>, String> {
+    let line = line.trim();
+    if line.is_empty() || line.starts_with('#') {
+        return Ok(None);
+    }
+    let change: EnvChange = line.strip_prefix("export ").unwrap_or(line).parse()?;
+    let value = change.value.ok_or_else(|| format!("`{line}` is not K=V"))?;
+    let quoted = |q: char| value.len() >= 2 && value.starts_with(q) && value.ends_with(q);
+    let plain = if quoted('"') || quoted('\'') {
+        value[1..value.len() - 1].to_owned()
+    } else {
+        value
+    };
+    Ok(Some(EnvChange {
+        name: change.name,
+        value: Some(plain),
+    }))
+}

@@ -1,0 +1,265 @@
+//! The manifest, by examples: what it lowers to and how it complains.
+
+use scheduler::model::{ProbeAction, Protocol, Spread};
+
+use super::*;
+use crate::args::{Cli, Command, DeployArgs};
+
+const WHOLE: &str = r#"
+name = "web"
+image = "ghcr.io/acme/web:1.4"
+port = "h2c:9000"
+scale = "2..20"
+concurrency = 50
+target = 40
+window = "90s"
+timeout = "30s"
+grace = "5s"
+command = ["/bin/web", "--fast"]
+args = "serve"
+workdir = "/srv"
+user = "1000:1000"
+pull = "always"
+read_only = true
+capabilities = ["NET_BIND_SERVICE"]
+
+[env]
+LOG = "info"
+WORKERS = 4
+RATIO = 0.5
+DEBUG = true
+
+[resources]
+cpu = 0.5
+memory = "256Mi"
+pids = 64
+
+[health]
+ready = "http:/healthz"
+
+[place]
+regions = ["eu-*"]
+spread = "zone"
+require = { disk = "nvme" }
+
+[traffic]
+latest = 90
+"web-00007" = { percent = 10, tag = "old" }
+
+[labels]
+team = "edge"
+"#;
+
+#[test]
+fn a_whole_manifest_lowers() {
+    let mut web = parse("web.toml", WHOLE).unwrap();
+    assert_eq!(web.name.as_ref().unwrap().as_str(), "web");
+    assert_eq!(
+        (web.scale.min, web.scale.max, web.scale.target),
+        (2, 20, 40)
+    );
+    assert_eq!(web.scale.window_seconds, 90);
+    assert_eq!(web.spec.container_concurrency, 50);
+    assert_eq!(
+        (web.spec.timeout_seconds, web.spec.termination_grace_seconds),
+        (30, 5)
+    );
+    assert_eq!(web.spec.port().container_port, 9000);
+    assert_eq!(web.spec.port().protocol, Protocol::H2c);
+    assert_eq!(web.spec.place.regions, ["eu-*"]);
+    assert_eq!(web.spec.place.spread, Spread::Zone);
+    assert_eq!(web.spec.place.require["disk"], "nvme");
+    assert_eq!(web.traffic.len(), 2);
+    assert_eq!(web.traffic.iter().map(|t| t.percent).sum::<u32>(), 100);
+    assert_eq!(web.labels["team"], "edge");
+    let main = web.container();
+    assert_eq!(main.name, "user-container");
+    assert_eq!(main.command, ["/bin/web", "--fast"]);
+    assert_eq!(main.args, ["serve"]);
+    assert_eq!(
+        (main.cpu_millis, main.memory_bytes, main.pids),
+        (500, 256 << 20, 64)
+    );
+    assert_eq!(main.image_pull_policy, "Always");
+    assert_eq!(main.security.run_as_user, Some(1000));
+    assert!(main.security.read_only_root_filesystem);
+    let env: Vec<_> = main
+        .env
+        .iter()
+        .map(|v| format!("{}={}", v.name, v.value))
+        .collect();
+    assert_eq!(
+        env,
+        ["DEBUG=true", "LOG=info", "RATIO=0.5", "WORKERS=4"].map(String::from)
+    );
+    let action = ProbeAction::Http {
+        path: "/healthz".into(),
+        port: 0,
+    };
+    assert_eq!(main.readiness.as_ref().map(|p| &p.action), Some(&action));
+}
+
+#[test]
+fn a_small_manifest_takes_the_defaults() {
+    let web = parse("f", "image = 'web'\n").unwrap();
+    let expected = {
+        let mut manifest = Manifest::default();
+        manifest.container().image = "web".into();
+        manifest
+    };
+    assert_eq!(web, expected);
+    assert_eq!(web.spec.port().container_port, 8080);
+}
+
+#[test]
+fn scale_in_all_its_forms() {
+    for (text, min, max) in [
+        ("scale = 3", 3, 3),
+        ("scale = '0..5'", 0, 5),
+        ("scale = '1..'", 1, 0),
+        ("scale = { min = 1, max = 4 }", 1, 4),
+        ("[scale]\nmin = 2\nwindow = '6s'", 2, 0),
+    ] {
+        let scale = parse("f", text).unwrap().scale;
+        assert_eq!((scale.min, scale.max), (min, max), "{text}");
+    }
+}
+
+#[test]
+fn errors_show_their_place() {
+    let wrong = [
+        "name = \"web\"\nimgae = \"x\"\n",
+        "name = \"We_b\"\n",
+        "port = 70000\n",
+        "port = \"quic:1\"\n",
+        "[resources]\nmemory = \"12 bananas\"\n",
+        "[resources]\n\tcpus = 1\n",
+        "scale = \"9..2\"\n",
+        "scale = { min = 9, max = 2 }\n",
+        "timeout = \"1500ms\"\n",
+        "concurrency = -1\n",
+        "concurrency = \"many\"\n",
+        "command = [\"a\", 1]\n",
+        "[health]\nready = \"exec:true\"\n",
+        "[env]\nA = [1]\n",
+        "env = 3\n",
+        "[traffic]\nlatest = 60\n",
+        "[traffic]\n\"Web\" = 100\n",
+        "name = \"web\n",
+        "name = \"a\"\nname = \"b\"\n",
+        "volumes = []\n",
+        "# é ü\nname = \"wéb\"\n",
+        "",
+    ];
+    let mut all = String::new();
+    for text in wrong {
+        match parse("web.toml", text) {
+            Ok(_) => all.push_str("(fine)\n\n"),
+            Err(error) => {
+                all.push_str(&error.to_string());
+                all.push_str("\n\n");
+            }
+        }
+    }
+    insta::assert_snapshot!(all);
+}
+
+#[test]
+fn a_manifest_too_large_is_not_parsed() {
+    let text = format!("name = \"{}\"", "a".repeat(MAX_BYTES));
+    let error = parse("f", &text).unwrap_err().to_string();
+    assert!(error.contains("more than 1048576"), "{error}");
+}
+
+fn flags(line: &str) -> DeployArgs {
+    use clap::Parser;
+    let words = ["selvedge", "deploy"]
+        .into_iter()
+        .chain(line.split_whitespace());
+    match Cli::try_parse_from(words).unwrap().command {
+        Command::Deploy(args) => *args,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn flags_win_over_the_manifest_and_leave_the_rest() {
+    let base = parse("web.toml", WHOLE).unwrap();
+    let args = flags(
+        "web --image new:2 --scale 0..3 --port 80 -e LOG=debug -e WORKERS- -e X=1 --memory 1Gi \
+         --timeout 10s --region us --spread region --readiness tcp --user 7 --pull missing",
+    );
+    let mut web = override_with(base.clone(), &args, &[]).unwrap();
+    assert_eq!((web.scale.min, web.scale.max, web.scale.target), (0, 3, 40));
+    assert_eq!(web.spec.timeout_seconds, 10);
+    assert_eq!(web.spec.place.regions, ["us"]);
+    assert_eq!(web.spec.place.spread, Spread::Region);
+    assert_eq!(web.spec.place.require["disk"], "nvme");
+    let main = web.container();
+    assert_eq!(main.image, "new:2");
+    assert_eq!((main.cpu_millis, main.memory_bytes), (500, 1 << 30));
+    assert_eq!(main.security.run_as_user, Some(7));
+    assert_eq!(main.image_pull_policy, "IfNotPresent");
+    let env: Vec<_> = main
+        .env
+        .iter()
+        .map(|v| format!("{}={}", v.name, v.value))
+        .collect();
+    assert_eq!(
+        env,
+        ["DEBUG=true", "LOG=debug", "RATIO=0.5", "X=1"].map(String::from)
+    );
+    assert_eq!(
+        override_with(base.clone(), &flags("web"), &[]).unwrap(),
+        base
+    );
+}
+
+#[test]
+fn the_aliases_of_kn_and_gcloud_are_taken() {
+    let args = flags(
+        "web --min-instances 1 --max-instances 4 --set-env-vars A=1,B=2 --concurrency-limit 9",
+    );
+    let mut web = override_with(Manifest::default(), &args, &[]).unwrap();
+    assert_eq!((web.scale.min, web.scale.max), (1, 4));
+    assert_eq!(web.spec.container_concurrency, 9);
+    assert_eq!(web.container().env.len(), 2);
+    let kn = flags("web --scale-min 1 --scale-max 4 --concurrency-target 3");
+    assert_eq!(
+        override_with(Manifest::default(), &kn, &[])
+            .unwrap()
+            .scale
+            .target,
+        3
+    );
+}
+
+#[test]
+fn env_files_are_read_before_flags() {
+    let file = "# a comment\n\nA=1\nexport B=\"two words\"\nC='x'\n".to_owned();
+    let args = flags("web -e A=9");
+    let mut web = override_with(Manifest::default(), &args, &[("env".into(), file)]).unwrap();
+    let env: Vec<_> = web
+        .container()
+        .env
+        .iter()
+        .map(|v| format!("{}={}", v.name, v.value))
+        .collect();
+    assert_eq!(env, ["A=9", "B=two words", "C=x"].map(String::from));
+    let wrong = override_with(
+        Manifest::default(),
+        &args,
+        &[("env".into(), "A=1\nnope\n".into())],
+    );
+    assert!(wrong.unwrap_err().starts_with("env:2:"));
+}
+
+proptest::proptest! {
+    /// Whatever stands in a manifest, reading it ends in a manifest or in an error that prints.
+    #[test]
+    fn no_text_panics(text in "\\PC{0,200}|[a-z]{1,8} ?= ?[\"'0-9a-z.\\[\\]{}\n=]{0,40}") {
+        if let Err(error) = parse("f", &text) {
+            let _ = error.to_string();
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! `explain`: a placement's receipt as sentences and a table, a cold start's bill as bars.
+
+use std::fmt::Write;
+
+use netfabric::wire::api::{Bill, Explanation};
+use scheduler::place::{Receipt, Rejection, Verdict};
+
+use super::plain_table;
+use super::rows::distance;
+use super::words::{bytes, cores, micros, time};
+
+/// The longest bar of a bill.
+const BAR: u64 = 40;
+
+pub fn explanation(explanation: &Explanation) -> String {
+    let mut out = format!("{}\n", explanation.subject);
+    for sentence in &explanation.why {
+        let _ = writeln!(out, "  {sentence}");
+    }
+    if let Some(receipt) = &explanation.receipt {
+        let _ = write!(
+            out,
+            "\n{}\n\n{}\n",
+            verdict_sentence(receipt),
+            verdicts(receipt)
+        );
+    }
+    if let Some(bill) = &explanation.bill {
+        let _ = write!(out, "\n{}", paid(bill));
+    }
+    if explanation.why.is_empty() && explanation.receipt.is_none() && explanation.bill.is_none() {
+        out.push_str("  Nothing is known of it any more.\n");
+    }
+    out
+}
+
+/// What was decided and by whom, in a sentence.
+fn verdict_sentence(receipt: &Receipt) -> String {
+    let named = receipt
+        .verdicts
+        .iter()
+        .find(|v| v.node == receipt.decided_by);
+    let decider = named.map_or_else(|| receipt.decided_by.to_string(), |v| v.name.to_string());
+    let accepted = receipt.ranked().count();
+    let refused = receipt.verdicts.len() - accepted;
+    let asked = format!(
+        "{decider} placed {} (cause: {})",
+        receipt.revision, receipt.cause
+    );
+    let best = receipt
+        .verdicts
+        .iter()
+        .find_map(|v| Some((v, v.outcome.as_ref().ok()?)));
+    match best {
+        Some((verdict, candidate)) => {
+            let image = if candidate.image_present {
+                "the image is there"
+            } else {
+                "the image must be fetched"
+            };
+            let rtt = candidate.rtt_micros.map_or_else(
+                || "at an unmeasured distance".to_owned(),
+                |rtt| {
+                    if rtt == 0 {
+                        "the decider itself".to_owned()
+                    } else {
+                        format!("{} away", micros(rtt.into()))
+                    }
+                },
+            );
+            format!(
+                "{asked}: {} came first of {accepted}, {} expected: {rtt}, {image}.{}",
+                verdict.name,
+                micros(candidate.cost_micros),
+                match refused {
+                    0 => String::new(),
+                    1 => " One node refused.".to_owned(),
+                    n => format!(" {n} nodes refused."),
+                },
+            )
+        }
+        None => format!("{asked}: no node can take it."),
+    }
+}
+
+fn verdicts(receipt: &Receipt) -> String {
+    let head = [
+        "NODE",
+        "REGION",
+        "VERDICT",
+        "COST",
+        "RTT",
+        "IMAGE",
+        "SAME",
+        "CPU-FREE",
+        "MEMORY-FREE",
+        "REASON",
+    ];
+    let mut place = 0;
+    let rows = receipt.verdicts.iter().map(|verdict| {
+        if verdict.outcome.is_ok() {
+            place += 1;
+        }
+        row(verdict, place)
+    });
+    plain_table(&head, rows.collect::<Vec<_>>().into_iter())
+}
+
+fn row(verdict: &Verdict, place: usize) -> Vec<String> {
+    let dash = || "-".to_owned();
+    let mut cells = vec![verdict.name.to_string(), verdict.region.to_string()];
+    match &verdict.outcome {
+        Ok(candidate) => cells.extend([
+            if place == 1 {
+                "first".to_owned()
+            } else {
+                format!("{place}.")
+            },
+            micros(candidate.cost_micros),
+            candidate.rtt_micros.map_or_else(dash, distance),
+            if candidate.image_present {
+                "here"
+            } else {
+                "missing"
+            }
+            .to_owned(),
+            candidate.same_revision.to_string(),
+            cores(candidate.free_cpu_millis),
+            bytes(candidate.free_memory_bytes),
+            dash(),
+        ]),
+        Err(rejection) => {
+            cells.push("refused".to_owned());
+            cells.extend(std::iter::repeat_with(dash).take(6));
+            cells.push(reason(rejection));
+        }
+    }
+    cells
+}
+
+/// A rejection with its amounts as people read them.
+fn reason(rejection: &Rejection) -> String {
+    match rejection {
+        Rejection::Cpu { want, free } => {
+            format!("needs {} cores, {} free", cores(*want), cores(*free))
+        }
+        Rejection::Memory { want, free } => {
+            format!("needs {} of memory, {} free", bytes(*want), bytes(*free))
+        }
+        other => other.to_string(),
+    }
+}
+
+fn paid(bill: &Bill) -> String {
+    let mut out = format!(
+        "Request {} to {} at {}: status {}, {} in all\n",
+        bill.request,
+        bill.revision,
+        time(bill.at),
+        bill.status,
+        micros(bill.total_micros),
+    );
+    if let Some(instance) = &bill.instance {
+        let _ = writeln!(out, "Served by {instance}");
+    }
+    let longest = bill
+        .phases
+        .iter()
+        .map(|p| p.micros)
+        .max()
+        .unwrap_or(0)
+        .max(1);
+    let width = bill
+        .phases
+        .iter()
+        .map(|p| p.name.len())
+        .max()
+        .unwrap_or(0)
+        .max("total".len());
+    for phase in &bill.phases {
+        let scaled = u128::from(phase.micros) * u128::from(BAR) / u128::from(longest);
+        let length = usize::try_from(scaled)
+            .unwrap_or(0)
+            .max(usize::from(phase.micros > 0));
+        let bar = "#".repeat(length);
+        let line = format!(
+            "  {:width$}  {:>8}  {bar}",
+            phase.name,
+            micros(phase.micros)
+        );
+        let _ = writeln!(out, "{}", line.trim_end());
+    }
+    let _ = writeln!(
+        out,
+        "  {:width$}  {:>8}",
+        "total",
+        micros(bill.total_micros)
+    );
+    out
+}

@@ -1,0 +1,294 @@
+//! The rows of `get`: which columns a kind has and what stands in them.
+
+use netfabric::wire::api::{ImageView, InstanceView, NodeStatus, ServiceView};
+use scheduler::model::{Name, Revision, RevisionState, Role, Scale};
+
+use super::words::{age, bytes, cores, first_line, micros, or_dash, short_digest};
+use super::{Row, View};
+
+/// Reasons are cut at this many characters in tables; `describe` has them whole.
+const REASON_CHARS: usize = 60;
+
+fn qualified(namespace: &Name, name: &Name, view: &View) -> String {
+    if view.namespaced {
+        format!("{namespace}/{name}")
+    } else {
+        name.to_string()
+    }
+}
+
+/// `0..10`, `2..` or `3`.
+pub fn scale_bounds(scale: &Scale) -> String {
+    match (scale.min, scale.max) {
+        (min, 0) => format!("{min}.."),
+        (min, max) if min == max => min.to_string(),
+        (min, max) => format!("{min}..{max}"),
+    }
+}
+
+impl Row for ServiceView {
+    const KIND: &'static str = "service";
+    const PLURAL: &'static str = "services";
+    const COLUMNS: &'static [&'static str] =
+        &["NAME", "READY", "INSTANCES", "SCALE", "LATEST", "URL"];
+    const WIDE: &'static [&'static str] = &["IMAGE", "AGE", "REASON"];
+
+    fn name(&self) -> String {
+        self.service.key.name.to_string()
+    }
+
+    fn cells(&self, view: &View) -> Vec<String> {
+        let service = &self.service;
+        let counts = &self.instances;
+        let mut instances = vec![format!("{} ready", counts.ready)];
+        for (count, word) in [(counts.starting, "starting"), (counts.failed, "failed")] {
+            if count > 0 {
+                instances.push(format!("{count} {word}"));
+            }
+        }
+        let ready = match self.condition.reason.as_str() {
+            "" => self.condition.ready.clone(),
+            reason => format!("{} ({reason})", self.condition.ready),
+        };
+        let latest = service.status.latest_created.as_ref();
+        vec![
+            qualified(&service.key.namespace, &service.key.name, view),
+            ready,
+            instances.join(", "),
+            scale_bounds(&service.scale),
+            latest.map_or_else(|| "-".to_owned(), |r| r.name.to_string()),
+            self.url.clone(),
+        ]
+    }
+
+    fn wide_cells(&self, view: &View) -> Vec<String> {
+        let image = self
+            .service
+            .spec
+            .main()
+            .map(|c| c.image.clone())
+            .unwrap_or_default();
+        vec![
+            or_dash(image),
+            age(self.service.meta.created, view.now),
+            or_dash(first_line(&self.condition.message, REASON_CHARS)),
+        ]
+    }
+}
+
+impl Row for Revision {
+    const KIND: &'static str = "revision";
+    const PLURAL: &'static str = "revisions";
+    const COLUMNS: &'static [&'static str] = &["NAME", "SERVICE", "STATE", "IMAGE", "AGE"];
+    const WIDE: &'static [&'static str] = &["DIGEST", "CPU", "MEMORY", "REASON"];
+
+    fn name(&self) -> String {
+        self.key.name.to_string()
+    }
+
+    fn cells(&self, view: &View) -> Vec<String> {
+        vec![
+            qualified(&self.key.namespace, &self.key.name, view),
+            self.service.name.to_string(),
+            revision_state(&self.state),
+            self.image.reference.clone(),
+            age(self.created, view.now),
+        ]
+    }
+
+    fn wide_cells(&self, _: &View) -> Vec<String> {
+        let main = self.spec.main();
+        let reason = match &self.state {
+            RevisionState::Failed { message, .. } => first_line(message, REASON_CHARS),
+            _ => String::new(),
+        };
+        vec![
+            short_digest(&self.image.digest),
+            limit(main.map_or(0, |c| c.cpu_millis), cores),
+            limit(main.map_or(0, |c| c.memory_bytes), bytes),
+            or_dash(reason),
+        ]
+    }
+}
+
+/// A limit, where zero is none.
+pub(super) fn limit<T: PartialEq + Default>(amount: T, show: impl Fn(T) -> String) -> String {
+    if amount == T::default() {
+        "-".to_owned()
+    } else {
+        show(amount)
+    }
+}
+
+pub(super) fn revision_state(state: &RevisionState) -> String {
+    match state {
+        RevisionState::Pending => "Pending".to_owned(),
+        RevisionState::Ready => "Ready".to_owned(),
+        RevisionState::Failed { reason, .. } => format!("Failed ({reason})"),
+    }
+}
+
+impl Row for InstanceView {
+    const KIND: &'static str = "instance";
+    const PLURAL: &'static str = "instances";
+    const COLUMNS: &'static [&'static str] = &[
+        "NAME",
+        "STATE",
+        "NODE",
+        "REGION",
+        "IN-FLIGHT",
+        "AGE",
+        "REASON",
+    ];
+    const WIDE: &'static [&'static str] = &["SERVICE", "REVISION", "MESSAGE"];
+
+    fn name(&self) -> String {
+        self.id.to_string()
+    }
+
+    fn cells(&self, view: &View) -> Vec<String> {
+        let id = if view.namespaced {
+            format!("{}/{}", self.namespace, self.id)
+        } else {
+            self.id.to_string()
+        };
+        // A node that is gone reports nothing any more: its last word is not the truth now.
+        let state = if self.alive {
+            self.state.to_string()
+        } else {
+            format!("{} (lost)", self.state)
+        };
+        let reason = self
+            .failure
+            .as_ref()
+            .map(|f| f.code.clone())
+            .unwrap_or_default();
+        vec![
+            id,
+            state,
+            self.node_name.to_string(),
+            self.region.to_string(),
+            self.in_flight.to_string(),
+            age(self.since, view.now),
+            or_dash(reason),
+        ]
+    }
+
+    fn wide_cells(&self, _: &View) -> Vec<String> {
+        let message = self
+            .failure
+            .as_ref()
+            .map(|f| first_line(&f.message, REASON_CHARS));
+        vec![
+            self.service.to_string(),
+            self.revision.to_string(),
+            or_dash(message.unwrap_or_default()),
+        ]
+    }
+}
+
+impl Row for NodeStatus {
+    const KIND: &'static str = "node";
+    const PLURAL: &'static str = "nodes";
+    const COLUMNS: &'static [&'static str] = &[
+        "NAME",
+        "STATUS",
+        "ROLE",
+        "REGION",
+        "ZONE",
+        "RTT",
+        "INSTANCES",
+        "CPU-FREE",
+        "MEMORY-FREE",
+    ];
+    const WIDE: &'static [&'static str] = &["ID", "MESH", "INGRESS", "INDEX", "VERSION", "LABELS"];
+
+    fn name(&self) -> String {
+        self.name.to_string()
+    }
+
+    fn cells(&self, _: &View) -> Vec<String> {
+        let rtt = self.rtt_micros.filter(|_| self.alive);
+        let free = |free: String, all: String| format!("{free}/{all}");
+        vec![
+            self.name.to_string(),
+            node_condition(self).to_owned(),
+            role(self.role).to_owned(),
+            self.region.to_string(),
+            self.zone.to_string(),
+            rtt.map_or_else(|| "-".to_owned(), distance),
+            self.instances.to_string(),
+            free(cores(self.free.cpu_millis), cores(self.capacity.cpu_millis)),
+            free(
+                bytes(self.free.memory_bytes),
+                bytes(self.capacity.memory_bytes),
+            ),
+        ]
+    }
+
+    fn wide_cells(&self, _: &View) -> Vec<String> {
+        let ingress: Vec<String> = self.ingress.iter().map(ToString::to_string).collect();
+        let labels: Vec<String> = self
+            .labels
+            .iter()
+            .map(|(k, v)| format!("{k}={v}"))
+            .collect();
+        vec![
+            self.id.to_string(),
+            self.mesh.to_string(),
+            or_dash(ingress.join(",")),
+            self.registry_index.to_string(),
+            or_dash(self.version.clone()),
+            or_dash(labels.join(",")),
+        ]
+    }
+}
+
+/// A round trip; zero is the one who measures.
+pub(super) fn distance(rtt: u32) -> String {
+    if rtt == 0 {
+        "self".to_owned()
+    } else {
+        micros(rtt.into())
+    }
+}
+
+pub(super) fn node_condition(node: &NodeStatus) -> &'static str {
+    match (node.alive, node.serving, node.cordoned) {
+        (false, _, _) => "Lost",
+        (true, false, _) => "Leaving",
+        (true, true, true) => "Cordoned",
+        (true, true, false) => "Ready",
+    }
+}
+
+pub(super) const fn role(role: Role) -> &'static str {
+    match role {
+        Role::Voter => "voter",
+        Role::Follower => "follower",
+    }
+}
+
+impl Row for ImageView {
+    const KIND: &'static str = "image";
+    const PLURAL: &'static str = "images";
+    const COLUMNS: &'static [&'static str] = &["REFERENCE", "DIGEST", "SIZE", "NODES"];
+    const WIDE: &'static [&'static str] = &["FULL-DIGEST"];
+
+    fn name(&self) -> String {
+        self.reference.clone()
+    }
+
+    fn cells(&self, _: &View) -> Vec<String> {
+        vec![
+            self.reference.clone(),
+            short_digest(&self.digest),
+            bytes(self.bytes),
+            or_dash(self.nodes.join(",")),
+        ]
+    }
+
+    fn wide_cells(&self, _: &View) -> Vec<String> {
+        vec![self.digest.clone()]
+    }
+}

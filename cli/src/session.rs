@@ -1,0 +1,138 @@
+//! What every asking command needs: the node, the namespace, the printer; and finding things by
+//! the names people type.
+
+use netfabric::wire::api::{InstanceView, NodeStatus, ServiceView};
+use scheduler::model::{Name, Revision};
+
+use crate::args::Global;
+use crate::client::{Client, ClientError};
+use crate::contexts;
+use crate::failure::Failure;
+use crate::output::Row;
+use crate::printer::Printer;
+use crate::suggest;
+
+#[derive(Debug, Clone)]
+pub struct Session {
+    pub client: Client,
+    pub namespace: Name,
+    pub out: Printer,
+    pub yes: bool,
+}
+
+impl Session {
+    pub fn new(global: &Global, out: Printer) -> anyhow::Result<Self> {
+        let client = contexts::client(global)?;
+        Ok(Self {
+            client,
+            namespace: global.namespace.clone(),
+            out,
+            yes: global.yes,
+        })
+    }
+
+    pub fn service_path(&self, name: &Name) -> String {
+        format!("/v1/services/{}/{name}", self.namespace)
+    }
+
+    pub async fn services(&self, all: bool) -> Result<Vec<ServiceView>, Failure> {
+        Ok(self
+            .client
+            .get(&format!("/v1/services{}", self.scope(all)))
+            .await?)
+    }
+
+    pub async fn revisions(&self, all: bool) -> Result<Vec<Revision>, Failure> {
+        Ok(self
+            .client
+            .get(&format!("/v1/revisions{}", self.scope(all)))
+            .await?)
+    }
+
+    pub async fn instances(&self, all: bool) -> Result<Vec<InstanceView>, Failure> {
+        Ok(self
+            .client
+            .get(&format!("/v1/instances{}", self.scope(all)))
+            .await?)
+    }
+
+    pub async fn instances_of(&self, service: &Name) -> Result<Vec<InstanceView>, ClientError> {
+        let path = format!(
+            "/v1/instances?namespace={}&service={service}",
+            self.namespace
+        );
+        self.client.get(&path).await
+    }
+
+    pub async fn nodes(&self) -> Result<Vec<NodeStatus>, ClientError> {
+        self.client.get("/v1/nodes").await
+    }
+
+    fn scope(&self, all: bool) -> String {
+        if all {
+            String::new()
+        } else {
+            format!("?namespace={}", self.namespace)
+        }
+    }
+
+    /// The service of exactly this name.
+    pub async fn service(&self, name: &Name) -> Result<ServiceView, Failure> {
+        match self.client.get(&self.service_path(name)).await {
+            Err(error) if error.is_not_found() => Err(self.no_service(name, error).await),
+            answer => Ok(answer?),
+        }
+    }
+
+    /// A 404 about a service, with the nearest name there is.
+    pub async fn no_service(&self, name: &Name, error: ClientError) -> Failure {
+        let failure = Failure::from(error);
+        if !failure.hint.is_empty() {
+            return failure;
+        }
+        // The list only serves the hint: without it the 404 stands.
+        let services = self.services(false).await.unwrap_or_default();
+        let names = services.iter().map(|s| s.service.key.name.as_str());
+        match suggest::nearest(name.as_str(), names) {
+            Some(near) => failure.hint(format!("did you mean `{near}`?")),
+            None => failure.hint("selvedge get services"),
+        }
+    }
+}
+
+/// The name as a name, or a usage failure.
+pub fn name(text: &str) -> Result<Name, Failure> {
+    Name::new(text).map_err(|error| Failure::usage(error.to_string()))
+}
+
+/// The one item of this name or of this unique prefix.
+pub fn find<T: Row>(mut items: Vec<T>, wanted: &str) -> Result<T, Failure> {
+    if let Some(at) = items.iter().position(|item| item.name() == wanted) {
+        return Ok(items.swap_remove(at));
+    }
+    let starts = |item: &T| !wanted.is_empty() && item.name().starts_with(wanted);
+    let matching: Vec<usize> = items
+        .iter()
+        .enumerate()
+        .filter(|(_, item)| starts(item))
+        .map(|(at, _)| at)
+        .collect();
+    match matching.as_slice() {
+        [only] => Ok(items.swap_remove(*only)),
+        [] => {
+            let names: Vec<String> = items.iter().map(Row::name).collect();
+            let hint = match suggest::nearest(wanted, names.iter().map(String::as_str)) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("selvedge get {}", T::PLURAL),
+            };
+            Err(Failure::not_found(format!("there is no {} `{wanted}`", T::KIND)).hint(hint))
+        }
+        many => {
+            let names = many.iter().map(|at| items[*at].name()).collect();
+            let message = format!("`{wanted}` is the start of {} {}", many.len(), T::PLURAL);
+            Err(Failure::usage(message)
+                .details(names)
+                .hint("type more of the name"))
+        }
+    }
+}

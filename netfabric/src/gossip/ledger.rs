@@ -1,0 +1,228 @@
+//! The newest record of every node, and the rule that it never goes backwards.
+
+use std::collections::BTreeMap;
+
+use scheduler::model::{NodeId, NodeRecord};
+
+use super::record::{self, Rejected};
+use super::{Members, Trust};
+
+/// What the carrier holds under a node's name.
+pub(super) struct Filed<'a> {
+    pub node: NodeId,
+    pub incarnation: u64,
+    /// The task's restarts within the incarnation: a later one's texts replace an earlier one's.
+    pub restart: u64,
+    pub text: Option<&'a str>,
+}
+
+#[derive(Default)]
+pub(super) struct Ledger {
+    held: BTreeMap<NodeId, Held>,
+    /// Highest (incarnation, seq) seen of each node; kept when its record goes.
+    marks: BTreeMap<NodeId, (u64, u64)>,
+    /// Texts that were refused or outdated, so that each is judged, and complained of, once.
+    refused: BTreeMap<(NodeId, u64, u64), String>,
+}
+
+struct Held {
+    record: NodeRecord,
+    text: String,
+}
+
+impl Ledger {
+    /// Looks at one text; gives the record when it is new and counts.
+    pub fn hear(
+        &mut self,
+        filed: &Filed<'_>,
+        cluster_id: &str,
+        trust: &dyn Trust,
+    ) -> Result<Option<&NodeRecord>, Rejected> {
+        let Some(text) = filed.text else {
+            return Ok(None);
+        };
+        let node = filed.node;
+        let place = (node, filed.incarnation, filed.restart);
+        let seen = self.held.get(&node).is_some_and(|held| held.text == text)
+            || self
+                .refused
+                .get(&place)
+                .is_some_and(|refused| refused == text);
+        if seen
+            || self
+                .marks
+                .get(&node)
+                .is_some_and(|mark| filed.incarnation < mark.0)
+        {
+            return Ok(None);
+        }
+        match record::open(text, cluster_id, (node, filed.incarnation), trust) {
+            Ok(record) => {
+                let forward = self.take(record, text);
+                if forward {
+                    self.refused.remove(&place);
+                } else {
+                    self.refused.insert(place, text.to_owned());
+                }
+                Ok(self
+                    .held
+                    .get(&node)
+                    .filter(|_| forward)
+                    .map(|held| &held.record))
+            }
+            // It may be enrolled at the next look: the registry's news may be later than this.
+            Err(Rejected::Unknown) => Ok(None),
+            Err(rejected) => {
+                self.refused.insert(place, text.to_owned());
+                Err(rejected)
+            }
+        }
+    }
+
+    /// Keeps the record when it is newer than all before it.
+    fn take(&mut self, record: NodeRecord, text: &str) -> bool {
+        let (node, at) = (record.node, (record.incarnation, record.seq));
+        // The same again is welcome when the record itself was dropped meanwhile.
+        let again = !self.held.contains_key(&node);
+        let forward = self
+            .marks
+            .get(&node)
+            .is_none_or(|mark| at > *mark || (again && at == *mark));
+        if forward {
+            self.marks.insert(node, at);
+            self.held.insert(
+                node,
+                Held {
+                    record,
+                    text: text.to_owned(),
+                },
+            );
+        }
+        forward
+    }
+
+    /// Drops the records of nodes that are no longer heard of or no longer enrolled.
+    pub fn keep(&mut self, heard_of: impl Fn(NodeId) -> bool, trust: &dyn Trust) {
+        self.held
+            .retain(|node, _| heard_of(*node) && trust.public_key(*node).is_some());
+        self.refused.retain(|(node, ..), _| heard_of(*node));
+    }
+
+    /// The view for the others in the house.
+    pub fn members(&self, alive: impl Fn(NodeId, u64) -> bool) -> Members {
+        let entry = |(node, held): (&NodeId, &Held)| {
+            (
+                *node,
+                (held.record.clone(), alive(*node, held.record.incarnation)),
+            )
+        };
+        self.held
+            .iter()
+            .map(entry)
+            .collect::<BTreeMap<_, _>>()
+            .into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Enrolled, record};
+    use super::*;
+    use crate::identity::Identity;
+    use crate::transport::testing::Cluster;
+
+    fn sealed(identity: &Identity, incarnation: u64, seq: u64) -> String {
+        let mut said = record(identity.node().0, 8422);
+        (said.incarnation, said.seq) = (incarnation, seq);
+        record::seal(&said, "c", |bytes| identity.sign(bytes)).unwrap()
+    }
+
+    fn filed(node: NodeId, incarnation: u64, text: &str) -> Filed<'_> {
+        Filed {
+            node,
+            incarnation,
+            restart: 0,
+            text: Some(text),
+        }
+    }
+
+    #[test]
+    fn records_never_go_backwards() {
+        let one = Cluster::found().identity(1);
+        let trust = Enrolled::of(&[&one]);
+        let mut ledger = Ledger::default();
+        for (incarnation, seq, counts) in [
+            (2, 5, true),
+            (2, 5, false),
+            (2, 4, false),
+            (1, 9, false),
+            (2, 6, true),
+            (3, 1, true),
+            (2, 7, false),
+        ] {
+            let text = sealed(&one, incarnation, seq);
+            let heard = ledger
+                .hear(&filed(NodeId(1), incarnation, &text), "c", &trust)
+                .unwrap();
+            assert_eq!(heard.is_some(), counts, "{incarnation}.{seq}");
+        }
+        let members = ledger.members(|_, incarnation| incarnation == 3);
+        let (record, alive) = &members[&NodeId(1)];
+        assert_eq!((record.incarnation, record.seq, *alive), (3, 1, true));
+    }
+
+    #[test]
+    fn a_forged_text_is_judged_once_and_does_no_harm() {
+        let cluster = Cluster::found();
+        let (one, two) = (cluster.identity(1), cluster.identity(2));
+        let trust = Enrolled::of(&[&one, &two]);
+        let mut ledger = Ledger::default();
+        let good = sealed(&one, 1, 1);
+        ledger
+            .hear(&filed(NodeId(1), 1, &good), "c", &trust)
+            .unwrap()
+            .unwrap();
+        let mut said = record(1, 8422);
+        (said.incarnation, said.seq) = (1, 99);
+        let forged = record::seal(&said, "c", |bytes| two.sign(bytes)).unwrap();
+        let first = ledger.hear(&filed(NodeId(1), 1, &forged), "c", &trust);
+        assert_eq!(first.unwrap_err(), Rejected::Forged);
+        assert!(
+            ledger
+                .hear(&filed(NodeId(1), 1, &forged), "c", &trust)
+                .unwrap()
+                .is_none()
+        );
+        assert_eq!(ledger.members(|_, _| true)[&NodeId(1)].0.seq, 1);
+        let next = sealed(&one, 1, 2);
+        assert!(
+            ledger
+                .hear(&filed(NodeId(1), 1, &next), "c", &trust)
+                .unwrap()
+                .is_some()
+        );
+    }
+
+    #[test]
+    fn a_revoked_nodes_record_goes() {
+        let one = Cluster::found().identity(1);
+        let trust = Enrolled::of(&[&one]);
+        let mut ledger = Ledger::default();
+        let text = sealed(&one, 1, 1);
+        ledger
+            .hear(&filed(NodeId(1), 1, &text), "c", &trust)
+            .unwrap()
+            .unwrap();
+        ledger.keep(|_| true, &trust);
+        assert_eq!(ledger.members(|_, _| true).len(), 1);
+        trust.revoke(NodeId(1));
+        ledger.keep(|_| true, &trust);
+        assert!(ledger.members(|_, _| true).is_empty());
+        assert!(
+            ledger
+                .hear(&filed(NodeId(1), 1, &text), "c", &trust)
+                .unwrap()
+                .is_none()
+        );
+    }
+}

@@ -1,0 +1,170 @@
+//! What every node says of itself, told to every other: one signed record per node, carried by
+//! chitchat over the mesh's own streams.
+//!
+//! Chitchat is an untrusted carrier: any member could make it say anything of any node. A record
+//! counts only when the node's own key signed it, and a node's records never go backwards. Who may
+//! speak at all is the registry's word ([`Trust`]); what follows from the records is not decided
+//! here.
+
+mod carrier;
+mod check;
+mod driver;
+mod ledger;
+mod record;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use scheduler::model::{NodeId, NodeRecord};
+use tokio::sync::watch;
+
+use crate::transport::Mesh;
+use crate::wire::codec::CodecError;
+
+pub use record::RECORD_LIMIT;
+
+/// The usual time between two rounds.
+pub const INTERVAL: Duration = Duration::from_secs(1);
+/// Low bits of a chitchat generation: restarts of the gossip task within one incarnation.
+const RESTART_BITS: u32 = 12;
+
+/// Every node heard of, this one included, with its newest record and whether it seems alive.
+pub type Members = Arc<BTreeMap<NodeId, (NodeRecord, bool)>>;
+
+/// Says which key a node's records are signed with.
+pub trait Trust: Send + Sync + 'static {
+    /// None for a node that is not enrolled, or revoked: its records do not count.
+    fn public_key(&self, node: NodeId) -> Option<[u8; 32]>;
+}
+
+#[derive(Debug, Clone)]
+pub struct GossipConfig {
+    pub cluster_id: String,
+    pub me: NodeId,
+    /// Higher at every start of the daemon; below 2^52.
+    pub incarnation: u64,
+    /// Where the others reach this node's mesh.
+    pub advertise: SocketAddr,
+    /// Mesh addresses of other nodes; those that do not answer do no harm.
+    pub seeds: Vec<SocketAddr>,
+    /// Time between two rounds; [`INTERVAL`] but in tests.
+    pub interval: Duration,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum GossipError {
+    #[error("an incarnation must be below 2^52, not {0}")]
+    Incarnation(u64),
+    #[error("the record has {len} bytes; others accept at most {RECORD_LIMIT}")]
+    RecordTooLarge { len: usize },
+    #[error("the record cannot be encoded: {0}")]
+    Codec(#[from] CodecError),
+    #[error("gossip has ended")]
+    Ended,
+}
+
+/// This node's voice and ear. Cheap to clone; gossip ends with the last clone.
+#[derive(Clone)]
+pub struct Gossip {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    mesh: Mesh,
+    config: GossipConfig,
+    /// The last record and its number; guards their order.
+    last: Mutex<Option<NodeRecord>>,
+    published: watch::Sender<Option<Published>>,
+    members: watch::Receiver<Members>,
+    restarts: Arc<AtomicU64>,
+}
+
+/// A record on its way out.
+#[derive(Debug, Clone)]
+struct Published {
+    record: NodeRecord,
+    sealed: String,
+}
+
+impl Gossip {
+    /// Begins to listen, and to speak once something is published. Must be called inside a tokio
+    /// runtime. Takes over the mesh's gossip streams.
+    pub fn start(
+        mesh: Mesh,
+        config: GossipConfig,
+        trust: Arc<dyn Trust>,
+    ) -> Result<Self, GossipError> {
+        if config.incarnation >> (u64::BITS - RESTART_BITS) != 0 {
+            return Err(GossipError::Incarnation(config.incarnation));
+        }
+        let (published, to_publish) = watch::channel(None);
+        let (members_in, members) = watch::channel(Members::default());
+        let restarts = Arc::new(AtomicU64::new(0));
+        driver::spawn(driver::Parts {
+            mesh: mesh.clone(),
+            config: config.clone(),
+            trust,
+            published: to_publish,
+            members: members_in,
+            restarts: restarts.clone(),
+        });
+        let last = Mutex::default();
+        let inner = Inner {
+            mesh,
+            config,
+            last,
+            published,
+            members,
+            restarts,
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// Says this of the node from now on. Node, incarnation and sequence number are stamped here;
+    /// a record that says nothing new is not sent again, and of several at once only the last is.
+    pub fn publish(&self, mut record: NodeRecord) -> Result<(), GossipError> {
+        let inner = &*self.inner;
+        let mut last = inner.last.lock().unwrap_or_else(PoisonError::into_inner);
+        record.node = inner.config.me;
+        record.incarnation = inner.config.incarnation;
+        record.seq = last.as_ref().map_or(1, |last| last.seq);
+        if last.as_ref() == Some(&record) {
+            return Ok(());
+        }
+        record.seq += u64::from(last.is_some());
+        let identity = inner.mesh.identity();
+        let sealed = record::seal(&record, &inner.config.cluster_id, |bytes| {
+            identity.sign(bytes)
+        })?;
+        *last = Some(record.clone());
+        inner
+            .published
+            .send(Some(Published { record, sealed }))
+            .map_err(|_| GossipError::Ended)
+    }
+
+    /// How often the carrier died and was started again; more than none deserves a look.
+    pub fn restarts(&self) -> u64 {
+        self.inner.restarts.load(Ordering::Relaxed)
+    }
+
+    /// Everyone's verified records, kept up to date.
+    pub fn members(&self) -> watch::Receiver<Members> {
+        self.inner.members.clone()
+    }
+}
+
+impl std::fmt::Debug for Gossip {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gossip")
+            .field("config", &self.inner.config)
+            .finish_non_exhaustive()
+    }
+}

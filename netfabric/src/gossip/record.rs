@@ -1,0 +1,147 @@
+//! A record in its envelope: encoded, signed by its node, and as text for the carrier.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
+use scheduler::model::{NodeId, NodeRecord};
+use serde::{Deserialize, Serialize};
+
+use super::{GossipError, Trust};
+use crate::identity::verify;
+use crate::wire::codec;
+
+/// Encoded size of the largest record: a carrier's message (65,507 bytes) must hold it, as text,
+/// beside the digest of a few hundred nodes.
+pub const RECORD_LIMIT: usize = 32 * 1024;
+/// The envelope adds a signature and a few lengths; base64 a third.
+const TEXT_LIMIT: usize = (RECORD_LIMIT + 128) / 3 * 4 + 4;
+
+#[derive(Serialize, Deserialize)]
+struct SignedRecord {
+    payload: Vec<u8>,
+    signature: Vec<u8>,
+}
+
+/// Why a text is no record that counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Rejected {
+    #[error("its node is not enrolled")]
+    Unknown,
+    #[error("it is too large")]
+    TooLarge,
+    #[error("it is malformed")]
+    Malformed,
+    #[error("its node did not sign it")]
+    Forged,
+    #[error("it speaks of another node or another incarnation than it is filed under")]
+    Misfiled,
+}
+
+/// What is signed: a signature from here means nothing anywhere else, nor in another cluster.
+fn signed_bytes(cluster_id: &str, payload: &[u8]) -> Vec<u8> {
+    [b"selvedge record\0", cluster_id.as_bytes(), b"\0", payload].concat()
+}
+
+pub(super) fn seal(
+    record: &NodeRecord,
+    cluster_id: &str,
+    sign: impl FnOnce(&[u8]) -> Vec<u8>,
+) -> Result<String, GossipError> {
+    let payload = codec::encode(record)?;
+    if payload.len() > RECORD_LIMIT {
+        return Err(GossipError::RecordTooLarge { len: payload.len() });
+    }
+    let signature = sign(&signed_bytes(cluster_id, &payload));
+    Ok(BASE64.encode(codec::encode(&SignedRecord { payload, signature })?))
+}
+
+/// Opens what was filed under `node` and `incarnation`.
+pub(super) fn open(
+    text: &str,
+    cluster_id: &str,
+    (node, incarnation): (NodeId, u64),
+    trust: &dyn Trust,
+) -> Result<NodeRecord, Rejected> {
+    let key = trust.public_key(node).ok_or(Rejected::Unknown)?;
+    if text.len() > TEXT_LIMIT {
+        return Err(Rejected::TooLarge);
+    }
+    let bytes = BASE64.decode(text).map_err(|_| Rejected::Malformed)?;
+    let SignedRecord { payload, signature } =
+        codec::decode_within(&bytes, TEXT_LIMIT).map_err(|_| Rejected::Malformed)?;
+    if payload.len() > RECORD_LIMIT {
+        return Err(Rejected::TooLarge);
+    }
+    if !verify(&key, &signed_bytes(cluster_id, &payload), &signature) {
+        return Err(Rejected::Forged);
+    }
+    let record: NodeRecord = codec::decode(&payload).map_err(|_| Rejected::Malformed)?;
+    if record.node != node || record.incarnation != incarnation {
+        return Err(Rejected::Misfiled);
+    }
+    Ok(record)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::tests::{Enrolled, record};
+    use super::*;
+    use crate::transport::testing::Cluster;
+
+    #[test]
+    fn only_the_nodes_own_word_counts() {
+        let cluster = Cluster::found();
+        let (one, two) = (cluster.identity(1), cluster.identity(2));
+        let trust = Enrolled::of(&[&one, &two]);
+        let mut said = record(1, 8422);
+        said.incarnation = 3;
+        let sealed = seal(&said, "c", |bytes| one.sign(bytes)).unwrap();
+        let open = |text: &str, cluster: &str, of| open(text, cluster, of, &trust);
+        assert_eq!(open(&sealed, "c", (NodeId(1), 3)).unwrap(), said);
+        assert_eq!(open(&sealed, "d", (NodeId(1), 3)), Err(Rejected::Forged));
+        assert_eq!(open(&sealed, "c", (NodeId(2), 3)), Err(Rejected::Forged));
+        assert_eq!(open(&sealed, "c", (NodeId(9), 3)), Err(Rejected::Unknown));
+        assert_eq!(open(&sealed, "c", (NodeId(1), 4)), Err(Rejected::Misfiled));
+        // Two speaks of one, with its own valid signature.
+        let forged = seal(&said, "c", |bytes| two.sign(bytes)).unwrap();
+        assert_eq!(open(&forged, "c", (NodeId(1), 3)), Err(Rejected::Forged));
+        assert_eq!(open(&forged, "c", (NodeId(2), 3)), Err(Rejected::Misfiled));
+        let huge = "A".repeat(TEXT_LIMIT + 1);
+        assert_eq!(open(&huge, "c", (NodeId(1), 3)), Err(Rejected::TooLarge));
+    }
+
+    #[test]
+    fn an_oversized_record_is_not_sent() {
+        let mut said = record(1, 8422);
+        said.images = vec!["x".repeat(RECORD_LIMIT)];
+        let error = seal(&said, "c", |_| vec![0; 64]).unwrap_err();
+        assert!(
+            matches!(error, GossipError::RecordTooLarge { .. }),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn the_largest_record_fits_its_envelope() {
+        let mut said = record(1, 8422);
+        let room = RECORD_LIMIT - codec::encode(&said).unwrap().len() - 8;
+        said.version = "v".repeat(room);
+        assert!(seal(&said, "c", |_| vec![0; 64]).unwrap().len() <= TEXT_LIMIT);
+    }
+
+    proptest! {
+        #[test]
+        fn junk_never_panics(text in ".{0,200}", bytes: Vec<u8>) {
+            struct Anyone;
+            impl Trust for Anyone {
+                fn public_key(&self, _: NodeId) -> Option<[u8; 32]> {
+                    Some([7; 32])
+                }
+            }
+            let filed = (NodeId(1), 1);
+            prop_assert!(open(&text, "c", filed, &Anyone).is_err());
+            prop_assert!(open(&BASE64.encode(bytes), "c", filed, &Anyone).is_err());
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! Bodies on their way through, never held whole: a request's, of which the first part can be
+//! sent a second time, and a response's, which carries the request's admission to its end.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::local::lock;
+use super::upstream::Escort;
+
+/// How much of a request's body is kept until an answer begins, so that another endpoint can be
+/// tried. What is kept are references to the received buffers, not copies.
+const KEEP_BYTES: usize = 64 * 1024;
+
+pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A request's body as received, read by one try at a time.
+#[derive(Debug)]
+pub(super) struct Spool {
+    inner: Mutex<Inner>,
+    length: Option<u64>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    source: Incoming,
+    kept: Vec<Bytes>,
+    kept_bytes: usize,
+    keeping: bool,
+    /// Some of what was read is not kept: no second try.
+    spent: bool,
+    ended: bool,
+    trailers: Option<HeaderMap>,
+    /// Which try may read; earlier ones find their body broken off.
+    turn: u32,
+}
+
+/// A request's body as sent by one try.
+#[derive(Debug, Default)]
+pub(super) enum Outbound {
+    #[default]
+    Empty,
+    Spooled(Reader),
+}
+
+#[derive(Debug)]
+pub(super) struct Reader {
+    spool: Arc<Spool>,
+    turn: u32,
+    next: usize,
+    read: u64,
+    done: bool,
+}
+
+impl Spool {
+    /// `None` when there is no body.
+    pub(super) fn new(source: Incoming) -> Option<Arc<Self>> {
+        if source.is_end_stream() {
+            return None;
+        }
+        let length = source.size_hint().exact();
+        let inner = Inner {
+            source,
+            kept: Vec::new(),
+            kept_bytes: 0,
+            keeping: true,
+            spent: false,
+            ended: false,
+            trailers: None,
+            turn: 0,
+        };
+        Some(Arc::new(Self {
+            inner: Mutex::new(inner),
+            length,
+        }))
+    }
+
+    /// A reader from the beginning; readers before it are cut off. `None` when the beginning is
+    /// gone.
+    pub(super) fn read(self: &Arc<Self>) -> Option<Outbound> {
+        let mut inner = lock(&self.inner);
+        if inner.spent {
+            return None;
+        }
+        inner.turn += 1;
+        Some(Outbound::Spooled(Reader {
+            spool: Arc::clone(self),
+            turn: inner.turn,
+            next: 0,
+            read: 0,
+            done: false,
+        }))
+    }
+
+    pub(super) fn can_repeat(&self) -> bool {
+        !lock(&self.inner).spent
+    }
+
+    /// An answer has begun: nothing more is kept.
+    pub(super) fn settle(&self) {
+        lock(&self.inner).keeping = false;
+    }
+
+    pub(super) fn is_ended(&self) -> bool {
+        lock(&self.inner).ended
+    }
+}
+
+impl Inner {
+    fn keep(&mut self, data: &Bytes) {
+        if self.keeping && self.kept_bytes + data.len() <= KEEP_BYTES {
+            self.kept_bytes += data.len();
+            self.kept.push(data.clone());
+        } else {
+            self.keeping = false;
+            self.spent = true;
+        }
+    }
+}
+
+impl Body for Outbound {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Spooled(reader) => reader.poll(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self, Self::Empty)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Spooled(reader) => {
+                let left = reader.spool.length.map(|l| l.saturating_sub(reader.read));
+                left.map_or_else(SizeHint::default, SizeHint::with_exact)
+            }
+        }
+    }
+}
+
+impl Reader {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let mut inner = lock(&self.spool.inner);
+        if inner.turn != self.turn {
+            return Poll::Ready(Some(Err("another endpoint is being tried".into())));
+        }
+        if let Some(data) = inner.kept.get(self.next) {
+            self.next += 1;
+            self.read += data.len() as u64;
+            return Poll::Ready(Some(Ok(Frame::data(data.clone()))));
+        }
+        while !inner.ended {
+            match ready!(Pin::new(&mut inner.source).poll_frame(cx)) {
+                None => inner.ended = true,
+                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => {
+                        inner.keep(&data);
+                        self.next = inner.kept.len();
+                        self.read += data.len() as u64;
+                        return Poll::Ready(Some(Ok(Frame::data(data))));
+                    }
+                    Err(frame) => inner.trailers = frame.into_trailers().ok(),
+                },
+            }
+        }
+        if self.done {
+            return Poll::Ready(None);
+        }
+        self.done = true;
+        let trailers = inner.trailers.clone().map(|t| Ok(Frame::trailers(t)));
+        Poll::Ready(trailers)
+    }
+}
+
+/// A response's body as sent to the client.
+pub(super) enum Outgoing {
+    Own(Option<Bytes>),
+    Passing(Box<Passing>),
+}
+
+pub(super) struct Passing {
+    source: Incoming,
+    deadline: Pin<Box<Sleep>>,
+    escort: Escort,
+    over: bool,
+}
+
+impl Outgoing {
+    /// Passes `source` on until `deadline`; a body that is empty anyway lets its escort go now.
+    pub(super) fn pass(source: Incoming, deadline: Instant, mut escort: Escort) -> Self {
+        if source.is_end_stream() {
+            escort.arrived();
+            return Self::Own(None);
+        }
+        Self::Passing(Box::new(Passing {
+            source,
+            deadline: Box::pin(sleep_until(deadline)),
+            escort,
+            over: false,
+        }))
+    }
+}
+
+impl Body for Outgoing {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.get_mut() {
+            Self::Own(bytes) => Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
+            Self::Passing(passing) => passing.poll(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Own(bytes) => bytes.is_none(),
+            Self::Passing(passing) => passing.over,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
+            Self::Passing(passing) => passing.source.size_hint(),
+        }
+    }
+}
+
+impl Passing {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if self.over {
+            return Poll::Ready(None);
+        }
+        if self.deadline.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Some(Err("the revision's timeout is over".into())));
+        }
+        let frame = ready!(Pin::new(&mut self.source).poll_frame(cx));
+        // With a known length the server never asks for the frame after the last.
+        if frame.is_none() || self.source.is_end_stream() {
+            self.over = true;
+            self.escort.arrived();
+        }
+        Poll::Ready(frame.map(|f| f.map_err(Into::into)))
+    }
+}

@@ -1,0 +1,77 @@
+//! What the door counts, for metrics.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Serialize;
+
+use super::problem::{CODES, Code};
+
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) connections: AtomicU64,
+    pub(super) requests: AtomicU64,
+    /// Answers by the hundreds of their status, 1xx first.
+    classes: [AtomicU64; 5],
+    problems: [AtomicU64; CODES.len()],
+    pub(super) cold: AtomicU64,
+    pub(super) retries: AtomicU64,
+    pub(super) starts: AtomicU64,
+    pub(super) starts_failed: AtomicU64,
+    pub(super) sent_to_peers: AtomicU64,
+    pub(super) served_for_peers: AtomicU64,
+    pub(super) tunnels: AtomicU64,
+}
+
+/// The door's counts at a moment. All but the last three only rise.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Counts {
+    pub connections: u64,
+    pub requests: u64,
+    /// Answers by the hundreds of their status, 1xx first.
+    pub classes: [u64; 5],
+    /// Answers of the door's own, by code.
+    pub problems: Vec<(String, u64)>,
+    /// Requests that waited for room.
+    pub cold: u64,
+    pub retries: u64,
+    pub starts: u64,
+    pub starts_failed: u64,
+    pub sent_to_peers: u64,
+    pub served_for_peers: u64,
+    pub tunnels: u64,
+    pub open_connections: u64,
+    pub open_tunnels: u64,
+    /// Requests waiting for room now.
+    pub held: u64,
+}
+
+impl Counters {
+    pub(super) fn answered(&self, status: u16) {
+        let class = usize::from(status / 100).clamp(1, 5) - 1;
+        self.classes[class].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn problem(&self, code: Code) {
+        self.problems[code as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        let read = |c: &AtomicU64| c.load(Ordering::Relaxed);
+        let problems = CODES.iter().zip(&self.problems);
+        Counts {
+            connections: read(&self.connections),
+            requests: read(&self.requests),
+            classes: std::array::from_fn(|i| read(&self.classes[i])),
+            problems: problems.map(|(c, n)| (c.1.to_owned(), read(n))).collect(),
+            cold: read(&self.cold),
+            retries: read(&self.retries),
+            starts: read(&self.starts),
+            starts_failed: read(&self.starts_failed),
+            sent_to_peers: read(&self.sent_to_peers),
+            served_for_peers: read(&self.served_for_peers),
+            tunnels: read(&self.tunnels),
+            ..Counts::default()
+        }
+    }
+}

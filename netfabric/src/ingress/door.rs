@@ -1,0 +1,189 @@
+//! The public door: accepts connections, speaks HTTP/1.1 and HTTP/2 with prior knowledge on
+//! them, bounds what a client may use up, and closes without cutting anyone off.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+use super::body::Outgoing;
+use super::headers::MAX_HEADERS;
+use super::stream::{Patient, Spoken, Stream, sniff};
+use super::{Shared, dispatch};
+
+/// A request's head may take this long to arrive, and an idle connection is kept as long.
+const HEAD_TIME: Duration = Duration::from_secs(10);
+pub(super) const MAX_HEAD_BYTES: usize = 64 * 1024;
+const MAX_STREAMS: u32 = 100;
+/// Streams a client may open and reset at once before it is taken for an attack.
+const MAX_RESETS: usize = 100;
+/// Connections at once; more wait in the kernel's backlog.
+pub(super) const MAX_CONNECTIONS: usize = 20_000;
+/// HTTP/2 clients must show they are there.
+const PING_EVERY: Duration = Duration::from_secs(30);
+const PING_ANSWER: Duration = Duration::from_secs(10);
+/// After a failed accept (out of files): without a pause the loop would spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// The door's life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Phase {
+    Open,
+    /// Nobody new; who is in may finish.
+    Closing,
+    /// Whoever is left is cut off.
+    Closed,
+}
+
+/// Accepts until the door closes.
+pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener) {
+    let mut phase = shared.phase.subscribe();
+    loop {
+        let permit = tokio::select! {
+            permit = Arc::clone(&shared.connections).acquire_owned() => permit,
+            _ = phase.wait_for(|p| *p > Phase::Open) => return,
+        };
+        let Ok(permit) = permit else {
+            return;
+        };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = phase.wait_for(|p| *p > Phase::Open) => return,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "a connection was gone at once");
+            continue;
+        }
+        shared.counters.connections.fetch_add(1, Ordering::Relaxed);
+        let shared = Arc::clone(&shared);
+        tokio::spawn(async move {
+            let client: IpAddr = peer.ip();
+            serve(&shared, stream, move |shared, request| async move {
+                dispatch::answer(&shared, request, client).await
+            })
+            .await;
+            drop(permit);
+        });
+    }
+}
+
+/// Serves one connection or stream with `answer` until it ends or the door is closed.
+pub(super) async fn serve<S, F, R>(shared: &Arc<Shared>, stream: S, answer: F)
+where
+    S: Stream + 'static,
+    F: Fn(Arc<Shared>, Request<Incoming>) -> R + Send + 'static,
+    R: Future<Output = Response<Outgoing>> + Send + 'static,
+{
+    let mut phase = shared.phase.subscribe();
+    let sniffed = tokio::select! {
+        sniffed = timeout(HEAD_TIME, sniff(stream)) => sniffed,
+        _ = phase.wait_for(|p| *p > Phase::Open) => return,
+    };
+    let Ok(Ok((stream, spoken))) = sniffed else {
+        return;
+    };
+    let io: TokioIo<Patient<S>> = TokioIo::new(stream);
+    let answering = Arc::clone(shared);
+    let service = service_fn(move |request| {
+        let answered = answer(Arc::clone(&answering), request);
+        async move { Ok::<_, Infallible>(answered.await) }
+    });
+    match spoken {
+        Spoken::Http1 => {
+            let connection = http1_settings().serve_connection(io, service);
+            drive(connection.with_upgrades(), phase).await;
+        }
+        Spoken::Http2 => drive(http2_settings().serve_connection(io, service), phase).await,
+    }
+}
+
+fn http1_settings() -> http1::Builder {
+    let mut settings = http1::Builder::new();
+    settings
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIME)
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(MAX_HEAD_BYTES);
+    settings
+}
+
+fn http2_settings() -> http2::Builder<TokioExecutor> {
+    let mut settings = http2::Builder::new(TokioExecutor::new());
+    settings
+        .timer(TokioTimer::new())
+        .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX))
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_pending_accept_reset_streams(MAX_RESETS)
+        .max_local_error_reset_streams(MAX_RESETS)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_ANSWER);
+    settings
+}
+
+/// A connection that can be asked to end after what it is doing.
+trait Graceful: Future<Output = Result<(), hyper::Error>> {
+    fn finish(self: Pin<&mut Self>);
+}
+
+impl<I, S> Graceful for http1::UpgradeableConnection<I, S>
+where
+    Self: Future<Output = Result<(), hyper::Error>>,
+    I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+    S: hyper::service::HttpService<Incoming, ResBody = Outgoing>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    fn finish(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+impl<I, S> Graceful for http2::Connection<I, S, TokioExecutor>
+where
+    Self: Future<Output = Result<(), hyper::Error>>,
+    I: hyper::rt::Read + hyper::rt::Write + Unpin,
+    S: hyper::service::HttpService<Incoming, ResBody = Outgoing>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    TokioExecutor: hyper::rt::bounds::Http2ServerConnExec<S::Future, Outgoing>,
+{
+    fn finish(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+async fn drive(connection: impl Graceful, mut phase: watch::Receiver<Phase>) {
+    let mut connection = std::pin::pin!(connection);
+    let mut ended = None;
+    tokio::select! {
+        done = connection.as_mut() => ended = Some(done),
+        _ = phase.wait_for(|p| *p > Phase::Open) => connection.as_mut().finish(),
+    }
+    if ended.is_none() {
+        tokio::select! {
+            done = connection.as_mut() => ended = Some(done),
+            _ = phase.wait_for(|p| *p == Phase::Closed) => {}
+        }
+    }
+    if let Some(Err(error)) = ended {
+        tracing::trace!(%error, "a connection ended");
+    }
+}

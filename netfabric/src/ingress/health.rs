@@ -1,0 +1,123 @@
+//! Passive health: an endpoint that broke a request off before it answered is left alone for a
+//! while. Slow answers and the application's own errors are no fault of the endpoint.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::{Duration, Instant};
+
+use scheduler::model::NodeId;
+
+use super::local::lock;
+
+/// First ejection's length; each one in a row doubles it up to the cap. Gossip needs about eight
+/// seconds to call a node dead, so the second or third ejection bridges that.
+const EJECT_FIRST: Duration = Duration::from_secs(2);
+const EJECT_CAP: Duration = Duration::from_secs(30);
+
+/// One endpoint's recent record: an instance here, or another node's door.
+#[derive(Debug, Default)]
+pub(super) struct Health {
+    /// Cheap answer for the usual case: nothing is wrong.
+    troubled: AtomicBool,
+    ejection: Mutex<Option<Ejection>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Ejection {
+    until: Instant,
+    length: Duration,
+}
+
+impl Health {
+    pub(super) fn is_ejected(&self) -> bool {
+        if !self.troubled.load(Ordering::Relaxed) {
+            return false;
+        }
+        let ejection = *lock(&self.ejection);
+        ejection.is_some_and(|e| e.until > Instant::now())
+    }
+
+    /// It answered: whatever was held against it is forgotten.
+    pub(super) fn answered(&self) {
+        if self.troubled.swap(false, Ordering::Relaxed) {
+            *lock(&self.ejection) = None;
+        }
+    }
+
+    /// It refused or broke the connection before it answered.
+    pub(super) fn broke(&self) {
+        let mut ejection = lock(&self.ejection);
+        let now = Instant::now();
+        // Requests that were under way together fail together: they count once.
+        if ejection.is_some_and(|e| e.until > now) {
+            return;
+        }
+        let length = ejection.map_or(EJECT_FIRST, |e| (e.length * 2).min(EJECT_CAP));
+        *ejection = Some(Ejection {
+            until: now + length,
+            length,
+        });
+        self.troubled.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The health of other nodes' doors.
+#[derive(Debug, Default)]
+pub(super) struct Nodes {
+    known: RwLock<HashMap<NodeId, Arc<Health>>>,
+}
+
+impl Nodes {
+    pub(super) fn is_ejected(&self, node: NodeId) -> bool {
+        let known = self
+            .known
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        known.get(&node).is_some_and(|h| h.is_ejected())
+    }
+
+    pub(super) fn of(&self, node: NodeId) -> Arc<Health> {
+        let known = self
+            .known
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(health) = known.get(&node) {
+            return Arc::clone(health);
+        }
+        drop(known);
+        let mut known = self
+            .known
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        Arc::clone(known.entry(node).or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_break_ejects_and_an_answer_redeems() {
+        let health = Health::default();
+        assert!(!health.is_ejected());
+        health.broke();
+        assert!(health.is_ejected());
+        health.answered();
+        assert!(!health.is_ejected());
+    }
+
+    #[test]
+    fn ejections_grow_but_those_at_once_count_once() {
+        let health = Health::default();
+        health.broke();
+        health.broke();
+        let length = || lock(&health.ejection).unwrap().length;
+        assert_eq!(length(), EJECT_FIRST);
+        lock(&health.ejection).as_mut().unwrap().until = Instant::now();
+        assert!(!health.is_ejected());
+        health.broke();
+        assert_eq!(length(), EJECT_FIRST * 2);
+    }
+}

@@ -1,0 +1,462 @@
+//! This node's instances as the front door sees them: who admits requests, and how many are in.
+//!
+//! The agent opens and closes; the door admits. Admission is exact: after `close` no request
+//! gets in, and `drained` returns when the last one is out.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use scheduler::model::{InstanceId, NodeId, Protocol, RevisionKey};
+use tokio::sync::Notify;
+
+use super::health::Health;
+use super::meter::Meter;
+use super::pool::Pool;
+use super::recent::Recent;
+
+/// How long a node that just started an instance counts as having it, before gossip shows it.
+const FRESH_FOR: Duration = Duration::from_secs(10);
+/// How long a node that said it has none is believed over gossip: two rounds of it.
+const BARE_FOR: Duration = Duration::from_secs(2);
+/// How long a full node is given before it is asked again.
+const FULL_FOR: Duration = Duration::from_millis(200);
+
+/// The table of this node's instances, shared by the agent and the door.
+#[derive(Debug, Default)]
+pub struct Local {
+    /// Read on every request, replaced when a revision appears or goes.
+    benches: ArcSwap<HashMap<RevisionKey, Arc<Bench>>>,
+    slots: Mutex<HashMap<InstanceId, Arc<Slot>>>,
+}
+
+/// What is known of one revision at this door: its instances here, requests sent elsewhere, and
+/// how many wait for room.
+#[derive(Debug, Default)]
+pub(super) struct Bench {
+    slots: ArcSwap<Vec<Arc<Slot>>>,
+    sent: Mutex<HashMap<NodeId, u32>>,
+    /// Nodes that just started an instance.
+    pub(super) fresh: Recent,
+    /// Nodes that just said they have none, or none with room.
+    pub(super) bare: Recent,
+    waiting: AtomicUsize,
+    /// Rung when room may have appeared while requests wait.
+    pub(super) room: Notify,
+}
+
+/// One instance on this node.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) id: Arc<InstanceId>,
+    pub(super) addr: SocketAddr,
+    pub(super) protocol: Protocol,
+    pub(super) pool: Pool,
+    pub(super) health: Health,
+    hard_limit: u32,
+    bench: Arc<Bench>,
+    born: Instant,
+    state: Mutex<State>,
+    /// Mirrors of `state` for picking without its lock; admission itself takes the lock.
+    in_flight: AtomicU32,
+    open: AtomicBool,
+    drained: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    open: bool,
+    in_flight: u32,
+    meter: Meter,
+}
+
+/// A request's admission to an instance; dropping it is the request's leaving.
+#[derive(Debug)]
+pub struct Guard {
+    pub(super) slot: Arc<Slot>,
+}
+
+/// A request under way at another node.
+#[derive(Debug)]
+pub(super) struct Sent {
+    pub(super) node: NodeId,
+    bench: Arc<Bench>,
+}
+
+/// A request that waits for room.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    bench: Arc<Bench>,
+}
+
+impl Local {
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// The instance is ready: requests may enter, at most `hard_limit` at once (0: no limit).
+    /// Opening an open instance again changes nothing.
+    pub fn open(
+        &self,
+        id: InstanceId,
+        revision: RevisionKey,
+        addr: SocketAddr,
+        protocol: Protocol,
+        hard_limit: u32,
+    ) {
+        let bench = self.bench(&revision);
+        let mut slots = lock(&self.slots);
+        if slots.contains_key(&id) {
+            return;
+        }
+        let slot = Arc::new(Slot {
+            id: Arc::new(id.clone()),
+            addr,
+            protocol,
+            pool: Pool::default(),
+            health: Health::default(),
+            hard_limit,
+            bench: Arc::clone(&bench),
+            born: Instant::now(),
+            state: Mutex::new(State {
+                open: true,
+                in_flight: 0,
+                meter: Meter::new(0),
+            }),
+            in_flight: AtomicU32::new(0),
+            open: AtomicBool::new(true),
+            drained: Notify::new(),
+        });
+        slots.insert(id, Arc::clone(&slot));
+        bench.change(|list| list.push(Arc::clone(&slot)));
+        bench.ring();
+    }
+
+    /// No request enters any more; those inside go on. `drained` tells when they are out.
+    pub fn close(&self, id: &InstanceId) {
+        if let Some(slot) = self.slot(id) {
+            let mut state = lock(&slot.state);
+            state.open = false;
+            slot.open.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Closes and forgets the instance.
+    pub fn remove(&self, id: &InstanceId) {
+        self.close(id);
+        let Some(slot) = lock(&self.slots).remove(id) else {
+            return;
+        };
+        slot.bench
+            .change(|list| list.retain(|s| !Arc::ptr_eq(s, &slot)));
+        slot.pool.clear();
+    }
+
+    /// Lets one request in, unless the instance is closed, full or unknown.
+    pub fn admit(&self, id: &InstanceId) -> Option<Guard> {
+        self.slot(id)?.admit()
+    }
+
+    /// Requests in the instance now; 0 when unknown.
+    pub fn in_flight(&self, id: &InstanceId) -> u32 {
+        self.slot(id)
+            .map_or(0, |s| s.in_flight.load(Ordering::Acquire))
+    }
+
+    /// Requests in the instance now, and on average over the last second times 1000.
+    pub fn sample(&self, id: &InstanceId) -> (u32, u32) {
+        let Some(slot) = self.slot(id) else {
+            return (0, 0);
+        };
+        let now = slot.micros();
+        let mut state = lock(&slot.state);
+        (state.in_flight, state.meter.average_milli(now))
+    }
+
+    /// Returns when no request is in the instance, at once when it is unknown. Bound it with the
+    /// grace the instance has: a request may take as long as its revision allows.
+    pub async fn drained(&self, id: &InstanceId) {
+        let Some(slot) = self.slot(id) else {
+            return;
+        };
+        loop {
+            let out = slot.drained.notified();
+            if slot.in_flight.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            out.await;
+        }
+    }
+
+    pub(super) fn has(&self, id: &InstanceId) -> bool {
+        self.slot(id).is_some()
+    }
+
+    /// The revision's bench if there is one: never makes one, so that strangers cannot.
+    pub(super) fn find(&self, revision: &RevisionKey) -> Option<Arc<Bench>> {
+        self.benches.load().get(revision).cloned()
+    }
+
+    pub(super) fn bench(&self, revision: &RevisionKey) -> Arc<Bench> {
+        if let Some(bench) = self.find(revision) {
+            return bench;
+        }
+        // Writers take turns; those that nobody uses any more leave on the way.
+        let _turn = lock(&self.slots);
+        if let Some(bench) = self.find(revision) {
+            return bench;
+        }
+        let bench = Arc::new(Bench::default());
+        let mut benches = HashMap::clone(&self.benches.load());
+        benches.retain(|_, b| Arc::strong_count(b) > 2 || !b.slots.load().is_empty());
+        benches.insert(revision.clone(), Arc::clone(&bench));
+        self.benches.store(Arc::new(benches));
+        bench
+    }
+
+    fn slot(&self, id: &InstanceId) -> Option<Arc<Slot>> {
+        lock(&self.slots).get(id).cloned()
+    }
+}
+
+impl Bench {
+    pub(super) fn slots(&self) -> Arc<Vec<Arc<Slot>>> {
+        self.slots.load_full()
+    }
+
+    /// Instances here that admit requests.
+    pub(super) fn open_here(&self) -> usize {
+        let open = |s: &&Arc<Slot>| s.open.load(Ordering::Relaxed);
+        self.slots.load().iter().filter(open).count()
+    }
+
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn wait(self: &Arc<Self>) -> Waiting {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        Waiting {
+            bench: Arc::clone(self),
+        }
+    }
+
+    pub(super) fn sent(&self, node: NodeId) -> u32 {
+        lock(&self.sent).get(&node).copied().unwrap_or(0)
+    }
+
+    pub(super) fn send(self: &Arc<Self>, node: NodeId) -> Sent {
+        *lock(&self.sent).entry(node).or_default() += 1;
+        Sent {
+            node,
+            bench: Arc::clone(self),
+        }
+    }
+
+    /// A node just started an instance: it counts although gossip does not show it yet.
+    pub(super) fn add_fresh(&self, node: NodeId) {
+        self.bare.remove(node);
+        self.fresh.add(node, FRESH_FOR);
+        self.ring();
+    }
+
+    /// A node refused a request: it is not asked again for a moment, whatever gossip shows.
+    pub(super) fn refused_by(&self, node: NodeId, full: bool) {
+        self.fresh.remove(node);
+        self.bare.add(node, if full { FULL_FOR } else { BARE_FOR });
+    }
+
+    fn change(&self, change: impl Fn(&mut Vec<Arc<Slot>>)) {
+        self.slots.rcu(|list| {
+            let mut list = Vec::clone(list);
+            change(&mut list);
+            list
+        });
+    }
+
+    fn ring(&self) {
+        if self.waiting() > 0 {
+            self.room.notify_one();
+        }
+    }
+}
+
+impl Slot {
+    pub(super) fn admit(self: &Arc<Self>) -> Option<Guard> {
+        let now = self.micros();
+        let mut state = lock(&self.state);
+        if !state.open || (self.hard_limit > 0 && state.in_flight >= self.hard_limit) {
+            return None;
+        }
+        state.in_flight += 1;
+        let level = state.in_flight;
+        state.meter.set(now, level);
+        self.in_flight.store(level, Ordering::Release);
+        Some(Guard {
+            slot: Arc::clone(self),
+        })
+    }
+
+    /// Requests inside; `None` when it admits none.
+    pub(super) fn load(&self) -> Option<u32> {
+        let open = self.open.load(Ordering::Relaxed);
+        open.then(|| self.in_flight.load(Ordering::Relaxed))
+    }
+
+    fn micros(&self) -> u64 {
+        u64::try_from(self.born.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let slot = &self.slot;
+        let now = slot.micros();
+        let mut state = lock(&slot.state);
+        state.in_flight = state.in_flight.saturating_sub(1);
+        let level = state.in_flight;
+        state.meter.set(now, level);
+        slot.in_flight.store(level, Ordering::Release);
+        drop(state);
+        if level == 0 {
+            slot.drained.notify_waiters();
+        }
+        slot.bench.ring();
+    }
+}
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        let mut sent = lock(&self.bench.sent);
+        if let Some(count) = sent.get_mut(&self.node) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                sent.remove(&self.node);
+            }
+        }
+        drop(sent);
+        self.bench.ring();
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.bench.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The tables stay valid after a panic elsewhere: every change to them is a single step.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use scheduler::model::Name;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    fn revision() -> RevisionKey {
+        RevisionKey {
+            namespace: Name::default_namespace(),
+            name: Name::new("web-00001").unwrap(),
+        }
+    }
+
+    fn opened(hard_limit: u32) -> (Arc<Local>, InstanceId) {
+        let local = Local::new();
+        let id = InstanceId("web-00001-a".into());
+        let addr = "127.0.0.1:9".parse().unwrap();
+        local.open(id.clone(), revision(), addr, Protocol::Http1, hard_limit);
+        (local, id)
+    }
+
+    #[test]
+    fn admission_keeps_the_limit_and_ends_at_close() {
+        let (local, id) = opened(2);
+        let first = local.admit(&id).unwrap();
+        let _second = local.admit(&id).unwrap();
+        assert!(local.admit(&id).is_none(), "full");
+        drop(first);
+        assert_eq!(local.in_flight(&id), 1);
+        local.close(&id);
+        assert!(local.admit(&id).is_none(), "closed");
+        assert_eq!(local.sample(&id).0, 1);
+        local.remove(&id);
+        assert_eq!(local.in_flight(&id), 0);
+        assert!(local.bench(&revision()).slots().is_empty());
+    }
+
+    #[test]
+    fn no_limit_admits_all() {
+        let (local, id) = opened(0);
+        let guards: Vec<_> = (0..1000).filter_map(|_| local.admit(&id)).collect();
+        assert_eq!(guards.len(), 1000);
+        assert_eq!(local.in_flight(&id), 1000);
+    }
+
+    #[tokio::test]
+    async fn drained_waits_for_the_last_one_out() {
+        let (local, id) = opened(0);
+        let guards = [local.admit(&id).unwrap(), local.admit(&id).unwrap()];
+        local.close(&id);
+        let early = timeout(Duration::from_millis(20), local.drained(&id)).await;
+        assert!(early.is_err());
+        let waiter = tokio::spawn({
+            let (local, id) = (Arc::clone(&local), id.clone());
+            async move { local.drained(&id).await }
+        });
+        drop(guards);
+        timeout(Duration::from_secs(5), waiter)
+            .await
+            .unwrap()
+            .unwrap();
+        let unknown = InstanceId("none".into());
+        timeout(Duration::from_secs(5), local.drained(&unknown))
+            .await
+            .unwrap();
+    }
+
+    #[test]
+    fn close_and_admit_race_exactly() {
+        let (local, id) = opened(0);
+        let admitted: u32 = std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..2)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let admit = |_| local.admit(&id).map(std::mem::forget);
+                        u32::try_from((0..10_000).filter_map(admit).count()).unwrap()
+                    })
+                })
+                .collect();
+            local.close(&id);
+            workers.into_iter().map(|w| w.join().unwrap()).sum()
+        });
+        assert_eq!(local.in_flight(&id), admitted);
+    }
+
+    #[test]
+    fn what_nodes_say_replaces_what_they_said_before() {
+        let bench = Arc::new(Bench::default());
+        bench.add_fresh(NodeId(3));
+        bench.refused_by(NodeId(3), false);
+        assert_eq!(
+            (bench.fresh.list(), bench.bare.list()),
+            (vec![], vec![NodeId(3)])
+        );
+        bench.add_fresh(NodeId(3));
+        assert_eq!(
+            (bench.fresh.list(), bench.bare.list()),
+            (vec![NodeId(3)], vec![])
+        );
+        let sent = bench.send(NodeId(3));
+        assert_eq!(bench.sent(NodeId(3)), 1);
+        drop(sent);
+        assert_eq!(bench.sent(NodeId(3)), 0);
+    }
+}

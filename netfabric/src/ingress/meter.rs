@@ -1,0 +1,88 @@
+//! Average of a level over the last second.
+
+const BUCKETS: usize = 10;
+const BUCKET_MICROS: u64 = 100_000;
+
+/// Integrates a level (requests in flight) over time, in buckets that are forgotten after a
+/// second. Time is microseconds of any clock that does not run backwards.
+#[derive(Debug)]
+pub(super) struct Meter {
+    /// Level times microseconds, by bucket number modulo their count.
+    area: [u64; BUCKETS],
+    level: u64,
+    born: u64,
+    at: u64,
+}
+
+impl Meter {
+    pub(super) fn new(now: u64) -> Self {
+        Self {
+            area: [0; BUCKETS],
+            level: 0,
+            born: now,
+            at: now,
+        }
+    }
+
+    pub(super) fn set(&mut self, now: u64, level: u32) {
+        self.advance(now);
+        self.level = u64::from(level);
+    }
+
+    /// The average times 1000 over the last second, or over its life when younger.
+    pub(super) fn average_milli(&mut self, now: u64) -> u32 {
+        self.advance(now);
+        let whole = (BUCKETS as u64 - 1) * BUCKET_MICROS + self.at % BUCKET_MICROS;
+        let span = whole.min(self.at - self.born);
+        if span == 0 {
+            return u32::try_from(self.level * 1000).unwrap_or(u32::MAX);
+        }
+        let sum: u64 = self.area.iter().sum();
+        u32::try_from(sum.saturating_mul(1000) / span).unwrap_or(u32::MAX)
+    }
+
+    fn advance(&mut self, now: u64) {
+        // Buckets older than all that are kept need not be walked through.
+        let oldest = now.saturating_sub(BUCKETS as u64 * BUCKET_MICROS);
+        if self.at < oldest {
+            self.area = [0; BUCKETS];
+            self.at = oldest;
+        }
+        while self.at < now {
+            let bucket = self.at / BUCKET_MICROS;
+            let end = now.min((bucket + 1) * BUCKET_MICROS);
+            self.area[Self::slot(bucket)] += self.level * (end - self.at);
+            self.at = end;
+            if end.is_multiple_of(BUCKET_MICROS) {
+                self.area[Self::slot(bucket + 1)] = 0;
+            }
+        }
+    }
+
+    fn slot(bucket: u64) -> usize {
+        usize::try_from(bucket % BUCKETS as u64).unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn averages_the_last_second() {
+        let mut meter = Meter::new(50_000);
+        assert_eq!(meter.average_milli(50_000), 0);
+        meter.set(50_000, 2);
+        assert_eq!(meter.average_milli(50_000), 2_000);
+        assert_eq!(meter.average_milli(350_000), 2_000);
+        meter.set(1_000_000, 4);
+        // 100 ms to 1 s at level 2 is all the window holds at a bucket's start.
+        assert_eq!(meter.average_milli(1_000_000), 2_000);
+        assert_eq!(meter.average_milli(1_500_000), 3_111);
+        assert_eq!(meter.average_milli(3_000_000), 4_000);
+        meter.set(3_000_000, 0);
+        assert_eq!(meter.average_milli(3_500_000), 1_777);
+        assert_eq!(meter.average_milli(4_000_000), 0);
+        assert_eq!(meter.average_milli(400_000_000_000), 0);
+    }
+}

@@ -1,0 +1,261 @@
+//! The public door of a node: HTTP in, to an instance here or at the nearest node that has one,
+//! and when there is none, held until one was started.
+//!
+//! A request's way: `door` (connection) -> `dispatch` (route, endpoint, tries) -> `offer` (room
+//! now) or `lane` (wait; `start` finds a node) -> `upstream` (one try) -> `body` (the answer
+//! passing through). Requests from other nodes come in by `peer_door`.
+//!
+//! It decides nothing: routing, picking, holding and placing are `scheduler`'s. It knows neither
+//! containers nor consensus: instances come and go in [`Local`], starts are a [`Starter`]'s.
+
+mod body;
+mod counters;
+mod dispatch;
+mod door;
+mod headers;
+mod health;
+mod lane;
+mod ledger;
+mod local;
+mod meter;
+mod offer;
+mod peer_door;
+mod pool;
+mod problem;
+mod recent;
+mod start;
+mod stream;
+mod tunnel;
+mod upstream;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use scheduler::fleet::Fleet;
+use scheduler::model::{Demand, NodeId, RequestId};
+use scheduler::registry::State;
+use scheduler::route::Routes;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, timeout};
+
+use crate::wire::peer::{StartRefusal, StartRequest, Started};
+
+pub use counters::Counts;
+pub use ledger::Bill;
+pub use local::{Guard, Local};
+pub use peer_door::PeerDoor;
+pub use problem::{CODES, Code};
+pub use stream::Stream;
+
+use door::Phase;
+
+/// Switched connections at once; more wait for one to end.
+const MAX_TUNNELS: usize = 10_000;
+/// Requests at once that wait for a service's first ready revision.
+const MAX_FIRST_READY: usize = 1_000;
+
+/// Streams to other nodes' doors.
+#[async_trait]
+pub trait PeerLink: Send + Sync {
+    /// Opens a stream to the node's [`PeerDoor`], within `deadline`.
+    async fn open(&self, node: NodeId, deadline: Duration) -> io::Result<Box<dyn Stream>>;
+}
+
+/// Has a node start an instance: this one or another.
+#[async_trait]
+pub trait Starter: Send + Sync {
+    /// Returns when the instance is ready. One started on this node must be open in [`Local`]
+    /// by then.
+    async fn start(&self, node: NodeId, request: StartRequest) -> Result<Started, StartRefusal>;
+}
+
+#[derive(Debug, Clone)]
+pub struct IngressConfig {
+    pub listen: Vec<SocketAddr>,
+    /// Requests that may wait for one revision, and for all together.
+    pub activation_queue: usize,
+    pub node_queue: usize,
+    /// How long a request may wait for room.
+    pub activation_timeout: Duration,
+}
+
+impl Default for IngressConfig {
+    fn default() -> Self {
+        Self {
+            listen: vec![SocketAddr::from(([0, 0, 0, 0], 80))],
+            activation_queue: 1_000,
+            node_queue: 5_000,
+            activation_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// What the door reads and whom it asks.
+#[derive(Clone)]
+pub struct IngressDeps {
+    pub routes: Arc<ArcSwap<Routes>>,
+    pub local: Arc<Local>,
+    pub fleet: watch::Receiver<Arc<Fleet>>,
+    pub registry: watch::Receiver<Arc<State>>,
+    pub link: Arc<dyn PeerLink>,
+    pub starter: Arc<dyn Starter>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum IngressError {
+    #[error("cannot listen on {addr}")]
+    Bind {
+        addr: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The running door. Dropping it lets go of the handle only; `stop` closes it.
+pub struct Ingress {
+    shared: Arc<Shared>,
+    addrs: Vec<SocketAddr>,
+}
+
+/// What every request's way touches.
+struct Shared {
+    routes: Arc<ArcSwap<Routes>>,
+    local: Arc<Local>,
+    fleet: watch::Receiver<Arc<Fleet>>,
+    registry: watch::Receiver<Arc<State>>,
+    link: Arc<dyn PeerLink>,
+    starter: Arc<dyn Starter>,
+    limits: Limits,
+    epoch: Instant,
+    phase: watch::Sender<Phase>,
+    connections: Arc<Semaphore>,
+    tunnels: Semaphore,
+    first_ready: Semaphore,
+    tickets: AtomicU64,
+    retries: dispatch::Retries,
+    nodes: health::Nodes,
+    lanes: lane::Lanes,
+    ledger: ledger::Ledger,
+    counters: counters::Counters,
+}
+
+struct Limits {
+    queue: usize,
+    node_queue: usize,
+    wait: Duration,
+}
+
+impl Shared {
+    fn me(&self) -> NodeId {
+        self.routes.load().me
+    }
+}
+
+impl Ingress {
+    /// Listens, and answers from then on.
+    pub async fn start(config: IngressConfig, deps: IngressDeps) -> Result<Self, IngressError> {
+        let mut listeners = Vec::new();
+        for addr in config.listen {
+            let bound = TcpListener::bind(addr).await;
+            let bind = |source| IngressError::Bind { addr, source };
+            let listener = bound.map_err(bind)?;
+            let addr = listener.local_addr().map_err(bind)?;
+            listeners.push((addr, listener));
+        }
+        let shared = Arc::new(Shared {
+            routes: deps.routes,
+            local: deps.local,
+            fleet: deps.fleet,
+            registry: deps.registry,
+            link: deps.link,
+            starter: deps.starter,
+            limits: Limits {
+                queue: config.activation_queue,
+                node_queue: config.node_queue,
+                wait: config.activation_timeout,
+            },
+            epoch: Instant::now(),
+            phase: watch::Sender::new(Phase::Open),
+            connections: Arc::new(Semaphore::new(door::MAX_CONNECTIONS)),
+            tunnels: Semaphore::new(MAX_TUNNELS),
+            first_ready: Semaphore::new(MAX_FIRST_READY),
+            tickets: AtomicU64::new(0),
+            retries: dispatch::Retries::default(),
+            nodes: health::Nodes::default(),
+            lanes: lane::Lanes::default(),
+            ledger: ledger::Ledger::default(),
+            counters: counters::Counters::default(),
+        });
+        let mut addrs = Vec::new();
+        for (addr, listener) in listeners {
+            addrs.push(addr);
+            tokio::spawn(door::accept(Arc::clone(&shared), listener));
+        }
+        Ok(Self { shared, addrs })
+    }
+
+    /// Where it listens, with the ports the kernel chose.
+    pub fn addrs(&self) -> &[SocketAddr] {
+        &self.addrs
+    }
+
+    /// The door for other nodes' requests.
+    pub fn peer_door(&self) -> PeerDoor {
+        PeerDoor {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+
+    /// Requests waiting here, by revision: part of this node's record.
+    pub fn demand(&self) -> Vec<Demand> {
+        self.shared.lanes.demand()
+    }
+
+    /// The bills of the last requests that waited, oldest first.
+    pub fn bills(&self) -> Vec<Bill> {
+        self.shared.ledger.bills()
+    }
+
+    /// What became of a request that came in here, as long as it is remembered.
+    pub fn explain(&self, request: &RequestId) -> Option<Bill> {
+        self.shared.ledger.find(request)
+    }
+
+    pub fn counts(&self) -> Counts {
+        let used = |all: usize, left: usize| all.saturating_sub(left) as u64;
+        let shared = &self.shared;
+        Counts {
+            open_connections: used(
+                door::MAX_CONNECTIONS,
+                shared.connections.available_permits(),
+            ),
+            open_tunnels: used(MAX_TUNNELS, shared.tunnels.available_permits()),
+            held: shared.lanes.held() as u64,
+            ..shared.counters.counts()
+        }
+    }
+
+    /// Accepts nobody new, lets who is in finish for at most `grace`, then cuts off the rest.
+    pub async fn stop(&self, grace: Duration) {
+        self.shared.phase.send_replace(Phase::Closing);
+        let all = u32::try_from(door::MAX_CONNECTIONS).unwrap_or(u32::MAX);
+        let tunnels = u32::try_from(MAX_TUNNELS).unwrap_or(u32::MAX);
+        let empty = async {
+            let _connections = self.shared.connections.acquire_many(all).await;
+            let _tunnels = self.shared.tunnels.acquire_many(tunnels).await;
+        };
+        if timeout(grace, empty).await.is_err() {
+            tracing::info!(counts = ?self.counts(), "cutting off requests that outlast the grace");
+        }
+        self.shared.phase.send_replace(Phase::Closed);
+    }
+}
+
+#[cfg(test)]
+mod tests;

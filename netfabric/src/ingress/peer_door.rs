@@ -1,0 +1,218 @@
+//! The door for other nodes: requests they found no instance for at home. Only instances here
+//! answer; what none of them can take is refused, and the asking node tries elsewhere.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use scheduler::model::{Name, RevisionKey};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::body::{Outbound, Outgoing, Spool};
+use super::dispatch::fresh;
+use super::headers::{BROKEN, FULL, Head, INSTANCE, PATIENCE, REFUSED, REVISION, clean_response};
+use super::local::{Bench, Guard, Slot};
+use super::problem::Problem;
+use super::stream::Stream;
+use super::upstream::{self, Admission, Answer, Escort, Trip};
+use super::{Shared, door, tunnel};
+
+/// The longest a revision may allow (600 s), and what a peer that says nothing gets.
+const PATIENCE_CAP: Duration = Duration::from_secs(600);
+const TRIES: usize = 3;
+/// A refusal reads this much of a body first: a sender that finds its stream closed while it
+/// still writes may miss the refusal.
+const DRAIN_BYTES: usize = 64 * 1024;
+const DRAIN_TIME: Duration = Duration::from_millis(200);
+
+/// Serves other nodes' streams. Clones are the same door.
+#[derive(Clone)]
+pub struct PeerDoor {
+    pub(super) shared: Arc<Shared>,
+}
+
+impl PeerDoor {
+    /// Serves one stream until it ends; one too many is closed unread, which its sender takes for
+    /// a failed connection and goes elsewhere.
+    pub async fn serve<S: Stream + 'static>(&self, stream: S) {
+        let Ok(_permit) = self.shared.connections.try_acquire() else {
+            return;
+        };
+        door::serve(&self.shared, stream, |shared, request| async move {
+            answer(&shared, request).await
+        })
+        .await;
+    }
+}
+
+async fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Response<Outgoing> {
+    shared
+        .counters
+        .served_for_peers
+        .fetch_add(1, Ordering::Relaxed);
+    let switch = hyper::upgrade::on(&mut request);
+    let bench = named(&request).and_then(|revision| shared.local.find(&revision));
+    let deadline = Instant::now() + patience(&request);
+    let head = match Head::from_peer(&mut request) {
+        Ok(head) => head,
+        Err(problem) => return bad(&problem),
+    };
+    let Some(bench) = bench else {
+        drain(request.into_body()).await;
+        return refuse(&REFUSED, "not-here");
+    };
+    let Some(guard) = admit(&bench, &[]) else {
+        drain(request.into_body()).await;
+        let why = if bench.open_here() > 0 {
+            FULL
+        } else {
+            "not-here"
+        };
+        return refuse(&REFUSED, why);
+    };
+    let call = Call {
+        shared: Arc::clone(shared),
+        bench,
+        head,
+        body: Spool::new(request.into_body()),
+        deadline,
+    };
+    call.run(guard, switch).await
+}
+
+/// A peer's request that an instance here admitted.
+struct Call {
+    shared: Arc<Shared>,
+    bench: Arc<Bench>,
+    head: Head,
+    body: Option<Arc<Spool>>,
+    deadline: Instant,
+}
+
+impl Call {
+    /// Tries this instance, and others while nothing was sent.
+    async fn run(&self, mut guard: Guard, switch: OnUpgrade) -> Response<Outgoing> {
+        let mut tried = Vec::new();
+        loop {
+            let Ok(sent) = timeout_at(self.deadline, self.attempt(&guard.slot)).await else {
+                return refuse(&BROKEN, "timeout");
+            };
+            match sent {
+                Ok(answer) => return self.respond(answer, guard, switch),
+                Err(trip) => {
+                    guard.slot.health.broke();
+                    if trip.was_sent() {
+                        return refuse(&BROKEN, "reset");
+                    }
+                }
+            }
+            tried.push(Arc::clone(&guard.slot));
+            drop(guard);
+            let whole = self.body.as_ref().is_none_or(|b| b.can_repeat());
+            let again = if whole && tried.len() < TRIES {
+                admit(&self.bench, &tried)
+            } else {
+                None
+            };
+            let Some(next) = again else {
+                return refuse(&REFUSED, "not-here");
+            };
+            guard = next;
+        }
+    }
+
+    async fn attempt(&self, slot: &Arc<Slot>) -> Result<Answer, Trip> {
+        let gone = || Trip::Connect("the request's body was read already".to_owned());
+        let body = match &self.body {
+            None => Outbound::Empty,
+            Some(spool) => spool.read().ok_or_else(gone)?,
+        };
+        let switch = self.head.upgrade.is_some();
+        let answer = upstream::here(slot, self.head.request(body), switch).await?;
+        slot.health.answered();
+        if let Some(body) = &self.body {
+            body.settle();
+        }
+        Ok(answer)
+    }
+
+    fn respond(&self, answer: Answer, guard: Guard, switch: OnUpgrade) -> Response<Outgoing> {
+        let Answer {
+            mut response,
+            lease,
+        } = answer;
+        let status = response.status();
+        clean_response(status, response.headers_mut());
+        if let Ok(id) = HeaderValue::try_from(&guard.slot.id.0) {
+            response.headers_mut().insert(INSTANCE, id);
+        }
+        let admission = Admission::Here(guard);
+        if status == StatusCode::SWITCHING_PROTOCOLS && self.head.upgrade.is_some() {
+            let server = hyper::upgrade::on(&mut response);
+            tunnel::join(&self.shared, switch, server, admission, lease);
+            return fresh(response).map(|_| Outgoing::Own(None));
+        }
+        let escort = Escort::new(lease, self.body.clone(), admission);
+        fresh(response).map(|body| Outgoing::pass(body, self.deadline, escort))
+    }
+}
+
+/// The least loaded instance with room, healthy ones first.
+fn admit(bench: &Bench, tried: &[Arc<Slot>]) -> Option<Guard> {
+    let slots = bench.slots();
+    let untried = slots
+        .iter()
+        .filter(|s| !tried.iter().any(|t| Arc::ptr_eq(t, s)));
+    let mut open: Vec<_> = untried
+        .filter_map(|s| Some((s.health.is_ejected(), s.load()?, s)))
+        .collect();
+    open.sort_by_key(|(ejected, load, _)| (*ejected, *load));
+    open.into_iter().find_map(|(_, _, slot)| slot.admit())
+}
+
+fn named<B>(request: &Request<B>) -> Option<RevisionKey> {
+    let text = request.headers().get(REVISION)?.to_str().ok()?;
+    let (namespace, name) = text.split_once('/')?;
+    Some(RevisionKey {
+        namespace: Name::new(namespace).ok()?,
+        name: Name::new(name).ok()?,
+    })
+}
+
+fn patience<B>(request: &Request<B>) -> Duration {
+    let said = request.headers().get(PATIENCE);
+    let said = said.and_then(|v| v.to_str().ok()?.parse().ok());
+    said.map_or(PATIENCE_CAP, |millis| {
+        Duration::from_millis(millis).min(PATIENCE_CAP)
+    })
+}
+
+async fn drain(mut body: Incoming) {
+    let read = async {
+        let mut read = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            read += frame.data_ref().map_or(0, Bytes::len);
+            if read > DRAIN_BYTES {
+                return;
+            }
+        }
+    };
+    let _late = timeout(DRAIN_TIME, read).await;
+}
+
+fn refuse(header: &http::HeaderName, why: &'static str) -> Response<Outgoing> {
+    let mut response = Response::new(Outgoing::Own(None));
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    let headers = response.headers_mut();
+    headers.insert(header.clone(), HeaderValue::from_static(why));
+    response
+}
+
+fn bad(problem: &Problem) -> Response<Outgoing> {
+    problem.response(&HeaderValue::from_static("-"), false)
+}

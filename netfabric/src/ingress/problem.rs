@@ -1,0 +1,222 @@
+//! Answers of the door's own, and the one table of their codes.
+
+use bytes::Bytes;
+use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use scheduler::activate::Refused;
+use scheduler::route::Unrouted;
+
+use super::body::Outgoing;
+use super::headers::{ERROR, REQUEST_ID};
+
+/// What went wrong, as told in `x-selvedge-error`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Code {
+    BadRequest,
+    MethodNotAllowed,
+    NoSuchHost,
+    RevisionNotReady,
+    QueueFull,
+    WaitTimeout,
+    StartFailed,
+    NoCapacity,
+    UpstreamConnect,
+    UpstreamReset,
+    UpstreamTimeout,
+    DoorStopping,
+}
+
+/// Every code, its word, its status and what it means to the client.
+pub const CODES: [(Code, &str, u16, &str); 12] = [
+    (
+        Code::BadRequest,
+        "bad-request",
+        400,
+        "the request is malformed or ambiguous",
+    ),
+    (
+        Code::MethodNotAllowed,
+        "method-not-allowed",
+        405,
+        "the method is not offered here",
+    ),
+    (
+        Code::NoSuchHost,
+        "no-such-host",
+        404,
+        "no service has this host name",
+    ),
+    (
+        Code::RevisionNotReady,
+        "revision-not-ready",
+        503,
+        "no revision was ever ready",
+    ),
+    (
+        Code::QueueFull,
+        "queue-full",
+        503,
+        "too many requests wait for the revision or this node",
+    ),
+    (
+        Code::WaitTimeout,
+        "wait-timeout",
+        503,
+        "no instance had room within the waiting time",
+    ),
+    (
+        Code::StartFailed,
+        "start-failed",
+        503,
+        "an instance was started and failed",
+    ),
+    (
+        Code::NoCapacity,
+        "no-capacity",
+        503,
+        "no node can take an instance",
+    ),
+    (
+        Code::UpstreamConnect,
+        "upstream-connect",
+        502,
+        "no endpoint could be connected to",
+    ),
+    (
+        Code::UpstreamReset,
+        "upstream-reset",
+        502,
+        "the endpoint broke off before it answered",
+    ),
+    (
+        Code::UpstreamTimeout,
+        "upstream-timeout",
+        504,
+        "no answer within the revision's timeout",
+    ),
+    (
+        Code::DoorStopping,
+        "door-stopping",
+        503,
+        "this node is shutting down",
+    ),
+];
+
+impl Code {
+    pub const fn word(self) -> &'static str {
+        CODES[self as usize].1
+    }
+
+    pub fn status(self) -> StatusCode {
+        StatusCode::from_u16(CODES[self as usize].2).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+}
+
+/// Why a request gets an answer of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Problem {
+    pub(super) code: Code,
+    pub(super) message: String,
+    pub(super) retry_after_seconds: Option<u64>,
+}
+
+impl Problem {
+    pub(super) fn new(code: Code, message: impl Into<String>) -> Self {
+        let unavailable = code.status() == StatusCode::SERVICE_UNAVAILABLE;
+        Self {
+            code,
+            message: message.into(),
+            retry_after_seconds: unavailable.then_some(1),
+        }
+    }
+
+    pub(super) fn refused(reason: &Refused, retry_after_millis: u64) -> Self {
+        let code = match reason {
+            Refused::QueueFull => Code::QueueFull,
+            Refused::WaitTimeout => Code::WaitTimeout,
+            Refused::StartFailed { .. } => Code::StartFailed,
+            Refused::NoCapacity { .. } => Code::NoCapacity,
+        };
+        let mut problem = Self::new(code, reason.to_string());
+        problem.retry_after_seconds = Some(retry_after_millis.div_ceil(1000).max(1));
+        problem
+    }
+
+    /// The answer: JSON for who accepts it, a line of text for all others.
+    pub(super) fn response(&self, id: &HeaderValue, json: bool) -> Response<Outgoing> {
+        let (kind, body) = self.body(id.to_str().unwrap_or_default(), json);
+        let mut response = Response::new(Outgoing::Own(Some(Bytes::from(body))));
+        *response.status_mut() = self.code.status();
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(ERROR, HeaderValue::from_static(self.code.word()));
+        headers.insert(REQUEST_ID, id.clone());
+        if let Some(seconds) = self.retry_after_seconds {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+
+    fn body(&self, request: &str, json: bool) -> (&'static str, String) {
+        let (code, message) = (self.code.word(), &self.message);
+        if json {
+            let body = serde_json::json!({ "code": code, "message": message, "request": request });
+            return ("application/json", format!("{body}\n"));
+        }
+        let text = format!("{code}: {message} (request {request})\n");
+        ("text/plain; charset=utf-8", text)
+    }
+}
+
+impl From<Unrouted> for Problem {
+    fn from(unrouted: Unrouted) -> Self {
+        Self::new(Code::RevisionNotReady, unrouted.to_string())
+    }
+}
+
+/// Whether the client would rather have JSON.
+pub(super) fn accepts_json(headers: &HeaderMap) -> bool {
+    let accept = headers.get(ACCEPT).and_then(|v| v.to_str().ok());
+    accept.is_some_and(|a| a.contains("json"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_in_the_order_of_the_codes() {
+        for (index, (code, word, status, _)) in CODES.iter().enumerate() {
+            assert_eq!(*code as usize, index, "{word}");
+            assert_eq!(code.status().as_u16(), *status);
+        }
+    }
+
+    #[test]
+    fn unavailable_always_says_when_to_come_again() {
+        let refused = Problem::refused(&Refused::WaitTimeout, 1_200);
+        let response = refused.response(&HeaderValue::from_static("ID"), false);
+        assert_eq!(response.status(), 503);
+        assert_eq!(response.headers()["retry-after"], "2");
+        assert_eq!(response.headers()["x-selvedge-error"], "wait-timeout");
+        for (code, word, status, _) in CODES {
+            let problem = Problem::new(code, "x");
+            assert_eq!(
+                problem.retry_after_seconds.is_some(),
+                status == 503,
+                "{word}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_body_suits_the_client() {
+        let problem = Problem::new(Code::NoSuchHost, "no service at `x`");
+        let text = problem.body("R1", false).1;
+        assert_eq!(text, "no-such-host: no service at `x` (request R1)\n");
+        let json: serde_json::Value = serde_json::from_str(&problem.body("R1", true).1).unwrap();
+        assert_eq!(json["code"], "no-such-host");
+        assert_eq!(json["request"], "R1");
+    }
+}

@@ -1,0 +1,190 @@
+//! Byte streams under HTTP: telling HTTP/1 from HTTP/2 by the first bytes, and giving up on a
+//! receiver that takes nothing.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep};
+
+/// Anything HTTP can be spoken over: a TCP connection, a stream between nodes, a pipe in tests.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// How long a client may take nothing of what is sent to it.
+const WRITE_STALL: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Spoken {
+    Http1,
+    Http2,
+}
+
+/// Reads until it is clear what is spoken; what was read is given back to the reader. An end
+/// before that is an error.
+pub(super) async fn sniff<S: Stream>(mut stream: S) -> io::Result<(Patient<S>, Spoken)> {
+    let mut seen = BytesMut::with_capacity(PREFACE.len());
+    let spoken = loop {
+        if stream.read_buf(&mut seen).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if seen.starts_with(PREFACE) {
+            break Spoken::Http2;
+        }
+        if !PREFACE.starts_with(&seen) {
+            break Spoken::Http1;
+        }
+    };
+    let patient = Patient {
+        stream,
+        seen,
+        patience: WRITE_STALL,
+        stall: None,
+    };
+    Ok((patient, spoken))
+}
+
+/// A stream that first gives back what was sniffed, and fails when a write finds no taker.
+pub(super) struct Patient<S> {
+    stream: S,
+    seen: BytesMut,
+    patience: Duration,
+    /// Made at the first write that had to wait, rearmed at every later one.
+    stall: Option<Stall>,
+}
+
+struct Stall {
+    timer: Pin<Box<Sleep>>,
+    armed: bool,
+}
+
+impl<S> Patient<S> {
+    /// Passes on what a write gave, unless it has been pending for too long.
+    fn bounded<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            if let Some(stall) = &mut self.stall {
+                stall.armed = false;
+            }
+            return written;
+        }
+        let stall = self.stall.get_or_insert_with(|| Stall {
+            timer: Box::pin(sleep(self.patience)),
+            armed: true,
+        });
+        if !stall.armed {
+            stall.timer.as_mut().reset(Instant::now() + self.patience);
+            stall.armed = true;
+        }
+        ready!(stall.timer.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl<S: Stream> AsyncRead for Patient<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.seen.has_remaining() {
+            let count = self.seen.len().min(buf.remaining());
+            buf.put_slice(&self.seen.split_to(count));
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl<S: Stream> AsyncWrite for Patient<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, data);
+        self.bounded(cx, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, data);
+        self.bounded(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.bounded(cx, flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let shut = Pin::new(&mut self.stream).poll_shutdown(cx);
+        self.bounded(cx, shut)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncWriteExt, duplex};
+
+    use super::*;
+
+    async fn sniffed(parts: &[&[u8]]) -> (Spoken, Vec<u8>) {
+        let (mut client, server) = duplex(1024);
+        let parts: Vec<_> = parts.iter().map(|p| p.to_vec()).collect();
+        tokio::spawn(async move {
+            for part in parts {
+                client.write_all(&part).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+        });
+        let (mut stream, spoken) = sniff(server).await.unwrap();
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).await.unwrap();
+        (spoken, all)
+    }
+
+    #[tokio::test]
+    async fn the_first_bytes_tell_and_are_not_lost() {
+        let table: &[(&[&[u8]], Spoken)] = &[
+            (&[b"GET / HTTP/1.1\r\n\r\n"], Spoken::Http1),
+            (
+                &[b"P", b"RI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"more"],
+                Spoken::Http2,
+            ),
+            (&[b"PRI", b" /x HTTP/1.1\r\n"], Spoken::Http1),
+            (&[b"P", b"OST / HTTP/1.1\r\n\r\n"], Spoken::Http1),
+        ];
+        for (parts, want) in table {
+            assert_eq!(sniffed(parts).await, (*want, parts.concat()));
+        }
+        let (client, server) = duplex(8);
+        drop(client);
+        assert!(sniff(server).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_receiver_that_takes_nothing_is_given_up() {
+        let (mut client, server) = duplex(8);
+        client.write_all(b"GET /").await.unwrap();
+        let (mut stream, _) = sniff(server).await.unwrap();
+        stream.patience = Duration::from_millis(20);
+        let error = stream.write_all(&[0; 64]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+}

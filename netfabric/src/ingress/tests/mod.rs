@@ -1,0 +1,8 @@
+//! The door with real upstreams on loopback, and what they share: an application, a node.
+
+mod cold;
+mod peers;
+mod warm;
+
+mod app;
+mod world;

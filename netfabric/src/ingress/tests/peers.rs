@@ -1,0 +1,186 @@
+//! Requests answered by another node's instance.
+
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use http::header;
+use http_body_util::Empty;
+use scheduler::model::{InstanceId, NodeId, Protocol, RequestId};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::app::{App, get, post, request, send};
+use super::world::{Deployed, Starts, World, eventually};
+
+/// An instance `far` at node 2, known to all.
+async fn far(world: &World) -> App {
+    let app = world.run(2, "far").await;
+    world.publish(&[(2, vec![InstanceId("far".into())])].into());
+    app
+}
+
+#[tokio::test]
+async fn the_nearest_node_with_an_instance_answers() {
+    for protocol in [Protocol::Http1, Protocol::H2c] {
+        let world = World::new(
+            2,
+            Deployed {
+                protocol,
+                ..Deployed::default()
+            },
+            |_| {},
+        )
+        .await;
+        let _app = far(&world).await;
+        let reply = post(world.door(), "/echo", "x".repeat(500_000)).await;
+        assert_eq!((reply.status, reply.body.len()), (200, 500_000));
+        let reply = get(world.door(), "/headers").await;
+        assert!(
+            reply.body.contains("x-forwarded-for: 127.0.0.1"),
+            "{}",
+            reply.body
+        );
+        assert!(!reply.body.contains("x-selvedge"), "{}", reply.body);
+        let id = reply.header("x-request-id").to_owned();
+        assert!(
+            reply.body.contains(&format!("x-request-id: {id}")),
+            "{}",
+            reply.body
+        );
+        assert_eq!(reply.header("x-selvedge-instance"), "");
+        let line = world.ingress().explain(&RequestId(id)).unwrap();
+        assert_eq!(
+            (line.node, line.instance),
+            (Some(NodeId(2)), Some(InstanceId("far".into())))
+        );
+        let trailers = request("/trailers").header(header::TE, "trailers");
+        let reply = send(world.door(), trailers.body(Empty::<Bytes>::new()).unwrap()).await;
+        assert_eq!(reply.trailers.unwrap()["x-sum"], "42");
+        assert_eq!(world.starter.starts(), 0);
+        assert_eq!(world.nodes[1].ingress().counts().served_for_peers, 3);
+    }
+}
+
+#[tokio::test]
+async fn upgrades_go_through_two_nodes() {
+    let world = World::new(2, Deployed::default(), |_| {}).await;
+    let _app = far(&world).await;
+    let mut stream = TcpStream::connect(world.door()).await.unwrap();
+    let line = b"GET /upgrade HTTP/1.1\r\nhost: web.edge.test\r\nconnection: Upgrade\r\nupgrade: echo\r\n\r\n";
+    stream.write_all(line).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    assert!(head.starts_with(b"HTTP/1.1 101"));
+    stream.write_all(b"hello").await.unwrap();
+    let mut back = [0; 5];
+    stream.read_exact(&mut back).await.unwrap();
+    assert_eq!(&back, b"hello");
+    let there = || world.nodes[1].local.in_flight(&InstanceId("far".into()));
+    assert_eq!(there(), 1);
+    drop(stream);
+    eventually("both tunnels end", || there() == 0).await;
+}
+
+#[tokio::test]
+async fn a_node_that_has_none_after_all_is_passed_over() {
+    let world = World::new(2, Deployed::default(), |_| {}).await;
+    // Gossip says node 2 has one; it has none.
+    world.publish(&[(2, vec![InstanceId("gone".into())])].into());
+    let body = "y".repeat(40_000);
+    let reply = post(world.door(), "/echo", body.clone()).await;
+    assert_eq!(
+        (reply.status, reply.body == body),
+        (200, true),
+        "{:?}",
+        reply.headers
+    );
+
+    assert_eq!(*world.starter.asked.lock().unwrap(), [NodeId(1)]);
+}
+
+#[tokio::test]
+async fn a_dead_node_is_left_alone_and_an_instance_started_here() {
+    let world = World::new(2, Deployed::default(), |_| {}).await;
+    let _app = far(&world).await;
+    assert_eq!(get(world.door(), "/").await.body, "far");
+    world.pipes.cut(2);
+    let reply = get(world.door(), "/").await;
+    assert_eq!((reply.status, reply.body.as_str()), (200, "web-00001-0"));
+    assert_eq!(get(world.door(), "/").await.body, "web-00001-0");
+    assert_eq!(
+        world.ingress().counts().sent_to_peers,
+        2,
+        "asked once in vain, then left alone"
+    );
+}
+
+#[tokio::test]
+async fn requests_in_a_dying_instance_far_away_are_repeated() {
+    let world = World::new(2, Deployed::default(), |_| {}).await;
+    let _app = far(&world).await;
+    let reply = get(world.door(), "/flaky").await;
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    let reply = post(world.door(), "/reset", "x").await;
+    assert_eq!(reply.header("x-selvedge-error"), "upstream-reset");
+}
+
+#[tokio::test]
+async fn a_full_node_far_away_is_not_overrun() {
+    let world = World::new(
+        2,
+        Deployed {
+            hard: 2,
+            max: 1,
+            ..Deployed::default()
+        },
+        |_| {},
+    )
+    .await;
+    let app = far(&world).await;
+    let door = world.door();
+    let replies = futures::future::join_all((0..12).map(|_| get(door, "/slow/10"))).await;
+    for reply in &replies {
+        assert_eq!(reply.status, 200, "{}", reply.body);
+    }
+    assert!(app.seen.most_at_once.load(Ordering::SeqCst) <= 2);
+    assert_eq!(world.starter.starts(), 0);
+}
+
+#[tokio::test]
+async fn when_nothing_can_be_started_a_doubtful_endpoint_is_better_than_none() {
+    let world = World::new(2, Deployed::default(), |_| {}).await;
+    let _app = far(&world).await;
+    // Node 1 takes node 2 for dead, and has no room itself.
+    let mut fleet = (**world.nodes[0].fleet.borrow()).clone();
+    fleet.members.get_mut(&NodeId(2)).unwrap().alive = false;
+    let state = world.deployed.state();
+    let routes = scheduler::route::Routes::build(&state, &fleet, super::world::ORIGIN);
+    world.nodes[0].routes.store(routes.into());
+    world.nodes[0].fleet.send_replace(fleet.into());
+    let no_room = crate::wire::peer::StartRefusal::NoRoom("memory".into());
+    let how = Starts::Fail(no_room);
+    world.starter.how.lock().unwrap().insert(NodeId(1), how);
+    let reply = get(world.door(), "/").await;
+    assert_eq!((reply.status, reply.body.as_str()), (200, "far"));
+}
+
+#[tokio::test]
+async fn a_slow_far_answer_ends_at_the_timeout() {
+    let world = World::new(
+        2,
+        Deployed {
+            timeout_seconds: 1,
+            ..Deployed::default()
+        },
+        |_| {},
+    )
+    .await;
+    let app = far(&world).await;
+    let reply = get(world.door(), "/slow/20000").await;
+    assert_eq!(reply.status, 504);
+    let there = || world.nodes[1].local.in_flight(&InstanceId("far".into()));
+    eventually("it leaves the far instance too", || there() == 0).await;
+    drop(app);
+}

@@ -1,0 +1,361 @@
+//! One node's door with everything around it made up: registry, fleet, starter, links.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use scheduler::fleet::Member;
+use scheduler::model::{
+    Container, ImagePin, InstanceId, InstanceReport, InstanceState, Meta, Name, NodeRecord,
+    Protocol, Resources, Revision, RevisionKey, RevisionSpec, RevisionState, Scale, Service,
+    ServiceKey, ServiceStatus, UnixMs,
+};
+
+use super::super::*;
+use super::app::App;
+
+pub const ORIGIN: &str = "edge.test";
+
+pub fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+pub fn service() -> ServiceKey {
+    ServiceKey {
+        namespace: Name::default_namespace(),
+        name: name("web"),
+    }
+}
+
+pub fn revision() -> RevisionKey {
+    RevisionKey::of(&service(), 1).unwrap()
+}
+
+/// What is deployed: `web` with one revision.
+#[derive(Clone)]
+pub struct Deployed {
+    pub hard: u32,
+    pub target: u32,
+    pub max: u32,
+    pub timeout_seconds: u32,
+    pub state: RevisionState,
+    pub protocol: Protocol,
+}
+
+impl Default for Deployed {
+    fn default() -> Self {
+        Self {
+            hard: 0,
+            target: 0,
+            max: 0,
+            timeout_seconds: 10,
+            state: RevisionState::Ready,
+            protocol: Protocol::Http1,
+        }
+    }
+}
+
+impl Deployed {
+    pub fn state(&self) -> State {
+        let mut spec = RevisionSpec {
+            container_concurrency: self.hard,
+            timeout_seconds: self.timeout_seconds,
+            containers: vec![Container::default()],
+            ..RevisionSpec::default()
+        };
+        spec.containers[0].ports = vec![scheduler::model::ContainerPort {
+            container_port: 8080,
+            protocol: self.protocol,
+        }];
+        let ready = self.state == RevisionState::Ready;
+        let revision = Revision {
+            key: revision(),
+            service: service(),
+            generation: 1,
+            created: UnixMs(0),
+            spec: spec.clone(),
+            image: ImagePin {
+                reference: "registry.test/web:1".into(),
+                digest: "sha256:0".into(),
+            },
+            state: self.state.clone(),
+        };
+        let service = Service {
+            key: service(),
+            meta: Meta::default(),
+            spec,
+            scale: Scale {
+                max: self.max,
+                target: self.target,
+                ..Scale::default()
+            },
+            traffic: vec![],
+            status: ServiceStatus {
+                latest_created: Some(revision.key.clone()),
+                latest_ready: ready.then(|| revision.key.clone()),
+            },
+        };
+        let mut state = State {
+            index: 7,
+            ..State::default()
+        };
+        state.services.insert(service.key.clone(), service);
+        state.revisions.insert(revision.key.clone(), revision);
+        state
+    }
+}
+
+fn member(id: u64, instances: &[InstanceId]) -> Member {
+    let room = Resources {
+        cpu_millis: 8_000,
+        memory_bytes: 8 << 30,
+        instances: 100,
+    };
+    let report = |id: &InstanceId| InstanceReport {
+        id: id.clone(),
+        service: service(),
+        revision: revision(),
+        state: InstanceState::Ready,
+        since: UnixMs(0),
+        in_flight: 0,
+        concurrency_milli: 0,
+        failure: None,
+    };
+    Member {
+        record: NodeRecord {
+            node: NodeId(id),
+            name: name(&format!("node-{id}")),
+            region: name("here"),
+            zone: name("here"),
+            labels: BTreeMap::new(),
+            incarnation: 1,
+            seq: 1,
+            version: String::new(),
+            mesh: "127.0.0.1:1".parse().unwrap(),
+            ingress: vec![],
+            serving: true,
+            cordoned: false,
+            capacity: room,
+            free: room,
+            registry_index: 7,
+            instances: instances.iter().map(report).collect(),
+            demand: vec![],
+            images: vec![],
+        },
+        alive: true,
+        rtt_micros: Some(u32::try_from(id).unwrap() * 1_000),
+    }
+}
+
+/// How starts go.
+#[derive(Clone)]
+pub enum Starts {
+    /// Ready after this long.
+    After(Duration),
+    Fail(StartRefusal),
+}
+
+/// A starter that opens instances in the table of the node it is asked for.
+pub struct FakeStarter {
+    pub how: Mutex<BTreeMap<NodeId, Starts>>,
+    pub asked: Mutex<Vec<NodeId>>,
+    pub apps: Mutex<Vec<App>>,
+    locals: Mutex<BTreeMap<NodeId, Arc<Local>>>,
+    deployed: Deployed,
+    next: AtomicU32,
+}
+
+#[async_trait]
+impl Starter for FakeStarter {
+    async fn start(&self, node: NodeId, request: StartRequest) -> Result<Started, StartRefusal> {
+        assert_eq!(request.index, 7);
+        self.asked.lock().unwrap().push(node);
+        let how = self.how.lock().unwrap().get(&node).cloned();
+        let delay = match how.unwrap_or(Starts::After(Duration::from_millis(30))) {
+            Starts::After(delay) => delay,
+            Starts::Fail(refusal) => return Err(refusal),
+        };
+        tokio::time::sleep(delay).await;
+        let number = self.next.fetch_add(1, Ordering::SeqCst);
+        let instance = InstanceId(format!("web-00001-{number}"));
+        let app = App::start(&instance.0).await;
+        let local = self.locals.lock().unwrap()[&node].clone();
+        let Deployed { protocol, hard, .. } = self.deployed;
+        local.open(instance.clone(), request.revision, app.addr, protocol, hard);
+        self.apps.lock().unwrap().push(app);
+        let ready = u64::try_from(delay.as_micros()).unwrap();
+        let phases = vec![("ready".to_owned(), ready)];
+        Ok(Started { instance, phases })
+    }
+}
+
+impl FakeStarter {
+    pub fn starts(&self) -> usize {
+        self.asked.lock().unwrap().len()
+    }
+}
+
+/// Links between the made-up nodes: a pipe to the other's peer door.
+#[derive(Default)]
+pub struct Pipes {
+    doors: Mutex<BTreeMap<NodeId, PeerDoor>>,
+}
+
+#[async_trait]
+impl PeerLink for Pipes {
+    async fn open(&self, node: NodeId, _deadline: Duration) -> io::Result<Box<dyn Stream>> {
+        let door = self.doors.lock().unwrap().get(&node).cloned();
+        let door = door.ok_or(io::ErrorKind::ConnectionRefused)?;
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        tokio::spawn(async move { door.serve(far).await });
+        Ok(Box::new(near))
+    }
+}
+
+impl Pipes {
+    pub fn cut(&self, node: u64) {
+        self.doors.lock().unwrap().remove(&NodeId(node));
+    }
+}
+
+/// Nodes 1 to N, each with a door; tests mostly stand before node 1's.
+pub struct World {
+    pub nodes: Vec<Node>,
+    pub starter: Arc<FakeStarter>,
+    pub pipes: Arc<Pipes>,
+    pub deployed: Deployed,
+}
+
+pub struct Node {
+    pub id: NodeId,
+    pub local: Arc<Local>,
+    pub routes: Arc<ArcSwap<Routes>>,
+    pub fleet: watch::Sender<Arc<Fleet>>,
+    pub registry: watch::Sender<Arc<State>>,
+    door: OnceLock<Ingress>,
+}
+
+impl Node {
+    pub fn ingress(&self) -> &Ingress {
+        self.door.get().unwrap()
+    }
+}
+
+impl World {
+    pub async fn one(deployed: Deployed) -> Self {
+        Self::new(1, deployed, |_| {}).await
+    }
+
+    pub async fn new(count: u64, deployed: Deployed, adjust: fn(&mut IngressConfig)) -> Self {
+        let nodes: Vec<Node> = (1..=count)
+            .map(|id| Node {
+                id: NodeId(id),
+                local: Local::new(),
+                routes: Arc::default(),
+                fleet: watch::Sender::new(Arc::default()),
+                registry: watch::Sender::new(Arc::new(deployed.state())),
+                door: OnceLock::new(),
+            })
+            .collect();
+        let starter = Arc::new(FakeStarter {
+            how: Mutex::default(),
+            asked: Mutex::default(),
+            apps: Mutex::default(),
+            locals: Mutex::new(nodes.iter().map(|n| (n.id, n.local.clone())).collect()),
+            deployed: deployed.clone(),
+            next: AtomicU32::new(0),
+        });
+        let pipes = Arc::new(Pipes::default());
+        let world = Self {
+            nodes,
+            starter,
+            pipes,
+            deployed,
+        };
+        for node in &world.nodes {
+            world.open_door(node, adjust).await;
+        }
+        world.publish(&BTreeMap::new());
+        world
+    }
+
+    async fn open_door(&self, node: &Node, adjust: fn(&mut IngressConfig)) {
+        let mut config = IngressConfig {
+            listen: vec!["127.0.0.1:0".parse().unwrap()],
+            ..IngressConfig::default()
+        };
+        adjust(&mut config);
+        let deps = IngressDeps {
+            routes: node.routes.clone(),
+            local: node.local.clone(),
+            fleet: node.fleet.subscribe(),
+            registry: node.registry.subscribe(),
+            link: self.pipes.clone(),
+            starter: self.starter.clone(),
+        };
+        let ingress = Ingress::start(config, deps).await.unwrap();
+        let door = ingress.peer_door();
+        self.pipes.doors.lock().unwrap().insert(node.id, door);
+        let _ = node.door.set(ingress);
+    }
+
+    /// Has every node see these instances, and rebuilds routes.
+    pub fn publish(&self, instances: &BTreeMap<u64, Vec<InstanceId>>) {
+        let none = Vec::new();
+        let ids = || self.nodes.iter().map(|n| n.id.0);
+        let members: BTreeMap<NodeId, Member> = ids()
+            .map(|id| (NodeId(id), member(id, instances.get(&id).unwrap_or(&none))))
+            .collect();
+        for node in &self.nodes {
+            let mut fleet = Fleet {
+                me: node.id,
+                members: members.clone(),
+            };
+            fleet.members.get_mut(&node.id).unwrap().rtt_micros = Some(0);
+            let state = node.registry.borrow().clone();
+            node.routes
+                .store(Arc::new(Routes::build(&state, &fleet, ORIGIN)));
+            node.fleet.send_replace(Arc::new(fleet));
+        }
+    }
+
+    pub fn door(&self) -> SocketAddr {
+        self.nodes[0].ingress().addrs()[0]
+    }
+
+    pub fn ingress(&self) -> &Ingress {
+        self.nodes[0].ingress()
+    }
+
+    pub fn local(&self) -> &Arc<Local> {
+        &self.nodes[0].local
+    }
+
+    /// An application open at node number `node`.
+    pub async fn run(&self, node: usize, instance: &str) -> App {
+        let app = App::start(instance).await;
+        self.open(node, instance, app.addr);
+        app
+    }
+
+    pub fn open(&self, node: usize, instance: &str, addr: SocketAddr) {
+        let Deployed { protocol, hard, .. } = self.deployed;
+        let id = InstanceId(instance.to_owned());
+        self.nodes[node - 1]
+            .local
+            .open(id, revision(), addr, protocol, hard);
+    }
+}
+
+/// Waits until `condition` holds.
+pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let wait = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(10), wait).await;
+    waited.unwrap_or_else(|_| panic!("never: {what}"));
+}

@@ -1,0 +1,226 @@
+//! One try at one endpoint: an instance here over TCP, or another node's door over a stream.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Response;
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use scheduler::model::Protocol;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::PeerLink;
+use super::body::{Outbound, Spool};
+use super::headers::{BROKEN, FULL, REFUSED, to_h2};
+use super::local::{Guard, Sent, Slot};
+use super::stream::Stream;
+
+/// An instance is one bridge away.
+const CONNECT: Duration = Duration::from_secs(1);
+/// A node may be a continent away and the first stream to it brings up the connection.
+const OPEN_STREAM: Duration = Duration::from_secs(3);
+
+type Request = http::Request<Outbound>;
+
+/// Why a try gave no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Trip {
+    /// Nothing was sent; the endpoint is not there.
+    #[error("cannot connect: {0}")]
+    Connect(String),
+    /// Nothing reached an instance; the node has none, or none with room.
+    #[error("refused: {}", if *full { "full" } else { "not here" })]
+    Refused { full: bool },
+    /// It was sent, and the connection broke before an answer.
+    #[error("broke off: {0}")]
+    Broken(String),
+    /// It was sent, and the other node's instance broke off.
+    #[error("broke off there: {0}")]
+    BrokenThere(String),
+}
+
+impl Trip {
+    pub(super) fn was_sent(&self) -> bool {
+        matches!(self, Self::Broken(_) | Self::BrokenThere(_))
+    }
+}
+
+pub(super) struct Answer {
+    pub(super) response: Response<Incoming>,
+    pub(super) lease: Lease,
+}
+
+/// The connection an answer comes over, kept while its body is read.
+pub(super) enum Lease {
+    Pooled(Arc<Slot>, http1::SendRequest<Outbound>),
+    Single {
+        _sender: http1::SendRequest<Outbound>,
+    },
+    Shared {
+        _sender: http2::SendRequest<Outbound>,
+    },
+}
+
+/// What lets a request count as being at an endpoint.
+#[derive(Debug)]
+pub(super) enum Admission {
+    Here(Guard),
+    There(Sent),
+}
+
+/// What a response's body keeps alive until it is through.
+pub(super) struct Escort {
+    lease: Option<Lease>,
+    request: Option<Arc<Spool>>,
+    _admission: Admission,
+}
+
+impl Escort {
+    pub(super) fn new(lease: Lease, request: Option<Arc<Spool>>, admission: Admission) -> Self {
+        Self {
+            lease: Some(lease),
+            request,
+            _admission: admission,
+        }
+    }
+
+    /// The body was passed on whole: its connection may be used again, unless the answer came
+    /// before the request was through.
+    pub(super) fn arrived(&mut self) {
+        let request_through = self.request.as_ref().is_none_or(|r| r.is_ended());
+        if let Some(Lease::Pooled(slot, sender)) = self.lease.take().filter(|_| request_through) {
+            slot.pool.put(sender);
+        }
+    }
+}
+
+/// Sends to an instance here. A switch of protocol is HTTP/1's affair whatever the port speaks.
+pub(super) async fn here(slot: &Arc<Slot>, request: Request, switch: bool) -> Result<Answer, Trip> {
+    match slot.protocol {
+        Protocol::H2c if !switch => here_h2(slot, request).await,
+        Protocol::Http1 | Protocol::H2c => here_h1(slot, request).await,
+    }
+}
+
+async fn here_h1(slot: &Arc<Slot>, mut request: Request) -> Result<Answer, Trip> {
+    loop {
+        let pooled = slot.pool.take().await;
+        let fresh = pooled.is_none();
+        let mut sender = match pooled {
+            Some(sender) => sender,
+            None => speak_h1(connect(slot).await?).await?,
+        };
+        match sender.try_send_request(request).await {
+            Ok(response) => {
+                let lease = Lease::Pooled(Arc::clone(slot), sender);
+                return Ok(Answer { response, lease });
+            }
+            Err(mut error) => match error.take_message() {
+                // It was closed while idle and nothing was sent: the next one.
+                Some(unsent) if !fresh => request = unsent,
+                Some(_) => return Err(Trip::Connect(error.into_error().to_string())),
+                None => return Err(Trip::Broken(error.into_error().to_string())),
+            },
+        }
+    }
+}
+
+async fn here_h2(slot: &Arc<Slot>, mut request: Request) -> Result<Answer, Trip> {
+    to_h2(&mut request);
+    let mut sender = match slot.pool.h2() {
+        Some(sender) => sender,
+        None => {
+            let sender = speak_h2(connect(slot).await?).await?;
+            slot.pool.put_h2(sender.clone());
+            sender
+        }
+    };
+    let sent = sender.try_send_request(request).await;
+    answered_h2(sent, sender)
+}
+
+/// Sends to another node's door, one request per stream.
+pub(super) async fn there(
+    link: &dyn PeerLink,
+    node: scheduler::model::NodeId,
+    protocol: Protocol,
+    mut request: Request,
+    switch: bool,
+) -> Result<Answer, Trip> {
+    let opened = timeout(OPEN_STREAM, link.open(node, OPEN_STREAM)).await;
+    let stream = opened.map_err(|_| Trip::Connect("no stream in time".to_owned()))?;
+    let stream = stream.map_err(|e| Trip::Connect(e.to_string()))?;
+    let answer = if protocol == Protocol::H2c && !switch {
+        to_h2(&mut request);
+        let mut sender = speak_h2(stream).await?;
+        let sent = sender.try_send_request(request).await;
+        answered_h2(sent, sender)?
+    } else {
+        let mut sender = speak_h1(stream).await?;
+        let sent = sender.try_send_request(request).await;
+        let response = sent.map_err(trip)?;
+        Answer {
+            response,
+            lease: Lease::Single { _sender: sender },
+        }
+    };
+    let headers = answer.response.headers();
+    if let Some(why) = headers.get(REFUSED) {
+        return Err(Trip::Refused { full: why == FULL });
+    }
+    if let Some(why) = headers.get(BROKEN) {
+        return Err(Trip::BrokenThere(format!("{why:?}")));
+    }
+    Ok(answer)
+}
+
+fn answered_h2(
+    sent: Result<Response<Incoming>, hyper::client::conn::TrySendError<Request>>,
+    sender: http2::SendRequest<Outbound>,
+) -> Result<Answer, Trip> {
+    let response = sent.map_err(trip)?;
+    let lease = Lease::Shared { _sender: sender };
+    Ok(Answer { response, lease })
+}
+
+fn trip(mut error: hyper::client::conn::TrySendError<Request>) -> Trip {
+    let unsent = error.take_message().is_some();
+    let cause = error.into_error().to_string();
+    if unsent {
+        Trip::Connect(cause)
+    } else {
+        Trip::Broken(cause)
+    }
+}
+
+async fn connect(slot: &Slot) -> Result<TcpStream, Trip> {
+    let connected = timeout(CONNECT, TcpStream::connect(slot.addr)).await;
+    let connected = connected.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
+    let stream = connected.map_err(|e| Trip::Connect(format!("{}: {e}", slot.addr)))?;
+    stream
+        .set_nodelay(true)
+        .map_err(|e| Trip::Connect(e.to_string()))?;
+    Ok(stream)
+}
+
+async fn speak_h1<S: Stream + 'static>(stream: S) -> Result<http1::SendRequest<Outbound>, Trip> {
+    let shaken = http1::Builder::new()
+        .max_buf_size(super::door::MAX_HEAD_BYTES)
+        .handshake(TokioIo::new(stream))
+        .await;
+    let (sender, connection) = shaken.map_err(|e| Trip::Connect(e.to_string()))?;
+    // Ends with the sender and the answer's body; its errors reach whoever waits on either.
+    tokio::spawn(connection.with_upgrades());
+    Ok(sender)
+}
+
+async fn speak_h2<S: Stream + 'static>(stream: S) -> Result<http2::SendRequest<Outbound>, Trip> {
+    let shaken = http2::Builder::new(TokioExecutor::new())
+        .handshake(TokioIo::new(stream))
+        .await;
+    let (sender, connection) = shaken.map_err(|e| Trip::Connect(e.to_string()))?;
+    tokio::spawn(connection);
+    Ok(sender)
+}

@@ -1,0 +1,151 @@
+//! A bidirectional stream to a peer.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use scheduler::model::NodeId;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+
+use super::pool::Link;
+use super::{Kind, TransportError, code};
+use crate::wire::frame::{self, FrameError};
+
+/// One QUIC stream, both ways. Dropping it ends the writing side cleanly, as `shutdown` does; a
+/// writer that gives up half-way calls [`MeshStream::abort`], so that the peer sees an error.
+pub struct MeshStream {
+    send: quinn::SendStream,
+    recv: quinn::RecvStream,
+    kind: Kind,
+    link: Arc<Link>,
+}
+
+impl MeshStream {
+    pub(super) fn new(
+        (send, recv): (quinn::SendStream, quinn::RecvStream),
+        kind: Kind,
+        link: Arc<Link>,
+    ) -> Self {
+        // Fails only when the peer has closed the stream already; the first write says so.
+        let _ = send.set_priority(kind.priority());
+        Self {
+            send,
+            recv,
+            kind,
+            link,
+        }
+    }
+
+    pub(super) async fn open(link: Arc<Link>, kind: Kind) -> Result<Self, TransportError> {
+        let mut stream = Self::new(link.conn.open_bi().await?, kind, link);
+        // The peer sees the stream with its first byte.
+        stream
+            .send
+            .write_all(&[kind as u8])
+            .await
+            .map_err(|error| TransportError::frame(kind, FrameError::Io(error.into())))?;
+        Ok(stream)
+    }
+
+    /// The node at the other end, as its certificate says.
+    pub fn peer(&self) -> NodeId {
+        self.link.peer.node
+    }
+
+    pub fn remote_addr(&self) -> SocketAddr {
+        self.link.remote
+    }
+
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Which connection this is, and how many datagrams have come on it so far.
+    pub(crate) fn pulse(&self) -> (usize, u64) {
+        (self.link.conn.stable_id(), self.link.received())
+    }
+
+    /// Says that nothing has come on the connection since `received` was read, though something
+    /// should have: it is not used again until something does.
+    pub(crate) fn doubt(&self, received: u64) {
+        self.link.doubt(received);
+    }
+
+    /// One frame, at most [`Kind::frame_limit`] bytes; `None` at the end of the stream. Needs a
+    /// deadline around it.
+    pub async fn read_frame(&mut self) -> Result<Option<Vec<u8>>, FrameError> {
+        frame::read_frame(&mut self.recv, self.kind.frame_limit()).await
+    }
+
+    pub async fn write_frame(&mut self, bytes: &[u8]) -> Result<(), FrameError> {
+        frame::write_frame(&mut self.send, bytes, self.kind.frame_limit()).await
+    }
+
+    pub async fn read_value<T: DeserializeOwned>(&mut self) -> Result<T, FrameError> {
+        frame::read_value(&mut self.recv, self.kind.frame_limit()).await
+    }
+
+    pub async fn write_value<T: Serialize + ?Sized>(
+        &mut self,
+        value: &T,
+    ) -> Result<(), FrameError> {
+        frame::write_value(&mut self.send, value, self.kind.frame_limit()).await
+    }
+
+    /// Ends the writing side; the peer reads to the end.
+    pub async fn finish(&mut self) -> io::Result<()> {
+        self.send.shutdown().await
+    }
+
+    /// Breaks the stream off in both directions; the peer's reads and writes fail.
+    pub fn abort(self) {
+        self.end_with(code::ABORTED);
+    }
+
+    pub(super) fn end_with(mut self, code: quinn::VarInt) {
+        // Both fail only on a stream that has ended already.
+        let _ = self.send.reset(code);
+        let _ = self.recv.stop(code);
+    }
+}
+
+impl AsyncRead for MeshStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        AsyncRead::poll_read(Pin::new(&mut self.recv), cx, buf)
+    }
+}
+
+impl AsyncWrite for MeshStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        AsyncWrite::poll_write(Pin::new(&mut self.send), cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        AsyncWrite::poll_flush(Pin::new(&mut self.send), cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        AsyncWrite::poll_shutdown(Pin::new(&mut self.send), cx)
+    }
+}
+
+impl std::fmt::Debug for MeshStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MeshStream")
+            .field("peer", &self.peer())
+            .field("kind", &self.kind)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,365 @@
+//! What the operator's API says and hears, as JSON: shared by the node that answers and the
+//! command line that asks. Only shapes; what they mean is the node's business.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use scheduler::model::{
+    FailReason, ImagePin, InstanceId, InstanceState, Name, NodeId, RequestId, Resources,
+    RevisionKey, RevisionSpec, RevisionState, Role, Scale, Service, ServiceKey, TrafficTarget,
+    UnixMs,
+};
+use scheduler::place::Receipt;
+use serde::{Deserialize, Serialize};
+
+/// Every path starts with it, `healthz` included.
+pub const PREFIX: &str = "/v1";
+
+/// Code words of an [`ApiError`], in the order of the CLI's exit codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ErrorCode {
+    NotFound,
+    Invalid,
+    Conflict,
+    CannotPlace,
+    NoQuorum,
+    Unreachable,
+    Unauthorized,
+    Image,
+    Internal,
+    TooLarge,
+    Timeout,
+}
+
+impl ErrorCode {
+    /// The HTTP status that goes with the code.
+    #[must_use]
+    pub const fn status(self) -> u16 {
+        match self {
+            Self::NotFound => 404,
+            Self::Invalid => 400,
+            Self::Conflict => 409,
+            Self::CannotPlace | Self::Image => 422,
+            Self::NoQuorum | Self::Unreachable => 503,
+            Self::Unauthorized => 401,
+            Self::Internal => 500,
+            Self::TooLarge => 413,
+            Self::Timeout => 504,
+        }
+    }
+}
+
+/// Every answer that is no success.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "camelCase")]
+#[error("{message}")]
+pub struct ApiError {
+    pub code: ErrorCode,
+    pub message: String,
+    /// The next thing to type, or empty.
+    #[serde(default)]
+    pub hint: String,
+    /// `node: reason`, one a line.
+    #[serde(default)]
+    pub details: Vec<String>,
+}
+
+impl ApiError {
+    /// An error without hint and details.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            hint: String::new(),
+            details: Vec::new(),
+        }
+    }
+
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = hint.into();
+        self
+    }
+
+    #[must_use]
+    pub fn details(mut self, details: Vec<String>) -> Self {
+        self.details = details;
+        self
+    }
+}
+
+/// `GET /v1/version`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VersionView {
+    pub version: String,
+    pub node: Name,
+    pub cluster: String,
+}
+
+/// `GET /v1/status`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    pub cluster: ClusterView,
+    pub node: NodeRef,
+    pub registry: RegistryView,
+    pub nodes: Vec<NodeStatus>,
+    pub services: u32,
+    pub instances: InstanceCounts,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterView {
+    pub id: String,
+}
+
+/// The node that answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeRef {
+    pub id: NodeId,
+    pub name: Name,
+    pub region: Name,
+    pub zone: Name,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RegistryView {
+    pub index: u64,
+    pub leader: Option<NodeId>,
+    pub voters: Vec<NodeId>,
+    /// Whether changes can be made, as far as this node knows.
+    pub quorum: bool,
+    /// The answering node's part.
+    pub role: Role,
+}
+
+/// `GET /v1/nodes`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeStatus {
+    pub id: NodeId,
+    pub name: Name,
+    pub region: Name,
+    pub zone: Name,
+    pub role: Role,
+    pub alive: bool,
+    pub serving: bool,
+    pub cordoned: bool,
+    /// From the answering node; 0 for itself.
+    pub rtt_micros: Option<u32>,
+    pub mesh: SocketAddr,
+    pub ingress: Vec<IpAddr>,
+    pub capacity: Resources,
+    pub free: Resources,
+    pub registry_index: u64,
+    pub version: String,
+    /// Instances that are not Stopped or Failed.
+    pub instances: u32,
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Instances by state; states without instances are zero.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct InstanceCounts {
+    pub parked: u32,
+    pub starting: u32,
+    pub ready: u32,
+    pub draining: u32,
+    pub failed: u32,
+}
+
+/// `GET /v1/services`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceView {
+    pub service: Service,
+    /// `http://NAME.ORIGIN`
+    pub url: String,
+    pub instances: InstanceCounts,
+    pub condition: Condition,
+}
+
+/// Whether a service works, and if not why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Condition {
+    /// `True`, `False` or `Unknown`.
+    pub ready: String,
+    /// A code word, empty when ready.
+    #[serde(default)]
+    pub reason: String,
+    #[serde(default)]
+    pub message: String,
+}
+
+/// `PUT /v1/services/NS/NAME`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DeployRequest {
+    pub spec: RevisionSpec,
+    pub scale: Scale,
+    #[serde(default)]
+    pub traffic: Vec<TrafficTarget>,
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+    #[serde(default)]
+    pub if_version: Option<u64>,
+    /// Check everything, change nothing.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeployResponse {
+    /// As stored, or as it would be on a dry run.
+    pub service: Service,
+    /// The new revision, when template or image changed.
+    pub created_revision: Option<RevisionKey>,
+    pub image: ImagePin,
+    /// The registry index at which it holds.
+    pub index: u64,
+    /// Where an instance could go now.
+    pub receipt: Option<Receipt>,
+}
+
+/// `GET /v1/services/NS/NAME/wait`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WaitResponse {
+    pub state: RevisionState,
+    pub instances: Vec<InstanceView>,
+}
+
+/// `POST /v1/services/NS/NAME/scale`, answered with the [`ServiceView`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ScaleRequest {
+    pub min: u32,
+    /// 0 is no bound.
+    pub max: u32,
+}
+
+/// `GET /v1/instances`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InstanceView {
+    pub id: InstanceId,
+    pub namespace: Name,
+    pub service: Name,
+    pub revision: Name,
+    pub node: NodeId,
+    pub node_name: Name,
+    pub region: Name,
+    pub state: InstanceState,
+    pub since: UnixMs,
+    pub in_flight: u32,
+    pub failure: Option<FailReason>,
+    /// Whether its node is reachable.
+    pub alive: bool,
+}
+
+/// `GET /v1/explain/…`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Explanation {
+    /// `instance web-00001-x7k2`, `service default/web`, `request 01J…`
+    pub subject: String,
+    pub receipt: Option<Receipt>,
+    pub bill: Option<Bill>,
+    /// Sentences, in the order of reading.
+    pub why: Vec<String>,
+}
+
+/// What a request that had to wait for a start paid, phase by phase.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Bill {
+    pub request: RequestId,
+    pub service: ServiceKey,
+    pub revision: RevisionKey,
+    pub instance: Option<InstanceId>,
+    /// The node that started the instance.
+    pub node: Option<NodeId>,
+    /// In order; they sum to about the total.
+    pub phases: Vec<Phase>,
+    /// The HTTP status the client got.
+    pub status: u16,
+    pub at: UnixMs,
+    pub total_micros: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Phase {
+    /// `queue`, `place`, `pull`, `create`, `start`, `ready`, `proxy`.
+    pub name: String,
+    pub micros: u64,
+}
+
+/// One line of `GET /v1/logs`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LogLine {
+    pub time: UnixMs,
+    /// The node's name.
+    pub node: String,
+    pub instance: InstanceId,
+    /// `stdout` or `stderr`.
+    pub stream: String,
+    pub line: String,
+}
+
+/// `POST /v1/images/pull`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PullRequest {
+    pub reference: String,
+}
+
+/// An image a node holds now, after a pull or an import.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HeldImage {
+    pub reference: String,
+    pub digest: String,
+    pub bytes: u64,
+}
+
+/// `GET /v1/images`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageView {
+    pub reference: String,
+    pub digest: String,
+    pub bytes: u64,
+    /// Names of the nodes that hold it.
+    pub nodes: Vec<String>,
+}
+
+/// `POST /v1/tokens`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TokenRequest {
+    pub ttl_seconds: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TokenResponse {
+    pub token: String,
+    /// The mesh address to join.
+    pub address: String,
+    /// `selvedge join ADDR --token T`
+    pub line: String,
+    pub expires: UnixMs,
+}

@@ -1,0 +1,159 @@
+//! What the agent keeps of an instance on disk: enough to adopt it after a restart, and its log for
+//! a while after it is gone.
+//!
+//! ```text
+//! DATA/instances/ID/instance.json    revision and receipt (this file)
+//! DATA/instances/ID/log, log.1       the shim's
+//! DATA/log/NAMESPACE/SERVICE/ID/     logs of instances that are gone, the newest few
+//! ```
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use scheduler::model::{InstanceId, Revision, ServiceKey};
+use scheduler::place::Receipt;
+use serde::{Deserialize, Serialize};
+
+use crate::runtime::wire::{LOG, LOG_BEFORE};
+
+/// Logs of gone instances kept per service.
+const KEPT_LOGS: usize = 10;
+
+/// What a later daemon must know of an instance to take it over. The revision is kept whole: at
+/// boot the registry may not have been read yet, and what runs must not depend on it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct InstanceRecord {
+    pub id: InstanceId,
+    pub revision: Arc<Revision>,
+    pub receipt: Receipt,
+}
+
+/// The folders of one node's instances.
+#[derive(Debug, Clone)]
+pub(super) struct Files {
+    instances: PathBuf,
+    logs: PathBuf,
+}
+
+impl Files {
+    pub(super) fn open(data: &Path) -> io::Result<Self> {
+        let files = Self {
+            instances: data.join("instances"),
+            logs: data.join("log"),
+        };
+        fs::create_dir_all(&files.instances)?;
+        fs::create_dir_all(&files.logs)?;
+        Ok(files)
+    }
+
+    pub(super) fn dir(&self, id: &InstanceId) -> PathBuf {
+        self.instances.join(&id.0)
+    }
+
+    /// Makes the instance's folder and writes its record durably.
+    pub(super) fn record(&self, record: &InstanceRecord) -> io::Result<()> {
+        let dir = self.dir(&record.id);
+        fs::create_dir_all(&dir)?;
+        let temporary = dir.join("instance.json.tmp");
+        let mut file = fs::File::create(&temporary)?;
+        file.write_all(&serde_json::to_vec(record)?)?;
+        file.sync_all()?;
+        fs::rename(temporary, dir.join("instance.json"))
+    }
+
+    /// The record of an instance, if its folder holds a whole one.
+    pub(super) fn read(&self, id: &InstanceId) -> Option<InstanceRecord> {
+        let bytes = fs::read(self.dir(id).join("instance.json")).ok()?;
+        serde_json::from_slice(&bytes).ok()
+    }
+
+    /// Ids of all instance folders.
+    pub(super) fn ids(&self) -> io::Result<Vec<InstanceId>> {
+        let names = fs::read_dir(&self.instances)?;
+        Ok(names
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .map(InstanceId)
+            .collect())
+    }
+
+    /// Moves an ended instance's log to where old logs are kept, and removes its folder.
+    pub(super) fn retire(&self, id: &InstanceId, service: &ServiceKey) -> io::Result<()> {
+        let dir = self.dir(id);
+        let shelf = self.shelf(service);
+        let kept = shelf.join(&id.0);
+        fs::create_dir_all(&kept)?;
+        for name in [LOG_BEFORE, LOG] {
+            absent_is_fine(fs::rename(dir.join(name), kept.join(name)))?;
+        }
+        prune(&shelf)?;
+        absent_is_fine(fs::remove_dir_all(dir))
+    }
+
+    fn shelf(&self, service: &ServiceKey) -> PathBuf {
+        self.logs
+            .join(service.namespace.as_str())
+            .join(service.name.as_str())
+    }
+
+    /// Folders with the logs of a service's gone instances.
+    pub(super) fn retired(&self, service: &ServiceKey) -> Vec<(InstanceId, PathBuf)> {
+        let entries = fs::read_dir(self.shelf(service)).into_iter().flatten();
+        let named = entries.filter_map(|entry| {
+            let entry = entry.ok()?;
+            Some((
+                InstanceId(entry.file_name().into_string().ok()?),
+                entry.path(),
+            ))
+        });
+        named.collect()
+    }
+}
+
+fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Keeps the newest logs of a shelf.
+fn prune(shelf: &Path) -> io::Result<()> {
+    let mut kept: Vec<(std::time::SystemTime, PathBuf)> = fs::read_dir(shelf)?
+        .filter_map(Result::ok)
+        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+        .collect();
+    kept.sort();
+    for (_, path) in kept.iter().rev().skip(KEPT_LOGS) {
+        absent_is_fine(fs::remove_dir_all(path))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use scheduler::model::Name;
+
+    use super::*;
+
+    #[test]
+    fn a_retired_instance_leaves_its_log_and_only_the_newest_logs_stay() {
+        let data = tempfile::tempdir().unwrap();
+        let files = Files::open(data.path()).unwrap();
+        let name = |text: &str| Name::new(text).unwrap();
+        let service = ServiceKey {
+            namespace: name("default"),
+            name: name("web"),
+        };
+        for n in 0..KEPT_LOGS + 3 {
+            let id = InstanceId(format!("web-00001-{n}"));
+            fs::create_dir_all(files.dir(&id)).unwrap();
+            fs::write(files.dir(&id).join(LOG), "{}\n").unwrap();
+            files.retire(&id, &service).unwrap();
+            assert!(!files.dir(&id).exists());
+        }
+        assert_eq!(files.retired(&service).len(), KEPT_LOGS);
+    }
+}

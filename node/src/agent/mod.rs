@@ -1,0 +1,249 @@
+//! Owns what runs on this node. One task drives the pure machine of `scheduler::converge`: it
+//! performs its effects through images, network and runtime, opens and closes instances to the
+//! front door, and publishes this node's record.
+
+mod capacity;
+mod driver;
+mod files;
+mod probe;
+mod record;
+mod spec;
+mod steps;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use netfabric::ingress::Local;
+use netfabric::wire::peer::{StartRefusal, StartRequest, Started};
+use scheduler::model::{Demand, InstanceId, NodeRecord, Resources, Revision, ServiceKey};
+use scheduler::place::Receipt;
+use tokio::sync::{mpsc, oneshot, watch};
+
+pub use capacity::offered;
+pub use record::RecordBase;
+pub use spec::unsupported;
+
+use crate::consensus::Registry;
+use crate::images::Images;
+use crate::logs::LogQuery;
+use crate::network::Network;
+use crate::runtime::Runtime;
+use driver::{Driver, Input};
+use files::Files;
+
+/// Inputs on their way to the driver.
+const INPUTS: usize = 1024;
+/// How long a start waits for this node's registry to catch up with the asker's.
+const CATCH_UP: Duration = Duration::from_secs(1);
+/// Receipts kept, those of ended instances included.
+const RECEIPTS: usize = 1000;
+
+/// What the agent works with.
+pub struct AgentParts {
+    /// The unchanging part of this node's record.
+    pub base: RecordBase,
+    pub data: PathBuf,
+    pub capacity: Resources,
+    /// Instances' cgroups are made below it.
+    pub cgroup: String,
+    pub registry: Registry,
+    pub images: Images,
+    pub runtime: Arc<dyn Runtime>,
+    pub network: Network,
+    pub local: Arc<Local>,
+    /// Requests held at this node's front door.
+    pub demand: Arc<dyn Fn() -> Vec<Demand> + Send + Sync>,
+}
+
+/// A handle to the agent; cheap to clone.
+#[derive(Clone)]
+pub struct Agent {
+    shared: Arc<Shared>,
+    inputs: mpsc::Sender<Input>,
+}
+
+/// What readers may see without asking the driver.
+struct Shared {
+    node_name: String,
+    registry: Registry,
+    files: Files,
+    record: watch::Receiver<Arc<NodeRecord>>,
+    receipts: Mutex<Receipts>,
+}
+
+/// The newest receipts, oldest forgotten first.
+#[derive(Default)]
+struct Receipts {
+    by_instance: BTreeMap<InstanceId, Receipt>,
+    order: std::collections::VecDeque<InstanceId>,
+}
+
+impl Receipts {
+    fn keep(&mut self, id: InstanceId, receipt: Receipt) {
+        if self.by_instance.insert(id.clone(), receipt).is_none() {
+            self.order.push_back(id);
+        }
+        while self.order.len() > RECEIPTS {
+            let oldest = self.order.pop_front();
+            oldest.map(|id| self.by_instance.remove(&id));
+        }
+    }
+}
+
+/// Where one instance's log is.
+#[derive(Debug, Clone)]
+pub struct LogFolder {
+    pub instance: InstanceId,
+    pub path: PathBuf,
+}
+
+impl Agent {
+    /// Takes over what an earlier daemon left, then runs until the process ends.
+    pub async fn start_up(parts: AgentParts) -> anyhow::Result<Self> {
+        let files = Files::open(&parts.data)?;
+        let (inputs, received) = mpsc::channel(INPUTS);
+        let (node_name, registry) = (parts.base.name.to_string(), parts.registry.clone());
+        let (mut driver, record) = Driver::new(parts, files.clone(), inputs.clone(), received);
+        let receipts = driver.adopt().await?;
+        let shared = Arc::new(Shared {
+            node_name,
+            registry,
+            files,
+            record,
+            receipts: Mutex::default(),
+        });
+        let agent = Self { shared, inputs };
+        for (id, receipt) in receipts {
+            agent.keep_receipt(id, receipt);
+        }
+        tokio::spawn(driver.run());
+        Ok(agent)
+    }
+
+    /// Starts one instance and answers when it is ready or has failed.
+    pub async fn start(&self, request: StartRequest) -> Result<Started, StartRefusal> {
+        let patience = Duration::from_millis(request.patience_millis);
+        let revision = self.revision(&request).await?;
+        let id = InstanceId(format!("{}-{}", request.revision.name, suffix()));
+        self.keep_receipt(id.clone(), request.receipt.clone());
+        let (reply, answer) = oneshot::channel();
+        let start = Input::Start {
+            id,
+            revision,
+            receipt: request.receipt,
+            reply,
+        };
+        if self.inputs.send(start).await.is_err() {
+            return Err(StartRefusal::NotTaking);
+        }
+        match tokio::time::timeout(patience, answer).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(StartRefusal::NotTaking),
+            Err(_) => Err(StartRefusal::Unreachable(format!(
+                "it was not ready within {} s; it goes on starting",
+                patience.as_secs()
+            ))),
+        }
+    }
+
+    async fn revision(&self, request: &StartRequest) -> Result<Arc<Revision>, StartRefusal> {
+        let view = self.shared.registry.view();
+        let known = || {
+            view.state()
+                .revisions
+                .get(&request.revision)
+                .cloned()
+                .map(Arc::new)
+        };
+        if known().is_none() {
+            let _ = tokio::time::timeout(CATCH_UP, view.reached(request.index)).await;
+        }
+        known().ok_or_else(|| StartRefusal::UnknownRevision(request.revision.clone()))
+    }
+
+    /// Drains and ends an instance. False when it is not here or over already.
+    pub fn stop(&self, id: &InstanceId, cause: &str) -> bool {
+        use scheduler::model::InstanceState::{Failed, Stopped};
+        let record = self.shared.record.borrow().clone();
+        let here = record.instances.iter().find(|i| i.id == *id);
+        if here.is_none_or(|i| matches!(i.state, Stopped | Failed)) {
+            return false;
+        }
+        tracing::info!(instance = %id, cause, "stopping an instance");
+        // A full queue means a busy driver; the steward asks again.
+        self.inputs.try_send(Input::Stop(id.clone())).is_ok()
+    }
+
+    /// Publishes the record anew: something outside the agent changed.
+    pub fn publish(&self) {
+        // When the queue is full, a publication follows anyway.
+        let _ = self.inputs.try_send(Input::Publish);
+    }
+
+    /// This node's record as it changes.
+    pub fn record(&self) -> watch::Receiver<Arc<NodeRecord>> {
+        self.shared.record.clone()
+    }
+
+    pub fn node_name(&self) -> String {
+        self.shared.node_name.clone()
+    }
+
+    /// Why the instance is on this node.
+    pub fn receipt(&self, id: &InstanceId) -> Option<Receipt> {
+        self.receipts().by_instance.get(id).cloned()
+    }
+
+    fn keep_receipt(&self, id: InstanceId, receipt: Receipt) {
+        self.receipts().keep(id, receipt);
+    }
+
+    fn receipts(&self) -> std::sync::MutexGuard<'_, Receipts> {
+        self.shared
+            .receipts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The logs a query is about: of instances here and of those gone a while ago.
+    pub fn log_folders(&self, query: &LogQuery) -> Vec<LogFolder> {
+        let record = self.shared.record.borrow().clone();
+        let files = &self.shared.files;
+        let here = record.instances.iter().filter(|i| {
+            i.service.namespace == query.namespace
+                && query.service.as_ref().is_none_or(|s| *s == i.service.name)
+        });
+        let here = here.map(|i| LogFolder {
+            instance: i.id.clone(),
+            path: files.dir(&i.id),
+        });
+        let gone = query.service.iter().flat_map(|service| {
+            let key = ServiceKey {
+                namespace: query.namespace.clone(),
+                name: service.clone(),
+            };
+            let retired = files.retired(&key).into_iter();
+            retired.map(|(instance, path)| LogFolder { instance, path })
+        });
+        let mut folders: Vec<LogFolder> = gone.chain(here).collect();
+        folders.retain(|f| {
+            query
+                .instance
+                .as_ref()
+                .is_none_or(|wanted| *wanted == f.instance)
+        });
+        folders
+    }
+}
+
+/// Five letters and digits, enough to keep a revision's instances apart.
+fn suffix() -> String {
+    use rand::RngExt;
+    const ALPHABET: &[u8] = b"23456789abcdefghjkmnpqrstuvwxyz";
+    let mut rng = rand::rng();
+    (0..5)
+        .map(|_| char::from(ALPHABET[rng.random_range(0..ALPHABET.len())]))
+        .collect()
+}

@@ -1,0 +1,191 @@
+//! The steps of an instance's life that take time: each runs in a task of its own and tells the
+//! driver how it went.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use scheduler::model::{Exit, FailReason, InstanceId, Revision};
+
+use super::files::{Files, InstanceRecord};
+use super::spec::{self, Parts};
+use crate::clock;
+use crate::image::ImageError;
+use crate::images::Images;
+use crate::network::Network;
+use crate::runtime::{ContainerSpec, Runtime, logs};
+
+/// Log lines told with a failure.
+const LAST_LINES: usize = 10;
+
+/// What the steps work with; one for all instances.
+pub(super) struct Tools {
+    pub images: Images,
+    pub runtime: Arc<dyn Runtime>,
+    pub network: Network,
+    pub files: Files,
+    /// `/selvedge/NODE`
+    pub cgroup: PathBuf,
+}
+
+/// A prepared instance: everything but its program running.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub address: Ipv4Addr,
+    pub stop_signal: i32,
+    /// Phases of the cold-start bill.
+    pub phases: Vec<(String, u64)>,
+}
+
+/// Measures the phases of a start.
+struct Stopwatch {
+    phases: Vec<(String, u64)>,
+    last: Instant,
+}
+
+impl Stopwatch {
+    fn start() -> Self {
+        Self {
+            phases: Vec::new(),
+            last: Instant::now(),
+        }
+    }
+
+    fn lap(&mut self, phase: &str) {
+        let micros = u64::try_from(self.last.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.phases.push((phase.to_owned(), micros));
+        self.last = Instant::now();
+    }
+}
+
+impl Tools {
+    /// Image, root filesystem, network, container. What a failed step made before it failed is
+    /// taken away by the removal that follows.
+    pub(super) async fn prepare(&self, record: &InstanceRecord) -> Result<Prepared, FailReason> {
+        let (id, revision) = (&record.id, &record.revision);
+        let mut watch = Stopwatch::start();
+        let image = self
+            .images
+            .pull(&revision.image)
+            .await
+            .map_err(|e| image_failed(&e))?;
+        watch.lap("pull");
+        self.files
+            .record(record)
+            .map_err(|e| disk_failed("its record", &e))?;
+        let dir = self.files.dir(id);
+        let (snapshot, lease) = tokio::join!(
+            self.images.store().snapshot(&image, &dir),
+            self.network.acquire(id)
+        );
+        let lease = lease.map_err(|e| failed("Network", e.to_string()))?;
+        let snapshot = match snapshot {
+            Ok(snapshot) => snapshot,
+            Err(error) => {
+                self.network.release(id);
+                return Err(image_failed(&error));
+            }
+        };
+        let parts = Parts {
+            id,
+            rootfs: &snapshot.rootfs,
+            netns: &lease.netns,
+            address: lease.address,
+            cgroup: self.cgroup.join(&id.0),
+        };
+        let made = match spec::container(revision, &image.config, &parts) {
+            Ok(spec) => self.create(&spec).await.map(|()| spec.stop_signal),
+            Err(reason) => Err(reason),
+        };
+        match made {
+            Ok(stop_signal) => {
+                watch.lap("create");
+                Ok(Prepared {
+                    address: lease.address,
+                    stop_signal,
+                    phases: watch.phases,
+                })
+            }
+            Err(reason) => {
+                self.network.release(id);
+                Err(reason)
+            }
+        }
+    }
+
+    async fn create(&self, spec: &ContainerSpec) -> Result<(), FailReason> {
+        self.runtime
+            .create(spec)
+            .await
+            .map(|_| ())
+            .map_err(|e| e.reason())
+    }
+
+    pub(super) async fn launch(&self, id: &InstanceId) -> Result<(), FailReason> {
+        self.runtime.start(id).await.map_err(|e| e.reason())
+    }
+
+    /// Waits for the program's end; a shim that is gone counts as an end of unknown kind.
+    pub(super) async fn exit(&self, id: &InstanceId) -> (Exit, String) {
+        let exit = self.runtime.exit(id).await.unwrap_or_else(|error| {
+            tracing::warn!(instance = %id, %error, "the end of a container is not known");
+            Exit {
+                code: 255,
+                signal: None,
+                oom: false,
+                at: clock::unix(),
+            }
+        });
+        let folder = self.runtime.folder(id);
+        let lines = tokio::task::spawn_blocking(move || logs::tail(&folder, LAST_LINES)).await;
+        let lines = lines.ok().and_then(Result::ok).unwrap_or_default();
+        let said: Vec<String> = lines.into_iter().map(|line| line.line).collect();
+        (exit, said.join("\n"))
+    }
+
+    /// Takes away whatever there is of an instance.
+    pub(super) async fn remove(&self, record: &InstanceRecord) {
+        let id = &record.id;
+        let complain = |what: &str, error: &dyn std::fmt::Display| {
+            tracing::warn!(instance = %id, %error, "an instance left its {what} behind");
+        };
+        if let Err(error) = self.runtime.delete(id).await {
+            complain("container", &error);
+        }
+        self.network.release(id);
+        let dir = self.files.dir(id);
+        if let Err(error) = self.images.store().remove_snapshot(&dir).await {
+            complain("root filesystem", &error);
+        }
+        let (files, id, service) = (
+            self.files.clone(),
+            id.clone(),
+            record.revision.service.clone(),
+        );
+        let retired = tokio::task::spawn_blocking(move || files.retire(&id, &service)).await;
+        if let Ok(Err(error)) = retired {
+            complain("folder", &error);
+        }
+    }
+}
+
+fn failed(code: &str, message: String) -> FailReason {
+    FailReason {
+        code: code.to_owned(),
+        message,
+    }
+}
+
+fn image_failed(error: &ImageError) -> FailReason {
+    failed(error.code(), error.to_string())
+}
+
+fn disk_failed(what: &str, error: &std::io::Error) -> FailReason {
+    failed("Disk", format!("cannot write {what}: {error}"))
+}
+
+/// Where requests to an instance go.
+pub(super) fn service_address(address: Ipv4Addr, revision: &Revision) -> SocketAddr {
+    SocketAddr::from((address, revision.spec.port().container_port))
+}

@@ -1,0 +1,108 @@
+//! How a failure becomes an answer: one place that maps the rooms' errors to API codes.
+
+use axum::Json;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use netfabric::wire::api::{ApiError, ErrorCode};
+use scheduler::model::NameError;
+use scheduler::registry::Refusal;
+
+use crate::consensus::ProposeError;
+use crate::image::ImageError;
+
+/// An API error as a response.
+#[derive(Debug)]
+pub(crate) struct Failure(pub(crate) ApiError);
+
+impl Failure {
+    pub(super) fn not_found(message: impl Into<String>) -> Self {
+        Self(ApiError::new(ErrorCode::NotFound, message))
+    }
+
+    pub(super) fn invalid(message: impl Into<String>) -> Self {
+        Self(ApiError::new(ErrorCode::Invalid, message))
+    }
+
+    pub(super) fn no_quorum() -> Self {
+        let message = "quorum is lost: most voters of the registry are out of reach, so nothing can be changed";
+        Self(
+            ApiError::new(ErrorCode::NoQuorum, message)
+                .hint("services go on serving; `selvedge node ls` shows which voters are missing"),
+        )
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let status =
+            StatusCode::from_u16(self.0.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        (status, Json(self.0)).into_response()
+    }
+}
+
+impl From<NameError> for Failure {
+    fn from(error: NameError) -> Self {
+        Self::invalid(error.to_string())
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        let code = match &refusal {
+            Refusal::NotFound(_) => ErrorCode::NotFound,
+            Refusal::Conflict { .. } | Refusal::NameTaken(_) | Refusal::AlreadyFounded => {
+                ErrorCode::Conflict
+            }
+            Refusal::Invalid { .. } => ErrorCode::Invalid,
+            Refusal::TokenUnknown | Refusal::TokenUsed | Refusal::TokenExpired => {
+                ErrorCode::Unauthorized
+            }
+        };
+        Self(ApiError::new(code, refusal.to_string()))
+    }
+}
+
+impl From<axum::extract::rejection::JsonRejection> for Failure {
+    fn from(rejection: axum::extract::rejection::JsonRejection) -> Self {
+        if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+            return Self(ApiError::new(
+                ErrorCode::TooLarge,
+                "the body is larger than 1 MiB",
+            ));
+        }
+        Self::invalid(rejection.body_text())
+    }
+}
+
+impl From<ProposeError> for Failure {
+    fn from(error: ProposeError) -> Self {
+        match error {
+            ProposeError::NoQuorum => Self::no_quorum(),
+            ProposeError::Unknown => Self(
+                ApiError::new(ErrorCode::Timeout, error.to_string())
+                    .hint("read it back with `selvedge get` before trying again"),
+            ),
+            ProposeError::Busy => Self(ApiError::new(ErrorCode::Unreachable, error.to_string())),
+            ProposeError::TooLarge => Self(ApiError::new(ErrorCode::TooLarge, error.to_string())),
+            ProposeError::Refused(_) => Self(ApiError::new(ErrorCode::Internal, error.to_string())),
+        }
+    }
+}
+
+impl From<ImageError> for Failure {
+    fn from(error: ImageError) -> Self {
+        let hint = match &error {
+            ImageError::Unreachable { .. } => {
+                "is the registry's name right, and does it run? One without TLS needs `[runtime] registries.\"HOST\".insecure = true`"
+            }
+            ImageError::AuthRefused { .. } => {
+                "put credentials into ~/.docker/config.json of the node"
+            }
+            ImageError::BadReference { .. } => {
+                "write an image like registry.example.com/team/app:1.4"
+            }
+            _ => "",
+        };
+        Self(ApiError::new(ErrorCode::Image, format!("{}: {error}", error.code())).hint(hint))
+    }
+}

@@ -1,0 +1,160 @@
+//! Services, revisions and instances: reads, scale and delete.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{Path, Query, State};
+use netfabric::wire::api::{InstanceView, ScaleRequest, ServiceView};
+use scheduler::model::{Name, Revision, RevisionKey, Scale, Service, ServiceKey};
+use scheduler::registry::{Action, Outcome};
+use serde::Deserialize;
+
+use super::{Api, Failure, views};
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Filter {
+    namespace: Option<Name>,
+    service: Option<Name>,
+}
+
+pub(super) fn service_key(namespace: String, name: String) -> Result<ServiceKey, Failure> {
+    Ok(ServiceKey {
+        namespace: Name::new(namespace)?,
+        name: Name::new(name)?,
+    })
+}
+
+impl Api {
+    pub(super) fn service_view(&self, service: &Service) -> ServiceView {
+        views::service(
+            &self.registry.view().state(),
+            &self.fleet(),
+            &self.origin,
+            service,
+        )
+    }
+}
+
+pub(super) async fn list(
+    State(api): State<Arc<Api>>,
+    Query(filter): Query<Filter>,
+) -> Json<Vec<ServiceView>> {
+    let state = api.registry.view().state();
+    let wanted = |s: &&Service| {
+        filter
+            .namespace
+            .as_ref()
+            .is_none_or(|n| *n == s.key.namespace)
+    };
+    Json(
+        state
+            .services
+            .values()
+            .filter(wanted)
+            .map(|s| api.service_view(s))
+            .collect(),
+    )
+}
+
+pub(super) async fn get(
+    State(api): State<Arc<Api>>,
+    Path((namespace, name)): Path<(String, String)>,
+) -> Result<Json<ServiceView>, Failure> {
+    let key = service_key(namespace, name)?;
+    let state = api.registry.view().state();
+    let service = state.services.get(&key).ok_or_else(|| no_service(&key))?;
+    Ok(Json(api.service_view(service)))
+}
+
+pub(super) fn no_service(key: &ServiceKey) -> Failure {
+    Failure::not_found(format!("service {key} does not exist"))
+}
+
+pub(super) async fn delete(
+    State(api): State<Arc<Api>>,
+    Path((namespace, name)): Path<(String, String)>,
+) -> Result<Json<serde_json::Value>, Failure> {
+    let key = service_key(namespace, name)?;
+    let (index, _) = api.change(Action::DeleteService { key }).await?;
+    Ok(Json(serde_json::json!({ "index": index })))
+}
+
+pub(super) async fn scale(
+    State(api): State<Arc<Api>>,
+    Path((namespace, name)): Path<(String, String)>,
+    body: Result<Json<ScaleRequest>, JsonRejection>,
+) -> Result<Json<ServiceView>, Failure> {
+    let Json(ScaleRequest { min, max }) = body?;
+    let key = service_key(namespace, name)?;
+    if max != 0 && min > max {
+        return Err(Failure::invalid(format!(
+            "scale: {min}..{max} has its minimum above its maximum"
+        )));
+    }
+    let state = api.registry.view().state();
+    let service = state.services.get(&key).ok_or_else(|| no_service(&key))?;
+    let scale = Scale {
+        min,
+        max,
+        ..service.scale.clone()
+    };
+    match api.change(Action::SetScale { key, scale }).await? {
+        (_, Outcome::Service { service, .. }) => Ok(Json(api.service_view(&service))),
+        _ => Ok(Json(api.service_view(service))),
+    }
+}
+
+pub(super) async fn revisions(
+    State(api): State<Arc<Api>>,
+    Query(filter): Query<Filter>,
+) -> Json<Vec<Revision>> {
+    let state = api.registry.view().state();
+    let wanted = |r: &&Revision| {
+        filter
+            .namespace
+            .as_ref()
+            .is_none_or(|n| *n == r.key.namespace)
+            && filter.service.as_ref().is_none_or(|n| *n == r.service.name)
+    };
+    Json(state.revisions.values().filter(wanted).cloned().collect())
+}
+
+pub(super) async fn revision(
+    State(api): State<Arc<Api>>,
+    Path((namespace, name)): Path<(String, String)>,
+) -> Result<Json<Revision>, Failure> {
+    let key = RevisionKey {
+        namespace: Name::new(namespace)?,
+        name: Name::new(name)?,
+    };
+    let state = api.registry.view().state();
+    let revision = state.revisions.get(&key).cloned();
+    revision
+        .map(Json)
+        .ok_or_else(|| Failure::not_found(format!("revision {key} does not exist")))
+}
+
+pub(super) async fn instances(
+    State(api): State<Arc<Api>>,
+    Query(filter): Query<Filter>,
+) -> Json<Vec<InstanceView>> {
+    let mut all = views::instances(&api.fleet());
+    all.retain(|i| {
+        filter.namespace.as_ref().is_none_or(|n| *n == i.namespace)
+            && filter.service.as_ref().is_none_or(|n| *n == i.service)
+    });
+    Json(all)
+}
+
+pub(super) async fn instance(
+    State(api): State<Arc<Api>>,
+    Path(id): Path<String>,
+) -> Result<Json<InstanceView>, Failure> {
+    let found = views::instances(&api.fleet())
+        .into_iter()
+        .find(|i| i.id.0 == id);
+    found
+        .map(Json)
+        .ok_or_else(|| Failure::not_found(format!("instance {id} is not known")))
+}

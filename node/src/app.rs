@@ -1,0 +1,438 @@
+//! The only place where rooms meet: opens them in the order they need each other, hands out their
+//! handles, and ends them in reverse.
+
+use std::fs::{self, File};
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use arc_swap::ArcSwap;
+use netfabric::dns::{Dns, DnsConfig};
+use netfabric::gossip::{Gossip, GossipConfig, INTERVAL};
+use netfabric::identity::{Authority, Identity};
+use netfabric::ingress::{Ingress, IngressConfig, IngressDeps, Local};
+use netfabric::transport::{Kind, Mesh, join};
+use scheduler::fleet::Fleet;
+use scheduler::model::{NodeId, NodeIdentity, Role};
+use scheduler::registry::{ClusterMeta, State};
+use scheduler::route::{Routes, Subnet};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::agent::{self, Agent, AgentParts, RecordBase};
+use crate::api::{self, Api};
+use crate::config::{Address, Config};
+use crate::consensus::{self, Registry};
+use crate::enrol::{self, Enrol};
+use crate::fleet::FleetDriver;
+use crate::images::Images;
+use crate::links::{DoorLink, Enrolled, FeedLink, FeedServer, ProxyServer, RaftLink};
+use crate::names::Names;
+use crate::network::{Network, NetworkConfig};
+use crate::peers::{self, Peers};
+use crate::runtime::{Shims, ShimsConfig};
+use crate::stewardship::Stewardship;
+use crate::{clock, logs};
+
+/// Requests in flight at a shutdown have this long; containers are left running.
+const STOP_GRACE: Duration = Duration::from_secs(10);
+/// `DATA/registry/found`: written by `selvedge up`, taken away when the cluster is founded, so that
+/// a founder that lost its registry never founds a second one.
+const FOUND_MARKER: &str = "found";
+
+/// Runs the daemon until it is told to stop.
+pub async fn run(config: Config) -> Result<()> {
+    let data = config.node.data.clone();
+    let _lock = lock(&data)?;
+    let identity = Arc::new(
+        Identity::load(&data.join("identity"))
+            .context("this machine is no node yet: run `selvedge up` or `selvedge join`")?,
+    );
+    let app = App::open(config, data, identity).await?;
+    app.serve().await
+}
+
+/// One daemon per data folder.
+fn lock(data: &Path) -> Result<File> {
+    let run = data.join("run");
+    fs::create_dir_all(&run).with_context(|| format!("cannot make {}", run.display()))?;
+    fs::set_permissions(data, fs::Permissions::from_mode(0o700))?;
+    let file = File::create(run.join("lock"))?;
+    if file.try_lock().is_err() {
+        bail!("another selvedged runs on {}", data.display());
+    }
+    Ok(file)
+}
+
+struct App {
+    config: Config,
+    data: PathBuf,
+    me: NodeId,
+    mesh: Mesh,
+    registry: Registry,
+    gossip: Gossip,
+    fleet: watch::Receiver<Arc<Fleet>>,
+    routes: Arc<ArcSwap<Routes>>,
+    agent: Agent,
+    images: Images,
+    ingress: Arc<Ingress>,
+    ca_hash: String,
+    mesh_address: SocketAddr,
+}
+
+impl App {
+    async fn open(config: Config, data: PathBuf, identity: Arc<Identity>) -> Result<Self> {
+        let me = identity.node();
+        let mesh_address = advertised(&config)?;
+        let (known, admitted) = watch::channel(Arc::new(State::default()));
+        let enrolled = Arc::new(Enrolled(admitted.clone()));
+        let mesh = Mesh::bind(config.mesh.listen, identity.clone(), enrolled.clone())?;
+        let (fleet_in, fleet) = watch::channel(Arc::new(Fleet {
+            me,
+            ..Fleet::default()
+        }));
+        let registry = open_registry(
+            &config,
+            &data,
+            &identity,
+            &mesh,
+            fleet.clone(),
+            admitted.clone(),
+            mesh_address,
+        )
+        .await?;
+        tokio::spawn(forward(registry.view().watch(), known));
+        serve_registry(&mesh, &registry);
+
+        let images = Images::open(&data, &config.runtime.registries)?;
+        let local = Local::new();
+        let door: Arc<OnceLock<Arc<Ingress>>> = Arc::default();
+        let demand_door = door.clone();
+        let incarnation = clock::unix().0;
+        let agent = Agent::start_up(AgentParts {
+            base: RecordBase {
+                node: me,
+                name: config.node.name.clone(),
+                region: config.node.region.clone(),
+                zone: config.node.zone.clone(),
+                labels: config.node.labels.clone(),
+                incarnation,
+                mesh: mesh_address,
+                ingress: ingress_addresses(&config, mesh_address),
+            },
+            capacity: agent::offered(&config.capacity),
+            cgroup: cgroup(&config),
+            registry: registry.clone(),
+            images: images.clone(),
+            runtime: Arc::new(Shims::open(ShimsConfig::new(data.join("instances")))?),
+            network: Network::open(network_config(&config, &data)?).await?,
+            local: local.clone(),
+            demand: Arc::new(move || demand_door.get().map(|d| d.demand()).unwrap_or_default()),
+            data: data.clone(),
+        })
+        .await?;
+
+        let gossip = Gossip::start(
+            mesh.clone(),
+            GossipConfig {
+                cluster_id: identity.cluster_id().to_owned(),
+                me,
+                incarnation,
+                advertise: mesh_address,
+                seeds: seeds(&config, &registry, me),
+                interval: INTERVAL,
+            },
+            enrolled,
+        )?;
+        let routes = Arc::new(ArcSwap::from_pointee(Routes::default()));
+        let driver = FleetDriver {
+            me,
+            origin: config.dns.origin.clone(),
+            mesh: mesh.clone(),
+            gossip: gossip.clone(),
+            registry: registry.view().watch(),
+            own: agent.record(),
+            fleet: fleet_in,
+            routes: routes.clone(),
+        };
+        tokio::spawn(driver.run());
+
+        let peers = Peers {
+            me,
+            agent: agent.clone(),
+            mesh: mesh.clone(),
+        };
+        let deps = IngressDeps {
+            routes: routes.clone(),
+            local,
+            fleet: fleet.clone(),
+            registry: registry.view().watch(),
+            link: Arc::new(DoorLink(mesh.clone())),
+            starter: Arc::new(peers.clone()),
+        };
+        let ingress = Arc::new(Ingress::start(ingress_config(&config), deps).await?);
+        // Set once, here.
+        let _ = door.set(ingress.clone());
+        mesh.serve(Kind::Proxy, Arc::new(ProxyServer(ingress.peer_door())));
+        tokio::spawn(Stewardship::new(registry.clone(), fleet.clone(), peers).run());
+        let ca_hash = identity.ca_hash();
+        Ok(Self {
+            config,
+            data,
+            me,
+            mesh,
+            registry,
+            gossip,
+            fleet,
+            routes,
+            agent,
+            images,
+            ingress,
+            ca_hash,
+            mesh_address,
+        })
+    }
+
+    async fn serve(self) -> Result<()> {
+        let api = Arc::new(Api {
+            me: self.me,
+            name: self.config.node.name.clone(),
+            origin: self.config.dns.origin.clone(),
+            ca_hash: self.ca_hash.clone(),
+            mesh_address: self.mesh_address,
+            registry: self.registry.clone(),
+            fleet: self.fleet.clone(),
+            agent: self.agent.clone(),
+            images: self.images.clone(),
+            ingress: self.ingress.clone(),
+            mesh: self.mesh.clone(),
+            operator_token: operator_token(&self.data)?,
+        });
+        let enrol = Arc::new(Enrol {
+            me: self.me,
+            registry: self.registry.clone(),
+            authority: authority(&self.data)?,
+            mesh: self.mesh.clone(),
+        });
+        peers::serve(&self.mesh, self.agent.clone(), api.clone(), enrol.clone());
+        logs::serve(&self.mesh, self.agent.clone());
+        enrol::serve(&self.mesh, enrol);
+        let _dns = self.start_dns().await?;
+
+        let listen = self.config.api.listen;
+        let tcp = TcpListener::bind(listen).await;
+        let tcp = tcp.with_context(|| format!("cannot listen for the API on {listen}"))?;
+        let socket = self.data.join("run/api.sock");
+        tracing::info!(node = %self.config.node.name, region = %self.config.node.region, "serving");
+        let (mut stop, mut interrupt) = (
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+        );
+        tokio::select! {
+            ended = api::serve_unix(api.clone(), &socket) => ended.context("the API socket")?,
+            ended = api::serve_tcp(api.clone(), tcp) => ended.context("the API port")?,
+            _ = stop.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping; containers keep running");
+        self.ingress.stop(STOP_GRACE).await;
+        self.registry.shutdown().await;
+        self.mesh.close().await;
+        drop(self.gossip);
+        Ok(())
+    }
+
+    async fn start_dns(&self) -> Result<Option<Dns>> {
+        let Some(listen) = self.config.dns.listen.0 else {
+            return Ok(None);
+        };
+        let regions = self.config.dns.subnets.iter();
+        let regions: Result<Vec<(Subnet, _)>, _> = regions
+            .map(|(net, region)| Ok((net.parse()?, region.clone())))
+            .collect();
+        let names = Names {
+            origin: self.config.dns.origin.clone(),
+            routes: self.routes.clone(),
+            fleet: self.fleet.clone(),
+            regions: regions.map_err(|e: scheduler::route::SubnetError| {
+                anyhow::anyhow!("[dns] subnets: {e}")
+            })?,
+        };
+        let config = DnsConfig {
+            listen,
+            origin: self.config.dns.origin.clone(),
+            ttl: u32::try_from(self.config.dns.ttl.0.as_secs()).unwrap_or(u32::MAX),
+            subnets: Vec::new(),
+        };
+        let started = Dns::start(config, Arc::new(names)).await;
+        Ok(Some(started.with_context(|| {
+            format!("DNS on {listen}; `--dns off` goes without")
+        })?))
+    }
+}
+
+/// Keeps whom the mesh admits up to date with the registry, which opens after the mesh.
+async fn forward(mut from: watch::Receiver<Arc<State>>, to: watch::Sender<Arc<State>>) {
+    loop {
+        to.send_replace(from.borrow_and_update().clone());
+        if from.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn open_registry(
+    config: &Config,
+    data: &Path,
+    identity: &Arc<Identity>,
+    mesh: &Mesh,
+    fleet: watch::Receiver<Arc<Fleet>>,
+    known: watch::Receiver<Arc<State>>,
+    mesh_address: SocketAddr,
+) -> Result<Registry> {
+    let dir = data.join("registry");
+    let settings = consensus::Config {
+        node: identity.node(),
+        cluster_id: identity.cluster_id().to_owned(),
+        dir: dir.clone(),
+        tuning: consensus::Tuning::default(),
+    };
+    let carrier = Arc::new(RaftLink(mesh.clone()));
+    if authority(data)?.is_none() {
+        let source = Arc::new(FeedLink {
+            mesh: mesh.clone(),
+            fleet,
+            registry: known,
+        });
+        return Ok(Registry::open_follower(settings, carrier, source).await?);
+    }
+    let marker = dir.join(FOUND_MARKER);
+    if !marker.exists() {
+        return Ok(Registry::open_voter(settings, carrier).await?);
+    }
+    let cluster = ClusterMeta {
+        id: identity.cluster_id().to_owned(),
+        ca_hash: identity.ca_hash(),
+        created: clock::unix(),
+    };
+    let founder = founder(config, identity, mesh_address);
+    let registry = Registry::found(settings, carrier, cluster, founder, clock::unix()).await?;
+    fs::remove_file(&marker)?;
+    Ok(registry)
+}
+
+fn founder(config: &Config, identity: &Identity, mesh: SocketAddr) -> NodeIdentity {
+    NodeIdentity {
+        id: identity.node(),
+        name: config.node.name.clone(),
+        region: config.node.region.clone(),
+        zone: config.node.zone.clone(),
+        mesh,
+        public_key: identity.public_key().to_vec(),
+        role: Role::Voter,
+        enrolled: clock::unix(),
+        revoked: false,
+    }
+}
+
+fn serve_registry(mesh: &Mesh, registry: &Registry) {
+    let inbox = registry.clone();
+    mesh.serve_calls(Kind::Raft, move |from, message: Vec<u8>| {
+        let inbox = inbox.clone();
+        async move { inbox.on_message(from, &message).await }
+    });
+    mesh.serve(Kind::Feed, Arc::new(FeedServer(registry.clone())));
+}
+
+/// The CA, where this node holds its key.
+fn authority(data: &Path) -> Result<Option<Authority>> {
+    let dir = data.join("identity");
+    Authority::is_in(&dir)
+        .then(|| Authority::load(&dir))
+        .transpose()
+        .map_err(Into::into)
+}
+
+fn advertised(config: &Config) -> Result<SocketAddr> {
+    let found = match config.mesh.advertise {
+        crate::config::Auto::Set(Address(address)) => return Ok(address),
+        crate::config::Auto::Auto => {
+            // Nothing is sent: it asks the kernel which address would be the source.
+            let far = SocketAddr::from(([192, 0, 2, 1], config.mesh.listen.port()));
+            join::advertise_addr(config.mesh.seeds.first().copied().unwrap_or(far))
+        }
+    };
+    let ip = found.context("[mesh] advertise: no address was found by itself; name one")?;
+    Ok(SocketAddr::new(ip, config.mesh.listen.port()))
+}
+
+fn ingress_addresses(config: &Config, mesh: SocketAddr) -> Vec<IpAddr> {
+    if config.ingress.addresses.is_empty() {
+        vec![mesh.ip()]
+    } else {
+        config.ingress.addresses.clone()
+    }
+}
+
+fn seeds(config: &Config, registry: &Registry, me: NodeId) -> Vec<SocketAddr> {
+    let state = registry.view().state();
+    let known = state
+        .nodes
+        .values()
+        .filter(|n| !n.revoked && n.id != me)
+        .map(|n| n.mesh);
+    let mut seeds: Vec<SocketAddr> = config.mesh.seeds.iter().copied().chain(known).collect();
+    seeds.sort();
+    seeds.dedup();
+    seeds
+}
+
+fn cgroup(config: &Config) -> String {
+    config
+        .runtime
+        .cgroup
+        .clone()
+        .unwrap_or_else(|| format!("/selvedge/{}", config.node.name))
+}
+
+fn network_config(config: &Config, data: &Path) -> Result<NetworkConfig> {
+    let subnet = config.runtime.subnet.parse();
+    Ok(NetworkConfig {
+        subnet: subnet.map_err(|e| anyhow::anyhow!("[runtime] subnet: {e}"))?,
+        pool: config.runtime.network_pool,
+        deny_ports: vec![config.mesh.listen.port(), config.api.listen.port()],
+        ..NetworkConfig::of(config.node.name.as_str(), data.join("run"))
+    })
+}
+
+fn ingress_config(config: &Config) -> IngressConfig {
+    IngressConfig {
+        listen: config.ingress.http.0.into_iter().collect(),
+        activation_queue: config.ingress.activation_queue,
+        activation_timeout: config.ingress.activation_timeout.0,
+        ..IngressConfig::default()
+    }
+}
+
+/// The operator token, made at the first start.
+fn operator_token(data: &Path) -> Result<String> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let path = data.join("identity/operator.token");
+    if let Ok(token) = fs::read_to_string(&path) {
+        return Ok(token.trim().to_owned());
+    }
+    let token = format!("{:032x}", rand::random::<u128>());
+    let mut file = File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&path)?;
+    writeln!(file, "{token}")?;
+    file.sync_all()?;
+    Ok(token)
+}

@@ -1,0 +1,410 @@
+//! The node's configuration: one TOML file, unknown keys refused with their line, units in values.
+//! The only reader of that file; each room gets the section that is its own.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use scheduler::model::{Name, units};
+use serde::{Deserialize, Deserializer};
+
+/// Larger files are refused before they are parsed.
+const MAX_BYTES: u64 = 256 * 1024;
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the configuration {path}: {source}")]
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("the configuration {path} has {bytes} bytes, more than {MAX_BYTES}")]
+    TooLarge { path: PathBuf, bytes: u64 },
+    #[error("the configuration {path} is wrong: {source}")]
+    Parse {
+        path: PathBuf,
+        source: Box<toml::de::Error>,
+    },
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    pub node: NodeSection,
+    #[serde(default)]
+    pub capacity: CapacitySection,
+    #[serde(default)]
+    pub mesh: MeshSection,
+    #[serde(default)]
+    pub api: ApiSection,
+    #[serde(default)]
+    pub ingress: IngressSection,
+    #[serde(default)]
+    pub dns: DnsSection,
+    #[serde(default)]
+    pub runtime: RuntimeSection,
+    #[serde(default)]
+    pub scale: ScaleSection,
+    #[serde(default)]
+    pub observe: ObserveSection,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeSection {
+    pub name: Name,
+    pub region: Name,
+    pub zone: Name,
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    #[serde(default = "default_data")]
+    pub data: PathBuf,
+}
+
+fn default_data() -> PathBuf {
+    "/var/lib/selvedge".into()
+}
+
+/// What this node offers to instances. `auto` is what the machine has, less the reserve.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CapacitySection {
+    pub cpu: Auto<Cpu>,
+    pub memory: Auto<Bytes>,
+    pub reserve: Reserve,
+    pub max_instances: u32,
+}
+
+impl Default for CapacitySection {
+    fn default() -> Self {
+        Self {
+            cpu: Auto::Auto,
+            memory: Auto::Auto,
+            reserve: Reserve::default(),
+            max_instances: 500,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Reserve {
+    pub cpu: Cpu,
+    pub memory: Bytes,
+}
+
+impl Default for Reserve {
+    fn default() -> Self {
+        Self {
+            cpu: Cpu(200),
+            memory: Bytes(256 << 20),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MeshSection {
+    pub listen: SocketAddr,
+    /// The address peers use; `auto` is the one this node reaches its first seed from.
+    pub advertise: Auto<Address>,
+    pub seeds: Vec<SocketAddr>,
+}
+
+impl Default for MeshSection {
+    fn default() -> Self {
+        let any = std::net::Ipv6Addr::UNSPECIFIED;
+        Self {
+            listen: (any, 8422).into(),
+            advertise: Auto::Auto,
+            seeds: Vec::new(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ApiSection {
+    pub listen: SocketAddr,
+}
+
+impl Default for ApiSection {
+    fn default() -> Self {
+        Self {
+            listen: (std::net::Ipv4Addr::LOCALHOST, 8420).into(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct IngressSection {
+    pub http: Listen,
+    /// Addresses clients reach this door at, for DNS; empty takes the mesh address.
+    pub addresses: Vec<std::net::IpAddr>,
+    pub activation_queue: usize,
+    pub activation_timeout: Span,
+}
+
+impl Default for IngressSection {
+    fn default() -> Self {
+        Self {
+            http: Listen::port(80),
+            addresses: Vec::new(),
+            activation_queue: 1000,
+            activation_timeout: Span(Duration::from_secs(30)),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DnsSection {
+    pub listen: Listen,
+    pub origin: String,
+    pub ttl: Span,
+    /// Which region a client subnet (`192.0.2.0/24`) is near to.
+    pub subnets: BTreeMap<String, Name>,
+}
+
+impl Default for DnsSection {
+    fn default() -> Self {
+        Self {
+            listen: Listen::port(53),
+            origin: "edge.internal".to_owned(),
+            ttl: Span(Duration::from_secs(5)),
+            subnets: BTreeMap::new(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RuntimeSection {
+    /// Below it every instance has its cgroup.
+    pub cgroup: Option<String>,
+    /// The containers' subnet; only this node sees it, so all nodes may use the same.
+    pub subnet: String,
+    /// How single registries (`host:port`) are spoken to.
+    pub registries: BTreeMap<String, RegistrySection>,
+    /// Prepared network namespaces kept in stock.
+    pub network_pool: usize,
+}
+
+impl Default for RuntimeSection {
+    fn default() -> Self {
+        Self {
+            cgroup: None,
+            subnet: "10.201.0.0/16".to_owned(),
+            registries: BTreeMap::new(),
+            network_pool: 4,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RegistrySection {
+    /// Plain HTTP, without TLS.
+    pub insecure: bool,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ScaleSection {
+    /// The window of services that name none.
+    pub window: Span,
+}
+
+impl Default for ScaleSection {
+    fn default() -> Self {
+        Self {
+            window: Span(Duration::from_secs(60)),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ObserveSection {
+    /// A `tracing` filter: `info`, `node=debug,warn`, …
+    pub log: String,
+}
+
+impl Default for ObserveSection {
+    fn default() -> Self {
+        Self {
+            log: "info".to_owned(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads and checks the file at `path`.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let read = |source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let bytes = std::fs::metadata(path).map_err(read)?.len();
+        if bytes > MAX_BYTES {
+            return Err(ConfigError::TooLarge {
+                path: path.to_owned(),
+                bytes,
+            });
+        }
+        let text = std::fs::read_to_string(path).map_err(read)?;
+        toml::from_str(&text).map_err(|source| ConfigError::Parse {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })
+    }
+}
+
+/// A value or the word `auto`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Auto<T> {
+    Auto,
+    Set(T),
+}
+
+impl<T> Auto<T> {
+    pub fn or(self, fallback: impl FnOnce() -> T) -> T {
+        match self {
+            Self::Auto => fallback(),
+            Self::Set(value) => value,
+        }
+    }
+}
+
+impl<'de, T: Deserialize<'de> + FromText> Deserialize<'de> for Auto<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Text::deserialize(deserializer)?.0.as_str() {
+            "auto" => Ok(Self::Auto),
+            text => T::from_text(text)
+                .map(Self::Set)
+                .map_err(serde::de::Error::custom),
+        }
+    }
+}
+
+/// A TOML string or number, as text: `cpu = 0.5` and `cpu = "0.5"` mean the same.
+struct Text(String);
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(match toml::Value::deserialize(deserializer)? {
+            toml::Value::String(text) => Self(text),
+            other => Self(other.to_string()),
+        })
+    }
+}
+
+/// A configuration value written as text with a unit.
+pub trait FromText: Sized {
+    fn from_text(text: &str) -> Result<Self, String>;
+}
+
+macro_rules! from_text {
+    ($(#[$doc:meta])* $name:ident($inner:ty) = $parse:expr) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub struct $name(pub $inner);
+
+        impl FromText for $name {
+            fn from_text(text: &str) -> Result<Self, String> {
+                let parse = $parse;
+                parse(text).map(Self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = Text::deserialize(deserializer)?;
+                Self::from_text(&text.0).map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+
+from_text!(
+    /// A span of time: `"30s"`.
+    Span(Duration) = |t: &str| units::duration(t).map_err(|e| e.to_string())
+);
+from_text!(
+    /// Bytes: `"256Mi"`.
+    Bytes(u64) = |t: &str| units::bytes(t).map_err(|e| e.to_string())
+);
+from_text!(
+    /// Millicores, written as cores: `"0.5"`.
+    Cpu(u32) = |t: &str| units::cpu_millis(t).map_err(|e| e.to_string())
+);
+from_text!(
+    /// `IP:PORT`.
+    Address(SocketAddr) = |t: &str| t.parse().map_err(|_| format!("`{t}` is not IP:PORT"))
+);
+from_text!(
+    /// `IP:PORT`, or `:PORT` for every address; `off` listens nowhere.
+    Listen(Option<SocketAddr>) = |t: &str| listen(t)
+);
+
+impl Listen {
+    const fn port(port: u16) -> Self {
+        let any = std::net::IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED);
+        Self(Some(SocketAddr::new(any, port)))
+    }
+}
+
+fn listen(text: &str) -> Result<Option<SocketAddr>, String> {
+    if text == "off" {
+        return Ok(None);
+    }
+    let full = text
+        .strip_prefix(':')
+        .map_or_else(|| text.to_owned(), |port| format!("[::]:{port}"));
+    full.parse()
+        .map(Some)
+        .map_err(|_| format!("`{text}` is not :PORT, IP:PORT or off"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: &str = "[node]\nname=\"par-1\"\nregion=\"par\"\nzone=\"par-a\"\n";
+
+    fn parse(text: &str) -> Result<Config, String> {
+        toml::from_str(text).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_small_file_takes_the_defaults() {
+        let config = parse(SMALL).unwrap();
+        assert_eq!(config.ingress.http, Listen::port(80));
+        assert_eq!(config.scale.window, Span(Duration::from_secs(60)));
+        assert_eq!(config.capacity.cpu, Auto::Auto);
+    }
+
+    #[test]
+    fn values_carry_units() {
+        let text = format!(
+            "{SMALL}[capacity]\ncpu=\"1.5\"\nmemory=\"2Gi\"\n[ingress]\nhttp=\"127.0.0.1:8080\"\nactivation_timeout=\"5s\"\n[dns]\nlisten=\"off\"\n"
+        );
+        let config = parse(&text).unwrap();
+        assert_eq!(config.capacity.cpu, Auto::Set(Cpu(1500)));
+        assert_eq!(config.capacity.memory, Auto::Set(Bytes(2 << 30)));
+        assert_eq!(config.ingress.http.0, Some(([127, 0, 0, 1], 8080).into()));
+        assert_eq!(config.dns.listen, Listen(None));
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_line() {
+        let error = parse(&format!("{SMALL}[ingress]\nhtpp=\":80\"\n")).unwrap_err();
+        assert!(
+            error.contains("line 6") && error.contains("htpp"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,87 @@
+//! When this voter may stand for election. openraft 0.9 has no pre-vote: a voter that hears nobody
+//! would raise its term again and again and unseat a healthy leader as soon as it is heard. So the
+//! door is shut until a majority says that it misses a leader too.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::{FuturesUnordered, StreamExt};
+use openraft::ServerState;
+use scheduler::model::NodeId;
+
+use super::batch;
+use super::network::{self, Carrier};
+use super::registry::ELECTION_MAX_MILLIS;
+use super::store::Store;
+use super::types::{LogId, Metrics, Raft};
+use super::view::View;
+use super::wire::{Request, Response};
+
+/// A leader not heard for this long is missed: its lease, after which openraft too starts to count.
+const MISSED: Duration = Duration::from_millis(ELECTION_MAX_MILLIS);
+/// Between two looks; well below the 750 ms that openraft waits at least after the lease.
+const LOOK: Duration = Duration::from_millis(250);
+/// For the others to answer.
+const CANVASS_DEADLINE: Duration = Duration::from_millis(500);
+
+/// Opens and shuts the door until openraft has ended.
+pub(super) async fn watch(raft: Raft, store: Store, view: Arc<View>, carrier: Arc<dyn Carrier>) {
+    let mut open = false;
+    loop {
+        let metrics = raft.metrics().borrow().clone();
+        if metrics.running_state.is_err() {
+            return;
+        }
+        let may = may_stand(&metrics, &store, &view, &*carrier).await;
+        if may != open {
+            raft.runtime_config().elect(may);
+            open = may;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+async fn may_stand(metrics: &Metrics, store: &Store, view: &View, carrier: &dyn Carrier) -> bool {
+    let voters: Vec<u64> = metrics.membership_config.voter_ids().collect();
+    if !voters.contains(&metrics.id) || metrics.state == ServerState::Leader {
+        return false;
+    }
+    if voters.len() == 1 {
+        return true;
+    }
+    if !misses_leader(metrics, view) {
+        return false;
+    }
+    let Ok(last) = store.last_log_id() else {
+        return false;
+    };
+    let request = Request::Canvass { last };
+    let mut answers: FuturesUnordered<_> = voters
+        .iter()
+        .filter(|voter| **voter != metrics.id)
+        .map(|voter| network::call(carrier, NodeId(*voter), &request, &[], CANVASS_DEADLINE))
+        .collect();
+    // In a joint configuration this asks for a majority of both halves together; openraft counts
+    // properly afterwards.
+    let mut missing = voters.len() / 2;
+    while let Some(answer) = answers.next().await {
+        if matches!(answer, Ok(Response::Canvass { favoured: true })) {
+            missing -= 1;
+            if missing == 0 {
+                return true;
+            }
+        }
+    }
+    false
+}
+
+/// Whether this voter would elect a node whose log ends at `last`.
+pub(super) fn favours(raft: &Raft, store: &Store, view: &View, last: Option<LogId>) -> bool {
+    let metrics = raft.metrics().borrow().clone();
+    let serves = metrics.state == ServerState::Leader && batch::has_quorum(&metrics);
+    !serves && misses_leader(&metrics, view) && store.last_log_id().is_ok_and(|mine| mine <= last)
+}
+
+fn misses_leader(metrics: &Metrics, view: &View) -> bool {
+    metrics.state == ServerState::Leader || view.staleness().is_none_or(|since| since > MISSED)
+}

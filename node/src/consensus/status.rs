@@ -1,0 +1,104 @@
+//! How this node's part of the registry stands: for operators, gossip and the feed's beats.
+
+use std::time::Duration;
+
+use openraft::ServerState;
+use scheduler::model::{NodeId, Role};
+
+use super::batch::QUORUM_SILENCE;
+use super::feed;
+use super::registry::Registry;
+use super::types::Metrics;
+
+/// A node's part in the registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    Leader,
+    /// A voter that follows the leader.
+    Voter,
+    Candidate,
+    /// A voter-to-be that is not a member yet, or copies the log.
+    Learner,
+    /// Follows the feed.
+    Follower,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    pub part: Part,
+    pub leader: Option<NodeId>,
+    /// Zero on followers.
+    pub term: u64,
+    /// As Raft has them; on followers as the registry names them.
+    pub voters: Vec<NodeId>,
+    /// The registry index this node has.
+    pub index: u64,
+    /// Whether changes can be expected to succeed.
+    pub quorum: bool,
+    /// How long ago a quorum was known to live.
+    pub quorum_ago: Option<Duration>,
+    /// Why this voter stopped taking part (its disk failed); only a restart helps.
+    pub failed: Option<String>,
+}
+
+impl Registry {
+    pub fn status(&self) -> Status {
+        match self.voter() {
+            Some(voter) => {
+                let metrics = voter.raft.metrics().borrow().clone();
+                self.voter_status(&metrics)
+            }
+            None => self.follower_status(),
+        }
+    }
+
+    fn voter_status(&self, metrics: &Metrics) -> Status {
+        let part = match metrics.state {
+            ServerState::Leader => Part::Leader,
+            ServerState::Follower => Part::Voter,
+            ServerState::Candidate => Part::Candidate,
+            ServerState::Learner | ServerState::Shutdown => Part::Learner,
+        };
+        let quorum_ago = match part {
+            Part::Leader if metrics.membership_config.voter_ids().count() == 1 => {
+                Some(Duration::ZERO)
+            }
+            Part::Leader => metrics.millis_since_quorum_ack.map(Duration::from_millis),
+            _ => self.view().staleness(),
+        };
+        let failed = metrics
+            .running_state
+            .as_ref()
+            .err()
+            .map(ToString::to_string);
+        Status {
+            part,
+            leader: metrics.current_leader.map(NodeId),
+            term: metrics.current_term,
+            voters: metrics.membership_config.voter_ids().map(NodeId).collect(),
+            index: self.view().index(),
+            quorum: failed.is_none() && quorum_ago.is_some_and(|ago| ago < QUORUM_SILENCE),
+            quorum_ago,
+            failed,
+        }
+    }
+
+    fn follower_status(&self) -> Status {
+        let state = self.view().state();
+        let voters = state
+            .nodes
+            .values()
+            .filter(|node| node.role == Role::Voter && !node.revoked);
+        let quorum_ago = self.view().staleness();
+        Status {
+            part: Part::Follower,
+            leader: self.view().leader(),
+            term: 0,
+            voters: voters.map(|node| node.id).collect(),
+            index: state.index,
+            quorum: quorum_ago.is_some_and(|ago| ago < QUORUM_SILENCE + feed::BEAT),
+            quorum_ago,
+            failed: None,
+        }
+    }
+}

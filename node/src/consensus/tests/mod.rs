@@ -1,0 +1,5 @@
+//! Whole registries in one process: real files, a carrier in memory that can be cut.
+
+mod cluster;
+mod following;
+mod world;

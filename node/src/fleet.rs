@@ -1,0 +1,114 @@
+//! Keeps this node's view of the fleet and the routes made from it: whenever gossip, the registry
+//! or this node itself changes, both are built anew and swapped.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use netfabric::gossip::Gossip;
+use netfabric::transport::Mesh;
+use scheduler::fleet::{Fleet, Member};
+use scheduler::model::{NodeId, NodeRecord};
+use scheduler::registry::State;
+use scheduler::route::Routes;
+use tokio::sync::watch;
+
+/// How often round trips are read from the transport when nothing else changes.
+const RTT_PERIOD: Duration = Duration::from_secs(5);
+
+/// What the view is made from and where it goes.
+pub struct FleetDriver {
+    pub me: NodeId,
+    pub origin: String,
+    pub mesh: Mesh,
+    pub gossip: Gossip,
+    pub registry: watch::Receiver<Arc<State>>,
+    /// This node's own record, newer than what gossip has of it.
+    pub own: watch::Receiver<Arc<NodeRecord>>,
+    pub fleet: watch::Sender<Arc<Fleet>>,
+    pub routes: Arc<ArcSwap<Routes>>,
+}
+
+impl FleetDriver {
+    /// Runs until the daemon ends.
+    pub async fn run(mut self) {
+        let mut members = self.gossip.members();
+        let mut rtt = tokio::time::interval(RTT_PERIOD);
+        rtt.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            self.rebuild(&members.borrow_and_update().clone());
+            let changed = tokio::select! {
+                changed = members.changed() => changed.is_ok(),
+                changed = self.registry.changed() => changed.is_ok(),
+                changed = self.own.changed() => {
+                    let record = self.own.borrow_and_update().clone();
+                    if let Err(error) = self.gossip.publish((*record).clone()) {
+                        tracing::error!(%error, "this node's record is not published");
+                    }
+                    changed.is_ok()
+                }
+                _ = rtt.tick() => true,
+            };
+            if !changed {
+                return;
+            }
+        }
+    }
+
+    fn rebuild(&mut self, heard: &BTreeMap<NodeId, (NodeRecord, bool)>) {
+        let state = self.registry.borrow_and_update().clone();
+        let own = self.own.borrow().clone();
+        for (id, identity) in &state.nodes {
+            let address = heard
+                .get(id)
+                .map_or(identity.mesh, |(record, _)| record.mesh);
+            if *id != self.me && !identity.revoked {
+                self.mesh.set_addr(*id, address);
+            }
+        }
+        let fleet = Arc::new(view(self.me, &own, heard, &state, |id| {
+            let rtt = self.mesh.rtt(id)?;
+            u32::try_from(rtt.as_micros()).ok()
+        }));
+        self.routes
+            .store(Arc::new(Routes::build(&state, &fleet, &self.origin)));
+        self.fleet.send_if_modified(|current| {
+            let changed = **current != *fleet;
+            *current = fleet;
+            changed
+        });
+    }
+}
+
+/// The fleet as one value: this node by its own word, the others as heard, revoked ones left out.
+fn view(
+    me: NodeId,
+    own: &NodeRecord,
+    heard: &BTreeMap<NodeId, (NodeRecord, bool)>,
+    state: &State,
+    rtt: impl Fn(NodeId) -> Option<u32>,
+) -> Fleet {
+    let enrolled = |id: &NodeId| state.nodes.get(id).is_some_and(|n| !n.revoked);
+    let mut members: BTreeMap<NodeId, Member> = heard
+        .iter()
+        .filter(|(id, _)| **id != me && enrolled(id))
+        .map(|(id, (record, alive))| {
+            let member = Member {
+                record: record.clone(),
+                alive: *alive,
+                rtt_micros: rtt(*id),
+            };
+            (*id, member)
+        })
+        .collect();
+    members.insert(
+        me,
+        Member {
+            record: own.clone(),
+            alive: true,
+            rtt_micros: Some(0),
+        },
+    );
+    Fleet { me, members }
+}

@@ -1,0 +1,133 @@
+//! What can go wrong with an image, told so that an operator knows whose turn it is: the name, the
+//! network, the registry, the bytes, or this node's disk. Never carries a credential.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::digest::Digest;
+
+/// Errors are `Clone` because every caller waiting for one shared pull gets the same one.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ImageError {
+    #[error("`{text}` is not an image reference: {reason}")]
+    BadReference { text: String, reason: &'static str },
+    #[error("`{text}` is not a digest: write `sha256:` and 64 of 0-9 and a-f")]
+    BadDigest { text: String },
+    #[error("registry {registry} cannot be reached: {detail}")]
+    Unreachable { registry: String, detail: String },
+    #[error("registry {registry} did not answer in time: {what}")]
+    TimedOut { registry: String, what: String },
+    #[error("image {reference} does not exist in the registry")]
+    NotFound { reference: String },
+    #[error("registry refuses access to {reference}: {detail}")]
+    AuthRefused { reference: String, detail: String },
+    #[error("registry cannot serve {reference}: {detail}")]
+    Registry { reference: String, detail: String },
+    #[error("{what} has digest {got}, expected {expected}")]
+    DigestMismatch {
+        what: String,
+        expected: Digest,
+        got: Digest,
+    },
+    #[error("{what} has {got} bytes, its descriptor says {expected}")]
+    SizeMismatch {
+        what: String,
+        expected: u64,
+        got: u64,
+    },
+    #[error("{what} cannot be read: {detail}")]
+    Malformed { what: String, detail: String },
+    #[error("{what}: {detail} is not supported")]
+    Unsupported { what: String, detail: String },
+    #[error("{reference} has no image for {wanted}; it offers {offered}")]
+    NoPlatform {
+        reference: String,
+        wanted: String,
+        offered: String,
+    },
+    #[error("{what} is over the limit of {limit}")]
+    TooLarge { what: String, limit: u64 },
+    #[error("layer {layer} is refused: entry `{entry}`: {reason}")]
+    UnsafeLayer {
+        layer: String,
+        entry: String,
+        reason: String,
+    },
+    #[error("image is refused: /{path} must be a directory or absent")]
+    UnsafeRoot { path: &'static str },
+    #[error("this is no image archive: {detail}")]
+    NotAnArchive { detail: String },
+    #[error("image {digest} is not held on this node")]
+    NotHeld { digest: String },
+    #[error("image {digest} is in use by {}", list(.instances))]
+    InUse {
+        digest: String,
+        instances: Vec<PathBuf>,
+    },
+    #[error("the pull of {what} was cut off because this node is stopping")]
+    Interrupted { what: String },
+    #[error("{what}: {source}")]
+    Io {
+        what: String,
+        source: Arc<std::io::Error>,
+    },
+}
+
+impl ImageError {
+    /// One code word, for a failed instance's reason.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::BadReference { .. } | Self::BadDigest { .. } => "InvalidImageName",
+            Self::Unreachable { .. } | Self::TimedOut { .. } => "RegistryUnavailable",
+            Self::NotFound { .. } => "ImageNotFound",
+            Self::AuthRefused { .. } => "ImageAccessDenied",
+            Self::Registry { .. } | Self::Interrupted { .. } => "ImagePull",
+            Self::DigestMismatch { .. } | Self::SizeMismatch { .. } => "ImageCorrupt",
+            Self::Malformed { .. } | Self::Unsupported { .. } | Self::NotAnArchive { .. } => {
+                "ImageInvalid"
+            }
+            Self::NoPlatform { .. } => "ImagePlatform",
+            Self::TooLarge { .. } => "ImageTooLarge",
+            Self::UnsafeLayer { .. } | Self::UnsafeRoot { .. } => "ImageUnsafe",
+            Self::NotHeld { .. } => "ImageNotHeld",
+            Self::InUse { .. } => "ImageInUse",
+            Self::Io { .. } => "ImageStore",
+        }
+    }
+
+    /// Whether the same call may well succeed a little later, with nothing changed here.
+    pub fn is_passing(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable { .. }
+                | Self::TimedOut { .. }
+                | Self::Registry { .. }
+                | Self::Interrupted { .. }
+        )
+    }
+
+    pub(super) fn io(what: impl Into<String>, source: impl Into<std::io::Error>) -> Self {
+        Self::Io {
+            what: what.into(),
+            source: Arc::new(source.into()),
+        }
+    }
+
+    /// An error of this node's disk at `path`.
+    pub(super) fn disk(verb: &str, path: &Path, source: impl Into<std::io::Error>) -> Self {
+        Self::io(format!("{verb} {}", path.display()), source)
+    }
+
+    pub(super) fn malformed(what: impl Into<String>, detail: impl fmt::Display) -> Self {
+        Self::Malformed {
+            what: what.into(),
+            detail: format!("{detail}"),
+        }
+    }
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    let names: Vec<_> = paths.iter().map(|p| p.display().to_string()).collect();
+    names.join(", ")
+}

@@ -1,0 +1,370 @@
+//! Images from an archive instead of a registry: an OCI layout in a tar, or what `docker save`
+//! writes. Verified as strictly as a pull; a `docker save` image has no manifest of its own, so one
+//! is written for it and its digest is the image's.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::stream::{self, StreamExt, TryStreamExt};
+use scheduler::model::ImagePin;
+use serde::Deserialize;
+use tokio::io::AsyncRead;
+
+use super::books::Image;
+use super::budget::{Budget, Limits};
+use super::config::ConfigFile;
+use super::digest::{Digest, Digesting};
+use super::error::ImageError;
+use super::layer::Marker;
+use super::manifest::{
+    self, Descriptor, Document, Index, LayerPlan, Manifest, OCI_CONFIG, OCI_MANIFEST, Packing,
+};
+use super::reference::Reference;
+use super::spool::{self, Spool};
+use super::store::{Hold, Store};
+
+/// Images of one archive.
+const MAX_IMAGES: usize = 32;
+/// Layers of one archive unpacked side by side: the disk they are read from is the one they are
+/// written to.
+const LAYERS_AT_ONCE: usize = 2;
+const MAX_NESTING: usize = 3;
+/// What an archive may hold besides its layers' bytes: documents and padding.
+const OVERHEAD: u64 = 64 * 1024 * 1024;
+
+/// One image found in an archive, all documents read, no layer yet.
+struct Found {
+    reference: String,
+    digest: Digest,
+    manifest: Bytes,
+    config: Bytes,
+    layers: Vec<(LayerPlan, String)>,
+}
+
+impl Store {
+    /// Imports every image of an archive that runs on this machine. `name` overrides the name the
+    /// archive gives, and is needed when it gives none and holds several.
+    pub async fn import(
+        &self,
+        reader: impl AsyncRead + Send,
+        name: Option<&Reference>,
+    ) -> Result<Vec<Arc<Image>>, ImageError> {
+        let limits = self.inner.limits;
+        let most = limits.raw.saturating_add(OVERHEAD);
+        let (scratch, file) = spool::receive(reader, &self.inner.tmp(), most).await?;
+        let name = name.map(Reference::name);
+        let (spool, found) = self
+            .blocking(move |inner| {
+                let spool = Spool::scan(scratch, file)?;
+                let found = Archive {
+                    spool: &spool,
+                    limits: &inner.limits,
+                }
+                .images()?;
+                if name.is_some() && found.len() > 1 {
+                    let detail = "it holds several images, and one name was given".to_owned();
+                    return Err(ImageError::NotAnArchive { detail });
+                }
+                for image in &found {
+                    manifest::check_count(image.layers.len(), &inner.limits)?;
+                }
+                let named = |f: Found| Found {
+                    reference: name.clone().unwrap_or(f.reference),
+                    ..f
+                };
+                Ok((
+                    Arc::new(spool),
+                    found.into_iter().map(named).collect::<Vec<_>>(),
+                ))
+            })
+            .await?;
+        let mut images = Vec::new();
+        for image in found {
+            images.push(self.bring(image, &spool).await?);
+        }
+        Ok(images)
+    }
+
+    async fn bring(&self, found: Found, spool: &Arc<Spool>) -> Result<Arc<Image>, ImageError> {
+        let pin = ImagePin {
+            reference: found.reference,
+            digest: found.digest.to_string(),
+        };
+        if let Some(image) = self.held_as(&found.digest, &pin.reference).await? {
+            return Ok(image);
+        }
+        let plans: Vec<LayerPlan> = found.layers.iter().map(|(plan, _)| plan.clone()).collect();
+        let _hold = Hold::new(
+            self,
+            plans.iter().map(|plan| plan.diff_id.clone()).collect(),
+        );
+        let budget = Budget::new(self.inner.limits);
+        // Owned items: the compiler cannot see through borrows held across these awaits.
+        let markers: Vec<Marker> = stream::iter(found.layers)
+            .map(|(plan, member)| self.layer(plan, member, Arc::clone(spool), Arc::clone(&budget)))
+            .buffered(LAYERS_AT_ONCE)
+            .try_collect()
+            .await?;
+        self.finish(pin, (found.manifest, found.config), &plans, markers)
+            .await
+    }
+
+    async fn layer(
+        &self,
+        plan: LayerPlan,
+        member: String,
+        spool: Arc<Spool>,
+        budget: Arc<Budget>,
+    ) -> Result<Marker, ImageError> {
+        let key = plan.diff_id.to_string();
+        let store = self.clone();
+        let work = async move {
+            let work = store.blocking(move |inner| match inner.layers.marker(&plan.diff_id) {
+                Some(marker) => Ok(marker),
+                None => inner.layers.bring_in(spool.open(&member)?, &plan, &budget),
+            });
+            work.await
+        };
+        self.inner.layer_flights.join(&key, work).await
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct DockerImage {
+    config: String,
+    #[serde(default)]
+    repo_tags: Option<Vec<String>>,
+    layers: Vec<String>,
+}
+
+/// Reads an archive's documents.
+struct Archive<'a> {
+    spool: &'a Spool,
+    limits: &'a Limits,
+}
+
+impl Archive<'_> {
+    /// A newer `docker save` writes both forms: the one with digests is read.
+    fn images(&self) -> Result<Vec<Found>, ImageError> {
+        let found = if self.spool.has("oci-layout") && self.spool.has("index.json") {
+            self.oci()?
+        } else if self.spool.has("manifest.json") {
+            self.docker()?
+        } else {
+            let detail = "it has neither `index.json` nor `manifest.json`".to_owned();
+            return Err(ImageError::NotAnArchive { detail });
+        };
+        if found.is_empty() {
+            let detail = "it holds no image".to_owned();
+            return Err(ImageError::NotAnArchive { detail });
+        }
+        Ok(found)
+    }
+
+    fn oci(&self) -> Result<Vec<Found>, ImageError> {
+        let bytes = self.spool.document("index.json", self.limits.document)?;
+        let index: Index =
+            serde_json::from_slice(&bytes).map_err(|e| ImageError::malformed("index.json", e))?;
+        check_images(index.manifests.len())?;
+        let several = index.manifests.len() > 1;
+        let mut found = Vec::new();
+        for entry in &index.manifests {
+            match self.oci_image(entry) {
+                Ok(image) => found.push(image),
+                // One archive may carry an image for each kind of machine.
+                Err(ImageError::NoPlatform { .. }) if several => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if found.is_empty() && several {
+            index.choose("the archive")?;
+        }
+        Ok(found)
+    }
+
+    fn oci_image(&self, entry: &Descriptor) -> Result<Found, ImageError> {
+        let reference = oci_name(entry)?;
+        let mut digest = entry.digest()?;
+        for _ in 0..MAX_NESTING {
+            let bytes = self.blob(&digest, "manifest")?;
+            match Document::parse("the archive's manifest", &bytes)? {
+                Document::Index(index) => digest = index.choose(&reference)?.digest()?,
+                Document::Manifest(manifest) => {
+                    return self.described(reference, digest, bytes, &manifest);
+                }
+            }
+        }
+        Err(ImageError::malformed(
+            "the archive's index",
+            "it nests too deep",
+        ))
+    }
+
+    fn described(
+        &self,
+        reference: String,
+        digest: Digest,
+        bytes: Bytes,
+        manifest: &Manifest,
+    ) -> Result<Found, ImageError> {
+        let config = self.blob(&manifest.config.digest()?, "image configuration")?;
+        let file = ConfigFile::parse(&config)?;
+        file.check_platform(&reference)?;
+        let plans = manifest::plan(manifest, &file, self.limits)?;
+        let member = |plan: LayerPlan| {
+            let name = blob_name(&plan.digest);
+            (plan, name)
+        };
+        let layers = plans.into_iter().map(member).collect();
+        Ok(Found {
+            reference,
+            digest,
+            manifest: bytes,
+            config,
+            layers,
+        })
+    }
+
+    fn blob(&self, digest: &Digest, what: &str) -> Result<Bytes, ImageError> {
+        let bytes = self
+            .spool
+            .document(&blob_name(digest), self.limits.document)?;
+        let got = Digest::of(&bytes);
+        if got == *digest {
+            return Ok(bytes.into());
+        }
+        Err(ImageError::DigestMismatch {
+            what: what.to_owned(),
+            expected: digest.clone(),
+            got,
+        })
+    }
+
+    fn docker(&self) -> Result<Vec<Found>, ImageError> {
+        let bytes = self.spool.document("manifest.json", self.limits.document)?;
+        let images: Vec<DockerImage> = serde_json::from_slice(&bytes)
+            .map_err(|e| ImageError::malformed("manifest.json", e))?;
+        check_images(images.len())?;
+        images
+            .iter()
+            .map(|image| self.docker_image(image))
+            .collect()
+    }
+
+    fn docker_image(&self, image: &DockerImage) -> Result<Found, ImageError> {
+        let config: Bytes = self
+            .spool
+            .document(&image.config, self.limits.document)?
+            .into();
+        let file = ConfigFile::parse(&config)?;
+        let digest = Digest::of(&config);
+        let reference = match image.repo_tags.iter().flatten().next() {
+            Some(tag) => Reference::parse(tag)?.name(),
+            None => unnamed(&digest),
+        };
+        file.check_platform(&reference)?;
+        if image.layers.len() != file.rootfs.diff_ids.len() {
+            let detail = "its layers and its configuration do not match".to_owned();
+            return Err(ImageError::NotAnArchive { detail });
+        }
+        let pairs = image.layers.iter().zip(&file.rootfs.diff_ids);
+        let layers = pairs.map(|(member, diff_id)| self.docker_layer(member, diff_id));
+        let layers: Vec<(LayerPlan, String)> = layers.collect::<Result<_, _>>()?;
+        let manifest = written_manifest(&config, &layers)?;
+        let digest = Digest::of(&manifest);
+        Ok(Found {
+            reference,
+            digest,
+            manifest,
+            config,
+            layers,
+        })
+    }
+
+    fn docker_layer(&self, member: &str, diff_id: &str) -> Result<(LayerPlan, String), ImageError> {
+        let mut magic = Vec::new();
+        let told = |e| ImageError::io(format!("read `{member}` of the archive"), e);
+        self.spool
+            .open(member)?
+            .take(4)
+            .read_to_end(&mut magic)
+            .map_err(told)?;
+        let packing = match magic.as_slice() {
+            [0x1f, 0x8b, ..] => Packing::Gzip,
+            [0x28, 0xb5, 0x2f, 0xfd] => Packing::Zstd,
+            _ => Packing::Plain,
+        };
+        let diff_id: Digest = diff_id.parse()?;
+        let digest = if packing == Packing::Plain {
+            diff_id.clone()
+        } else {
+            let mut packed = Digesting::new(self.spool.open(member)?);
+            io::copy(&mut packed, &mut io::sink()).map_err(told)?;
+            packed.finish().0
+        };
+        let size = self.spool.size(member)?;
+        let plan = LayerPlan {
+            digest,
+            size,
+            packing,
+            diff_id,
+        };
+        Ok((plan, member.to_owned()))
+    }
+}
+
+/// A manifest for an image that has none, the same for the same image wherever it is imported.
+fn written_manifest(config: &[u8], layers: &[(LayerPlan, String)]) -> Result<Bytes, ImageError> {
+    let describe = |media_type: &str, digest: &Digest, size| Descriptor {
+        media_type: media_type.to_owned(),
+        digest: digest.to_string(),
+        size,
+        platform: None,
+        annotations: None,
+    };
+    let layer = |(plan, _): &(LayerPlan, String)| {
+        describe(plan.packing.media_type(), &plan.digest, plan.size)
+    };
+    let manifest = Manifest {
+        schema_version: 2,
+        media_type: Some(OCI_MANIFEST.to_owned()),
+        config: describe(OCI_CONFIG, &Digest::of(config), config.len() as u64),
+        layers: layers.iter().map(layer).collect(),
+    };
+    let bytes = serde_json::to_vec(&manifest);
+    bytes
+        .map(Bytes::from)
+        .map_err(|e| ImageError::malformed("manifest", e))
+}
+
+fn check_images(number: usize) -> Result<(), ImageError> {
+    if number > MAX_IMAGES {
+        let what = "the number of images in the archive".to_owned();
+        return Err(ImageError::TooLarge {
+            what,
+            limit: MAX_IMAGES as u64,
+        });
+    }
+    Ok(())
+}
+
+fn blob_name(digest: &Digest) -> String {
+    format!("blobs/sha256/{}", digest.hex())
+}
+
+/// containerd writes the full name; others write what was typed, perhaps only a tag.
+fn oci_name(entry: &Descriptor) -> Result<String, ImageError> {
+    let annotation = |key: &str| entry.annotations.as_ref().and_then(|all| all.get(key));
+    let given = annotation("io.containerd.image.name")
+        .or_else(|| annotation("org.opencontainers.image.ref.name"));
+    match given {
+        Some(text) if text.contains([':', '/']) => Ok(Reference::parse(text)?.name()),
+        _ => Ok(unnamed(&entry.digest()?)),
+    }
+}
+
+fn unnamed(digest: &Digest) -> String {
+    format!("localhost/imported:{}", digest.short())
+}

@@ -1,0 +1,58 @@
+//! Images on this node: found in a registry or an archive, verified, unpacked, kept, and laid out
+//! as an instance's root file system. Owns `DATA/images` and the mounts below instance folders;
+//! neither runs anything nor decides what should run.
+//!
+//! ```text
+//! images/blobs/sha256/HEX     manifests and configurations, the exact bytes
+//! images/layers/HEX/fs        an unpacked layer, named by its diff id
+//! images/layers/HEX/complete  its marker, written last
+//! images/index/HEX.json       an image held here, named by its manifest's digest
+//! images/uses/HEX.json        a snapshot made of one
+//! images/tmp/                 what is not finished; emptied at start
+//! ```
+
+mod access;
+mod books;
+mod budget;
+mod config;
+mod digest;
+mod disk;
+mod error;
+mod flight;
+mod import;
+mod layer;
+mod manifest;
+mod pax;
+mod pull;
+mod reference;
+mod registry;
+mod snapshot;
+mod spool;
+mod store;
+mod token;
+mod tree;
+mod unpack;
+
+pub use access::{Credentials, Patience, RegistryConfig};
+pub use books::Image;
+pub use budget::Limits;
+pub use config::ImageConfig;
+pub use digest::Digest;
+pub use error::ImageError;
+pub use pull::{Progress, ProgressFn};
+pub use reference::Reference;
+pub use snapshot::Snapshot;
+pub use store::Store;
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests_hostile;
+#[cfg(test)]
+mod tests_import;
+#[cfg(test)]
+mod tests_protocol;
+#[cfg(test)]
+mod tests_pull;
+#[cfg(test)]
+mod tests_unpack;

@@ -1,0 +1,312 @@
+//! From a name to an image on this disk: resolve once, then fetch by digest, each layer verified
+//! while it streams from the network into its directory. One pull per digest and one download per
+//! layer at a time, however many ask.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use scheduler::model::ImagePin;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::access::RegistryConfig;
+use super::books::Image;
+use super::budget::Budget;
+use super::config::{ConfigFile, ImageConfig};
+use super::digest::Digest;
+use super::error::ImageError;
+use super::layer::Marker;
+use super::manifest::{self, Document, LayerPlan, Manifest};
+use super::reference::Reference;
+use super::registry::{Piece, Registry};
+use super::store::{Hold, Store};
+
+/// Pieces between the network and the disk: about half a megabyte. When the disk is slower the
+/// network waits.
+const PIECES_AHEAD: usize = 32;
+/// An index may point to an index; deeper nesting is a riddle, not an image.
+const MAX_NESTING: usize = 3;
+
+/// How far one layer's download is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// Of the packed bytes.
+    pub layer: Digest,
+    pub received: u64,
+    pub total: u64,
+}
+
+/// Called from the download as it goes; must not block.
+pub type ProgressFn = Arc<dyn Fn(Progress) + Send + Sync>;
+
+impl Store {
+    /// Finds the manifest for this machine behind a name, and pins it. Nothing is kept.
+    pub async fn resolve(
+        &self,
+        reference: &Reference,
+        config: &RegistryConfig,
+    ) -> Result<ImagePin, ImageError> {
+        let registry = self.registry(reference, config)?;
+        let limit = self.inner.limits.document;
+        let name = reference.to_string();
+        let mut wanted = reference.digest().cloned();
+        for _ in 0..MAX_NESTING {
+            let (bytes, digest) = registry.manifest(wanted.as_ref(), limit).await?;
+            match Document::parse(&format!("the manifest of {name}"), &bytes)? {
+                Document::Manifest(_) => {
+                    let (reference, digest) = (reference.name(), digest.to_string());
+                    return Ok(ImagePin { reference, digest });
+                }
+                Document::Index(index) => wanted = Some(index.choose(&name)?.digest()?),
+            }
+        }
+        Err(ImageError::malformed(
+            format!("the index of {name}"),
+            "it nests too deep",
+        ))
+    }
+
+    /// Brings a pinned image here, or finds it here.
+    pub async fn pull(
+        &self,
+        pin: &ImagePin,
+        config: &RegistryConfig,
+        progress: Option<ProgressFn>,
+    ) -> Result<Arc<Image>, ImageError> {
+        let reference = Reference::parse(&pin.reference)?;
+        let digest: Digest = pin.digest.parse()?;
+        if let Some(image) = self.held_as(&digest, &pin.reference).await? {
+            return Ok(image);
+        }
+        let pull = Pull {
+            store: self.clone(),
+            registry: Arc::new(self.registry(&reference, config)?),
+            pin: pin.clone(),
+            progress,
+        };
+        let (limit, key) = (config.patience.pull, digest.to_string());
+        let work = async move {
+            match timeout(limit, pull.run(digest)).await {
+                Ok(outcome) => outcome,
+                Err(_) => Err(ImageError::TimedOut {
+                    registry: reference.registry().to_owned(),
+                    what: format!("the pull of {reference} took longer than {limit:?}"),
+                }),
+            }
+        };
+        let image = self.inner.image_flights.join(&key, work).await?;
+        // Who started the pull may have asked under another name.
+        Ok(self
+            .held_as(&image.digest()?, &pin.reference)
+            .await?
+            .unwrap_or(image))
+    }
+
+    /// [`Store::resolve`] and [`Store::pull`] in one.
+    pub async fn pull_reference(
+        &self,
+        reference: &Reference,
+        config: &RegistryConfig,
+        progress: Option<ProgressFn>,
+    ) -> Result<Arc<Image>, ImageError> {
+        let pin = self.resolve(reference, config).await?;
+        self.pull(&pin, config, progress).await
+    }
+
+    fn registry(
+        &self,
+        reference: &Reference,
+        config: &RegistryConfig,
+    ) -> Result<Registry, ImageError> {
+        let tls = !config.is_plain_http(reference.registry());
+        let http = self.inner.client(tls, config.patience.connect)?;
+        Registry::new(http, reference, config)
+    }
+
+    /// The last steps of bringing an image in, whatever way it came.
+    pub(super) async fn finish(
+        &self,
+        pin: ImagePin,
+        documents: (Bytes, Bytes),
+        plans: &[LayerPlan],
+        markers: Vec<Marker>,
+    ) -> Result<Arc<Image>, ImageError> {
+        let diff_ids: Vec<Digest> = plans.iter().map(|plan| plan.diff_id.clone()).collect();
+        self.blocking(move |inner| {
+            let total = Budget::new(inner.limits);
+            for marker in &markers {
+                total.raw(marker.raw)?;
+                total.entries(marker.entries)?;
+            }
+            super::snapshot::check_root(&inner.layers, &diff_ids)?;
+            let (manifest, config) = documents;
+            let file = ConfigFile::parse(&config)?;
+            let image = Image::new(
+                pin,
+                ImageConfig::from(&file),
+                diff_ids.iter().map(Digest::to_string).collect(),
+                markers.iter().map(|marker| marker.raw).sum(),
+                &Digest::of(&config),
+            );
+            inner.keep(image, &manifest, &config)
+        })
+        .await
+    }
+}
+
+/// One pull under way.
+struct Pull {
+    store: Store,
+    registry: Arc<Registry>,
+    pin: ImagePin,
+    progress: Option<ProgressFn>,
+}
+
+impl Pull {
+    async fn run(self, digest: Digest) -> Result<Arc<Image>, ImageError> {
+        let limits = self.store.inner.limits;
+        let (bytes, _) = self
+            .registry
+            .manifest(Some(&digest), limits.document)
+            .await?;
+        let manifest = self.manifest(&bytes)?;
+        let config = self.config(&manifest, limits.document).await?;
+        let file = ConfigFile::parse(&config)?;
+        file.check_platform(&self.pin.reference)?;
+        let plans = manifest::plan(&manifest, &file, &limits)?;
+
+        let diff_ids = plans.iter().map(|plan| plan.diff_id.clone()).collect();
+        let _hold = Hold::new(&self.store, diff_ids);
+        let budget = Budget::new(limits);
+        let layers = plans.iter().map(|plan| self.layer(plan, &budget));
+        let markers = futures::future::try_join_all(layers).await?;
+        self.store
+            .finish(self.pin.clone(), (bytes, config), &plans, markers)
+            .await
+    }
+
+    fn manifest(&self, bytes: &[u8]) -> Result<Manifest, ImageError> {
+        let what = format!("the manifest of {}", self.pin.reference);
+        match Document::parse(&what, bytes)? {
+            Document::Manifest(manifest) => Ok(manifest),
+            Document::Index(_) => Err(ImageError::malformed(what, "the pin names an index")),
+        }
+    }
+
+    async fn config(&self, manifest: &Manifest, limit: u64) -> Result<Bytes, ImageError> {
+        let (what, described) = ("image configuration", &manifest.config);
+        if described.size > limit {
+            return Err(ImageError::TooLarge {
+                what: what.to_owned(),
+                limit,
+            });
+        }
+        self.registry
+            .small_blob(&described.digest()?, described.size, what)
+            .await
+    }
+
+    /// One layer, from here or from the registry.
+    async fn layer(&self, plan: &LayerPlan, budget: &Arc<Budget>) -> Result<Marker, ImageError> {
+        let fetch = Fetch {
+            store: self.store.clone(),
+            registry: Arc::clone(&self.registry),
+            plan: plan.clone(),
+            budget: Arc::clone(budget),
+            progress: self.progress.clone(),
+        };
+        let flights = &self.store.inner.layer_flights;
+        flights.join(plan.diff_id.as_str(), fetch.run()).await
+    }
+}
+
+/// One layer's download under way.
+struct Fetch {
+    store: Store,
+    registry: Arc<Registry>,
+    plan: LayerPlan,
+    budget: Arc<Budget>,
+    progress: Option<ProgressFn>,
+}
+
+impl Fetch {
+    async fn run(self) -> Result<Marker, ImageError> {
+        let diff_id = self.plan.diff_id.clone();
+        let held = self
+            .store
+            .blocking(move |inner| Ok(inner.layers.marker(&diff_id)))
+            .await?;
+        if let Some(marker) = held {
+            return Ok(marker);
+        }
+        let unpackers = Arc::clone(&self.store.inner.unpackers);
+        let Ok(_permit) = unpackers.acquire_owned().await else {
+            return Err(ImageError::Interrupted {
+                what: self.plan.diff_id.to_string(),
+            });
+        };
+        let (pieces, arriving) = mpsc::channel(PIECES_AHEAD);
+        let (plan, budget) = (self.plan.clone(), Arc::clone(&self.budget));
+        let unpacked = self.store.blocking(move |inner| {
+            inner
+                .layers
+                .bring_in(Arriving::new(arriving), &plan, &budget)
+        });
+        let (sent, unpacked) = tokio::join!(self.download(pieces), unpacked);
+        // A broken download is the cause, and the unpacker's complaint its echo.
+        sent.and(unpacked)
+    }
+
+    async fn download(&self, pieces: mpsc::Sender<Piece>) -> Result<(), ImageError> {
+        let digest = &self.plan.digest;
+        let total = self.plan.size;
+        let progress = |received| {
+            if let Some(tell) = &self.progress {
+                tell(Progress {
+                    layer: digest.clone(),
+                    received,
+                    total,
+                });
+            }
+        };
+        self.registry
+            .stream_blob(digest, total, &pieces, &progress)
+            .await
+    }
+}
+
+/// The download as a blocking reader. Its end is an end only when the download says so.
+struct Arriving {
+    pieces: mpsc::Receiver<Piece>,
+    current: Bytes,
+    ended: bool,
+}
+
+impl Arriving {
+    fn new(pieces: mpsc::Receiver<Piece>) -> Self {
+        Self {
+            pieces,
+            current: Bytes::new(),
+            ended: false,
+        }
+    }
+}
+
+impl Read for Arriving {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        while self.current.is_empty() && !self.ended {
+            match self.pieces.blocking_recv() {
+                Some(Piece::Data(bytes)) => self.current = bytes,
+                Some(Piece::End) => self.ended = true,
+                None => {
+                    let what = "a layer".to_owned();
+                    return Err(io::Error::other(ImageError::Interrupted { what }));
+                }
+            }
+        }
+        let n = buf.len().min(self.current.len());
+        buf[..n].copy_from_slice(&self.current.split_to(n));
+        Ok(n)
+    }
+}

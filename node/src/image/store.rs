@@ -1,0 +1,382 @@
+//! The node's images as a whole, kept on disk: opening, recording, removing, sweeping. What may go is
+//! decided by the books; the layers' folders are the truth about layers.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::fs::FlockOperation;
+use tokio::sync::Semaphore;
+
+use super::books::{Books, Image, Use};
+use super::budget::Limits;
+use super::digest::Digest;
+use super::disk::{self, Scratch};
+use super::error::ImageError;
+use super::flight::Flights;
+use super::layer::{Layers, Marker};
+
+use super::reference::Reference;
+
+/// Layers unpacked at once, by all pulls together: each costs a core, a connection and a window of
+/// memory.
+const LAYERS_AT_ONCE: usize = 4;
+
+/// The image store. Cheap to clone; all clones are the same store.
+#[derive(Clone)]
+pub struct Store {
+    pub(super) inner: Arc<Inner>,
+}
+
+pub(super) struct Inner {
+    pub dir: PathBuf,
+    pub limits: Limits,
+    pub layers: Layers,
+    pub image_flights: Arc<Flights<Arc<Image>>>,
+    pub layer_flights: Arc<Flights<Marker>>,
+    pub unpackers: Arc<Semaphore>,
+    books: Mutex<Books>,
+    /// Taken by whoever changes `index/`, so that records and books tell the same story. Never
+    /// together with waiting for anything but the disk.
+    recording: Mutex<()>,
+    clients: Mutex<BTreeMap<(bool, Duration), reqwest::Client>>,
+    /// Held for the life of the store: `tmp/` belongs to one process.
+    _lock: File,
+}
+
+impl Store {
+    /// Opens `dir` (made when missing), clears what was left unfinished, and reads what is held.
+    /// An image with a layer that is not complete is forgotten: it will be pulled again.
+    pub fn open(dir: &Path, limits: Limits) -> Result<Self, ImageError> {
+        for part in ["blobs/sha256", "layers", "index", "uses", "tmp"] {
+            disk::create_private_dirs(&dir.join(part))?;
+        }
+        let lock = lock(dir)?;
+        let tmp = dir.join("tmp");
+        for name in disk::names(&tmp)? {
+            let path = tmp.join(name);
+            disk::remove_all(&path).map_err(|e| ImageError::disk("remove", &path, e))?;
+        }
+        let layers = Layers::new(dir.join("layers"), tmp);
+        let inner = Inner {
+            dir: dir.to_owned(),
+            limits,
+            layers,
+            image_flights: Flights::new(),
+            layer_flights: Flights::new(),
+            unpackers: Arc::new(Semaphore::new(LAYERS_AT_ONCE)),
+            books: Mutex::new(Books::default()),
+            recording: Mutex::new(()),
+            clients: Mutex::new(BTreeMap::new()),
+            _lock: lock,
+        };
+        inner.read_books()?;
+        drop(inner.sweep()?);
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// An image held here, by its manifest's digest.
+    pub fn get(&self, digest: &str) -> Option<Arc<Image>> {
+        self.inner.books().image(&digest.parse().ok()?)
+    }
+
+    /// The image last pulled or imported under this name, or by this digest.
+    pub fn find(&self, reference: &Reference) -> Option<Arc<Image>> {
+        match reference.digest() {
+            Some(digest) => self.inner.books().image(digest),
+            None => self.inner.books().named(&reference.name()),
+        }
+    }
+
+    /// All images held, by digest.
+    pub fn list(&self) -> Vec<Arc<Image>> {
+        self.inner.books().images()
+    }
+
+    /// Forgets an image and deletes the layers no other image has. Refused while an instance's
+    /// snapshot is made of it.
+    pub async fn remove(&self, digest: &str) -> Result<(), ImageError> {
+        let digest: Digest = digest.parse()?;
+        self.blocking(move |inner| inner.remove(&digest)).await
+    }
+
+    /// An image held here, which from now on also has this name.
+    pub(super) async fn held_as(
+        &self,
+        digest: &Digest,
+        name: &str,
+    ) -> Result<Option<Arc<Image>>, ImageError> {
+        match self.get(digest.as_str()) {
+            Some(image) if !image.names.contains(name) => {
+                let (digest, name) = (digest.clone(), name.to_owned());
+                self.blocking(move |inner| inner.also_known_as(&digest, name))
+                    .await
+            }
+            held => Ok(held),
+        }
+    }
+
+    /// Runs disk work off the runtime's threads.
+    pub(super) async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner) -> Result<T, ImageError> + Send + 'static,
+    ) -> Result<T, ImageError> {
+        let inner = Arc::clone(&self.inner);
+        tokio::task::spawn_blocking(move || work(&inner))
+            .await
+            .unwrap_or_else(|_| {
+                Err(ImageError::Interrupted {
+                    what: "work on the image store".to_owned(),
+                })
+            })
+    }
+}
+
+impl Inner {
+    fn books(&self) -> MutexGuard<'_, Books> {
+        // A panic elsewhere leaves the books as they were between two whole changes.
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn recording(&self) -> MutexGuard<'_, ()> {
+        self.recording
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn tmp(&self) -> PathBuf {
+        self.dir.join("tmp")
+    }
+
+    fn blob(&self, digest: &Digest) -> PathBuf {
+        self.dir.join("blobs/sha256").join(digest.hex())
+    }
+
+    fn record(&self, digest: &Digest) -> PathBuf {
+        self.dir
+            .join("index")
+            .join(format!("{}.json", digest.hex()))
+    }
+
+    fn read_books(&self) -> Result<(), ImageError> {
+        let mut books = self.books();
+        for (_, image) in read_all::<Image>(&self.dir.join("index"))? {
+            let whole = image
+                .diff_ids()
+                .is_ok_and(|ids| ids.iter().all(|id| self.layers.marker(id).is_some()));
+            match image.digest() {
+                Ok(digest) if whole => drop(books.enter(&digest, image)),
+                _ => tracing::warn!(image = %image.pin.digest, "image is not complete: forgotten"),
+            }
+        }
+        for (path, held) in read_all::<Use>(&self.dir.join("uses"))? {
+            if held.instance.exists() {
+                books.begin_use(held);
+            } else {
+                disk::remove_all(&path).map_err(|e| ImageError::disk("remove", &path, e))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps an image's documents and records it as held under its name.
+    pub(super) fn keep(
+        &self,
+        image: Image,
+        manifest: &[u8],
+        config: &[u8],
+    ) -> Result<Arc<Image>, ImageError> {
+        let digest = image.digest()?;
+        for bytes in [manifest, config] {
+            disk::replace(&self.tmp(), &self.blob(&Digest::of(bytes)), bytes)?;
+        }
+        let _recording = self.recording();
+        // On disk first: what is in the books may be used at once.
+        self.write_record(&digest, &image)?;
+        let changed = self.books().enter(&digest, image);
+        self.record_all(&digest, changed)
+    }
+
+    fn also_known_as(
+        &self,
+        digest: &Digest,
+        name: String,
+    ) -> Result<Option<Arc<Image>>, ImageError> {
+        let _recording = self.recording();
+        let changed = {
+            let mut books = self.books();
+            let Some(held) = books.image(digest) else {
+                return Ok(None);
+            };
+            let mut image = Image::clone(&held);
+            image.names.insert(name);
+            books.enter(digest, image)
+        };
+        self.record_all(digest, changed).map(Some)
+    }
+
+    /// Writes the records of changed images and returns the one they changed for.
+    fn record_all(
+        &self,
+        digest: &Digest,
+        changed: Vec<(Digest, Arc<Image>)>,
+    ) -> Result<Arc<Image>, ImageError> {
+        let mut wanted = None;
+        for (other, image) in changed {
+            self.write_record(&other, &image)?;
+            if other == *digest {
+                wanted = Some(image);
+            }
+        }
+        wanted.ok_or_else(|| ImageError::NotHeld {
+            digest: digest.to_string(),
+        })
+    }
+
+    fn write_record(&self, digest: &Digest, image: &Image) -> Result<(), ImageError> {
+        let bytes = serde_json::to_vec(image).map_err(|e| ImageError::malformed("record", e))?;
+        disk::replace(&self.tmp(), &self.record(digest), &bytes)
+    }
+
+    fn remove(&self, digest: &Digest) -> Result<(), ImageError> {
+        let recording = self.recording();
+        self.books().strike(digest)?;
+        let record = self.record(digest);
+        disk::remove_all(&record).map_err(|e| ImageError::disk("remove", &record, e))?;
+        let graves = self.sweep()?;
+        // The slow part, with the records open to others again.
+        drop(recording);
+        drop(graves);
+        Ok(())
+    }
+
+    /// Takes away what nothing needs. Dropping what is returned deletes it.
+    fn sweep(&self) -> Result<Vec<Scratch>, ImageError> {
+        // With the books in hand, so that nobody comes to count on a layer that is on its way out.
+        let books = self.books();
+        let needed = books.needed()?;
+        let mut graves = Vec::new();
+        for diff_id in self.layers.all()? {
+            if !needed.layers.contains(&diff_id) {
+                graves.extend(self.layers.take_away(&diff_id)?);
+            }
+        }
+        let blobs = self.dir.join("blobs/sha256");
+        if let Some(needed) = needed.blobs {
+            for name in disk::names(&blobs)?
+                .iter()
+                .filter(|name| !needed.contains(*name))
+            {
+                let path = blobs.join(name);
+                disk::remove_all(&path).map_err(|e| ImageError::disk("remove", &path, e))?;
+            }
+        }
+        drop(books);
+        Ok(graves)
+    }
+
+    /// Notes that an instance is made of an image, before its mount exists.
+    pub(super) fn begin_use(&self, instance: &Path, digest: &Digest) -> Result<(), ImageError> {
+        let held = {
+            let mut books = self.books();
+            let Some(image) = books.image(digest) else {
+                return Err(ImageError::NotHeld {
+                    digest: digest.to_string(),
+                });
+            };
+            let (instance, digest) = (instance.to_owned(), digest.to_string());
+            let held = Use {
+                instance,
+                digest,
+                layers: image.layers.clone(),
+            };
+            books.begin_use(held.clone());
+            held
+        };
+        let bytes = serde_json::to_vec(&held).map_err(|e| ImageError::malformed("use", e))?;
+        // Not synced: after a power cut there is no instance left to protect.
+        let (scratch, path) = (Scratch::reserve(&self.tmp()), self.use_file(instance));
+        std::fs::write(scratch.path(), bytes)
+            .and_then(|()| std::fs::rename(scratch.path(), &path))
+            .map_err(|e| ImageError::disk("write", &path, e))
+    }
+
+    pub(super) fn end_use(&self, instance: &Path) -> Result<(), ImageError> {
+        self.books().end_use(instance);
+        let path = self.use_file(instance);
+        disk::remove_all(&path).map_err(|e| ImageError::disk("remove", &path, e))
+    }
+
+    fn use_file(&self, instance: &Path) -> PathBuf {
+        let name = Digest::of(instance.as_os_str().as_encoded_bytes());
+        self.dir.join("uses").join(format!("{}.json", name.hex()))
+    }
+
+    /// The client for a registry. Made when first needed: a node that never speaks TLS to a
+    /// registry needs no CA certificates.
+    pub(super) fn client(
+        &self,
+        tls: bool,
+        connect: Duration,
+    ) -> Result<reqwest::Client, ImageError> {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = clients.get(&(tls, connect)) {
+            return Ok(client.clone());
+        }
+        let made = super::token::client(tls, connect);
+        let client = made.map_err(|e| {
+            let detail = super::registry::chain(&e);
+            ImageError::io("set up TLS for registries", std::io::Error::other(detail))
+        })?;
+        clients.insert((tls, connect), client.clone());
+        Ok(client)
+    }
+}
+
+/// Keeps layers from being swept while a pull or an import counts on them.
+pub(super) struct Hold {
+    inner: Arc<Inner>,
+    layers: Vec<Digest>,
+}
+
+impl Hold {
+    pub(super) fn new(store: &Store, layers: Vec<Digest>) -> Self {
+        let inner = Arc::clone(&store.inner);
+        inner.books().hold(&layers);
+        Self { inner, layers }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.inner.books().release(&self.layers);
+    }
+}
+
+fn lock(dir: &Path) -> Result<File, ImageError> {
+    let path = dir.join("lock");
+    let file = File::options().create(true).append(true).open(&path);
+    let file = file.map_err(|e| ImageError::disk("open", &path, e))?;
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
+        .map_err(|e| ImageError::disk("lock (another process has it)", &path, e))?;
+    Ok(file)
+}
+
+/// Every JSON file of a folder. One that cannot be read is told and left out: it describes
+/// something that can be had again.
+fn read_all<T: serde::de::DeserializeOwned>(dir: &Path) -> Result<Vec<(PathBuf, T)>, ImageError> {
+    let mut found = Vec::new();
+    for name in disk::names(dir)? {
+        let path = dir.join(name);
+        let bytes = std::fs::read(&path).map_err(|e| ImageError::disk("read", &path, e))?;
+        match serde_json::from_slice(&bytes) {
+            Ok(value) => found.push((path, value)),
+            Err(e) => tracing::warn!(path = %path.display(), error = %e, "unreadable: left out"),
+        }
+    }
+    Ok(found)
+}

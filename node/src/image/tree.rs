@@ -1,0 +1,430 @@
+//! A directory tree that is written from names a stranger chose, and never written outside of.
+//! Every step goes through `openat2` below the root's descriptor and follows no symbolic link, so
+//! neither `..`, nor a link made a moment ago, nor a race leads out. It also speaks overlayfs:
+//! whiteouts and opaque directories. It knows nothing of tar.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::rc::Rc;
+
+use rustix::fs::{
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
+};
+use rustix::io::Errno;
+
+/// Names longer than this are no path on Linux (its limit counts the ending NUL).
+const MAX_PATH: usize = 4095;
+const OPAQUE: &str = "trusted.overlay.opaque";
+/// Directories nobody described get the mode every unpacker gives them.
+const IMPLIED: Mode = Mode::from_raw_mode(0o755);
+
+/// Without `NOFOLLOW`: the confined walk refuses links by itself, and says so (`ELOOP`).
+const WALK: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::CLOEXEC);
+const CONFINED: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_MAGICLINKS)
+    .union(ResolveFlags::NO_XDEV);
+
+/// Why something was not written.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// The name or the entry is at fault.
+    Refused(String),
+    /// The disk is.
+    Disk(io::Error),
+}
+
+impl From<Errno> for Fault {
+    fn from(errno: Errno) -> Self {
+        let reason = match errno {
+            Errno::LOOP => "it leads through a symbolic link",
+            Errno::NOTDIR => "it lies below something that is no directory",
+            Errno::XDEV => "it leads out of the layer",
+            Errno::NAMETOOLONG => "its name is too long",
+            other => return Self::Disk(other.into()),
+        };
+        Self::Refused(reason.to_owned())
+    }
+}
+
+fn refused<T>(reason: &str) -> Result<T, Fault> {
+    Err(Fault::Refused(reason.to_owned()))
+}
+
+/// A checked, relative name: no empty, `.` or `..` part, no NUL. Empty is the root itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Inside {
+    bytes: Vec<u8>,
+    /// Where the last part begins.
+    name_at: usize,
+}
+
+impl Inside {
+    /// Checks `raw`; `./a//b/` is the same as `a/b`.
+    pub(super) fn new(raw: &[u8], max_depth: usize) -> Result<Self, Fault> {
+        if raw.first() == Some(&b'/') {
+            return refused("its name is absolute");
+        }
+        if raw.contains(&0) {
+            return refused("its name holds a NUL");
+        }
+        let parts = raw
+            .split(|b| *b == b'/')
+            .filter(|p| !p.is_empty() && *p != b".");
+        let mut inside = Self {
+            bytes: Vec::with_capacity(raw.len()),
+            name_at: 0,
+        };
+        for (depth, part) in parts.enumerate() {
+            if part == b".." {
+                return refused("its name holds `..`");
+            }
+            if depth >= max_depth {
+                return refused("it lies too deep");
+            }
+            if depth > 0 {
+                inside.bytes.push(b'/');
+            }
+            inside.name_at = inside.bytes.len();
+            inside.bytes.extend_from_slice(part);
+        }
+        if inside.bytes.len() > MAX_PATH {
+            return refused("its name is too long");
+        }
+        Ok(inside)
+    }
+
+    pub(super) fn is_root(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    pub(super) fn name(&self) -> &[u8] {
+        &self.bytes[self.name_at..]
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The directory it lies in; empty is the root.
+    pub(super) fn parent(&self) -> &[u8] {
+        &self.bytes[..self.name_at.saturating_sub(1)]
+    }
+
+    /// Another name in the same directory. `name` must be a single part.
+    pub(super) fn sibling(&self, name: &[u8]) -> Self {
+        let mut bytes = self.bytes[..self.name_at].to_vec();
+        bytes.extend_from_slice(name);
+        Self {
+            bytes,
+            name_at: self.name_at,
+        }
+    }
+}
+
+/// Owner, mode, times and extended attributes of what is written.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Meta {
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub mtime: (i64, u32),
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Meta {
+    fn times(&self) -> Timestamps {
+        let time = Timespec {
+            tv_sec: self.mtime.0,
+            tv_nsec: self.mtime.1.into(),
+        };
+        Timestamps {
+            last_access: time,
+            last_modification: time,
+        }
+    }
+
+    /// Everything but the times. The owner first: changing it clears the setuid bit.
+    fn apply(&self, fd: &OwnedFd) -> Result<(), Fault> {
+        let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
+        rustix::fs::fchown(fd, Some(uid), Some(gid))?;
+        rustix::fs::fchmod(fd, Mode::from_raw_mode(self.mode & 0o7777))?;
+        for (name, value) in &self.xattrs {
+            match rustix::fs::fsetxattr(fd, name.as_slice(), value, XattrFlags::empty()) {
+                // A file system without them, or too small for them: an image runs without.
+                Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSPC | Errno::TOOBIG | Errno::RANGE) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What stood where something new is to be written.
+enum Way {
+    Free,
+    Directory,
+    WasWhiteout,
+}
+
+/// The tree, open for writing.
+pub(super) struct Tree {
+    root: Rc<OwnedFd>,
+    /// Neighbours come one after another. Directories are never removed, so it cannot go stale.
+    last_parent: Option<(Vec<u8>, Rc<OwnedFd>)>,
+    /// Times of directories are set at the end: writing into one changes them.
+    directory_times: Vec<(Vec<u8>, Timestamps)>,
+    opaque_root: bool,
+}
+
+impl Tree {
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        let root = Rc::new(rustix::fs::openat(CWD, path, WALK, Mode::empty())?);
+        Ok(Self {
+            root,
+            last_parent: None,
+            directory_times: Vec::new(),
+            opaque_root: false,
+        })
+    }
+
+    /// Makes a directory, or describes one that is already there.
+    pub(super) fn directory(&mut self, path: &Inside, meta: &Meta) -> Result<(), Fault> {
+        let fd = if path.is_root() {
+            Rc::clone(&self.root)
+        } else {
+            let parent = self.parent_of(path)?;
+            make_directory(&parent, path.name())?
+        };
+        meta.apply(&fd)?;
+        self.directory_times
+            .push((path.bytes().to_vec(), meta.times()));
+        Ok(())
+    }
+
+    /// Makes a new regular file, empty; whatever non-directory had the name is gone from it.
+    pub(super) fn file(&mut self, path: &Inside) -> Result<OwnedFd, Fault> {
+        let parent = self.parent_of(path)?;
+        clear(&parent, path.name(), false)?;
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(0o600);
+        Ok(rustix::fs::openat(&*parent, path.name(), flags, mode)?)
+    }
+
+    /// Describes a file whose content is written.
+    pub(super) fn finish_file(fd: &OwnedFd, meta: &Meta) -> Result<(), Fault> {
+        meta.apply(fd)?;
+        Ok(rustix::fs::futimens(fd, &meta.times())?)
+    }
+
+    /// Makes a symbolic link. Its target is for the container to follow, never for us.
+    pub(super) fn symlink(
+        &mut self,
+        path: &Inside,
+        target: &[u8],
+        meta: &Meta,
+    ) -> Result<(), Fault> {
+        if target.is_empty() || target.contains(&0) || target.len() > MAX_PATH {
+            return refused("its target is no path");
+        }
+        let parent = self.parent_of(path)?;
+        clear(&parent, path.name(), false)?;
+        rustix::fs::symlinkat(target, &*parent, path.name())?;
+        let (uid, gid) = (Uid::from_raw(meta.uid), Gid::from_raw(meta.gid));
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        rustix::fs::chownat(&*parent, path.name(), Some(uid), Some(gid), flags)?;
+        Ok(rustix::fs::utimensat(
+            &*parent,
+            path.name(),
+            &meta.times(),
+            flags,
+        )?)
+    }
+
+    /// Gives a file of this layer a second name.
+    pub(super) fn hardlink(&mut self, path: &Inside, target: &Inside) -> Result<(), Fault> {
+        if target.is_root() || target == path {
+            return refused("it is a hard link to itself or to the root");
+        }
+        let source = match self.walk(target.parent()) {
+            Err(Errno::NOENT) => return refused("it is a hard link to a file outside this layer"),
+            walked => walked?,
+        };
+        let Some(kind) = kind_of(&source, target.name())? else {
+            return refused("it is a hard link to a file outside this layer");
+        };
+        if !matches!(kind, FileType::RegularFile | FileType::Symlink) {
+            return refused("it is a hard link to something that is no file");
+        }
+        let parent = self.parent_of(path)?;
+        clear(&parent, path.name(), false)?;
+        let none = AtFlags::empty();
+        Ok(rustix::fs::linkat(
+            &*source,
+            target.name(),
+            &*parent,
+            path.name(),
+            none,
+        )?)
+    }
+
+    /// Hides the lower layers' `path`. What this layer itself has there stays visible.
+    pub(super) fn whiteout(&mut self, path: &Inside) -> Result<(), Fault> {
+        let parent = self.parent_of(path)?;
+        match kind_of(&parent, path.name())? {
+            None => {
+                let device = rustix::fs::makedev(0, 0);
+                let (kind, mode) = (FileType::CharacterDevice, Mode::empty());
+                Ok(rustix::fs::mknodat(
+                    &*parent,
+                    path.name(),
+                    kind,
+                    mode,
+                    device,
+                )?)
+            }
+            Some(FileType::Directory) => set_opaque(&*make_directory(&parent, path.name())?),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Hides everything the lower layers have in the directory `path` lies in.
+    pub(super) fn opaque(&mut self, path: &Inside) -> Result<(), Fault> {
+        if path.parent().is_empty() {
+            // Overlayfs does not look for the mark on a root: the snapshot has to.
+            self.opaque_root = true;
+            return Ok(());
+        }
+        set_opaque(&*self.parent_of(path)?)
+    }
+
+    /// Sets what could not be set before and says whether the root hides the lower layers.
+    pub(super) fn finish(mut self) -> Result<bool, Fault> {
+        for (path, times) in std::mem::take(&mut self.directory_times) {
+            let fd = self.walk(&path)?;
+            rustix::fs::futimens(&*fd, &times)?;
+        }
+        Ok(self.opaque_root)
+    }
+
+    fn parent_of(&mut self, path: &Inside) -> Result<Rc<OwnedFd>, Fault> {
+        if path.is_root() {
+            return refused("it takes the place of the root");
+        }
+        if let Some((last, fd)) = &self.last_parent
+            && last == path.parent()
+        {
+            return Ok(Rc::clone(fd));
+        }
+        let fd = match self.walk(path.parent()) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT | Errno::NOTDIR) => self.make_parents(path.parent())?,
+            Err(errno) => return Err(errno.into()),
+        };
+        self.last_parent = Some((path.parent().to_vec(), Rc::clone(&fd)));
+        Ok(fd)
+    }
+
+    /// Opens a directory below the root, following nothing.
+    fn walk(&self, path: &[u8]) -> Result<Rc<OwnedFd>, Errno> {
+        if path.is_empty() {
+            return Ok(Rc::clone(&self.root));
+        }
+        loop {
+            match rustix::fs::openat2(&*self.root, path, WALK, Mode::empty(), CONFINED) {
+                // The kernel gives up when a rename elsewhere disturbs the walk: walk again.
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                opened => return opened.map(Rc::new),
+            }
+        }
+    }
+
+    fn make_parents(&self, path: &[u8]) -> Result<Rc<OwnedFd>, Fault> {
+        let mut fd = Rc::clone(&self.root);
+        for part in path.split(|b| *b == b'/') {
+            fd = match kind_of(&fd, part)? {
+                Some(FileType::Directory) => make_directory(&fd, part)?,
+                None | Some(FileType::CharacterDevice) => {
+                    let made = make_directory(&fd, part)?;
+                    rustix::fs::fchmod(&*made, IMPLIED)?;
+                    made
+                }
+                Some(FileType::Symlink) => return Err(Errno::LOOP.into()),
+                Some(_) => return Err(Errno::NOTDIR.into()),
+            };
+        }
+        Ok(fd)
+    }
+}
+
+/// Opens `name` in `parent` as a directory, making it when it is not there. One that takes the
+/// place of a whiteout of this layer is opaque: the lower layers' directory stays hidden.
+fn make_directory(parent: &OwnedFd, name: &[u8]) -> Result<Rc<OwnedFd>, Fault> {
+    let way = clear(parent, name, true)?;
+    if !matches!(way, Way::Directory) {
+        rustix::fs::mkdirat(parent, name, IMPLIED)?;
+    }
+    let fd = rustix::fs::openat2(parent, name, WALK, Mode::empty(), CONFINED)?;
+    if matches!(way, Way::WasWhiteout) {
+        set_opaque(&fd)?;
+    }
+    Ok(Rc::new(fd))
+}
+
+/// Makes way for `name`. A directory is only ever kept: turning one into something else within a
+/// layer is how links get planted in paths.
+fn clear(parent: &OwnedFd, name: &[u8], for_directory: bool) -> Result<Way, Fault> {
+    let way = match kind_of(parent, name)? {
+        None => return Ok(Way::Free),
+        Some(FileType::Directory) if for_directory => return Ok(Way::Directory),
+        Some(FileType::Directory) => return refused("it replaces a directory of its own layer"),
+        // The only devices in a tree are the whiteouts we made.
+        Some(FileType::CharacterDevice) => Way::WasWhiteout,
+        Some(_) => Way::Free,
+    };
+    rustix::fs::unlinkat(parent, name, AtFlags::empty())?;
+    Ok(way)
+}
+
+fn kind_of(parent: &OwnedFd, name: &[u8]) -> Result<Option<FileType>, Fault> {
+    match rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(FileType::from_raw_mode(stat.st_mode))),
+        Err(Errno::NOENT) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+fn set_opaque(fd: &OwnedFd) -> Result<(), Fault> {
+    Ok(rustix::fs::fsetxattr(
+        fd,
+        OPAQUE,
+        b"y",
+        XattrFlags::empty(),
+    )?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_normalised_or_refused() {
+        let inside = |raw: &str| Inside::new(raw.as_bytes(), 4).map(|i| i.bytes);
+        for (raw, expected) in [("./a//b/", "a/b"), (".", ""), ("", ""), ("a/./b", "a/b")] {
+            assert_eq!(inside(raw).expect(raw), expected.as_bytes());
+        }
+        for raw in ["/a", "..", "a/../b", "a/..", "a\0", "a/b/c/d/e"] {
+            assert!(matches!(inside(raw), Err(Fault::Refused(_))), "{raw}");
+        }
+        let long = vec![b'a'; MAX_PATH + 1];
+        assert!(matches!(Inside::new(&long, 4), Err(Fault::Refused(_))));
+        let path = Inside::new(b"a/b/c", 4).expect("valid");
+        assert_eq!((path.parent(), path.name()), (&b"a/b"[..], &b"c"[..]));
+        assert_eq!(path.sibling(b"d").bytes(), b"a/b/d");
+        assert_eq!(Inside::new(b"c", 4).expect("valid").parent(), b"");
+    }
+}

@@ -1,0 +1,340 @@
+//! One layer's tar, entry by entry, into a [`Tree`]. Decides what an entry may be; where it may go
+//! is the tree's. Whiteouts of the image specification become overlayfs's. Blocking.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use tar::{Archive, Entry, EntryType};
+
+use super::budget::Budget;
+use super::error::ImageError;
+use super::pax::Pax;
+use super::tree::{Fault, Inside, Meta, Tree};
+
+/// Extended headers hold names, times and small attributes.
+const MAX_EXTENSION: u64 = 1024 * 1024;
+const MAX_XATTR: usize = 64 * 1024;
+const COPY_BUFFER: usize = 128 * 1024;
+const WHITEOUT: &[u8] = b".wh.";
+const OPAQUE: &[u8] = b".wh..wh..opq";
+/// The old AUFS driver's own marks, which some images still carry.
+const AUFS: &[u8] = b".wh..wh.";
+
+/// What came out of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Unpacked {
+    pub entries: u64,
+    /// Nothing of the layers below shows.
+    pub opaque_root: bool,
+}
+
+/// Why a layer was not unpacked, before it is known under which name to tell it.
+#[derive(Debug)]
+pub(super) enum Stop {
+    Refused {
+        entry: String,
+        reason: String,
+    },
+    Disk {
+        entry: String,
+        source: io::Error,
+    },
+    /// The stream itself: cut off, damaged, or over a limit.
+    Stream(io::Error),
+    Limit(ImageError),
+}
+
+/// Unpacks the tar in `reader` below `into`, an empty directory. Reads to the end of the archive,
+/// not of the reader.
+pub(super) fn unpack(reader: impl Read, into: &Path, budget: &Budget) -> Result<Unpacked, Stop> {
+    let disk = |source| Stop::Disk {
+        entry: into.display().to_string(),
+        source,
+    };
+    let mut unpacking = Unpacking {
+        tree: Tree::open(into).map_err(disk)?,
+        budget,
+        buffer: vec![0; COPY_BUFFER],
+        pending: Pending::default(),
+        entries: 0,
+    };
+    let mut archive = Archive::new(reader);
+    // Raw: the crate would read extended headers of any size into memory.
+    for entry in archive.entries().map_err(Stop::Stream)?.raw(true) {
+        unpacking.entry(&mut entry.map_err(Stop::Stream)?)?;
+    }
+    if !unpacking.pending.is_empty() {
+        return Err(refuse(b"", "the archive ends after an extended header"));
+    }
+    let opaque_root = unpacking.tree.finish().map_err(|fault| stop(b".", fault))?;
+    Ok(Unpacked {
+        entries: unpacking.entries,
+        opaque_root,
+    })
+}
+
+/// What the headers before an entry say about it.
+#[derive(Default)]
+struct Pending {
+    name: Option<Vec<u8>>,
+    link: Option<Vec<u8>>,
+    pax: Option<Pax>,
+}
+
+impl Pending {
+    fn is_empty(&self) -> bool {
+        self.name.is_none() && self.link.is_none() && self.pax.is_none()
+    }
+}
+
+struct Unpacking<'a> {
+    tree: Tree,
+    budget: &'a Budget,
+    buffer: Vec<u8>,
+    pending: Pending,
+    entries: u64,
+}
+
+impl Unpacking<'_> {
+    fn entry<R: Read>(&mut self, entry: &mut Entry<'_, R>) -> Result<(), Stop> {
+        match entry.header().entry_type() {
+            EntryType::GNULongName => {
+                let text = until_nul(extension(entry)?);
+                once(&mut self.pending.name, text)
+            }
+            EntryType::GNULongLink => {
+                let text = until_nul(extension(entry)?);
+                once(&mut self.pending.link, text)
+            }
+            EntryType::XHeader => {
+                let pax = Pax::parse(&extension(entry)?).map_err(|e| refuse(b"", e))?;
+                once(&mut self.pending.pax, pax)
+            }
+            EntryType::XGlobalHeader => {
+                let pax = Pax::parse(&extension(entry)?).map_err(|e| refuse(b"", e))?;
+                // Tools disagree on what a global name or size means.
+                if pax.is_idle() {
+                    Ok(())
+                } else {
+                    Err(refuse(b"", "a global header sets fields"))
+                }
+            }
+            kind => self.described(entry, kind),
+        }
+    }
+
+    /// An entry proper: names it, checks what every kind has in common, and writes it.
+    fn described<R: Read>(
+        &mut self,
+        entry: &mut Entry<'_, R>,
+        kind: EntryType,
+    ) -> Result<(), Stop> {
+        let Pending { name, link, pax } = std::mem::take(&mut self.pending);
+        let pax = pax.unwrap_or_default();
+        let raw = match (&pax.path, name) {
+            (Some(_), Some(name)) => return Err(refuse(&name, "it is named twice")),
+            (Some(path), None) => path.clone(),
+            (None, Some(name)) => name,
+            (None, None) => entry.header().path_bytes().into_owned(),
+        };
+        self.entries += 1;
+        self.budget.entry(raw.len()).map_err(Stop::Limit)?;
+        if pax.size.is_some_and(|size| size != entry.size()) {
+            return Err(refuse(&raw, "its two headers disagree on its size"));
+        }
+        let target = pax.linkpath.clone().or(link).or_else(|| link_name(entry));
+        let at = |fault| stop(&raw, fault);
+        let path = Inside::new(&raw, self.budget.limits().depth).map_err(at)?;
+        // Before POSIX a directory was a file whose name ends in a slash.
+        let kind = match kind {
+            EntryType::Regular | EntryType::Continuous if raw.ends_with(b"/") => {
+                EntryType::Directory
+            }
+            kind => kind,
+        };
+        let meta = meta(entry, pax).map_err(|reason| refuse(&raw, reason))?;
+        self.write(entry, kind, &path, target.as_deref(), &meta)
+            .map_err(|e| match e {
+                Wrong::Fault(fault) => stop(&raw, fault),
+                Wrong::Stream(e) => Stop::Stream(e),
+            })
+    }
+
+    fn write<R: Read>(
+        &mut self,
+        entry: &mut Entry<'_, R>,
+        kind: EntryType,
+        path: &Inside,
+        target: Option<&[u8]>,
+        meta: &Meta,
+    ) -> Result<(), Wrong> {
+        let is_file = matches!(kind, EntryType::Regular | EntryType::Continuous);
+        if !is_file && entry.size() > 0 {
+            return Err(refused("it has content but is no file"));
+        }
+        if path
+            .parent()
+            .split(|b| *b == b'/')
+            .any(|part| part.starts_with(WHITEOUT))
+        {
+            return Err(refused("it lies below a whiteout"));
+        }
+        if path.name().starts_with(WHITEOUT) {
+            return Ok(self.whiteout(path)?);
+        }
+        match (kind, target) {
+            (EntryType::Regular | EntryType::Continuous, _) => {
+                let fd = self.tree.file(path)?;
+                let fd = self.copy(entry, fd)?;
+                Ok(Tree::finish_file(&fd, meta)?)
+            }
+            (EntryType::Directory, _) => Ok(self.tree.directory(path, meta)?),
+            (EntryType::Symlink, Some(to)) => Ok(self.tree.symlink(path, to, meta)?),
+            (EntryType::Link, Some(to)) => {
+                let to = Inside::new(to, self.budget.limits().depth)?;
+                Ok(self.tree.hardlink(path, &to)?)
+            }
+            (EntryType::Symlink | EntryType::Link, None) => Err(refused("it is a link to nothing")),
+            (EntryType::Char | EntryType::Block, _) => Err(refused("it is a device")),
+            (EntryType::Fifo, _) => Err(refused("it is a named pipe")),
+            (EntryType::GNUSparse, _) => Err(refused("sparse files are not supported")),
+            _ => Err(refused("it is of an unknown kind")),
+        }
+    }
+
+    fn whiteout(&mut self, path: &Inside) -> Result<(), Fault> {
+        if path.name() == OPAQUE {
+            return self.tree.opaque(path);
+        }
+        if path.name().starts_with(AUFS) {
+            return Ok(());
+        }
+        match &path.name()[WHITEOUT.len()..] {
+            b"" | b"." | b".." => Err(Fault::Refused("it is a whiteout of no name".to_owned())),
+            hidden => self.tree.whiteout(&path.sibling(hidden)),
+        }
+    }
+
+    fn copy<R: Read>(&mut self, entry: &mut Entry<'_, R>, fd: OwnedFd) -> Result<OwnedFd, Wrong> {
+        let mut file = File::from(fd);
+        let mut left = entry.size();
+        while left > 0 {
+            let n = match entry.read(&mut self.buffer) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                read => read.map_err(Wrong::Stream)?,
+            };
+            if n == 0 {
+                return Err(Wrong::Stream(io::ErrorKind::UnexpectedEof.into()));
+            }
+            file.write_all(&self.buffer[..n]).map_err(Fault::Disk)?;
+            left = left.saturating_sub(n as u64);
+        }
+        Ok(file.into())
+    }
+}
+
+enum Wrong {
+    Fault(Fault),
+    Stream(io::Error),
+}
+
+impl From<Fault> for Wrong {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+fn refused(reason: &str) -> Wrong {
+    Wrong::Fault(Fault::Refused(reason.to_owned()))
+}
+
+fn refuse(entry: &[u8], reason: &str) -> Stop {
+    stop(entry, Fault::Refused(reason.to_owned()))
+}
+
+fn stop(entry: &[u8], fault: Fault) -> Stop {
+    // Shown to people: no control characters, and not four kilobytes of it.
+    let entry: String = String::from_utf8_lossy(entry)
+        .escape_debug()
+        .take(200)
+        .collect();
+    match fault {
+        Fault::Refused(reason) => Stop::Refused { entry, reason },
+        Fault::Disk(source) => Stop::Disk { entry, source },
+    }
+}
+
+fn once<T>(slot: &mut Option<T>, value: T) -> Result<(), Stop> {
+    match slot.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(refuse(b"", "an extended header comes twice")),
+    }
+}
+
+/// An extended header's content, bounded.
+fn extension<R: Read>(entry: &mut Entry<'_, R>) -> Result<Vec<u8>, Stop> {
+    if entry.size() > MAX_EXTENSION {
+        return Err(refuse(b"", "an extended header is too large"));
+    }
+    let mut bytes = Vec::new();
+    entry.read_to_end(&mut bytes).map_err(Stop::Stream)?;
+    if bytes.len() as u64 != entry.size() {
+        return Err(Stop::Stream(io::ErrorKind::UnexpectedEof.into()));
+    }
+    Ok(bytes)
+}
+
+fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
+    if let Some(end) = bytes.iter().position(|b| *b == 0) {
+        bytes.truncate(end);
+    }
+    bytes
+}
+
+fn link_name<R: Read>(entry: &Entry<'_, R>) -> Option<Vec<u8>> {
+    entry
+        .header()
+        .link_name_bytes()
+        .map(std::borrow::Cow::into_owned)
+}
+
+/// Owner, mode, time and the extended attributes an image may set: the `user.` ones. Capabilities
+/// of files, ACLs and overlayfs's own marks are not an image's to give.
+fn meta<R: Read>(entry: &Entry<'_, R>, pax: Pax) -> Result<Meta, &'static str> {
+    const FIELD: &str = "its header is malformed";
+    let header = entry.header();
+    let id = |given: Option<u64>, field: io::Result<u64>| {
+        let id = match given {
+            Some(id) => id,
+            None => field.map_err(|_| FIELD)?,
+        };
+        u32::try_from(id)
+            .ok()
+            .filter(|id| *id != u32::MAX)
+            .ok_or("its owner is out of range")
+    };
+    let mtime = match pax.mtime {
+        Some(time) => time,
+        None => (
+            i64::try_from(header.mtime().map_err(|_| FIELD)?).map_err(|_| FIELD)?,
+            0,
+        ),
+    };
+    let mut xattrs = pax.xattrs;
+    xattrs.retain(|(name, value)| {
+        name.starts_with(b"user.")
+            && !name.starts_with(b"user.overlay.")
+            && name.len() < 256
+            && !name.contains(&0)
+            && value.len() <= MAX_XATTR
+    });
+    Ok(Meta {
+        mode: header.mode().map_err(|_| FIELD)?,
+        uid: id(pax.uid, header.uid())?,
+        gid: id(pax.gid, header.gid())?,
+        mtime,
+        xattrs,
+    })
+}

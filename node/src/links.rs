@@ -1,0 +1,136 @@
+//! How rooms that only know a trait reach other nodes: each trait over the mesh, in a few lines.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use netfabric::gossip::Trust;
+use netfabric::ingress::{PeerDoor, PeerLink, Stream};
+use netfabric::transport::{Admit, Handler, Kind, Mesh, MeshStream, TransportError};
+use scheduler::fleet::Fleet;
+use scheduler::model::{NodeId, Role};
+use scheduler::registry::State;
+use tokio::sync::watch;
+
+use crate::consensus::{Carrier, CarrierError, FeedSource, FeedStream, Registry};
+
+/// Whom the mesh admits and whose records count: nodes of the registry that are not revoked.
+pub struct Enrolled(pub watch::Receiver<Arc<State>>);
+
+impl Admit for Enrolled {
+    fn admits(&self, node: NodeId) -> bool {
+        // A certificate of this cluster's CA vouches for a node this registry has not heard of
+        // yet: it lags behind when a node has just joined.
+        self.0.borrow().nodes.get(&node).is_none_or(|n| !n.revoked)
+    }
+}
+
+impl Trust for Enrolled {
+    fn public_key(&self, node: NodeId) -> Option<[u8; 32]> {
+        let state = self.0.borrow();
+        let identity = state.nodes.get(&node).filter(|n| !n.revoked)?;
+        identity.public_key.as_slice().try_into().ok()
+    }
+}
+
+/// Consensus' messages.
+pub struct RaftLink(pub Mesh);
+
+#[async_trait]
+impl Carrier for RaftLink {
+    async fn call(
+        &self,
+        to: NodeId,
+        request: Vec<u8>,
+        deadline: Duration,
+    ) -> Result<Vec<u8>, CarrierError> {
+        self.0
+            .call(to, Kind::Raft, &request, deadline)
+            .await
+            .map_err(carried)
+    }
+}
+
+/// Whether a failed call may have been acted on.
+fn carried(error: TransportError) -> CarrierError {
+    match error {
+        TransportError::UnknownAddress(_)
+        | TransportError::Dial { .. }
+        | TransportError::Unreachable { .. }
+        | TransportError::Connect { .. }
+        | TransportError::NotAdmitted { .. }
+        | TransportError::WrongPeer { .. }
+        | TransportError::Busy
+        | TransportError::Closed => CarrierError::Unreachable(io::Error::other(error)),
+        lost => CarrierError::Lost(io::Error::other(lost)),
+    }
+}
+
+/// Where a follower gets its feed: nodes near first, voters before others at the same distance.
+pub struct FeedLink {
+    pub mesh: Mesh,
+    pub fleet: watch::Receiver<Arc<Fleet>>,
+    pub registry: watch::Receiver<Arc<State>>,
+}
+
+#[async_trait]
+impl FeedSource for FeedLink {
+    fn pick(&self) -> Vec<NodeId> {
+        let (fleet, state) = (self.fleet.borrow().clone(), self.registry.borrow().clone());
+        let mut nodes: Vec<_> = state.nodes.values().filter(|n| !n.revoked).collect();
+        nodes.sort_by_key(|n| {
+            let member = fleet.members.get(&n.id);
+            let alive = member.is_some_and(|m| m.alive);
+            let rtt = member.and_then(|m| m.rtt_micros).unwrap_or(u32::MAX);
+            (!alive, n.role != Role::Voter, rtt, n.id)
+        });
+        nodes.into_iter().map(|n| n.id).collect()
+    }
+
+    async fn open(
+        &self,
+        node: NodeId,
+        deadline: Duration,
+    ) -> Result<Box<dyn FeedStream>, CarrierError> {
+        let stream = self
+            .mesh
+            .open(node, Kind::Feed, deadline)
+            .await
+            .map_err(carried)?;
+        Ok(Box::new(stream))
+    }
+}
+
+/// The front door's streams to other nodes' doors.
+pub struct DoorLink(pub Mesh);
+
+#[async_trait]
+impl PeerLink for DoorLink {
+    async fn open(&self, node: NodeId, deadline: Duration) -> io::Result<Box<dyn Stream>> {
+        match self.0.open(node, Kind::Proxy, deadline).await {
+            Ok(stream) => Ok(Box::new(stream)),
+            Err(error) => Err(io::Error::other(error)),
+        }
+    }
+}
+
+/// Serves feeds of the registry.
+pub struct FeedServer(pub Registry);
+
+#[async_trait]
+impl Handler for FeedServer {
+    async fn handle(&self, from: NodeId, stream: MeshStream) {
+        self.0.serve_feed(from, stream).await;
+    }
+}
+
+/// Serves other doors' requests.
+pub struct ProxyServer(pub PeerDoor);
+
+#[async_trait]
+impl Handler for ProxyServer {
+    async fn handle(&self, _from: NodeId, stream: MeshStream) {
+        self.0.serve(stream).await;
+    }
+}

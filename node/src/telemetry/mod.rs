@@ -1,0 +1,30 @@
+//! Logging: one line per event on stderr, with the field names `house` words give them.
+
+use tracing_subscriber::EnvFilter;
+
+/// Installs the subscriber. `SELVEDGE_LOG` wins over the configured filter; a filter that does not
+/// parse falls back to `info` and says so.
+pub fn init(configured: &str) {
+    let wanted = std::env::var("SELVEDGE_LOG").unwrap_or_else(|_| configured.to_owned());
+    let (filter, complaint) = match EnvFilter::try_new(&wanted) {
+        Ok(filter) => (filter, None),
+        Err(error) => (EnvFilter::new("info"), Some(error)),
+    };
+    let quiet = [
+        "chitchat=warn",
+        "openraft=error",
+        "quinn=warn",
+        "hickory_server=warn",
+    ];
+    let filter = quiet
+        .iter()
+        .filter_map(|directive| directive.parse().ok())
+        .fold(filter, EnvFilter::add_directive);
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    if let Some(error) = complaint {
+        tracing::warn!(%error, filter = wanted, "the log filter does not parse; using info");
+    }
+}

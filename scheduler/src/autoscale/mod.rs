@@ -1,0 +1,276 @@
+//! How many instances a revision should have: Knative's pod autoscaler (KPA) on concurrency, in
+//! whole numbers. It owns the arithmetic of windows, panic and zero; it neither gathers the
+//! samples nor starts or stops anything.
+
+mod window;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::fmt;
+
+use crate::model::{Now, Scale};
+use window::Window;
+
+/// Growth of one decision, as a multiple of what is ready.
+const MAX_SCALE_UP_RATE: u64 = 1000;
+/// Shrinking of one decision: to no less than what is ready divided by this.
+const MAX_SCALE_DOWN_RATE: u64 = 2;
+/// The panic window as a share of the stable one.
+const PANIC_WINDOW_PERCENT: u32 = 10;
+/// Panic begins when the panic window asks for this share of what is ready.
+const PANIC_THRESHOLD_PERCENT: u64 = 200;
+/// The least target: 0.01 requests at once.
+const MIN_TARGET_MILLI: u64 = 10;
+/// Instances of a revision where its service sets no bound of its own.
+pub const MAX_INSTANCES: u32 = 1000;
+/// Decisions remembered for the scale-down delay; at one a second, its longest hour.
+const MAX_DELAYED: usize = 3600;
+
+/// What a revision's instances are aimed at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Aim {
+    /// Requests at once per instance, times 1000: the target times the utilization.
+    pub target_milli: u64,
+    pub stable_seconds: u32,
+    /// Shrinking waits until no decision of this long a time wanted more; 0 waits for none.
+    pub scale_down_delay_seconds: u32,
+    /// The least number to rise to from zero; 1 asks for nothing special.
+    pub activation: u32,
+}
+
+impl Aim {
+    /// The aim of a service's scale for instances with that hard limit.
+    #[must_use]
+    pub fn of(scale: &Scale, container_concurrency: u32) -> Self {
+        let total = u64::from(scale.total_concurrency(container_concurrency));
+        let percent = u64::from(scale.utilization_percent);
+        Self {
+            // Thousandths times percent is a hundred thousandths: divided by 100 again.
+            target_milli: (total * 1000 * percent / 100).max(MIN_TARGET_MILLI),
+            stable_seconds: scale.window_seconds.max(1),
+            scale_down_delay_seconds: 0,
+            activation: 1,
+        }
+    }
+
+    fn panic_seconds(&self) -> u32 {
+        (self.stable_seconds * PANIC_WINDOW_PERCENT / 100).max(1)
+    }
+}
+
+/// Bounds of the number of instances, applied last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    pub min: u32,
+    pub max: u32,
+}
+
+impl Bounds {
+    #[must_use]
+    pub fn of(scale: &Scale) -> Self {
+        let max = if scale.max == 0 {
+            MAX_INSTANCES
+        } else {
+            scale.max
+        };
+        Self {
+            min: scale.min.min(max),
+            max,
+        }
+    }
+}
+
+/// How many instances are wanted, and why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Decision {
+    pub wanted: u32,
+    pub panic: bool,
+    pub reason: Reason,
+}
+
+/// What settled a decision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// Nothing was observed for a whole window: the scale is kept.
+    NoData,
+    /// The stable window asks for it.
+    Stable,
+    /// A burst: the number only grows until the burst is a stable window past.
+    Panic,
+    /// More was wanted within the scale-down delay.
+    Delay,
+    /// Nothing is asked of it, but not for long enough yet to go to zero.
+    Idle,
+    /// Nothing was asked of it for the whole window.
+    Zero,
+    Min,
+    Max,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::NoData => "no measurements",
+            Self::Stable => "average concurrency",
+            Self::Panic => "a burst of requests",
+            Self::Delay => "scale-down delay",
+            Self::Idle => "idle, but not for long enough",
+            Self::Zero => "idle for the whole window",
+            Self::Min => "the service's minimum",
+            Self::Max => "the service's maximum",
+        })
+    }
+}
+
+/// The autoscaler of one revision.
+#[derive(Debug, Clone)]
+pub struct Autoscaler {
+    aim: Aim,
+    samples: Window,
+    ready: u32,
+    /// When the present panic was last confirmed.
+    panic_since: Option<Now>,
+    max_panic: u64,
+    /// When it last had requests, or was first seen with instances: zero is counted from here.
+    busy: Option<Now>,
+    delayed: VecDeque<(Now, u64)>,
+}
+
+impl Autoscaler {
+    /// Begins with `ready` instances there. More than one begins in panic: whoever takes over
+    /// must not shrink what it has not measured yet.
+    #[must_use]
+    pub fn new(aim: Aim, now: Now, ready: u32) -> Self {
+        let panicking = ready > 1;
+        Self {
+            aim,
+            samples: Window::new(aim.stable_seconds),
+            ready,
+            panic_since: panicking.then_some(now),
+            max_panic: if panicking { ready.into() } else { 0 },
+            busy: (ready > 0).then_some(now),
+            delayed: VecDeque::new(),
+        }
+    }
+
+    /// Follows a change of the service's scale without forgetting what was measured.
+    pub fn set_aim(&mut self, aim: Aim) {
+        if aim.stable_seconds != self.aim.stable_seconds {
+            self.samples.resize(aim.stable_seconds);
+        }
+        self.aim = aim;
+    }
+
+    /// One sample: requests in all instances and waiting for one, times 1000, and how many
+    /// instances are ready.
+    pub fn observe(&mut self, now: Now, concurrency_milli: u64, ready: u32) {
+        self.samples.record(now, concurrency_milli);
+        let woke = self.ready == 0 && ready > 0;
+        if concurrency_milli > 0 || woke || self.busy.is_none() {
+            self.busy = Some(now);
+        }
+        self.ready = ready;
+    }
+
+    /// How many instances there should be.
+    pub fn decide(&mut self, now: Now, bounds: &Bounds) -> Decision {
+        let stable = self.samples.average(now, self.aim.stable_seconds);
+        let panic = self.samples.average(now, self.aim.panic_seconds());
+        let Some(stable) = stable else {
+            return bounded(u64::from(self.ready), false, Reason::NoData, *bounds);
+        };
+        let stable = stable.in_shares_of(self.aim.target_milli);
+        // The panic window may be empty where the stable one is not: measurements stopped a
+        // moment ago. That is no burst.
+        let burst = panic.map_or(0, |p| p.in_shares_of(self.aim.target_milli));
+
+        let ready = u64::from(self.ready.max(1));
+        let most = ready * MAX_SCALE_UP_RATE;
+        let least = ready / MAX_SCALE_DOWN_RATE;
+        let mut desired = self.activated(stable, stable.clamp(least, most));
+        let mut reason = Reason::Stable;
+
+        self.judge_panic(now, burst * 100 >= ready * PANIC_THRESHOLD_PERCENT);
+        if self.panic_since.is_some() {
+            let burst = self.activated(burst, burst.clamp(least, most));
+            self.max_panic = self.max_panic.max(desired).max(burst);
+            desired = self.max_panic;
+            reason = Reason::Panic;
+        }
+        let delayed = self.delay(now, desired);
+        if delayed > desired {
+            (desired, reason) = (delayed, Reason::Delay);
+        }
+        if desired == 0 {
+            (desired, reason) = self.idle(now);
+        }
+        bounded(desired, self.panic_since.is_some(), reason, *bounds)
+    }
+
+    fn activated(&self, asked: u64, scale: u64) -> u64 {
+        if asked > 0 {
+            scale.max(u64::from(self.aim.activation))
+        } else {
+            scale
+        }
+    }
+
+    fn judge_panic(&mut self, now: Now, over: bool) {
+        let calm = |since: Now| now.since(since) > u64::from(self.aim.stable_seconds) * 1000;
+        if over {
+            self.panic_since = Some(now);
+        } else if self.panic_since.is_some_and(calm) {
+            self.panic_since = None;
+            self.max_panic = 0;
+        }
+    }
+
+    /// The most that was desired within the scale-down delay.
+    fn delay(&mut self, now: Now, desired: u64) -> u64 {
+        let delay = u64::from(self.aim.scale_down_delay_seconds) * 1000;
+        if delay == 0 {
+            self.delayed.clear();
+            return desired;
+        }
+        // Only a falling sequence can matter: what is no more than a later one never is the most.
+        while self.delayed.back().is_some_and(|(_, d)| *d <= desired) {
+            self.delayed.pop_back();
+        }
+        self.delayed.push_back((now, desired));
+        let late = |(at, _): &(Now, u64)| now.since(*at) > delay;
+        while self.delayed.front().is_some_and(late) || self.delayed.len() > MAX_DELAYED {
+            self.delayed.pop_front();
+        }
+        self.delayed.front().map_or(desired, |(_, d)| *d)
+    }
+
+    /// Zero only once nothing was asked for a whole window: an instance that just came up has
+    /// measured nothing either.
+    fn idle(&self, now: Now) -> (u64, Reason) {
+        let window = u64::from(self.aim.stable_seconds) * 1000;
+        let long = self.busy.is_none_or(|busy| now.since(busy) >= window);
+        if self.ready == 0 || long {
+            (0, Reason::Zero)
+        } else {
+            (1, Reason::Idle)
+        }
+    }
+}
+
+fn bounded(desired: u64, panic: bool, reason: Reason, bounds: Bounds) -> Decision {
+    let (min, max) = (u64::from(bounds.min), u64::from(bounds.max));
+    let (wanted, reason) = if desired > max {
+        (max, Reason::Max)
+    } else if desired < min {
+        (min, Reason::Min)
+    } else {
+        (desired, reason)
+    };
+    Decision {
+        wanted: u32::try_from(wanted).unwrap_or(u32::MAX),
+        panic,
+        reason,
+    }
+}

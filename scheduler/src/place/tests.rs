@@ -1,0 +1,302 @@
+//! Fleets, asks and the rankings that come of them.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::model::{
+    Container, ImagePin, InstanceId, InstanceReport, Name, RevisionKey, RevisionState, ServiceKey,
+    UnixMs,
+};
+
+const DIGEST: &str = "sha256:aa";
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+fn revision() -> Revision {
+    let service = ServiceKey {
+        namespace: Name::default_namespace(),
+        name: name("web"),
+    };
+    Revision {
+        key: RevisionKey::of(&service, 1).unwrap(),
+        service,
+        generation: 1,
+        created: UnixMs(0),
+        spec: RevisionSpec {
+            containers: vec![Container::default()],
+            ..RevisionSpec::default()
+        },
+        image: ImagePin {
+            reference: "r/web:1".to_owned(),
+            digest: DIGEST.to_owned(),
+        },
+        state: RevisionState::Pending,
+    }
+}
+
+fn member(id: u64, region: &str, rtt_micros: Option<u32>) -> Member {
+    let capacity = Resources {
+        cpu_millis: 2000,
+        memory_bytes: 2 << 30,
+        instances: 100,
+    };
+    Member {
+        record: NodeRecord {
+            node: NodeId(id),
+            name: name(&format!("node-{id}")),
+            region: name(region),
+            zone: name(&format!("{region}-a")),
+            labels: BTreeMap::new(),
+            incarnation: 1,
+            seq: 1,
+            version: "0.1.0".to_owned(),
+            mesh: SocketAddr::from((Ipv4Addr::LOCALHOST, 8422)),
+            ingress: Vec::new(),
+            serving: true,
+            cordoned: false,
+            capacity,
+            free: capacity,
+            registry_index: 1,
+            instances: Vec::new(),
+            demand: Vec::new(),
+            images: vec![DIGEST.to_owned()],
+        },
+        alive: true,
+        rtt_micros,
+    }
+}
+
+fn fleet() -> Fleet {
+    let members = [
+        member(1, "eu-west", Some(0)),
+        member(2, "eu-north", Some(9_000)),
+        member(3, "us-east", Some(80_000)),
+    ];
+    Fleet {
+        me: NodeId(1),
+        members: members.into_iter().map(|m| (m.record.node, m)).collect(),
+    }
+}
+
+fn record(fleet: &mut Fleet, id: u64) -> &mut NodeRecord {
+    &mut fleet.members.get_mut(&NodeId(id)).unwrap().record
+}
+
+fn put_instance(fleet: &mut Fleet, id: u64, revision: &Revision) {
+    let record = record(fleet, id);
+    let number = record.instances.len();
+    record.instances.push(InstanceReport {
+        id: InstanceId(format!("{}-{id}-{number}", revision.key.name)),
+        service: revision.service.clone(),
+        revision: revision.key.clone(),
+        state: InstanceState::Ready,
+        since: UnixMs(0),
+        in_flight: 0,
+        concurrency_milli: 0,
+        failure: None,
+    });
+}
+
+fn ask() -> Ask {
+    Ask {
+        from: NodeId(1),
+        avoid: BTreeSet::new(),
+        cause: "request".to_owned(),
+    }
+}
+
+fn ranking(receipt: &Receipt) -> Vec<u64> {
+    receipt.ranked().map(|(node, _)| node.0).collect()
+}
+
+fn ranked(fleet: &Fleet, revision: &Revision, ask: &Ask) -> Vec<u64> {
+    ranking(&place(fleet, revision, ask))
+}
+
+#[test]
+fn the_nearest_node_that_holds_the_image_comes_first() {
+    let mut fleet = fleet();
+    assert_eq!(ranked(&fleet, &revision(), &ask()), [1, 2, 3]);
+    record(&mut fleet, 1).images.clear();
+    assert_eq!(ranked(&fleet, &revision(), &ask()), [2, 3, 1]);
+    fleet.members.get_mut(&NodeId(2)).unwrap().rtt_micros = None;
+    assert_eq!(
+        ranked(&fleet, &revision(), &ask()),
+        [3, 2, 1],
+        "unmeasured is far"
+    );
+}
+
+#[test]
+fn another_asker_is_judged_by_names() {
+    let mut fleet = fleet();
+    record(&mut fleet, 3).region = name("eu-north");
+    let far = Ask {
+        from: NodeId(2),
+        ..ask()
+    };
+    assert_eq!(ranked(&fleet, &revision(), &far), [2, 3, 1]);
+}
+
+#[test]
+fn every_node_gets_its_reason() {
+    type Spoil = fn(&mut Member);
+    let table: &[(&str, Spoil)] = &[
+        ("not reachable", |m| m.alive = false),
+        ("leaving", |m| m.record.serving = false),
+        ("cordoned", |m| m.record.cordoned = true),
+        ("region as-1 is not among eu-*, us-east", |m| {
+            m.record.region = name("as-1");
+        }),
+        ("label disk is hdd, not nvme", |m| {
+            m.record.labels.insert("disk".to_owned(), "hdd".to_owned());
+        }),
+        ("label disk is unset, not nvme", |m| m.record.labels.clear()),
+        ("needs 500 mCPU, 499 free", |m| {
+            m.record.free.cpu_millis = 499;
+        }),
+        ("needs 67108864 bytes of memory, 5 free", |m| {
+            m.record.free.memory_bytes = 5;
+        }),
+        ("has as many instances as it may", |m| {
+            m.record.free.instances = 0;
+        }),
+    ];
+    let mut revision = revision();
+    revision.spec.containers[0].cpu_millis = 500;
+    revision.spec.place.regions = vec!["eu-*".to_owned(), "us-east".to_owned()];
+    revision
+        .spec
+        .place
+        .require
+        .insert("disk".to_owned(), "nvme".to_owned());
+    for (reason, spoil) in table {
+        let mut fleet = fleet();
+        for member in fleet.members.values_mut() {
+            member
+                .record
+                .labels
+                .insert("disk".to_owned(), "nvme".to_owned());
+        }
+        assert_eq!(ranked(&fleet, &revision, &ask()), [1, 2, 3]);
+        spoil(fleet.members.get_mut(&NodeId(2)).unwrap());
+        let receipt = place(&fleet, &revision, &ask());
+        assert_eq!(ranking(&receipt), [1, 3]);
+        assert_eq!(receipt.refusals(), [format!("node-2: {reason}")]);
+    }
+    let avoiding = Ask {
+        avoid: BTreeSet::from([NodeId(1)]),
+        ..ask()
+    };
+    let mut fleet = fleet();
+    for member in fleet.members.values_mut() {
+        member
+            .record
+            .labels
+            .insert("disk".to_owned(), "nvme".to_owned());
+    }
+    let receipt = place(&fleet, &revision, &avoiding);
+    assert_eq!(receipt.refusals(), ["node-1: refused a moment ago"]);
+}
+
+#[test]
+fn equals_are_told_apart_by_load_then_by_number() {
+    let mut fleet = fleet();
+    for id in [2, 3] {
+        fleet.members.get_mut(&NodeId(id)).unwrap().rtt_micros = Some(0);
+    }
+    assert_eq!(ranked(&fleet, &revision(), &ask()), [1, 2, 3]);
+    record(&mut fleet, 1).free.memory_bytes = 1 << 30;
+    assert_eq!(
+        ranked(&fleet, &revision(), &ask()),
+        [2, 3, 1],
+        "the crowded one last"
+    );
+    put_instance(&mut fleet, 2, &revision());
+    assert_eq!(
+        ranked(&fleet, &revision(), &ask())[0],
+        3,
+        "not beside its like"
+    );
+}
+
+#[test]
+fn spreading_outweighs_distance_and_pulls() {
+    let mut fleet = fleet();
+    let mut revision = revision();
+    put_instance(&mut fleet, 1, &revision);
+    record(&mut fleet, 2).region = name("eu-west");
+    record(&mut fleet, 3).images.clear();
+    assert_eq!(ranked(&fleet, &revision, &ask())[0], 1);
+    revision.spec.place.spread = Spread::Zone;
+    assert_eq!(ranked(&fleet, &revision, &ask()), [2, 3, 1]);
+    revision.spec.place.spread = Spread::Region;
+    assert_eq!(ranked(&fleet, &revision, &ask()), [3, 1, 2]);
+}
+
+#[test]
+fn what_names_nothing_reserves_a_little() {
+    let mut spec = revision().spec;
+    let default = needs(&spec);
+    assert_eq!(
+        (default.cpu_millis, default.memory_bytes, default.instances),
+        (DEFAULT_CPU_MILLIS, DEFAULT_MEMORY_BYTES, 1)
+    );
+    spec.containers[0].cpu_millis = 7;
+    spec.containers[0].memory_bytes = 9;
+    assert_eq!((needs(&spec).cpu_millis, needs(&spec).memory_bytes), (7, 9));
+}
+
+prop_compose! {
+    fn any_member()(
+        id in 1_u64..9,
+        region in prop_oneof![Just("eu-west"), Just("us-east")],
+        rtt in prop::option::of(0_u32..300_000),
+        (alive, serving, cordoned, image) in any::<(bool, bool, bool, bool)>(),
+        cpu in 0_u32..3000,
+        memory in 0_u64..3 << 30,
+    ) -> Member {
+        let mut member = member(id, region, rtt);
+        member.alive = alive;
+        member.record.serving = serving;
+        member.record.cordoned = cordoned;
+        member.record.free.cpu_millis = cpu;
+        member.record.free.memory_bytes = memory;
+        if !image {
+            member.record.images.clear();
+        }
+        member
+    }
+}
+
+proptest! {
+    #[test]
+    fn all_get_a_verdict_and_none_that_cannot_is_ranked(
+        members in prop::collection::vec(any_member(), 0..9),
+        from in 1_u64..9,
+    ) {
+        let fleet = Fleet {
+            me: NodeId(1),
+            members: members.into_iter().map(|m| (m.record.node, m)).collect(),
+        };
+        let ask = Ask { from: NodeId(from), ..ask() };
+        let receipt = place(&fleet, &revision(), &ask);
+        let judged: BTreeSet<_> = receipt.verdicts.iter().map(|v| v.node).collect();
+        prop_assert!(judged.iter().eq(fleet.members.keys()));
+        prop_assert_eq!(judged.len(), receipt.verdicts.len());
+        let mut last = 0;
+        for (node, candidate) in receipt.ranked() {
+            let member = &fleet.members[&node];
+            prop_assert!(member.alive && member.record.serving && !member.record.cordoned);
+            prop_assert!(member.record.free.cpu_millis >= DEFAULT_CPU_MILLIS);
+            prop_assert!(member.record.free.memory_bytes >= DEFAULT_MEMORY_BYTES);
+            prop_assert!(candidate.cost_micros >= last);
+            last = candidate.cost_micros;
+        }
+    }
+}

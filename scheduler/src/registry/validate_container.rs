@@ -1,0 +1,242 @@
+//! What the registry takes in of a container: how it is run, asked after and given volumes.
+
+use std::collections::BTreeSet;
+
+use super::Refusal;
+use super::validate::{at_most, ensure, invalid, limits, short, validate_reference};
+use crate::model::{Container, EnvVar, Probe, ProbeAction, Volume, VolumeMount, VolumeSource};
+
+/// Set by the platform, refused as Knative refuses them.
+const RESERVED_ENV: [&str; 4] = ["PORT", "K_SERVICE", "K_REVISION", "K_CONFIGURATION"];
+/// Mounting over them would hide what the sandbox masks.
+const RESERVED_MOUNTS: [&str; 3] = ["/proc", "/sys", "/dev"];
+/// What may be asked for: Docker's default set without `MKNOD` and `NET_RAW`. The rest of the
+/// kernel's opens the sandbox.
+const CAPABILITIES: [&str; 12] = [
+    "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "NET_BIND_SERVICE",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYS_CHROOT",
+];
+
+pub(super) fn validate_container(container: &Container) -> Result<(), Refusal> {
+    validate_reference(&container.image)?;
+    validate_ports(container)?;
+    validate_resources(container)?;
+    validate_exec(container)?;
+    if let Some(dir) = &container.working_dir {
+        validate_path("workdir", dir)?;
+    }
+    let port = container.ports.first().map_or(8080, |p| p.container_port);
+    for (field, probe) in [
+        ("health.ready", &container.readiness),
+        ("health.live", &container.liveness),
+        ("health.startup", &container.startup),
+    ] {
+        if let Some(probe) = probe {
+            validate_probe(field, probe, port, field == "health.ready")?;
+        }
+    }
+    for capability in &container.security.add_capabilities {
+        let known = CAPABILITIES.contains(&capability.as_str());
+        ensure(known, "capabilities", || {
+            let known = CAPABILITIES.join(", ");
+            format!(
+                "`{}` cannot be given; these can: {known}",
+                short(capability)
+            )
+        })?;
+    }
+    let policy = container.image_pull_policy.as_str();
+    let known = matches!(policy, "" | "Always" | "IfNotPresent" | "Never");
+    ensure(known, "pull", || {
+        format!("`{}` is not Always, IfNotPresent or Never", short(policy))
+    })
+}
+
+fn validate_ports(container: &Container) -> Result<(), Refusal> {
+    let ports = &container.ports;
+    ensure(ports.len() <= 1, "port", || {
+        format!("requests come in on one port, not on {}", ports.len())
+    })?;
+    let zero = ports.iter().any(|p| p.container_port == 0);
+    ensure(!zero, "port", || "0 is not within 1 to 65535".to_owned())
+}
+
+fn validate_resources(container: &Container) -> Result<(), Refusal> {
+    let cpu = container.cpu_millis;
+    let cpus = limits::MIN_CPU_MILLIS..=limits::MAX_CPU_MILLIS;
+    ensure(cpu == 0 || cpus.contains(&cpu), "resources.cpu", || {
+        format!("{cpu}m is not within {}m to {}m", cpus.start(), cpus.end())
+    })?;
+    let memory = container.memory_bytes;
+    let enough = memory == 0 || memory >= limits::MIN_MEMORY;
+    ensure(enough, "resources.memory", || {
+        format!("{memory} bytes is below 4MiB, which setting the container up takes by itself")
+    })?;
+    at_most("resources.memory", memory, limits::MAX_MEMORY)?;
+    at_most("pids", container.pids.into(), limits::MAX_PIDS.into())
+}
+
+fn validate_exec(container: &Container) -> Result<(), Refusal> {
+    for (field, words) in [("cmd", &container.command), ("arg", &container.args)] {
+        for word in words {
+            ensure(!word.contains('\0'), field, || {
+                "holds a zero byte".to_owned()
+            })?;
+            at_most(field, word.len() as u64, limits::ENV_BYTES as u64 - 1)?;
+        }
+    }
+    let env = &container.env;
+    at_most("env", env.len() as u64, limits::ENV_VARS as u64)?;
+    let mut seen = BTreeSet::new();
+    for var in env {
+        validate_env(var)?;
+        let field = format!("env.{}", short(&var.name));
+        ensure(seen.insert(&var.name), &field, || {
+            "is given twice".to_owned()
+        })?;
+    }
+    let words = container
+        .command
+        .iter()
+        .chain(&container.args)
+        .map(|w| w.len() + 1);
+    let vars = env.iter().map(|v| v.name.len() + v.value.len() + 2);
+    let total: usize = words.chain(vars).sum();
+    at_most("env", total as u64, limits::EXEC_BYTES as u64)
+}
+
+fn validate_env(var: &EnvVar) -> Result<(), Refusal> {
+    let field = format!("env.{}", short(&var.name));
+    let name = &var.name;
+    let good = !name.is_empty() && name.len() <= 256 && !name.contains(['=', '\0']);
+    ensure(good, &field, || "is no name of a variable".to_owned())?;
+    ensure(!RESERVED_ENV.contains(&name.as_str()), &field, || {
+        "is set by the platform: set `port` instead, or choose another name".to_owned()
+    })?;
+    ensure(!var.value.contains('\0'), &field, || {
+        "holds a zero byte".to_owned()
+    })?;
+    let bytes = name.len() + var.value.len() + 2;
+    ensure(bytes <= limits::ENV_BYTES, &field, || {
+        format!("has {bytes} bytes, above Linux's {}", limits::ENV_BYTES)
+    })?;
+    let Some(secret) = &var.secret else {
+        return Ok(());
+    };
+    let halves = secret
+        .split_once(':')
+        .is_some_and(|(s, k)| !s.is_empty() && !k.is_empty());
+    ensure(halves, &field, || {
+        "a secret is written SECRET:KEY".to_owned()
+    })?;
+    ensure(var.value.is_empty(), &field, || {
+        "has both a value and a secret".to_owned()
+    })
+}
+
+fn validate_probe(field: &str, probe: &Probe, port: u16, ready: bool) -> Result<(), Refusal> {
+    let asked = match &probe.action {
+        ProbeAction::Http { path, port } => {
+            let good = path.starts_with('/')
+                && path.len() <= 2048
+                && path.bytes().all(|b| b.is_ascii_graphic());
+            ensure(good, field, || format!("`{}` is no path", short(path)))?;
+            *port
+        }
+        ProbeAction::Tcp { port } => *port,
+        ProbeAction::Grpc { .. } | ProbeAction::Exec { .. } => {
+            return Err(invalid(field, "only http and tcp probes are supported"));
+        }
+    };
+    ensure(asked == 0 || asked == port, field, || {
+        format!("port {asked} is not {port}, on which requests come in")
+    })?;
+    for (what, seconds) in [
+        ("initial delay", probe.initial_delay_seconds),
+        ("period", probe.period_seconds),
+        ("timeout", probe.timeout_seconds),
+    ] {
+        ensure(seconds <= limits::PROBE_SECONDS, field, || {
+            format!("{what} {seconds}s is above {}s", limits::PROBE_SECONDS)
+        })?;
+    }
+    ensure(probe.failure_threshold <= 1000, field, || {
+        "failure threshold is above 1000".to_owned()
+    })?;
+    let most = if ready { 1000 } else { 1 };
+    ensure(probe.success_threshold <= most, field, || {
+        format!("success threshold is above {most}")
+    })
+}
+
+pub(super) fn validate_volumes(volumes: &[Volume], mounts: &[VolumeMount]) -> Result<(), Refusal> {
+    at_most("mount", volumes.len() as u64, limits::VOLUMES as u64)?;
+    at_most("mount", mounts.len() as u64, limits::VOLUMES as u64)?;
+    let mut names = BTreeSet::new();
+    for volume in volumes {
+        let name = short(&volume.name);
+        ensure(!volume.name.is_empty(), "mount", || {
+            "a volume has no name".to_owned()
+        })?;
+        ensure(names.insert(volume.name.as_str()), "mount", || {
+            format!("two volumes are named `{name}`")
+        })?;
+        if let VolumeSource::EmptyDir { size_bytes, .. } = volume.source {
+            at_most("mount", size_bytes, limits::MAX_MEMORY)?;
+        }
+    }
+    let mut paths = BTreeSet::new();
+    for mount in mounts {
+        let field = format!("mount.{}", short(&mount.mount_path));
+        validate_mount(&field, mount)?;
+        let path = mount.mount_path.trim_end_matches('/');
+        ensure(paths.insert(path), &field, || "is mounted twice".to_owned())?;
+        ensure(names.contains(mount.name.as_str()), &field, || {
+            format!("there is no volume `{}`", short(&mount.name))
+        })?;
+    }
+    Ok(())
+}
+
+fn validate_mount(field: &str, mount: &VolumeMount) -> Result<(), Refusal> {
+    let path = &mount.mount_path;
+    validate_path(field, path)?;
+    let words: Vec<_> = path
+        .split('/')
+        .filter(|w| !w.is_empty() && *w != ".")
+        .collect();
+    let top = words.first().map(|first| format!("/{first}"));
+    let free = top.is_some_and(|top| !RESERVED_MOUNTS.contains(&top.as_str()));
+    ensure(free, field, || {
+        "is the container's own: mount elsewhere".to_owned()
+    })?;
+    if let Some(sub) = &mount.sub_path {
+        let good = !sub.starts_with('/') && !has_parent(sub) && !sub.contains('\0');
+        ensure(good, field, || {
+            format!("sub path `{}` leads out of the volume", short(sub))
+        })?;
+    }
+    Ok(())
+}
+
+fn validate_path(field: &str, path: &str) -> Result<(), Refusal> {
+    let good =
+        path.starts_with('/') && path.len() < 4096 && !path.contains('\0') && !has_parent(path);
+    ensure(good, field, || {
+        format!("`{}` is no absolute path without `..`", short(path))
+    })
+}
+
+fn has_parent(path: &str) -> bool {
+    path.split('/').any(|word| word == "..")
+}

@@ -1,0 +1,228 @@
+//! Routes from the registry and the fleet.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::{Away, Host, MAX_SCALE, RevisionRoute, Routes, ServiceRoute, Unrouted, host};
+use crate::fleet::{Fleet, Member};
+use crate::model::{
+    InstanceState, Name, NodeId, Revision, RevisionKey, RevisionState, Scale, Service,
+};
+use crate::registry::State;
+
+impl Routes {
+    /// Joins what people decided with what nodes say of themselves.
+    #[must_use]
+    pub fn build(state: &State, fleet: &Fleet, origin: &str) -> Self {
+        let sightings = sight(fleet);
+        let mut routes = Self {
+            me: fleet.me,
+            index: state.index,
+            origin: host::normal_origin(origin),
+            ..Self::default()
+        };
+        for service in state.services.values() {
+            let route = Arc::new(routes.service_route(state, service, &sightings));
+            routes.services.insert(service.key.clone(), route);
+        }
+        routes.name_hosts();
+        routes
+    }
+
+    fn service_route(
+        &mut self,
+        state: &State,
+        service: &Service,
+        sightings: &BTreeMap<&RevisionKey, Sighting>,
+    ) -> ServiceRoute {
+        let mut route = ServiceRoute {
+            key: service.key.clone(),
+            shares: Vec::new(),
+            tags: BTreeMap::new(),
+            unrouted: None,
+        };
+        for (percent, tag, wanted) in targets(service) {
+            let revision = match takes_requests(state, wanted.as_ref()) {
+                Ok(revision) => revision,
+                Err(reason) => {
+                    route.unrouted.get_or_insert(reason);
+                    continue;
+                }
+            };
+            let revision = self
+                .revisions
+                .entry(revision.key.clone())
+                .or_insert_with(|| {
+                    let sighting = sightings.get(&revision.key);
+                    Arc::new(revision_route(revision, &service.scale, sighting))
+                });
+            if percent > 0 {
+                route.shares.push((percent, Arc::clone(revision)));
+            }
+            if let Some(tag) = tag {
+                route.tags.insert(tag, Arc::clone(revision));
+            }
+        }
+        if route.shares.is_empty() {
+            route.unrouted.get_or_insert(Unrouted::NoRevision);
+        }
+        route
+    }
+
+    /// Fills in every spelling of every service's host. A service's own name wins over a tag
+    /// that spells the same.
+    fn name_hosts(&mut self) {
+        let mut tagged = BTreeMap::new();
+        for service in self.services.values() {
+            let key = &service.key;
+            let plain = *key.namespace.as_str() == *Name::default_namespace().as_str();
+            let spell = |hosts: &mut BTreeMap<String, Host>, label: String, tag: Option<&Name>| {
+                let host = Host {
+                    service: Arc::clone(service),
+                    tag: tag.cloned(),
+                };
+                if plain {
+                    hosts.insert(label.clone(), host.clone());
+                }
+                hosts.insert(format!("{label}.{}", key.namespace), host);
+            };
+            spell(&mut self.hosts, key.name.to_string(), None);
+            for tag in service.tags.keys() {
+                spell(&mut tagged, format!("{tag}-{}", key.name), Some(tag));
+            }
+        }
+        for (label, host) in tagged {
+            self.hosts.entry(label).or_insert(host);
+        }
+    }
+}
+
+/// A service's traffic as (percent, tag, revision): the explicit targets, or all to the latest
+/// ready revision, or to the latest created one while none was ever ready (which then says why
+/// it takes nothing).
+fn targets(service: &Service) -> Vec<(u32, Option<Name>, Option<RevisionKey>)> {
+    let status = &service.status;
+    let latest = status
+        .latest_ready
+        .as_ref()
+        .or(status.latest_created.as_ref());
+    if service.traffic.is_empty() {
+        return vec![(100, None, latest.cloned())];
+    }
+    let key = |name: &Name| RevisionKey {
+        namespace: service.key.namespace.clone(),
+        name: name.clone(),
+    };
+    let targets = service.traffic.iter();
+    targets
+        .map(|t| {
+            let revision = t.revision.as_ref().map(key).or_else(|| latest.cloned());
+            (t.percent, t.tag.clone(), revision)
+        })
+        .collect()
+}
+
+fn takes_requests<'a>(
+    state: &'a State,
+    wanted: Option<&RevisionKey>,
+) -> Result<&'a Revision, Unrouted> {
+    let revision = wanted.and_then(|key| state.revisions.get(key));
+    let revision = revision.ok_or(Unrouted::NoRevision)?;
+    match &revision.state {
+        RevisionState::Ready => Ok(revision),
+        RevisionState::Pending => Err(Unrouted::Pending(revision.key.clone())),
+        RevisionState::Failed { reason, message } => Err(Unrouted::Failed {
+            revision: revision.key.clone(),
+            reason: reason.clone(),
+            message: message.clone(),
+        }),
+    }
+}
+
+fn revision_route(revision: &Revision, scale: &Scale, seen: Option<&Sighting>) -> RevisionRoute {
+    let spec = &revision.spec;
+    let total = scale.total_concurrency(spec.container_concurrency).max(1);
+    let percent = scale.utilization_percent.clamp(1, 100);
+    let max_scale = match scale.max {
+        0 => MAX_SCALE,
+        max => max.min(MAX_SCALE),
+    };
+    RevisionRoute {
+        key: revision.key.clone(),
+        service: revision.service.clone(),
+        hard: spec.container_concurrency,
+        total,
+        target: (total.saturating_mul(percent) / 100).max(1),
+        timeout_seconds: spec.timeout_seconds,
+        protocol: spec.port().protocol,
+        max_scale,
+        ready: seen.map_or(0, |s| s.ready),
+        starting: seen.map_or(0, |s| s.starting),
+        away: seen.map_or_else(Vec::new, |s| s.away.clone()),
+    }
+}
+
+/// What the fleet shows of one revision.
+#[derive(Debug, Default)]
+struct Sighting {
+    ready: u32,
+    starting: u32,
+    away: Vec<Away>,
+}
+
+/// One walk over all reports. Dead members do not count, except when no other member is alive:
+/// then it is more likely this node that is cut off, and what it last knew is kept as a last
+/// resort.
+fn sight(fleet: &Fleet) -> BTreeMap<&RevisionKey, Sighting> {
+    let alone = !fleet
+        .members
+        .iter()
+        .any(|(id, m)| m.alive && *id != fleet.me);
+    let mut members: Vec<(&NodeId, &Member)> = fleet.members.iter().collect();
+    members.sort_by_key(|(id, m)| (!m.alive, m.rtt_micros.unwrap_or(u32::MAX), **id));
+    let mut sightings = BTreeMap::<&RevisionKey, Sighting>::new();
+    for (id, member) in members {
+        if member.alive || alone {
+            note(&mut sightings, fleet.me == *id, member);
+        }
+    }
+    sightings
+}
+
+fn note<'a>(sightings: &mut BTreeMap<&'a RevisionKey, Sighting>, here: bool, member: &'a Member) {
+    for report in &member.record.instances {
+        let sighting = sightings.entry(&report.revision).or_default();
+        match report.state {
+            InstanceState::Starting if member.alive || here => sighting.starting += 1,
+            InstanceState::Ready => {
+                if member.alive || here {
+                    sighting.ready += 1;
+                }
+                if !here {
+                    sighting.add_away(member, report.in_flight);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Sighting {
+    /// Members are walked one after the other, so a node's instances meet in the last entry.
+    fn add_away(&mut self, member: &Member, in_flight: u32) {
+        let node = member.record.node;
+        match self.away.last_mut().filter(|last| last.node == node) {
+            Some(last) => {
+                last.instances += 1;
+                last.in_flight = last.in_flight.saturating_add(in_flight);
+            }
+            None => self.away.push(Away {
+                node,
+                rtt_micros: member.rtt_micros,
+                instances: 1,
+                in_flight,
+                alive: member.alive,
+            }),
+        }
+    }
+}

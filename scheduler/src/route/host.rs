@@ -1,0 +1,53 @@
+//! Host names: what stands before `.ORIGIN`.
+
+/// The part of `host` before `.origin`, ignoring case, a port and one trailing dot. `None` when
+/// it is not under the origin or is the origin itself. The port is anything after the first
+/// colon: an IPv6 literal is never under an origin.
+pub fn within<'a>(host: &'a str, origin: &str) -> Option<&'a str> {
+    let host = host.split_once(':').map_or(host, |(name, _port)| name);
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let cut = host.len().checked_sub(origin.len() + 1)?;
+    let (label, rest) = (host.get(..cut)?, host.get(cut..)?);
+    let under = rest.strip_prefix('.')?.eq_ignore_ascii_case(origin);
+    (under && !label.is_empty()).then_some(label)
+}
+
+/// Whether `host` is the origin itself.
+pub fn is_origin(host: &str, origin: &str) -> bool {
+    host.strip_suffix('.')
+        .unwrap_or(host)
+        .eq_ignore_ascii_case(origin)
+}
+
+/// The origin as kept in routes: lower case, no dot at either end.
+pub fn normal_origin(origin: &str) -> String {
+    origin.trim_matches('.').to_ascii_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_cut_at_the_origin() {
+        let table = [
+            ("web.edge.test", Some("web")),
+            ("web.edge.test:8080", Some("web")),
+            ("web.edge.test.", Some("web")),
+            ("WEB.Edge.Test.:80", Some("WEB")),
+            ("web.shop.edge.test", Some("web.shop")),
+            ("edge.test", None),
+            (".edge.test", None),
+            ("webedge.test", None),
+            ("web.edge.test.evil", None),
+            ("web.other.test", None),
+            ("", None),
+            ("[::1]:80", None),
+            ("ä.edge.test", Some("ä")),
+            ("webäedge.test", None),
+        ];
+        for (host, want) in table {
+            assert_eq!(within(host, "edge.test"), want, "{host}");
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! Registry and fleet joined into what the front door and DNS read: which host is which service,
+//! which revision a request goes to, and which nodes have it ready.
+//!
+//! `Routes` is immutable and rebuilt on change. It knows nothing of requests in flight: what an
+//! endpoint carries this very moment is the door's knowledge and comes into [`pick`] as a view.
+
+mod build;
+mod host;
+mod pick;
+mod resolve;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::model::{Name, NodeId, Protocol, RevisionKey, ServiceKey};
+
+pub use pick::{LoadView, Pick, last_resort, pick};
+pub use resolve::{Addresses, Resolution, Subnet, SubnetError, resolve};
+
+/// Instances a revision may have over the whole fleet when its service sets no bound.
+pub const MAX_SCALE: u32 = 1000;
+
+/// Everything the front door needs to send a request on, at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Routes {
+    /// The node that built it.
+    pub me: NodeId,
+    /// Registry index it was built from.
+    pub index: u64,
+    /// The domain services live under: lower case, no dot at either end.
+    pub origin: String,
+    /// What stands before `.ORIGIN` in a host name, in every spelling, to its service.
+    hosts: BTreeMap<String, Host>,
+    services: BTreeMap<ServiceKey, Arc<ServiceRoute>>,
+    revisions: BTreeMap<RevisionKey, Arc<RevisionRoute>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Host {
+    service: Arc<ServiceRoute>,
+    tag: Option<Name>,
+}
+
+/// A host name that names a service, and the tag in it when it carried one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Match<'a> {
+    pub service: &'a Arc<ServiceRoute>,
+    pub tag: Option<&'a Name>,
+}
+
+/// Where a service's requests go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceRoute {
+    pub key: ServiceKey,
+    /// Revisions that may take requests, with their percent; sums to 100 unless some target's
+    /// revision is not ready, whose share the others then take.
+    shares: Vec<(u32, Arc<RevisionRoute>)>,
+    tags: BTreeMap<Name, Arc<RevisionRoute>>,
+    /// Why no revision takes requests, when none does.
+    unrouted: Option<Unrouted>,
+}
+
+/// Why a service has no revision for a request.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unrouted {
+    #[error("revision {0} is still being started for the first time")]
+    Pending(RevisionKey),
+    #[error("revision {revision} never became ready: {reason}: {message}")]
+    Failed {
+        revision: RevisionKey,
+        reason: String,
+        message: String,
+    },
+    #[error("no revision is meant to take requests")]
+    NoRevision,
+}
+
+/// A revision that takes requests, and who has it ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RevisionRoute {
+    pub key: RevisionKey,
+    pub service: ServiceKey,
+    /// Requests at once an instance admits; 0 is no limit.
+    pub hard: u32,
+    /// Requests at once an instance is meant to carry, before utilization.
+    pub total: u32,
+    /// Requests at once the autoscaler aims at per instance: `total` times utilization.
+    pub target: u32,
+    pub timeout_seconds: u32,
+    pub protocol: Protocol,
+    pub max_scale: u32,
+    /// Ready instances on live nodes, this one included.
+    pub ready: u32,
+    /// Instances on their way to ready on live nodes, this one included.
+    pub starting: u32,
+    /// Other nodes with ready instances, nearest first; those not `alive` come last.
+    pub away: Vec<Away>,
+}
+
+/// Another node's ready instances of a revision, as it last reported them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Away {
+    pub node: NodeId,
+    pub rtt_micros: Option<u32>,
+    pub instances: u32,
+    /// Requests in them, from all doors.
+    pub in_flight: u32,
+    /// False when the node is thought dead and kept only because everyone is: a last resort.
+    pub alive: bool,
+}
+
+impl Routes {
+    /// The service a `Host` header (with or without port) or DNS name names.
+    #[must_use]
+    pub fn lookup(&self, host: &str) -> Option<Match<'_>> {
+        let label = host::within(host, &self.origin)?;
+        let found = if label.bytes().any(|b| b.is_ascii_uppercase()) {
+            self.hosts.get(&label.to_ascii_lowercase())?
+        } else {
+            self.hosts.get(label)?
+        };
+        Some(Match {
+            service: &found.service,
+            tag: found.tag.as_ref(),
+        })
+    }
+
+    #[must_use]
+    pub fn service(&self, key: &ServiceKey) -> Option<&Arc<ServiceRoute>> {
+        self.services.get(key)
+    }
+
+    /// A revision some service routes to.
+    #[must_use]
+    pub fn revision(&self, key: &RevisionKey) -> Option<&Arc<RevisionRoute>> {
+        self.revisions.get(key)
+    }
+}
+
+impl ServiceRoute {
+    /// The revision for a request: the tag's, or by share with `draw` (any number; it is taken
+    /// modulo the shares' sum).
+    ///
+    /// # Errors
+    /// [`Unrouted`] when no revision may take it.
+    pub fn pick_revision(
+        &self,
+        draw: u32,
+        tag: Option<&Name>,
+    ) -> Result<&Arc<RevisionRoute>, Unrouted> {
+        let none = || Err(self.unrouted.clone().unwrap_or(Unrouted::NoRevision));
+        if let Some(tag) = tag {
+            return self.tags.get(tag).map_or_else(none, Ok);
+        }
+        let sum: u32 = self.shares.iter().map(|(percent, _)| percent).sum();
+        if sum == 0 {
+            return none();
+        }
+        let mut left = draw % sum;
+        for (percent, revision) in &self.shares {
+            if left < *percent {
+                return Ok(revision);
+            }
+            left -= percent;
+        }
+        none()
+    }
+
+    /// Revisions that take a share of the requests.
+    pub fn revisions(&self) -> impl Iterator<Item = &Arc<RevisionRoute>> {
+        self.shares.iter().map(|(_, revision)| revision)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod fixture;
+#[cfg(test)]
+mod tests;

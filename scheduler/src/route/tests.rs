@@ -1,0 +1,378 @@
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use super::fixture::{add, failed, fleet, name, revision_key, run, service_key, target};
+use super::*;
+use crate::fleet::Fleet;
+use crate::model::InstanceState::{Draining, Failed, Ready, Starting};
+use crate::model::RevisionState;
+use crate::registry::State;
+
+fn routes(state: &State, fleet: &Fleet) -> Routes {
+    Routes::build(state, fleet, "Edge.Test.")
+}
+
+#[test]
+fn hosts_name_services() {
+    let mut state = State::default();
+    let ready = [RevisionState::Ready];
+    let tagged = vec![target(None, 100, Some("canary"))];
+    add(&mut state, "default", "web", &ready, tagged);
+    add(&mut state, "shop", "web", &ready, vec![]);
+    // Spelled like the tag of `web`: a service's own name wins.
+    let tagged = vec![target(None, 100, Some("v2"))];
+    add(&mut state, "default", "api", &ready, tagged);
+    add(&mut state, "default", "v2-api", &ready, vec![]);
+    let routes = routes(&state, &fleet());
+    let table = [
+        ("web.edge.test", Some(("default", "web", None))),
+        ("WEB.EDGE.test:8080", Some(("default", "web", None))),
+        ("web.default.edge.test.", Some(("default", "web", None))),
+        ("web.shop.edge.test", Some(("shop", "web", None))),
+        (
+            "canary-web.edge.test",
+            Some(("default", "web", Some("canary"))),
+        ),
+        (
+            "canary-web.default.edge.test",
+            Some(("default", "web", Some("canary"))),
+        ),
+        ("canary-web.shop.edge.test", None),
+        ("v2-api.edge.test", Some(("default", "v2-api", None))),
+        ("other.edge.test", None),
+        ("a.web.shop.edge.test", None),
+        ("web.edge.test.evil", None),
+        ("edge.test", None),
+        ("web", None),
+    ];
+    for (host, want) in table {
+        let found = routes.lookup(host);
+        let found = found.map(|m| (m.service.key.clone(), m.tag.cloned()));
+        let want = want.map(|(ns, service, tag)| (service_key(ns, service), tag.map(name)));
+        assert_eq!(found, want, "{host}");
+    }
+}
+
+#[test]
+fn traffic_goes_to_revisions_that_were_ready() {
+    use RevisionState::{Pending, Ready};
+    let picked = |states: &[RevisionState], traffic: Vec<_>, draw: u32, tag: Option<&str>| {
+        let mut state = State::default();
+        add(&mut state, "default", "web", states, traffic);
+        let routes = routes(&state, &Fleet::default());
+        let found = routes.lookup("web.edge.test").unwrap();
+        let revision = found.service.pick_revision(draw, tag.map(name).as_ref());
+        revision.map(|r| r.key.name.to_string())
+    };
+    let one = |n: u32| Ok(format!("web-0000{n}"));
+    let key = |n: u32| revision_key("default", &format!("web-0000{n}"));
+    assert_eq!(picked(&[Ready], vec![], 7, None), one(1));
+    assert_eq!(picked(&[Ready, Pending], vec![], 7, None), one(1));
+    assert_eq!(picked(&[Ready, Ready], vec![], 7, None), one(2));
+    assert_eq!(
+        picked(&[Pending], vec![], 7, None),
+        Err(Unrouted::Pending(key(1)))
+    );
+    assert_eq!(picked(&[], vec![], 7, None), Err(Unrouted::NoRevision));
+    let refused = picked(&[failed()], vec![], 7, None).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "revision default/web-00001 never became ready: Exited: exit code 1"
+    );
+
+    let split = || {
+        let first = target(Some("web-00001"), 90, Some("old"));
+        vec![
+            first,
+            target(None, 10, None),
+            target(Some("web-00003"), 0, Some("try")),
+        ]
+    };
+    let all = [Ready, Ready, Ready];
+    assert_eq!(picked(&all, split(), 0, None), one(1));
+    assert_eq!(picked(&all, split(), 89, None), one(1));
+    assert_eq!(picked(&all, split(), 90, None), one(3));
+    assert_eq!(picked(&all, split(), 190, None), one(3));
+    assert_eq!(picked(&all, split(), 95, Some("old")), one(1));
+    assert_eq!(picked(&all, split(), 0, Some("try")), one(3));
+    assert_eq!(
+        picked(&all, split(), 0, Some("none")),
+        Err(Unrouted::NoRevision)
+    );
+    // A share whose revision never was ready falls to the others.
+    let lame = [Pending, Ready];
+    assert_eq!(picked(&lame, split(), 3, None), one(2));
+    assert_eq!(
+        picked(&lame, split(), 3, Some("old")),
+        Err(Unrouted::Pending(key(1)))
+    );
+}
+
+fn web(fleet: &Fleet) -> Arc<RevisionRoute> {
+    let mut state = State::default();
+    add(
+        &mut state,
+        "default",
+        "web",
+        &[RevisionState::Ready],
+        vec![],
+    );
+    let routes = routes(&state, fleet);
+    let route = routes.revision(&revision_key("default", "web-00001"));
+    Arc::clone(route.unwrap())
+}
+
+#[test]
+fn endpoints_are_live_ready_and_nearest_first() {
+    let mut fleet = fleet();
+    run(&mut fleet, 3, "web-00001", Ready, 2);
+    run(&mut fleet, 4, "web-00001", Ready, 0);
+    run(&mut fleet, 2, "web-00001", Ready, 3);
+    run(&mut fleet, 2, "web-00001", Ready, 4);
+    run(&mut fleet, 2, "web-00001", Draining, 4);
+    run(&mut fleet, 2, "web-00009", Ready, 4);
+    run(&mut fleet, 1, "web-00001", Ready, 0);
+    run(&mut fleet, 1, "web-00001", Starting, 0);
+    run(&mut fleet, 4, "web-00001", Failed, 0);
+    let route = web(&fleet);
+    let away: Vec<_> = route
+        .away
+        .iter()
+        .map(|a| (a.node.0, a.instances, a.in_flight))
+        .collect();
+    assert_eq!(away, [(2, 2, 7), (3, 1, 2), (4, 1, 0)]);
+    assert_eq!((route.ready, route.starting), (5, 1));
+    assert_eq!((route.hard, route.total, route.target), (10, 10, 7));
+
+    fleet.members.get_mut(&NodeId(2)).unwrap().alive = false;
+    let away: Vec<_> = web(&fleet).away.iter().map(|a| a.node.0).collect();
+    assert_eq!(away, [3, 4]);
+}
+
+#[test]
+fn alone_keeps_what_it_last_knew_as_a_last_resort() {
+    let mut fleet = fleet();
+    run(&mut fleet, 2, "web-00001", Ready, 0);
+    for id in 2..=4 {
+        fleet.members.get_mut(&NodeId(id)).unwrap().alive = false;
+    }
+    let route = web(&fleet);
+    assert_eq!(route.ready, 0);
+    assert!(!route.away[0].alive);
+    let view = View::default();
+    assert_eq!(pick(&route, &view, 0), Pick::None);
+    assert_eq!(last_resort(&route, &view), Pick::Remote(NodeId(2)));
+}
+
+#[derive(Default)]
+struct View {
+    here: Vec<Option<u32>>,
+    out_here: Vec<usize>,
+    fresh: Vec<NodeId>,
+    sent: BTreeMap<u64, u32>,
+    tried: Vec<u64>,
+    out: Vec<u64>,
+}
+
+impl LoadView for View {
+    fn here(&self) -> usize {
+        self.here.len()
+    }
+    fn load(&self, instance: usize) -> Option<u32> {
+        self.here[instance]
+    }
+    fn ejected_here(&self, instance: usize) -> bool {
+        self.out_here.contains(&instance)
+    }
+    fn fresh(&self) -> &[NodeId] {
+        &self.fresh
+    }
+    fn sent(&self, node: NodeId) -> Option<u32> {
+        let sent = self.sent.get(&node.0).copied().unwrap_or(0);
+        (!self.tried.contains(&node.0)).then_some(sent)
+    }
+    fn ejected(&self, node: NodeId) -> bool {
+        self.out.contains(&node.0)
+    }
+}
+
+/// Two nodes away with one instance each: 2 is nearer.
+fn two_away(in_flight: u32) -> Arc<RevisionRoute> {
+    let mut fleet = fleet();
+    run(&mut fleet, 2, "web-00001", Ready, in_flight);
+    run(&mut fleet, 3, "web-00001", Ready, 0);
+    web(&fleet)
+}
+
+#[test]
+fn here_comes_first_then_the_nearest_with_room() {
+    let (near, far) = (Pick::Remote(NodeId(2)), Pick::Remote(NodeId(3)));
+    let with = |f: fn(&mut View)| {
+        let mut view = View::default();
+        f(&mut view);
+        view
+    };
+    let table = [
+        ("nothing here", with(|_| {}), near),
+        ("one here", with(|v| v.here = vec![Some(9)]), Pick::Local(0)),
+        (
+            "less loaded here",
+            with(|v| v.here = vec![Some(9), Some(2)]),
+            Pick::Local(1),
+        ),
+        ("full here", with(|v| v.here = vec![Some(10)]), near),
+        ("closing here", with(|v| v.here = vec![None]), near),
+        (
+            "only the last has room",
+            with(|v| v.here = vec![Some(10), None, Some(10), Some(1)]),
+            Pick::Local(3),
+        ),
+        ("near tried", with(|v| v.tried = vec![2]), far),
+        ("near full by us", with(|v| v.sent = [(2, 10)].into()), far),
+        ("near ejected of two", with(|v| v.out = vec![2]), far),
+        (
+            "more than half ejected",
+            with(|v| {
+                v.here = vec![Some(10)];
+                v.out = vec![2, 3];
+            }),
+            near,
+        ),
+        (
+            "one of three here ejected",
+            with(|v| {
+                v.here = vec![Some(0), Some(5), Some(5)];
+                v.out_here = vec![0];
+            }),
+            Pick::Local(1),
+        ),
+        ("all tried", with(|v| v.tried = vec![2, 3]), Pick::None),
+        (
+            "a fresh one",
+            with(|v| {
+                v.tried = vec![2, 3];
+                v.fresh = vec![NodeId(4)];
+            }),
+            Pick::Remote(NodeId(4)),
+        ),
+    ];
+    for (name, view, want) in table {
+        assert_eq!(pick(&two_away(9), &view, 0), want, "{name}");
+    }
+    assert_eq!(
+        pick(&two_away(10), &View::default(), 0),
+        far,
+        "near full by its own word"
+    );
+}
+
+#[test]
+fn a_single_ejected_endpoint_is_left_alone() {
+    let mut fleet = fleet();
+    run(&mut fleet, 2, "web-00001", Ready, 0);
+    let view = View {
+        out: vec![2],
+        ..View::default()
+    };
+    assert_eq!(pick(&web(&fleet), &view, 0), Pick::None);
+    assert_eq!(last_resort(&web(&fleet), &view), Pick::Remote(NodeId(2)));
+}
+
+#[test]
+fn draws_spread_over_instances_here() {
+    let view = View {
+        here: vec![Some(1); 5],
+        ..View::default()
+    };
+    let mut seen = [0; 5];
+    for step in 0..1000u64 {
+        let draw = step.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        if let Pick::Local(i) = pick(&two_away(0), &view, draw) {
+            seen[i] += 1;
+        }
+    }
+    assert!(seen.iter().all(|n| *n > 50), "{seen:?}");
+}
+
+#[test]
+fn names_resolve_to_near_front_doors() {
+    let mut state = State::default();
+    add(
+        &mut state,
+        "default",
+        "web",
+        &[RevisionState::Pending],
+        vec![],
+    );
+    let ask = |fleet: &Fleet, name_: &str, client: Option<&str>| {
+        let table = [
+            ("203.0.113.0/24".parse().unwrap(), name("lis")),
+            ("203.0.0.0/16".parse().unwrap(), name("fra")),
+        ];
+        let client = client.map(|c| c.parse().unwrap());
+        resolve(&routes(&state, fleet), fleet, &table, name_, client)
+    };
+    let service = |nodes: &[u8]| {
+        let v4 = nodes.iter().map(|n| Ipv4Addr::new(10, 0, *n, 1)).collect();
+        Resolution::Service(Addresses { v4, v6: vec![] })
+    };
+    let all = fleet();
+    let table = [
+        ("this node first", None, service(&[1, 2, 3])),
+        ("a listed client", Some("203.0.113.9"), service(&[3, 1, 2])),
+        ("the shorter range", Some("203.0.9.9"), service(&[2, 4, 1])),
+        (
+            "a neighbour of node 2",
+            Some("10.0.2.77"),
+            service(&[2, 4, 1]),
+        ),
+        ("a stranger", Some("198.51.100.1"), service(&[1, 2, 3])),
+    ];
+    for (what, client, want) in table {
+        assert_eq!(ask(&all, "web.edge.test", client), want, "{what}");
+    }
+    assert_eq!(ask(&all, "none.edge.test", None), Resolution::Unknown);
+    assert_eq!(ask(&all, "web.other.test", None), Resolution::Foreign);
+    assert!(matches!(
+        ask(&all, "EDGE.test.", None),
+        Resolution::Origin(_)
+    ));
+
+    let mut leaving = fleet();
+    leaving.members.get_mut(&NodeId(1)).unwrap().record.serving = false;
+    assert_eq!(ask(&leaving, "web.edge.test", None), service(&[2, 3, 4]));
+    let mut dark = fleet();
+    for member in dark.members.values_mut() {
+        member.alive = false;
+    }
+    assert_eq!(ask(&dark, "web.edge.test", None), service(&[1, 2, 3]));
+}
+
+#[test]
+fn subnets_parse_and_contain() {
+    let table = [
+        ("10.0.0.0/8", "10.9.9.9", true),
+        ("10.0.0.0/8", "11.0.0.1", false),
+        ("0.0.0.0/0", "192.0.2.1", true),
+        ("192.0.2.1/32", "192.0.2.1", true),
+        ("192.0.2.1/32", "192.0.2.2", false),
+        ("2001:db8::/48", "2001:db8:0:7::1", true),
+        ("2001:db8::/48", "2001:db8:1::1", false),
+        ("::/0", "192.0.2.1", false),
+    ];
+    for (subnet, ip, want) in table {
+        let parsed: Subnet = subnet.parse().unwrap();
+        assert_eq!(parsed.to_string(), subnet);
+        assert_eq!(parsed.contains(ip.parse().unwrap()), want, "{subnet} {ip}");
+    }
+    for bad in [
+        "",
+        "10.0.0.0",
+        "10.0.0.0/33",
+        "::/129",
+        "x/8",
+        "10.0.0.0/-1",
+    ] {
+        assert!(bad.parse::<Subnet>().is_err(), "{bad}");
+    }
+}

@@ -1,0 +1,241 @@
+//! What a steward remembers of one revision between ticks: starts and stops the fleet does not
+//! show yet, failures and how long to hold off after them, and the autoscaler. It is lost when
+//! another node becomes the steward, which costs a little time and nothing else.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::scene::Scene;
+use crate::autoscale::Autoscaler;
+use crate::model::{FailReason, InstanceId, InstanceState, Now};
+
+/// A start nobody reported on is forgotten after this: longer than an instance may take to
+/// become ready.
+const FLIGHT_MILLIS: u64 = 90_000;
+/// A start that succeeded shows in gossip within this.
+const LANDED_MILLIS: u64 = 5_000;
+/// A stop not seen to have begun within this is ordered again.
+const STOP_MILLIS: u64 = 5_000;
+/// Hold-off after failed instances, doubling to the longest; forgotten after a quiet spell. As
+/// with Kubernetes' `CrashLoopBackOff`, the first one after such a spell is replaced at once.
+const CRASH_MILLIS: u64 = 10_000;
+const CRASH_MOST_MILLIS: u64 = 300_000;
+const CRASH_FORGOTTEN_MILLIS: u64 = 600_000;
+/// Hold-off after every node refused, doubling to the longest.
+const REFUSED_MILLIS: u64 = 1_000;
+const REFUSED_MOST_MILLIS: u64 = 60_000;
+/// How long requests must have been held before a steward acts on them: the door that holds them
+/// starts an instance itself, and records of other nodes are a moment old.
+const SETTLED_MILLIS: u64 = 1_500;
+/// A proposal is repeated after this when the registry does not show it.
+const TOLD_MILLIS: u64 = 3_000;
+
+/// A start that was ordered and is not seen yet.
+#[derive(Debug, Clone, Copy)]
+struct Flight {
+    deadline: Now,
+    /// Ordered for this zone's load, not for the whole revision.
+    zonal: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Memory {
+    /// When it was first looked after.
+    pub since: Now,
+    pub autoscaler: Option<Autoscaler>,
+    /// When nothing was routed to it any more.
+    pub superseded: Option<Now>,
+    /// Instances elsewhere that were started for this zone because it had no room.
+    pub outside: BTreeSet<InstanceId>,
+    /// Failed instances since one was last seen ready.
+    pub failed_in_row: u32,
+    pub last_failure: Option<FailReason>,
+    /// Starts that nobody took, since one was last taken.
+    pub refused_in_row: u32,
+    pub last_refusal: String,
+    flights: VecDeque<Flight>,
+    known: BTreeMap<InstanceId, InstanceState>,
+    stopping: BTreeMap<InstanceId, Now>,
+    crashes: u32,
+    last_crash: Now,
+    hold_until: Now,
+    refused_until: Now,
+    queue: VecDeque<(Now, u32)>,
+    told: Option<Now>,
+}
+
+impl Memory {
+    pub fn new(now: Now, scene: &Scene<'_>) -> Self {
+        // Failures from before are left unknown, so that they count: a new steward learns from
+        // them what the old one knew.
+        let seen = scene
+            .instances
+            .iter()
+            .map(|s| (s.report.id.clone(), s.report.state));
+        let known = seen
+            .filter(|(_, state)| *state != InstanceState::Failed)
+            .collect();
+        Self {
+            since: now,
+            autoscaler: None,
+            superseded: None,
+            outside: BTreeSet::new(),
+            failed_in_row: 0,
+            last_failure: None,
+            refused_in_row: 0,
+            last_refusal: String::new(),
+            flights: VecDeque::new(),
+            known,
+            stopping: BTreeMap::new(),
+            crashes: 0,
+            last_crash: now,
+            hold_until: Now(0),
+            refused_until: Now(0),
+            queue: VecDeque::new(),
+            told: None,
+        }
+    }
+
+    /// Takes in what the fleet shows now. A revision in its `initial` phase does not hold off
+    /// after a crash: it is given up soon, and whoever deploys it waits.
+    pub fn look(&mut self, now: Now, scene: &Scene<'_>, initial: bool) {
+        self.flights.retain(|f| f.deadline > now);
+        self.stopping.retain(|_, deadline| *deadline > now);
+        if now.since(self.last_crash) > CRASH_FORGOTTEN_MILLIS {
+            self.crashes = 0;
+        }
+        for seen in &scene.instances {
+            let (id, state) = (&seen.report.id, seen.report.state);
+            let before = self.known.get(id).copied();
+            if before.is_none() {
+                self.land(id, seen.here);
+            }
+            if before == Some(state) {
+                continue;
+            }
+            match state {
+                InstanceState::Ready => self.failed_in_row = 0,
+                InstanceState::Failed => self.crashed(now, seen.report.failure.clone(), initial),
+                _ => {}
+            }
+        }
+        let seen = scene
+            .instances
+            .iter()
+            .map(|s| (s.report.id.clone(), s.report.state));
+        self.known = seen.collect();
+        let live: BTreeSet<_> = scene.live().map(|s| &s.report.id).collect();
+        self.outside.retain(|id| live.contains(id));
+        self.queue.push_back((now, scene.queued));
+        while self
+            .queue
+            .get(1)
+            .is_some_and(|(at, _)| now.since(*at) >= SETTLED_MILLIS)
+        {
+            self.queue.pop_front();
+        }
+    }
+
+    /// A new instance is taken for one that was ordered; for this zone's if it is here.
+    fn land(&mut self, id: &InstanceId, here: bool) {
+        let fitting = self.flights.iter().position(|f| f.zonal == here);
+        let Some(flight) = self.flights.remove(fitting.unwrap_or(0)) else {
+            return;
+        };
+        if flight.zonal && !here {
+            self.outside.insert(id.clone());
+        }
+    }
+
+    fn crashed(&mut self, now: Now, failure: Option<FailReason>, initial: bool) {
+        self.failed_in_row += 1;
+        self.last_failure = failure.or(self.last_failure.take());
+        // Those that fall together are one crash.
+        let together = self.crashes > 0 && (now < self.hold_until || now == self.last_crash);
+        self.last_crash = now;
+        if initial || together {
+            return;
+        }
+        if let Some(before) = self.crashes.checked_sub(1) {
+            self.hold_until = now.plus(doubled(CRASH_MILLIS, before, CRASH_MOST_MILLIS));
+        }
+        self.crashes += 1;
+    }
+
+    pub fn on_start_result(&mut self, now: Now, result: Result<(), String>) {
+        match result {
+            Ok(()) => {
+                self.refused_in_row = 0;
+                if let Some(flight) = self.flights.front_mut() {
+                    flight.deadline = flight.deadline.min(now.plus(LANDED_MILLIS));
+                }
+            }
+            Err(message) => {
+                self.flights.pop_front();
+                self.refused(now, message);
+            }
+        }
+    }
+
+    /// No node took it, or none could.
+    pub fn refused(&mut self, now: Now, message: String) {
+        // Those refused together are one refusal.
+        if now >= self.refused_until {
+            let wait = doubled(REFUSED_MILLIS, self.refused_in_row, REFUSED_MOST_MILLIS);
+            self.refused_until = now.plus(wait);
+            self.refused_in_row += 1;
+        }
+        self.last_refusal = message;
+    }
+
+    pub fn may_start(&self, now: Now) -> bool {
+        now >= self.hold_until && now >= self.refused_until
+    }
+
+    pub fn started(&mut self, now: Now, zonal: bool) {
+        self.flights.push_back(Flight {
+            deadline: now.plus(FLIGHT_MILLIS),
+            zonal,
+        });
+    }
+
+    /// Starts not seen yet: all of them, or this zone's.
+    pub fn flights(&self, zonal_only: bool) -> u32 {
+        let counted = self.flights.iter().filter(|f| f.zonal || !zonal_only);
+        u32::try_from(counted.count()).unwrap_or(u32::MAX)
+    }
+
+    pub fn stopped(&mut self, now: Now, id: &InstanceId) {
+        self.stopping.insert(id.clone(), now.plus(STOP_MILLIS));
+    }
+
+    pub fn is_stopping(&self, id: &InstanceId) -> bool {
+        self.stopping.contains_key(id)
+    }
+
+    /// Requests that have been held for a while: the fewest of the last moments.
+    pub fn settled_queue(&self, now: Now) -> u32 {
+        match self.queue.front() {
+            Some((at, _)) if now.since(*at) >= SETTLED_MILLIS => self
+                .queue
+                .iter()
+                .map(|(_, queued)| *queued)
+                .min()
+                .unwrap_or(0),
+            _ => 0,
+        }
+    }
+
+    /// Whether a proposal is due; says so once in a while.
+    pub fn may_tell(&mut self, now: Now) -> bool {
+        let due = self.told.is_none_or(|at| now.since(at) >= TOLD_MILLIS);
+        if due {
+            self.told = Some(now);
+        }
+        due
+    }
+}
+
+fn doubled(base: u64, times: u32, most: u64) -> u64 {
+    base.saturating_mul(1_u64.checked_shl(times).unwrap_or(u64::MAX))
+        .min(most)
+}

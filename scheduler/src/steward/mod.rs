@@ -1,0 +1,234 @@
+//! Who looks after a revision, and what it does about it at each tick. Every node runs one; it
+//! acts for the revisions it is the steward of, and its orders are carried out by others.
+//!
+//! A revision has one **home** steward, which brings up its first instances, judges whether it
+//! came up, and keeps its minimum; and one steward in each **zone**, which scales the zone's
+//! instances with the requests in them and at the zone's doors. Both are found by rendezvous
+//! hashing over the live nodes, without an election. Where two nodes take themselves for the
+//! steward for a moment, no harm is done: starts are admitted by their targets, stops are drained
+//! and choose the same instances, and what is too few or too many is mended a tick later.
+
+mod memory;
+mod scale;
+mod scene;
+
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod world;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::fleet::{Fleet, Member};
+use crate::model::{InstanceId, Name, NodeId, Now, Revision, RevisionKey, RevisionState, Service};
+use crate::place::Receipt;
+use crate::registry::State;
+use memory::Memory;
+use scale::Tick;
+use scene::Scene;
+
+/// What a steward wants done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Order {
+    /// Ask the receipt's nodes in turn for one instance; report to
+    /// [`Steward::on_start_result`] what came of it.
+    Start {
+        revision: RevisionKey,
+        receipt: Receipt,
+    },
+    /// Drain and stop one instance.
+    Stop {
+        instance: InstanceId,
+        node: NodeId,
+        cause: String,
+    },
+    /// Propose `MarkReady`: the first instances are up.
+    Ready { revision: RevisionKey },
+    /// Propose `MarkFailed`: it will not come up.
+    Fail {
+        revision: RevisionKey,
+        reason: String,
+        message: String,
+    },
+}
+
+/// The node that looks after a revision: in the zone given as region and zone, or, with `None`,
+/// its home steward. `None` when no live node is there.
+#[must_use]
+pub fn steward_of(
+    fleet: &Fleet,
+    revision: &RevisionKey,
+    zone: Option<(&Name, &Name)>,
+) -> Option<NodeId> {
+    let here = |m: &&Member| {
+        let place = (&m.record.region, &m.record.zone);
+        m.alive && m.record.serving && zone.is_none_or(|zone| zone == place)
+    };
+    let nodes = fleet.members.values().filter(here).map(|m| m.record.node);
+    nodes.max_by_key(|node| (weight(*node, revision), *node))
+}
+
+/// Rendezvous weight: FNV-1a over the names, stirred so that close numbers come out far apart.
+/// It must be the same in every build of every version.
+fn weight(node: NodeId, revision: &RevisionKey) -> u64 {
+    let key = [revision.namespace.as_str(), "/", revision.name.as_str()];
+    let bytes = node
+        .0
+        .to_be_bytes()
+        .into_iter()
+        .chain(key.iter().flat_map(|s| s.bytes()));
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let stirred = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    let stirred = (stirred ^ (stirred >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    stirred ^ (stirred >> 33)
+}
+
+/// What this node is to a revision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Duty {
+    home: bool,
+    zone: bool,
+}
+
+/// How a revision stands with its service.
+enum Standing<'a> {
+    /// To be brought up.
+    Initial(&'a Revision, &'a Service),
+    /// Requests are sent to it.
+    Routed(&'a Revision, &'a Service),
+    /// It was ready once; nothing is sent to it.
+    Superseded,
+    /// A newer one was deployed before it was ready.
+    Overtaken {
+        by: RevisionKey,
+    },
+    Failed,
+    /// Not in the registry.
+    Gone,
+}
+
+impl<'a> Standing<'a> {
+    fn of(state: &'a State, key: &RevisionKey) -> Self {
+        let Some(revision) = state.revisions.get(key) else {
+            return Self::Gone;
+        };
+        let Some(service) = state.services.get(&revision.service) else {
+            return Self::Gone;
+        };
+        let routed = service.routed().contains(key);
+        let latest = service.status.latest_created.as_ref();
+        match revision.state {
+            RevisionState::Failed { .. } => Self::Failed,
+            RevisionState::Ready if routed => Self::Routed(revision, service),
+            RevisionState::Ready => Self::Superseded,
+            RevisionState::Pending => match latest {
+                Some(by) if by != key && !routed => Self::Overtaken { by: by.clone() },
+                _ => Self::Initial(revision, service),
+            },
+        }
+    }
+}
+
+/// A node's stewardship over all revisions.
+#[derive(Debug, Default)]
+pub struct Steward {
+    memories: BTreeMap<RevisionKey, Memory>,
+}
+
+impl Steward {
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Looks at everything once; called about once a second. A start is not ordered again
+    /// before it had the time to show in the fleet.
+    pub fn tick(&mut self, now: Now, state: &State, fleet: &Fleet) -> Vec<Order> {
+        let me = fleet.members.get(&fleet.me);
+        let Some(me) = me.filter(|m| m.alive && m.record.serving) else {
+            self.memories.clear();
+            return Vec::new();
+        };
+        let place = (&me.record.region, &me.record.zone);
+        let mut scenes = scene::scenes(fleet, place);
+        let mut keys: BTreeSet<RevisionKey> = state.revisions.keys().cloned().collect();
+        keys.extend(scenes.keys().map(|key| (*key).clone()));
+        self.memories.retain(|key, _| keys.contains(key));
+        let mut tick = Tick::new(now, state, fleet);
+        for key in keys {
+            let duty = Duty {
+                home: steward_of(fleet, &key, None) == Some(fleet.me),
+                zone: steward_of(fleet, &key, Some(place)) == Some(fleet.me),
+            };
+            let memory = self.memories.remove(&key);
+            if !duty.home && !duty.zone {
+                continue;
+            }
+            let scene = scenes.remove(&key).unwrap_or_default();
+            let mut memory = memory.unwrap_or_else(|| Memory::new(now, &scene));
+            look_after(&mut tick, duty, &key, &scene, &mut memory);
+            self.memories.insert(key, memory);
+        }
+        tick.orders
+    }
+
+    /// What came of an [`Order::Start`]: an instance that is ready, or why none of the nodes
+    /// took it.
+    pub fn on_start_result(
+        &mut self,
+        now: Now,
+        revision: &RevisionKey,
+        result: Result<(), String>,
+    ) {
+        if let Some(memory) = self.memories.get_mut(revision) {
+            memory.on_start_result(now, result);
+        }
+    }
+}
+
+fn look_after(
+    tick: &mut Tick<'_>,
+    duty: Duty,
+    key: &RevisionKey,
+    scene: &Scene<'_>,
+    memory: &mut Memory,
+) {
+    let standing = Standing::of(tick.state, key);
+    memory.look(tick.now, scene, matches!(standing, Standing::Initial(..)));
+    if !matches!(standing, Standing::Superseded) {
+        memory.superseded = None;
+    }
+    match standing {
+        Standing::Initial(revision, service) => {
+            if duty.home {
+                tick.bring_up(revision, service, scene, memory);
+            }
+        }
+        Standing::Routed(revision, service) => {
+            if duty.home {
+                tick.keep_minimum(revision, service, scene, memory);
+            }
+            if duty.zone {
+                tick.scale_zone(revision, service, scene, memory);
+            }
+        }
+        Standing::Overtaken { by } => {
+            if duty.home && memory.may_tell(tick.now) {
+                tick.orders.push(Order::Fail {
+                    revision: key.clone(),
+                    reason: "Superseded".to_owned(),
+                    message: format!("{} was deployed before it was ready", by.name),
+                });
+            }
+            if duty.zone {
+                tick.stop_all(scene, memory, "a newer revision was deployed");
+            }
+        }
+        Standing::Superseded | Standing::Failed | Standing::Gone if !duty.zone => {}
+        Standing::Superseded => tick.retire(scene, memory),
+        Standing::Failed => tick.stop_all(scene, memory, "the revision failed"),
+        Standing::Gone => tick.stop_all(scene, memory, "the revision is no longer there"),
+    }
+}

@@ -1,0 +1,365 @@
+//! What a steward does about one revision: bring it up, keep its minimum, follow its load, or
+//! clear it away.
+
+use std::collections::BTreeSet;
+
+use super::Order;
+use super::memory::Memory;
+use super::scene::{Scene, Seen};
+use crate::autoscale::{Aim, Autoscaler, Bounds, Decision};
+use crate::fleet::Fleet;
+use crate::model::{
+    InstanceId, InstanceReport, InstanceState, NodeId, Now, Revision, RevisionKey, Service, UnixMs,
+};
+use crate::place::{Ask, Receipt, needs, place};
+use crate::registry::State;
+
+/// Failed instances in a row after which a revision that was never ready is given up.
+const FAILURES_TO_GIVE_UP: u32 = 2;
+/// Rounds in which no node took it, after which it is given up; with their doubling pauses, a
+/// quarter of a minute.
+const REFUSALS_TO_GIVE_UP: u32 = 5;
+/// The longest a revision may take to come up (Knative's progress deadline).
+const PROGRESS_MILLIS: u64 = 600_000;
+/// Starts of one revision in one tick. More would crowd nodes whose records do not show the
+/// first ones yet.
+const STARTS_PER_TICK: u32 = 10;
+/// A superseded revision's idle instances stay this long: doors still learn of the new routes.
+const SUPERSEDED_MILLIS: u64 = 5_000;
+/// And busy ones this long: a connection that never ends must not hold them for ever.
+const SUPERSEDED_MOST_MILLIS: u64 = 600_000;
+
+/// One tick in the making.
+pub(super) struct Tick<'a> {
+    pub now: Now,
+    pub state: &'a State,
+    pub orders: Vec<Order>,
+    fleet: &'a Fleet,
+    /// The fleet as it will be once this tick's starts are done; made when the first is ordered.
+    foreseen: Option<Fleet>,
+}
+
+/// Why and from where starts are asked for.
+struct Wish<'a> {
+    count: u32,
+    from: NodeId,
+    cause: &'a str,
+    zonal: bool,
+}
+
+impl<'a> Tick<'a> {
+    pub fn new(now: Now, state: &'a State, fleet: &'a Fleet) -> Self {
+        Self {
+            now,
+            state,
+            orders: Vec::new(),
+            fleet,
+            foreseen: None,
+        }
+    }
+
+    /// Starts the first instances of a revision and judges it by them.
+    pub fn bring_up(
+        &mut self,
+        revision: &Revision,
+        service: &Service,
+        scene: &Scene<'_>,
+        memory: &mut Memory,
+    ) {
+        let bounds = Bounds::of(&service.scale);
+        let wanted = service.scale.initial.max(1).max(bounds.min).min(bounds.max);
+        let ready = count(scene.live().filter(|s| s.ready()));
+        let key = &revision.key;
+        if ready >= wanted {
+            if memory.may_tell(self.now) {
+                let revision = key.clone();
+                self.orders.push(Order::Ready { revision });
+            }
+            return;
+        }
+        if let Some((reason, message)) = self.hopeless(memory) {
+            if memory.may_tell(self.now) {
+                self.orders.push(Order::Fail {
+                    revision: key.clone(),
+                    reason,
+                    message,
+                });
+            }
+            return;
+        }
+        let have = count(scene.live()) + memory.flights(false);
+        let wish = Wish {
+            count: wanted.saturating_sub(have),
+            from: self.fleet.me,
+            cause: "initial",
+            zonal: false,
+        };
+        self.start(revision, scene, memory, &wish);
+    }
+
+    /// Why a revision that is not ready yet will not be.
+    fn hopeless(&self, memory: &Memory) -> Option<(String, String)> {
+        if memory.failed_in_row >= FAILURES_TO_GIVE_UP {
+            let failure = memory.last_failure.clone();
+            return Some(failure.map_or_else(
+                || ("Failed".to_owned(), "its instances failed".to_owned()),
+                |f| (f.code, f.message),
+            ));
+        }
+        if memory.refused_in_row >= REFUSALS_TO_GIVE_UP {
+            return Some(("CannotStart".to_owned(), memory.last_refusal.clone()));
+        }
+        if self.now.since(memory.since) >= PROGRESS_MILLIS {
+            let message = "it was not ready within ten minutes".to_owned();
+            return Some(("ProgressDeadlineExceeded".to_owned(), message));
+        }
+        None
+    }
+
+    /// Keeps the service's minimum, wherever its instances are.
+    pub fn keep_minimum(
+        &mut self,
+        revision: &Revision,
+        service: &Service,
+        scene: &Scene<'_>,
+        memory: &mut Memory,
+    ) {
+        let have = count(scene.live().filter(|s| !memory.is_stopping(&s.report.id)));
+        let have = have + memory.flights(false);
+        let wish = Wish {
+            count: Bounds::of(&service.scale).min.saturating_sub(have),
+            from: self.fleet.me,
+            cause: "minimum",
+            zonal: false,
+        };
+        self.start(revision, scene, memory, &wish);
+    }
+
+    /// Follows the load of this zone.
+    pub fn scale_zone(
+        &mut self,
+        revision: &Revision,
+        service: &Service,
+        scene: &Scene<'_>,
+        memory: &mut Memory,
+    ) {
+        let of_zone = |s: &&Seen<'_>| s.here || memory.outside.contains(&s.report.id);
+        let staying = |s: &&Seen<'_>| !memory.is_stopping(&s.report.id);
+        let mine: Vec<Seen<'_>> = scene
+            .live()
+            .filter(of_zone)
+            .filter(staying)
+            .copied()
+            .collect();
+        let ready = count(mine.iter().filter(|s| s.ready()));
+        // Where the zone has nothing yet, what is on its way for the minimum may land here.
+        let coming = count(&mine) - ready + memory.flights(!mine.is_empty());
+        let held = self.demand(revision, service, scene, memory, (ready, coming));
+        let busy: u64 = mine
+            .iter()
+            .filter(|s| s.ready())
+            .map(Seen::concurrency_milli)
+            .sum();
+        let decision = self.decide(revision, service, memory, busy + held * 1000, ready);
+
+        let have = ready + coming;
+        if have < decision.wanted {
+            let total = count(scene.live()) + memory.flights(false);
+            let room = Bounds::of(&service.scale).max.saturating_sub(total);
+            let wish = Wish {
+                count: (decision.wanted - have).min(room),
+                from: scene.hottest.map_or(self.fleet.me, |(_, node)| node),
+                cause: if have == 0 { "request" } else { "scale-up" },
+                zonal: true,
+            };
+            self.start(revision, scene, memory, &wish);
+        } else if coming == 0 && ready > decision.wanted {
+            let spared = spared(scene, memory, service.scale.min);
+            let mut idle = mine;
+            idle.retain(|s| s.ready() && s.here && !spared.contains(&s.report.id));
+            self.shrink(idle, scene, memory, ready, decision);
+        }
+    }
+
+    /// The requests held at this zone's doors that call for more instances.
+    fn demand(
+        &self,
+        revision: &Revision,
+        service: &Service,
+        scene: &Scene<'_>,
+        memory: &Memory,
+        (ready, coming): (u32, u32),
+    ) -> u64 {
+        // With none ready and one on its way the door has acted; what exceeds what that one can
+        // carry need not wait to be believed.
+        let hard = revision.spec.container_concurrency;
+        let carried = coming.saturating_mul(service.scale.total_concurrency(hard));
+        let urgent = ready == 0 && coming > 0 && scene.queued > carried;
+        let settled = memory.settled_queue(self.now);
+        u64::from(if urgent { scene.queued } else { settled })
+    }
+
+    fn decide(
+        &self,
+        revision: &Revision,
+        service: &Service,
+        memory: &mut Memory,
+        concurrency_milli: u64,
+        ready: u32,
+    ) -> Decision {
+        let aim = Aim::of(&service.scale, revision.spec.container_concurrency);
+        let fresh = || Autoscaler::new(aim, self.now, ready);
+        let autoscaler = memory.autoscaler.get_or_insert_with(fresh);
+        autoscaler.set_aim(aim);
+        autoscaler.observe(self.now, concurrency_milli, ready);
+        // The minimum is the home steward's, over all zones.
+        let bounds = Bounds {
+            min: 0,
+            ..Bounds::of(&service.scale)
+        };
+        autoscaler.decide(self.now, &bounds)
+    }
+
+    /// Stops the least loaded until the wanted number is left; the last one stays while
+    /// anything waits for it.
+    fn shrink(
+        &mut self,
+        mut idle: Vec<Seen<'_>>,
+        scene: &Scene<'_>,
+        memory: &mut Memory,
+        ready: u32,
+        decision: Decision,
+    ) {
+        let left = decision.wanted.max(u32::from(scene.queued > 0));
+        let surplus = usize::try_from(ready.saturating_sub(left)).unwrap_or(usize::MAX);
+        idle.sort_by_key(|s| {
+            let load = (s.report.in_flight, s.report.concurrency_milli);
+            (load, std::cmp::Reverse(s.report.since), &s.report.id)
+        });
+        let cause = format!("scale {ready} to {left}: {}", decision.reason);
+        for seen in idle.into_iter().take(surplus) {
+            self.stop(&seen, memory, &cause);
+        }
+    }
+
+    /// Clears away a superseded revision: idle instances soon, busy ones late.
+    pub fn retire(&mut self, scene: &Scene<'_>, memory: &mut Memory) {
+        let since = *memory.superseded.get_or_insert(self.now);
+        let age = self.now.since(since);
+        for seen in scene.live().filter(|s| s.here) {
+            let idle = seen.report.in_flight == 0 && age >= SUPERSEDED_MILLIS;
+            if idle || age >= SUPERSEDED_MOST_MILLIS {
+                self.stop(seen, memory, "nothing is sent to this revision any more");
+            }
+        }
+    }
+
+    /// Clears away a revision at once.
+    pub fn stop_all(&mut self, scene: &Scene<'_>, memory: &mut Memory, cause: &str) {
+        for seen in scene.live().filter(|s| s.here) {
+            // A node that knows more of the registry than this one may run what this one has yet
+            // to hear of.
+            if seen.member.record.registry_index <= self.state.index {
+                self.stop(seen, memory, cause);
+            }
+        }
+    }
+
+    fn stop(&mut self, seen: &Seen<'_>, memory: &mut Memory, cause: &str) {
+        if memory.is_stopping(&seen.report.id) {
+            return;
+        }
+        memory.stopped(self.now, &seen.report.id);
+        self.orders.push(Order::Stop {
+            instance: seen.report.id.clone(),
+            node: seen.member.record.node,
+            cause: cause.to_owned(),
+        });
+    }
+
+    fn start(
+        &mut self,
+        revision: &Revision,
+        scene: &Scene<'_>,
+        memory: &mut Memory,
+        wish: &Wish<'_>,
+    ) {
+        if wish.count == 0 || !memory.may_start(self.now) {
+            return;
+        }
+        for _ in 0..wish.count.min(STARTS_PER_TICK) {
+            let foreseen = self.foreseen.get_or_insert_with(|| self.fleet.clone());
+            let receipt = placed(foreseen, revision, scene, wish);
+            let Some((node, _)) = receipt.ranked().next() else {
+                let message = format!("no node can take it: {}", receipt.refusals().join("; "));
+                memory.refused(self.now, message);
+                return;
+            };
+            reserve(foreseen, node, revision);
+            memory.started(self.now, wish.zonal);
+            self.orders.push(Order::Start {
+                revision: revision.key.clone(),
+                receipt,
+            });
+        }
+    }
+}
+
+/// Placement that avoids nodes where the revision failed a moment ago, if others are left.
+fn placed(fleet: &Fleet, revision: &Revision, scene: &Scene<'_>, wish: &Wish<'_>) -> Receipt {
+    let failed = scene
+        .instances
+        .iter()
+        .filter(|s| s.report.state == InstanceState::Failed);
+    let mut ask = Ask {
+        from: wish.from,
+        avoid: failed.map(|s| s.member.record.node).collect(),
+        cause: wish.cause.to_owned(),
+    };
+    let receipt = place(fleet, revision, &ask);
+    if ask.avoid.is_empty() || receipt.ranked().next().is_some() {
+        return receipt;
+    }
+    ask.avoid.clear();
+    place(fleet, revision, &ask)
+}
+
+/// Counts a start in before its node says so, or the next would be placed as if it were not.
+fn reserve(fleet: &mut Fleet, node: NodeId, revision: &Revision) {
+    let Some(member) = fleet.members.get_mut(&node) else {
+        return;
+    };
+    let needs = needs(&revision.spec);
+    let free = &mut member.record.free;
+    free.cpu_millis = free.cpu_millis.saturating_sub(needs.cpu_millis);
+    free.memory_bytes = free.memory_bytes.saturating_sub(needs.memory_bytes);
+    free.instances = free.instances.saturating_sub(1);
+    member.record.instances.push(InstanceReport {
+        id: InstanceId(String::new()),
+        service: revision.service.clone(),
+        revision: RevisionKey::clone(&revision.key),
+        state: InstanceState::Starting,
+        since: UnixMs(0),
+        in_flight: 0,
+        concurrency_milli: 0,
+        failure: None,
+    });
+}
+
+/// The instances that make up the service's minimum: the oldest. All zones' stewards spare the
+/// same ones, so they do not shrink below it together.
+fn spared(scene: &Scene<'_>, memory: &Memory, min: u32) -> BTreeSet<InstanceId> {
+    let staying = |s: &&Seen<'_>| s.ready() && !memory.is_stopping(&s.report.id);
+    let mut ready: Vec<_> = scene.live().filter(staying).collect();
+    ready.sort_by_key(|s| (s.report.since, &s.report.id));
+    let min = usize::try_from(min).unwrap_or(usize::MAX);
+    ready
+        .into_iter()
+        .take(min)
+        .map(|s| s.report.id.clone())
+        .collect()
+}
+
+fn count<T>(items: impl IntoIterator<Item = T>) -> u32 {
+    u32::try_from(items.into_iter().count()).unwrap_or(u32::MAX)
+}

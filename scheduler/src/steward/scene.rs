@@ -1,0 +1,82 @@
+//! One revision as the fleet shows it at a tick.
+
+use std::collections::BTreeMap;
+
+use crate::fleet::{Fleet, Member};
+use crate::model::{InstanceReport, InstanceState, Name, NodeId, RevisionKey};
+
+/// An instance and the node that reports it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Seen<'a> {
+    pub member: &'a Member,
+    pub report: &'a InstanceReport,
+    /// In the looking node's own zone.
+    pub here: bool,
+}
+
+impl Seen<'_> {
+    pub fn ready(&self) -> bool {
+        self.report.state == InstanceState::Ready
+    }
+
+    /// It serves or will.
+    pub fn live(&self) -> bool {
+        matches!(
+            self.report.state,
+            InstanceState::Ready | InstanceState::Starting
+        )
+    }
+
+    /// Requests in it, times 1000; never nothing while there is one.
+    pub fn concurrency_milli(&self) -> u64 {
+        let busy = u32::from(self.report.in_flight > 0);
+        self.report.concurrency_milli.max(busy).into()
+    }
+}
+
+/// A revision's instances on live nodes, in the order of their ids, and the requests held for
+/// it at the zone's doors.
+#[derive(Debug, Default)]
+pub(super) struct Scene<'a> {
+    pub instances: Vec<Seen<'a>>,
+    pub queued: u32,
+    /// The door with most of them.
+    pub hottest: Option<(u32, NodeId)>,
+}
+
+impl<'a> Scene<'a> {
+    pub fn live(&self) -> impl Iterator<Item = &Seen<'a>> {
+        self.instances.iter().filter(|s| s.live())
+    }
+}
+
+/// What every revision looks like from a node in the region and zone `place`.
+pub(super) fn scenes<'a>(
+    fleet: &'a Fleet,
+    place: (&Name, &Name),
+) -> BTreeMap<&'a RevisionKey, Scene<'a>> {
+    let mut scenes: BTreeMap<&RevisionKey, Scene<'_>> = BTreeMap::new();
+    for member in fleet.members.values().filter(|m| m.alive) {
+        let record = &member.record;
+        let here = (&record.region, &record.zone) == place;
+        for report in &record.instances {
+            let scene = scenes.entry(&report.revision).or_default();
+            scene.instances.push(Seen {
+                member,
+                report,
+                here,
+            });
+        }
+        for demand in record.demand.iter().filter(|d| here && d.queued > 0) {
+            let scene = scenes.entry(&demand.revision).or_default();
+            scene.queued = scene.queued.saturating_add(demand.queued);
+            scene.hottest = scene.hottest.max(Some((demand.queued, record.node)));
+        }
+    }
+    for scene in scenes.values_mut() {
+        scene
+            .instances
+            .sort_by(|a, b| a.report.id.cmp(&b.report.id));
+    }
+    scenes
+}
