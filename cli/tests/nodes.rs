@@ -303,8 +303,12 @@ fn join_enrols_writes_and_waits_to_be_a_member() {
         "ingress": [], "capacity": resources, "free": resources, "registryIndex": 3,
         "version": "0.1.0", "instances": 0,
     });
+    let mut other = me.clone();
+    other["id"] = json!(1);
     machine.api.json("GET /v1/status", &status(json!([])));
-    machine.api.json("GET /v1/status", &status(json!([me])));
+    machine
+        .api
+        .json("GET /v1/status", &status(json!([other, me])));
     let token = cluster.token.reveal();
     let run = machine
         .run(&["join", &cluster.address, "--token", &token])

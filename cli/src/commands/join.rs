@@ -177,7 +177,7 @@ fn refused(error: JoinError, name: &Name) -> Failure {
     }
 }
 
-/// Starts the daemon and waits until it counts itself a member.
+/// Starts the daemon and waits until it counts itself a member among others.
 async fn start(flags: &NodeFlags, home: &Home, me: NodeId) -> anyhow::Result<(Daemon, NodeStatus)> {
     let mut daemon = Daemon::start(flags).await?;
     let client = daemon::client(&home.data);
@@ -185,6 +185,10 @@ async fn start(flags: &NodeFlags, home: &Home, me: NodeId) -> anyhow::Result<(Da
     let node = daemon
         .until("the node's place in the cluster", async || {
             let status: Status = client.get("/v1/status").await?;
+            // Another member in sight: they see this one too, or are about to.
+            if !status.nodes.iter().any(|node| node.id != me && node.alive) {
+                return Ok(None);
+            }
             let mine = |node: &NodeStatus| node.id == me && node.alive;
             Ok(status.nodes.into_iter().find(mine))
         })
