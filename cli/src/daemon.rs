@@ -13,9 +13,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::args::NodeFlags;
-use crate::client::{Client, ClientError, Target};
+use crate::client::{Client, ClientError, DEFAULT_SOCKET, Target};
 use crate::failure::{Exit, Failure};
 use crate::files;
+use crate::printer::Printer;
 
 /// For the daemon to answer its API.
 const HEALTHY_WITHIN: Duration = Duration::from_secs(20);
@@ -258,6 +259,17 @@ fn tail(path: &Path) -> Vec<String> {
         .skip(lines.len().saturating_sub(LOG_LINES))
         .map(|line| format!("| {line}"))
         .collect()
+}
+
+/// Says how to reach a node whose socket is not where commands look by themselves.
+pub fn hint_address(data: &Path, out: Printer) {
+    let socket = data.join("run/api.sock");
+    if socket != Path::new(DEFAULT_SOCKET) {
+        out.hint(&format!(
+            "talk to this node: export SELVEDGE_ADDR=unix:{}",
+            socket.display()
+        ));
+    }
 }
 
 /// The API of the node whose data is in `data`.

@@ -7,7 +7,7 @@ mod support;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use assert_cmd::Command;
@@ -21,15 +21,21 @@ use scheduler::registry::State;
 use serde_json::json;
 use support::FakeNode;
 
+/// A program that is being written cannot be run, and a fork in another test's thread keeps it open
+/// for writing a moment longer: one machine at a time.
+static TURN: Mutex<()> = Mutex::new(());
+
 /// A machine: a folder with the two programs in it, gone with the test.
 struct Machine {
     folder: PathBuf,
     api: FakeNode,
+    _turn: MutexGuard<'static, ()>,
 }
 
 impl Machine {
     /// `daemon` is the shell script that stands in for `selvedged`.
     fn new(name: &str, daemon: &str) -> Self {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = std::env::temp_dir().join(format!("selvedge-{name}-{}", std::process::id()));
         std::fs::create_dir_all(folder.join("data/run")).unwrap();
         let program = assert_cmd::cargo::cargo_bin("selvedge");
@@ -39,7 +45,11 @@ impl Machine {
         std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
         let api = FakeNode::start_at(folder.join("data/run"));
         api.answer("GET /v1/healthz", 200, "ok");
-        Self { folder, api }
+        Self {
+            folder,
+            api,
+            _turn: turn,
+        }
     }
 
     fn data(&self) -> PathBuf {

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use netfabric::identity::{Authority, Identity, JoinToken, NodeKeys};
+use netfabric::identity::{Authority, Identity, JoinToken, NodeKeys, TokenError};
 use netfabric::transport::join::{JoinError, JoinRefusal, JoinRequest, JoinResponse, enroll};
 use netfabric::wire::api::{NodeStatus, Status};
 use scheduler::model::{Name, NodeId};
@@ -12,7 +12,6 @@ use tokio::net::lookup_host;
 use tokio::time::timeout;
 
 use crate::args::{JoinArgs, NodeFlags};
-use crate::client::DEFAULT_SOCKET;
 use crate::daemon::{self, Daemon};
 use crate::failure::{Exit, Failure};
 use crate::home::Home;
@@ -29,13 +28,7 @@ const SEEDS: usize = 8;
 
 pub async fn run(args: JoinArgs, token: Option<&str>, out: Printer) -> anyhow::Result<ExitCode> {
     let flags = args.node;
-    let token = token.ok_or_else(|| {
-        Failure::usage("joining needs a token: --token T")
-            .hint("on a member: selvedge token create")
-    })?;
-    let token: JoinToken = token.parse().map_err(|error| {
-        Failure::usage(format!("{error}")).hint("on a member: selvedge token create")
-    })?;
+    let token = parse(token)?;
     machine::require_root()?;
     let home = Home::vacant(&flags)?;
     let name = machine::name(flags.name.as_ref())?;
@@ -70,18 +63,20 @@ pub async fn run(args: JoinArgs, token: Option<&str>, out: Printer) -> anyhow::R
         || format!("node/{name}"),
         |_| format!("node/{name} joined"),
     )?;
-    let socket = home.data.join("run/api.sock");
-    if socket.to_string_lossy() != DEFAULT_SOCKET {
-        out.hint(&format!(
-            "talk to this node: export SELVEDGE_ADDR=unix:{}",
-            socket.display()
-        ));
-    }
+    daemon::hint_address(&home.data, out);
     if flags.foreground {
         daemon.attend().await
     } else {
         Ok(ExitCode::SUCCESS)
     }
+}
+
+fn parse(token: Option<&str>) -> Result<JoinToken, Failure> {
+    let hinted =
+        |message: String| Failure::usage(message).hint("on a member: selvedge token create");
+    let text = token.ok_or_else(|| hinted("joining needs a token: --token T".to_owned()))?;
+    text.parse()
+        .map_err(|error: TokenError| hinted(error.to_string()))
 }
 
 /// `HOST[:PORT]` as an address.

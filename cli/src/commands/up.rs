@@ -7,9 +7,10 @@ use netfabric::identity::{Authority, Identity, NodeKeys};
 use netfabric::wire::api::{TokenRequest, TokenResponse};
 use scheduler::model::{Name, NodeId};
 
-use crate::args::UpArgs;
-use crate::client::{ANSWER, DEFAULT_SOCKET};
+use crate::args::{NodeFlags, UpArgs};
+use crate::client::ANSWER;
 use crate::daemon::{self, Daemon};
+use crate::failure::Failure;
 use crate::home::Home;
 use crate::machine;
 use crate::nodefile::{self, Reach};
@@ -46,30 +47,16 @@ pub async fn run(args: UpArgs, out: Printer) -> anyhow::Result<ExitCode> {
         ));
         return Ok(ExitCode::SUCCESS);
     }
-    let mut daemon = match Daemon::start(&flags).await {
-        Ok(daemon) => daemon,
+    let (daemon, token) = match start(&flags, &home, out).await {
+        Ok(started) => started,
         Err(error) => {
-            home.undo(false);
-            return Err(error);
-        }
-    };
-    let token = match first_token(&mut daemon, &home, out).await {
-        Ok(token) => token,
-        Err(error) => {
-            daemon.stop().await;
             home.undo(false);
             return Err(error);
         }
     };
     out.text_or(&token, || token.token.clone(), |_| token.line.clone())?;
     out.hint("type that line on the next machine; it works once, within an hour");
-    let socket = home.data.join("run/api.sock");
-    if socket.to_string_lossy() != DEFAULT_SOCKET {
-        out.hint(&format!(
-            "talk to this node: export SELVEDGE_ADDR=unix:{}",
-            socket.display()
-        ));
-    }
+    daemon::hint_address(&home.data, out);
     if flags.foreground {
         daemon.attend().await
     } else {
@@ -92,25 +79,36 @@ fn found(home: &Home, config: &str, name: &Name, out: Printer) -> anyhow::Result
     Ok(())
 }
 
-/// Waits until the node leads its cluster of one: then it can make a token.
-async fn first_token(
-    daemon: &mut Daemon,
+/// Starts the daemon; one that cannot lead is ended again.
+async fn start(
+    flags: &NodeFlags,
     home: &Home,
     out: Printer,
-) -> anyhow::Result<TokenResponse> {
+) -> anyhow::Result<(Daemon, TokenResponse)> {
     out.progress("starting selvedged");
+    let mut daemon = Daemon::start(flags).await?;
+    match first_token(&mut daemon, home).await {
+        Ok(token) => Ok((daemon, token)),
+        Err(failure) => {
+            daemon.stop().await;
+            Err(failure.into())
+        }
+    }
+}
+
+/// Waits until the node leads its cluster of one: then it can make a token.
+async fn first_token(daemon: &mut Daemon, home: &Home) -> Result<TokenResponse, Failure> {
     let client = daemon::client(&home.data);
     daemon.healthy(&client).await?;
     let request = TokenRequest {
         ttl_seconds: TOKEN_SECONDS,
     };
-    let token = daemon
+    daemon
         .until("the cluster's first change", async || {
             client
                 .send(Method::POST, "/v1/tokens", &request, ANSWER)
                 .await
                 .map(Some)
         })
-        .await?;
-    Ok(token)
+        .await
 }

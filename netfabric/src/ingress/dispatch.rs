@@ -57,7 +57,7 @@ pub(super) async fn answer(
     shared.counters.answered(response.status().as_u16());
     if let Some((line, wait)) = line {
         match wait {
-            Some(wait) => shared.ledger.cold(&line, &wait),
+            Some(wait) => shared.ledger.cold(line, wait),
             None => shared.ledger.warm(line),
         }
     }
@@ -160,7 +160,12 @@ impl Errand {
                 Err(trip) => trip,
             };
             self.blame(&admission, &trip);
-            self.tried.add(&admission);
+            if matches!(trip, Trip::Refused { .. }) {
+                // The node is not asked again for a while; the request has lost nothing but time.
+                tries -= 1;
+            } else {
+                self.tried.add(&admission);
+            }
             drop(admission);
             if tries >= TRIES || !self.may_repeat(&trip) {
                 return Err(problem(&trip));
@@ -182,7 +187,7 @@ impl Errand {
             }
         }
         shared.counters.cold.fetch_add(1, Ordering::Relaxed);
-        let begun = Instant::now();
+        let begun = std::time::Instant::now();
         let next = || Ticket(shared.tickets.fetch_add(1, Ordering::Relaxed));
         let ticket = *self.ticket.get_or_insert_with(next);
         let until = self.deadline.min(self.arrival + shared.limits.wait);
@@ -200,12 +205,15 @@ impl Errand {
         any.ok_or_else(|| Problem::refused(&rebuff.reason, rebuff.retry_after_millis))
     }
 
-    fn waited(&mut self, begun: Instant, fate: &Fate) {
-        let wait = self.wait.get_or_insert_default();
-        wait.waited += begun.elapsed();
-        if let Some(story) = &fate.story {
-            wait.story = Some(Arc::clone(story));
-        }
+    fn waited(&mut self, begun: std::time::Instant, fate: &Fate) {
+        let waited = begun.elapsed();
+        let wait = self.wait.get_or_insert_with(|| Wait {
+            begun,
+            waited: Duration::ZERO,
+            stories: Arc::clone(&fate.stories),
+        });
+        wait.waited += waited;
+        wait.stories = Arc::clone(&fate.stories);
     }
 
     async fn attempt(&self, admission: &Admission) -> Result<Answer, Trip> {
@@ -259,7 +267,9 @@ impl Errand {
             (Admission::There(sent), Trip::Connect(_) | Trip::Broken(_)) => {
                 self.shared.nodes.of(sent.node).broke();
             }
-            (Admission::There(sent), Trip::Refused(_)) => self.bench.drop_fresh(sent.node),
+            (Admission::There(sent), Trip::Refused { full }) => {
+                self.bench.refused_by(sent.node, *full);
+            }
             (Admission::There(_), Trip::BrokenThere(_)) => {}
         }
     }

@@ -24,6 +24,8 @@ pub(super) const PATIENCE: HeaderName = HeaderName::from_static("x-selvedge-pati
 pub(super) const INSTANCE: HeaderName = HeaderName::from_static("x-selvedge-instance");
 /// From a peer: nothing of the request reached an instance, and why.
 pub(super) const REFUSED: HeaderName = HeaderName::from_static("x-selvedge-refused");
+/// `REFUSED` for want of room, as opposed to want of an instance.
+pub(super) const FULL: &str = "full";
 /// From a peer: its instance broke the connection before it answered.
 pub(super) const BROKEN: HeaderName = HeaderName::from_static("x-selvedge-broken");
 /// To a client: the code of an answer of our own.

@@ -16,7 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use ulid::Ulid;
 
 use super::Shared;
-use super::ledger::Story;
+use super::ledger::Stories;
 use super::local::{Bench, lock};
 use super::offer::{self, Tried};
 use super::start::{Outcome, start};
@@ -51,9 +51,9 @@ pub(super) struct Guest {
     pub(super) reply: oneshot::Sender<Fate>,
 }
 
-/// What becomes of a held request, and the start that decided it.
+/// What becomes of a held request, and the starts behind it.
 pub(super) struct Fate {
-    pub(super) story: Option<Arc<Story>>,
+    pub(super) stories: Arc<Stories>,
     pub(super) result: Result<Admission, Rebuff>,
 }
 
@@ -114,7 +114,7 @@ pub(super) async fn hold(
     bench: &Arc<Bench>,
 ) -> Fate {
     let refuse = |rebuff| Fate {
-        story: None,
+        stories: Arc::default(),
         result: Err(rebuff),
     };
     let held = Held::new(&shared.lanes);
@@ -163,7 +163,7 @@ struct Task {
     core: Activation,
     guests: BTreeMap<Ticket, Guest>,
     starts: JoinSet<Outcome>,
-    story: Option<Arc<Story>>,
+    stories: Arc<Stories>,
 }
 
 impl Task {
@@ -176,7 +176,7 @@ impl Task {
             core: Activation::new(shared.limits.queue),
             guests: BTreeMap::new(),
             starts: JoinSet::new(),
-            story: None,
+            stories: Arc::default(),
         }
     }
 
@@ -219,7 +219,7 @@ impl Task {
     /// A start ended. An instance said to be ready here that the door does not know is a failure:
     /// believing it would start one after the other.
     fn settle(&mut self, outcome: Outcome) {
-        self.story = Some(Arc::new(outcome.story));
+        self.stories.add(outcome.story);
         let reason = match outcome.result {
             Ok((node, _)) if node != self.shared.me() => {
                 self.bench.add_fresh(node);
@@ -279,7 +279,7 @@ impl Task {
 
     fn bounds(&mut self) -> Bounds {
         self.look();
-        let known = self.bench.open_here() + self.bench.fresh().len();
+        let known = self.bench.open_here() + self.bench.fresh.list().len();
         let known = u32::try_from(known).unwrap_or(u32::MAX);
         Bounds {
             per_instance: self.route.total,
@@ -324,8 +324,8 @@ impl Task {
     /// A guest that is gone hands its admission back by dropping it.
     fn tell(&mut self, ticket: Ticket, result: Result<Admission, Rebuff>) {
         if let Some(guest) = self.guests.remove(&ticket) {
-            let story = self.story.clone();
-            let _gone = guest.reply.send(Fate { story, result });
+            let stories = Arc::clone(&self.stories);
+            let _gone = guest.reply.send(Fate { stories, result });
         }
     }
 

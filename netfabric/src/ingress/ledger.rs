@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use scheduler::model::{InstanceId, NodeId, RequestId, RevisionKey, ServiceKey, UnixMs};
 use scheduler::place::Receipt;
@@ -14,6 +14,8 @@ use super::local::lock;
 
 /// How many of each are kept.
 const KEPT: usize = 1000;
+/// Starts a lane remembers for its bills.
+const STORIES: usize = 64;
 
 /// Where a request's time went, and why its instance is where it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,54 +51,95 @@ pub(super) struct Line {
     pub(super) took: Duration,
 }
 
-/// What a start did that released requests, or failed to.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// What one start did.
+#[derive(Debug, Clone)]
 pub(super) struct Story {
     pub(super) receipt: Option<Receipt>,
     /// From `place` to `ready`.
     pub(super) phases: Vec<(String, u64)>,
+    /// The instance that came of it.
+    pub(super) instance: Option<InstanceId>,
+    pub(super) ended: Instant,
+}
+
+/// The last starts of a lane. Shared with its bills, because an instance may answer requests
+/// before the start that made it is done telling.
+#[derive(Debug, Default)]
+pub(super) struct Stories {
+    last: Mutex<VecDeque<Arc<Story>>>,
 }
 
 /// A request's wait for room.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct Wait {
+    pub(super) begun: Instant,
     pub(super) waited: Duration,
-    pub(super) story: Option<Arc<Story>>,
+    pub(super) stories: Arc<Stories>,
+}
+
+/// A request that waited; its bill is made when asked for.
+#[derive(Debug, Clone)]
+struct Cold {
+    line: Line,
+    wait: Wait,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
-    bills: Mutex<VecDeque<Bill>>,
+    colds: Mutex<VecDeque<Cold>>,
     lines: Mutex<VecDeque<Line>>,
 }
 
 impl Ledger {
     pub(super) fn warm(&self, line: Line) {
-        push(&mut lock(&self.lines), line);
+        push(&mut lock(&self.lines), line, KEPT);
     }
 
-    pub(super) fn cold(&self, line: &Line, wait: &Wait) {
-        let proxy = line.took.saturating_sub(wait.waited);
-        let mut phases = overlap(wait);
-        phases.push(("proxy".to_owned(), micros(proxy)));
-        let mut bill = line.bill();
-        bill.phases = phases;
-        bill.receipt = wait.story.as_ref().and_then(|s| s.receipt.clone());
-        push(&mut lock(&self.bills), bill);
+    pub(super) fn cold(&self, line: Line, wait: Wait) {
+        push(&mut lock(&self.colds), Cold { line, wait }, KEPT);
     }
 
     pub(super) fn bills(&self) -> Vec<Bill> {
-        lock(&self.bills).iter().cloned().collect()
+        lock(&self.colds).iter().map(Cold::bill).collect()
     }
 
     pub(super) fn find(&self, request: &RequestId) -> Option<Bill> {
-        let cold = |b: &&Bill| b.request == *request;
-        if let Some(bill) = lock(&self.bills).iter().rev().find(cold) {
-            return Some(bill.clone());
-        }
         let id = Ulid::from_string(&request.0).ok()?;
+        let cold = |c: &&Cold| c.line.request == id;
+        if let Some(cold) = lock(&self.colds).iter().rev().find(cold) {
+            return Some(cold.bill());
+        }
         let lines = lock(&self.lines);
         lines.iter().rev().find(|l| l.request == id).map(Line::bill)
+    }
+}
+
+impl Stories {
+    pub(super) fn add(&self, story: Story) {
+        push(&mut lock(&self.last), Arc::new(story), STORIES);
+    }
+
+    /// The start of this very instance, or else the last one that ended in the wait.
+    fn behind(&self, instance: Option<&InstanceId>, since: Instant) -> Option<Arc<Story>> {
+        let last = lock(&self.last);
+        let mut recent = last.iter().rev().filter(|s| s.ended >= since);
+        let its_own = |s: &&Arc<Story>| instance.is_some() && s.instance.as_ref() == instance;
+        let story = recent.clone().find(its_own).or_else(|| recent.next());
+        story.cloned()
+    }
+}
+
+impl Cold {
+    fn bill(&self) -> Bill {
+        let (line, wait) = (&self.line, &self.wait);
+        let story = wait.stories.behind(line.instance.as_deref(), wait.begun);
+        let started = story.as_ref().map_or(&[][..], |s| &s.phases);
+        let mut bill = line.bill();
+        bill.phases = overlap(micros(wait.waited), started);
+        let proxy = line.took.saturating_sub(wait.waited);
+        bill.phases.push(("proxy".to_owned(), micros(proxy)));
+        bill.receipt = story.and_then(|s| s.receipt.clone());
+        bill
     }
 }
 
@@ -120,11 +163,9 @@ impl Line {
 
 /// The phases of the start a request waited for, as far as they fell into its wait: counted back
 /// from the moment it went on. What is left over it spent in the queue.
-fn overlap(wait: &Wait) -> Vec<(String, u64)> {
-    let mut left = micros(wait.waited);
+fn overlap(mut left: u64, started: &[(String, u64)]) -> Vec<(String, u64)> {
     let mut phases = Vec::new();
-    let started = wait.story.iter().flat_map(|s| s.phases.iter().rev());
-    for (name, length) in started {
+    for (name, length) in started.iter().rev() {
         let part = left.min(*length);
         left -= part;
         if part > 0 {
@@ -136,8 +177,8 @@ fn overlap(wait: &Wait) -> Vec<(String, u64)> {
     phases
 }
 
-fn push<T>(ring: &mut VecDeque<T>, item: T) {
-    if ring.len() >= KEPT {
+fn push<T>(ring: &mut VecDeque<T>, item: T, most: usize) {
+    if ring.len() >= most {
         ring.pop_front();
     }
     ring.push_back(item);
@@ -151,16 +192,9 @@ pub(super) fn micros(duration: Duration) -> u64 {
 mod tests {
     use super::*;
 
-    fn wait(millis: u64) -> Wait {
+    fn started() -> Vec<(String, u64)> {
         let phases = [("place", 1_000), ("create", 20_000), ("ready", 9_000)];
-        let story = Story {
-            receipt: None,
-            phases: phases.map(|(n, l)| (n.to_owned(), l)).to_vec(),
-        };
-        Wait {
-            waited: Duration::from_millis(millis),
-            story: Some(Arc::new(story)),
-        }
+        phases.map(|(n, l)| (n.to_owned(), l)).to_vec()
     }
 
     #[test]
@@ -189,20 +223,43 @@ mod tests {
         ];
         for (millis, want) in table {
             let want: Vec<_> = want.iter().map(|(n, l)| ((*n).to_owned(), *l)).collect();
-            assert_eq!(overlap(&wait(*millis)), want, "{millis}");
+            assert_eq!(overlap(millis * 1_000, &started()), want, "{millis}");
         }
-        let plain = Wait {
-            waited: Duration::from_millis(5),
-            story: None,
+        assert_eq!(overlap(5_000, &[]), [("queue".to_owned(), 5_000)]);
+    }
+
+    #[test]
+    fn a_bill_tells_of_its_own_instance_s_start() {
+        let stories = Stories::default();
+        let begun = Instant::now();
+        let story = |name: &str, ended| Story {
+            receipt: None,
+            phases: started(),
+            instance: Some(InstanceId(name.to_owned())),
+            ended,
         };
-        assert_eq!(overlap(&plain), [("queue".to_owned(), 5_000)]);
+        let id = |name: &str| InstanceId(name.to_owned());
+        let found = |name: &str, since| {
+            let story = stories.behind(Some(&id(name)), since);
+            story.and_then(|s| s.instance.clone())
+        };
+        assert_eq!(found("a", begun), None);
+        stories.add(story("a", begun + Duration::from_millis(1)));
+        stories.add(story("b", begun + Duration::from_millis(2)));
+        assert_eq!(found("a", begun), Some(id("a")));
+        assert_eq!(found("c", begun), Some(id("b")), "whoever made room");
+        assert_eq!(
+            found("a", begun + Duration::from_millis(9)),
+            None,
+            "long before the wait"
+        );
     }
 
     #[test]
     fn the_ring_forgets_the_oldest() {
         let mut ring = VecDeque::new();
         for i in 0..KEPT + 5 {
-            push(&mut ring, i);
+            push(&mut ring, i, KEPT);
         }
         assert_eq!((ring.len(), ring.front()), (KEPT, Some(&5)));
     }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use scheduler::model::{InstanceId, NodeId, Protocol, RevisionKey};
@@ -16,9 +16,14 @@ use tokio::sync::Notify;
 use super::health::Health;
 use super::meter::Meter;
 use super::pool::Pool;
+use super::recent::Recent;
 
 /// How long a node that just started an instance counts as having it, before gossip shows it.
-const FRESH_FOR: std::time::Duration = std::time::Duration::from_secs(10);
+const FRESH_FOR: Duration = Duration::from_secs(10);
+/// How long a node that said it has none is believed over gossip: two rounds of it.
+const BARE_FOR: Duration = Duration::from_secs(2);
+/// How long a full node is given before it is asked again.
+const FULL_FOR: Duration = Duration::from_millis(200);
 
 /// The table of this node's instances, shared by the agent and the door.
 #[derive(Debug, Default)]
@@ -30,12 +35,14 @@ pub struct Local {
 
 /// What is known of one revision at this door: its instances here, requests sent elsewhere, and
 /// how many wait for room.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Bench {
     slots: ArcSwap<Vec<Arc<Slot>>>,
     sent: Mutex<HashMap<NodeId, u32>>,
-    fresh: Mutex<Vec<(NodeId, Instant)>>,
-    fresh_count: AtomicUsize,
+    /// Nodes that just started an instance.
+    pub(super) fresh: Recent,
+    /// Nodes that just said they have none, or none with room.
+    pub(super) bare: Recent,
     waiting: AtomicUsize,
     /// Rung when room may have appeared while requests wait.
     pub(super) room: Notify,
@@ -216,19 +223,6 @@ impl Local {
     }
 }
 
-impl Default for Bench {
-    fn default() -> Self {
-        Self {
-            slots: ArcSwap::default(),
-            sent: Mutex::default(),
-            fresh: Mutex::default(),
-            fresh_count: AtomicUsize::new(0),
-            waiting: AtomicUsize::new(0),
-            room: Notify::new(),
-        }
-    }
-}
-
 impl Bench {
     pub(super) fn slots(&self) -> Arc<Vec<Arc<Slot>>> {
         self.slots.load_full()
@@ -265,31 +259,15 @@ impl Bench {
 
     /// A node just started an instance: it counts although gossip does not show it yet.
     pub(super) fn add_fresh(&self, node: NodeId) {
-        let mut fresh = lock(&self.fresh);
-        fresh.retain(|(n, until)| *n != node && *until > Instant::now());
-        fresh.push((node, Instant::now() + FRESH_FOR));
-        self.fresh_count.store(fresh.len(), Ordering::Relaxed);
-        drop(fresh);
+        self.bare.remove(node);
+        self.fresh.add(node, FRESH_FOR);
         self.ring();
     }
 
-    /// The node says it has none after all.
-    pub(super) fn drop_fresh(&self, node: NodeId) {
-        if self.fresh_count.load(Ordering::Relaxed) > 0 {
-            let mut fresh = lock(&self.fresh);
-            fresh.retain(|(n, _)| *n != node);
-            self.fresh_count.store(fresh.len(), Ordering::Relaxed);
-        }
-    }
-
-    pub(super) fn fresh(&self) -> Vec<NodeId> {
-        if self.fresh_count.load(Ordering::Relaxed) == 0 {
-            return Vec::new();
-        }
-        let mut fresh = lock(&self.fresh);
-        fresh.retain(|(_, until)| *until > Instant::now());
-        self.fresh_count.store(fresh.len(), Ordering::Relaxed);
-        fresh.iter().map(|(node, _)| *node).collect()
+    /// A node refused a request: it is not asked again for a moment, whatever gossip shows.
+    pub(super) fn refused_by(&self, node: NodeId, full: bool) {
+        self.fresh.remove(node);
+        self.bare.add(node, if full { FULL_FOR } else { BARE_FOR });
     }
 
     fn change(&self, change: impl Fn(&mut Vec<Arc<Slot>>)) {
@@ -378,8 +356,6 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use scheduler::model::Name;
     use tokio::time::timeout;
 
@@ -465,14 +441,19 @@ mod tests {
     }
 
     #[test]
-    fn fresh_nodes_count_until_said_otherwise() {
+    fn what_nodes_say_replaces_what_they_said_before() {
         let bench = Arc::new(Bench::default());
-        bench.add_fresh(NodeId(2));
-        bench.add_fresh(NodeId(2));
         bench.add_fresh(NodeId(3));
-        assert_eq!(bench.fresh(), [NodeId(2), NodeId(3)]);
-        bench.drop_fresh(NodeId(2));
-        assert_eq!(bench.fresh(), [NodeId(3)]);
+        bench.refused_by(NodeId(3), false);
+        assert_eq!(
+            (bench.fresh.list(), bench.bare.list()),
+            (vec![], vec![NodeId(3)])
+        );
+        bench.add_fresh(NodeId(3));
+        assert_eq!(
+            (bench.fresh.list(), bench.bare.list()),
+            (vec![NodeId(3)], vec![])
+        );
         let sent = bench.send(NodeId(3));
         assert_eq!(bench.sent(NodeId(3)), 1);
         drop(sent);

@@ -22,6 +22,7 @@ mod offer;
 mod peer_door;
 mod pool;
 mod problem;
+mod recent;
 mod start;
 mod stream;
 mod tunnel;
@@ -152,7 +153,7 @@ struct Limits {
 
 impl Shared {
     fn me(&self) -> NodeId {
-        self.fleet.borrow().me
+        self.routes.load().me
     }
 }
 

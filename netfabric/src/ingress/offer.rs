@@ -32,6 +32,7 @@ impl Tried {
 struct Sight<'a> {
     slots: &'a [Arc<Slot>],
     fresh: Vec<NodeId>,
+    bare: Vec<NodeId>,
     bench: &'a Bench,
     nodes: &'a Nodes,
     tried: &'a Tried,
@@ -57,7 +58,8 @@ impl LoadView for Sight<'_> {
     }
 
     fn sent(&self, node: NodeId) -> Option<u32> {
-        (!self.tried.nodes.contains(&node)).then(|| self.bench.sent(node))
+        let vain = self.tried.nodes.contains(&node) || self.bare.contains(&node);
+        (!vain).then(|| self.bench.sent(node))
     }
 
     fn ejected(&self, node: NodeId) -> bool {
@@ -96,11 +98,12 @@ fn admit(
     choose: impl Fn(&Sight<'_>) -> Pick,
 ) -> Option<Admission> {
     let slots = bench.slots();
-    let mut fresh = bench.fresh();
+    let mut fresh = bench.fresh.list();
     fresh.retain(|node| !route.away.iter().any(|a| a.node == *node));
     let sight = Sight {
         slots: &slots,
         fresh,
+        bare: bench.bare.list(),
         bench,
         nodes,
         tried,

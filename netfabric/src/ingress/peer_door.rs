@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::body::{Outbound, Outgoing, Spool};
 use super::dispatch::fresh;
-use super::headers::{BROKEN, Head, INSTANCE, PATIENCE, REFUSED, REVISION, clean_response};
+use super::headers::{BROKEN, FULL, Head, INSTANCE, PATIENCE, REFUSED, REVISION, clean_response};
 use super::local::{Bench, Guard, Slot};
 use super::problem::Problem;
 use super::stream::Stream;
@@ -69,7 +69,7 @@ async fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Respons
     let Some(guard) = admit(&bench, &[]) else {
         drain(request.into_body()).await;
         let why = if bench.open_here() > 0 {
-            "full"
+            FULL
         } else {
             "not-here"
         };

@@ -36,7 +36,28 @@ struct Refusals {
 
 pub(super) async fn start(shared: &Shared, revision: &RevisionKey, request: RequestId) -> Outcome {
     let begun = Instant::now();
-    let mut story = Story::default();
+    let mut story = Story {
+        receipt: None,
+        phases: Vec::new(),
+        instance: None,
+        ended: begun,
+    };
+    let result = ask_around(shared, revision, request, &mut story).await;
+    story.instance = result
+        .as_ref()
+        .ok()
+        .map(|(_, started)| started.instance.clone());
+    story.ended = Instant::now();
+    Outcome { story, result }
+}
+
+async fn ask_around(
+    shared: &Shared,
+    revision: &RevisionKey,
+    request: RequestId,
+    story: &mut Story,
+) -> Result<(NodeId, Started), Refused> {
+    let begun = Instant::now();
     let mut refusals = Refusals::default();
     for _ in 0..NODES_ASKED {
         let Some(mut ask) = prepare(shared, revision, &refusals.avoid) else {
@@ -54,18 +75,15 @@ pub(super) async fn start(shared: &Shared, revision: &RevisionKey, request: Requ
         match put(shared, node, ask).await {
             Ok(started) => {
                 story.phases.extend(started.phases.iter().cloned());
-                let result = Ok((node, started));
-                return Outcome { story, result };
+                return Ok((node, started));
             }
             Err(StartRefusal::Failed { code, message, .. }) => {
-                let result = Err(Refused::StartFailed { code, message });
-                return Outcome { story, result };
+                return Err(Refused::StartFailed { code, message });
             }
             Err(refusal) => refusals.note(node, refusal),
         }
     }
-    let result = Err(refusals.sum());
-    Outcome { story, result }
+    Err(refusals.sum())
 }
 
 /// The request to start, with the placement that says where. `None` when the revision is gone.

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::PeerLink;
 use super::body::{Outbound, Spool};
-use super::headers::{BROKEN, REFUSED, to_h2};
+use super::headers::{BROKEN, FULL, REFUSED, to_h2};
 use super::local::{Guard, Sent, Slot};
 use super::stream::Stream;
 
@@ -30,9 +30,9 @@ pub(super) enum Trip {
     /// Nothing was sent; the endpoint is not there.
     #[error("cannot connect: {0}")]
     Connect(String),
-    /// Nothing reached an instance; the node has none with room.
-    #[error("refused: {0}")]
-    Refused(String),
+    /// Nothing reached an instance; the node has none, or none with room.
+    #[error("refused: {}", if *full { "full" } else { "not here" })]
+    Refused { full: bool },
     /// It was sent, and the connection broke before an answer.
     #[error("broke off: {0}")]
     Broken(String),
@@ -166,18 +166,12 @@ pub(super) async fn there(
             lease: Lease::Single { _sender: sender },
         }
     };
-    let said = |name| {
-        answer
-            .response
-            .headers()
-            .get(name)
-            .map(|v| format!("{v:?}"))
-    };
-    if let Some(why) = said(REFUSED) {
-        return Err(Trip::Refused(why));
+    let headers = answer.response.headers();
+    if let Some(why) = headers.get(REFUSED) {
+        return Err(Trip::Refused { full: why == FULL });
     }
-    if let Some(why) = said(BROKEN) {
-        return Err(Trip::BrokenThere(why));
+    if let Some(why) = headers.get(BROKEN) {
+        return Err(Trip::BrokenThere(format!("{why:?}")));
     }
     Ok(answer)
 }

@@ -11,7 +11,8 @@ use netfabric::wire::api::{
     ApiError, DeployRequest, DeployResponse, ErrorCode, InstanceView, WaitResponse,
 };
 use scheduler::model::{
-    ImagePin, Meta, Name, Revision, RevisionKey, RevisionState, Service, ServiceKey, ServiceStatus,
+    ImagePin, Meta, Name, Revision, RevisionKey, RevisionSpec, RevisionState, Service, ServiceKey,
+    ServiceStatus,
 };
 use scheduler::place::{Ask, Receipt, place};
 use scheduler::registry::{Action, Outcome, PutService, validate};
@@ -80,11 +81,8 @@ pub(super) async fn put(
 fn put_service(key: ServiceKey, request: DeployRequest) -> PutService {
     PutService {
         key,
+        image: unpinned(&request.spec),
         spec: request.spec,
-        image: ImagePin {
-            reference: String::new(),
-            digest: String::new(),
-        },
         scale: request.scale,
         traffic: request.traffic,
         labels: request.labels,
@@ -92,6 +90,12 @@ fn put_service(key: ServiceKey, request: DeployRequest) -> PutService {
         uid: ulid::Ulid::generate().to_string(),
         if_version: request.if_version,
     }
+}
+
+/// Stands for the image while the words around it are checked.
+fn unpinned(spec: &RevisionSpec) -> ImagePin {
+    let reference = spec.main().map(|c| c.image.clone()).unwrap_or_default();
+    ImagePin { reference, digest: format!("sha256:{:064}", 0) }
 }
 
 /// Resolves the image's tag to the digest every instance of the revision will run.

@@ -70,7 +70,8 @@ pub(super) async fn status(State(api): State<Arc<Api>>) -> Result<Json<Status>, 
     let state = api.registry.view().state();
     let fleet = api.fleet();
     let me = state.nodes.get(&api.me).ok_or_else(|| {
-        Failure::not_found("this node is not in the registry yet; it is still catching up")
+        let message = "this node's copy of the registry is still catching up";
+        Failure(ApiError::new(ErrorCode::Unreachable, message))
     })?;
     let registry = api.registry.status();
     let mut instances = InstanceCounts::default();

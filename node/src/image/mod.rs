@@ -51,6 +51,8 @@ mod tests_hostile;
 #[cfg(test)]
 mod tests_import;
 #[cfg(test)]
+mod tests_protocol;
+#[cfg(test)]
 mod tests_pull;
 #[cfg(test)]
 mod tests_unpack;

@@ -12,7 +12,7 @@ pub fn init(configured: &str) {
     };
     let quiet = [
         "chitchat=warn",
-        "openraft=warn",
+        "openraft=error",
         "quinn=warn",
         "hickory_server=warn",
     ];
