@@ -213,10 +213,9 @@ impl Index<&str> for World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            for node in &self.nodes {
-                eprintln!("--- {}: the end of its log\n{}", node.name, node.log());
-            }
+        // Shown by the test harness only when the test failed.
+        for node in &self.nodes {
+            eprintln!("--- {}: the end of its log\n{}", node.name, node.log());
         }
         tidy(&self.tag);
         self.registry.wait().ok();
