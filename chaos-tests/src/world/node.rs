@@ -117,7 +117,7 @@ impl Node {
     /// Runs a shell script inside an instance of the test image and returns what it wrote.
     pub fn inside_container(&self, service: &str, script: &str) -> Result<String> {
         let host = format!("{service}.{ORIGIN}");
-        let post = Request::post(&host, "/cgi-bin/sh", script.as_bytes());
+        let post = Request::post(&host, "/sh", script.as_bytes());
         Ok(post.send(self.door())?.ok()?.body)
     }
 

@@ -33,24 +33,26 @@ fn it_reaches_nobody(node: &Node, peer: &Node) -> Result<()> {
     let route = own("ip route")?;
     let gateway = route.split_whitespace().skip_while(|w| *w != "via").nth(1);
     let gateway = gateway.with_context(|| format!("no gateway: {route}"))?;
-    let (near, far) = (node.address.to_string(), peer.address.to_string());
-    for (host, port) in [
-        (gateway, 8420),
-        (gateway, 80),
-        (&near, 8420),
-        (&near, 80),
-        (&far, 8420),
-        (&far, 80),
-        (other, 8080),
-        ("169.254.169.254", 80),
-    ] {
+    let reaches = |host: &str, port: u16| -> Result<bool> {
         let said = own(&format!(
             "nc -w 2 {host} {port} </dev/null && echo OPEN || echo shut"
         ))?;
         ensure!(
-            said.contains("shut") && !said.contains("OPEN"),
+            said.contains("OPEN") != said.contains("shut"),
             "{host}:{port}: {said}"
         );
+        Ok(said.contains("OPEN"))
+    };
+    ensure!(reaches("127.0.0.1", 8080)?, "the means of this test work");
+    let (near, far) = (node.address.to_string(), peer.address.to_string());
+    for (host, port) in [
+        (gateway, 8420),
+        (&near, 8420),
+        (&far, 8420),
+        (other, 8080),
+        ("169.254.169.254", 80),
+    ] {
+        ensure!(!reaches(host, port)?, "{host}:{port} can be reached");
     }
     Ok(())
 }
@@ -66,7 +68,6 @@ fn it_may_do_nothing(node: &Node) -> Result<()> {
         "head -c 1 /proc/kcore | grep -q .",
         "head -c 1 /dev/vda",
         "mknod /tmp/sda b 8 0",
-        "kill -9 1",
     ] {
         let script = format!("({forbidden}) && echo DONE || echo denied");
         let said = node.inside_container("tenant", &script)?;
