@@ -1,5 +1,6 @@
 //! A world: namespace hosts on a bridge of their own, a registry with a small image, and a cluster
 //! of real daemons. Everything carries the test's pid and goes when the world is dropped.
+//! `SELVEDGE_TEST_LOG=netfabric=debug` sets what the daemons log.
 //!
 //! ```no_run
 //! # fn main() -> anyhow::Result<()> {

@@ -80,6 +80,9 @@ impl Node {
             ":80",
         ]);
         command.args(["--dns", ":53", "--cgroup", &self.cgroup]);
+        if let Ok(filter) = std::env::var("SELVEDGE_TEST_LOG") {
+            command.args(["--log", &filter]);
+        }
         run_with(
             command
                 .args(["--registry-insecure", &self.registry])
