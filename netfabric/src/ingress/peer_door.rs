@@ -23,7 +23,7 @@ use super::upstream::{self, Admission, Answer, Escort, Trip};
 use super::{Shared, door, tunnel};
 
 /// The longest a revision may allow (600 s), and what a peer that says nothing gets.
-const PATIENCE_CAP: Duration = Duration::from_secs(600);
+const PATIENCE_CAP: Duration = Duration::from_mins(10);
 const TRIES: usize = 3;
 /// A refusal reads this much of a body first: a sender that finds its stream closed while it
 /// still writes may miss the refusal.

@@ -129,13 +129,12 @@ async fn here_h1(slot: &Arc<Slot>, mut request: Request) -> Result<Answer, Trip>
 
 async fn here_h2(slot: &Arc<Slot>, mut request: Request) -> Result<Answer, Trip> {
     to_h2(&mut request);
-    let mut sender = match slot.pool.h2() {
-        Some(sender) => sender,
-        None => {
-            let sender = speak_h2(connect(slot).await?).await?;
-            slot.pool.put_h2(sender.clone());
-            sender
-        }
+    let mut sender = if let Some(sender) = slot.pool.h2() {
+        sender
+    } else {
+        let sender = speak_h2(connect(slot).await?).await?;
+        slot.pool.put_h2(sender.clone());
+        sender
     };
     let sent = sender.try_send_request(request).await;
     answered_h2(sent, sender)
