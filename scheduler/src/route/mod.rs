@@ -12,7 +12,7 @@ mod resolve;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::model::{Name, NodeId, Protocol, RevisionKey, ServiceKey};
+use crate::model::{InstanceId, Name, NodeId, Protocol, RevisionKey, ServiceKey};
 
 pub use pick::{LoadView, Pick, last_resort, pick};
 pub use resolve::{Addresses, Resolution, Subnet, SubnetError, resolve};
@@ -102,7 +102,7 @@ pub struct RevisionRoute {
 pub struct Away {
     pub node: NodeId,
     pub rtt_micros: Option<u32>,
-    pub instances: u32,
+    pub instances: Vec<InstanceId>,
     /// Requests in them, from all doors.
     pub in_flight: u32,
     /// False when the node is thought dead and kept only because everyone is: a last resort.

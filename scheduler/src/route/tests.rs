@@ -138,7 +138,7 @@ fn endpoints_are_live_ready_and_nearest_first() {
     let away: Vec<_> = route
         .away
         .iter()
-        .map(|a| (a.node.0, a.instances, a.in_flight))
+        .map(|a| (a.node.0, a.instances.len(), a.in_flight))
         .collect();
     assert_eq!(away, [(2, 2, 7), (3, 1, 2), (4, 1, 0)]);
     assert_eq!((route.ready, route.starting), (5, 1));
@@ -168,7 +168,7 @@ fn alone_keeps_what_it_last_knew_as_a_last_resort() {
 struct View {
     here: Vec<Option<u32>>,
     out_here: Vec<usize>,
-    fresh: Vec<NodeId>,
+    fresh: Vec<(NodeId, u32)>,
     sent: BTreeMap<u64, u32>,
     tried: Vec<u64>,
     out: Vec<u64>,
@@ -184,7 +184,7 @@ impl LoadView for View {
     fn ejected_here(&self, instance: usize) -> bool {
         self.out_here.contains(&instance)
     }
-    fn fresh(&self) -> &[NodeId] {
+    fn fresh(&self) -> &[(NodeId, u32)] {
         &self.fresh
     }
     fn sent(&self, node: NodeId) -> Option<u32> {
@@ -248,10 +248,18 @@ fn here_comes_first_then_the_nearest_with_room() {
         ),
         ("all tried", with(|v| v.tried = vec![2, 3]), Pick::None),
         (
+            "a full one with a fresh instance beside",
+            with(|v| {
+                v.sent = [(2, 10)].into();
+                v.fresh = vec![(NodeId(2), 1)];
+            }),
+            near,
+        ),
+        (
             "a fresh one",
             with(|v| {
                 v.tried = vec![2, 3];
-                v.fresh = vec![NodeId(4)];
+                v.fresh = vec![(NodeId(4), 1)];
             }),
             Pick::Remote(NodeId(4)),
         ),
