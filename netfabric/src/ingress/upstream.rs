@@ -12,9 +12,10 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::PeerLink;
+use super::bench::Sent;
 use super::body::{Outbound, Spool};
 use super::headers::{BROKEN, FULL, REFUSED, to_h2};
-use super::local::{Guard, Sent, Slot};
+use super::local::{Guard, Slot};
 use super::stream::Stream;
 
 /// An instance is one bridge away.
