@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use arc_swap::ArcSwap;
-use netfabric::dns::{Dns, DnsConfig};
+use netfabric::dns::{CidrError, Dns, DnsConfig};
 use netfabric::gossip::{Gossip, GossipConfig, INTERVAL};
 use netfabric::identity::{Authority, Identity};
 use netfabric::ingress::{Ingress, IngressConfig, IngressDeps, Local};
@@ -18,7 +18,7 @@ use netfabric::transport::{Kind, Mesh, join};
 use scheduler::fleet::Fleet;
 use scheduler::model::{Demand, NodeId, NodeIdentity, Role};
 use scheduler::registry::{ClusterMeta, State};
-use scheduler::route::{Routes, Subnet};
+use scheduler::route::Routes;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -238,23 +238,19 @@ impl App {
         let Some(listen) = self.config.dns.listen.0 else {
             return Ok(None);
         };
-        let regions = self.config.dns.subnets.iter();
-        let regions: Result<Vec<(Subnet, _)>, _> = regions
+        let subnets = self.config.dns.subnets.iter();
+        let subnets: Result<_, CidrError> = subnets
             .map(|(net, region)| Ok((net.parse()?, region.clone())))
             .collect();
         let names = Names {
-            origin: self.config.dns.origin.clone(),
             routes: self.routes.clone(),
             fleet: self.fleet.clone(),
-            regions: regions.map_err(|e: scheduler::route::SubnetError| {
-                anyhow::anyhow!("[dns] subnets: {e}")
-            })?,
         };
         let config = DnsConfig {
             listen,
             origin: self.config.dns.origin.clone(),
             ttl: u32::try_from(self.config.dns.ttl.0.as_secs()).unwrap_or(u32::MAX),
-            subnets: Vec::new(),
+            subnets: subnets.context("[dns] subnets")?,
         };
         let started = Dns::start(config, Arc::new(names)).await;
         Ok(Some(started.with_context(|| {
