@@ -124,7 +124,8 @@ async fn out_of_memory_is_called_by_its_name() {
 async fn what_cannot_run_is_refused_by_name_and_leaves_nothing() {
     let world = World::new();
     let shims = world.shims();
-    let table: [(&str, fn(&mut ContainerSpec), FailCode); 9] = [
+    type Spoil = fn(&mut ContainerSpec);
+    let table: [(&str, Spoil, FailCode); 9] = [
         (
             "absent",
             |s| s.args = vec!["/bin/nope".into()],
