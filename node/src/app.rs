@@ -10,15 +10,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use arc_swap::ArcSwap;
-use netfabric::dns::{Dns, DnsConfig};
+use netfabric::dns::{CidrError, Dns, DnsConfig};
 use netfabric::gossip::{Gossip, GossipConfig, INTERVAL};
 use netfabric::identity::{Authority, Identity};
 use netfabric::ingress::{Ingress, IngressConfig, IngressDeps, Local};
 use netfabric::transport::{Kind, Mesh, join};
 use scheduler::fleet::Fleet;
-use scheduler::model::{NodeId, NodeIdentity, Role};
+use scheduler::model::{Demand, NodeId, NodeIdentity, Role};
 use scheduler::registry::{ClusterMeta, State};
-use scheduler::route::{Routes, Subnet};
+use scheduler::route::Routes;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -110,20 +110,11 @@ impl App {
 
         let images = Images::open(&data, &config.runtime.registries)?;
         let local = Local::new();
-        let door: Arc<OnceLock<Arc<Ingress>>> = Arc::default();
-        let demand_door = door.clone();
-        let incarnation = clock::unix().0;
+        let door = Door::default();
+        let base = record_base(&config, me, mesh_address);
+        let incarnation = base.incarnation;
         let agent = Agent::start_up(AgentParts {
-            base: RecordBase {
-                node: me,
-                name: config.node.name.clone(),
-                region: config.node.region.clone(),
-                zone: config.node.zone.clone(),
-                labels: config.node.labels.clone(),
-                incarnation,
-                mesh: mesh_address,
-                ingress: ingress_addresses(&config, mesh_address),
-            },
+            base,
             capacity: agent::offered(&config.capacity),
             cgroup: cgroup(&config),
             registry: registry.clone(),
@@ -131,23 +122,20 @@ impl App {
             runtime: Arc::new(Shims::open(ShimsConfig::new(data.join("instances")))?),
             network: Network::open(network_config(&config, &data)?).await?,
             local: local.clone(),
-            demand: Arc::new(move || demand_door.get().map(|d| d.demand()).unwrap_or_default()),
+            demand: demand_at(&door),
             data: data.clone(),
         })
         .await?;
 
-        let gossip = Gossip::start(
-            mesh.clone(),
-            GossipConfig {
-                cluster_id: identity.cluster_id().to_owned(),
-                me,
-                incarnation,
-                advertise: mesh_address,
-                seeds: seeds(&config, &registry, me),
-                interval: INTERVAL,
-            },
-            enrolled,
-        )?;
+        let heard = GossipConfig {
+            cluster_id: identity.cluster_id().to_owned(),
+            me,
+            incarnation,
+            advertise: mesh_address,
+            seeds: seeds(&config, &registry, me),
+            interval: INTERVAL,
+        };
+        let gossip = Gossip::start(mesh.clone(), heard, enrolled)?;
         let routes = Arc::new(ArcSwap::from_pointee(Routes::default()));
         let driver = FleetDriver {
             me,
@@ -250,28 +238,46 @@ impl App {
         let Some(listen) = self.config.dns.listen.0 else {
             return Ok(None);
         };
-        let regions = self.config.dns.subnets.iter();
-        let regions: Result<Vec<(Subnet, _)>, _> = regions
+        let subnets = self.config.dns.subnets.iter();
+        let subnets: Result<_, CidrError> = subnets
             .map(|(net, region)| Ok((net.parse()?, region.clone())))
             .collect();
         let names = Names {
-            origin: self.config.dns.origin.clone(),
             routes: self.routes.clone(),
             fleet: self.fleet.clone(),
-            regions: regions.map_err(|e: scheduler::route::SubnetError| {
-                anyhow::anyhow!("[dns] subnets: {e}")
-            })?,
         };
         let config = DnsConfig {
             listen,
             origin: self.config.dns.origin.clone(),
             ttl: u32::try_from(self.config.dns.ttl.0.as_secs()).unwrap_or(u32::MAX),
-            subnets: Vec::new(),
+            subnets: subnets.context("[dns] subnets")?,
         };
         let started = Dns::start(config, Arc::new(names)).await;
         Ok(Some(started.with_context(|| {
             format!("DNS on {listen}; `--dns off` goes without")
         })?))
+    }
+}
+
+/// The front door, which opens after the agent that asks it for its demand.
+type Door = Arc<OnceLock<Arc<Ingress>>>;
+
+fn demand_at(door: &Door) -> Arc<dyn Fn() -> Vec<Demand> + Send + Sync> {
+    let door = door.clone();
+    Arc::new(move || door.get().map(|d| d.demand()).unwrap_or_default())
+}
+
+/// What of this node's record stays as long as the daemon runs.
+fn record_base(config: &Config, node: NodeId, mesh: SocketAddr) -> RecordBase {
+    RecordBase {
+        node,
+        name: config.node.name.clone(),
+        region: config.node.region.clone(),
+        zone: config.node.zone.clone(),
+        labels: config.node.labels.clone(),
+        incarnation: clock::unix().0,
+        mesh,
+        ingress: ingress_addresses(config, mesh),
     }
 }
 

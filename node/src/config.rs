@@ -221,7 +221,7 @@ pub struct ScaleSection {
 impl Default for ScaleSection {
     fn default() -> Self {
         Self {
-            window: Span(Duration::from_secs(60)),
+            window: Span(Duration::from_mins(1)),
         }
     }
 }

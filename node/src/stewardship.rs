@@ -24,7 +24,7 @@ const SETTLE: Duration = Duration::from_millis(50);
 /// Starts under way on this node's order; others wait for their turn.
 const STARTS_AT_ONCE: usize = 32;
 /// A start includes pulling the image.
-const START_PATIENCE: Duration = Duration::from_secs(300);
+const START_PATIENCE: Duration = Duration::from_mins(5);
 /// What the steward could not propose now it finds again at its next tick.
 const PROPOSE_DEADLINE: Duration = Duration::from_secs(4);
 

@@ -15,11 +15,11 @@ use scheduler::route::{RevisionRoute, Unrouted};
 use tokio::time::{Instant, sleep, timeout_at};
 use ulid::Ulid;
 
+use super::bench::Bench;
 use super::body::{Outbound, Outgoing, Spool};
 use super::headers::{Head, INSTANCE, PATIENCE, REQUEST_ID, REVISION, clean_response};
 use super::lane::{Fate, hold};
 use super::ledger::{Line, Wait, micros};
-use super::local::Bench;
 use super::offer::{self, Tried};
 use super::problem::{Code, Problem, accepts_json};
 use super::upstream::{self, Admission, Answer, Escort, Trip};
@@ -153,9 +153,9 @@ impl Errand {
         loop {
             let admission = self.admission().await?;
             tries += 1;
-            let tried = timeout_at(self.deadline, self.attempt(&admission)).await;
+            let sent = timeout_at(self.deadline, self.attempt(&admission)).await;
             let late = || Problem::new(Code::UpstreamTimeout, "no answer within the timeout");
-            let trip = match tried.map_err(|_| late())? {
+            let trip = match sent.map_err(|_| late())? {
                 Ok(answer) => return Ok((answer, admission)),
                 Err(trip) => trip,
             };
@@ -331,8 +331,8 @@ async fn revision(
             }
         };
         let pending = matches!(unrouted, Unrouted::Pending(_));
-        let held = shared.first_ready.try_acquire();
-        if !pending || held.is_err() || arrival.elapsed() >= FIRST_READY {
+        let seat = shared.first_ready.try_acquire();
+        if !pending || seat.is_err() || arrival.elapsed() >= FIRST_READY {
             return Err(unrouted.into());
         }
         sleep(FIRST_READY_LOOK).await;

@@ -78,7 +78,7 @@ pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener) {
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
             let client: IpAddr = peer.ip();
-            serve(&shared, stream, move |shared, request| async move {
+            serve(&shared, stream, Phase::Closing, move |shared, request| async move {
                 dispatch::answer(&shared, request, client).await
             })
             .await;
@@ -87,8 +87,9 @@ pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener) {
     }
 }
 
-/// Serves one connection or stream with `answer` until it ends or the door is closed.
-pub(super) async fn serve<S, F, R>(shared: &Arc<Shared>, stream: S, answer: F)
+/// Serves one connection or stream with `answer`. From phase `until` on it takes no further
+/// request; when the door is closed it is cut off.
+pub(super) async fn serve<S, F, R>(shared: &Arc<Shared>, stream: S, until: Phase, answer: F)
 where
     S: Stream + 'static,
     F: Fn(Arc<Shared>, Request<Incoming>) -> R + Send + 'static,
@@ -97,7 +98,7 @@ where
     let mut phase = shared.phase.subscribe();
     let sniffed = tokio::select! {
         sniffed = timeout(HEAD_TIME, sniff(stream)) => sniffed,
-        _ = phase.wait_for(|p| *p > Phase::Open) => return,
+        _ = phase.wait_for(|p| *p >= until) => return,
     };
     let Ok(Ok((stream, spoken))) = sniffed else {
         return;
@@ -111,9 +112,9 @@ where
     match spoken {
         Spoken::Http1 => {
             let connection = http1_settings().serve_connection(io, service);
-            drive(connection.with_upgrades(), phase).await;
+            drive(connection.with_upgrades(), phase, until).await;
         }
-        Spoken::Http2 => drive(http2_settings().serve_connection(io, service), phase).await,
+        Spoken::Http2 => drive(http2_settings().serve_connection(io, service), phase, until).await,
     }
 }
 
@@ -170,12 +171,12 @@ where
     }
 }
 
-async fn drive(connection: impl Graceful, mut phase: watch::Receiver<Phase>) {
+async fn drive(connection: impl Graceful, mut phase: watch::Receiver<Phase>, until: Phase) {
     let mut connection = std::pin::pin!(connection);
     let mut ended = None;
     tokio::select! {
         done = connection.as_mut() => ended = Some(done),
-        _ = phase.wait_for(|p| *p > Phase::Open) => connection.as_mut().finish(),
+        _ = phase.wait_for(|p| *p >= until) => connection.as_mut().finish(),
     }
     if ended.is_none() {
         tokio::select! {

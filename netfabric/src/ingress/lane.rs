@@ -16,14 +16,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use ulid::Ulid;
 
 use super::Shared;
+use super::bench::Bench;
 use super::ledger::Stories;
-use super::local::{Bench, lock};
+use super::local::lock;
 use super::offer::{self, Tried};
 use super::start::{Outcome, start};
 use super::upstream::Admission;
-
-/// Requests handed to a lane and not yet looked at.
-const INBOX: usize = 1024;
 
 /// While requests wait, routes are looked at this often: an instance somebody else started shows
 /// there and nowhere else.
@@ -94,7 +92,7 @@ impl Lanes {
         let key = guest.route.key.clone();
         let mut open = lock(&self.open);
         let lane = open.entry(key).or_insert_with(|| {
-            let (inbox, guests) = mpsc::channel(INBOX);
+            let (inbox, guests) = mpsc::channel(shared.limits.queue.max(1));
             let bench = Arc::clone(&guest.bench);
             let task = Task::new(shared, &guest, guests);
             tokio::spawn(task.run());
@@ -221,8 +219,8 @@ impl Task {
     fn settle(&mut self, outcome: Outcome) {
         self.stories.add(outcome.story);
         let reason = match outcome.result {
-            Ok((node, _)) if node != self.shared.me() => {
-                self.bench.add_fresh(node);
+            Ok((node, started)) if node != self.shared.me() => {
+                self.bench.add_fresh(node, started.instance);
                 return self.core.on_started();
             }
             Ok((_, started)) if self.shared.local.has(&started.instance) => {
@@ -279,12 +277,10 @@ impl Task {
 
     fn bounds(&mut self) -> Bounds {
         self.look();
-        let known = self.bench.open_here() + self.bench.fresh.list().len();
-        let known = u32::try_from(known).unwrap_or(u32::MAX);
         Bounds {
             per_instance: self.route.total,
             max_scale: self.route.max_scale,
-            ready: self.route.ready.max(known),
+            ready: self.bench.ready(&self.route),
             starting: self.route.starting,
         }
     }

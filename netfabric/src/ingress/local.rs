@@ -5,25 +5,18 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use scheduler::model::{InstanceId, NodeId, Protocol, RevisionKey};
+use scheduler::model::{InstanceId, Protocol, RevisionKey};
 use tokio::sync::Notify;
 
+use super::bench::Bench;
 use super::health::Health;
 use super::meter::Meter;
 use super::pool::Pool;
-use super::recent::Recent;
-
-/// How long a node that just started an instance counts as having it, before gossip shows it.
-const FRESH_FOR: Duration = Duration::from_secs(10);
-/// How long a node that said it has none is believed over gossip: two rounds of it.
-const BARE_FOR: Duration = Duration::from_secs(2);
-/// How long a full node is given before it is asked again.
-const FULL_FOR: Duration = Duration::from_millis(200);
 
 /// The table of this node's instances, shared by the agent and the door.
 #[derive(Debug, Default)]
@@ -31,21 +24,6 @@ pub struct Local {
     /// Read on every request, replaced when a revision appears or goes.
     benches: ArcSwap<HashMap<RevisionKey, Arc<Bench>>>,
     slots: Mutex<HashMap<InstanceId, Arc<Slot>>>,
-}
-
-/// What is known of one revision at this door: its instances here, requests sent elsewhere, and
-/// how many wait for room.
-#[derive(Debug, Default)]
-pub(super) struct Bench {
-    slots: ArcSwap<Vec<Arc<Slot>>>,
-    sent: Mutex<HashMap<NodeId, u32>>,
-    /// Nodes that just started an instance.
-    pub(super) fresh: Recent,
-    /// Nodes that just said they have none, or none with room.
-    pub(super) bare: Recent,
-    waiting: AtomicUsize,
-    /// Rung when room may have appeared while requests wait.
-    pub(super) room: Notify,
 }
 
 /// One instance on this node.
@@ -79,19 +57,6 @@ pub struct Guard {
     pub(super) slot: Arc<Slot>,
 }
 
-/// A request under way at another node.
-#[derive(Debug)]
-pub(super) struct Sent {
-    pub(super) node: NodeId,
-    bench: Arc<Bench>,
-}
-
-/// A request that waits for room.
-#[derive(Debug)]
-pub(super) struct Waiting {
-    bench: Arc<Bench>,
-}
-
 impl Local {
     #[must_use]
     pub fn new() -> Arc<Self> {
@@ -108,7 +73,7 @@ impl Local {
         protocol: Protocol,
         hard_limit: u32,
     ) {
-        let bench = self.bench(&revision);
+        let bench = self.make(revision);
         let mut slots = lock(&self.slots);
         if slots.contains_key(&id) {
             return;
@@ -202,86 +167,26 @@ impl Local {
     }
 
     pub(super) fn bench(&self, revision: &RevisionKey) -> Arc<Bench> {
-        if let Some(bench) = self.find(revision) {
-            return bench;
-        }
-        // Writers take turns; those that nobody uses any more leave on the way.
+        let found = self.find(revision);
+        found.unwrap_or_else(|| self.make(revision.clone()))
+    }
+
+    /// Writers take turns; benches that nobody uses any more leave on the way.
+    fn make(&self, revision: RevisionKey) -> Arc<Bench> {
         let _turn = lock(&self.slots);
-        if let Some(bench) = self.find(revision) {
+        if let Some(bench) = self.find(&revision) {
             return bench;
         }
         let bench = Arc::new(Bench::default());
         let mut benches = HashMap::clone(&self.benches.load());
-        benches.retain(|_, b| Arc::strong_count(b) > 2 || !b.slots.load().is_empty());
-        benches.insert(revision.clone(), Arc::clone(&bench));
+        benches.retain(|_, b| Arc::strong_count(b) > 2 || !b.slots().is_empty());
+        benches.insert(revision, Arc::clone(&bench));
         self.benches.store(Arc::new(benches));
         bench
     }
 
     fn slot(&self, id: &InstanceId) -> Option<Arc<Slot>> {
         lock(&self.slots).get(id).cloned()
-    }
-}
-
-impl Bench {
-    pub(super) fn slots(&self) -> Arc<Vec<Arc<Slot>>> {
-        self.slots.load_full()
-    }
-
-    /// Instances here that admit requests.
-    pub(super) fn open_here(&self) -> usize {
-        let open = |s: &&Arc<Slot>| s.open.load(Ordering::Relaxed);
-        self.slots.load().iter().filter(open).count()
-    }
-
-    pub(super) fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn wait(self: &Arc<Self>) -> Waiting {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        Waiting {
-            bench: Arc::clone(self),
-        }
-    }
-
-    pub(super) fn sent(&self, node: NodeId) -> u32 {
-        lock(&self.sent).get(&node).copied().unwrap_or(0)
-    }
-
-    pub(super) fn send(self: &Arc<Self>, node: NodeId) -> Sent {
-        *lock(&self.sent).entry(node).or_default() += 1;
-        Sent {
-            node,
-            bench: Arc::clone(self),
-        }
-    }
-
-    /// A node just started an instance: it counts although gossip does not show it yet.
-    pub(super) fn add_fresh(&self, node: NodeId) {
-        self.bare.remove(node);
-        self.fresh.add(node, FRESH_FOR);
-        self.ring();
-    }
-
-    /// A node refused a request: it is not asked again for a moment, whatever gossip shows.
-    pub(super) fn refused_by(&self, node: NodeId, full: bool) {
-        self.fresh.remove(node);
-        self.bare.add(node, if full { FULL_FOR } else { BARE_FOR });
-    }
-
-    fn change(&self, change: impl Fn(&mut Vec<Arc<Slot>>)) {
-        self.slots.rcu(|list| {
-            let mut list = Vec::clone(list);
-            change(&mut list);
-            list
-        });
-    }
-
-    fn ring(&self) {
-        if self.waiting() > 0 {
-            self.room.notify_one();
-        }
     }
 }
 
@@ -329,26 +234,6 @@ impl Drop for Guard {
     }
 }
 
-impl Drop for Sent {
-    fn drop(&mut self) {
-        let mut sent = lock(&self.bench.sent);
-        if let Some(count) = sent.get_mut(&self.node) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                sent.remove(&self.node);
-            }
-        }
-        drop(sent);
-        self.bench.ring();
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.bench.waiting.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// The tables stay valid after a panic elsewhere: every change to them is a single step.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -356,6 +241,8 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use scheduler::model::Name;
     use tokio::time::timeout;
 
@@ -438,25 +325,5 @@ mod tests {
             workers.into_iter().map(|w| w.join().unwrap()).sum()
         });
         assert_eq!(local.in_flight(&id), admitted);
-    }
-
-    #[test]
-    fn what_nodes_say_replaces_what_they_said_before() {
-        let bench = Arc::new(Bench::default());
-        bench.add_fresh(NodeId(3));
-        bench.refused_by(NodeId(3), false);
-        assert_eq!(
-            (bench.fresh.list(), bench.bare.list()),
-            (vec![], vec![NodeId(3)])
-        );
-        bench.add_fresh(NodeId(3));
-        assert_eq!(
-            (bench.fresh.list(), bench.bare.list()),
-            (vec![NodeId(3)], vec![])
-        );
-        let sent = bench.send(NodeId(3));
-        assert_eq!(bench.sent(NodeId(3)), 1);
-        drop(sent);
-        assert_eq!(bench.sent(NodeId(3)), 0);
     }
 }

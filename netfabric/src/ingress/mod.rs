@@ -8,6 +8,7 @@
 //! It decides nothing: routing, picking, holding and placing are `scheduler`'s. It knows neither
 //! containers nor consensus: instances come and go in [`Local`], starts are a [`Starter`]'s.
 
+mod bench;
 mod body;
 mod counters;
 mod dispatch;

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use scheduler::model::NodeId;
 use scheduler::route::{LoadView, Pick, RevisionRoute, last_resort, pick};
 
+use super::bench::Bench;
 use super::health::Nodes;
-use super::local::{Bench, Slot};
+use super::local::Slot;
 use super::upstream::Admission;
 
 /// An instance may fill up between the look and the step in; after so many times the request
@@ -31,7 +32,7 @@ impl Tried {
 
 struct Sight<'a> {
     slots: &'a [Arc<Slot>],
-    fresh: Vec<NodeId>,
+    fresh: Vec<(NodeId, u32)>,
     bare: Vec<NodeId>,
     bench: &'a Bench,
     nodes: &'a Nodes,
@@ -53,7 +54,7 @@ impl LoadView for Sight<'_> {
         self.slots[instance].health.is_ejected()
     }
 
-    fn fresh(&self) -> &[NodeId] {
+    fn fresh(&self) -> &[(NodeId, u32)] {
         &self.fresh
     }
 
@@ -98,11 +99,9 @@ fn admit(
     choose: impl Fn(&Sight<'_>) -> Pick,
 ) -> Option<Admission> {
     let slots = bench.slots();
-    let mut fresh = bench.fresh.list();
-    fresh.retain(|node| !route.away.iter().any(|a| a.node == *node));
     let sight = Sight {
         slots: &slots,
-        fresh,
+        fresh: bench.fresh(route),
         bare: bench.bare.list(),
         bench,
         nodes,

@@ -13,17 +13,19 @@ use hyper::upgrade::OnUpgrade;
 use scheduler::model::{Name, RevisionKey};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::bench::Bench;
 use super::body::{Outbound, Outgoing, Spool};
 use super::dispatch::fresh;
+use super::door::Phase;
 use super::headers::{BROKEN, FULL, Head, INSTANCE, PATIENCE, REFUSED, REVISION, clean_response};
-use super::local::{Bench, Guard, Slot};
+use super::local::{Guard, Slot};
 use super::problem::Problem;
 use super::stream::Stream;
 use super::upstream::{self, Admission, Answer, Escort, Trip};
 use super::{Shared, door, tunnel};
 
 /// The longest a revision may allow (600 s), and what a peer that says nothing gets.
-const PATIENCE_CAP: Duration = Duration::from_secs(600);
+const PATIENCE_CAP: Duration = Duration::from_mins(10);
 const TRIES: usize = 3;
 /// A refusal reads this much of a body first: a sender that finds its stream closed while it
 /// still writes may miss the refusal.
@@ -38,14 +40,18 @@ pub struct PeerDoor {
 
 impl PeerDoor {
     /// Serves one stream until it ends; one too many is closed unread, which its sender takes for
-    /// a failed connection and goes elsewhere.
+    /// a failed connection and goes elsewhere. While the door is closing peers are still served:
+    /// they learn from gossip, a moment later, that this node leaves.
     pub async fn serve<S: Stream + 'static>(&self, stream: S) {
         let Ok(_permit) = self.shared.connections.try_acquire() else {
             return;
         };
-        door::serve(&self.shared, stream, |shared, request| async move {
-            answer(&shared, request).await
-        })
+        door::serve(
+            &self.shared,
+            stream,
+            Phase::Closed,
+            |shared, request| async move { answer(&shared, request).await },
+        )
         .await;
     }
 }

@@ -1,48 +1,55 @@
-//! Nodes something was just learnt about, until gossip tells the same.
+//! What was just learnt of other nodes, until gossip tells the same.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use scheduler::model::NodeId;
-
 use super::local::lock;
 
-/// A few nodes, each for a while. Asking costs nothing while there are none.
-#[derive(Debug, Default)]
-pub(super) struct Recent {
+/// A few facts, each true for a while. Asking costs nothing while there are none.
+#[derive(Debug)]
+pub(super) struct Recent<T> {
     count: AtomicUsize,
-    nodes: Mutex<Vec<(NodeId, Instant)>>,
+    facts: Mutex<Vec<(T, Instant)>>,
 }
 
-impl Recent {
-    pub(super) fn add(&self, node: NodeId, length: Duration) {
+impl<T> Default for Recent<T> {
+    fn default() -> Self {
+        Self {
+            count: AtomicUsize::new(0),
+            facts: Mutex::default(),
+        }
+    }
+}
+
+impl<T: Clone + PartialEq> Recent<T> {
+    pub(super) fn add(&self, fact: T, length: Duration) {
         let until = Instant::now() + length;
-        self.change(|nodes| {
-            nodes.retain(|(n, _)| *n != node);
-            nodes.push((node, until));
+        self.change(|facts| {
+            facts.retain(|(f, _)| *f != fact);
+            facts.push((fact, until));
         });
     }
 
-    pub(super) fn remove(&self, node: NodeId) {
+    pub(super) fn remove(&self, untrue: impl Fn(&T) -> bool) {
         if self.count.load(Ordering::Relaxed) > 0 {
-            self.change(|nodes| nodes.retain(|(n, _)| *n != node));
+            self.change(|facts| facts.retain(|(f, _)| !untrue(f)));
         }
     }
 
-    pub(super) fn list(&self) -> Vec<NodeId> {
+    pub(super) fn list(&self) -> Vec<T> {
         if self.count.load(Ordering::Relaxed) == 0 {
             return Vec::new();
         }
-        self.change(|nodes| nodes.iter().map(|(node, _)| *node).collect())
+        self.change(|facts| facts.iter().map(|(fact, _)| fact.clone()).collect())
     }
 
-    fn change<T>(&self, change: impl FnOnce(&mut Vec<(NodeId, Instant)>) -> T) -> T {
-        let mut nodes = lock(&self.nodes);
+    fn change<R>(&self, change: impl FnOnce(&mut Vec<(T, Instant)>) -> R) -> R {
+        let mut facts = lock(&self.facts);
         let now = Instant::now();
-        nodes.retain(|(_, until)| *until > now);
-        let result = change(&mut nodes);
-        self.count.store(nodes.len(), Ordering::Relaxed);
+        facts.retain(|(_, until)| *until > now);
+        let result = change(&mut facts);
+        self.count.store(facts.len(), Ordering::Relaxed);
         result
     }
 }
@@ -52,15 +59,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nodes_are_listed_for_a_while() {
+    fn facts_hold_for_a_while() {
         let recent = Recent::default();
-        assert_eq!(recent.list(), []);
-        recent.add(NodeId(2), Duration::from_secs(9));
-        recent.add(NodeId(2), Duration::from_secs(9));
-        recent.add(NodeId(3), Duration::from_secs(9));
-        recent.add(NodeId(4), Duration::ZERO);
-        assert_eq!(recent.list(), [NodeId(2), NodeId(3)]);
-        recent.remove(NodeId(2));
-        assert_eq!(recent.list(), [NodeId(3)]);
+        assert!(recent.list().is_empty());
+        recent.add(2, Duration::from_secs(9));
+        recent.add(2, Duration::from_secs(9));
+        recent.add(3, Duration::from_secs(9));
+        recent.add(4, Duration::ZERO);
+        assert_eq!(recent.list(), [2, 3]);
+        recent.remove(|n| *n == 2);
+        assert_eq!(recent.list(), [3]);
     }
 }

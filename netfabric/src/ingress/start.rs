@@ -14,7 +14,7 @@ use crate::wire::peer::{StartRefusal, StartRequest, Started};
 
 /// How long an asked node may take: longer than any request waits, so that a slow pull ends in
 /// an instance for the next request rather than in nothing.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 /// What the answer itself may take on top.
 const ANSWER: Duration = Duration::from_secs(5);
 /// Nodes asked for one instance before giving up.

@@ -17,8 +17,8 @@ use super::upstream::{Admission, Lease};
 
 /// Both sides agreed already: the switch itself is a matter of one round trip.
 const SWITCH: Duration = Duration::from_secs(10);
-/// A tunnel in which nothing moves for this long has lost its ends. WebSockets ping far sooner.
-const IDLE: Duration = Duration::from_secs(3600);
+/// A tunnel in which nothing moves for this long has lost its ends. Whoever holds one open pings far sooner.
+const IDLE: Duration = Duration::from_hours(1);
 const BUFFER: usize = 16 * 1024;
 
 /// Joins the two connections in a task of its own. The instance counts as busy until it ends.

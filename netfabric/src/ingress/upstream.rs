@@ -12,9 +12,10 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::PeerLink;
+use super::bench::Sent;
 use super::body::{Outbound, Spool};
 use super::headers::{BROKEN, FULL, REFUSED, to_h2};
-use super::local::{Guard, Sent, Slot};
+use super::local::{Guard, Slot};
 use super::stream::Stream;
 
 /// An instance is one bridge away.
@@ -129,13 +130,12 @@ async fn here_h1(slot: &Arc<Slot>, mut request: Request) -> Result<Answer, Trip>
 
 async fn here_h2(slot: &Arc<Slot>, mut request: Request) -> Result<Answer, Trip> {
     to_h2(&mut request);
-    let mut sender = match slot.pool.h2() {
-        Some(sender) => sender,
-        None => {
-            let sender = speak_h2(connect(slot).await?).await?;
-            slot.pool.put_h2(sender.clone());
-            sender
-        }
+    let mut sender = if let Some(sender) = slot.pool.h2() {
+        sender
+    } else {
+        let sender = speak_h2(connect(slot).await?).await?;
+        slot.pool.put_h2(sender.clone());
+        sender
     };
     let sent = sender.try_send_request(request).await;
     answered_h2(sent, sender)

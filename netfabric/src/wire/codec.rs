@@ -125,10 +125,13 @@ mod tests {
         }
 
         #[test]
-        fn a_value_comes_back(method in ".{0,20}", path in ".{0,80}", body: Vec<u8>, n: u64) {
-            let request = PeerRequest::Api { method, path, body };
+        fn a_value_comes_back(token_hash in ".{0,80}", subject in ".{0,80}", request: Vec<u8>) {
+            let json = request.clone();
+            let request = PeerRequest::Join { token_hash, request };
             prop_assert_eq!(&decode::<PeerRequest>(&encode(&request).unwrap()).unwrap(), &request);
-            let response = PeerResponse::Index(n);
+            let request = PeerRequest::Explain { subject };
+            prop_assert_eq!(&decode::<PeerRequest>(&encode(&request).unwrap()).unwrap(), &request);
+            let response = PeerResponse::Explained { json };
             prop_assert_eq!(decode::<PeerResponse>(&encode(&response).unwrap()).unwrap(), response);
         }
     }

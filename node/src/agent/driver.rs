@@ -144,16 +144,15 @@ impl Driver {
     }
 
     async fn remove_leftover(&self, id: &InstanceId, record: Option<InstanceRecord>) {
-        match record {
-            Some(record) => self.tools.remove(&record).await,
-            None => {
-                let dir = self.tools.files.dir(id);
-                let removed = self.tools.runtime.delete(id).await;
-                let unmounted = self.tools.images.store().remove_snapshot(&dir).await;
-                let gone = std::fs::remove_dir_all(&dir);
-                if removed.is_err() || unmounted.is_err() || gone.is_err() {
-                    tracing::warn!(instance = %id, "a leftover could not be removed");
-                }
+        if let Some(record) = record {
+            self.tools.remove(&record).await
+        } else {
+            let dir = self.tools.files.dir(id);
+            let removed = self.tools.runtime.delete(id).await;
+            let unmounted = self.tools.images.store().remove_snapshot(&dir).await;
+            let gone = std::fs::remove_dir_all(&dir);
+            if removed.is_err() || unmounted.is_err() || gone.is_err() {
+                tracing::warn!(instance = %id, "a leftover could not be removed");
             }
         }
     }

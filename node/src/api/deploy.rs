@@ -95,7 +95,10 @@ fn put_service(key: ServiceKey, request: DeployRequest) -> PutService {
 /// Stands for the image while the words around it are checked.
 fn unpinned(spec: &RevisionSpec) -> ImagePin {
     let reference = spec.main().map(|c| c.image.clone()).unwrap_or_default();
-    ImagePin { reference, digest: format!("sha256:{:064}", 0) }
+    ImagePin {
+        reference,
+        digest: format!("sha256:{:064}", 0),
+    }
 }
 
 /// Resolves the image's tag to the digest every instance of the revision will run.

@@ -23,7 +23,7 @@ const CHANGE_DEADLINE: Duration = Duration::from_secs(4);
 /// How long an answer waits until the change holds on this node too.
 const CATCH_UP: Duration = Duration::from_secs(1);
 /// Tokens never live longer.
-const MAX_TOKEN_TTL: Duration = Duration::from_secs(24 * 3600);
+const MAX_TOKEN_TTL: Duration = Duration::from_hours(24);
 
 impl Api {
     /// Proposes one change and waits until it holds here too, so that the caller's next read on

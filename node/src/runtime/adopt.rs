@@ -10,6 +10,7 @@ use rustix::mount::UnmountFlags;
 use scheduler::model::{Exit, FailReason, UnixMs};
 
 use super::cgroup::Cgroup;
+use super::process::Process;
 use super::wire::{self, EXIT, FAILED, FailCode, Failure, SHIM, ShimRecord};
 use super::{AdoptedState, ContainerSpec};
 
@@ -62,7 +63,7 @@ pub fn end_orphan(folder: &Path) -> Option<Exit> {
     let alive = record
         .as_ref()
         .and_then(|r| r.container)
-        .is_some_and(|c| c.is_alive());
+        .is_some_and(Process::is_alive);
     let group = spec.as_ref().map(|spec| Cgroup::at(&spec.cgroup));
     let oom = !alive && group.as_ref().is_some_and(|group| group.oom_kills() > 0);
     end_processes(record.as_ref());

@@ -67,8 +67,7 @@ impl Cgroup {
         let text = fs::read_to_string(folder.join(file)).unwrap_or_default();
         text.lines()
             .filter_map(|line| line.strip_prefix("oom_kill "))
-            .filter_map(|count| count.trim().parse().ok())
-            .next()
+            .find_map(|count| count.trim().parse().ok())
             .unwrap_or(0)
     }
 

@@ -8,6 +8,9 @@ use scheduler::model::{Exit, InstanceId};
 
 use crate::world::{PATIENCE, World, until};
 
+/// Turns a good specification into one to be refused.
+type Spoil = fn(&mut ContainerSpec);
+
 fn id(name: &str) -> InstanceId {
     InstanceId(name.to_owned())
 }
@@ -124,7 +127,7 @@ async fn out_of_memory_is_called_by_its_name() {
 async fn what_cannot_run_is_refused_by_name_and_leaves_nothing() {
     let world = World::new();
     let shims = world.shims();
-    let table: [(&str, fn(&mut ContainerSpec), FailCode); 9] = [
+    let table: [(&str, Spoil, FailCode); 9] = [
         (
             "absent",
             |s| s.args = vec!["/bin/nope".into()],

@@ -295,9 +295,9 @@ impl Node {
                 forget: now.plus(REMEMBER_MS),
             };
             if slot.failure.is_some() {
-                slot.phase = phase
+                slot.phase = phase;
             } else {
-                slot.enter(now, phase)
+                slot.enter(now, phase);
             }
         }
     }

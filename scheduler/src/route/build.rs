@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::{Away, Host, MAX_SCALE, RevisionRoute, Routes, ServiceRoute, Unrouted, host};
 use crate::fleet::{Fleet, Member};
 use crate::model::{
-    InstanceState, Name, NodeId, Revision, RevisionKey, RevisionState, Scale, Service,
+    InstanceReport, InstanceState, Name, NodeId, Revision, RevisionKey, RevisionState, Scale,
+    Service,
 };
 use crate::registry::State;
 
@@ -199,7 +200,7 @@ fn note<'a>(sightings: &mut BTreeMap<&'a RevisionKey, Sighting>, here: bool, mem
                     sighting.ready += 1;
                 }
                 if !here {
-                    sighting.add_away(member, report.in_flight);
+                    sighting.add_away(member, report);
                 }
             }
             _ => {}
@@ -209,18 +210,18 @@ fn note<'a>(sightings: &mut BTreeMap<&'a RevisionKey, Sighting>, here: bool, mem
 
 impl Sighting {
     /// Members are walked one after the other, so a node's instances meet in the last entry.
-    fn add_away(&mut self, member: &Member, in_flight: u32) {
+    fn add_away(&mut self, member: &Member, report: &InstanceReport) {
         let node = member.record.node;
         match self.away.last_mut().filter(|last| last.node == node) {
             Some(last) => {
-                last.instances += 1;
-                last.in_flight = last.in_flight.saturating_add(in_flight);
+                last.instances.push(report.id.clone());
+                last.in_flight = last.in_flight.saturating_add(report.in_flight);
             }
             None => self.away.push(Away {
                 node,
                 rtt_micros: member.rtt_micros,
-                instances: 1,
-                in_flight,
+                instances: vec![report.id.clone()],
+                in_flight: report.in_flight,
                 alive: member.alive,
             }),
         }

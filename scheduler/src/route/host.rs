@@ -12,13 +12,6 @@ pub fn within<'a>(host: &'a str, origin: &str) -> Option<&'a str> {
     (under && !label.is_empty()).then_some(label)
 }
 
-/// Whether `host` is the origin itself.
-pub fn is_origin(host: &str, origin: &str) -> bool {
-    host.strip_suffix('.')
-        .unwrap_or(host)
-        .eq_ignore_ascii_case(origin)
-}
-
 /// The origin as kept in routes: lower case, no dot at either end.
 pub fn normal_origin(origin: &str) -> String {
     origin.trim_matches('.').to_ascii_lowercase()

@@ -6,16 +6,16 @@
 
 mod build;
 mod host;
+mod near;
 mod pick;
-mod resolve;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::model::{Name, NodeId, Protocol, RevisionKey, ServiceKey};
+use crate::model::{InstanceId, Name, NodeId, Protocol, RevisionKey, ServiceKey};
 
+pub use near::front_doors;
 pub use pick::{LoadView, Pick, last_resort, pick};
-pub use resolve::{Addresses, Resolution, Subnet, SubnetError, resolve};
 
 /// Instances a revision may have over the whole fleet when its service sets no bound.
 pub const MAX_SCALE: u32 = 1000;
@@ -102,7 +102,7 @@ pub struct RevisionRoute {
 pub struct Away {
     pub node: NodeId,
     pub rtt_micros: Option<u32>,
-    pub instances: u32,
+    pub instances: Vec<InstanceId>,
     /// Requests in them, from all doors.
     pub in_flight: u32,
     /// False when the node is thought dead and kept only because everyone is: a last resort.
@@ -123,6 +123,21 @@ impl Routes {
             service: &found.service,
             tag: found.tag.as_ref(),
         })
+    }
+
+    /// Whether a name under the origin, in lower case, is a service's or a tag's: `web`,
+    /// `web.shop`, `canary-web`.
+    #[must_use]
+    pub fn names(&self, name: &str) -> bool {
+        self.hosts.contains_key(name)
+    }
+
+    /// Whether some service's name ends in `.name`: DNS has such a name exist, without records.
+    #[must_use]
+    pub fn encloses(&self, name: &str) -> bool {
+        self.services
+            .keys()
+            .any(|key| key.namespace.as_str() == name)
     }
 
     #[must_use]

@@ -21,8 +21,8 @@ pub trait LoadView {
     fn load(&self, instance: usize) -> Option<u32>;
     /// The instance failed lately and is better left alone.
     fn ejected_here(&self, instance: usize) -> bool;
-    /// Nodes known to have an instance although the routes do not show it yet.
-    fn fresh(&self) -> &[NodeId];
+    /// Nodes known to have instances that the routes do not show yet, and how many.
+    fn fresh(&self) -> &[(NodeId, u32)];
     /// Requests this door has under way at a node for the revision; `None` when it was tried for
     /// this request already.
     fn sent(&self, node: NodeId) -> Option<u32>;
@@ -44,10 +44,10 @@ pub fn pick(route: &RevisionRoute, view: &impl LoadView, draw: u64) -> Pick {
     let passes = |node: NodeId| !(trust_ejection && view.ejected(node));
     let away = route.away.iter().filter(|a| a.alive && passes(a.node));
     let shown = away.map(|a| (a.node, away_room(route, a, view)));
-    let fresh = view.fresh().iter().filter(|n| passes(**n));
+    let fresh = view.fresh().iter().filter(|(node, _)| passes(*node));
     let fresh = fresh
-        .filter(|node| !route.away.iter().any(|a| a.node == **node))
-        .map(|node| (*node, fresh_room(route, *node, view)));
+        .filter(|(node, _)| !route.away.iter().any(|a| a.node == *node))
+        .map(|(node, count)| (*node, room_at(route, view, *node, *count, 0)));
     let with_room = shown.chain(fresh).find(|(_, room)| *room);
     with_room.map_or(Pick::None, |(node, _)| Pick::Remote(node))
 }
@@ -61,7 +61,7 @@ pub fn last_resort(route: &RevisionRoute, view: &impl LoadView) -> Pick {
     }
     let nodes = route.away.iter().map(|a| a.node);
     nodes
-        .chain(view.fresh().iter().copied())
+        .chain(view.fresh().iter().map(|(node, _)| *node))
         .find(|node| view.sent(*node).is_some())
         .map_or(Pick::None, Pick::Remote)
 }
@@ -111,16 +111,23 @@ fn pick_here(
     (0..count).filter_map(load).min().map(|(_, i)| i)
 }
 
-/// Whether a node has room as far as one can tell from here: its own last report or what this
-/// door sent it since, whichever is more.
 fn away_room(route: &RevisionRoute, away: &Away, view: &impl LoadView) -> bool {
-    let Some(sent) = view.sent(away.node) else {
-        return false;
-    };
-    let capacity = route.hard.saturating_mul(away.instances);
-    route.hard == 0 || sent.max(away.in_flight) < capacity
+    let fresh = view.fresh().iter().find(|(node, _)| *node == away.node);
+    let shown = u32::try_from(away.instances.len()).unwrap_or(u32::MAX);
+    let count = shown.saturating_add(fresh.map_or(0, |(_, count)| *count));
+    room_at(route, view, away.node, count, away.in_flight)
 }
 
-fn fresh_room(route: &RevisionRoute, node: NodeId, view: &impl LoadView) -> bool {
-    view.sent(node).is_some_and(|sent| has_room(route, sent))
+/// Whether a node with `count` instances has room as far as one can tell from here: by its own
+/// last report or by what this door sent it since, whichever is more.
+fn room_at(
+    route: &RevisionRoute,
+    view: &impl LoadView,
+    node: NodeId,
+    count: u32,
+    reported: u32,
+) -> bool {
+    let capacity = route.hard.saturating_mul(count);
+    let fits = |sent: u32| route.hard == 0 || sent.max(reported) < capacity;
+    view.sent(node).is_some_and(fits)
 }

@@ -1,5 +1,5 @@
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use super::fixture::{add, failed, fleet, name, revision_key, run, service_key, target};
 use super::*;
@@ -138,7 +138,7 @@ fn endpoints_are_live_ready_and_nearest_first() {
     let away: Vec<_> = route
         .away
         .iter()
-        .map(|a| (a.node.0, a.instances, a.in_flight))
+        .map(|a| (a.node.0, a.instances.len(), a.in_flight))
         .collect();
     assert_eq!(away, [(2, 2, 7), (3, 1, 2), (4, 1, 0)]);
     assert_eq!((route.ready, route.starting), (5, 1));
@@ -168,7 +168,7 @@ fn alone_keeps_what_it_last_knew_as_a_last_resort() {
 struct View {
     here: Vec<Option<u32>>,
     out_here: Vec<usize>,
-    fresh: Vec<NodeId>,
+    fresh: Vec<(NodeId, u32)>,
     sent: BTreeMap<u64, u32>,
     tried: Vec<u64>,
     out: Vec<u64>,
@@ -184,7 +184,7 @@ impl LoadView for View {
     fn ejected_here(&self, instance: usize) -> bool {
         self.out_here.contains(&instance)
     }
-    fn fresh(&self) -> &[NodeId] {
+    fn fresh(&self) -> &[(NodeId, u32)] {
         &self.fresh
     }
     fn sent(&self, node: NodeId) -> Option<u32> {
@@ -248,10 +248,18 @@ fn here_comes_first_then_the_nearest_with_room() {
         ),
         ("all tried", with(|v| v.tried = vec![2, 3]), Pick::None),
         (
+            "a full one with a fresh instance beside",
+            with(|v| {
+                v.sent = [(2, 10)].into();
+                v.fresh = vec![(NodeId(2), 1)];
+            }),
+            near,
+        ),
+        (
             "a fresh one",
             with(|v| {
                 v.tried = vec![2, 3];
-                v.fresh = vec![NodeId(4)];
+                v.fresh = vec![(NodeId(4), 1)];
             }),
             Pick::Remote(NodeId(4)),
         ),
@@ -295,84 +303,90 @@ fn draws_spread_over_instances_here() {
 }
 
 #[test]
-fn names_resolve_to_near_front_doors() {
+fn names_exist_or_enclose() {
     let mut state = State::default();
-    add(
-        &mut state,
-        "default",
+    let ready = [RevisionState::Ready];
+    add(&mut state, "shop", "web", &ready, vec![]);
+    add(&mut state, "default", "api", &[], vec![]);
+    let routes = routes(&state, &fleet());
+    let names = [
         "web",
-        &[RevisionState::Pending],
-        vec![],
-    );
-    let ask = |fleet: &Fleet, name_: &str, client: Option<&str>| {
-        let table = [
-            ("203.0.113.0/24".parse().unwrap(), name("lis")),
-            ("203.0.0.0/16".parse().unwrap(), name("fra")),
-        ];
-        let client = client.map(|c| c.parse().unwrap());
-        resolve(&routes(&state, fleet), fleet, &table, name_, client)
-    };
-    let service = |nodes: &[u8]| {
-        let v4 = nodes.iter().map(|n| Ipv4Addr::new(10, 0, *n, 1)).collect();
-        Resolution::Service(Addresses { v4, v6: vec![] })
+        "web.shop",
+        "shop",
+        "api",
+        "api.default",
+        "default",
+        "x",
+    ];
+    let table = names.map(|n| (routes.names(n), routes.encloses(n)));
+    let want = [
+        (false, false),
+        (true, false),
+        (false, true),
+        (true, false),
+        (true, false),
+        (false, true),
+        (false, false),
+    ];
+    assert_eq!(table, want);
+}
+
+#[test]
+fn front_doors_are_near_the_client() {
+    let ask = |fleet: &Fleet, client: Option<&str>, region: Option<&str>| {
+        let region = region.map(name);
+        let doors = front_doors(fleet, client.map(|c| c.parse().unwrap()), region.as_ref());
+        let node = |a: IpAddr| match a {
+            IpAddr::V4(a) => a.octets()[2],
+            IpAddr::V6(_) => 6,
+        };
+        doors.into_iter().map(node).collect::<Vec<_>>()
     };
     let all = fleet();
-    let table = [
-        ("this node first", None, service(&[1, 2, 3])),
-        ("a listed client", Some("203.0.113.9"), service(&[3, 1, 2])),
-        ("the shorter range", Some("203.0.9.9"), service(&[2, 4, 1])),
-        (
-            "a neighbour of node 2",
-            Some("10.0.2.77"),
-            service(&[2, 4, 1]),
-        ),
-        ("a stranger", Some("198.51.100.1"), service(&[1, 2, 3])),
-    ];
-    for (what, client, want) in table {
-        assert_eq!(ask(&all, "web.edge.test", client), want, "{what}");
-    }
-    assert_eq!(ask(&all, "none.edge.test", None), Resolution::Unknown);
-    assert_eq!(ask(&all, "web.other.test", None), Resolution::Foreign);
-    assert!(matches!(
-        ask(&all, "EDGE.test.", None),
-        Resolution::Origin(_)
-    ));
+    assert_eq!(ask(&all, None, None), [1, 2, 3], "this node first");
+    assert_eq!(
+        ask(&all, None, Some("lis")),
+        [3, 1, 2],
+        "the table's region"
+    );
+    assert_eq!(
+        ask(&all, Some("10.0.3.9"), Some("fra")),
+        [2, 4, 1],
+        "the table wins"
+    );
+    assert_eq!(
+        ask(&all, Some("10.0.2.77"), None),
+        [2, 4, 1],
+        "a node's neighbour"
+    );
+    assert_eq!(
+        ask(&all, Some("198.51.100.1"), None),
+        [1, 2, 3],
+        "a stranger"
+    );
+    assert_eq!(
+        ask(&all, None, Some("nowhere")),
+        [1, 2, 3],
+        "an empty region"
+    );
+
+    let mut both = fleet();
+    let v6 = "2001:db8::1".parse().unwrap();
+    both.members
+        .get_mut(&NodeId(1))
+        .unwrap()
+        .record
+        .ingress
+        .push(v6);
+    assert_eq!(ask(&both, None, None), [1, 6, 2, 3], "three of each family");
+    assert_eq!(ask(&both, Some("2001:db8:0:9::7"), None), [1, 6, 2, 3]);
 
     let mut leaving = fleet();
     leaving.members.get_mut(&NodeId(1)).unwrap().record.serving = false;
-    assert_eq!(ask(&leaving, "web.edge.test", None), service(&[2, 3, 4]));
+    assert_eq!(ask(&leaving, None, None), [2, 3, 4]);
     let mut dark = fleet();
     for member in dark.members.values_mut() {
         member.alive = false;
     }
-    assert_eq!(ask(&dark, "web.edge.test", None), service(&[1, 2, 3]));
-}
-
-#[test]
-fn subnets_parse_and_contain() {
-    let table = [
-        ("10.0.0.0/8", "10.9.9.9", true),
-        ("10.0.0.0/8", "11.0.0.1", false),
-        ("0.0.0.0/0", "192.0.2.1", true),
-        ("192.0.2.1/32", "192.0.2.1", true),
-        ("192.0.2.1/32", "192.0.2.2", false),
-        ("2001:db8::/48", "2001:db8:0:7::1", true),
-        ("2001:db8::/48", "2001:db8:1::1", false),
-        ("::/0", "192.0.2.1", false),
-    ];
-    for (subnet, ip, want) in table {
-        let parsed: Subnet = subnet.parse().unwrap();
-        assert_eq!(parsed.to_string(), subnet);
-        assert_eq!(parsed.contains(ip.parse().unwrap()), want, "{subnet} {ip}");
-    }
-    for bad in [
-        "",
-        "10.0.0.0",
-        "10.0.0.0/33",
-        "::/129",
-        "x/8",
-        "10.0.0.0/-1",
-    ] {
-        assert!(bad.parse::<Subnet>().is_err(), "{bad}");
-    }
+    assert_eq!(ask(&dark, None, None), [1, 2, 3], "never empty");
 }

@@ -9,6 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 class Hello(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # Head and body leave in one packet: apart, the second waits for the first's delayed ACK.
+    wbufsize = -1
 
     def do_GET(self):
         body = json.dumps({"hello": "from python", "host": socket.gethostname()}).encode() + b"\n"

@@ -186,7 +186,7 @@ async fn the_queue_and_the_wait_are_bounded() {
         config.activation_timeout = Duration::from_millis(400);
     })
     .await;
-    set(&world, 1, Starts::After(Duration::from_secs(60)));
+    set(&world, 1, Starts::After(Duration::from_mins(1)));
     let door = world.door();
     let replies = join_all((0..10).map(|_| get(door, "/"))).await;
     let count = |code| {
@@ -211,7 +211,7 @@ async fn the_node_holds_only_so_many() {
         config.activation_timeout = Duration::from_millis(300);
     })
     .await;
-    set(&world, 1, Starts::After(Duration::from_secs(60)));
+    set(&world, 1, Starts::After(Duration::from_mins(1)));
     let door = world.door();
     let replies = join_all((0..5).map(|_| get(door, "/"))).await;
     let full = replies
@@ -260,7 +260,7 @@ async fn full_instances_ask_for_more() {
 #[tokio::test]
 async fn an_instance_somebody_else_opened_lets_the_held_go() {
     let world = World::one(Deployed::default()).await;
-    set(&world, 1, Starts::After(Duration::from_secs(60)));
+    set(&world, 1, Starts::After(Duration::from_mins(1)));
     let door = world.door();
     let held = tokio::spawn(async move { get(door, "/").await });
     eventually("it is held", || world.ingress().counts().held == 1).await;
@@ -271,7 +271,7 @@ async fn an_instance_somebody_else_opened_lets_the_held_go() {
 #[tokio::test]
 async fn a_client_that_goes_away_is_forgotten() {
     let world = World::one(Deployed::default()).await;
-    set(&world, 1, Starts::After(Duration::from_secs(60)));
+    set(&world, 1, Starts::After(Duration::from_mins(1)));
     let door = world.door();
     let held = tokio::spawn(async move { get(door, "/").await });
     eventually("it is held", || world.ingress().counts().held == 1).await;

@@ -184,3 +184,58 @@ async fn a_slow_far_answer_ends_at_the_timeout() {
     eventually("it leaves the far instance too", || there() == 0).await;
     drop(app);
 }
+
+#[tokio::test]
+async fn a_herd_is_served_by_instances_started_elsewhere() {
+    let world = World::new(
+        2,
+        Deployed {
+            hard: 20,
+            ..Deployed::default()
+        },
+        |_| {},
+    )
+    .await;
+    let no_room = crate::wire::peer::StartRefusal::NoRoom("memory".into());
+    let how = Starts::Fail(no_room);
+    world.starter.how.lock().unwrap().insert(NodeId(1), how);
+    let door = world.door();
+    let replies = futures::future::join_all((0..60).map(|_| get(door, "/slow/10"))).await;
+    for reply in &replies {
+        assert_eq!(reply.status, 200, "{}", reply.body);
+    }
+    let there = |n: &&NodeId| **n == NodeId(2);
+    let started = world
+        .starter
+        .asked
+        .lock()
+        .unwrap()
+        .iter()
+        .filter(there)
+        .count();
+    assert!((1..=3).contains(&started), "{started} started");
+    for app in world.starter.apps.lock().unwrap().iter() {
+        assert!(app.seen.most_at_once.load(Ordering::SeqCst) <= 20);
+    }
+}
+
+#[tokio::test]
+async fn a_closing_door_still_serves_its_peers() {
+    let world = World::new(2, Deployed::default(), |_| {}).await;
+    let _app = far(&world).await;
+    let slow = tokio::spawn({
+        let door = world.nodes[1].ingress().addrs()[0];
+        async move { get(door, "/slow/300").await }
+    });
+    let far_id = InstanceId("far".into());
+    eventually("it is inside", || {
+        world.nodes[1].local.in_flight(&far_id) == 1
+    })
+    .await;
+    let stopping = world.nodes[1]
+        .ingress()
+        .stop(std::time::Duration::from_secs(10));
+    let (reply, ()) = tokio::join!(post(world.door(), "/echo", "x"), stopping);
+    assert_eq!((reply.status, reply.body.as_str()), (200, "x"));
+    assert_eq!(slow.await.unwrap().status, 200);
+}

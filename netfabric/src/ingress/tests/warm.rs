@@ -380,6 +380,30 @@ async fn closing_an_instance_under_load_loses_nothing() {
 }
 
 #[tokio::test]
+async fn a_dying_instance_under_load_loses_no_repeatable_request() {
+    let world = World::one(Deployed::default()).await;
+    let dying = world.run(1, "dying").await;
+    let _other = world.run(1, "other").await;
+    let door = world.door();
+    let load: Vec<_> = (0..8)
+        .map(|_| {
+            tokio::spawn(async move {
+                for _ in 0..30 {
+                    let reply = get(door, "/slow/3").await;
+                    assert_eq!(reply.status, 200, "{}", reply.body);
+                }
+            })
+        })
+        .collect();
+    let some = || dying.seen.requests.load(Ordering::SeqCst) > 20;
+    eventually("the load is on", some).await;
+    drop(dying);
+    for task in load {
+        task.await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn stopping_finishes_what_it_has() {
     let world = World::one(Deployed::default()).await;
     let app = world.run(1, "a").await;

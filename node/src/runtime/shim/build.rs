@@ -2,6 +2,7 @@
 //! what cannot work is refused by name, and libcontainer does the rest.
 
 use std::error::Error;
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -168,11 +169,12 @@ fn write_etc(spec: &ContainerSpec) -> io::Result<()> {
     fs::create_dir_all(folder)?;
     let mut hosts = String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n");
     if let Some(address) = spec.address {
-        hosts.push_str(&format!("{address}\t{}\n", spec.hostname));
+        // Writing to a string cannot fail.
+        let _ = writeln!(hosts, "{address}\t{}", spec.hostname);
     }
     let mut resolv = String::new();
     for server in &spec.nameservers {
-        resolv.push_str(&format!("nameserver {server}\n"));
+        let _ = writeln!(resolv, "nameserver {server}");
     }
     if !spec.nameservers.is_empty() {
         resolv.push_str("options edns0\n");

@@ -20,14 +20,15 @@ const KEEP_RATE: u64 = 1 << 20;
 const KEEP_BURST: u64 = 4 << 20;
 /// Bytes a second that are read at all: beyond it the program waits in its write.
 const READ_RATE: u64 = 16 << 20;
-const CHUNK: usize = 64 << 10;
+const CHUNK: usize = 16 << 10;
 
 /// One line of a container's log, as the files hold it.
 #[derive(Serialize)]
 struct Line<'a> {
     time: u64,
     stream: &'a str,
-    line: &'a str,
+    #[serde(rename = "line")]
+    text: &'a str,
 }
 
 /// Both streams and their file.
@@ -164,7 +165,7 @@ impl Output {
 }
 
 /// A pipe holds 64 KiB unless the program enlarged it, to a megabyte at most.
-const MOST_CHUNKS_LEFT: usize = 32;
+const MOST_CHUNKS_LEFT: usize = 128;
 
 fn readable(stream: &Stream) -> bool {
     let Some(pipe) = &stream.pipe else {
@@ -181,14 +182,14 @@ fn readable(stream: &Stream) -> bool {
     rustix::event::poll(&mut fds, Some(&zero)).is_ok_and(|ready| ready > 0)
 }
 
-fn push(batch: &mut Vec<u8>, stream: &str, line: &str) {
+fn push(batch: &mut Vec<u8>, stream: &str, text: &str) {
     // Writing to memory cannot fail.
     let _ = serde_json::to_writer(
         &mut *batch,
         &Line {
             time: unix_ms(),
             stream,
-            line,
+            text,
         },
     );
     batch.push(b'\n');

@@ -162,7 +162,7 @@ impl Shim {
         }
         let end = client.line.iter().position(|b| *b == b'\n');
         match end.map(|end| serde_json::from_slice(&client.line[..end])) {
-            Some(Ok(request)) => Some(self.answer(request)),
+            Some(Ok(request)) => Some(self.answer(&request)),
             Some(Err(error)) => Some(refuse(FailCode::WrongState, &error.to_string())),
             None if client.line.len() as u64 > MAX_LINE => {
                 Some(refuse(FailCode::WrongState, "the request is too long"))
@@ -171,13 +171,12 @@ impl Shim {
         }
     }
 
-    fn answer(&mut self, request: Request) -> Answer {
-        match request {
-            Request::State => Answer::Now(Reply::State(self.state())),
+    fn answer(&mut self, request: &Request) -> Answer {
+        match *request {
             Request::Start => Answer::Now(self.start()),
             Request::Signal { signal } => Answer::Now(self.signal(signal)),
             Request::Wait if self.exit.is_none() => Answer::Later,
-            Request::Wait => Answer::Now(Reply::State(self.state())),
+            Request::State | Request::Wait => Answer::Now(Reply::State(self.state())),
             Request::Delete => match self.delete() {
                 Ok(()) => Answer::Last(Reply::State(self.state())),
                 Err(failure) => Answer::Now(Reply::Refused(failure)),
