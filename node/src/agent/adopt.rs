@@ -50,7 +50,7 @@ impl Driver {
 
     async fn remove_leftover(&self, id: &InstanceId, record: Option<InstanceRecord>) {
         if let Some(record) = record {
-            self.tools.remove(&record).await
+            self.tools.remove(&record).await;
         } else {
             let dir = self.tools.files.dir(id);
             let removed = self.tools.runtime.delete(id).await;
