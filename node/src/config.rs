@@ -383,7 +383,7 @@ mod tests {
     fn a_small_file_takes_the_defaults() {
         let config = parse(SMALL).unwrap();
         assert_eq!(config.ingress.http, Listen::port(80));
-        assert_eq!(config.scale.window, Span(Duration::from_secs(60)));
+        assert_eq!(config.scale.window, Span(Duration::from_mins(1)));
         assert_eq!(config.capacity.cpu, Auto::Auto);
     }
 

@@ -18,7 +18,6 @@ use super::steps::{Prepared, Tools, service_address};
 use super::{AgentParts, RecordBase};
 use crate::clock;
 use crate::consensus::Registry;
-use crate::runtime::AdoptedState;
 use netfabric::ingress::Local;
 
 /// Launch to ready. Kubernetes gives a default startup probe less, Cloud Run four minutes; a
@@ -47,10 +46,10 @@ pub(super) enum Input {
 }
 
 /// What the machine does not need to know of an instance.
-struct Work {
-    record: InstanceRecord,
+pub(super) struct Work {
+    pub(super) record: InstanceRecord,
     /// Of its network, once it has one.
-    address: Option<Ipv4Addr>,
+    pub(super) address: Option<Ipv4Addr>,
     stop_signal: i32,
     phases: Vec<(String, u64)>,
     lap: Instant,
@@ -59,9 +58,9 @@ struct Work {
 
 pub(super) struct Driver {
     base: RecordBase,
-    node: Node,
-    work: BTreeMap<InstanceId, Work>,
-    tools: Arc<Tools>,
+    pub(super) node: Node,
+    pub(super) work: BTreeMap<InstanceId, Work>,
+    pub(super) tools: Arc<Tools>,
     registry: Registry,
     local: Arc<Local>,
     inputs: mpsc::Sender<Input>,
@@ -105,82 +104,6 @@ impl Driver {
             record,
         };
         (driver, watched)
-    }
-
-    /// Takes over what runs, removes what does not. Returns the receipts of what it took over.
-    pub(super) async fn adopt(&mut self) -> anyhow::Result<Vec<(InstanceId, Receipt)>> {
-        let found = self.tools.runtime.adopt().await?;
-        let mut receipts = Vec::new();
-        for adopted in found {
-            let running = adopted.state == AdoptedState::Running;
-            let record = self.tools.files.read(&adopted.id);
-            match record.clone() {
-                Some(record) if running => {
-                    receipts.push((adopted.id.clone(), record.receipt.clone()));
-                    let stop_signal = adopted.spec.map_or(libc::SIGTERM, |s| s.stop_signal);
-                    self.work
-                        .insert(adopted.id.clone(), Work::new(record, stop_signal, None));
-                }
-                _ => {
-                    tracing::info!(instance = %adopted.id, state = ?adopted.state, "removing what an earlier daemon left");
-                    self.remove_leftover(&adopted.id, record).await;
-                }
-            }
-        }
-        self.remove_strays().await?;
-        self.take_over().await;
-        Ok(receipts)
-    }
-
-    /// Folders that hold no container: a daemon died before it made one.
-    async fn remove_strays(&self) -> anyhow::Result<()> {
-        for id in self.tools.files.ids()? {
-            if !self.work.contains_key(&id) {
-                let record = self.tools.files.read(&id);
-                self.remove_leftover(&id, record).await;
-            }
-        }
-        Ok(())
-    }
-
-    async fn remove_leftover(&self, id: &InstanceId, record: Option<InstanceRecord>) {
-        if let Some(record) = record {
-            self.tools.remove(&record).await
-        } else {
-            let dir = self.tools.files.dir(id);
-            let removed = self.tools.runtime.delete(id).await;
-            let unmounted = self.tools.images.store().remove_snapshot(&dir).await;
-            let gone = std::fs::remove_dir_all(&dir);
-            if removed.is_err() || unmounted.is_err() || gone.is_err() {
-                tracing::warn!(instance = %id, "a leftover could not be removed");
-            }
-        }
-    }
-
-    /// Probes and opens what runs and still has its network.
-    async fn take_over(&mut self) {
-        let running: Vec<InstanceId> = self.work.keys().cloned().collect();
-        let leases = self.tools.network.adopt(&running);
-        let addresses: BTreeMap<_, _> = leases
-            .into_iter()
-            .map(|lease| (lease.instance, lease.address))
-            .collect();
-        for id in running {
-            let Some(work) = self.work.get_mut(&id) else {
-                continue;
-            };
-            work.address = addresses.get(&id).copied();
-            if work.address.is_some() {
-                tracing::info!(instance = %id, "adopted");
-                let admission = admission(&id, &work.record.revision);
-                let effects = self.node.adopt(clock::now(), admission);
-                self.watch_exit(&id);
-                self.perform(effects);
-            } else if let Some(work) = self.work.remove(&id) {
-                tracing::warn!(instance = %id, "an instance lost its network");
-                self.tools.remove(&work.record).await;
-            }
-        }
     }
 
     /// Runs until every handle is gone.
@@ -287,7 +210,7 @@ impl Driver {
         }
     }
 
-    fn perform(&mut self, effects: Vec<Effect>) {
+    pub(super) fn perform(&mut self, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
                 Effect::Prepare(id) => self.prepare(id),
@@ -421,7 +344,7 @@ impl Driver {
         }
     }
 
-    fn watch_exit(&self, id: &InstanceId) {
+    pub(super) fn watch_exit(&self, id: &InstanceId) {
         let (tools, id) = (self.tools.clone(), id.clone());
         self.spawn(async move {
             let (exit, said) = tools.exit(&id).await;
@@ -472,7 +395,7 @@ fn moment(registry: &Registry, tools: &Tools, demand: Vec<Demand>) -> Moment {
     }
 }
 
-fn admission(id: &InstanceId, revision: &Revision) -> Admission {
+pub(super) fn admission(id: &InstanceId, revision: &Revision) -> Admission {
     let millis = |seconds: u32| u64::from(seconds) * 1000;
     Admission {
         id: id.clone(),
@@ -493,7 +416,7 @@ async fn sleep_until(deadline: Option<scheduler::model::Now>) {
 }
 
 impl Work {
-    fn new(record: InstanceRecord, stop_signal: i32, reply: Option<Reply>) -> Self {
+    pub(super) fn new(record: InstanceRecord, stop_signal: i32, reply: Option<Reply>) -> Self {
         let (address, phases, lap) = (None, Vec::new(), Instant::now());
         Self {
             record,

@@ -2,6 +2,7 @@
 //! performs its effects through images, network and runtime, opens and closes instances to the
 //! front door, and publishes this node's record.
 
+mod adopt;
 mod capacity;
 mod driver;
 mod files;

@@ -1,8 +1,10 @@
 //! The only place where rooms meet: opens them in the order they need each other, hands out their
 //! handles, and ends them in reverse.
 
+mod settings;
+
 use std::fs::{self, File};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -13,30 +15,33 @@ use arc_swap::ArcSwap;
 use netfabric::dns::{CidrError, Dns, DnsConfig};
 use netfabric::gossip::{Gossip, GossipConfig, INTERVAL};
 use netfabric::identity::{Authority, Identity};
-use netfabric::ingress::{Ingress, IngressConfig, IngressDeps, Local};
-use netfabric::transport::{Kind, Mesh, join};
+use netfabric::ingress::{Ingress, IngressDeps, Local};
+use netfabric::transport::{Kind, Mesh};
 use scheduler::fleet::Fleet;
-use scheduler::model::{Demand, NodeId, NodeIdentity, Role};
+use scheduler::model::{Demand, NodeId};
 use scheduler::registry::{ClusterMeta, State};
 use scheduler::route::Routes;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::agent::{self, Agent, AgentParts, RecordBase};
+use crate::agent::{self, Agent, AgentParts};
 use crate::api::{self, Api};
-use crate::config::{Address, Config};
+use crate::config::Config;
 use crate::consensus::{self, Registry};
 use crate::enrol::{self, Enrol};
 use crate::fleet::FleetDriver;
 use crate::images::Images;
 use crate::links::{DoorLink, Enrolled, FeedLink, FeedServer, ProxyServer, RaftLink};
 use crate::names::Names;
-use crate::network::{Network, NetworkConfig};
+use crate::network::Network;
 use crate::peers::{self, Peers};
 use crate::runtime::{Shims, ShimsConfig};
 use crate::stewardship::Stewardship;
 use crate::{clock, logs};
+use settings::{
+    advertised, cgroup, founder, ingress_config, network_config, operator_token, record_base, seeds,
+};
 
 /// Requests in flight at a shutdown have this long; containers are left running.
 const STOP_GRACE: Duration = Duration::from_secs(10);
@@ -267,20 +272,6 @@ fn demand_at(door: &Door) -> Arc<dyn Fn() -> Vec<Demand> + Send + Sync> {
     Arc::new(move || door.get().map(|d| d.demand()).unwrap_or_default())
 }
 
-/// What of this node's record stays as long as the daemon runs.
-fn record_base(config: &Config, node: NodeId, mesh: SocketAddr) -> RecordBase {
-    RecordBase {
-        node,
-        name: config.node.name.clone(),
-        region: config.node.region.clone(),
-        zone: config.node.zone.clone(),
-        labels: config.node.labels.clone(),
-        incarnation: clock::unix().0,
-        mesh,
-        ingress: ingress_addresses(config, mesh),
-    }
-}
-
 /// Keeps whom the mesh admits up to date with the registry, which opens after the mesh.
 async fn forward(mut from: watch::Receiver<Arc<State>>, to: watch::Sender<Arc<State>>) {
     loop {
@@ -331,20 +322,6 @@ async fn open_registry(
     Ok(registry)
 }
 
-fn founder(config: &Config, identity: &Identity, mesh: SocketAddr) -> NodeIdentity {
-    NodeIdentity {
-        id: identity.node(),
-        name: config.node.name.clone(),
-        region: config.node.region.clone(),
-        zone: config.node.zone.clone(),
-        mesh,
-        public_key: identity.public_key().to_vec(),
-        role: Role::Voter,
-        enrolled: clock::unix(),
-        revoked: false,
-    }
-}
-
 fn serve_registry(mesh: &Mesh, registry: &Registry) {
     let inbox = registry.clone();
     mesh.serve_calls(Kind::Raft, move |from, message: Vec<u8>| {
@@ -361,84 +338,4 @@ fn authority(data: &Path) -> Result<Option<Authority>> {
         .then(|| Authority::load(&dir))
         .transpose()
         .map_err(Into::into)
-}
-
-fn advertised(config: &Config) -> Result<SocketAddr> {
-    let found = match config.mesh.advertise {
-        crate::config::Auto::Set(Address(address)) => return Ok(address),
-        crate::config::Auto::Auto => {
-            // Nothing is sent: it asks the kernel which address would be the source.
-            let far = SocketAddr::from(([192, 0, 2, 1], config.mesh.listen.port()));
-            join::advertise_addr(config.mesh.seeds.first().copied().unwrap_or(far))
-        }
-    };
-    let ip = found.context("[mesh] advertise: no address was found by itself; name one")?;
-    Ok(SocketAddr::new(ip, config.mesh.listen.port()))
-}
-
-fn ingress_addresses(config: &Config, mesh: SocketAddr) -> Vec<IpAddr> {
-    if config.ingress.addresses.is_empty() {
-        vec![mesh.ip()]
-    } else {
-        config.ingress.addresses.clone()
-    }
-}
-
-fn seeds(config: &Config, registry: &Registry, me: NodeId) -> Vec<SocketAddr> {
-    let state = registry.view().state();
-    let known = state
-        .nodes
-        .values()
-        .filter(|n| !n.revoked && n.id != me)
-        .map(|n| n.mesh);
-    let mut seeds: Vec<SocketAddr> = config.mesh.seeds.iter().copied().chain(known).collect();
-    seeds.sort();
-    seeds.dedup();
-    seeds
-}
-
-fn cgroup(config: &Config) -> String {
-    config
-        .runtime
-        .cgroup
-        .clone()
-        .unwrap_or_else(|| format!("/selvedge/{}", config.node.name))
-}
-
-fn network_config(config: &Config, data: &Path) -> Result<NetworkConfig> {
-    let subnet = config.runtime.subnet.parse();
-    Ok(NetworkConfig {
-        subnet: subnet.map_err(|e| anyhow::anyhow!("[runtime] subnet: {e}"))?,
-        pool: config.runtime.network_pool,
-        deny_ports: vec![config.mesh.listen.port(), config.api.listen.port()],
-        ..NetworkConfig::of(config.node.name.as_str(), data.join("run"))
-    })
-}
-
-fn ingress_config(config: &Config) -> IngressConfig {
-    IngressConfig {
-        listen: config.ingress.http.0.into_iter().collect(),
-        activation_queue: config.ingress.activation_queue,
-        activation_timeout: config.ingress.activation_timeout.0,
-        ..IngressConfig::default()
-    }
-}
-
-/// The operator token, made at the first start.
-fn operator_token(data: &Path) -> Result<String> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
-    let path = data.join("identity/operator.token");
-    if let Ok(token) = fs::read_to_string(&path) {
-        return Ok(token.trim().to_owned());
-    }
-    let token = format!("{:032x}", rand::random::<u128>());
-    let mut file = File::options()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&path)?;
-    writeln!(file, "{token}")?;
-    file.sync_all()?;
-    Ok(token)
 }

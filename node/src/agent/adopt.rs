@@ -1,0 +1,90 @@
+//! Taking over what an earlier daemon left: running instances are kept as they are, probed and
+//! opened again; everything else of an earlier life is removed. Nothing here asks the registry.
+
+use std::collections::BTreeMap;
+
+use scheduler::model::InstanceId;
+use scheduler::place::Receipt;
+
+use super::driver::{Driver, Work, admission};
+use super::files::InstanceRecord;
+use crate::clock;
+use crate::runtime::AdoptedState;
+
+impl Driver {
+    /// Takes over what runs, removes what does not. Returns the receipts of what it took over.
+    pub(super) async fn adopt(&mut self) -> anyhow::Result<Vec<(InstanceId, Receipt)>> {
+        let found = self.tools.runtime.adopt().await?;
+        let mut receipts = Vec::new();
+        for adopted in found {
+            let running = adopted.state == AdoptedState::Running;
+            let record = self.tools.files.read(&adopted.id);
+            match record.clone() {
+                Some(record) if running => {
+                    receipts.push((adopted.id.clone(), record.receipt.clone()));
+                    let stop_signal = adopted.spec.map_or(libc::SIGTERM, |s| s.stop_signal);
+                    self.work
+                        .insert(adopted.id.clone(), Work::new(record, stop_signal, None));
+                }
+                _ => {
+                    tracing::info!(instance = %adopted.id, state = ?adopted.state, "removing what an earlier daemon left");
+                    self.remove_leftover(&adopted.id, record).await;
+                }
+            }
+        }
+        self.remove_strays().await?;
+        self.take_over().await;
+        Ok(receipts)
+    }
+
+    /// Folders that hold no container: a daemon died before it made one.
+    async fn remove_strays(&self) -> anyhow::Result<()> {
+        for id in self.tools.files.ids()? {
+            if !self.work.contains_key(&id) {
+                let record = self.tools.files.read(&id);
+                self.remove_leftover(&id, record).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn remove_leftover(&self, id: &InstanceId, record: Option<InstanceRecord>) {
+        if let Some(record) = record {
+            self.tools.remove(&record).await;
+        } else {
+            let dir = self.tools.files.dir(id);
+            let removed = self.tools.runtime.delete(id).await;
+            let unmounted = self.tools.images.store().remove_snapshot(&dir).await;
+            let gone = std::fs::remove_dir_all(&dir);
+            if removed.is_err() || unmounted.is_err() || gone.is_err() {
+                tracing::warn!(instance = %id, "a leftover could not be removed");
+            }
+        }
+    }
+
+    /// Probes and opens what runs and still has its network.
+    async fn take_over(&mut self) {
+        let running: Vec<InstanceId> = self.work.keys().cloned().collect();
+        let leases = self.tools.network.adopt(&running);
+        let addresses: BTreeMap<_, _> = leases
+            .into_iter()
+            .map(|lease| (lease.instance, lease.address))
+            .collect();
+        for id in running {
+            let Some(work) = self.work.get_mut(&id) else {
+                continue;
+            };
+            work.address = addresses.get(&id).copied();
+            if work.address.is_some() {
+                tracing::info!(instance = %id, "adopted");
+                let admission = admission(&id, &work.record.revision);
+                let effects = self.node.adopt(clock::now(), admission);
+                self.watch_exit(&id);
+                self.perform(effects);
+            } else if let Some(work) = self.work.remove(&id) {
+                tracing::warn!(instance = %id, "an instance lost its network");
+                self.tools.remove(&work.record).await;
+            }
+        }
+    }
+}
