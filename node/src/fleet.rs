@@ -36,16 +36,15 @@ impl FleetDriver {
         let mut members = self.gossip.members();
         let mut rtt = tokio::time::interval(RTT_PERIOD);
         rtt.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // The first record may have been made before anybody watched, and may not change for long.
+        self.publish();
         loop {
             self.rebuild(&members.borrow_and_update().clone());
             let changed = tokio::select! {
                 changed = members.changed() => changed.is_ok(),
                 changed = self.registry.changed() => changed.is_ok(),
                 changed = self.own.changed() => {
-                    let record = self.own.borrow_and_update().clone();
-                    if let Err(error) = self.gossip.publish((*record).clone()) {
-                        tracing::error!(%error, "this node's record is not published");
-                    }
+                    self.publish();
                     changed.is_ok()
                 }
                 _ = rtt.tick() => true,
@@ -53,6 +52,13 @@ impl FleetDriver {
             if !changed {
                 return;
             }
+        }
+    }
+
+    fn publish(&mut self) {
+        let record = self.own.borrow_and_update().clone();
+        if let Err(error) = self.gossip.publish((*record).clone()) {
+            tracing::error!(%error, "this node's record is not published");
         }
     }
 

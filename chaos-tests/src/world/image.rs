@@ -1,8 +1,7 @@
-//! Small images for tests: busybox, and what a test wants to be wrong with them. Made with umoci,
+//! Small images for tests: our `box`, busybox, and what a test wants to be wrong with them. Made with umoci,
 //! pushed with skopeo, nothing fetched.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -12,30 +11,23 @@ use super::shell::run;
 /// Where Debian's busybox-static puts it.
 const BUSYBOX: &str = "/bin/busybox";
 
-/// Serves files, and runs the body of a POST to `/cgi-bin/sh` as a shell script inside the
-/// container: a test's hands in there.
-const SH: &str = "#!/bin/sh\nprintf 'content-type: text/plain\\r\\n\\r\\n'\nexec /bin/sh 2>&1\n";
-/// Answers after a fifth of a second, so that requests overlap.
-const SLOW: &str =
-    "#!/bin/sh\nsleep 0.2\nprintf 'content-type: text/plain\\r\\n\\r\\nslow\\n'\nhostname\n";
-
 /// Makes `LAYOUT:box`, the image most tests run.
-pub(super) fn make_box(work: &Path) -> Result<PathBuf> {
+pub(super) fn make_box(work: &Path, program: &Path) -> Result<PathBuf> {
     let root = work.join("root");
-    for dir in ["bin", "tmp", "proc", "sys", "dev", "etc", "www/cgi-bin"] {
+    for dir in ["bin", "tmp", "proc", "sys", "dev", "etc"] {
         fs::create_dir_all(root.join(dir))?;
     }
     fs::copy(BUSYBOX, root.join("bin/busybox")).context("busybox-static is not installed")?;
     for applet in APPLETS {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(applet))?;
     }
-    fs::write(root.join("www/index.html"), "box\n")?;
-    fs::write(root.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\n")?;
-    for (name, script) in [("sh", SH), ("slow", SLOW)] {
-        let path = root.join("www/cgi-bin").join(name);
-        fs::write(&path, script)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    fs::copy(program, root.join("bin/box"))?;
+    for library in libraries(program)? {
+        let inside = root.join(library.strip_prefix("/")?);
+        fs::create_dir_all(inside.parent().context("a library has a folder")?)?;
+        fs::copy(&library, inside)?;
     }
+    fs::write(root.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\n")?;
     let layer = work.join("box.tar");
     run(
         "tar",
@@ -54,6 +46,13 @@ pub(super) fn make_box(work: &Path) -> Result<PathBuf> {
     Ok(layout)
 }
 
+/// What a program of this machine needs to run in an image: its libraries and their loader.
+fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
+    let said = run("ldd", [program])?.ok()?.out;
+    let words = said.split_whitespace().filter(|word| word.starts_with('/'));
+    Ok(words.map(PathBuf::from).collect())
+}
+
 /// Puts an image of these layers, in this order, into the layout.
 pub(super) fn assemble(layout: &Path, name: &str, layers: &[PathBuf]) -> Result<()> {
     let tagged = format!("{}:{name}", layout.display());
@@ -63,18 +62,7 @@ pub(super) fn assemble(layout: &Path, name: &str, layers: &[PathBuf]) -> Result<
         run("umoci", ["raw", "add-layer", "--image", &tagged, &*layer])?.ok()?;
     }
     let mut config = vec!["config", "--image", &tagged];
-    for word in [
-        "/bin/busybox",
-        "httpd",
-        "-f",
-        "-v",
-        "-p",
-        "8080",
-        "-h",
-        "/www",
-    ] {
-        config.extend(["--config.entrypoint", word]);
-    }
+    config.extend(["--config.entrypoint", "/bin/box"]);
     run("umoci", config)?.ok()?;
     Ok(())
 }

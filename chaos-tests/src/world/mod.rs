@@ -1,5 +1,6 @@
 //! A world: namespace hosts on a bridge of their own, a registry with a small image, and a cluster
 //! of real daemons. Everything carries the test's pid and goes when the world is dropped.
+//! `SELVEDGE_TEST_LOG=netfabric=debug` sets what the daemons log.
 //!
 //! ```no_run
 //! # fn main() -> anyhow::Result<()> {
@@ -74,7 +75,7 @@ impl World {
         run("ip", ["link", "set", &bridge, "up"])?.ok()?;
         host(&tag, "registry", REGISTRY_HOST)?;
         let registry = start_registry(&tag)?;
-        let layout = image::make_box(&tag.dir())?;
+        let layout = image::make_box(&tag.dir(), &programs()?.join("box"))?;
         image::push(&layout, "box", &registry_name(&tag))?;
         undo.keep();
         Ok(Self {
@@ -314,7 +315,7 @@ fn start_registry(tag: &Tag) -> Result<Child> {
 fn programs() -> Result<PathBuf> {
     let own = std::env::current_exe()?;
     let dir = own.ancestors().nth(2).context("the test has no folder")?;
-    for program in ["selvedge", "selvedged"] {
+    for program in ["selvedge", "selvedged", "box"] {
         let hint = "build it: cargo build --workspace --bins";
         ensure!(
             Path::new(dir).join(program).exists(),

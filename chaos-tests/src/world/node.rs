@@ -80,6 +80,9 @@ impl Node {
             ":80",
         ]);
         command.args(["--dns", ":53", "--cgroup", &self.cgroup]);
+        if let Ok(filter) = std::env::var("SELVEDGE_TEST_LOG") {
+            command.args(["--log", &filter]);
+        }
         run_with(
             command
                 .args(["--registry-insecure", &self.registry])
@@ -117,7 +120,7 @@ impl Node {
     /// Runs a shell script inside an instance of the test image and returns what it wrote.
     pub fn inside_container(&self, service: &str, script: &str) -> Result<String> {
         let host = format!("{service}.{ORIGIN}");
-        let post = Request::post(&host, "/cgi-bin/sh", script.as_bytes());
+        let post = Request::post(&host, "/sh", script.as_bytes());
         Ok(post.send(self.door())?.ok()?.body)
     }
 

@@ -3,6 +3,10 @@
 use anyhow::{Context as _, Result, ensure};
 use chaos_tests::world::{Node, World};
 
+/// CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID and NET_BIND_SERVICE: over what is
+/// the container's own.
+const HARMLESS: u64 = 0x4fb;
+
 #[test]
 #[ignore = "needs root and namespace hosts: deploy/check runs it"]
 fn a_container_is_confined() -> Result<()> {
@@ -33,24 +37,26 @@ fn it_reaches_nobody(node: &Node, peer: &Node) -> Result<()> {
     let route = own("ip route")?;
     let gateway = route.split_whitespace().skip_while(|w| *w != "via").nth(1);
     let gateway = gateway.with_context(|| format!("no gateway: {route}"))?;
-    let (near, far) = (node.address.to_string(), peer.address.to_string());
-    for (host, port) in [
-        (gateway, 8420),
-        (gateway, 80),
-        (&near, 8420),
-        (&near, 80),
-        (&far, 8420),
-        (&far, 80),
-        (other, 8080),
-        ("169.254.169.254", 80),
-    ] {
+    let reaches = |host: &str, port: u16| -> Result<bool> {
         let said = own(&format!(
             "nc -w 2 {host} {port} </dev/null && echo OPEN || echo shut"
         ))?;
         ensure!(
-            said.contains("shut") && !said.contains("OPEN"),
+            said.contains("OPEN") != said.contains("shut"),
             "{host}:{port}: {said}"
         );
+        Ok(said.contains("OPEN"))
+    };
+    ensure!(reaches("127.0.0.1", 8080)?, "the means of this test work");
+    let (near, far) = (node.address.to_string(), peer.address.to_string());
+    for (host, port) in [
+        (gateway, 8420),
+        (&near, 8420),
+        (&far, 8420),
+        (other, 8080),
+        ("169.254.169.254", 80),
+    ] {
+        ensure!(!reaches(host, port)?, "{host}:{port} can be reached");
     }
     Ok(())
 }
@@ -66,7 +72,6 @@ fn it_may_do_nothing(node: &Node) -> Result<()> {
         "head -c 1 /proc/kcore | grep -q .",
         "head -c 1 /dev/vda",
         "mknod /tmp/sda b 8 0",
-        "kill -9 1",
     ] {
         let script = format!("({forbidden}) && echo DONE || echo denied");
         let said = node.inside_container("tenant", &script)?;
@@ -87,10 +92,12 @@ fn it_sees_only_itself(node: &Node) -> Result<()> {
         "only its own processes: {processes}"
     );
     let capabilities = own("grep CapEff /proc/self/status")?;
-    ensure!(
-        capabilities.trim_end().ends_with("0000000000000000"),
-        "{capabilities}"
-    );
+    let held = capabilities
+        .split_whitespace()
+        .nth(1)
+        .context("capabilities")?;
+    let beyond = u64::from_str_radix(held, 16)? & !HARMLESS;
+    ensure!(beyond == 0, "more than a server of files needs: {beyond:x}");
     ensure!(own("grep NoNewPrivs /proc/self/status")?.contains('1'));
     let descriptors = own("ls /proc/self/fd")?;
     ensure!(

@@ -53,12 +53,11 @@ fn a_service_is_served_from_zero_by_every_node() -> Result<()> {
     );
     it_is_explained(&world, cold.header("x-request-id")?, &instances[0])?;
 
-    // busybox httpd -v writes a line per request.
     until("the log shows a request", PATIENCE, || {
         world["par-1"]
             .cli(&["logs", "web"])?
             .ok()?
-            .says("response:200")
+            .says("GET / 200")
             .map(Some)
     })?;
     unknown_hosts_are_refused(&world)?;
@@ -112,7 +111,7 @@ fn a_herd_starts_no_more_than_its_concurrency_asks_for() -> Result<()> {
     let failures: Vec<String> = std::thread::scope(|scope| {
         let ask = |i: usize| {
             let node = &nodes[i % nodes.len()];
-            scope.spawn(move || node.get("herd", "/cgi-bin/slow")?.ok()?.says("slow"))
+            scope.spawn(move || node.get("herd", "/slow")?.ok()?.says("slow"))
         };
         let requests: Vec<_> = (0..HERD).map(ask).collect();
         let results = requests.into_iter().filter_map(|r| r.join().ok());
