@@ -98,13 +98,11 @@ impl ImageError {
 
     /// Whether the same call may well succeed a little later, with nothing changed here.
     pub fn is_passing(&self) -> bool {
-        matches!(
-            self,
-            Self::Unreachable { .. }
-                | Self::TimedOut { .. }
-                | Self::Registry { .. }
-                | Self::Interrupted { .. }
-        )
+        self.is_network() || matches!(self, Self::Registry { .. } | Self::Interrupted { .. })
+    }
+
+    pub(super) fn is_network(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::TimedOut { .. })
     }
 
     pub(super) fn io(what: impl Into<String>, source: impl Into<std::io::Error>) -> Self {

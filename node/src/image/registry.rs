@@ -26,6 +26,8 @@ use super::token;
 
 /// Tries of one request that meets a passing trouble, and of one place in a download.
 const TRIES: u32 = 4;
+/// A connection that carried this much before it broke starts the count anew.
+const WORTHWHILE: u64 = 1024 * 1024;
 const FIRST_BACKOFF: Duration = Duration::from_millis(150);
 /// A registry that asks for more patience than this is told to the operator instead.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(10);
@@ -53,7 +55,7 @@ pub(super) struct Registry {
 #[derive(Clone, Copy)]
 enum Ask {
     Manifest,
-    Blob { from: u64 },
+    Blob { from: u64, size: u64 },
 }
 
 impl Registry {
@@ -121,7 +123,10 @@ impl Registry {
         limit: u64,
         what: &str,
     ) -> Result<Bytes, ImageError> {
-        let ask = Ask::Blob { from: 0 };
+        let ask = Ask::Blob {
+            from: 0,
+            size: limit,
+        };
         let response = self.get(&format!("blobs/{digest}"), ask).await?;
         let bytes = self.collect(response, limit, what).await?;
         let got = Digest::of(&bytes);
@@ -151,10 +156,15 @@ impl Registry {
             let outcome = self
                 .stream_from(digest, &mut done, size, pieces, progress)
                 .await;
-            tries = if done > before { 1 } else { tries + 1 };
+            tries = if done - before >= WORTHWHILE {
+                1
+            } else {
+                tries + 1
+            };
             match outcome {
                 Ok(()) => return Ok(()),
-                Err(error) if error.is_passing() && tries < TRIES => {
+                // A refusal was already tried again; only the transfer itself is worth another go.
+                Err(error) if error.is_network() && tries < TRIES => {
                     tracing::debug!(%digest, done, %error, "download goes on after a break");
                     tokio::time::sleep(backoff(tries)).await;
                 }
@@ -171,7 +181,7 @@ impl Registry {
         pieces: &mpsc::Sender<Piece>,
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<(), ImageError> {
-        let ask = Ask::Blob { from: *done };
+        let ask = Ask::Blob { from: *done, size };
         let mut response = self.get(&format!("blobs/{digest}"), ask).await?;
         // A registry that cannot resume sends it all again.
         let mut skip = if response.status() == StatusCode::PARTIAL_CONTENT {
@@ -194,7 +204,8 @@ impl Registry {
         }
         if *done < size {
             let detail = format!("blob {} ended at {done} of {size} bytes", digest.short());
-            return Err(self.registry_error(detail));
+            let registry = self.reference.registry().to_owned();
+            return Err(ImageError::Unreachable { registry, detail });
         }
         // A closed channel here means the receiver stopped early: it has said why.
         let _ = pieces.send(Piece::End).await;
@@ -244,7 +255,7 @@ impl Registry {
                 let kinds = [OCI_INDEX, OCI_MANIFEST, DOCKER_INDEX, DOCKER_MANIFEST].join(", ");
                 request = request.header(ACCEPT, kinds);
             }
-            Ask::Blob { from } if from > 0 => {
+            Ask::Blob { from, .. } if from > 0 => {
                 request = request.header(RANGE, format!("bytes={from}-"));
             }
             Ask::Blob { .. } => {}
@@ -301,6 +312,14 @@ impl Registry {
         match (status, ask) {
             (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) => {
                 ImageError::AuthRefused { reference, detail }
+            }
+            (StatusCode::RANGE_NOT_SATISFIABLE, Ask::Blob { from, size }) => {
+                let what = format!("a blob of {reference}");
+                ImageError::SizeMismatch {
+                    what,
+                    expected: size,
+                    got: from,
+                }
             }
             (StatusCode::NOT_FOUND, Ask::Manifest) => ImageError::NotFound { reference },
             _ => self.registry_error(detail),

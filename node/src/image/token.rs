@@ -293,4 +293,12 @@ mod tests {
             &url("http://10.0.0.2/")
         ));
     }
+
+    #[test]
+    fn the_plain_client_needs_no_certificates() {
+        crate::image::testing::install_tls();
+        client(false, Duration::from_secs(1)).expect("nothing it needs can be missing");
+        // Where there are none, this is an error to tell, and nothing worse.
+        let _ = client(true, Duration::from_secs(1));
+    }
 }
