@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use chaos_tests::world::{Node, World};
 
-/// CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID and NET_BIND_SERVICE: over what is
+/// The powers to own, override, signal and bind (chown to `NET_BIND_SERVICE`), all over what is
 /// the container's own.
 const HARMLESS: u64 = 0x4fb;
 
