@@ -49,7 +49,7 @@ fn a_bad_program_says_why() -> Result<()> {
     };
     fails(&["--cmd", "/no/such/command"], "/no/such/command")?;
     fails(&sh("echo because >&2; exit 3"), "because")?;
-    fails(&["--cmd", "/bin/sleep", "--arg", "1000"], "8080")?;
+    fails(&["--cmd", "/bin/sleep", "--arg", "1000"], "NeverReady")?;
     let hungry = sh("head -c 200000000 /dev/zero | tail");
     fails(&[&["--memory", "16Mi"], &hungry[..]].concat(), "memory")
 }

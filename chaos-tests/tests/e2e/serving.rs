@@ -35,6 +35,13 @@ fn a_service_is_served_from_zero_by_every_node() -> Result<()> {
     world.rest("web")?;
 
     let cold = world["lis-1"].get("web", "/")?.ok()?.says("box")?;
+    // Asked before it has heard of the instance, a node would start one of its own.
+    for node in world.nodes() {
+        until("the node hears of the instance", PATIENCE, || {
+            let ready = node.instances("web")?.iter().any(|i| i["state"] == "Ready");
+            Ok(ready.then_some(()))
+        })?;
+    }
     for node in world.nodes() {
         node.get("web", "/")?.ok()?.says("box")?;
         let own = node.address.to_string();
@@ -47,10 +54,7 @@ fn a_service_is_served_from_zero_by_every_node() -> Result<()> {
         ensure!(node.dig("nothing", "A")?.is_empty());
     }
     let instances = world.first().instances("web")?;
-    ensure!(
-        instances.len() == 1,
-        "one is enough for one request at a time: {instances:?}"
-    );
+    ensure!(instances.len() == 1, "one serves every node: {instances:?}");
     it_is_explained(&world, cold.header("x-request-id")?, &instances[0])?;
 
     until("the log shows a request", PATIENCE, || {
@@ -126,7 +130,14 @@ fn a_herd_starts_no_more_than_its_concurrency_asks_for() -> Result<()> {
         failures[0]
     );
     // 200 at a target of 100, of which 70 % is aimed at, is three.
-    let started = world.first().instances("herd")?.len();
-    ensure!((1..=3).contains(&started), "{started} instances");
+    let mut most = 0;
+    for node in world.nodes() {
+        let seen = until("the node hears of the instances", PATIENCE, || {
+            let seen = node.instances("herd")?.len();
+            Ok((seen > 0).then_some(seen))
+        })?;
+        most = most.max(seen);
+    }
+    ensure!(most <= 3, "{most} instances");
     Ok(())
 }

@@ -16,10 +16,13 @@ use scheduler::registry::{Action, Command, Outcome, Reply};
 
 use super::{Api, Failure, views};
 use crate::clock;
+use crate::consensus::ReadError;
 
 /// How long a change may take before the caller hears that there is no quorum; the CLI promises an
 /// answer within 5 s.
 const CHANGE_DEADLINE: Duration = Duration::from_secs(4);
+/// How long a leader may take to prove that it leads: an election, and short of the CLI's promise.
+const LEADER_PROOF: Duration = Duration::from_millis(2500);
 /// How long an answer waits until the change holds on this node too.
 const CATCH_UP: Duration = Duration::from_secs(1);
 /// Tokens never live longer.
@@ -30,6 +33,11 @@ impl Api {
     /// this node sees it.
     pub(super) async fn change(&self, action: Action) -> Result<(u64, Outcome), Failure> {
         if !self.registry.status().quorum {
+            return Err(Failure::no_quorum());
+        }
+        // The leader last heard of may be dead by now. Asked before the change is handed in, it
+        // leaves no doubt about a change that cannot be made; an election may pass meanwhile.
+        if let Err(ReadError::NoQuorum) = self.registry.read_index(LEADER_PROOF).await {
             return Err(Failure::no_quorum());
         }
         let command = Command {
