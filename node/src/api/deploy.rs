@@ -218,7 +218,7 @@ fn latest(
 }
 
 fn of_revision(api: &Api, key: &RevisionKey) -> Vec<InstanceView> {
-    let mut all = views::instances(&api.fleet());
+    let mut all = views::present(&api.fleet());
     all.retain(|i| i.namespace == key.namespace && i.revision == key.name);
     all
 }

@@ -122,7 +122,7 @@ pub(super) async fn service(
         .services
         .get(&key)
         .ok_or_else(|| services::no_service(&key))?;
-    let mut instances = views::instances(&api.fleet());
+    let mut instances = views::present(&api.fleet());
     instances.retain(|i| i.namespace == key.namespace && i.service == key.name && i.alive);
     let mut why = Vec::new();
     if let Some(revision) = stored

@@ -8,10 +8,10 @@ use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use netfabric::identity::JoinToken;
 use netfabric::wire::api::{
-    ApiError, ClusterView, ErrorCode, InstanceCounts, NodeRef, NodeStatus, RegistryView, Status,
-    TokenRequest, TokenResponse, VersionView,
+    ApiError, ClusterView, ErrorCode, NodeRef, NodeStatus, RegistryView, Status, TokenRequest,
+    TokenResponse, VersionView,
 };
-use scheduler::model::{InstanceState, NodeIdentity, UnixMs};
+use scheduler::model::{NodeIdentity, UnixMs};
 use scheduler::registry::{Action, Command, Outcome, Reply};
 
 use super::{Api, Failure, views};
@@ -82,17 +82,8 @@ pub(super) async fn status(State(api): State<Arc<Api>>) -> Result<Json<Status>, 
         Failure(ApiError::new(ErrorCode::Unreachable, message))
     })?;
     let registry = api.registry.status();
-    let mut instances = InstanceCounts::default();
-    for view in views::instances(&fleet).iter().filter(|i| i.alive) {
-        match view.state {
-            InstanceState::Parked => instances.parked += 1,
-            InstanceState::Starting => instances.starting += 1,
-            InstanceState::Ready => instances.ready += 1,
-            InstanceState::Draining => instances.draining += 1,
-            InstanceState::Failed => instances.failed += 1,
-            InstanceState::Stopped => {}
-        }
-    }
+    let live = views::instances(&fleet).into_iter().filter(|i| i.alive);
+    let instances = views::counts(live.map(|i| i.state));
     Ok(Json(Status {
         cluster: ClusterView {
             id: api.cluster_id(),

@@ -139,7 +139,7 @@ pub(super) async fn instances(
     State(api): State<Arc<Api>>,
     Query(filter): Query<Filter>,
 ) -> Json<Vec<InstanceView>> {
-    let mut all = views::instances(&api.fleet());
+    let mut all = views::present(&api.fleet());
     all.retain(|i| {
         filter.namespace.as_ref().is_none_or(|n| *n == i.namespace)
             && filter.service.as_ref().is_none_or(|n| *n == i.service)

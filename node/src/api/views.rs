@@ -14,15 +14,25 @@ pub(super) fn service(
     origin: &str,
     service: &Service,
 ) -> ServiceView {
+    let live = fleet.members.values().filter(|m| m.alive);
+    let mine = live.flat_map(|m| {
+        m.record
+            .instances
+            .iter()
+            .filter(|r| r.service == service.key)
+    });
+    ServiceView {
+        url: url(&service.key, origin),
+        instances: counts(mine.map(|r| r.state)),
+        condition: condition(state, service),
+        service: service.clone(),
+    }
+}
+
+pub(super) fn counts(states: impl Iterator<Item = InstanceState>) -> InstanceCounts {
     let mut counts = InstanceCounts::default();
-    let mine = |r: &&InstanceReport| r.service == service.key;
-    for report in fleet
-        .members
-        .values()
-        .filter(|m| m.alive)
-        .flat_map(|m| m.record.instances.iter().filter(mine))
-    {
-        match report.state {
+    for state in states {
+        match state {
             InstanceState::Parked => counts.parked += 1,
             InstanceState::Starting => counts.starting += 1,
             InstanceState::Ready => counts.ready += 1,
@@ -31,12 +41,7 @@ pub(super) fn service(
             InstanceState::Stopped => {}
         }
     }
-    ServiceView {
-        url: url(&service.key, origin),
-        instances: counts,
-        condition: condition(state, service),
-        service: service.clone(),
-    }
+    counts
 }
 
 pub(super) fn url(key: &ServiceKey, origin: &str) -> String {
@@ -89,7 +94,7 @@ pub(super) fn instance(member: &Member, report: &InstanceReport) -> InstanceView
     }
 }
 
-/// Every instance a known node reports, by id.
+/// Every instance a known node reports, by id; those that ended well a moment ago included.
 pub(super) fn instances(fleet: &Fleet) -> Vec<InstanceView> {
     let mut all: Vec<InstanceView> = fleet
         .members
@@ -129,6 +134,13 @@ pub(super) fn node(identity: &NodeIdentity, fleet: &Fleet) -> NodeStatus {
         instances: record.map_or(0, |r| count_running(&r.instances)),
         labels: record.map(|r| r.labels.clone()).unwrap_or_default(),
     }
+}
+
+/// What people mean by instances: those that ended well are gone.
+pub(super) fn present(fleet: &Fleet) -> Vec<InstanceView> {
+    let mut all = instances(fleet);
+    all.retain(|i| i.state != InstanceState::Stopped);
+    all
 }
 
 fn count_running(reports: &[InstanceReport]) -> u32 {
