@@ -122,6 +122,7 @@ impl Stewardship {
                 index,
                 request: None,
                 receipt: receipt.clone(),
+                held: 0,
                 patience_millis,
             };
             match self.peers.start(node, request).await {

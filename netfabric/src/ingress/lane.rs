@@ -308,12 +308,14 @@ impl Task {
     fn start(&mut self, count: u32) {
         let cause = self.guests.values().next().map(|g| g.request);
         let cause = RequestId(cause.unwrap_or_default().to_string());
+        let guests = u32::try_from(self.guests.len()).unwrap_or(u32::MAX);
+        let held = guests.div_ceil(count.max(1));
         for _ in 0..count {
             self.shared.counters.starts.fetch_add(1, Ordering::Relaxed);
             let (shared, cause) = (Arc::clone(&self.shared), cause.clone());
             let revision = self.route.key.clone();
             self.starts
-                .spawn(async move { start(&shared, &revision, cause).await });
+                .spawn(async move { start(&shared, &revision, cause, held).await });
         }
     }
 

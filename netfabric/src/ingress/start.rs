@@ -34,7 +34,12 @@ struct Refusals {
     image: Option<String>,
 }
 
-pub(super) async fn start(shared: &Shared, revision: &RevisionKey, request: RequestId) -> Outcome {
+pub(super) async fn start(
+    shared: &Shared,
+    revision: &RevisionKey,
+    request: RequestId,
+    held: u32,
+) -> Outcome {
     let begun = Instant::now();
     let mut story = Story {
         receipt: None,
@@ -42,7 +47,7 @@ pub(super) async fn start(shared: &Shared, revision: &RevisionKey, request: Requ
         instance: None,
         ended: begun,
     };
-    let result = ask_around(shared, revision, request, &mut story).await;
+    let result = ask_around(shared, revision, (request, held), &mut story).await;
     story.instance = result
         .as_ref()
         .ok()
@@ -54,7 +59,7 @@ pub(super) async fn start(shared: &Shared, revision: &RevisionKey, request: Requ
 async fn ask_around(
     shared: &Shared,
     revision: &RevisionKey,
-    request: RequestId,
+    (request, held): (RequestId, u32),
     story: &mut Story,
 ) -> Result<(NodeId, Started), Refused> {
     let begun = Instant::now();
@@ -72,6 +77,7 @@ async fn ask_around(
             break;
         };
         ask.request = Some(request.clone());
+        ask.held = held;
         match put(shared, node, ask).await {
             Ok(started) => {
                 story.phases.extend(started.phases.iter().cloned());
@@ -106,6 +112,7 @@ fn prepare(
         index: state.index,
         request: None,
         receipt: place(&fleet, revision, &ask),
+        held: 0,
         patience_millis: micros(PATIENCE) / 1000,
     })
 }

@@ -54,6 +54,9 @@ pub struct StartRequest {
     /// The request that caused it, when one did.
     pub request: Option<RequestId>,
     pub receipt: Receipt,
+    /// Requests waiting at the asker for this instance. With some, the asked node may answer with
+    /// an instance that it is starting for another asker; with none it starts a new one.
+    pub held: u32,
     /// How long the asker will wait.
     pub patience_millis: u64,
 }

@@ -28,13 +28,20 @@ const LOAD_PERIOD: Duration = Duration::from_secs(1);
 
 type Reply = oneshot::Sender<Result<Started, StartRefusal>>;
 
+/// A wish for an instance.
+pub(super) struct Start {
+    /// The name of a new one.
+    pub id: InstanceId,
+    pub revision: Arc<Revision>,
+    pub receipt: Receipt,
+    /// Requests that wait for it, and what one instance carries at once.
+    pub held: u32,
+    pub capacity: u32,
+    pub reply: Reply,
+}
+
 pub(super) enum Input {
-    Start {
-        id: InstanceId,
-        revision: Arc<Revision>,
-        receipt: Receipt,
-        reply: Reply,
-    },
+    Start(Start),
     Stop(InstanceId),
     Prepared(InstanceId, Result<Prepared, FailReason>),
     Launched(InstanceId, Result<(), FailReason>),
@@ -53,7 +60,10 @@ pub(super) struct Work {
     stop_signal: i32,
     phases: Vec<(String, u64)>,
     lap: Instant,
-    reply: Option<Reply>,
+    /// Requests may enter, or could once.
+    open: bool,
+    /// Who waits for it to be ready.
+    replies: Vec<Reply>,
 }
 
 pub(super) struct Driver {
@@ -132,12 +142,7 @@ impl Driver {
     fn on_input(&mut self, input: Input) {
         let now = clock::now();
         let effects = match input {
-            Input::Start {
-                id,
-                revision,
-                receipt,
-                reply,
-            } => self.admit(id, revision, receipt, reply),
+            Input::Start(start) => self.start(start),
             Input::Stop(id) => self.node.on_stop(now, &id).1,
             Input::Prepared(id, result) => {
                 let result = result.map(|prepared| self.note_prepared(&id, prepared));
@@ -166,30 +171,57 @@ impl Driver {
         self.perform(effects);
     }
 
-    fn admit(
-        &mut self,
-        id: InstanceId,
-        revision: Arc<Revision>,
-        receipt: Receipt,
-        reply: Reply,
-    ) -> Vec<Effect> {
-        match self.node.admit(clock::now(), admission(&id, &revision)) {
+    fn start(&mut self, start: Start) -> Vec<Effect> {
+        let now = clock::now();
+        let key = &start.revision.key;
+        if start.held > 0
+            && let Some(id) = self.node.share(now, key, start.held, start.capacity)
+        {
+            self.join_start(&id, start.reply);
+            return Vec::new();
+        }
+        let admission = Admission {
+            promised: start.held,
+            ..admission(&start.id, &start.revision)
+        };
+        match self.node.admit(now, admission) {
             Ok(effects) => {
+                let Start {
+                    id,
+                    revision,
+                    receipt,
+                    reply,
+                    ..
+                } = start;
                 tracing::info!(instance = %id, cause = receipt.cause, "starting an instance");
                 let record = InstanceRecord {
                     id: id.clone(),
                     revision,
                     receipt,
                 };
-                let work = Work::new(record, libc::SIGTERM, Some(reply));
-                self.work.insert(id, work);
+                self.work
+                    .insert(id, Work::new(record, libc::SIGTERM, Some(reply)));
                 effects
             }
             Err(no_room) => {
                 // The asker may be gone already; then nobody needs the answer.
-                let _ = reply.send(Err(StartRefusal::NoRoom(no_room.to_string())));
+                let _ = start
+                    .reply
+                    .send(Err(StartRefusal::NoRoom(no_room.to_string())));
                 Vec::new()
             }
+        }
+    }
+
+    /// Another asker for an instance on its way; one that is there is answered at once.
+    fn join_start(&mut self, id: &InstanceId, reply: Reply) {
+        let Some(work) = self.work.get_mut(id) else {
+            return;
+        };
+        if work.open {
+            let _ = reply.send(Ok(work.started(id)));
+        } else {
+            work.replies.push(reply);
         }
     }
 
@@ -283,11 +315,10 @@ impl Driver {
             spec.container_concurrency,
         );
         tracing::info!(instance = %id, "ready");
-        if let Some(reply) = work.reply.take() {
-            let _ = reply.send(Ok(Started {
-                instance: id.clone(),
-                phases: work.phases.clone(),
-            }));
+        work.open = true;
+        let started = work.started(id);
+        for reply in work.replies.drain(..) {
+            let _ = reply.send(Ok(started.clone()));
         }
     }
 
@@ -318,7 +349,7 @@ impl Driver {
         let Some(work) = self.work.get_mut(&id) else {
             return;
         };
-        if let Some(reply) = work.reply.take() {
+        for reply in work.replies.drain(..) {
             let _ = reply.send(Err(StartRefusal::NotTaking));
         }
         let (tools, record) = (self.tools.clone(), work.record.clone());
@@ -333,14 +364,10 @@ impl Driver {
             return;
         };
         tracing::warn!(instance = %id, reason = reason.code, message = reason.message, "failed");
-        let reply = self.work.get_mut(id).and_then(|work| work.reply.take());
-        if let Some(reply) = reply {
-            let FailReason { code, message } = reason;
-            let _ = reply.send(Err(StartRefusal::Failed {
-                code,
-                message,
-                exit: None,
-            }));
+        let refusal = refusal(reason);
+        let work = self.work.get_mut(id);
+        for reply in work.into_iter().flat_map(|work| work.replies.drain(..)) {
+            let _ = reply.send(Err(refusal.clone()));
         }
     }
 
@@ -402,9 +429,26 @@ pub(super) fn admission(id: &InstanceId, revision: &Revision) -> Admission {
         service: revision.service.clone(),
         revision: revision.key.clone(),
         needs: place::needs(&revision.spec),
+        port: revision.spec.port().container_port,
+        promised: 0,
         start_deadline_ms: u64::try_from(START_DEADLINE.as_millis()).unwrap_or(u64::MAX),
         drain_ms: millis(revision.spec.timeout_seconds),
         grace_ms: millis(revision.spec.termination_grace_seconds),
+    }
+}
+
+/// Whether it was the node's fault, so that another one may do better, or the program's.
+fn refusal(FailReason { code, message }: FailReason) -> StartRefusal {
+    match code.as_str() {
+        code if code.starts_with("Image") || code == "RegistryUnavailable" => {
+            StartRefusal::Image(message)
+        }
+        "Network" | "Disk" | "Runtime" => StartRefusal::NoRoom(message),
+        _ => StartRefusal::Failed {
+            code,
+            message,
+            exit: None,
+        },
     }
 }
 
@@ -424,7 +468,15 @@ impl Work {
             stop_signal,
             phases,
             lap,
-            reply,
+            open: false,
+            replies: reply.into_iter().collect(),
+        }
+    }
+
+    fn started(&self, id: &InstanceId) -> Started {
+        Started {
+            instance: id.clone(),
+            phases: self.phases.clone(),
         }
     }
 }

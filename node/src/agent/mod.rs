@@ -31,7 +31,7 @@ use crate::images::Images;
 use crate::logs::LogQuery;
 use crate::network::Network;
 use crate::runtime::Runtime;
-use driver::{Driver, Input};
+use driver::{Driver, Input, Start};
 use files::Files;
 
 /// Inputs on their way to the driver.
@@ -128,14 +128,17 @@ impl Agent {
         let patience = Duration::from_millis(request.patience_millis);
         let revision = self.revision(&request).await?;
         let id = InstanceId(format!("{}-{}", request.revision.name, suffix()));
-        self.keep_receipt(id.clone(), request.receipt.clone());
         let (reply, answer) = oneshot::channel();
-        let start = Input::Start {
+        let capacity = self.capacity(&revision);
+        self.keep_receipt(id.clone(), request.receipt.clone());
+        let start = Input::Start(Start {
             id,
             revision,
             receipt: request.receipt,
+            held: request.held,
+            capacity,
             reply,
-        };
+        });
         if self.inputs.send(start).await.is_err() {
             return Err(StartRefusal::NotTaking);
         }
@@ -147,6 +150,18 @@ impl Agent {
                 patience.as_secs()
             ))),
         }
+    }
+
+    /// Requests at once that one instance of the revision carries.
+    fn capacity(&self, revision: &Revision) -> u32 {
+        let state = self.shared.registry.view().state();
+        let scale = state
+            .services
+            .get(&revision.service)
+            .map(|s| s.scale.clone());
+        scale
+            .unwrap_or_default()
+            .total_concurrency(revision.spec.container_concurrency)
     }
 
     async fn revision(&self, request: &StartRequest) -> Result<Arc<Revision>, StartRefusal> {

@@ -19,6 +19,10 @@ use crate::model::{
 };
 use slot::{Phase, Slot};
 
+/// The code word of an instance that never listened.
+pub const NEVER_READY: &str = "NeverReady";
+/// How long other nodes may not have heard of an instance that became ready.
+const FRESH_MS: u64 = 2_000;
 /// How long an ended instance is still told about, so that others see why.
 const REMEMBER_MS: u64 = 60_000;
 
@@ -29,6 +33,10 @@ pub struct Admission {
     pub service: ServiceKey,
     pub revision: RevisionKey,
     pub needs: Resources,
+    /// Where it is expected to listen.
+    pub port: u16,
+    /// Requests that wait for it.
+    pub promised: u32,
     /// Launch to ready; then it failed.
     pub start_deadline_ms: u64,
     /// Close to the stop signal, for requests still in it.
@@ -169,6 +177,26 @@ impl Node {
             });
         }
         Ok(())
+    }
+
+    /// Finds an instance of the revision that is on its way, or so fresh that the asker could not
+    /// know of it, and can carry `held` more requests than it was promised to: several front doors
+    /// that ask in the same moment then share one. `capacity` is what an instance carries at once.
+    pub fn share(
+        &mut self,
+        now: Now,
+        revision: &RevisionKey,
+        held: u32,
+        capacity: u32,
+    ) -> Option<InstanceId> {
+        let slot = self.slots.values_mut().find(|slot| {
+            let promised = slot.admission.promised;
+            slot.admission.revision == *revision
+                && slot.is_fresh(now)
+                && promised.saturating_add(held) <= capacity
+        })?;
+        slot.admission.promised = slot.admission.promised.saturating_add(held);
+        Some(slot.id())
     }
 
     /// Takes over an instance that a former daemon left running: it is probed and opened, not

@@ -75,6 +75,16 @@ impl Slot {
         self.admission.id.clone()
     }
 
+    /// On its way, or ready so lately that not everybody knows.
+    pub(super) fn is_fresh(&self, now: Now) -> bool {
+        !self.stopping
+            && match self.phase {
+                Phase::Preparing | Phase::Launching | Phase::Probing { .. } => true,
+                Phase::Ready => now.since(self.since) < super::FRESH_MS,
+                _ => false,
+            }
+    }
+
     /// A failed instance is told about as failed from the moment it fails.
     pub(super) const fn state(&self) -> InstanceState {
         if self.failure.is_some() {
@@ -117,12 +127,13 @@ impl Slot {
     pub(super) fn never_ready(&mut self, now: Now) -> Vec<Effect> {
         let seconds = self.admission.start_deadline_ms / 1000;
         let message = format!(
-            "did not become ready within {seconds} s of its start: does it listen on 0.0.0.0:$PORT?"
+            "did not become ready within {seconds} s of its start: does it listen on 0.0.0.0:{} (PORT)?",
+            self.admission.port
         );
         self.fail(
             now,
             FailReason {
-                code: "NeverReady".to_owned(),
+                code: super::NEVER_READY.to_owned(),
                 message,
             },
         )

@@ -22,6 +22,8 @@ fn admission(id: &str) -> Admission {
             name: name("web-00001"),
         },
         needs: NEEDS,
+        port: 8080,
+        promised: 0,
         start_deadline_ms: 30_000,
         drain_ms: 5_000,
         grace_ms: 10_000,
@@ -195,6 +197,35 @@ fn admission_checks_every_resource() {
         none.admit(Now(0), admission("a")).unwrap_err(),
         NoRoom::Instances(0)
     );
+}
+
+#[test]
+fn askers_of_one_moment_share_an_instance_within_what_it_carries() {
+    let mut node = node();
+    let revision = admission("a").revision;
+    assert_eq!(node.share(Now(0), &revision, 1, 10), None);
+    let first = Admission {
+        promised: 4,
+        ..admission("a")
+    };
+    node.admit(Now(0), first).unwrap();
+    assert_eq!(node.share(Now(1), &revision, 5, 10), Some(id()));
+    assert_eq!(
+        node.share(Now(1), &revision, 2, 10),
+        None,
+        "four, five and two are too many"
+    );
+    node.on_prepared(Now(1), &id(), Ok(()));
+    node.on_launched(Now(2), &id(), Ok(()));
+    node.on_probe(Now(3), &id(), true);
+    assert_eq!(node.share(Now(2_002), &revision, 1, 10), Some(id()));
+    assert_eq!(
+        node.share(Now(2_003), &revision, 0, 10),
+        None,
+        "by now everybody knows it"
+    );
+    node.on_stop(Now(2_004), &id());
+    assert_eq!(node.share(Now(2_004), &revision, 0, 10), None);
 }
 
 #[test]

@@ -4,8 +4,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use super::scale::FAILURES_TO_GIVE_UP;
 use super::scene::Scene;
 use crate::autoscale::Autoscaler;
+use crate::converge::NEVER_READY;
 use crate::model::{FailReason, InstanceId, InstanceState, Now};
 
 /// A start nobody reported on is forgotten after this: longer than an instance may take to
@@ -147,7 +149,9 @@ impl Memory {
     }
 
     fn crashed(&mut self, now: Now, failure: Option<FailReason>, initial: bool) {
-        self.failed_in_row += 1;
+        // One that had all its time and never listened will not do better the second time.
+        let conclusive = failure.as_ref().is_some_and(|f| f.code == NEVER_READY);
+        self.failed_in_row += if conclusive { FAILURES_TO_GIVE_UP } else { 1 };
         self.last_failure = failure.or(self.last_failure.take());
         // Those that fall together are one crash.
         let together = self.crashes > 0 && (now < self.hold_until || now == self.last_crash);

@@ -15,7 +15,7 @@ use crate::place::{Ask, Receipt, needs, place};
 use crate::registry::State;
 
 /// Failed instances in a row after which a revision that was never ready is given up.
-const FAILURES_TO_GIVE_UP: u32 = 2;
+pub(super) const FAILURES_TO_GIVE_UP: u32 = 2;
 /// Rounds in which no node took it, after which it is given up; with their doubling pauses, a
 /// quarter of a minute.
 const REFUSALS_TO_GIVE_UP: u32 = 5;
