@@ -8,7 +8,6 @@ use chaos_tests::world::{Node, World};
 const HARMLESS: u64 = 0x4fb;
 
 #[test]
-#[ignore = "needs root and namespace hosts: deploy/check runs it"]
 fn a_container_is_confined() -> Result<()> {
     let world = World::of(&["par-1", "fra-1"])?;
     for service in ["tenant", "other"] {

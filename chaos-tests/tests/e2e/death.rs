@@ -9,7 +9,6 @@ use crate::{SMALL, THREE};
 
 /// The daemon dies; its containers do not notice.
 #[test]
-#[ignore = "needs root and namespace hosts: deploy/check runs it"]
 fn containers_outlive_their_daemon() -> Result<()> {
     let world = World::of(&["par-1"])?;
     world
@@ -37,7 +36,6 @@ fn containers_outlive_their_daemon() -> Result<()> {
 
 /// Two of three daemons die: the third serves, starts, and refuses changes.
 #[test]
-#[ignore = "needs root and namespace hosts: deploy/check runs it"]
 fn one_of_three_serves_but_takes_no_changes() -> Result<()> {
     let world = World::of(&THREE)?;
     let survivor = &world["lis-1"];
@@ -75,7 +73,6 @@ fn takes_changes(node: &Node, service: &str) -> Result<()> {
 
 /// What was acknowledged is there after everything died at once.
 #[test]
-#[ignore = "needs root and namespace hosts: deploy/check runs it"]
 fn an_acknowledged_deploy_survives_the_death_of_all() -> Result<()> {
     let world = World::of(&THREE)?;
     world
@@ -94,7 +91,6 @@ fn an_acknowledged_deploy_survives_the_death_of_all() -> Result<()> {
 
 /// The leader dies under load at the others, and no request fails.
 #[test]
-#[ignore = "needs root and namespace hosts: deploy/check runs it"]
 fn no_request_fails_while_the_leader_dies() -> Result<()> {
     let world = World::of(&THREE)?;
     world

@@ -9,7 +9,6 @@ use crate::{SMALL, THREE};
 
 /// A fourth and a fifth node follow; one of them starts again with nobody else there.
 #[test]
-#[ignore = "needs root and namespace hosts: deploy/check runs it"]
 fn followers_join_serve_and_start_alone() -> Result<()> {
     let mut world = World::of(&THREE)?;
     world.deploy("web", &SMALL)?.ok()?;
@@ -44,7 +43,6 @@ fn followers_join_serve_and_start_alone() -> Result<()> {
 
 /// Join tokens work once and not for ever, and only in their cluster.
 #[test]
-#[ignore = "needs root and namespace hosts: deploy/check runs it"]
 fn a_token_is_used_once_in_time_in_its_cluster() -> Result<()> {
     let mut world = World::of(&["par-1"])?;
     let (at, used) = world.first().invite("10m")?;
@@ -74,7 +72,6 @@ fn a_token_is_used_once_in_time_in_its_cluster() -> Result<()> {
 
 /// A node whose seeds belong to another cluster: neither side takes the other for its own.
 #[test]
-#[ignore = "needs root and namespace hosts: deploy/check runs it"]
 fn a_node_of_another_cluster_stays_a_stranger() -> Result<()> {
     let mut world = World::of(&["par-1"])?;
     let stranger = world.bare("fra-1")?;

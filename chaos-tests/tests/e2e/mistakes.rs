@@ -6,7 +6,6 @@ use anyhow::{Context as _, Result, ensure};
 use chaos_tests::world::{Outcome, PATIENCE, World, run, until};
 
 #[test]
-#[ignore = "needs root and namespace hosts: deploy/check runs it"]
 fn a_bad_image_says_why() -> Result<()> {
     let world = World::of(&["par-1"])?;
     let node = world.first();
@@ -33,7 +32,6 @@ fn a_bad_image_says_why() -> Result<()> {
 }
 
 #[test]
-#[ignore = "needs root and namespace hosts: deploy/check runs it"]
 fn a_bad_program_says_why() -> Result<()> {
     let world = World::of(&["par-1"])?;
     let node = world.first();
@@ -55,7 +53,6 @@ fn a_bad_program_says_why() -> Result<()> {
 }
 
 #[test]
-#[ignore = "needs root and namespace hosts: deploy/check runs it"]
 fn a_bad_command_line_says_why() -> Result<()> {
     let world = World::of(&["par-1"])?;
     let node = world.first();
@@ -79,7 +76,6 @@ fn a_bad_command_line_says_why() -> Result<()> {
 
 /// Layers that reach outside the root: refused or kept inside, and nothing appears outside.
 #[test]
-#[ignore = "needs root and namespace hosts: deploy/check runs it"]
 fn a_layer_cannot_write_outside_its_root() -> Result<()> {
     let world = World::of(&["par-1"])?;
     let (dir, mark) = (world.dir(), format!("escaped-{}", std::process::id()));
@@ -120,7 +116,6 @@ fn a_layer_cannot_write_outside_its_root() -> Result<()> {
 
 /// A taken port is named, and no daemon stays behind.
 #[test]
-#[ignore = "needs root and namespace hosts: deploy/check runs it"]
 fn a_taken_port_is_named() -> Result<()> {
     let mut world = World::empty()?;
     let node = world.bare("par-1")?;
@@ -144,7 +139,6 @@ fn a_taken_port_is_named() -> Result<()> {
 
 /// The operator's API takes nonsense without harm.
 #[test]
-#[ignore = "needs root and namespace hosts: deploy/check runs it"]
 fn the_api_refuses_nonsense() -> Result<()> {
     let world = World::of(&["par-1"])?;
     let node = world.first();

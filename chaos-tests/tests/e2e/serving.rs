@@ -7,7 +7,6 @@ use crate::{SMALL, THREE};
 
 /// The world itself: nothing of it is left when it goes.
 #[test]
-#[ignore = "needs root and namespace hosts: deploy/check runs it"]
 fn an_empty_world_leaves_nothing() -> Result<()> {
     let world = World::empty()?;
     let (dir, image) = (world.dir(), world.image("box"));
@@ -28,7 +27,6 @@ fn an_empty_world_leaves_nothing() -> Result<()> {
 
 /// From zero, from every node, by name, explained and logged.
 #[test]
-#[ignore = "needs root and namespace hosts: deploy/check runs it"]
 fn a_service_is_served_from_zero_by_every_node() -> Result<()> {
     let world = World::of(&THREE)?;
     world.deploy("web", &SMALL)?.ok()?;
@@ -100,7 +98,6 @@ fn unknown_hosts_are_refused(world: &World) -> Result<()> {
 
 /// 200 requests at once for a service at zero.
 #[test]
-#[ignore = "needs root and namespace hosts: deploy/check runs it"]
 fn a_herd_starts_no_more_than_its_concurrency_asks_for() -> Result<()> {
     const HERD: usize = 200;
     let world = World::of(&THREE)?;
