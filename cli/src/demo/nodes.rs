@@ -68,17 +68,17 @@ impl Node {
 
     /// Starts a cluster with this node; returns the address and token others join with.
     pub async fn up(&self) -> Result<(String, String)> {
-        let said = self.enrol(&[OsStr::new("up")]).await?;
+        let said = self.enrol(&["up"], None).await?;
         join_line(&said).with_context(|| format!("`selvedge up` printed no join line:\n{said}"))
     }
 
     pub async fn join(&self, address: &str, token: &str) -> Result<()> {
-        let words = ["join", address, "--token", token];
-        self.enrol(&words.map(OsStr::new)).await?;
+        self.enrol(&["join", address], Some(token)).await?;
         Ok(())
     }
 
-    async fn enrol(&self, verb: &[&OsStr]) -> Result<String> {
+    /// The token goes by the environment: command lines are shown in errors and process lists.
+    async fn enrol(&self, verb: &[&str], token: Option<&str>) -> Result<String> {
         let host = &self.host;
         let cgroup = format!("/{CGROUP}/{}", host.name);
         let advertise = format!("{}:{MESH_PORT}", host.address);
@@ -98,6 +98,9 @@ impl Node {
             &images::address(),
         ]);
         // What a node's own operator would keep is not this machine's operator's.
+        let run = token
+            .into_iter()
+            .fold(run, |run, t| run.env("SELVEDGE_TOKEN", t));
         run.env("XDG_CONFIG_HOME", &self.dir)
             .within(STARTING)
             .ok()

@@ -125,7 +125,15 @@ impl Driver {
         loop {
             tokio::select! {
                 input = self.received.recv() => match input {
-                    Some(input) => self.on_input(input),
+                    Some(input) => {
+                        // Comes a thousand times a second and says nothing new to others; what
+                        // follows from the last of them, a removal, comes as an input too.
+                        let routine = matches!(input, Input::Probed(_, false));
+                        self.on_input(input);
+                        if routine {
+                            continue;
+                        }
+                    }
                     None => return,
                 },
                 () = sleep_until(self.node.poll_timeout()) => {
