@@ -1,7 +1,6 @@
 //! The demo's nodes as an operator handles them: by the real `selvedge` command inside their host,
 //! and by `kill -9`.
 
-use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
