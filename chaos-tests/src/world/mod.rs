@@ -15,6 +15,7 @@
 mod http;
 mod image;
 mod node;
+mod power;
 mod shell;
 mod traces;
 
@@ -171,9 +172,7 @@ impl World {
 
     pub fn deploy_at(&self, node: &Node, service: &str, more: &[&str]) -> Result<Outcome> {
         let image = self.image("box");
-        let deploy = ["deploy", service, "--image", &image, "--port", "8080"];
-        let defaults = ["--window", "6s", "--wait-timeout", "45s"];
-        node.cli(&[&deploy[..], &defaults, more].concat())
+        node.deploy(service, &image, more)
     }
 
     /// Waits until a service has no instance anywhere.
@@ -193,6 +192,20 @@ impl World {
             .collect();
         image::assemble(&self.layout, name, &layers)?;
         image::push(&self.layout, name, &registry_name(&self.tag))
+    }
+
+    /// The test image as an archive, as `skopeo` makes one of `kind`, under a name or without.
+    pub fn archive(&self, kind: &str, name: &str) -> Result<PathBuf> {
+        let file = self.dir().join(format!("{kind}.tar"));
+        image::archive(&self.layout, "box", kind, &file, name)?;
+        Ok(file)
+    }
+
+    /// From now on nobody answers where images come from.
+    pub fn stop_registry(&mut self) -> Result<()> {
+        self.registry.kill()?;
+        self.registry.wait()?;
+        Ok(())
     }
 
     /// A folder for a test's own files; goes with the world.
