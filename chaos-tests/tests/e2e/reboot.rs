@@ -40,6 +40,11 @@ fn a_rebooted_follower_serves_from_its_disk_alone() -> Result<()> {
         );
     }
 
+    until("what it follows is on its disk", PATIENCE, || {
+        let followed = world.dir().join("mad-1/registry/followed.json");
+        let text = std::fs::read_to_string(followed)?;
+        Ok((text.contains("kept-00001") && !text.contains("\"pending\"")).then_some(()))
+    })?;
     world.power_off(&mad)?;
     for voter in world.nodes().iter().filter(|n| n.name != mad.name) {
         voter.kill()?;
