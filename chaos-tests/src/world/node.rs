@@ -56,9 +56,10 @@ impl Node {
     /// `selvedge deploy` of an image with what a test usually wants.
     pub fn deploy(&self, service: &str, image: &str, more: &[&str]) -> Result<Outcome> {
         let deploy = ["deploy", service, "--image", image];
-        let port: &[&str] = match more.contains(&"--port") {
-            true => &[],
-            false => &["--port", "8080"],
+        let port: &[&str] = if more.contains(&"--port") {
+            &[]
+        } else {
+            &["--port", "8080"]
         };
         let defaults = ["--window", "6s", "--wait-timeout", "45s"];
         self.cli(&[&deploy[..], port, &defaults, more].concat())

@@ -120,6 +120,7 @@ fn mounts() -> Vec<PathBuf> {
         .collect()
 }
 
+/// See [`end_processes`].
 fn processes(dir: &Path, cgroup: &str, hosts: &[PathBuf]) -> Vec<u32> {
     let inode = |path: PathBuf| fs::metadata(path).ok().map(|m| m.ino());
     let pinned = mounts()

@@ -43,7 +43,7 @@ fn an_upgrade_crosses_the_mesh() -> Result<()> {
     }
     ensure!(only_instance(fra)? == served, "another instance");
 
-    let much: Vec<_> = (0..MUCH).map(|i| (i % 251) as u8).collect();
+    let much: Vec<_> = (0..=250_u8).cycle().take(MUCH).collect();
     let heard = std::thread::scope(|scope| {
         let writer = scope.spawn(|| {
             to.write_all(&much)?;
