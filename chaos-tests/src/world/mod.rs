@@ -175,11 +175,14 @@ impl World {
         node.deploy(service, &image, more)
     }
 
-    /// Waits until a service has no instance anywhere.
+    /// Waits until a service has no instance anywhere. Every node that runs is asked: the others may
+    /// not have heard yet of the instance that one of them runs.
     pub fn rest(&self, service: &str) -> Result<()> {
         until(&format!("{service} at zero"), PATIENCE, || {
-            let left = self.first().instances(service)?;
-            ensure!(left.is_empty(), "{left:?}");
+            for node in self.nodes.iter().filter(|n| n.daemon().is_some()) {
+                let left = node.instances(service)?;
+                ensure!(left.is_empty(), "{} knows {left:?}", node.name);
+            }
             Ok(Some(()))
         })
     }
