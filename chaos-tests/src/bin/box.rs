@@ -1,11 +1,17 @@
 //! The program of the test image: a web server that answers at once, slowly, or with what a shell
-//! script says that it is sent. It runs inside containers, logs a line per request and stops at
-//! SIGTERM, also as the first process of its pid namespace.
+//! script says that it is sent; that switches to an echo, and speaks HTTP/2 to who begins with it.
+//! It runs inside containers, logs a line per request and stops at SIGTERM, also as the first
+//! process of its pid namespace.
 
+use std::convert::Infallible;
 use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
@@ -38,8 +44,23 @@ async fn main() -> Result<()> {
 /// Requests of one connection, one after the other, until the client leaves.
 async fn connection(stream: TcpStream) -> Result<()> {
     stream.set_nodelay(true)?;
+    // A method of HTTP/1.1 has three letters and more, and none begins like HTTP/2's preface.
+    let mut first = [0; 3];
+    stream.peek(&mut first).await?;
+    if first == *b"PRI" {
+        return http2(stream).await;
+    }
     let mut stream = BufReader::new(stream);
-    while let Some((method, path, body)) = request(&mut stream).await? {
+    while let Some(Request {
+        method,
+        path,
+        switches,
+        body,
+    }) = request(&mut stream).await?
+    {
+        if switches {
+            return echo(stream).await;
+        }
         let (status, text) = match (method.as_str(), path.as_str()) {
             ("GET", "/") => ("200 OK", "box\n".to_owned()),
             ("GET", "/slow") => {
@@ -60,15 +81,57 @@ async fn connection(stream: TcpStream) -> Result<()> {
     Ok(())
 }
 
-/// Method, path and body; `None` when the client has left.
-async fn request(stream: &mut BufReader<TcpStream>) -> Result<Option<(String, String, Vec<u8>)>> {
+/// Switches protocol: what comes goes back, until the client says no more.
+async fn echo(mut stream: BufReader<TcpStream>) -> Result<()> {
+    let head = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
+    stream.write_all(head.as_bytes()).await?;
+    println!("echo begins");
+    let (mut from, mut to) = tokio::io::split(stream);
+    tokio::io::copy(&mut from, &mut to).await?;
+    to.shutdown().await?;
+    println!("echo ends");
+    Ok(())
+}
+
+/// HTTP/2: the request's body comes back, with a trailer.
+async fn http2(stream: TcpStream) -> Result<()> {
+    let service = hyper::service::service_fn(async |request: hyper::Request<Incoming>| {
+        let version = request.version();
+        let body = request.into_body().collect().await?.to_bytes();
+        let mut trailers = HeaderMap::new();
+        trailers.insert(
+            HeaderName::from_static("box-ends"),
+            HeaderValue::from_static("well"),
+        );
+        let said = Bytes::from([format!("{version:?} ").as_bytes(), &body].concat());
+        let said = Full::new(said).with_trailers(async { Some(Ok::<_, Infallible>(trailers)) });
+        // Hides the length: who knows it may leave before the trailers.
+        let said = said.map_frame(|frame| frame);
+        Ok::<_, hyper::Error>(hyper::Response::new(said))
+    });
+    hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+        .serve_connection(TokioIo::new(stream), service)
+        .await?;
+    Ok(())
+}
+
+struct Request {
+    method: String,
+    path: String,
+    /// Whether it asks for another protocol.
+    switches: bool,
+    body: Vec<u8>,
+}
+
+/// The next request; `None` when the client has left.
+async fn request(stream: &mut BufReader<TcpStream>) -> Result<Option<Request>> {
     let mut line = String::new();
     if stream.read_line(&mut line).await? == 0 {
         return Ok(None);
     }
     let mut words = line.split_whitespace().map(ToOwned::to_owned);
     let (method, path) = words.next().zip(words.next()).context("no request line")?;
-    let mut length = 0;
+    let (mut length, mut switches) = (0, false);
     loop {
         let mut header = String::new();
         stream.read_line(&mut header).await?;
@@ -76,7 +139,7 @@ async fn request(stream: &mut BufReader<TcpStream>) -> Result<Option<(String, St
             Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
                 length = value.trim().parse()?;
             }
-            Some(_) => {}
+            Some((name, _)) => switches |= name.eq_ignore_ascii_case("upgrade"),
             None => break,
         }
     }
@@ -85,7 +148,12 @@ async fn request(stream: &mut BufReader<TcpStream>) -> Result<Option<(String, St
     }
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await?;
-    Ok(Some((method, path, body)))
+    Ok(Some(Request {
+        method,
+        path,
+        switches,
+        body,
+    }))
 }
 
 /// What `/bin/sh` says to a script, errors included.

@@ -71,15 +71,25 @@ pub(super) fn assemble(layout: &Path, name: &str, layers: &[PathBuf]) -> Result<
 pub(super) fn push(layout: &Path, name: &str, registry: &str) -> Result<()> {
     let from = format!("oci:{}:{name}", layout.display());
     let to = format!("docker://{registry}/{name}:1");
-    let copy = [
-        "--insecure-policy",
-        "copy",
-        "--quiet",
-        "--dest-tls-verify=false",
-        &from,
-        &to,
-    ];
-    run("skopeo", copy)?.ok()?;
+    copy(&["--dest-tls-verify=false", &from, &to])
+}
+
+/// Writes an image of the layout into a file; `tagged` may be empty where the kind allows it.
+pub(super) fn archive(
+    layout: &Path,
+    name: &str,
+    kind: &str,
+    file: &Path,
+    tagged: &str,
+) -> Result<()> {
+    let from = format!("oci:{}:{name}", layout.display());
+    let to = format!("{kind}:{}:{tagged}", file.display());
+    copy(&[&from, to.trim_end_matches(':')])
+}
+
+fn copy(what: &[&str]) -> Result<()> {
+    let copy = ["--insecure-policy", "copy", "--quiet"];
+    run("skopeo", [&copy, what].concat())?.ok()?;
     Ok(())
 }
 

@@ -15,6 +15,7 @@
 mod http;
 mod image;
 mod node;
+mod power;
 mod shell;
 mod traces;
 
@@ -171,16 +172,17 @@ impl World {
 
     pub fn deploy_at(&self, node: &Node, service: &str, more: &[&str]) -> Result<Outcome> {
         let image = self.image("box");
-        let deploy = ["deploy", service, "--image", &image, "--port", "8080"];
-        let defaults = ["--window", "6s", "--wait-timeout", "45s"];
-        node.cli(&[&deploy[..], &defaults, more].concat())
+        node.deploy(service, &image, more)
     }
 
-    /// Waits until a service has no instance anywhere.
+    /// Waits until a service has no instance anywhere. Every node that runs is asked: the others may
+    /// not have heard yet of the instance that one of them runs.
     pub fn rest(&self, service: &str) -> Result<()> {
         until(&format!("{service} at zero"), PATIENCE, || {
-            let left = self.first().instances(service)?;
-            ensure!(left.is_empty(), "{left:?}");
+            for node in self.nodes.iter().filter(|n| n.daemon().is_some()) {
+                let left = node.instances(service)?;
+                ensure!(left.is_empty(), "{} knows {left:?}", node.name);
+            }
             Ok(Some(()))
         })
     }
@@ -193,6 +195,20 @@ impl World {
             .collect();
         image::assemble(&self.layout, name, &layers)?;
         image::push(&self.layout, name, &registry_name(&self.tag))
+    }
+
+    /// The test image as an archive, as `skopeo` makes one of `kind`, under a name or without.
+    pub fn archive(&self, kind: &str, name: &str) -> Result<PathBuf> {
+        let file = self.dir().join(format!("{kind}.tar"));
+        image::archive(&self.layout, "box", kind, &file, name)?;
+        Ok(file)
+    }
+
+    /// From now on nobody answers where images come from.
+    pub fn stop_registry(&mut self) -> Result<()> {
+        self.registry.kill()?;
+        self.registry.wait()?;
+        Ok(())
     }
 
     /// A folder for a test's own files; goes with the world.

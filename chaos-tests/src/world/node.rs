@@ -53,6 +53,18 @@ impl Node {
         run_with(command.args(["--addr", &socket]).args(args), "")
     }
 
+    /// `selvedge deploy` of an image with what a test usually wants.
+    pub fn deploy(&self, service: &str, image: &str, more: &[&str]) -> Result<Outcome> {
+        let deploy = ["deploy", service, "--image", image];
+        let port: &[&str] = if more.contains(&"--port") {
+            &[]
+        } else {
+            &["--port", "8080"]
+        };
+        let defaults = ["--window", "6s", "--wait-timeout", "45s"];
+        self.cli(&[&deploy[..], port, &defaults, more].concat())
+    }
+
     /// The JSON of a read.
     pub fn read(&self, args: &[&str]) -> Result<Value> {
         self.cli(&[&["-o", "json"], args].concat())?.ok()?.json()

@@ -60,18 +60,9 @@ pub(super) fn sweep() -> Result<()> {
 
 /// Removes everything with this tag.
 pub(super) fn remove(tag: &Tag) -> Result<()> {
-    until("the world's processes end", PATIENCE, || {
-        let pids = processes(tag);
-        let args: Vec<_> = pids.iter().map(ToString::to_string).collect();
-        if !args.is_empty() {
-            run("kill", ["-9".to_owned()].into_iter().chain(args))?;
-        }
-        Ok(pids.is_empty().then_some(()))
-    })?;
     let dir = tag.dir();
-    for at in mounts().into_iter().rev().filter(|at| at.starts_with(&dir)) {
-        run("umount", [Path::new("--lazy"), &at])?.ok()?;
-    }
+    end_processes(&dir, &format!("/{}", tag.name()), &netns_files(tag))?;
+    unmount_below(&dir)?;
     for file in netns_files(tag) {
         run("umount", [Path::new("--lazy"), &file])?;
         fs::remove_file(&file).with_context(|| format!("removing {}", file.display()))?;
@@ -92,6 +83,27 @@ pub(super) fn remove(tag: &Tag) -> Result<()> {
     Ok(())
 }
 
+/// Kills until nothing runs in the cgroup, in these network namespaces or those pinned in the
+/// folder, and no program of ours has the folder among its words.
+pub(super) fn end_processes(dir: &Path, cgroup: &str, hosts: &[PathBuf]) -> Result<()> {
+    until("the processes end", PATIENCE, || {
+        let pids = processes(dir, cgroup, hosts);
+        let args: Vec<_> = pids.iter().map(ToString::to_string).collect();
+        if !args.is_empty() {
+            run("kill", ["-9".to_owned()].into_iter().chain(args))?;
+        }
+        Ok(pids.is_empty().then_some(()))
+    })
+}
+
+/// Unmounts what is mounted below the folder, the last first.
+pub(super) fn unmount_below(dir: &Path) -> Result<()> {
+    for at in mounts().into_iter().rev().filter(|at| at.starts_with(dir)) {
+        run("umount", [Path::new("--lazy"), &at])?.ok()?;
+    }
+    Ok(())
+}
+
 fn netns_files(tag: &Tag) -> Vec<PathBuf> {
     let prefix = format!("{}-", tag.name());
     let entries = fs::read_dir("/run/netns").into_iter().flatten().flatten();
@@ -108,26 +120,28 @@ fn mounts() -> Vec<PathBuf> {
         .collect()
 }
 
-/// Processes in the world's cgroups, in its namespaces, or of our programs with its folder among
-/// their words.
-fn processes(tag: &Tag) -> Vec<u32> {
+/// See [`end_processes`].
+fn processes(dir: &Path, cgroup: &str, hosts: &[PathBuf]) -> Vec<u32> {
     let inode = |path: PathBuf| fs::metadata(path).ok().map(|m| m.ino());
-    let dir = tag.dir();
     let pinned = mounts()
         .into_iter()
-        .filter(|at| at.starts_with(dir.join("")));
-    let netns: BTreeSet<_> = netns_files(tag)
-        .into_iter()
+        .filter(|at| at.starts_with(dir) && at != dir);
+    let netns: BTreeSet<_> = hosts
+        .iter()
+        .cloned()
         .chain(pinned)
         .filter_map(inode)
         .collect();
+    let (within, cgroup) = (format!("{}/", dir.display()), format!("{cgroup}/"));
     let ours = |pid: &u32| {
         let proc = PathBuf::from(format!("/proc/{pid}"));
         let read = |file: &str| fs::read(proc.join(file)).unwrap_or_default();
-        let cgroup = String::from_utf8_lossy(&read("cgroup")).into_owned();
+        let cgroups = String::from_utf8_lossy(&read("cgroup")).into_owned();
         let words = String::from_utf8_lossy(&read("cmdline")).into_owned();
-        cgroup.split(['/', '\n']).any(|part| part == tag.name())
-            || words.contains(&format!("/{}/", tag.name())) && words.contains("selvedge")
+        cgroups
+            .lines()
+            .any(|line| format!("{line}/").contains(&cgroup))
+            || words.contains(&within) && words.contains("selvedge")
             || inode(proc.join("ns/net")).is_some_and(|n| netns.contains(&n))
     };
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();

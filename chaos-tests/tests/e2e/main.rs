@@ -10,9 +10,13 @@
 
 mod confinement;
 mod death;
+mod images;
 mod members;
 mod mistakes;
+mod reboot;
 mod serving;
+mod streams;
+mod trust;
 
 /// Three nodes in three regions.
 const THREE: [&str; 3] = ["par-1", "fra-1", "lis-1"];

@@ -1,0 +1,38 @@
+//! A machine that loses its power and boots again: what is on its disk stays, nothing else.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, ensure};
+
+use super::node::Node;
+use super::shell::run;
+use super::{World, host, traces};
+
+impl World {
+    /// Ends every process of this node at once, takes its network and its mounts away. Its folder
+    /// stays, and its empty cgroups, which a real machine would have lost as well.
+    pub fn power_off(&self, node: &Node) -> Result<()> {
+        let netns = PathBuf::from("/run/netns").join(&node.netns);
+        traces::end_processes(&node.dir, &node.cgroup, &[netns])?;
+        traces::unmount_below(&node.dir)?;
+        run("ip", ["netns", "delete", &node.netns])?.ok()?;
+        let link = self.tag.link(&last(node).to_string());
+        if Path::new("/sys/class/net").join(&link).exists() {
+            // It may go by itself meanwhile, with its namespace.
+            run("ip", ["link", "delete", &link])?;
+        }
+        ensure!(node.containers().is_empty(), "{:?}", node.containers());
+        Ok(())
+    }
+
+    /// The machine with a new kernel's network, and its daemon.
+    pub fn boot(&self, node: &Node) -> Result<()> {
+        host(&self.tag, &node.name, last(node))?;
+        node.start()
+    }
+}
+
+fn last(node: &Node) -> u8 {
+    let [.., last] = node.address.octets();
+    last
+}
