@@ -21,7 +21,7 @@ const SILENCE: Duration = Duration::from_secs(16);
 const STALE: Duration = Duration::from_secs(30);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(5);
-/// The state is written at most this often.
+/// The state is written at most this often; a change after a quiet spell is written at once.
 const STORE_PAUSE: Duration = Duration::from_millis(500);
 
 /// Who follows what.
@@ -169,10 +169,6 @@ pub(in crate::consensus) async fn keep(
     while !ending {
         tokio::select! {
             changed = states.changed() => if changed.is_err() { return },
-            () = stop.cancelled() => {}
-        }
-        tokio::select! {
-            () = tokio::time::sleep(STORE_PAUSE) => {}
             () = stop.cancelled() => ending = true,
         }
         let state = states.borrow_and_update().clone();
@@ -184,6 +180,10 @@ pub(in crate::consensus) async fn keep(
             Ok(Ok(())) => stored = index,
             Ok(Err(error)) => tracing::warn!(%error, index, "cannot keep the followed registry"),
             Err(_) => return,
+        }
+        tokio::select! {
+            () = tokio::time::sleep(STORE_PAUSE) => {}
+            () = stop.cancelled() => {}
         }
     }
 }
