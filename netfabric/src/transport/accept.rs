@@ -12,7 +12,7 @@ use tracing::debug;
 use super::pool::Link;
 use super::{
     HALF_OPEN_MAX, HANDSHAKE_DEADLINE, Inner, Kind, MeshStream, REQUEST_DEADLINE, RETRY_ABOVE,
-    WELCOME, code, join, lock,
+    WELCOME, code, join, liveness, lock,
 };
 use crate::identity::{ALPN_JOIN, ALPN_MESH, Peer};
 
@@ -92,6 +92,7 @@ pub(super) fn keep(
 ) -> Arc<Link> {
     let link = Arc::new(Link::new(conn, peer, dialled));
     lock(&inner.pool).add(link.clone());
+    tokio::spawn(liveness::watch(link.clone()));
     let (inner, served) = (inner.clone(), link.clone());
     tokio::spawn(async move {
         // At most STREAMS_MAX of these are open at once: QUIC itself holds the peer to it.

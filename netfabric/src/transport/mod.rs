@@ -8,6 +8,7 @@ mod endpoint;
 mod error;
 mod handler;
 pub mod join;
+mod liveness;
 mod pool;
 mod stream;
 #[cfg(test)]
@@ -71,6 +72,8 @@ mod code {
     pub const ABORTED: VarInt = VarInt::from_u32(5);
     /// Too much at once.
     pub const BUSY: VarInt = VarInt::from_u32(6);
+    /// The peer did not answer for too long.
+    pub const SILENT: VarInt = VarInt::from_u32(7);
 }
 
 /// This node's end of the mesh. Cheap to clone; lives until [`Mesh::close`].

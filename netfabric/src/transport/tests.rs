@@ -324,6 +324,24 @@ async fn a_killed_peer_fails_in_time_and_is_found_again_after_its_restart() {
     one.close().await;
 }
 
+/// A request that was handed to a peer hangs when the peer is killed: the stream must end long
+/// before the connection's idle timeout.
+#[tokio::test]
+async fn streams_to_a_killed_peer_end() {
+    let cluster = Cluster::found();
+    let one = cluster.mesh(1);
+    let two = Doomed::start("127.0.0.1:0", cluster.identity(2));
+    two.mesh().serve(Kind::Proxy, Arc::new(Silent));
+    one.set_addr(NodeId(2), two.addr);
+    let mut stream = one.open(NodeId(2), Kind::Proxy, PATIENCE).await.unwrap();
+    stream.write_all(b"taken").await.unwrap();
+    two.kill().await;
+    stream.write_all(b"lost").await.unwrap();
+    let read = tokio::time::timeout(SECOND * 8, stream.read_u8()).await;
+    assert!(read.expect("the stream ended").is_err());
+    one.close().await;
+}
+
 #[tokio::test]
 async fn a_quick_restart_is_noticed_by_a_reset() {
     let cluster = Cluster::found();
