@@ -101,9 +101,15 @@ fn prepare(
     let state = shared.registry.borrow().clone();
     let fleet = shared.fleet.borrow().clone();
     let revision = state.revisions.get(revision)?;
+    // A node that just broke a request off would only be waited for; gossip may take seconds more
+    // to miss it.
+    let ejected = fleet
+        .members
+        .keys()
+        .filter(|n| shared.nodes.is_ejected(**n));
     let ask = Ask {
         from: fleet.me,
-        avoid: avoid.clone(),
+        avoid: avoid.iter().chain(ejected).copied().collect(),
         cause: "request".to_owned(),
     };
     Some(StartRequest {
