@@ -46,8 +46,6 @@ pub struct Config {
     #[serde(default)]
     pub runtime: RuntimeSection,
     #[serde(default)]
-    pub scale: ScaleSection,
-    #[serde(default)]
     pub observe: ObserveSection,
 }
 
@@ -213,21 +211,6 @@ pub struct RegistrySection {
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct ScaleSection {
-    /// The window of services that name none.
-    pub window: Span,
-}
-
-impl Default for ScaleSection {
-    fn default() -> Self {
-        Self {
-            window: Span(Duration::from_mins(1)),
-        }
-    }
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
 pub struct ObserveSection {
     /// A `tracing` filter: `info`, `node=debug,warn`, …
     pub log: String,
@@ -383,7 +366,7 @@ mod tests {
     fn a_small_file_takes_the_defaults() {
         let config = parse(SMALL).unwrap();
         assert_eq!(config.ingress.http, Listen::port(80));
-        assert_eq!(config.scale.window, Span(Duration::from_mins(1)));
+        assert_eq!(config.dns.ttl, Span(Duration::from_secs(5)));
         assert_eq!(config.capacity.cpu, Auto::Auto);
     }
 

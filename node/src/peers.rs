@@ -72,22 +72,17 @@ impl Starter for Peers {
 pub fn serve(mesh: &Mesh, agent: Agent, api: Arc<Api>, enrol: Arc<Enrol>) {
     mesh.serve_calls(Kind::Peer, move |from, request: PeerRequest| {
         let (agent, api, enrol) = (agent.clone(), api.clone(), enrol.clone());
-        async move {
-            match request {
-                PeerRequest::Join {
-                    token_hash,
-                    request,
-                } => {
-                    let decided = enrol.passed_on(token_hash, &request).await;
-                    PeerResponse::Joined { decided }
-                }
-                other => answer(&agent, &api, from, other).await,
-            }
-        }
+        async move { answer(&agent, &api, &enrol, from, request).await }
     });
 }
 
-async fn answer(agent: &Agent, api: &Api, from: NodeId, request: PeerRequest) -> PeerResponse {
+async fn answer(
+    agent: &Agent,
+    api: &Api,
+    enrol: &Enrol,
+    from: NodeId,
+    request: PeerRequest,
+) -> PeerResponse {
     match request {
         PeerRequest::Start(request) => match agent.start(request).await {
             Ok(started) => PeerResponse::Started(started),
@@ -105,8 +100,11 @@ async fn answer(agent: &Agent, api: &Api, from: NodeId, request: PeerRequest) ->
             Some(json) => PeerResponse::Explained { json },
             None => PeerResponse::UnknownSubject,
         },
-        PeerRequest::Join { .. } => PeerResponse::Bad {
-            message: "a join is answered elsewhere".to_owned(),
+        PeerRequest::Join {
+            token_hash,
+            request,
+        } => PeerResponse::Joined {
+            decided: enrol.passed_on(token_hash, &request).await,
         },
     }
 }

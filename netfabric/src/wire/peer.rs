@@ -38,10 +38,6 @@ pub enum PeerResponse {
     Joined {
         decided: Vec<u8>,
     },
-    /// The request was refused before it was looked at (malformed, too large, not allowed).
-    Bad {
-        message: String,
-    },
 }
 
 /// Start one instance here and answer when it is ready.

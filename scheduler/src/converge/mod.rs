@@ -203,10 +203,8 @@ impl Node {
     /// started. Adopted instances are never refused, even beyond the capacity.
     pub fn adopt(&mut self, now: Now, admission: Admission) -> Vec<Effect> {
         let id = admission.id.clone();
-        self.slots.insert(
-            id.clone(),
-            Slot::new(now, admission, Phase::Probing { attempt: 0 }),
-        );
+        self.slots
+            .insert(id.clone(), Slot::new(now, admission, Phase::Probing));
         vec![Effect::Probe { id, after_ms: 0 }]
     }
 
@@ -236,7 +234,7 @@ impl Node {
             Err(reason) => slot.fail(now, reason),
             Ok(()) if slot.stopping => slot.end(now),
             Ok(()) => {
-                slot.enter(now, Phase::Probing { attempt: 0 });
+                slot.enter(now, Phase::Probing);
                 vec![Effect::Probe {
                     id: slot.id(),
                     after_ms: 0,
@@ -250,9 +248,9 @@ impl Node {
         let Some(slot) = self.slots.get_mut(id) else {
             return Vec::new();
         };
-        let Phase::Probing { attempt } = slot.phase else {
+        if slot.phase != Phase::Probing {
             return Vec::new();
-        };
+        }
         if ready {
             slot.enter(now, Phase::Ready);
             return vec![Effect::Open(id.clone())];
@@ -261,9 +259,6 @@ impl Node {
         if waited >= slot.admission.start_deadline_ms {
             return slot.never_ready(now);
         }
-        slot.phase = Phase::Probing {
-            attempt: attempt.saturating_add(1),
-        };
         vec![Effect::Probe {
             id: id.clone(),
             after_ms: probe_pause_ms(waited),
@@ -278,7 +273,7 @@ impl Node {
         match slot.phase {
             Phase::Ending { .. } | Phase::Draining { .. } => slot.remove(now),
             Phase::Removing | Phase::Ended { .. } => Vec::new(),
-            Phase::Preparing | Phase::Launching | Phase::Probing { .. } | Phase::Ready => {
+            Phase::Preparing | Phase::Launching | Phase::Probing | Phase::Ready => {
                 let early = slot.phase != Phase::Ready;
                 slot.fail(now, exit_reason(exit, early, said))
             }
@@ -295,7 +290,7 @@ impl Node {
                 slot.stopping = true;
                 (true, Vec::new())
             }
-            Phase::Probing { .. } => (true, slot.end(now)),
+            Phase::Probing => (true, slot.end(now)),
             Phase::Ready => {
                 let until = now.plus(slot.admission.drain_ms);
                 slot.enter(now, Phase::Draining { until });

@@ -7,9 +7,7 @@ use crate::model::{FailReason, InstanceId, InstanceState, Now};
 pub(super) enum Phase {
     Preparing,
     Launching,
-    Probing {
-        attempt: u32,
-    },
+    Probing,
     Ready,
     /// Closed; requests still in it have until then.
     Draining {
@@ -29,7 +27,7 @@ pub(super) enum Phase {
 impl Phase {
     pub(super) const fn state(self) -> InstanceState {
         match self {
-            Self::Preparing | Self::Launching | Self::Probing { .. } => InstanceState::Starting,
+            Self::Preparing | Self::Launching | Self::Probing => InstanceState::Starting,
             Self::Ready => InstanceState::Ready,
             Self::Draining { .. } | Self::Ending { .. } => InstanceState::Draining,
             Self::Removing | Self::Ended { .. } => InstanceState::Stopped,
@@ -41,11 +39,9 @@ impl Phase {
             Self::Draining { until } => Some(until),
             Self::Ending { kill_at } => kill_at,
             Self::Ended { forget } => Some(forget),
-            Self::Preparing
-            | Self::Launching
-            | Self::Probing { .. }
-            | Self::Ready
-            | Self::Removing => None,
+            Self::Preparing | Self::Launching | Self::Probing | Self::Ready | Self::Removing => {
+                None
+            }
         }
     }
 }
@@ -79,7 +75,7 @@ impl Slot {
     pub(super) fn is_fresh(&self, now: Now) -> bool {
         !self.stopping
             && match self.phase {
-                Phase::Preparing | Phase::Launching | Phase::Probing { .. } => true,
+                Phase::Preparing | Phase::Launching | Phase::Probing => true,
                 Phase::Ready => now.since(self.since) < super::FRESH_MS,
                 _ => false,
             }
