@@ -1,3 +1,10 @@
 //! Breaks. Whole clusters of real processes on namespace hosts, and what tests do to them.
 
+pub mod bench;
+pub mod checkers;
+pub mod disk;
+pub mod faults;
+pub mod scenario;
+pub mod wire;
+pub mod workload;
 pub mod world;

@@ -1,0 +1,1 @@
+//! Selvedge beside its peer and the floor, measured in one run.

@@ -1,0 +1,1 @@
+//! What must hold after a run: each reads books and histories and says what contradicts what.

@@ -1,0 +1,1 @@
+//! Named scenarios and the soak: a world, a load, faults, and the checks afterwards.

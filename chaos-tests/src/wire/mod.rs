@@ -1,0 +1,1 @@
+//! A user-space switch between the hosts of a world.
