@@ -1,1 +1,4 @@
 //! What must hold after a run: each reads books and histories and says what contradicts what.
+
+pub mod convergence;
+pub mod leaks;

@@ -1,1 +1,175 @@
-//! The catalogue of faults by their names: each is injected, seen to hold, and healed.
+//! The catalogue of faults by their names. A fault is plain data, so that a seed can be told as the
+//! faults it meant; injecting one returns only after it was seen to hold, and healing it undoes it.
+
+mod catalogue;
+mod machine;
+mod network;
+mod process;
+
+use std::fmt;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+
+pub use catalogue::{CATALOGUE, Place, Row};
+
+use crate::world::World;
+
+/// Something that goes wrong while a world lives and can be made good again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Fault {
+    /// N1: these nodes and all others do not hear each other.
+    Partition { side: Vec<String> },
+    /// N2: this node hears no other node, and is heard.
+    Deaf { node: String },
+    /// N3: these two do not hear each other; both hear all others.
+    Apart { one: String, other: String },
+    /// N4: this share of the packets between nodes is lost.
+    Loss { ratio: f64 },
+    /// N5: packets between nodes take so long, more or less.
+    Delay { delay: Duration, jitter: Duration },
+    /// N6: this share of the packets overtakes others, which are on their way for `delay`.
+    Reorder { ratio: f64, delay: Duration },
+    /// N7: this share of the packets arrives twice.
+    Duplicate { ratio: f64 },
+    /// N8: this share of the packets arrives with a bit flipped.
+    Corrupt { ratio: f64 },
+    /// N9: so many bits a second between any two nodes.
+    Narrow { bits_per_second: u64 },
+    /// N10: packets larger than this between nodes vanish.
+    BlackHole { mtu: u32 },
+    /// N11: this node's link goes down and up again, for half the period each.
+    Flap { node: String, period: Duration },
+    /// P1, P2: the daemon, and the front door in it, is killed; healed by a start.
+    Kill { node: String },
+    /// P3: every shim of this node is killed.
+    KillShims { node: String },
+    /// P3: the first process of every container of this node is killed.
+    KillContainers { node: String },
+    /// P4: the daemon stands still.
+    Pause { node: String },
+    /// P5: the daemon gets so many hundredths of one processor.
+    Starve { node: String, hundredths: u64 },
+    /// P7: the daemon is ended as for an upgrade, and started again.
+    Restart { node: String },
+    /// D5: every fsync of the daemon takes so long.
+    SlowDisk { node: String, delay: Duration },
+    /// M4: the daemon may open no file more.
+    NoFiles { node: String },
+    /// C4: the registry of images answers nobody.
+    NoImages,
+}
+
+/// A fault that holds, and what undoes it.
+#[must_use = "a fault that is not healed stays"]
+pub struct Active {
+    fault: Fault,
+    undo: Undo,
+}
+
+type Undo = Box<dyn FnOnce(&World) -> Result<()> + Send>;
+
+fn undo(with: impl FnOnce(&World) -> Result<()> + Send + 'static) -> Undo {
+    Box::new(with)
+}
+
+/// For a fault to be seen, on a busy machine.
+const SEEN_WITHIN: Duration = Duration::from_secs(20);
+
+impl Fault {
+    /// The catalogue's name for it.
+    #[must_use]
+    pub fn row(&self) -> &'static str {
+        match self {
+            Self::Partition { .. } => "N1",
+            Self::Deaf { .. } => "N2",
+            Self::Apart { .. } => "N3",
+            Self::Loss { .. } => "N4",
+            Self::Delay { .. } => "N5",
+            Self::Reorder { .. } => "N6",
+            Self::Duplicate { .. } => "N7",
+            Self::Corrupt { .. } => "N8",
+            Self::Narrow { .. } => "N9",
+            Self::BlackHole { .. } => "N10",
+            Self::Flap { .. } => "N11",
+            Self::Kill { .. } => "P1",
+            Self::KillShims { .. } | Self::KillContainers { .. } => "P3",
+            Self::Pause { .. } => "P4",
+            Self::Starve { .. } => "P5",
+            Self::Restart { .. } => "P7",
+            Self::SlowDisk { .. } => "D5",
+            Self::NoFiles { .. } => "M4",
+            Self::NoImages => "C4",
+        }
+    }
+
+    /// Makes it happen; returns when it was seen to hold.
+    pub fn inject(&self, world: &World) -> Result<Active> {
+        let undo = match self {
+            Self::Partition { side } => network::partition(world, side),
+            Self::Deaf { node } => network::deaf(world, node),
+            Self::Apart { one, other } => network::apart(world, one, other),
+            Self::Flap { node, period } => network::flap(world, node, *period),
+            Self::Loss { .. }
+            | Self::Delay { .. }
+            | Self::Reorder { .. }
+            | Self::Duplicate { .. }
+            | Self::Corrupt { .. }
+            | Self::Narrow { .. }
+            | Self::BlackHole { .. } => network::worsen(world, self),
+            Self::Kill { node } => process::kill(world, node),
+            Self::KillShims { node } => process::kill_shims(world, node),
+            Self::KillContainers { node } => process::kill_containers(world, node),
+            Self::Pause { node } => process::pause(world, node),
+            Self::Restart { node } => process::restart(world, node),
+            Self::NoImages => process::no_images(world),
+            Self::Starve { node, hundredths } => machine::starve(world, node, *hundredths),
+            Self::SlowDisk { node, delay } => machine::slow_disk(world, node, *delay),
+            Self::NoFiles { node } => machine::no_files(world, node),
+        };
+        Ok(Active {
+            undo: undo.with_context(|| format!("injecting {self}"))?,
+            fault: self.clone(),
+        })
+    }
+}
+
+impl Active {
+    /// Undoes it.
+    pub fn heal(self, world: &World) -> Result<()> {
+        (self.undo)(world).with_context(|| format!("healing {}", self.fault))
+    }
+
+    pub fn fault(&self) -> &Fault {
+        &self.fault
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {self:?}", self.row())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_row_has_a_name_of_its_own_and_every_fault_a_row() {
+        let names: BTreeSet<_> = CATALOGUE.iter().map(|row| row.name).collect();
+        assert_eq!(names.len(), CATALOGUE.len());
+        let node = || "par-1".to_owned();
+        for fault in [
+            Fault::Partition { side: vec![node()] },
+            Fault::Kill { node: node() },
+            Fault::NoImages,
+        ] {
+            let row = CATALOGUE.iter().find(|row| row.name == fault.row());
+            assert_eq!(row.map(|row| row.place), Some(Place::Fault), "{fault}");
+        }
+    }
+}

@@ -12,6 +12,7 @@
 //! # }
 //! ```
 
+mod daemon;
 mod http;
 mod image;
 mod node;
@@ -25,11 +26,14 @@ use std::ops::Index;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
+pub use daemon::Launch;
 pub use http::{Request, Response};
+pub(crate) use node::pids;
 pub use node::{Node, ORIGIN};
 pub use shell::{Outcome, run, until};
 use traces::Tag;
@@ -43,7 +47,7 @@ pub struct World {
     tag: Tag,
     nodes: Vec<Node>,
     layout: PathBuf,
-    registry: Child,
+    registry: Mutex<Child>,
 }
 
 impl World {
@@ -83,7 +87,7 @@ impl World {
             tag,
             nodes: Vec::new(),
             layout,
-            registry,
+            registry: Mutex::new(registry),
         })
     }
 
@@ -205,10 +209,28 @@ impl World {
     }
 
     /// From now on nobody answers where images come from.
-    pub fn stop_registry(&mut self) -> Result<()> {
-        self.registry.kill()?;
-        self.registry.wait()?;
+    pub fn stop_registry(&self) -> Result<()> {
+        let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        registry.kill()?;
+        registry.wait()?;
         Ok(())
+    }
+
+    /// The registry of images answers again, with all that it had.
+    pub fn start_registry(&self) -> Result<()> {
+        let started = start_registry(&self.tag)?;
+        *self.registry.lock().unwrap_or_else(PoisonError::into_inner) = started;
+        Ok(())
+    }
+
+    /// Whether the registry of images takes requests.
+    pub fn registry_answers(&self) -> bool {
+        let request = Request {
+            patience: Duration::from_secs(2),
+            ..Request::get("r", "/v2/")
+        };
+        let door = registry_name(&self.tag).parse();
+        door.is_ok_and(|door| request.send(door).is_ok_and(|said| said.status == 200))
     }
 
     /// A folder for a test's own files; goes with the world.
@@ -235,7 +257,11 @@ impl Drop for World {
             eprintln!("--- {}: the end of its log\n{}", node.name, node.log());
         }
         tidy(&self.tag);
-        self.registry.wait().ok();
+        let registry = self
+            .registry
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        registry.wait().ok();
     }
 }
 

@@ -2,20 +2,18 @@
 
 use std::ffi::OsStr;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 use super::http::{Request, Response};
-use super::shell::{Outcome, run, run_with, until};
+use super::shell::{Outcome, run, run_with};
 
 pub const ORIGIN: &str = "e2e.selvedge.internal";
 /// No command of a test runs longer; coreutils' timeout ends it with code 124.
 const LIMIT_SECONDS: &str = "150";
-const STARTING: Duration = Duration::from_mins(1);
 
 #[derive(Debug, Clone)]
 pub struct Node {
@@ -103,12 +101,32 @@ impl Node {
         )
     }
 
+    /// The node's data folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Below it are the cgroups of the node's containers, in every hierarchy.
+    pub fn cgroup(&self) -> &str {
+        &self.cgroup
+    }
+
+    /// Ids of the instances that have a folder here, in order.
+    pub fn instance_folders(&self) -> Result<Vec<String>> {
+        let folder = self.dir.join("instances");
+        let entries = std::fs::read_dir(&folder).with_context(|| folder.display().to_string())?;
+        let names = entries.flatten().map(|e| e.file_name());
+        let mut names: Vec<_> = names.map(|n| n.to_string_lossy().into_owned()).collect();
+        names.sort();
+        Ok(names)
+    }
+
     /// The operator's API.
     pub fn socket(&self) -> PathBuf {
         self.dir.join("run/api.sock")
     }
 
-    fn config(&self) -> PathBuf {
+    pub(super) fn config(&self) -> PathBuf {
         self.dir.join("selvedge.toml")
     }
 
@@ -157,77 +175,20 @@ impl Node {
         Ok(all.iter().filter(live).cloned().collect())
     }
 
-    /// The daemon's pid; its shims are other processes.
-    pub fn daemon(&self) -> Option<u32> {
-        let config = self.config().to_string_lossy().into_owned();
-        let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-        let pids = entries.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
-        let mut daemons = pids.filter(|pid| {
+    /// Pids of the processes that hold this node's containers.
+    pub fn shims(&self) -> Vec<u32> {
+        let within = format!("{}/", self.dir.display());
+        let is_shim = |pid: &u32| {
             let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let words = String::from_utf8_lossy(&words).into_owned();
-            let words: Vec<_> = words.split('\0').collect();
-            let program = words.first().is_some_and(|w| w.ends_with("selvedged"));
-            program && words.contains(&config.as_str()) && !words.contains(&"shim")
-        });
-        daemons.next()
-    }
-
-    /// `kill -9` of the daemon.
-    pub fn kill(&self) -> Result<()> {
-        let pid = self
-            .daemon()
-            .with_context(|| format!("{} runs no daemon", self.name))?;
-        run("kill", ["-9", &pid.to_string()])?.ok()?;
-        until("the daemon is gone", STARTING, || {
-            Ok(self.daemon().is_none().then_some(()))
-        })
-    }
-
-    /// Starts the daemon as a supervisor would; answers when its API does.
-    pub fn start(&self) -> Result<()> {
-        ensure!(
-            self.daemon().is_none(),
-            "{} runs its daemon already",
-            self.name
-        );
-        std::fs::create_dir_all(self.dir.join("log"))?;
-        let log = self.dir.join("log/selvedged.log");
-        let log = std::fs::File::options()
-            .create(true)
-            .append(true)
-            .open(log)?;
-        let netns = format!("--net=/run/netns/{}", self.netns);
-        let mut command = Command::new("setsid");
-        command
-            .args(["nsenter", &netns, "--"])
-            .arg(self.programs.join("selvedged"));
-        command
-            .arg("--config")
-            .arg(self.config())
-            .stdin(Stdio::null());
-        command
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .context("starting selvedged")?;
-        until(&format!("{} answers", self.name), STARTING, || {
-            self.status().map(Some)
-        })
-        .map(drop)
-    }
-
-    /// The end of the daemon's log, for a failing test.
-    pub fn log(&self) -> String {
-        let text = std::fs::read_to_string(self.dir.join("log/selvedged.log")).unwrap_or_default();
-        let lines: Vec<_> = text.lines().collect();
-        lines[lines.len().saturating_sub(40)..].join("\n")
+            words.contains("shim\0") && words.contains(&within)
+        };
+        pids().filter(is_shim).collect()
     }
 
     /// Pids of this node's containers: processes in its cgroups that are not ours.
     pub fn containers(&self) -> Vec<u32> {
-        let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-        let pids = entries.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
-        let mut found: Vec<_> = pids
+        let mut found: Vec<_> = pids()
             .filter(|pid| {
                 let cgroup = std::fs::read_to_string(format!("/proc/{pid}/cgroup"));
                 let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
@@ -238,4 +199,10 @@ impl Node {
         found.sort_unstable();
         found
     }
+}
+
+/// Every process of this machine.
+pub(crate) fn pids() -> impl Iterator<Item = u32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|e| e.file_name().to_str()?.parse().ok())
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
+use super::node::pids;
 use super::shell::{run, until};
 
 pub(super) const NAME: &str = "selvedge-e2e";
@@ -144,9 +145,8 @@ fn processes(dir: &Path, cgroup: &str, hosts: &[PathBuf]) -> Vec<u32> {
             || words.contains(&within) && words.contains("selvedge")
             || inode(proc.join("ns/net")).is_some_and(|n| netns.contains(&n))
     };
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = entries.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
-    pids.filter(|pid| *pid != std::process::id())
+    pids()
+        .filter(|pid| *pid != std::process::id())
         .filter(ours)
         .collect()
 }

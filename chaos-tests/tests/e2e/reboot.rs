@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use chaos_tests::world::{Node, PATIENCE, World, run, until};
 
 use crate::{SMALL, THREE};
@@ -30,7 +30,7 @@ fn a_rebooted_follower_serves_from_its_disk_alone() -> Result<()> {
             mad.get(service, "/")?.ok()?.says("box").map(Some)
         })?;
     }
-    let old = instances_on_disk(&world, &mad)?;
+    let old = mad.instance_folders()?;
     ensure!(mad.containers().len() >= 2 && old.len() >= 2, "{old:?}");
     for id in &old {
         let left = left_of(id)?;
@@ -50,12 +50,12 @@ fn a_rebooted_follower_serves_from_its_disk_alone() -> Result<()> {
         voter.kill()?;
     }
     world.stop_registry()?;
-    ensure!(instances_on_disk(&world, &mad)? == old, "the disk stays");
+    ensure!(mad.instance_folders()? == old, "the disk stays");
     world.boot(&mad)?;
     mad.get("cached", "/")?.ok()?.says("box")?;
     mad.get("kept", "/")?.ok()?.says("box")?;
     until("the former life is gone", PATIENCE, || {
-        let now = instances_on_disk(&world, &mad)?;
+        let now = mad.instance_folders()?;
         let stay: Vec<_> = now.iter().filter(|id| old.contains(id)).collect();
         ensure!(stay.is_empty(), "folders: {stay:?}");
         for id in &old {
@@ -67,15 +67,6 @@ fn a_rebooted_follower_serves_from_its_disk_alone() -> Result<()> {
     let refused = world.deploy_at(&mad, "more", &SMALL)?;
     ensure!(refused.code != 0, "{refused}");
     Ok(())
-}
-
-fn instances_on_disk(world: &World, node: &Node) -> Result<Vec<String>> {
-    let folder = world.dir().join(&node.name).join("instances");
-    let entries = std::fs::read_dir(&folder).with_context(|| folder.display().to_string())?;
-    let names = entries.flatten().map(|e| e.file_name());
-    let mut names: Vec<_> = names.map(|n| n.to_string_lossy().into_owned()).collect();
-    names.sort();
-    Ok(names)
 }
 
 /// Mounts and cgroups that carry an instance's id.

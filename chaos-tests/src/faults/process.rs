@@ -1,0 +1,98 @@
+//! Faults of processes: killed, standing still, exchanged.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::{SEEN_WITHIN, Undo, undo};
+use crate::world::{Node, World, run, until};
+
+pub(super) fn kill(world: &World, node: &str) -> Result<Undo> {
+    world[node].kill()?;
+    let node = node.to_owned();
+    Ok(undo(move |world| start(&world[&node])))
+}
+
+/// A node may have been started by another heal meanwhile.
+fn start(node: &Node) -> Result<()> {
+    match node.daemon() {
+        Some(_) => Ok(()),
+        None => node.start(),
+    }
+}
+
+/// What is killed here is replaced by the node itself: nothing is left to heal.
+pub(super) fn kill_shims(world: &World, node: &str) -> Result<Undo> {
+    let shims = world[node].shims();
+    ensure!(!shims.is_empty(), "{node} has no shim to kill");
+    end_all(&shims)?;
+    Ok(undo(|_| Ok(())))
+}
+
+pub(super) fn kill_containers(world: &World, node: &str) -> Result<Undo> {
+    let first = world[node].containers();
+    let first: Vec<_> = first.into_iter().filter(|pid| is_first(*pid)).collect();
+    ensure!(!first.is_empty(), "{node} has no container to kill");
+    end_all(&first)?;
+    Ok(undo(|_| Ok(())))
+}
+
+/// Whether it is process 1 of its pid namespace.
+fn is_first(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let inner = status.lines().find_map(|l| l.strip_prefix("NSpid:"));
+    inner.and_then(|l| l.split_whitespace().last()) == Some("1")
+}
+
+fn end_all(pids: &[u32]) -> Result<()> {
+    let words = pids.iter().map(ToString::to_string);
+    run("kill", ["-9".to_owned()].into_iter().chain(words))?.ok()?;
+    until("the killed are gone", SEEN_WITHIN, || {
+        let left = pids.iter().find(|pid| is_running(**pid));
+        Ok(left.is_none().then_some(()))
+    })
+}
+
+/// A zombie is not.
+fn is_running(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat
+        .rsplit_once(") ")
+        .and_then(|(_, rest)| rest.chars().next());
+    state.is_some_and(|state| state != 'Z' && state != 'X')
+}
+
+pub(super) fn pause(world: &World, node: &str) -> Result<Undo> {
+    world[node].pause()?;
+    let node = node.to_owned();
+    Ok(undo(move |world| match world[&node].daemon() {
+        Some(_) => world[&node].resume(),
+        None => Ok(()),
+    }))
+}
+
+pub(super) fn restart(world: &World, node: &str) -> Result<Undo> {
+    let node = &world[node];
+    let before = node.daemon();
+    node.stop()?;
+    node.start()?;
+    ensure!(node.daemon() != before, "{} was not restarted", node.name);
+    Ok(undo(|_| Ok(())))
+}
+
+pub(super) fn no_images(world: &World) -> Result<Undo> {
+    world.stop_registry()?;
+    ensure!(
+        !world.registry_answers(),
+        "the registry of images still answers"
+    );
+    Ok(undo(|world| {
+        world.start_registry()?;
+        until(
+            "the registry of images answers",
+            Duration::from_secs(30),
+            || Ok(world.registry_answers().then_some(())),
+        )
+    }))
+}
