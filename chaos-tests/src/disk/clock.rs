@@ -12,7 +12,7 @@ use super::prefix::Prefix;
 const SLACK: Duration = Duration::from_secs(20);
 
 /// The wall clock of programs started with its prefix. Right at first.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct WallClock {
     file: PathBuf,
     library: PathBuf,
@@ -25,6 +25,7 @@ impl WallClock {
             file: file.to_owned(),
             library: library()?,
         };
+        sweep()?;
         clock.heal()?;
         Ok(clock)
     }
@@ -72,6 +73,30 @@ impl WallClock {
         fs::write(&new, format!("{text}\n"))?;
         fs::rename(&new, &self.file).context("turning the clock")
     }
+}
+
+impl Drop for WallClock {
+    fn drop(&mut self) {
+        if let Err(error) = sweep() {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+/// Removes what the library leaves in shared memory for every process that was killed, by its pid.
+fn sweep() -> Result<()> {
+    for entry in fs::read_dir("/dev/shm")?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let pid = ["faketime_shm_", "sem.faketime_sem_"]
+            .iter()
+            .find_map(|prefix| name.strip_prefix(prefix)?.parse::<u32>().ok());
+        let dead = |pid: u32| !Path::new("/proc").join(pid.to_string()).exists();
+        if pid.is_some_and(dead) {
+            // Another test may sweep at the same time.
+            fs::remove_file(entry.path()).ok();
+        }
+    }
+    Ok(())
 }
 
 /// A program whose monotonic clock is this many seconds ahead of the machine's, and which counts as
@@ -134,12 +159,25 @@ mod tests {
     fn a_jump_reaches_a_program_that_runs() -> Result<()> {
         let home = tempfile::tempdir()?;
         let clock = WallClock::new(&home.path().join("clock"))?;
-        let script = "printf '%(%s)T\\n' -1; echo +864000 >\"$0\"; printf '%(%s)T\\n' -1";
+        let script = "print time, qq(\\n); open $f, '>', @ARGV; print $f qq(+864000\\n); \
+                      close $f; print time, qq(\\n)";
         let file = clock.file.to_string_lossy();
-        let said = clock.prefix().run(&["bash", "-c", script, &file])?.ok()?;
+        let said = clock.prefix().run(&["perl", "-e", script, &file])?.ok()?;
         let times = said.out.lines().map(str::parse::<i64>);
         let times = times.collect::<Result<Vec<_>, _>>()?;
         ensure!((times[1] - times[0] - 10 * DAY).abs() < 60, "{times:?}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_killed_program_leaves_nothing_in_shared_memory() -> Result<()> {
+        let home = tempfile::tempdir()?;
+        let clock = WallClock::new(&home.path().join("clock"))?;
+        let script = "print $$, qq(\\n); kill 9, $$";
+        let said = clock.prefix().run(&["perl", "-e", script])?;
+        drop(clock);
+        let left = format!("/dev/shm/faketime_shm_{}", said.out.trim());
+        ensure!(!Path::new(&left).exists(), "{left}");
         Ok(())
     }
 

@@ -51,7 +51,8 @@ impl Faulty {
     pub(super) fn power_on(&mut self) -> Result<()> {
         let process = self.process.get_mut();
         let process = process.unwrap_or_else(PoisonError::into_inner);
-        if self.mount.stands() && process.child.try_wait()?.is_none() {
+        // A process that was killed answers no more, also while it still dies.
+        if self.mount.stands() && process.ask(&Ask::Counts).is_ok() {
             return Ok(());
         }
         process.end();

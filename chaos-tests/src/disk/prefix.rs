@@ -73,9 +73,9 @@ mod tests {
 
     #[test]
     fn a_program_runs_with_its_variables() -> Result<()> {
-        let prefix = Prefix::words(["nice", "-n", "7"]).set("A", "an a");
-        let said = prefix.run(&["sh", "-c", "echo $A; nice"])?.ok()?;
-        anyhow::ensure!(said.out == "an a\n7\n", "{said}");
+        let prefix = Prefix::words(["env", "B=a b"]).set("A", "an a");
+        let said = prefix.run(&["sh", "-c", "echo $A, $B"])?.ok()?;
+        anyhow::ensure!(said.out == "an a, a b\n", "{said}");
         Ok(())
     }
 
