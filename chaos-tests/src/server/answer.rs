@@ -38,10 +38,7 @@ pub(super) enum Answer {
 const PAGE: usize = 4096;
 
 /// Does everything that is asked; the body is the binding, over and over when it is to be long.
-pub(super) async fn perform(
-    asked: &Behaviour,
-    binding: Option<[u8; BINDING]>,
-) -> Result<Answer> {
+pub(super) async fn perform(asked: &Behaviour, binding: Option<[u8; BINDING]>) -> Result<Answer> {
     let held = hold(asked.memory);
     if !asked.cpu.is_zero() {
         let cpu = asked.cpu;

@@ -154,7 +154,9 @@ async fn mirror(request: Request<Incoming>) -> Result<Response<Body>> {
     let said = Full::new(said).with_trailers(async { Some(Ok::<_, Infallible>(trailers)) });
     // Hides the length: who knows it may leave before the trailers.
     let said = said.map_frame(|frame| frame);
-    Ok(Response::new(said.map_err(|never| match never {}).boxed_unsync()))
+    Ok(Response::new(
+        said.map_err(|never| match never {}).boxed_unsync(),
+    ))
 }
 
 /// What `/bin/sh` says to a script, errors included.

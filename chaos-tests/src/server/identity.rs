@@ -91,12 +91,7 @@ impl Identity {
     }
 
     fn parts(&self) -> [&str; 4] {
-        [
-            &self.service,
-            &self.revision,
-            &self.instance,
-            &self.process,
-        ]
+        [&self.service, &self.revision, &self.instance, &self.process]
     }
 
     /// What an answer of this process to this request says, in hexadecimal digits.

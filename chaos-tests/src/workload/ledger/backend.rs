@@ -12,7 +12,7 @@ const MAX_SEQUENCE: u32 = 50_000_000;
 const MAX_GAPS: usize = 100;
 
 /// An instance, as the node it ran on knows it.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Server {
     pub namespace: String,
@@ -127,6 +127,12 @@ impl BackendLedger {
         let all = (0..).zip(self.first.get(&client).into_iter().flatten());
         all.filter(|(_, packed)| **packed != 0)
             .map(move |(sequence, _)| LoadId { client, sequence })
+    }
+
+    /// Every serving of a request after its first.
+    pub fn repeats(&self) -> impl Iterator<Item = (LoadId, Served)> + '_ {
+        let all = self.again.iter();
+        all.flat_map(|(id, served)| served.iter().map(|served| (*id, *served)))
     }
 
     /// All clients that were served.

@@ -33,9 +33,7 @@ pub enum Outcome {
 }
 
 /// What is kept of every outcome.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Kind {
     Pending,
@@ -119,7 +117,11 @@ impl Entry {
             Kind::Crossed => 4,
             Kind::Ok(by) => Self::FIRST_OK + by,
         };
-        let post = if method == Method::Post { Self::POST } else { 0 };
+        let post = if method == Method::Post {
+            Self::POST
+        } else {
+            0
+        };
         Self(post | code)
     }
 
@@ -255,7 +257,9 @@ impl ClientLedger {
             shed: self.seconds.iter().map(|s| s.count.shed).sum(),
             ..Count::default()
         };
-        self.entries.iter().for_each(|entry| count.add(entry.kind()));
+        self.entries
+            .iter()
+            .for_each(|entry| count.add(entry.kind()));
         count
     }
 

@@ -37,10 +37,7 @@ mod tests {
     #[test]
     fn numbers_become_ranges_by_key() {
         let numbered = [(1, 'a'), (2, 'a'), (3, 'b'), (4, 'a'), (5, 'a'), (9, 'b')];
-        let expected = [
-            ('a', vec![(1, 2), (4, 5)]),
-            ('b', vec![(3, 3), (9, 9)]),
-        ];
+        let expected = [('a', vec![(1, 2), (4, 5)]), ('b', vec![(3, 3), (9, 9)])];
         assert_eq!(ranges(numbered.into_iter()), Ranges::from(expected));
     }
 }
