@@ -5,6 +5,7 @@ pub mod checkers;
 pub mod disk;
 pub mod faults;
 pub mod scenario;
+pub mod server;
 pub mod wire;
 pub mod workload;
 pub mod world;
