@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
+use crate::disk::Prefix;
+
 use super::node::{Node, pids};
 use super::shell::{run, until};
 
@@ -19,9 +21,7 @@ const STOPPING: Duration = Duration::from_secs(30);
 pub struct Launch {
     /// The folder of another build's programs.
     pub programs: Option<PathBuf>,
-    /// A program and its arguments that start the daemon in their turn.
-    pub words: Vec<String>,
-    pub env: Vec<(String, String)>,
+    pub prefix: Prefix,
 }
 
 impl Node {
@@ -104,11 +104,11 @@ impl Node {
         let programs = launch.programs.as_deref().unwrap_or(&self.programs);
         Command::new("setsid")
             .args(["nsenter", &netns, "--"])
-            .args(&launch.words)
+            .args(&launch.prefix.words)
             .arg(programs.join("selvedged"))
             .arg("--config")
             .arg(self.config())
-            .envs(launch.env.iter().map(|(name, value)| (name, value)))
+            .envs(launch.prefix.env.iter().cloned())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

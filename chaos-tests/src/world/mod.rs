@@ -1,5 +1,6 @@
-//! A world: namespace hosts on a bridge of their own, a registry with a small image, and a cluster
+//! A world: namespace hosts on a wire of their own, a registry with a small image, and a cluster
 //! of real daemons. Everything carries the test's pid and goes when the world is dropped.
+//! The test itself is on the wire as `outside`, the images' registry as `registry`.
 //! `SELVEDGE_TEST_LOG=netfabric=debug` sets what the daemons log.
 //!
 //! ```no_run
@@ -26,7 +27,7 @@ use std::ops::Index;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -38,23 +39,38 @@ pub use node::{Node, ORIGIN};
 pub use shell::{Outcome, run, until};
 use traces::Tag;
 
+use crate::wire::{Preset, Wire};
+
 /// Enough for anything a healthy cluster does on two busy cores.
 pub const PATIENCE: Duration = Duration::from_mins(1);
+/// The wire's port of the test's own namespace, which is also every host's gateway.
+pub const OUTSIDE: &str = "outside";
+/// The wire's port of the registry of images.
+pub const REGISTRY: &str = "registry";
+const GATEWAY: u8 = 1;
 const REGISTRY_HOST: u8 = 10;
 const FIRST_NODE: u8 = 11;
+/// What the network's draws begin with: the same in every run.
+const SEED: u64 = 1;
 
 pub struct World {
     tag: Tag,
     nodes: Vec<Node>,
     layout: PathBuf,
     registry: Mutex<Child>,
+    wire: Arc<Wire>,
 }
 
 impl World {
-    /// A cluster of these nodes; the region is the name up to its dash. The first starts it, the
-    /// others join, and all have settled when this returns.
+    /// A cluster of these nodes on one fast network; the region is the name up to its dash. The
+    /// first starts it, the others join, and all have settled when this returns.
     pub fn of(names: &[&str]) -> Result<Self> {
-        let mut world = Self::empty()?;
+        Self::with(names, Preset::Lan)
+    }
+
+    /// A cluster of these nodes on a network like this.
+    pub fn with(names: &[&str], network: Preset) -> Result<Self> {
+        let mut world = Self::empty_with(network)?;
         for name in names {
             world.add(name)?;
         }
@@ -62,8 +78,13 @@ impl World {
         Ok(world)
     }
 
-    /// Hosts and a registry, no nodes.
+    /// A registry of images and no nodes.
     pub fn empty() -> Result<Self> {
+        Self::empty_with(Preset::Lan)
+    }
+
+    /// The same on a network like this.
+    pub fn empty_with(network: Preset) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         traces::sweep()?;
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -73,12 +94,9 @@ impl World {
         };
         let undo = Undo(Some(tag.clone()));
         fs::create_dir_all(tag.dir())?;
-        let bridge = tag.link("b");
-        let gateway = format!("{}/24", address(&tag, 1));
-        run("ip", ["link", "add", &bridge, "type", "bridge"])?.ok()?;
-        run("ip", ["address", "add", &gateway, "dev", &bridge])?.ok()?;
-        run("ip", ["link", "set", &bridge, "up"])?.ok()?;
-        host(&tag, "registry", REGISTRY_HOST)?;
+        let wire = Wire::start(&programs()?.join("wire"), &tag.dir(), SEED, network)?;
+        outside(&tag, &wire)?;
+        host(&tag, &wire, REGISTRY, REGISTRY_HOST)?;
         let registry = start_registry(&tag)?;
         let layout = image::make_box(&tag.dir(), &programs()?.join("box"))?;
         image::push(&layout, "box", &registry_name(&tag))?;
@@ -88,13 +106,14 @@ impl World {
             nodes: Vec::new(),
             layout,
             registry: Mutex::new(registry),
+            wire: Arc::new(wire),
         })
     }
 
     /// A host that could be a node but is none yet.
     pub fn bare(&mut self, name: &str) -> Result<Node> {
         let used = u8::try_from(self.nodes.len()).context("too many nodes")?;
-        let netns = host(&self.tag, name, FIRST_NODE + used)?;
+        let netns = host(&self.tag, &self.wire, name, FIRST_NODE + used)?;
         let node = Node {
             name: name.to_owned(),
             address: address(&self.tag, FIRST_NODE + used),
@@ -233,6 +252,12 @@ impl World {
         door.is_ok_and(|door| request.send(door).is_ok_and(|said| said.status == 200))
     }
 
+    /// The network between the hosts, to be broken and measured. Its ports are the nodes' names,
+    /// [`OUTSIDE`] and [`REGISTRY`].
+    pub fn wire(&self) -> &Arc<Wire> {
+        &self.wire
+    }
+
     /// A folder for a test's own files; goes with the world.
     pub fn dir(&self) -> PathBuf {
         self.tag.dir()
@@ -300,22 +325,34 @@ fn registry_name(tag: &Tag) -> String {
     format!("{}:5000", address(tag, REGISTRY_HOST))
 }
 
-/// Makes a host on the world's bridge; returns its namespace's name.
-fn host(tag: &Tag, name: &str, last: u8) -> Result<String> {
+/// Plugs this namespace in: what is here reaches every host, and is their gateway.
+fn outside(tag: &Tag, wire: &Wire) -> Result<()> {
+    let device = tag.link("out");
+    wire.add_port(OUTSIDE, &device)?;
+    run(
+        "ip",
+        ["link", "set", &device, "address", &mac(tag, GATEWAY)],
+    )?
+    .ok()?;
+    let own = format!("{}/24", address(tag, GATEWAY));
+    run("ip", ["address", "add", &own, "dev", &device])?.ok()?;
+    run("ip", ["link", "set", &device, "up"])?.ok()?;
+    Ok(())
+}
+
+/// Makes a host and plugs it in under its name; returns its namespace's name.
+fn host(tag: &Tag, wire: &Wire, name: &str, last: u8) -> Result<String> {
     let netns = format!("{}-{name}", tag.name());
-    let (link, bridge) = (tag.link(&last.to_string()), tag.link("b"));
-    let (own, gateway) = (
-        format!("{}/24", address(tag, last)),
-        address(tag, 1).to_string(),
-    );
+    let device = tag.link(&last.to_string());
+    let (own, mac) = (format!("{}/24", address(tag, last)), mac(tag, last));
+    let gateway = address(tag, GATEWAY).to_string();
     run("ip", ["netns", "add", &netns])?.ok()?;
-    let veth = [
-        "link", "add", &link, "type", "veth", "peer", "name", "eth0", "netns", &netns,
-    ];
-    run("ip", veth)?.ok()?;
-    run("ip", ["link", "set", &link, "master", &bridge, "up"])?.ok()?;
+    wire.add_port(name, &device)?;
+    let inside = ["link", "set", &device, "netns", &netns, "name", "eth0"];
+    run("ip", inside)?.ok()?;
     for inside in [
         &["link", "set", "lo", "up"][..],
+        &["link", "set", "eth0", "address", &mac],
         &["address", "add", &own, "dev", "eth0"],
         &["link", "set", "eth0", "up"],
         &["route", "add", "default", "via", &gateway],
@@ -323,6 +360,12 @@ fn host(tag: &Tag, name: &str, last: u8) -> Result<String> {
         run("ip", ["-n", &netns].iter().chain(inside))?.ok()?;
     }
     Ok(netns)
+}
+
+/// A host keeps its hardware's address when it boots again.
+fn mac(tag: &Tag, last: u8) -> String {
+    let [a, b, c, d] = address(tag, last).octets();
+    format!("02:00:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
 }
 
 fn start_registry(tag: &Tag) -> Result<Child> {
@@ -357,7 +400,7 @@ fn start_registry(tag: &Tag) -> Result<Child> {
 fn programs() -> Result<PathBuf> {
     let own = std::env::current_exe()?;
     let dir = own.ancestors().nth(2).context("the test has no folder")?;
-    for program in ["selvedge", "selvedged", "box"] {
+    for program in ["selvedge", "selvedged", "box", "wire"] {
         let hint = "build it: cargo build --workspace --bins";
         ensure!(
             Path::new(dir).join(program).exists(),

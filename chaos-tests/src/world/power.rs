@@ -1,6 +1,6 @@
 //! A machine that loses its power and boots again: what is on its disk stays, nothing else.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 
@@ -15,19 +15,15 @@ impl World {
         let netns = PathBuf::from("/run/netns").join(&node.netns);
         traces::end_processes(&node.dir, &node.cgroup, &[netns])?;
         traces::unmount_below(&node.dir)?;
+        self.wire.remove_port(&node.name)?;
         run("ip", ["netns", "delete", &node.netns])?.ok()?;
-        let link = self.tag.link(&last(node).to_string());
-        if Path::new("/sys/class/net").join(&link).exists() {
-            // It may go by itself meanwhile, with its namespace.
-            run("ip", ["link", "delete", &link])?;
-        }
         ensure!(node.containers().is_empty(), "{:?}", node.containers());
         Ok(())
     }
 
     /// The machine with a new kernel's network, and its daemon.
     pub fn boot(&self, node: &Node) -> Result<()> {
-        host(&self.tag, &node.name, last(node))?;
+        host(&self.tag, &self.wire, &node.name, last(node))?;
         node.start()
     }
 }
