@@ -5,6 +5,7 @@ mod catalogue;
 mod machine;
 mod network;
 mod process;
+mod storage;
 
 use std::fmt;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use catalogue::{CATALOGUE, Place, Row};
 
+use crate::disk::{Effect, Op};
 use crate::world::World;
 
 /// Something that goes wrong while a world lives and can be made good again.
@@ -53,6 +55,20 @@ pub enum Fault {
     Starve { node: String, hundredths: u64 },
     /// P7: the daemon is ended as for an upgrade, and started again.
     Restart { node: String },
+    /// D1: this node's disk is full.
+    DiskFull { node: String },
+    /// D2: no file more can be made on this node's disk.
+    NoInodes { node: String },
+    /// D3: the next fsync of the registry's file fails, once.
+    FailedSync { node: String },
+    /// D6: the next write to the registry's file is done by half and fails.
+    TornWrite { node: String },
+    /// D8: these nodes lose their power at once; healed by booting them.
+    PowerCut { nodes: Vec<String> },
+    /// D9: this node's copy of the registry is gone while it is away.
+    DiskLost { node: String },
+    /// T1: the wall clock of this node's daemon jumps.
+    ClockJump { node: String, seconds: i64 },
     /// D5: every fsync of the daemon takes so long.
     SlowDisk { node: String, delay: Duration },
     /// M4: the daemon may open no file more.
@@ -98,9 +114,49 @@ impl Fault {
             Self::Pause { .. } => "P4",
             Self::Starve { .. } => "P5",
             Self::Restart { .. } => "P7",
+            Self::DiskFull { .. } => "D1",
+            Self::NoInodes { .. } => "D2",
+            Self::FailedSync { .. } => "D3",
             Self::SlowDisk { .. } => "D5",
+            Self::TornWrite { .. } => "D6",
+            Self::PowerCut { .. } => "D8",
+            Self::DiskLost { .. } => "D9",
+            Self::ClockJump { .. } => "T1",
             Self::NoFiles { .. } => "M4",
             Self::NoImages => "C4",
+        }
+    }
+
+    /// The node whose daemon or containers it strikes; nothing for one of the network.
+    #[must_use]
+    pub fn target(&self) -> Option<&str> {
+        match self {
+            Self::Kill { node }
+            | Self::KillShims { node }
+            | Self::KillContainers { node }
+            | Self::Pause { node }
+            | Self::Starve { node, .. }
+            | Self::Restart { node }
+            | Self::SlowDisk { node, .. }
+            | Self::DiskFull { node }
+            | Self::NoInodes { node }
+            | Self::FailedSync { node }
+            | Self::TornWrite { node }
+            | Self::DiskLost { node }
+            | Self::ClockJump { node, .. }
+            | Self::NoFiles { node } => Some(node),
+            _ => None,
+        }
+    }
+
+    /// Whether there is anything for it to strike: a node may have no container just now.
+    #[must_use]
+    pub fn finds_something(&self, world: &World) -> bool {
+        match self {
+            Self::KillShims { node } | Self::KillContainers { node } => {
+                !world[node.as_str()].containers().is_empty()
+            }
+            _ => true,
         }
     }
 
@@ -124,6 +180,13 @@ impl Fault {
             Self::Pause { node } => process::pause(world, node),
             Self::Restart { node } => process::restart(world, node),
             Self::NoImages => process::no_images(world),
+            Self::DiskFull { node } => storage::full(world, node),
+            Self::NoInodes { node } => storage::no_inodes(world, node),
+            Self::FailedSync { node } => storage::failing(world, node, Op::Fsync, Effect::Eio),
+            Self::TornWrite { node } => storage::failing(world, node, Op::Write, Effect::Torn),
+            Self::PowerCut { nodes } => storage::power_cut(world, nodes),
+            Self::DiskLost { node } => storage::lost(world, node),
+            Self::ClockJump { node, seconds } => process::clock_jump(world, node, *seconds),
             Self::Starve { node, hundredths } => machine::starve(world, node, *hundredths),
             Self::SlowDisk { node, delay } => machine::slow_disk(world, node, *delay),
             Self::NoFiles { node } => machine::no_files(world, node),

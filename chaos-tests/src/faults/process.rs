@@ -6,7 +6,8 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use super::{SEEN_WITHIN, Undo, undo};
-use crate::world::{Node, World, run, until};
+use crate::disk::clock::WallClock;
+use crate::world::{Launch, Node, World, run, until};
 
 pub(super) fn kill(world: &World, node: &str) -> Result<Undo> {
     world[node].kill()?;
@@ -15,7 +16,7 @@ pub(super) fn kill(world: &World, node: &str) -> Result<Undo> {
 }
 
 /// A node may have been started by another heal meanwhile.
-fn start(node: &Node) -> Result<()> {
+pub(super) fn start(node: &Node) -> Result<()> {
     match node.daemon() {
         Some(_) => Ok(()),
         None => node.start(),
@@ -94,5 +95,26 @@ pub(super) fn no_images(world: &World) -> Result<Undo> {
             Duration::from_secs(30),
             || Ok(world.registry_answers().then_some(())),
         )
+    }))
+}
+
+/// The daemon is started again to be given a clock that can lie, and once more to take it away.
+pub(super) fn clock_jump(world: &World, node: &str, seconds: i64) -> Result<Undo> {
+    let clock = WallClock::new(&world.dir().join(format!("{node}.clock")))?;
+    let launch = Launch {
+        prefix: clock.prefix(),
+        ..Launch::default()
+    };
+    world[node].stop()?;
+    world[node].start_with(&launch)?;
+    clock.jump(seconds)?;
+    clock.check(seconds)?;
+    let node = node.to_owned();
+    Ok(undo(move |world| {
+        if world[&node].daemon().is_some() {
+            world[&node].stop()?;
+        }
+        drop(clock);
+        world[&node].start()
     }))
 }

@@ -16,6 +16,7 @@
 mod daemon;
 mod http;
 mod image;
+mod media;
 mod node;
 mod power;
 mod shell;
@@ -34,6 +35,8 @@ use anyhow::{Context as _, Result, ensure};
 
 pub use daemon::Launch;
 pub use http::{Request, Response};
+use media::Disks;
+pub use media::Media;
 pub(crate) use node::pids;
 pub use node::{Node, ORIGIN};
 pub use shell::{Outcome, run, until};
@@ -59,6 +62,7 @@ pub struct World {
     layout: PathBuf,
     registry: Mutex<Child>,
     wire: Arc<Wire>,
+    disks: Disks,
 }
 
 impl World {
@@ -70,12 +74,20 @@ impl World {
 
     /// A cluster of these nodes on a network like this.
     pub fn with(names: &[&str], network: Preset) -> Result<Self> {
-        let mut world = Self::empty_with(network)?;
+        Self::empty_with(network)?.inhabited(names, Media::Plain)
+    }
+
+    /// A cluster of these nodes, each on a disk like this.
+    pub fn on(names: &[&str], media: Media) -> Result<Self> {
+        Self::empty()?.inhabited(names, media)
+    }
+
+    fn inhabited(mut self, names: &[&str], media: Media) -> Result<Self> {
         for name in names {
-            world.add(name)?;
+            self.add_on(name, media)?;
         }
-        world.settle()?;
-        Ok(world)
+        self.settle()?;
+        Ok(self)
     }
 
     /// A registry of images and no nodes.
@@ -107,6 +119,7 @@ impl World {
             layout,
             registry: Mutex::new(registry),
             wire: Arc::new(wire),
+            disks: Disks::new(),
         })
     }
 
@@ -129,8 +142,15 @@ impl World {
 
     /// A node more: the first starts the cluster, the others join it.
     pub fn add(&mut self, name: &str) -> Result<Node> {
+        self.add_on(name, Media::Plain)
+    }
+
+    /// The same on a disk like this.
+    pub fn add_on(&mut self, name: &str, media: Media) -> Result<Node> {
         let first = self.nodes.first().cloned();
         let node = self.bare(name)?;
+        let disk = Mutex::new(media.mount(&node)?);
+        self.disks.insert(name.to_owned(), disk);
         match first {
             None => node.enrol(&["up"], &[])?.ok()?,
             Some(first) => {

@@ -7,11 +7,17 @@ use anyhow::{Result, ensure};
 use super::node::Node;
 use super::shell::run;
 use super::{World, host, traces};
+use crate::disk::Disk;
 
 impl World {
-    /// Ends every process of this node at once, takes its network and its mounts away. Its folder
-    /// stays, and its empty cgroups, which a real machine would have lost as well.
+    /// Ends every process of this node at once, takes its network and its mounts away. What was
+    /// synced to its disk stays, and its empty cgroups, which a real machine would have lost as
+    /// well.
     pub fn power_off(&self, node: &Node) -> Result<()> {
+        if let Disk::Powered(disk) = &*self.disk(&node.name)? {
+            // First: nothing that a dying process writes may reach it.
+            disk.power_cut()?;
+        }
         let netns = PathBuf::from("/run/netns").join(&node.netns);
         traces::end_processes(&node.dir, &node.cgroup, &[netns])?;
         traces::unmount_below(&node.dir)?;
@@ -23,6 +29,7 @@ impl World {
 
     /// The machine with a new kernel's network, and its daemon.
     pub fn boot(&self, node: &Node) -> Result<()> {
+        self.disk(&node.name)?.power_on()?;
         host(&self.tag, &self.wire, &node.name, last(node))?;
         node.start()
     }

@@ -14,6 +14,7 @@ mod images;
 mod members;
 mod mistakes;
 mod reboot;
+mod scenarios;
 mod serving;
 mod streams;
 mod trust;
