@@ -15,9 +15,14 @@ const MAX_LINE: usize = 64 << 10;
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
     /// Makes a TAP device of this name in the wire's namespace, and a port behind it.
-    Plug { port: String, device: String },
+    Plug {
+        port: String,
+        device: String,
+    },
     /// Takes a port and its device away.
-    Unplug { port: String },
+    Unplug {
+        port: String,
+    },
     /// Sets every link from one of these ports to one of those.
     Set {
         from: Vec<String>,
@@ -32,7 +37,10 @@ pub enum Request {
     },
     /// Every link as the preset has it.
     Reset,
-    Get { from: String, to: String },
+    Get {
+        from: String,
+        to: String,
+    },
     Stats,
 }
 
@@ -135,5 +143,47 @@ impl Connection {
             }
         }
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_serves_whole_lines_and_refuses_nonsense() {
+        let (mut client, server) = UnixStream::pair().unwrap();
+        let mut connection = Connection::new(server).unwrap();
+        let mut served = Vec::new();
+        let mut turn = |connection: &mut Connection| {
+            connection.turn(|request| {
+                served.push(request);
+                Answer::Done
+            })
+        };
+        client.write_all(b"\"reset\"\n\"sta").unwrap();
+        assert!(turn(&mut connection).unwrap());
+        client.write_all(b"ts\"\n{\"surprise\":1}\n").unwrap();
+        assert!(turn(&mut connection).unwrap());
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        assert!(!turn(&mut connection).unwrap(), "the client has left");
+        drop(connection);
+        let mut said = String::new();
+        client.read_to_string(&mut said).unwrap();
+        let said: Vec<_> = said.lines().collect();
+        assert_eq!(said[..2], ["\"done\"", "\"done\""]);
+        assert!(
+            said.len() == 3 && said[2].contains("not understood"),
+            "{said:?}"
+        );
+        assert_eq!(served, [Request::Reset, Request::Stats]);
+
+        let (mut client, server) = UnixStream::pair().unwrap();
+        let mut connection = Connection::new(server).unwrap();
+        client.write_all(&vec![b' '; 100_000]).unwrap();
+        assert!(
+            connection.turn(|_| Answer::Done).is_err(),
+            "a line without an end"
+        );
     }
 }

@@ -14,14 +14,14 @@ use clap::Parser;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tun_rs::{DeviceBuilder, Layer, SyncDevice};
 
-use super::{Link, Preset};
 use super::control::{Answer, Connection, Entry, LinkStats, Request};
 use super::switch::{Port, Switch};
+use super::{Link, Preset};
 
 /// Frames read from one port before the next port has its turn.
 const BATCH: usize = 64;
-/// No frame is larger: devices have an MTU of 1500 and no segmentation offload.
-const MAX_FRAME: usize = 16 << 10;
+/// No frame is larger: IP packets end at 64 KiB, and devices offload no segmentation.
+const MAX_FRAME: usize = 68 << 10;
 /// Frames that the kernel holds for a port while the wire is busy.
 const DEVICE_QUEUE: u32 = 4000;
 const MAX_CLIENTS: usize = 32;
@@ -128,7 +128,9 @@ impl Driver {
             fds.push(PollFd::new(&client.stream, wanted));
         }
         let ports = self.devices.iter().enumerate();
-        let ports: Vec<_> = ports.filter_map(|(port, d)| Some((port, d.as_ref()?))).collect();
+        let ports: Vec<_> = ports
+            .filter_map(|(port, d)| Some((port, d.as_ref()?)))
+            .collect();
         for (_, device) in &ports {
             fds.push(PollFd::from_borrowed_fd(device.as_fd(), PollFlags::IN));
         }
@@ -278,5 +280,7 @@ impl Driver {
 /// parent dies, however it dies.
 fn parent_lives() -> bool {
     let mut ignored = [0; 64];
-    std::io::stdin().read(&mut ignored).is_ok_and(|read| read > 0)
+    std::io::stdin()
+        .read(&mut ignored)
+        .is_ok_and(|read| read > 0)
 }

@@ -250,13 +250,16 @@ impl Switch {
 
     /// Every link between two ports: from, to, how it is, what it has seen.
     pub fn links(&self) -> impl Iterator<Item = (&str, &str, Link, Counts)> {
-        self.lines.iter().enumerate().flat_map(move |(from, lines)| {
-            let others = lines.iter().enumerate().filter(move |(to, _)| *to != from);
-            others.map(move |(to, line)| {
-                let (from, to) = (&self.names[from], &self.names[to]);
-                (from.as_str(), to.as_str(), line.link(), line.counts)
+        self.lines
+            .iter()
+            .enumerate()
+            .flat_map(move |(from, lines)| {
+                let others = lines.iter().enumerate().filter(move |(to, _)| *to != from);
+                others.map(move |(to, line)| {
+                    let (from, to) = (&self.names[from], &self.names[to]);
+                    (from.as_str(), to.as_str(), line.link(), line.counts)
+                })
             })
-        })
     }
 }
 

@@ -303,7 +303,11 @@ fn registry_name(tag: &Tag) -> String {
 fn outside(tag: &Tag, wire: &Wire) -> Result<()> {
     let device = tag.link("out");
     wire.add_port(OUTSIDE, &device)?;
-    run("ip", ["link", "set", &device, "address", &mac(tag, GATEWAY)])?.ok()?;
+    run(
+        "ip",
+        ["link", "set", &device, "address", &mac(tag, GATEWAY)],
+    )?
+    .ok()?;
     let own = format!("{}/24", address(tag, GATEWAY));
     run("ip", ["address", "add", &own, "dev", &device])?.ok()?;
     run("ip", ["link", "set", &device, "up"])?.ok()?;

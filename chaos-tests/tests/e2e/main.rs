@@ -17,6 +17,7 @@ mod reboot;
 mod serving;
 mod streams;
 mod trust;
+mod wire;
 
 /// Three nodes in three regions.
 const THREE: [&str; 3] = ["par-1", "fra-1", "lis-1"];
