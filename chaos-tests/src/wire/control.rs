@@ -145,3 +145,45 @@ impl Connection {
         Ok(true)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_serves_whole_lines_and_refuses_nonsense() {
+        let (mut client, server) = UnixStream::pair().unwrap();
+        let mut connection = Connection::new(server).unwrap();
+        let mut served = Vec::new();
+        let mut turn = |connection: &mut Connection| {
+            connection.turn(|request| {
+                served.push(request);
+                Answer::Done
+            })
+        };
+        client.write_all(b"\"reset\"\n\"sta").unwrap();
+        assert!(turn(&mut connection).unwrap());
+        client.write_all(b"ts\"\n{\"surprise\":1}\n").unwrap();
+        assert!(turn(&mut connection).unwrap());
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        assert!(!turn(&mut connection).unwrap(), "the client has left");
+        drop(connection);
+        let mut said = String::new();
+        client.read_to_string(&mut said).unwrap();
+        let said: Vec<_> = said.lines().collect();
+        assert_eq!(said[..2], ["\"done\"", "\"done\""]);
+        assert!(
+            said.len() == 3 && said[2].contains("not understood"),
+            "{said:?}"
+        );
+        assert_eq!(served, [Request::Reset, Request::Stats]);
+
+        let (mut client, server) = UnixStream::pair().unwrap();
+        let mut connection = Connection::new(server).unwrap();
+        client.write_all(&vec![b' '; 100_000]).unwrap();
+        assert!(
+            connection.turn(|_| Answer::Done).is_err(),
+            "a line without an end"
+        );
+    }
+}

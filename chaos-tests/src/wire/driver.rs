@@ -20,8 +20,8 @@ use super::{Link, Preset};
 
 /// Frames read from one port before the next port has its turn.
 const BATCH: usize = 64;
-/// No frame is larger: devices have an MTU of 1500 and no segmentation offload.
-const MAX_FRAME: usize = 16 << 10;
+/// No frame is larger: IP packets end at 64 KiB, and devices offload no segmentation.
+const MAX_FRAME: usize = 68 << 10;
 /// Frames that the kernel holds for a port while the wire is busy.
 const DEVICE_QUEUE: u32 = 4000;
 const MAX_CLIENTS: usize = 32;

@@ -137,7 +137,7 @@ impl Line {
             return Some(now);
         };
         let starts = self.free.max(now);
-        let waiting = (starts - now).as_nanos() * u128::from(rate) / u128::from(BYTE);
+        let waiting = starts.saturating_sub(now).as_nanos() * u128::from(rate) / u128::from(BYTE);
         if waiting + length as u128 > u128::from(self.link.queue) {
             return None;
         }

@@ -81,3 +81,33 @@ pub fn mobile_down() -> Link {
         ..Link::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn presets_know_regions_by_the_names() {
+        let delay = |preset: Preset, from, to| preset.link(from, to).delay;
+        assert_eq!(Preset::Lan.link("par-1", "fra-1"), Link::default());
+        for (preset, from, to, expected) in [
+            (Preset::Metro, "par-1", "fra-1", 1.0),
+            (Preset::Regions, "par-1", "par-2", 1.0),
+            (Preset::Regions, "par-1", "fra-1", 20.0),
+            (Preset::Regions, "par-1", "registry", 0.0),
+            (Preset::Mobile, "par-1", "fra-1", 1.0),
+        ] {
+            let (there, back) = (delay(preset, from, to), delay(preset, to, from));
+            assert!((there - expected).abs() < f64::EPSILON, "{from} {to}");
+            assert!((back - expected).abs() < f64::EPSILON, "{to} {from}");
+        }
+        let (up, down) = (
+            Preset::Mobile.link("mob-1", "par-1"),
+            Preset::Mobile.link("par-1", "mob-1"),
+        );
+        assert!(
+            up.loss > down.loss && up.rate < down.rate,
+            "one way is worse"
+        );
+    }
+}

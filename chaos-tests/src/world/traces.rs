@@ -1,5 +1,6 @@
-//! What a world leaves in the system, found by its tag and removed: processes, mounts, namespaces,
-//! links, cgroups, files. Also the worlds of tests that were killed before they could tidy up.
+//! What a world leaves in the system, found by its tag and removed: processes (of nodes, the wire
+//! and the registry of images), mounts, namespaces, links, cgroups, files. Also the worlds of tests
+//! that were killed before they could tidy up.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -71,7 +72,7 @@ pub(super) fn remove(tag: &Tag) -> Result<()> {
     for entry in fs::read_dir("/sys/class/net")?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if name.starts_with(&tag.link("")) {
-            // A veth may go by itself with its namespace.
+            // It may go by itself meanwhile, with the wire that held it.
             run("ip", ["link", "delete", &name])?;
         }
     }

@@ -18,6 +18,7 @@ mod scenarios;
 mod serving;
 mod streams;
 mod trust;
+mod wire;
 
 /// Three nodes in three regions.
 const THREE: [&str; 3] = ["par-1", "fra-1", "lis-1"];
