@@ -59,10 +59,9 @@ impl Calls {
         let effect = lock(&self.rules).on_call(op, &path);
         match effect {
             None => Ok(Verdict::Pass),
-            Some(Effect::Eio) => Err(rustix::io::Errno::IO),
             Some(Effect::Enospc) => Err(rustix::io::Errno::NOSPC),
             Some(Effect::Torn) if op == Op::Write => Ok(Verdict::Tear),
-            Some(Effect::Torn) => Err(rustix::io::Errno::IO),
+            Some(Effect::Eio | Effect::Torn) => Err(rustix::io::Errno::IO),
             Some(Effect::Delay(time)) => {
                 std::thread::sleep(time);
                 Ok(Verdict::Pass)
