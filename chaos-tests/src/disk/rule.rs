@@ -62,15 +62,18 @@ impl Rule {
     }
 
     /// Only on paths that end with this.
+    #[must_use]
     pub fn on(self, path: &str) -> Self {
         let path = path.to_owned();
         Self { path, ..self }
     }
 
+    #[must_use]
     pub fn after(self, after: u64) -> Self {
         Self { after, ..self }
     }
 
+    #[must_use]
     pub fn times(self, times: u64) -> Self {
         let times = Some(times);
         Self { times, ..self }

@@ -1,14 +1,13 @@
-//! One method per call of the kernel: asks the rules, then does on the folder behind what was asked.
-//! Owns the order of the two and nothing else.
+//! One method per call of the kernel: hands it to `work` and answers what came of it. Owns the answers
+//! and nothing else.
 //!
 //! The kernel keeps no answer about names and attributes (their time to live is zero), so what a test
 //! does to the folder behind shows at once.
 
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use fuser::{
     BsdFileFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
@@ -16,204 +15,17 @@ use fuser::{
     ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
     WriteFlags,
 };
-use rustix::fs::{AtFlags, CWD, FallocateFlags, FileType, Gid, Mode, OFlags, Timespec, Uid};
-use rustix::fs::{Timestamps, UTIME_NOW, UTIME_OMIT, XattrFlags};
+use rustix::fs::{AtFlags, CWD, FallocateFlags, FileType, Mode, OFlags, XattrFlags};
 use rustix::io::Result;
 
-use super::super::rule::{Effect, Op};
-use super::Shared;
-use super::tree::{Tree, lock};
+use super::super::rule::Op;
+use super::work::{Calls, Change};
 
 const NOT_KEPT: Duration = Duration::ZERO;
 const FIRST: Generation = Generation(0);
 
-pub(super) struct Calls {
-    tree: Tree,
-    rules: Shared,
-}
-
-/// How a call goes on after the rules were asked.
-enum Verdict {
-    Pass,
-    Tear,
-}
-
-/// What `setattr` changes.
-struct Change {
-    mode: Option<u32>,
-    owner: (Option<u32>, Option<u32>),
-    size: Option<u64>,
-    times: (Option<TimeOrNow>, Option<TimeOrNow>),
-}
-
-impl Calls {
-    pub fn new(tree: Tree, rules: Shared) -> Self {
-        Self { tree, rules }
-    }
-
-    fn ask(&self, op: Op, path: impl FnOnce() -> String) -> Result<Verdict> {
-        if !lock(&self.rules).watch(op) {
-            return Ok(Verdict::Pass);
-        }
-        let path = path();
-        let effect = lock(&self.rules).on_call(op, &path);
-        match effect {
-            None => Ok(Verdict::Pass),
-            Some(Effect::Eio) => Err(rustix::io::Errno::IO),
-            Some(Effect::Enospc) => Err(rustix::io::Errno::NOSPC),
-            Some(Effect::Torn) if op == Op::Write => Ok(Verdict::Tear),
-            Some(Effect::Torn) => Err(rustix::io::Errno::IO),
-            Some(Effect::Delay(time)) => {
-                std::thread::sleep(time);
-                Ok(Verdict::Pass)
-            }
-        }
-    }
-
-    /// A new name in a folder: made by `make`, given to who asked, told of.
-    fn new_name(
-        &self,
-        request: &Request,
-        (parent, name): (INodeNo, &OsStr),
-        make: impl FnOnce(&OwnedFd) -> Result<()>,
-    ) -> Result<FileAttr> {
-        self.ask(Op::Create, || self.tree.path_in(parent, name))?;
-        make(&*self.tree.fd(parent)?)?;
-        self.tree.give(parent, name, request.uid(), request.gid())?;
-        self.tree.lookup(parent, name)
-    }
-
-    fn change(&self, ino: INodeNo, change: &Change) -> Result<FileAttr> {
-        let (fd, link) = (self.tree.fd(ino)?, self.tree.link(ino)?);
-        if let Some(size) = change.size {
-            self.ask(Op::Resize, || self.tree.path(ino))?;
-            let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-            let file = rustix::fs::open(&link, flags, Mode::empty())?;
-            rustix::fs::ftruncate(file, size)?;
-        }
-        if let (uid, gid) = change.owner
-            && (uid.is_some() || gid.is_some())
-        {
-            let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
-            rustix::fs::chownat(&*fd, "", uid, gid, AtFlags::EMPTY_PATH)?;
-        }
-        if let Some(mode) = change.mode {
-            rustix::fs::chmod(&link, Mode::from_raw_mode(mode))?;
-        }
-        if let (read, written) = change.times
-            && (read.is_some() || written.is_some())
-        {
-            let times = Timestamps {
-                last_access: timespec(read),
-                last_modification: timespec(written),
-            };
-            rustix::fs::utimensat(&*fd, "", &times, AtFlags::EMPTY_PATH)?;
-        }
-        self.tree.attr(ino)
-    }
-
-    fn write_all(&self, at: (INodeNo, FileHandle), offset: u64, data: &[u8]) -> Result<usize> {
-        let verdict = self.ask(Op::Write, || self.tree.path(at.0))?;
-        let file = self.tree.opened(at.1)?;
-        match verdict {
-            Verdict::Pass => rustix::io::pwrite(&file.fd, data, offset),
-            Verdict::Tear => {
-                rustix::io::pwrite(&file.fd, &data[..data.len() / 2], offset)?;
-                Err(rustix::io::Errno::IO)
-            }
-        }
-    }
-
-    fn sync(&self, ino: INodeNo, handle: FileHandle, data_only: bool) -> Result<()> {
-        self.ask(Op::Fsync, || self.tree.path(ino))?;
-        let file = self.tree.opened(handle)?;
-        if data_only {
-            rustix::fs::fdatasync(&file.fd)
-        } else {
-            rustix::fs::fsync(&file.fd)
-        }
-    }
-
-    fn open_file(&self, ino: INodeNo, flags: OpenFlags) -> Result<FileHandle> {
-        self.ask(Op::Open, || self.tree.path(ino))?;
-        self.tree.open(ino, own(flags.0))
-    }
-
-    fn create_file(
-        &self,
-        request: &Request,
-        (parent, name): (INodeNo, &OsStr),
-        (mode, flags): (u32, i32),
-    ) -> Result<(FileAttr, FileHandle)> {
-        self.ask(Op::Create, || self.tree.path_in(parent, name))?;
-        let flags = own(flags) | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mode = Mode::from_raw_mode(mode);
-        let fd = rustix::fs::openat(self.tree.fd(parent)?, name, flags, mode)?;
-        self.tree.give(parent, name, request.uid(), request.gid())?;
-        Ok((self.tree.lookup(parent, name)?, self.tree.keep(fd)))
-    }
-
-    fn remove(&self, parent: INodeNo, name: &OsStr, flags: AtFlags) -> Result<()> {
-        self.ask(Op::Unlink, || self.tree.path_in(parent, name))?;
-        rustix::fs::unlinkat(self.tree.fd(parent)?, name, flags)
-    }
-
-    fn read_some(&self, at: (INodeNo, FileHandle), offset: u64, size: u32) -> Result<Vec<u8>> {
-        self.ask(Op::Read, || self.tree.path(at.0))?;
-        let file = self.tree.opened(at.1)?;
-        let mut data = vec![0; size as usize];
-        let mut filled = 0;
-        while filled < data.len() {
-            let at = offset + filled as u64;
-            match rustix::io::pread(&file.fd, &mut data[filled..], at)? {
-                0 => break,
-                read => filled += read,
-            }
-        }
-        data.truncate(filled);
-        Ok(data)
-    }
-
-    fn list(&self, handle: FileHandle, offset: u64, reply: &mut ReplyDirectory) -> Result<()> {
-        let folder = self.tree.opened(handle)?;
-        let mut listing = lock(&folder.listing);
-        if offset == 0 {
-            *listing = self.tree.list(&folder.fd)?;
-        }
-        let seen = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (entry, next) in listing.iter().zip(1..).skip(seen) {
-            let name = OsStr::from_bytes(&entry.name);
-            if reply.add(INodeNo(entry.ino), next, entry.kind, name) {
-                break;
-            }
-        }
-        Ok(())
-    }
-}
-
 fn refusal(error: rustix::io::Errno) -> Errno {
     Errno::from_i32(error.raw_os_error())
-}
-
-/// The caller's flags, less what is the kernel's part: where appended bytes go, how buffers align.
-fn own(flags: i32) -> OFlags {
-    let flags = OFlags::from_bits_retain(flags.cast_unsigned());
-    flags.difference(OFlags::APPEND | OFlags::DIRECT | OFlags::NOCTTY)
-}
-
-fn timespec(time: Option<TimeOrNow>) -> Timespec {
-    let mark = |tv_nsec| Timespec { tv_sec: 0, tv_nsec };
-    match time {
-        None => mark(UTIME_OMIT),
-        Some(TimeOrNow::Now) => mark(UTIME_NOW),
-        Some(TimeOrNow::SpecificTime(time)) => {
-            let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-            Timespec {
-                tv_sec: since.as_secs().cast_signed(),
-                tv_nsec: since.subsec_nanos().into(),
-            }
-        }
-    }
 }
 
 fn entry(reply: ReplyEntry, done: Result<FileAttr>) {

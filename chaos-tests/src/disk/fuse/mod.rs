@@ -9,6 +9,7 @@
 
 mod calls;
 mod tree;
+mod work;
 
 use std::io::{BufRead as _, Write as _, stdin, stdout};
 use std::path::Path;
@@ -21,8 +22,8 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
 use super::rule::{Rule, Rules};
-use calls::Calls;
 use tree::Tree;
+use work::Calls;
 
 /// A call that a rule delays keeps one busy.
 const THREADS: usize = 8;
