@@ -2,4 +2,10 @@
 
 pub mod accounting;
 pub mod convergence;
+pub mod deploys;
 pub mod leaks;
+pub mod linear;
+pub mod oracle;
+#[cfg(test)]
+mod testing;
+pub mod watch;

@@ -53,7 +53,7 @@ pub enum Fault {
     Pause { node: String },
     /// P5: the daemon gets so many hundredths of one processor.
     Starve { node: String, hundredths: u64 },
-    /// P7: the daemon is ended as for an upgrade, and started again.
+    /// P7: the daemon is ended as for an upgrade; healed by a start.
     Restart { node: String },
     /// D1: this node's disk is full.
     DiskFull { node: String },

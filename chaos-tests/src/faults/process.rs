@@ -74,12 +74,9 @@ pub(super) fn pause(world: &World, node: &str) -> Result<Undo> {
 }
 
 pub(super) fn restart(world: &World, node: &str) -> Result<Undo> {
-    let node = &world[node];
-    let before = node.daemon();
-    node.stop()?;
-    node.start()?;
-    ensure!(node.daemon() != before, "{} was not restarted", node.name);
-    Ok(undo(|_| Ok(())))
+    world[node].stop()?;
+    let node = node.to_owned();
+    Ok(undo(move |world| start(&world[&node])))
 }
 
 pub(super) fn no_images(world: &World) -> Result<Undo> {

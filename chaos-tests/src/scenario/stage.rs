@@ -11,8 +11,8 @@ use crate::checkers::{accounting, convergence, deploys, leaks, linear, oracle, w
 use crate::faults::{Active, Fault};
 use crate::workload::api::Door;
 use crate::workload::ledger::{BackendLedger, ClientLedger, LogReader};
-use crate::workload::{load, registry};
-use crate::world::{ORIGIN, World, until};
+use crate::workload::{history, load, registry};
+use crate::world::{Node, ORIGIN, World, until};
 
 /// What the HTTP clients ask.
 const SERVICE: &str = "web";
@@ -30,6 +30,8 @@ const AFTER: Duration = Duration::from_secs(5);
 const AGREEING: Duration = Duration::from_secs(60);
 /// For instances to end and what they had to be taken down.
 const TIDYING: Duration = Duration::from_secs(90);
+/// For the search of an order in the registry's history.
+const DECIDING: Duration = Duration::from_secs(60);
 /// The loads end by themselves when a run hangs.
 const LONGEST: Duration = Duration::from_secs(3 * 3600);
 
@@ -205,7 +207,7 @@ impl Stage {
             logs.read(node.dir(), &mut served)?;
         }
         self.requests(&requests, &served, &mut report);
-        judge_registry(&registry, &mut report);
+        judge_registry(&registry, &self.world, &mut report);
         self.nothing_left(&registry, &mut report)?;
         Ok(report)
     }
@@ -247,16 +249,38 @@ impl Stage {
     }
 }
 
-fn judge_registry(run: &registry::Run, report: &mut Report) {
+fn judge_registry(run: &registry::Run, world: &World, report: &mut Report) {
     report
         .told
         .push(format!("registry: {:?}", run.history.counts()));
-    report.find("registry", linear::check(&run.history));
-    report.find("registry", oracle::check(&run.history, &run.last));
-    report.find("registry", deploys::check(&run.history, &run.last));
+    match linear::check(&run.history, DECIDING) {
+        linear::Verdict::Linearizable => {}
+        linear::Verdict::Violation(why) => report.find("linearizability", why),
+        linear::Verdict::Unknown(why) => report.find("linearizability not decided", why),
+    }
+    let restarts = restarts(world);
+    report.find(
+        "registry",
+        oracle::check(&run.history, &run.last, &restarts),
+    );
+    report.find("deploys", deploys::check(&run.history, &run.last));
     for notes in &run.watches {
         report.find("watch", watch::check(notes, &run.history, &run.last));
     }
+}
+
+/// In the histories' time.
+fn restarts(world: &World) -> Vec<oracle::Restart> {
+    let ago = |at: Instant| u64::try_from(at.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    let of = |node: &Node| {
+        let name = node.name.clone();
+        let starts = node.starts().into_iter();
+        starts.map(move |at| oracle::Restart {
+            node: name.clone(),
+            at: history::now().saturating_sub(ago(at)),
+        })
+    };
+    world.nodes().iter().flat_map(of).collect()
 }
 
 impl Report {

@@ -3,7 +3,8 @@
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -55,9 +56,15 @@ impl Node {
 
     fn end(&self, signal: &str, within: Duration) -> Result<()> {
         self.signal(self.running()?, signal)?;
+        // Its command line goes a moment before its files do, and the next daemon wants its lock.
         until("the daemon is gone", within, || {
-            Ok(self.daemon().is_none().then_some(()))
+            Ok((self.daemon().is_none() && self.is_unlocked()).then_some(()))
         })
+    }
+
+    fn is_unlocked(&self) -> bool {
+        let lock = std::fs::File::open(self.dir.join("run/lock"));
+        lock.is_err() || lock.is_ok_and(|lock| lock.try_lock().is_ok())
     }
 
     /// `SIGSTOP`: the daemon lives and does nothing.
@@ -82,6 +89,12 @@ impl Node {
         run("kill", [signal, &pid.to_string()])?.ok().map(drop)
     }
 
+    /// When the daemon was started again so far; it did not run just before.
+    pub fn starts(&self) -> Vec<Instant> {
+        let starts = self.starts.lock();
+        starts.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Starts the daemon as a supervisor would; answers when its API does.
     pub fn start(&self) -> Result<()> {
         self.start_with(&Launch::default())
@@ -100,6 +113,9 @@ impl Node {
             .create(true)
             .append(true)
             .open(log)?;
+        let mut starts = self.starts.lock().unwrap_or_else(PoisonError::into_inner);
+        starts.push(Instant::now());
+        drop(starts);
         let netns = format!("--net=/run/netns/{}", self.netns);
         let programs = launch.programs.as_deref().unwrap_or(&self.programs);
         Command::new("setsid")

@@ -135,6 +135,7 @@ impl World {
             cgroup: format!("/{}/{name}", self.tag.name()),
             registry: registry_name(&self.tag),
             programs: programs()?,
+            starts: Arc::default(),
         };
         self.nodes.push(node.clone());
         Ok(node)

@@ -4,6 +4,8 @@ use std::ffi::OsStr;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
@@ -24,6 +26,8 @@ pub struct Node {
     pub(super) cgroup: String,
     pub(super) registry: String,
     pub(super) programs: PathBuf,
+    /// When its daemon was started again.
+    pub(super) starts: Arc<Mutex<Vec<Instant>>>,
 }
 
 impl Node {

@@ -52,7 +52,10 @@ fn n2_the_leader_hears_nobody() -> Result<()> {
 #[test]
 fn n3_two_nodes_reach_each_other_only_by_the_third() -> Result<()> {
     let one_of = "par-1".to_owned();
-    one(&Fault::Apart { one: one_of, other: lis() })
+    one(&Fault::Apart {
+        one: one_of,
+        other: lis(),
+    })
 }
 
 #[test]
@@ -82,12 +85,18 @@ fn n16_a_region_comes_back_with_what_it_knew() -> Result<()> {
     stage.begin(SEED)?;
     let from = stage.since_begin();
     let away = Fault::Partition { side: vec![lis()] }.inject(&stage.world)?;
-    stage.world.deploy("later", &["--scale", "0..1", "--cpu", "0.1"])?.ok()?;
+    stage
+        .world
+        .deploy("later", &["--scale", "0..1", "--cpu", "0.1"])?
+        .ok()?;
     stage.world.first().cli(&["-y", "delete", "later"])?.ok()?;
     stage.heal(away, from)?;
     stage.converged()?;
     let told = stage.world["lis-1"].cli(&["get", "services"])?.ok()?;
-    ensure!(!told.out.contains("later"), "a deleted service is back: {told}");
+    ensure!(
+        !told.out.contains("later"),
+        "a deleted service is back: {told}"
+    );
     passed(stage)
 }
 
@@ -105,7 +114,11 @@ fn p1_the_leader_is_killed() -> Result<()> {
 fn p1_the_daemon_of_every_container_is_killed() -> Result<()> {
     let mut stage = Stage::of(&THREE)?;
     stage.begin(SEED)?;
-    let busy = stage.world.nodes().iter().find(|n| !n.containers().is_empty());
+    let busy = stage
+        .world
+        .nodes()
+        .iter()
+        .find(|n| !n.containers().is_empty());
     let node = busy.map(|n| n.name.clone()).unwrap_or_else(lis);
     stage.during(&Fault::Kill { node }, WHILE)?;
     passed(stage)
@@ -150,13 +163,19 @@ fn on(media: Media, fault: &Fault) -> Result<()> {
 
 #[test]
 fn d1_a_disk_is_full() -> Result<()> {
-    let small = Media::Small { bytes: 192 << 20, inodes: 16 << 10 };
+    let small = Media::Small {
+        bytes: 192 << 20,
+        inodes: 16 << 10,
+    };
     on(small, &Fault::DiskFull { node: lis() })
 }
 
 #[test]
 fn d2_a_disk_has_no_inodes_left() -> Result<()> {
-    let small = Media::Small { bytes: 192 << 20, inodes: 16 << 10 };
+    let small = Media::Small {
+        bytes: 192 << 20,
+        inodes: 16 << 10,
+    };
     on(small, &Fault::NoInodes { node: lis() })
 }
 
@@ -188,7 +207,10 @@ fn d8_all_nodes_lose_their_power() -> Result<()> {
 
 #[test]
 fn t1_a_wall_clock_jumps() -> Result<()> {
-    one(&Fault::ClockJump { node: lis(), seconds: 3600 })
+    one(&Fault::ClockJump {
+        node: lis(),
+        seconds: 3600,
+    })
 }
 
 #[test]
