@@ -24,7 +24,7 @@ impl From<ErrorCode> for Exit {
         match code {
             ErrorCode::NotFound => Self::NotFound,
             ErrorCode::Invalid | ErrorCode::TooLarge => Self::Usage,
-            ErrorCode::Conflict => Self::Conflict,
+            ErrorCode::Conflict | ErrorCode::Gone => Self::Conflict,
             ErrorCode::CannotPlace => Self::CannotPlace,
             ErrorCode::NoQuorum | ErrorCode::Unreachable => Self::Unavailable,
             ErrorCode::Unauthorized => Self::NotAuthorised,
@@ -122,6 +122,7 @@ mod tests {
             (ErrorCode::Internal, 1),
             (ErrorCode::TooLarge, 2),
             (ErrorCode::Timeout, 4),
+            (ErrorCode::Gone, 6),
         ];
         for (code, exit) in table {
             assert_eq!(Exit::from(code) as i32, exit, "{code:?}");

@@ -317,6 +317,7 @@ fn refusal(status: http::StatusCode, body: &[u8]) -> ApiError {
         let code = match status.as_u16() {
             404 => ErrorCode::NotFound,
             409 => ErrorCode::Conflict,
+            410 => ErrorCode::Gone,
             422 => ErrorCode::CannotPlace,
             503 | 502 => ErrorCode::Unreachable,
             401 | 403 => ErrorCode::Unauthorized,

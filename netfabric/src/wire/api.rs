@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use scheduler::model::{
-    FailReason, ImagePin, InstanceId, InstanceState, Name, NodeId, RequestId, Resources,
+    FailReason, ImagePin, InstanceId, InstanceState, Name, NodeId, RequestId, Resources, Revision,
     RevisionKey, RevisionSpec, RevisionState, Role, Scale, Service, ServiceKey, TrafficTarget,
     UnixMs,
 };
@@ -14,6 +14,9 @@ use serde::{Deserialize, Serialize};
 
 /// Every path starts with it, `healthz` included.
 pub const PREFIX: &str = "/v1";
+
+/// The header with the registry index that an answer about services was read at.
+pub const INDEX_HEADER: &str = "selvedge-index";
 
 /// Code words of an [`ApiError`], in the order of the CLI's exit codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +33,8 @@ pub enum ErrorCode {
     Internal,
     TooLarge,
     Timeout,
+    /// What was asked for lies too far back.
+    Gone,
 }
 
 impl ErrorCode {
@@ -46,6 +51,7 @@ impl ErrorCode {
             Self::Internal => 500,
             Self::TooLarge => 413,
             Self::Timeout => 504,
+            Self::Gone => 410,
         }
     }
 }
@@ -317,6 +323,46 @@ pub struct LogLine {
     /// `stdout` or `stderr`.
     pub stream: String,
     pub line: String,
+}
+
+/// One line of `GET /v1/watch`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum WatchLine {
+    /// What changed at a registry index; they come in order and without gaps. Steps about nothing
+    /// that may be shown are told too, with no changes.
+    Step {
+        index: u64,
+        changes: Vec<WatchChange>,
+    },
+    /// The watch is alive, and everything up to this index was told.
+    Beat { beat: u64 },
+    /// The last line: why nothing more will come.
+    End { error: ApiError },
+}
+
+/// The whole new object, or the key of one that is no more. Join tokens are not shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum WatchChange {
+    Cluster(ClusterView),
+    Service(Box<Service>),
+    ServiceGone(ServiceKey),
+    Revision(Box<Revision>),
+    RevisionGone(RevisionKey),
+    Node(EnrolledNode),
+}
+
+/// A node as the registry knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EnrolledNode {
+    pub id: NodeId,
+    pub name: Name,
+    pub region: Name,
+    pub zone: Name,
+    pub role: Role,
+    pub revoked: bool,
 }
 
 /// `POST /v1/images/pull`

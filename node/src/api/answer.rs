@@ -7,7 +7,7 @@ use netfabric::wire::api::{ApiError, ErrorCode};
 use scheduler::model::NameError;
 use scheduler::registry::Refusal;
 
-use crate::consensus::ProposeError;
+use crate::consensus::{ProposeError, ReadError};
 use crate::image::ImageError;
 
 /// An API error as a response.
@@ -85,6 +85,21 @@ impl From<ProposeError> for Failure {
             ProposeError::Busy => Self(ApiError::new(ErrorCode::Unreachable, error.to_string())),
             ProposeError::TooLarge => Self(ApiError::new(ErrorCode::TooLarge, error.to_string())),
             ProposeError::Refused(_) => Self(ApiError::new(ErrorCode::Internal, error.to_string())),
+        }
+    }
+}
+
+impl From<ReadError> for Failure {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::NoQuorum => Self(
+                ApiError::new(
+                    ErrorCode::NoQuorum,
+                    "quorum is lost: nobody can say what the newest state is",
+                )
+                .hint("without `consistent` this node answers from its own copy"),
+            ),
+            ReadError::Behind { .. } => Self(ApiError::new(ErrorCode::Timeout, error.to_string())),
         }
     }
 }

@@ -9,6 +9,7 @@ mod logs;
 mod nodes;
 mod services;
 mod views;
+mod watch;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -25,7 +26,7 @@ use netfabric::transport::Mesh;
 use netfabric::wire::api::{ApiError, ErrorCode};
 use scheduler::fleet::Fleet;
 use scheduler::model::{Name, NodeId};
-use tokio::sync::watch;
+use tokio::sync::watch::Receiver;
 
 use crate::agent::Agent;
 use crate::consensus::Registry;
@@ -45,7 +46,7 @@ pub struct Api {
     pub ca_hash: String,
     pub mesh_address: SocketAddr,
     pub registry: Registry,
-    pub fleet: watch::Receiver<Arc<Fleet>>,
+    pub fleet: Receiver<Arc<Fleet>>,
     pub agent: Agent,
     pub images: Images,
     pub ingress: Arc<Ingress>,
@@ -111,6 +112,7 @@ fn routes(api: Arc<Api>) -> Router {
         )
         .route("/v1/explain/request/{id}", get(explain::request))
         .route("/v1/logs", get(logs::stream))
+        .route("/v1/watch", get(watch::stream))
         .route("/v1/images", get(images::list))
         .route("/v1/images/pull", post(images::pull))
         .layer(DefaultBodyLimit::max(MAX_BODY))

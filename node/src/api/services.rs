@@ -1,16 +1,31 @@
 //! Services, revisions and instances: reads, scale and delete.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, Query, State};
-use netfabric::wire::api::{InstanceView, ScaleRequest, ServiceView};
+use axum::response::{IntoResponse, Response};
+use netfabric::wire::api::{INDEX_HEADER, InstanceView, ScaleRequest, ServiceView};
 use scheduler::model::{Name, Revision, RevisionKey, Scale, Service, ServiceKey};
-use scheduler::registry::{Action, Outcome};
+use scheduler::registry::{self, Action, Outcome};
 use serde::Deserialize;
 
 use super::{Api, Failure, views};
+use crate::consensus::ReadError;
+
+/// How long a consistent read may take; the CLI promises an answer within 5 s.
+const READ_DEADLINE: Duration = Duration::from_secs(4);
+
+/// How fresh an answer has to be.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Freshness {
+    /// Not older than anything that was acknowledged before the call. Otherwise the answer is
+    /// this node's own copy.
+    #[serde(default)]
+    consistent: bool,
+}
 
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Filter {
@@ -26,45 +41,55 @@ pub(super) fn service_key(namespace: String, name: String) -> Result<ServiceKey,
 }
 
 impl Api {
-    pub(super) fn service_view(&self, service: &Service) -> ServiceView {
-        views::service(
-            &self.registry.view().state(),
-            &self.fleet(),
-            &self.origin,
-            service,
-        )
+    /// The state to answer a read from.
+    async fn read(&self, consistent: bool) -> Result<Arc<registry::State>, Failure> {
+        if consistent {
+            // Known at once, as for changes.
+            if !self.registry.status().quorum {
+                return Err(ReadError::NoQuorum.into());
+            }
+            self.registry.read_index(READ_DEADLINE).await?;
+        }
+        Ok(self.registry.view().state())
     }
+
+    fn service_view(&self, state: &registry::State, service: &Service) -> ServiceView {
+        views::service(state, &self.fleet(), &self.origin, service)
+    }
+}
+
+/// An answer with the index of the state it was made from; `404` has one too.
+fn read_at(index: u64, answer: impl IntoResponse) -> Response {
+    ([(INDEX_HEADER, index.to_string())], answer).into_response()
 }
 
 pub(super) async fn list(
     State(api): State<Arc<Api>>,
     Query(filter): Query<Filter>,
-) -> Json<Vec<ServiceView>> {
-    let state = api.registry.view().state();
+    Query(Freshness { consistent }): Query<Freshness>,
+) -> Result<Response, Failure> {
+    let state = api.read(consistent).await?;
     let wanted = |s: &&Service| {
         filter
             .namespace
             .as_ref()
             .is_none_or(|n| *n == s.key.namespace)
     };
-    Json(
-        state
-            .services
-            .values()
-            .filter(wanted)
-            .map(|s| api.service_view(s))
-            .collect(),
-    )
+    let services = state.services.values().filter(wanted);
+    let views: Vec<_> = services.map(|s| api.service_view(&state, s)).collect();
+    Ok(read_at(state.index, Json(views)))
 }
 
 pub(super) async fn get(
     State(api): State<Arc<Api>>,
     Path((namespace, name)): Path<(String, String)>,
-) -> Result<Json<ServiceView>, Failure> {
+    Query(Freshness { consistent }): Query<Freshness>,
+) -> Result<Response, Failure> {
     let key = service_key(namespace, name)?;
-    let state = api.registry.view().state();
-    let service = state.services.get(&key).ok_or_else(|| no_service(&key))?;
-    Ok(Json(api.service_view(service)))
+    let state = api.read(consistent).await?;
+    let service = state.services.get(&key).ok_or_else(|| no_service(&key));
+    let answer = service.map(|service| Json(api.service_view(&state, service)));
+    Ok(read_at(state.index, answer))
 }
 
 pub(super) fn no_service(key: &ServiceKey) -> Failure {
@@ -100,8 +125,11 @@ pub(super) async fn scale(
         ..service.scale.clone()
     };
     match api.change(Action::SetScale { key, scale }).await? {
-        (_, Outcome::Service { service, .. }) => Ok(Json(api.service_view(&service))),
-        _ => Ok(Json(api.service_view(service))),
+        (_, Outcome::Service { service, .. }) => {
+            let state = api.registry.view().state();
+            Ok(Json(api.service_view(&state, &service)))
+        }
+        _ => Ok(Json(api.service_view(&state, service))),
     }
 }
 

@@ -27,5 +27,6 @@ pub use self::registry::{Config, OpenError, Registry, Tuning};
 pub use self::status::{Part, Status};
 pub use self::store::StoreError;
 pub use self::types::TypeConfig;
+pub(crate) use self::view::Missing;
 pub use self::view::{RING_CHANGES, Step, View};
 pub use self::wire::MAX_MESSAGE;

@@ -41,7 +41,7 @@ struct Contact {
 
 /// What a follower at some index has to be sent.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Missing {
+pub(crate) enum Missing {
     /// In order; empty when it is up to date (or ahead of this node).
     Steps(Vec<Step>),
     /// The ring no longer holds what it misses.
@@ -105,7 +105,7 @@ impl View {
     }
 
     /// What a follower at `from` misses, at most `limit` steps of it.
-    pub(super) fn since(&self, from: u64, limit: usize) -> Missing {
+    pub(crate) fn since(&self, from: u64, limit: usize) -> Missing {
         let ring = self.ring();
         if from >= ring.newest {
             return Missing::Steps(Vec::new());
@@ -143,6 +143,33 @@ impl View {
 
     fn contact(&self) -> MutexGuard<'_, Contact> {
         self.contact.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+impl View {
+    /// For tests of what reads it: a view at `index`.
+    pub(crate) fn starting_at(index: u64, capacity: usize) -> Self {
+        let view = Self::new(capacity);
+        view.jump(index);
+        view
+    }
+
+    /// One step forward.
+    pub(crate) fn step(&self, changes: Vec<Change>) {
+        let mut state = (*self.state()).clone();
+        state.follow(state.index + 1, &changes);
+        let step = (state.index, changes);
+        self.publish(Arc::new(state), vec![step]);
+    }
+
+    /// As if a snapshot had come.
+    pub(crate) fn jump(&self, index: u64) {
+        let state = State {
+            index,
+            ..(*self.state()).clone()
+        };
+        self.reset(Arc::new(state));
     }
 }
 
