@@ -9,7 +9,7 @@ use crate::SMALL;
 /// zero there and through another node, which has no way to the image.
 #[test]
 fn an_imported_image_is_served_without_a_registry() -> Result<()> {
-    let mut world = World::of(&["par-1", "fra-1"])?;
+    let world = World::of(&["par-1", "fra-1"])?;
     let nameless = world.archive("oci-archive", "")?;
     let named = world.archive("docker-archive", "imports.test/docker:1")?;
     world.stop_registry()?;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use chaos_tests::world::{Node, PATIENCE, World, run, until};
+use chaos_tests::world::{PATIENCE, World, run, until};
 
 use crate::{SMALL, THREE};
 
