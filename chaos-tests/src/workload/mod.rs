@@ -1,1 +1,7 @@
 //! What clients do to a cluster while it is broken, and the books they keep.
+
+pub mod api;
+pub mod deployer;
+pub mod history;
+pub mod registry;
+mod watcher;

@@ -14,6 +14,7 @@ mod images;
 mod members;
 mod mistakes;
 mod reboot;
+mod registry;
 mod serving;
 mod streams;
 mod trust;
