@@ -343,17 +343,18 @@ impl Lie {
     }
 }
 
-/// What a read would have shown before the newest write that was acknowledged when it began.
+/// What was there before the newest write that was acknowledged when a read began. Both writes
+/// follow each other in time: no order could explain it.
 fn older(run: &Simulated, at: usize) -> Option<(u64, u64)> {
     let read = &run.history.operations[at];
     read.told().filter(|_| read.op == Op::Get)?;
     let own = run.history.operations.iter().filter(|o| o.key == read.key);
-    let before = own.filter(|o| o.returned.is_some_and(|end| end < read.invoked));
-    let mut writes: Vec<_> = before
-        .filter_map(|o| Some((o.wrote_at()?, o.value)))
-        .collect();
-    writes.sort_unstable();
-    writes.pop()?;
-    let (rev, value) = writes.pop()?;
-    Some((value?, rev))
+    let before = |t: u64| {
+        let ended = move |o: &&Operation| o.returned.is_some_and(|end| end < t);
+        let writes = own.clone().filter(ended).filter(|o| o.wrote_at().is_some());
+        writes.max_by_key(|o| o.wrote_at())
+    };
+    let newest = before(read.invoked)?;
+    let older = before(newest.invoked)?;
+    Some((older.value?, older.wrote_at()?))
 }

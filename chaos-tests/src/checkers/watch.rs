@@ -142,7 +142,9 @@ impl Followed<'_> {
             self.find(note, &text);
         }
         self.present.insert(key.to_owned(), seen);
-        self.told.insert((key.to_owned(), seen.rev));
+        if seen.rev == index {
+            self.told.insert((key.to_owned(), index));
+        }
     }
 
     fn end(&mut self, after: u64, history: &History, last: &Scan) {

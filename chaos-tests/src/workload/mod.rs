@@ -3,7 +3,5 @@
 pub mod api;
 pub mod deployer;
 pub mod history;
-pub mod ledger;
-pub mod load;
 pub mod registry;
 mod watcher;

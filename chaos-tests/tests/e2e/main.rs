@@ -15,7 +15,7 @@ mod images;
 mod members;
 mod mistakes;
 mod reboot;
-mod scenarios;
+mod registry;
 mod serving;
 mod streams;
 mod trust;

@@ -134,7 +134,7 @@ impl<'a> Book<'a> {
                     "key {name}: {what}, which is newer than that state"
                 ));
             }
-            let (missed, value) = key.versions.range(rev + 1..=at).next_back()?;
+            let (missed, value) = key.between(rev, at)?;
             let value = shown(*value);
             return Some(format!(
                 "key {name}: {what}, but {value} was written at {missed}"
@@ -160,7 +160,7 @@ impl<'a> Book<'a> {
         let there = before.is_some_and(|(_, value)| value.is_some());
         match (operation.op, operation.expect) {
             (Op::Cas, Some(expect)) if expect > 0 => {
-                let (between, value) = key.versions.range(expect + 1..rev).next_back()?;
+                let (between, value) = key.between(expect, rev - 1)?;
                 let value = shown(*value);
                 Some(format!(
                     "key {name}: {operation}, over {value} written at {between}"
@@ -216,6 +216,12 @@ impl<'a> Book<'a> {
 }
 
 impl Key<'_> {
+    /// The newest change after one index and up to another.
+    fn between(&self, after: u64, to: u64) -> Option<(&u64, &Option<u64>)> {
+        let newest = self.versions.range(..=to).next_back();
+        newest.filter(|(index, _)| **index > after)
+    }
+
     fn saw(&mut self, read: &Read<'_>, serial: u64, rev: u64) {
         self.versions.insert(rev, Some(serial));
         if !read.fresh {
