@@ -3,5 +3,7 @@
 pub mod api;
 pub mod deployer;
 pub mod history;
+pub mod ledger;
+pub mod load;
 pub mod registry;
 mod watcher;
