@@ -16,6 +16,7 @@ mod members;
 mod mistakes;
 mod reboot;
 mod registry;
+mod scenarios;
 mod serving;
 mod streams;
 mod trust;
