@@ -7,6 +7,7 @@ use std::num::NonZeroU64;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
@@ -25,8 +26,6 @@ const MAX_FRAME: usize = 68 << 10;
 /// Frames that the kernel holds for a port while the wire is busy.
 const DEVICE_QUEUE: u32 = 4000;
 const MAX_CLIENTS: usize = 32;
-/// The wire stands for cables and masts, which do not slow down when hosts compute.
-const NICE: i32 = -10;
 /// The kernel may be late by this many nanoseconds with a timer; its default is 50,000.
 const TIMER_SLACK: NonZeroU64 = NonZeroU64::MIN;
 
@@ -49,12 +48,24 @@ pub struct Settings {
 
 /// Runs the wire until stdin ends.
 pub fn run(settings: &Settings) -> Result<()> {
-    // Both make the wire truer and neither must be: an ordinary user may not have them.
-    rustix::process::nice(NICE).ok();
-    rustix::thread::set_current_timer_slack(Some(TIMER_SLACK)).ok();
+    be_prompt();
     let mut driver = Driver::new(settings)?;
     while driver.turn()? {}
     Ok(())
+}
+
+/// The wire stands for cables, which do not slow down when hosts compute: it goes before all other
+/// work and wakes exactly. Neither must be: not every machine allows it, and the wire works without.
+fn be_prompt() {
+    rustix::thread::set_current_timer_slack(Some(TIMER_SLACK)).ok();
+    let own = std::process::id().to_string();
+    let chrt = Command::new("chrt")
+        .args(["--fifo", "--pid", "1", &own])
+        .stdin(Stdio::null())
+        .output();
+    if !chrt.is_ok_and(|chrt| chrt.status.success()) {
+        eprintln!("wire: no real-time priority here, so other work delays frames");
+    }
 }
 
 struct Driver {

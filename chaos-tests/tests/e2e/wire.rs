@@ -1,5 +1,5 @@
 //! The wire itself, under hosts that only ping: every fault takes hold, in its direction, and
-//! nothing is left behind.
+//! nothing is left behind. And one cluster whose regions are far apart.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -202,6 +202,19 @@ fn corruption_delivers_no_wrong_data() -> Result<()> {
         ensure!(hosts_drop, "not the wire: {before:?}, {seen:?}");
         ensure!(seen.corrupted >= some.sent - some.received, "{seen:?}");
     }
+    Ok(())
+}
+
+/// Nodes of three regions make a cluster, and each serves what only one of them runs.
+#[test]
+fn a_cluster_spans_distant_regions() -> Result<()> {
+    let world = World::with(&crate::THREE, Preset::Regions)?;
+    world.deploy("web", &crate::SMALL)?.ok()?;
+    for node in world.nodes() {
+        node.get("web", "/")?.ok()?.says("box")?;
+    }
+    let far = ping_host(&world["par-1"], &world["lis-1"], 5)?;
+    ensure!(far.min()? >= 39.0, "{}", far.shown);
     Ok(())
 }
 

@@ -237,11 +237,15 @@ fn a_healed_link_is_a_good_one_at_once_and_keeps_the_order() {
     for i in 0..50u8 {
         switch.on_frame(ms(0), Port(0), &frame(1, 0, IPV4, &[i]));
     }
-    set(&mut switch, ms(100), 0, 1, Link::slow(2.0));
+    let good = Link {
+        rate: Some(1_000_000_000),
+        ..Link::slow(2.0)
+    };
+    set(&mut switch, ms(100), 0, 1, good);
     for i in 50..100u8 {
         switch.on_frame(ms(100), Port(0), &frame(1, 0, IPV4, &[i]));
     }
-    let seen: Vec<_> = drain(&mut switch, ms(102))
+    let seen: Vec<_> = drain(&mut switch, ms(103))
         .iter()
         .map(|d| d.frame[14])
         .collect();
