@@ -29,6 +29,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use rustix::process::{Resource, getrlimit};
 use tokio::runtime;
 use tokio::sync::oneshot;
 use tokio::task::LocalSet;
@@ -41,6 +42,8 @@ use super::ledger::{ClientLedger, Count};
 /// Requests under way at once. Beyond it the client sheds: it must not take the machine down when
 /// nothing answers any more.
 pub const MAX_UNDER_WAY: usize = 4096;
+/// Descriptors the process needs besides those of its requests.
+const OTHER_FILES: u64 = 256;
 /// A load ends by itself after so many requests.
 pub const MAX_REQUESTS: usize = 10_000_000;
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -86,10 +89,9 @@ impl Config {
 
     #[must_use]
     pub fn poisson(self, seed: u64) -> Self {
-        let arrivals = Arrivals::Poisson;
         Self {
+            arrivals: Arrivals::Poisson,
             seed,
-            arrivals,
             ..self
         }
     }
@@ -124,6 +126,12 @@ impl Load {
         static CLIENTS: AtomicU32 = AtomicU32::new(1);
         ensure!(!config.doors.is_empty(), "a load needs a door");
         ensure!(config.rate > 0.0, "a load of {} a second", config.rate);
+        let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let needed = MAX_UNDER_WAY as u64 + OTHER_FILES;
+        ensure!(
+            files >= needed,
+            "a load needs {needed} open files: ulimit -n says {files}"
+        );
         let client = CLIENTS.fetch_add(1, Ordering::Relaxed);
         let counters = Arc::<Counters>::default();
         let (stop, stopped) = oneshot::channel();
@@ -156,3 +164,6 @@ impl Load {
         ended.map_err(|_| anyhow!("the load's thread panicked"))?
     }
 }
+
+#[cfg(test)]
+mod tests;
