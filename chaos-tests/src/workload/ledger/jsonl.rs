@@ -251,7 +251,11 @@ mod tests {
         ];
         for (number, outcome) in (0..).zip(outcomes) {
             let at = Duration::from_millis(300 * number);
-            let method = [Method::Get, Method::Post][number as usize % 2];
+            let method = if number % 2 == 0 {
+                Method::Get
+            } else {
+                Method::Post
+            };
             let id = book.send(method, at);
             let took = Duration::from_micros(50 + number);
             book.settle(Failure {
