@@ -284,6 +284,9 @@ mod tests {
             (8, 3, 4, 1)
         );
         assert!(ClientLedger::read(&text[10..]).is_err());
+        let second = Duration::from_secs(1);
+        let count = book.between(second, 2 * second);
+        assert_eq!((count.sent, count.timeout, count.crossed), (3, 1, 1));
     }
 
     #[test]

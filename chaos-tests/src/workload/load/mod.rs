@@ -26,7 +26,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use rustix::process::{Resource, getrlimit};
@@ -115,6 +115,7 @@ impl Config {
 
 /// A load that runs. It ends when it is stopped, or dropped.
 pub struct Load {
+    began: Instant,
     counters: Arc<Counters>,
     /// Nothing is sent any more when this goes.
     stop: oneshot::Sender<()>,
@@ -140,16 +141,23 @@ impl Load {
             .build()
             .context("a runtime for the load")?;
         let shared = Arc::clone(&counters);
+        let began = Instant::now();
         let run = move || {
-            let run = sender::run(config, client, shared, stopped);
+            let run = sender::run(config, client, began, shared, stopped);
             LocalSet::new().block_on(&runtime, run)
         };
         let thread = std::thread::Builder::new().name(format!("load-{client}"));
         Ok(Self {
+            began,
             counters,
             stop,
             thread: thread.spawn(run)?,
         })
+    }
+
+    /// How long it runs: the clock of its book.
+    pub fn elapsed(&self) -> Duration {
+        self.began.elapsed()
     }
 
     /// What happened until now.
