@@ -47,10 +47,8 @@ fn main() -> Result<()> {
     let count = book.count();
     ensure!(count.sent > 0, "nothing was sent");
     let each = spent / u32::try_from(count.sent)?;
-    println!(
-        "{:.0} requests/s, {each:?} of processor time each",
-        book.latency.len() as f64 / args.seconds as f64
-    );
+    let rate = count.ok / args.seconds.max(1);
+    println!("{rate} requests/s, {each:?} of processor time each");
     for failure in book.failures.iter().take(10) {
         println!("{failure:?}");
     }

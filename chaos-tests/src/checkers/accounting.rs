@@ -1,7 +1,7 @@
 //! Request accounting: the clients' book beside the instances'. Every request has one outcome; who
 //! was told ok was served by an instance of the service it asked; what must not happen twice did not.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Display;
 
 use crate::server::served::{LoadId, Method};
@@ -19,6 +19,8 @@ pub struct Rules<'a> {
     pub all_ok: bool,
     /// A GET may be served twice, by a node that tries again: while something is broken.
     pub repeats: bool,
+    /// No log was lost, with a node's power or disk, before it was read: who answered is in one.
+    pub whole_logs: bool,
 }
 
 impl<'a> Rules<'a> {
@@ -29,6 +31,7 @@ impl<'a> Rules<'a> {
             service,
             all_ok: true,
             repeats: false,
+            whole_logs: true,
         }
     }
 
@@ -61,7 +64,11 @@ pub fn check(client: &ClientLedger, backend: &BackendLedger, rules: &Rules) -> V
             findings.add("were served and never sent", id);
         }
     }
-    findings.sentences(backend)
+    if rules.whole_logs {
+        let gaps = backend.gaps.iter();
+        gaps.for_each(|gap| findings.say(format!("the instances' book is not whole: {gap}")));
+    }
+    findings.sentences()
 }
 
 struct Check<'a> {
@@ -120,6 +127,7 @@ impl Check<'_> {
             let mut known = self.backend.servers.iter();
             let is = |server: &&Server| server.instance == by.instance;
             match known.find(is) {
+                None if !self.rules.whole_logs => {}
                 None => findings.add("answered and is no instance of any node", by),
                 Some(server) if !self.is_asked(server) => findings.add(
                     "answered and is another service's instance",
@@ -163,6 +171,7 @@ impl Check<'_> {
         }
         if let Some(by) = answerer
             && by_answerer == 0
+            && (self.rules.whole_logs || times > 0)
         {
             let who = format!("{id} by {}", by.instance);
             findings.add("were answered ok by who never served them", who);
@@ -195,7 +204,7 @@ impl Findings {
         }
     }
 
-    fn sentences(self, backend: &BackendLedger) -> Vec<String> {
+    fn sentences(self) -> Vec<String> {
         let mut all = self.sentences;
         for (what, (told, count)) in self.of_kind {
             let more = count - told.len() as u64;
@@ -206,11 +215,6 @@ impl Findings {
             };
             all.push(format!("{count} {what}: {}{more}", told.join("; ")));
         }
-        let gaps: BTreeSet<_> = backend.gaps.iter().collect();
-        all.extend(
-            gaps.iter()
-                .map(|gap| format!("the instances' book is not whole: {gap}")),
-        );
         all
     }
 }

@@ -126,7 +126,9 @@ mod tests {
         };
         let all = [(Method::Get, id(17)), (Method::Post, id(u32::MAX))];
         let mut line = String::new();
-        all.iter().for_each(|(m, id)| append(&mut line, *m, *id));
+        for (method, id) in all {
+            append(&mut line, method, id);
+        }
         assert_eq!(line, "ids G3.17 P3.4294967295");
         assert_eq!(read(&line).unwrap(), all);
         assert_eq!(read("GET / 200 OK").unwrap(), []);

@@ -8,6 +8,7 @@
 //!     -p chaos-tests --features e2e --test e2e [WORD]
 //! ```
 
+mod accounting;
 mod confinement;
 mod death;
 mod disks;

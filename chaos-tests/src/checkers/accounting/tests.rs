@@ -285,3 +285,22 @@ fn another_clients_requests_are_not_ours() {
     books.serve(other, Method::Post, "shop-a");
     assert_eq!(books.check(&Rules::strict("web")), [""; 0]);
 }
+
+#[test]
+fn lost_logs_excuse_what_is_missing_and_nothing_else() {
+    let rules = Rules {
+        whole_logs: false,
+        ..Rules::strict("web")
+    };
+    let mut books = Books::clean();
+    let lost = books.send(Method::Post);
+    books.hear(lost, Method::Post, ok("web-lost"));
+    books.backend.gap(0, "7 lines dropped");
+    assert_eq!(books.check(&rules), [""; 0]);
+    books.serve(id(1), Method::Post, "web-b");
+    let found = books.check(&rules);
+    assert!(
+        found.len() == 1 && found[0].contains("POST 1.1 2 times"),
+        "{found:?}"
+    );
+}

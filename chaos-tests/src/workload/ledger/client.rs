@@ -63,6 +63,20 @@ impl Count {
         self.declared + self.broken + self.timeout + self.crossed
     }
 
+    /// Both together.
+    #[must_use]
+    pub fn plus(&self, other: &Self) -> Self {
+        Self {
+            sent: self.sent + other.sent,
+            ok: self.ok + other.ok,
+            declared: self.declared + other.declared,
+            broken: self.broken + other.broken,
+            timeout: self.timeout + other.timeout,
+            crossed: self.crossed + other.crossed,
+            shed: self.shed + other.shed,
+        }
+    }
+
     fn add(&mut self, kind: Kind) {
         *match kind {
             Kind::Pending => return,
@@ -261,6 +275,13 @@ impl ClientLedger {
             .iter()
             .for_each(|entry| count.add(entry.kind()));
         count
+    }
+
+    /// What was meant to be sent in these seconds after the start, and what became of it.
+    pub fn between(&self, from: Duration, to: Duration) -> Count {
+        let seconds = (0..).map(Duration::from_secs).zip(&self.seconds);
+        let within = seconds.filter(|(at, _)| (from..to).contains(at));
+        within.fold(Count::default(), |sum, (_, second)| sum.plus(&second.count))
     }
 
     /// A latency in milliseconds such that so many per cent of the ok requests took no longer.

@@ -251,7 +251,11 @@ mod tests {
         ];
         for (number, outcome) in (0..).zip(outcomes) {
             let at = Duration::from_millis(300 * number);
-            let method = [Method::Get, Method::Post][number as usize % 2];
+            let method = if number % 2 == 0 {
+                Method::Get
+            } else {
+                Method::Post
+            };
             let id = book.send(method, at);
             let took = Duration::from_micros(50 + number);
             book.settle(Failure {
@@ -280,6 +284,9 @@ mod tests {
             (8, 3, 4, 1)
         );
         assert!(ClientLedger::read(&text[10..]).is_err());
+        let second = Duration::from_secs(1);
+        let count = book.between(second, 2 * second);
+        assert_eq!((count.sent, count.timeout, count.crossed), (3, 1, 1));
     }
 
     #[test]

@@ -80,8 +80,8 @@ mod tests {
 
     const MANY: usize = 20_000;
 
-    fn plan(config: Config) -> Vec<Due> {
-        Plan::new(&config).take(MANY).collect()
+    fn plan(config: &Config) -> Vec<Due> {
+        Plan::new(config).take(MANY).collect()
     }
 
     fn config() -> Config {
@@ -97,14 +97,14 @@ mod tests {
     #[test]
     fn a_seed_draws_the_same_again_and_another_seed_another() {
         let one = config().poisson(1);
-        assert_eq!(plan(one.clone()), plan(one.clone()));
-        assert_ne!(plan(one), plan(config().poisson(2)));
+        assert_eq!(plan(&one), plan(&one));
+        assert_ne!(plan(&one), plan(&config().poisson(2)));
     }
 
     #[test]
     fn the_rate_and_the_shares_are_as_asked() {
         for config in [config(), config().poisson(7)] {
-            let all = plan(config);
+            let all = plan(&config);
             let took = all.last().unwrap().at.as_secs_f64();
             assert!((19.0..21.0).contains(&took), "{took}");
             let posts = share(&all, |due| due.method == Method::Post);
@@ -119,13 +119,15 @@ mod tests {
     #[test]
     fn gaps_are_even_or_as_of_many_people() {
         let shorter = |all: &[Due]| {
-            let gaps = all.windows(2).map(|pair| pair[1].at - pair[0].at);
+            let gaps = all
+                .windows(2)
+                .map(|pair| pair[1].at.saturating_sub(pair[0].at));
             let mean = Duration::from_micros(990);
             u32::try_from(gaps.filter(|gap| *gap < mean).count()).unwrap()
         };
-        assert_eq!(shorter(&plan(config())), 0);
+        assert_eq!(shorter(&plan(&config())), 0);
         // 1 - 1/e of them are shorter than the mean.
-        let poisson = f64::from(shorter(&plan(config().poisson(3)))) / 20_000.0;
+        let poisson = f64::from(shorter(&plan(&config().poisson(3)))) / 20_000.0;
         assert!((0.60..0.66).contains(&poisson), "{poisson}");
     }
 }

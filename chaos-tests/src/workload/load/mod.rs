@@ -26,9 +26,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use rustix::process::{Resource, getrlimit};
 use tokio::runtime;
 use tokio::sync::oneshot;
 use tokio::task::LocalSet;
@@ -41,6 +42,8 @@ use super::ledger::{ClientLedger, Count};
 /// Requests under way at once. Beyond it the client sheds: it must not take the machine down when
 /// nothing answers any more.
 pub const MAX_UNDER_WAY: usize = 4096;
+/// Descriptors the process needs besides those of its requests.
+const OTHER_FILES: u64 = 256;
 /// A load ends by itself after so many requests.
 pub const MAX_REQUESTS: usize = 10_000_000;
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -86,10 +89,9 @@ impl Config {
 
     #[must_use]
     pub fn poisson(self, seed: u64) -> Self {
-        let arrivals = Arrivals::Poisson;
         Self {
+            arrivals: Arrivals::Poisson,
             seed,
-            arrivals,
             ..self
         }
     }
@@ -113,6 +115,7 @@ impl Config {
 
 /// A load that runs. It ends when it is stopped, or dropped.
 pub struct Load {
+    began: Instant,
     counters: Arc<Counters>,
     /// Nothing is sent any more when this goes.
     stop: oneshot::Sender<()>,
@@ -124,6 +127,12 @@ impl Load {
         static CLIENTS: AtomicU32 = AtomicU32::new(1);
         ensure!(!config.doors.is_empty(), "a load needs a door");
         ensure!(config.rate > 0.0, "a load of {} a second", config.rate);
+        let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let needed = MAX_UNDER_WAY as u64 + OTHER_FILES;
+        ensure!(
+            files >= needed,
+            "a load needs {needed} open files: ulimit -n says {files}"
+        );
         let client = CLIENTS.fetch_add(1, Ordering::Relaxed);
         let counters = Arc::<Counters>::default();
         let (stop, stopped) = oneshot::channel();
@@ -132,16 +141,23 @@ impl Load {
             .build()
             .context("a runtime for the load")?;
         let shared = Arc::clone(&counters);
+        let began = Instant::now();
         let run = move || {
-            let run = sender::run(config, client, shared, stopped);
+            let run = sender::run(config, client, began, shared, stopped);
             LocalSet::new().block_on(&runtime, run)
         };
         let thread = std::thread::Builder::new().name(format!("load-{client}"));
         Ok(Self {
+            began,
             counters,
             stop,
             thread: thread.spawn(run)?,
         })
+    }
+
+    /// How long it runs: the clock of its book.
+    pub fn elapsed(&self) -> Duration {
+        self.began.elapsed()
     }
 
     /// What happened until now.
@@ -156,3 +172,6 @@ impl Load {
         ended.map_err(|_| anyhow!("the load's thread panicked"))?
     }
 }
+
+#[cfg(test)]
+mod tests;

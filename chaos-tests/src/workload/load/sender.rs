@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use http::HeaderValue;
@@ -30,28 +31,18 @@ struct Clients {
     /// Who answered last.
     last: RefCell<Option<Identity>>,
     began: Instant,
-    deadline: std::time::Duration,
+    deadline: Duration,
 }
 
 /// Sends until told to stop, then waits for what is under way.
 pub(super) async fn run(
     config: Config,
     client: u32,
+    began: std::time::Instant,
     counters: Arc<Counters>,
     mut stopped: oneshot::Receiver<()>,
 ) -> Result<ClientLedger> {
-    let clients = Rc::new(Clients {
-        form: Form {
-            host: HeaderValue::from_str(&config.host).context("the host")?,
-            path: config.path.parse().context("the path")?,
-        },
-        doors: config.doors.iter().copied().map(Connections::new).collect(),
-        counters,
-        book: RefCell::new(ClientLedger::new(client, &config.host, config.seed)?),
-        last: RefCell::default(),
-        began: Instant::now(),
-        deadline: config.deadline,
-    });
+    let clients = Rc::new(Clients::new(&config, client, began.into(), counters)?);
     let mut under_way = JoinSet::new();
     let plan = Plan::new(&config).take(MAX_REQUESTS).enumerate();
     for (number, due) in plan {
@@ -80,6 +71,22 @@ pub(super) async fn run(
 }
 
 impl Clients {
+    fn new(config: &Config, client: u32, began: Instant, counters: Arc<Counters>) -> Result<Self> {
+        let doors = config.doors.iter().copied();
+        Ok(Self {
+            form: Form {
+                host: HeaderValue::from_str(&config.host).context("the host")?,
+                path: config.path.parse().context("the path")?,
+            },
+            doors: doors.map(Connections::new).collect(),
+            counters,
+            book: RefCell::new(ClientLedger::new(client, &config.host, config.seed)?),
+            last: RefCell::default(),
+            began,
+            deadline: config.deadline,
+        })
+    }
+
     /// One request from its sending to its outcome.
     async fn one(self: Rc<Self>, due: Due) {
         let Due { at, door, method } = due;
