@@ -35,7 +35,7 @@ fn lost(key: &str, operations: &[&Operation], last: &Scan) -> Option<String> {
     let shown = found.map_or("nothing".to_owned(), |found| {
         format!("#{} of index {}", found.v, found.rev)
     });
-    let acked = newest.map_or("nothing acked".to_owned(), |o| o.to_string());
+    let acked = newest.map_or("nothing acked".to_owned(), ToString::to_string);
     let at = last.at;
     Some(format!(
         "key {key}: {acked}; the final state at index {at} shows {shown}"

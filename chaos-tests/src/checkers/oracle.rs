@@ -5,6 +5,8 @@
 //! the end. It takes histories of any length.
 
 mod book;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 
@@ -48,7 +50,7 @@ fn floors(history: &History, last: &Scan) -> Vec<String> {
     let mut told: Vec<_> = history.operations.iter().filter_map(told_index).collect();
     told.sort_by_key(|(returned, _, _)| *returned);
     // The highest index that anybody knew of by then.
-    let mut highest: Vec<(u64, u64, &Operation)> = Vec::new();
+    let mut highest: Vec<Shown<'_>> = Vec::new();
     for (returned, index, operation) in told {
         let (index, operation) = match highest.last() {
             Some((_, before, owner)) if *before >= index => (*before, *owner),
@@ -89,7 +91,7 @@ fn floors(history: &History, last: &Scan) -> Vec<String> {
 }
 
 /// When an operation's client came to know of an index.
-fn told_index(operation: &Operation) -> Option<(u64, u64, &Operation)> {
+fn told_index(operation: &Operation) -> Option<Shown<'_>> {
     let index = operation.wrote_at().or_else(|| fresh_index(operation))?;
     Some((operation.returned?, index, operation))
 }
@@ -98,6 +100,9 @@ fn fresh_index(operation: &Operation) -> Option<u64> {
     let told = operation.told().filter(|_| operation.op == Op::Get)?;
     told.at
 }
+
+/// When a read ended, the index it was answered from, and itself.
+type Shown<'a> = (u64, u64, &'a Operation);
 
 /// A node's own copy only goes forward while its daemon lives.
 fn backwards(history: &History, restarts: &[Restart]) -> Vec<String> {
@@ -109,7 +114,7 @@ fn backwards(history: &History, restarts: &[Restart]) -> Vec<String> {
         let (first, last) = (before(operation.invoked), before(operation.returned?));
         (first == last).then_some(first)
     };
-    let mut copies: BTreeMap<(&str, usize), Vec<(u64, u64, &Operation)>> = BTreeMap::new();
+    let mut copies: BTreeMap<(&str, usize), Vec<Shown<'_>>> = BTreeMap::new();
     for operation in &history.operations {
         let at = operation.told().and_then(|told| told.at);
         if let (Some(at), Some(life), Some(end)) = (at, life(operation), operation.returned) {
@@ -121,7 +126,7 @@ fn backwards(history: &History, restarts: &[Restart]) -> Vec<String> {
 }
 
 /// Reads of one copy that are older than one that had ended before they began.
-fn falls(mut reads: Vec<(u64, u64, &Operation)>) -> Vec<String> {
+fn falls(mut reads: Vec<Shown<'_>>) -> Vec<String> {
     let mut begun: Vec<_> = reads
         .iter()
         .map(|(_, at, o)| (o.invoked, *at, *o))
@@ -176,200 +181,6 @@ impl<'a> Read<'a> {
             returned: t,
             fresh: true,
             what: format!("{what} at index {} shows {shown}", scan.at),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::checkers::testing::{
-        LIES, cas, del, failed, get, history, last, open, put, simulate, stale,
-    };
-
-    fn found(operations: Vec<Operation>, seen: Option<(u64, u64)>, at: u64) -> Vec<String> {
-        check(&history(operations), &last(seen, at), &[])
-    }
-
-    #[test]
-    fn right_histories_pass() {
-        let late = vec![
-            put((1, 2), 1, 5),
-            open(put((3, 4), 2, 0)),
-            get((5, 6), Some((1, 5)), 5),
-            stale((7, 8), Some((1, 5)), 5),
-            get((9, 10), Some((2, 9)), 9),
-            cas((11, 12), 5, 3, None),
-            cas((13, 14), 9, 4, Some(10)),
-        ];
-        assert_eq!(found(late, Some((4, 10)), 11), [""; 0]);
-        let deleted = vec![
-            put((1, 2), 1, 5),
-            open(del((3, 4), None)),
-            get((5, 6), None, 7),
-        ];
-        assert_eq!(found(deleted, None, 7), [""; 0]);
-        let unseen = vec![
-            open(put((1, 2), 1, 0)),
-            del((3, 4), Some(6)),
-            del((5, 6), None),
-        ];
-        assert_eq!(found(unseen, None, 7), [""; 0]);
-    }
-
-    /// Each with a word of what has to be said.
-    #[test]
-    fn wrong_histories_do_not() {
-        let one = || put((1, 2), 1, 5);
-        let two = || put((3, 4), 2, 6);
-        let end = Some((2, 6));
-        let table = [
-            (
-                "nobody ever wrote #9",
-                vec![one(), two(), get((5, 6), Some((9, 7)), 7)],
-                Some((9, 7)),
-                7,
-            ),
-            (
-                "was not done",
-                vec![failed(one()), get((5, 6), Some((1, 5)), 5)],
-                Some((1, 5)),
-                5,
-            ),
-            (
-                "before #2 was asked",
-                vec![one(), get((2, 3), Some((2, 6)), 6), put((4, 5), 2, 6)],
-                end,
-                6,
-            ),
-            (
-                "#2 was at index 6 before",
-                vec![one(), two(), get((5, 6), Some((2, 7)), 7)],
-                end,
-                7,
-            ),
-            (
-                "index 5 is #1",
-                vec![one(), put((3, 4), 2, 5)],
-                Some((2, 5)),
-                6,
-            ),
-            (
-                "was known before it began",
-                vec![one(), two(), get((5, 6), Some((1, 5)), 5)],
-                end,
-                6,
-            ),
-            (
-                "#2 was written at 6",
-                vec![one(), two(), get((5, 6), Some((1, 5)), 6)],
-                end,
-                6,
-            ),
-            (
-                "nobody deleted it",
-                vec![one(), get((3, 4), None, 6)],
-                Some((1, 5)),
-                6,
-            ),
-            (
-                "newer than that state",
-                vec![one(), get((1, 4), Some((1, 5)), 4)],
-                Some((1, 5)),
-                6,
-            ),
-            (
-                "index 7 was known",
-                vec![get((0, 1), None, 7), put((2, 3), 1, 6)],
-                Some((1, 6)),
-                7,
-            ),
-            (
-                "over #2 written at 6",
-                vec![one(), two(), cas((5, 6), 5, 3, Some(7))],
-                Some((3, 7)),
-                7,
-            ),
-            (
-                "over #1 written at 5",
-                vec![one(), cas((5, 6), 0, 3, Some(7))],
-                Some((3, 7)),
-                7,
-            ),
-            (
-                "there all the while",
-                vec![one(), cas((3, 4), 5, 3, None)],
-                Some((1, 5)),
-                7,
-            ),
-            ("but nothing was there", vec![del((3, 4), Some(6))], None, 7),
-            (
-                "there all the while",
-                vec![one(), del((3, 4), None)],
-                Some((1, 5)),
-                7,
-            ),
-            (
-                "had shown index 6",
-                vec![
-                    one(),
-                    two(),
-                    stale((5, 6), end, 6),
-                    stale((7, 8), Some((1, 5)), 5),
-                ],
-                end,
-                6,
-            ),
-            ("the last scan", vec![one(), two()], Some((1, 5)), 6),
-            ("the last scan", vec![one(), two()], Some((1, 5)), 5),
-            ("the last scan", vec![one()], None, 6),
-        ];
-        for (word, operations, seen, at) in table {
-            let found = found(operations, seen, at);
-            assert!(
-                found.iter().any(|text| text.contains(word)),
-                "{word}: {found:#?}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_node_started_anew_may_show_the_past() {
-        let run = history(vec![
-            put((1, 2), 1, 5),
-            stale((3, 4), Some((1, 5)), 5),
-            stale((9, 10), None, 4),
-        ]);
-        let restart = |at| Restart {
-            node: "n1".to_owned(),
-            at,
-        };
-        let end = last(Some((1, 5)), 5);
-        assert_eq!(check(&run, &end, &[restart(7)]), [""; 0]);
-        assert_eq!(check(&run, &end, &[restart(11)]).len(), 1);
-    }
-
-    #[test]
-    fn a_real_register_always_passes() {
-        for seed in 0..1000 {
-            let run = simulate(seed);
-            assert_eq!(check(&run.history, &run.last, &[]), [""; 0], "seed {seed}");
-        }
-    }
-
-    #[test]
-    fn every_lie_is_found() {
-        for lie in LIES {
-            let mut told = 0;
-            for seed in 0..300 {
-                let mut run = simulate(seed);
-                if lie.tell(&mut run, seed) {
-                    told += 1;
-                    let found = check(&run.history, &run.last, &[]);
-                    assert!(!found.is_empty(), "{lie:?} of seed {seed}");
-                }
-            }
-            assert!(told > 100, "{lie:?} was told {told} times");
         }
     }
 }

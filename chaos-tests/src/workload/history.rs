@@ -210,7 +210,7 @@ impl History {
         let mut events = Vec::new();
         for entry in fs::read_dir(dir)? {
             let path = entry?.path();
-            if !path.extension().is_some_and(|e| e == HISTORY) {
+            if path.extension().is_none_or(|e| e != HISTORY) {
                 continue;
             }
             let what = || format!("reading {}", path.display());

@@ -20,7 +20,7 @@ use super::history::{Event, History, Numbers, Op, Phase, Recorder, Scan, Told, W
 use super::watcher;
 
 /// How long the registry may need after the load until it can be read once more.
-const LAST_SCAN: Duration = Duration::from_secs(60);
+const LAST_SCAN: Duration = Duration::from_mins(1);
 const SCAN_PAUSE: Duration = Duration::from_millis(100);
 /// After the last scan, watches have to see by then what it saw.
 const CATCH_UP: Duration = Duration::from_secs(30);

@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
-use netfabric::wire::api::{INDEX_HEADER, InstanceView, ScaleRequest, ServiceView};
+use netfabric::wire::api::{ErrorCode, INDEX_HEADER, InstanceView, ScaleRequest, ServiceView};
 use scheduler::model::{Name, Revision, RevisionKey, Scale, Service, ServiceKey};
 use scheduler::registry::{self, Action, Outcome};
 use serde::Deserialize;
@@ -117,7 +117,8 @@ pub(super) async fn scale(
             "scale: {min}..{max} has its minimum above its maximum"
         )));
     }
-    let state = api.registry.view().state();
+    // The new scale is made from the present one, so that one must not be an old copy.
+    let state = api.read(true).await.map_err(cannot_change)?;
     let service = state.services.get(&key).ok_or_else(|| no_service(&key))?;
     let scale = Scale {
         min,
@@ -130,6 +131,14 @@ pub(super) async fn scale(
             Ok(Json(api.service_view(&state, &service)))
         }
         _ => Ok(Json(api.service_view(&state, service))),
+    }
+}
+
+/// A read that fails before a change is the change's failure.
+fn cannot_change(failure: Failure) -> Failure {
+    match failure.0.code {
+        ErrorCode::NoQuorum => Failure::no_quorum(),
+        _ => failure,
     }
 }
 
