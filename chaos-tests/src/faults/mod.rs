@@ -149,6 +149,18 @@ impl Fault {
         }
     }
 
+    /// Whether lines that instances wrote may be lost by it.
+    #[must_use]
+    pub fn loses_logs(&self) -> bool {
+        matches!(
+            self,
+            Self::KillShims { .. }
+                | Self::DiskFull { .. }
+                | Self::NoInodes { .. }
+                | Self::PowerCut { .. }
+        )
+    }
+
     /// Whether there is anything for it to strike: a node may have no container just now.
     #[must_use]
     pub fn finds_something(&self, world: &World) -> bool {

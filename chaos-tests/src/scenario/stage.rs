@@ -48,7 +48,6 @@ struct Loads {
     requests: load::Load,
     registry: registry::Load,
     logs: LogReader,
-    served: BackendLedger,
 }
 
 /// What a run showed.
@@ -119,8 +118,7 @@ impl Stage {
             began: Instant::now(),
             registry: registry::start(plan, nodes.collect()),
             requests: load::Load::start(config)?,
-            logs: LogReader::default(),
-            served: BackendLedger::default(),
+            logs: LogReader::of(&self.world),
         });
         std::thread::sleep(BEFORE); // The load before anything is broken.
         Ok(())
@@ -175,11 +173,10 @@ impl Stage {
 
     /// Reads what instances wrote down so far; nodes keep the logs of few that are gone.
     pub fn read_logs(&mut self) -> Result<()> {
-        let Some(loads) = &mut self.loads else {
-            return Ok(());
-        };
-        let mut nodes = self.world.nodes().iter();
-        nodes.try_for_each(|node| loads.logs.read(node.dir(), &mut loads.served))
+        match &mut self.loads {
+            Some(loads) => loads.logs.read().map(drop),
+            None => Ok(()),
+        }
     }
 
     /// Waits until all nodes agree; returns how long that took.
@@ -202,11 +199,8 @@ impl Stage {
                 .push(format!("the nodes agreed after {took:.1?}")),
             Err(error) => report.findings.push(format!("convergence: {error:#}")),
         }
-        let (mut logs, mut served) = (loads.logs, loads.served);
-        for node in self.world.nodes() {
-            logs.read(node.dir(), &mut served)?;
-        }
-        self.requests(&requests, &served, &mut report);
+        let mut logs = loads.logs;
+        self.requests(&requests, logs.read_all(&requests)?, &mut report);
         judge_registry(&registry, &self.world, &mut report);
         self.nothing_left(&registry, &mut report)?;
         Ok(report)
@@ -214,7 +208,11 @@ impl Stage {
 
     fn requests(&self, book: &ClientLedger, served: &BackendLedger, report: &mut Report) {
         report.told.push(book.summary());
-        let rules = accounting::Rules::broken(SERVICE);
+        let lost = self.excuses.outages.iter().any(|o| o.fault.loses_logs());
+        let rules = accounting::Rules {
+            whole_logs: !lost,
+            ..accounting::Rules::broken(SERVICE)
+        };
         let findings = accounting::check(book, served, &rules);
         report.find("requests", findings);
         let mut excused = 0;

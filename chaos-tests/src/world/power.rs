@@ -10,9 +10,8 @@ use super::{World, host, traces};
 use crate::disk::Disk;
 
 impl World {
-    /// Ends every process of this node at once, takes its network and its mounts away. What was
-    /// synced to its disk stays, and its empty cgroups, which a real machine would have lost as
-    /// well.
+    /// Ends every process of this node at once, takes its network, its mounts and its cgroups
+    /// away. What was synced to its disk stays.
     pub fn power_off(&self, node: &Node) -> Result<()> {
         if let Disk::Powered(disk) = &*self.disk(&node.name)? {
             // First: nothing that a dying process writes may reach it.
@@ -23,6 +22,7 @@ impl World {
         traces::unmount_below(&node.dir)?;
         self.wire.remove_port(&node.name)?;
         run("ip", ["netns", "delete", &node.netns])?.ok()?;
+        traces::remove_cgroups(&node.cgroup)?;
         ensure!(node.containers().is_empty(), "{:?}", node.containers());
         Ok(())
     }

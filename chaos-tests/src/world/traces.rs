@@ -77,7 +77,7 @@ pub(super) fn remove(tag: &Tag) -> Result<()> {
         }
     }
     until("the world's cgroups end", PATIENCE, || {
-        Ok(remove_cgroups(tag).map(|()| Some(()))?)
+        Ok(remove_cgroups(&tag.name()).map(|()| Some(()))?)
     })?;
     if dir.exists() {
         fs::remove_dir_all(&dir).with_context(|| format!("removing {}", dir.display()))?;
@@ -152,7 +152,8 @@ fn processes(dir: &Path, cgroup: &str, hosts: &[PathBuf]) -> Vec<u32> {
         .collect()
 }
 
-fn remove_cgroups(tag: &Tag) -> std::io::Result<()> {
+/// Removes this cgroup and those below it, in every hierarchy.
+pub(super) fn remove_cgroups(cgroup: &str) -> std::io::Result<()> {
     fn tree(dir: &Path) -> std::io::Result<()> {
         for entry in fs::read_dir(dir)?.flatten() {
             if entry.file_type()?.is_dir() {
@@ -163,6 +164,7 @@ fn remove_cgroups(tag: &Tag) -> std::io::Result<()> {
     }
     let root = PathBuf::from("/sys/fs/cgroup");
     let controllers = fs::read_dir(&root)?.flatten().map(|c| c.path());
-    let trees = controllers.chain([root]).map(|c| c.join(tag.name()));
+    let roots = controllers.chain([root]);
+    let trees = roots.map(|root| root.join(cgroup.trim_start_matches('/')));
     trees.filter(|t| t.is_dir()).try_for_each(|t| tree(&t))
 }
