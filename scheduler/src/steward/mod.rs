@@ -2,7 +2,7 @@
 //! acts for the revisions it is the steward of, and its orders are carried out by others.
 //!
 //! A revision has one **home** steward, which brings up its first instances, judges whether it
-//! came up, and keeps its minimum; and one steward in each **zone**, which scales the zone's
+//! came up, and keeps its minimum and maximum; and one steward in each **zone**, which scales the zone's
 //! instances with the requests in them and at the zone's doors. Both are found by rendezvous
 //! hashing over the live nodes, without an election. Where two nodes take themselves for the
 //! steward for a moment, no harm is done: starts are admitted by their targets, stops are drained
@@ -209,6 +209,7 @@ fn look_after(
         Standing::Routed(revision, service) => {
             if duty.home {
                 tick.keep_minimum(revision, service, scene, memory);
+                tick.keep_maximum(service, scene, memory);
             }
             if duty.zone {
                 tick.scale_zone(revision, service, scene, memory);

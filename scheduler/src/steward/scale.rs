@@ -135,6 +135,23 @@ impl<'a> Tick<'a> {
         self.start(revision, scene, memory, &wish);
     }
 
+    /// Keeps the service's maximum, over all zones: each of them alone may have fewer, and all
+    /// together more, when it was lowered or when they started at the same time.
+    pub fn keep_maximum(&mut self, service: &Service, scene: &Scene<'_>, memory: &mut Memory) {
+        let bounds = Bounds::of(&service.scale);
+        let staying = |s: &&Seen<'_>| !memory.is_stopping(&s.report.id);
+        let live: Vec<Seen<'_>> = scene.live().filter(staying).copied().collect();
+        let surplus = live.len().saturating_sub(usize::try_from(bounds.max).unwrap_or(usize::MAX));
+        let spared = spared(scene, memory, bounds.min);
+        let mut idle = live;
+        idle.retain(|s| s.ready() && !spared.contains(&s.report.id));
+        least_loaded_first(&mut idle);
+        let cause = format!("more than the maximum of {}", bounds.max);
+        for seen in idle.into_iter().take(surplus) {
+            self.stop(&seen, memory, &cause);
+        }
+    }
+
     /// Follows the load of this zone.
     pub fn scale_zone(
         &mut self,
@@ -232,10 +249,7 @@ impl<'a> Tick<'a> {
     ) {
         let left = decision.wanted.max(u32::from(scene.queued > 0));
         let surplus = usize::try_from(ready.saturating_sub(left)).unwrap_or(usize::MAX);
-        idle.sort_by_key(|s| {
-            let load = (s.report.in_flight, s.report.concurrency_milli);
-            (load, std::cmp::Reverse(s.report.since), &s.report.id)
-        });
+        least_loaded_first(&mut idle);
         let cause = format!("scale {ready} to {left}: {}", decision.reason);
         for seen in idle.into_iter().take(surplus) {
             self.stop(&seen, memory, &cause);
@@ -358,6 +372,14 @@ fn spared(scene: &Scene<'_>, memory: &Memory, min: u32) -> BTreeSet<InstanceId> 
         .take(min)
         .map(|s| s.report.id.clone())
         .collect()
+}
+
+/// Of those alike, the youngest.
+fn least_loaded_first(instances: &mut [Seen<'_>]) {
+    instances.sort_by_key(|s| {
+        let load = (s.report.in_flight, s.report.concurrency_milli);
+        (load, std::cmp::Reverse(s.report.since), &s.report.id)
+    });
 }
 
 fn count<T>(items: impl IntoIterator<Item = T>) -> u32 {

@@ -437,3 +437,27 @@ fn share(world: &mut World, door: u64, load: u32) {
         rest = rest.saturating_sub(1);
     }
 }
+
+#[test]
+fn a_lowered_maximum_holds_over_all_zones() {
+    let mut world = World::new(3);
+    world.deploy(scale(1, 3));
+    world.ready(1);
+    let first = world.put(1, 1, InstanceState::Ready);
+    let busy = world.put(2, 1, InstanceState::Ready);
+    let idle = world.put(3, 1, InstanceState::Ready);
+    for id in [&first, &busy, &idle] {
+        world.load(id, 5);
+    }
+    world.quiet(3);
+    world.apply(Action::SetScale {
+        key: web(),
+        scale: scale(1, 1),
+    });
+    let orders = world.tick();
+    let stopped: Vec<_> = stops(&orders).into_iter().cloned().collect();
+    assert_eq!(stopped.len(), 2, "{orders:?}");
+    assert!(!stopped.contains(&first), "the oldest is the minimum");
+    world.obey(&orders);
+    world.quiet(10);
+}
