@@ -69,6 +69,10 @@ pub enum Fault {
     DiskLost { node: String },
     /// T1: the wall clock of this node's daemon jumps.
     ClockJump { node: String, seconds: i64 },
+    /// T2: every clock of this node's daemon runs so many times as fast.
+    ClockRate { node: String, times: f64 },
+    /// T3: the monotonic clock of this node's daemon is so many seconds ahead of the others'.
+    ClockAhead { node: String, seconds: u32 },
     /// D5: every fsync of the daemon takes so long.
     SlowDisk { node: String, delay: Duration },
     /// M4: the daemon may open no file more.
@@ -122,6 +126,8 @@ impl Fault {
             Self::PowerCut { .. } => "D8",
             Self::DiskLost { .. } => "D9",
             Self::ClockJump { .. } => "T1",
+            Self::ClockRate { .. } => "T2",
+            Self::ClockAhead { .. } => "T3",
             Self::NoFiles { .. } => "M4",
             Self::NoImages => "C4",
         }
@@ -144,6 +150,8 @@ impl Fault {
             | Self::TornWrite { node }
             | Self::DiskLost { node }
             | Self::ClockJump { node, .. }
+            | Self::ClockRate { node, .. }
+            | Self::ClockAhead { node, .. }
             | Self::NoFiles { node } => Some(node),
             _ => None,
         }
@@ -199,6 +207,8 @@ impl Fault {
             Self::PowerCut { nodes } => storage::power_cut(world, nodes),
             Self::DiskLost { node } => storage::lost(world, node),
             Self::ClockJump { node, seconds } => process::clock_jump(world, node, *seconds),
+            Self::ClockRate { node, times } => process::clock_rate(world, node, *times),
+            Self::ClockAhead { node, seconds } => process::clock_ahead(world, node, *seconds),
             Self::Starve { node, hundredths } => machine::starve(world, node, *hundredths),
             Self::SlowDisk { node, delay } => machine::slow_disk(world, node, *delay),
             Self::NoFiles { node } => machine::no_files(world, node),

@@ -6,7 +6,8 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use super::{SEEN_WITHIN, Undo, undo};
-use crate::disk::clock::WallClock;
+use crate::disk::Prefix;
+use crate::disk::clock::{WallClock, check_ahead, monotonic_ahead};
 use crate::world::{Launch, Node, World, run, until};
 
 pub(super) fn kill(world: &World, node: &str) -> Result<Undo> {
@@ -95,17 +96,14 @@ pub(super) fn no_images(world: &World) -> Result<Undo> {
     }))
 }
 
-/// The daemon is started again to be given a clock that can lie, and once more to take it away.
-pub(super) fn clock_jump(world: &World, node: &str, seconds: i64) -> Result<Undo> {
-    let clock = WallClock::new(&world.dir().join(format!("{node}.clock")))?;
+/// The daemon is started again to be given a clock that lies, and once more to take it away.
+fn under(world: &World, node: &str, prefix: Prefix, clock: Option<WallClock>) -> Result<Undo> {
     let launch = Launch {
-        prefix: clock.prefix(),
+        prefix,
         ..Launch::default()
     };
     world[node].stop()?;
     world[node].start_with(&launch)?;
-    clock.jump(seconds)?;
-    clock.check(seconds)?;
     let node = node.to_owned();
     Ok(undo(move |world| {
         if world[&node].daemon().is_some() {
@@ -114,4 +112,29 @@ pub(super) fn clock_jump(world: &World, node: &str, seconds: i64) -> Result<Undo
         drop(clock);
         world[&node].start()
     }))
+}
+
+fn clock_of(world: &World, node: &str) -> Result<WallClock> {
+    WallClock::new(&world.dir().join(format!("{node}.clock")))
+}
+
+/// Right at first: it jumps while the daemon runs.
+pub(super) fn clock_jump(world: &World, node: &str, seconds: i64) -> Result<Undo> {
+    let clock = clock_of(world, node)?;
+    let turned = clock_of(world, node)?;
+    let undo = under(world, node, clock.prefix(), Some(clock))?;
+    turned.jump(seconds)?;
+    turned.check(seconds)?;
+    Ok(undo)
+}
+
+pub(super) fn clock_rate(world: &World, node: &str, times: f64) -> Result<Undo> {
+    let clock = clock_of(world, node)?;
+    clock.rate(times)?;
+    under(world, node, clock.prefix_all(), Some(clock))
+}
+
+pub(super) fn clock_ahead(world: &World, node: &str, seconds: u32) -> Result<Undo> {
+    check_ahead(seconds)?;
+    under(world, node, monotonic_ahead(seconds), None)
 }

@@ -69,6 +69,8 @@ fn shuts(fault: &Fault, door: &str) -> bool {
         | Fault::TornWrite { node }
         | Fault::DiskLost { node }
         | Fault::ClockJump { node, .. }
+        | Fault::ClockRate { node, .. }
+        | Fault::ClockAhead { node, .. }
         | Fault::NoFiles { node } => node == door,
         Fault::PowerCut { nodes } => nodes.iter().any(|node| node == door),
         _ => false,

@@ -214,6 +214,28 @@ fn t1_a_wall_clock_jumps() -> Result<()> {
 }
 
 #[test]
+fn t2_a_clock_runs_twice_as_fast() -> Result<()> {
+    one(&Fault::ClockRate {
+        node: lis(),
+        times: 2.0,
+    })
+}
+
+#[test]
+fn t3_a_monotonic_clock_is_ahead() -> Result<()> {
+    one(&Fault::ClockAhead {
+        node: lis(),
+        seconds: 500_000,
+    })
+}
+
+/// It comes back with its name and an empty log, and must not help to forget what others know.
+#[test]
+fn d9_a_voters_disk_is_lost() -> Result<()> {
+    one(&Fault::DiskLost { node: lis() })
+}
+
+#[test]
 fn m4_no_file_descriptor_is_left() -> Result<()> {
     one(&Fault::NoFiles { node: lis() })
 }
