@@ -24,6 +24,7 @@ use std::net::Ipv4Addr;
 use std::ops::Index;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -327,10 +328,20 @@ fn start_registry(tag: &Tag) -> Result<Child> {
     Ok(child)
 }
 
+/// Set by programs that are no tests.
+static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
+
+/// From now on worlds run the programs in `dir`. The first call counts.
+pub fn use_programs(dir: PathBuf) {
+    PROGRAMS.get_or_init(|| dir);
+}
+
 /// The folder of `selvedge` and `selvedged`: where cargo put this test's own folder.
 fn programs() -> Result<PathBuf> {
     let own = std::env::current_exe()?;
-    let dir = own.ancestors().nth(2).context("the test has no folder")?;
+    let beside = || own.ancestors().nth(2);
+    let dir = PROGRAMS.get().map(PathBuf::as_path).or_else(beside);
+    let dir = dir.context("the test has no folder")?;
     for program in ["selvedge", "selvedged", "box"] {
         let hint = "build it: cargo build --workspace --bins";
         ensure!(
