@@ -234,9 +234,9 @@ fn columns(rows: &[Vec<String>]) -> String {
     let widths: Vec<_> = (0..HEADINGS.len()).map(width).collect();
     rows.iter().fold(String::new(), |text, row| {
         let cells = row.iter().zip(&widths);
-        let line: String = cells
-            .map(|(cell, width)| format!("{cell:width$}  "))
-            .collect();
+        let line = cells.fold(String::new(), |line, (cell, width)| {
+            format!("{line}{cell:width$}  ")
+        });
         text + line.trim_end() + "\n"
     })
 }

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-use super::board::{Board, CONTAINER, CPU, OURS, Reading, STARTS, TTFB};
+use super::board::{Board, CONTAINER, CPU, Metric, OURS, Reading, STARTS, TTFB};
 use super::client::{First, first_byte};
 use super::group::{self, Group};
 use super::race::{Contestant, race};
-use super::stats::median;
+use super::stats::{float, median};
 use super::{Plan, yard};
 use crate::world::{Node, ORIGIN, World};
 
@@ -62,18 +62,18 @@ fn sample(starter: &mut impl Starter, case: &str) -> Result<Vec<Reading>> {
         PARALLEL => (AT_ONCE, 1),
         _ => (1, STARTS_A_ROUND),
     };
-    let mut by_metric: Vec<(super::board::Metric, Vec<f64>)> = Vec::new();
+    let mut by_metric: Vec<(Metric, Vec<f64>)> = Vec::new();
     for _ in 0..times {
         let before = starter.used()?;
         let took = starter.start(count)?;
         let used = starter.used()?.saturating_sub(before);
-        let mut readings = starter.end()?;
-        readings.push(CPU.of(group::each(used, count as u64)));
         let slowest = took.iter().max().copied().unwrap_or_default();
-        readings.push(match case {
-            PARALLEL => STARTS.of(AT_ONCE as f64 / slowest.as_secs_f64()),
+        let result = match case {
+            PARALLEL => STARTS.of(float(count as u64) / slowest.as_secs_f64()),
             _ => TTFB.of(slowest.as_secs_f64() * 1e3),
-        });
+        };
+        let mut readings = vec![result, CPU.of(group::each(used, count as u64))];
+        readings.extend(starter.end()?);
         for Reading { metric, value } in readings {
             match by_metric.iter_mut().find(|(m, _)| *m == metric) {
                 Some((_, values)) => values.push(value),
@@ -81,9 +81,8 @@ fn sample(starter: &mut impl Starter, case: &str) -> Result<Vec<Reading>> {
             }
         }
     }
-    let middle = |(metric, values): (super::board::Metric, Vec<f64>)| {
-        median(&values).map(|value| metric.of(value))
-    };
+    let middle =
+        |(metric, values): (Metric, Vec<f64>)| median(&values).map(|value| metric.of(value));
     Ok(by_metric.into_iter().filter_map(middle).collect())
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
+use super::stats::float;
 use crate::world::{PATIENCE, World, run, until};
 
 const V1: &str = "/sys/fs/cgroup/cpuacct";
@@ -74,8 +75,5 @@ pub fn used(groups: &[Group]) -> Result<Duration> {
 
 /// Microseconds a piece.
 pub fn each(used: Duration, operations: u64) -> f64 {
-    // Neither number comes near the 52 bits a float keeps.
-    #[allow(clippy::cast_precision_loss)]
-    let operations = operations.max(1) as f64;
-    used.as_secs_f64() * 1e6 / operations
+    used.as_secs_f64() * 1e6 / float(operations.max(1))
 }

@@ -15,6 +15,7 @@ use rustix::event::epoll;
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
 use super::answer;
+use super::stats::float;
 
 /// Asked and answered before anything counts: connections and pools are made meanwhile.
 const WARMING: Duration = Duration::from_millis(200);
@@ -189,8 +190,62 @@ pub(super) fn clock() -> Duration {
 }
 
 pub(super) fn rate(count: u64, time: Duration) -> f64 {
-    // No run counts to 2^52.
-    #[allow(clippy::cast_precision_loss)]
-    let count = count as f64;
-    count / time.as_secs_f64()
+    float(count) / time.as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead as _, BufReader, Write as _};
+    use std::net::TcpListener;
+    use std::thread::JoinHandle;
+
+    use super::*;
+
+    /// Answers what one client asks; returns the paths in their order.
+    fn server(status: &'static str) -> (Door, JoinHandle<Vec<String>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let door = Door::Tcp(listener.local_addr().unwrap());
+        let serving = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let lines = BufReader::new(stream.try_clone().unwrap()).lines();
+            let mut paths = Vec::new();
+            for line in lines.map_while(Result::ok).filter(|l| l.starts_with("GET")) {
+                paths.push(line.split(' ').nth(1).unwrap().to_owned());
+                let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
+                // The client may have left.
+                stream.write_all(answer.as_bytes()).ok();
+            }
+            paths
+        });
+        (door, serving)
+    }
+
+    fn load(door: Door, requests: &[Vec<u8>]) -> Load<'_> {
+        Load {
+            door,
+            connections: 1,
+            time: Duration::from_millis(50),
+            requests,
+        }
+    }
+
+    #[test]
+    fn every_answer_is_counted_and_requests_take_turns() {
+        let requests = ["/a", "/b"].map(|path| format!("GET {path} HTTP/1.1\r\n\r\n").into_bytes());
+        let (door, serving) = server("200 OK");
+        let measured = drive(&load(door, &requests)).unwrap();
+        let paths = serving.join().unwrap();
+        assert_eq!(paths.len() as u64, measured.answered);
+        assert!(measured.latency.len() > 1 && measured.latency.len() < measured.answered);
+        let turns = paths.iter().zip(["/a", "/b"].into_iter().cycle());
+        assert!(turns.into_iter().all(|(path, turn)| path == turn));
+    }
+
+    #[test]
+    fn a_refusal_is_no_result() {
+        let (door, serving) = server("503 No");
+        let error = drive(&load(door, &[b"GET / HTTP/1.1\r\n\r\n".to_vec()])).unwrap_err();
+        assert!(error.to_string().contains("503 No"), "{error:#}");
+        serving.join().unwrap();
+    }
 }

@@ -4,7 +4,6 @@
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::process::Child;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -13,7 +12,9 @@ use super::board::{Board, CLIENT_CPU, CPU, OURS, P50, P99, RPS, Reading};
 use super::group::{self, Group};
 use super::load::{Door, Load, Measured, drive};
 use super::race::{Contestant, race};
-use super::{Plan, peers, yard};
+use super::stats::float;
+use super::yard::{self, Running};
+use super::{Plan, peers};
 use crate::world::{self, Node, ORIGIN, PATIENCE, World, until};
 
 const NODE: &str = "par-1";
@@ -58,10 +59,6 @@ pub fn run(plan: &Plan) -> Result<Board> {
         ways.push(door("nginx", at, vec![group.clone(), containers]));
     }
     race(&mut board, &CASES, plan.rounds, &mut ways)?;
-    drop(ways);
-    let child = nginx.map(|(child, _)| child);
-    drop(world);
-    child.map(|mut child| child.wait()).transpose()?;
     Ok(board)
 }
 
@@ -106,8 +103,7 @@ pub(super) fn readings(
     measured: &Measured,
     used: Duration,
 ) -> Vec<Reading> {
-    #[allow(clippy::cast_precision_loss)] // Microseconds of a few seconds.
-    let quantile = |q| measured.latency.value_at_quantile(q) as f64;
+    let quantile = |q| float(measured.latency.value_at_quantile(q));
     vec![
         rate.of(measured.rate),
         P50.of(quantile(0.5)),
@@ -180,7 +176,7 @@ fn address(node: &Node) -> Result<SocketAddr> {
 
 /// nginx in front of the backend, on the node's host, with a worker a core as the daemon has threads, its
 /// connections to the backend kept, and no log of requests.
-fn start_nginx(world: &World, node: &Node, backend: SocketAddr) -> Result<(Child, Group)> {
+fn start_nginx(world: &World, node: &Node, backend: SocketAddr) -> Result<(Running, Group)> {
     let home = world.dir().join("nginx");
     fs::create_dir_all(&home)?;
     let config = home.join("nginx.conf");

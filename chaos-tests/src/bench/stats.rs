@@ -8,6 +8,12 @@ pub struct Spread {
     pub max: f64,
 }
 
+/// A count as a number to divide by.
+#[allow(clippy::cast_precision_loss)] // Nothing here counts to 2^52.
+pub fn float(count: u64) -> f64 {
+    count as f64
+}
+
 /// The middle value, or the mean of the middle two; `None` of none.
 pub fn median(values: &[f64]) -> Option<f64> {
     let mut sorted = values.to_vec();

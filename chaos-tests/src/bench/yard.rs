@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::fd::AsFd as _;
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -24,12 +24,12 @@ const WAITING: &str = r#"
     fi
     echo waiting
     read -r _
-    exec "$@" </dev/null
+    exec "$@" </dev/null >&2
 "#;
 
 /// A program in its place, about to begin.
 pub struct Waiting {
-    child: Child,
+    child: Running,
     word: ChildStdin,
 }
 
@@ -59,13 +59,33 @@ pub fn waiting(netns: &str, group: &Group, log: &Path, words: &[&str]) -> Result
     let mut line = String::new();
     BufReader::new(said).read_line(&mut line)?;
     ensure!(line == "waiting\n", "`{shown}` did not get to its place");
-    Ok(Waiting { child, word })
+    Ok(Waiting {
+        child: Running(child),
+        word,
+    })
 }
 
 impl Waiting {
-    pub fn begin(mut self) -> Result<Child> {
+    pub fn begin(mut self) -> Result<Running> {
         self.word.write_all(b"begin\n")?;
         Ok(self.child)
+    }
+}
+
+/// A program that ends with its handle. What it started itself is found by its group or its host.
+pub struct Running(Child);
+
+impl Running {
+    pub fn wait(&mut self) -> Result<ExitStatus> {
+        Ok(self.0.wait()?)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Fails when it has ended already.
+        self.0.kill().ok();
+        self.0.wait().ok();
     }
 }
 

@@ -3,18 +3,18 @@
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::Child;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use super::{AT_ONCE, Starter, ask, sample};
+use crate::bench::Plan;
 use crate::bench::board::Reading;
 use crate::bench::group::Group;
 use crate::bench::peers::{CRUN, Peer, RUNC};
 use crate::bench::race::Contestant;
-use crate::bench::{Plan, yard};
+use crate::bench::yard::{self, Running};
 use crate::world::{World, run};
 
 pub(super) const ALL: [Peer; 2] = [CRUN, RUNC];
@@ -28,10 +28,10 @@ pub(super) struct Runtime<'a> {
     hosts: &'a [String],
     group: Group,
     home: PathBuf,
-    /// What starts, and what takes away, the server on the host of this number.
+    /// What starts, and what ends, the server on the host of this number.
     begin: Vec<Vec<String>>,
-    remove: Vec<Vec<String>>,
-    running: Vec<Child>,
+    kill: Vec<Vec<String>>,
+    running: Vec<Running>,
 }
 
 pub(super) fn floor<'a>(world: &World, hosts: &'a [String], plan: &Plan) -> Result<Runtime<'a>> {
@@ -56,7 +56,7 @@ pub(super) fn floor<'a>(world: &World, hosts: &'a [String], plan: &Plan) -> Resu
         hosts,
         group: Group::of(world, "bench-floor")?,
         begin: begin?,
-        remove: Vec::new(),
+        kill: Vec::new(),
         home,
         running: Vec::new(),
     })
@@ -67,7 +67,7 @@ pub(super) fn peer<'a>(world: &World, hosts: &'a [String], peer: Peer) -> Result
     let home = world.dir().join(peer.program);
     let group = Group::of(world, &format!("bench-{}", peer.program))?;
     let state = home.join("state").to_string_lossy().into_owned();
-    let (mut begin, mut remove) = (Vec::new(), Vec::new());
+    let (mut begin, mut kill) = (Vec::new(), Vec::new());
     for number in 0..AT_ONCE {
         let bundle = home.join(number.to_string());
         fs::create_dir_all(&bundle)?;
@@ -88,13 +88,13 @@ pub(super) fn peer<'a>(world: &World, hosts: &'a [String], peer: Peer) -> Result
             &bundle,
             &name,
         ]));
-        remove.push(words(&[
+        kill.push(words(&[
             peer.program,
             "--root",
             &state,
-            "delete",
-            "--force",
+            "kill",
             &name,
+            "KILL",
         ]));
     }
     Ok(Runtime {
@@ -103,7 +103,7 @@ pub(super) fn peer<'a>(world: &World, hosts: &'a [String], peer: Peer) -> Result
         group,
         home,
         begin,
-        remove,
+        kill,
         running: Vec::new(),
     })
 }
@@ -166,17 +166,21 @@ impl Starter for Runtime<'_> {
 
     fn end(&mut self) -> Result<Vec<Reading>> {
         let count = self.running.len();
-        for words in self.remove.iter().take(count) {
+        for words in self.kill.iter().take(count) {
             let words: Vec<_> = words.iter().map(String::as_str).collect();
             let log = self.home.join("log");
             let mut ends = yard::waiting(&self.hosts[0], &self.group, &log, &words)?.begin()?;
             let ended = ends.wait()?;
             ensure!(ended.success(), "{words:?}: {ended}; see {}", log.display());
         }
-        self.group.end()?;
+        if self.kill.is_empty() {
+            self.group.end()?;
+        }
+        // A runtime that runs in the foreground takes its container away when the server has ended.
         for mut child in self.running.drain(..) {
             child.wait()?;
         }
+        self.group.end()?;
         Ok(Vec::new())
     }
 }

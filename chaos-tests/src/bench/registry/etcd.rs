@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::process::Child;
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
@@ -10,7 +9,7 @@ use serde_json::{Value, json};
 use super::{Contestant, Reading, payloads, post, write};
 use crate::bench::group::Group;
 use crate::bench::load::Door;
-use crate::bench::yard;
+use crate::bench::yard::{self, Running};
 use crate::world::{Node, PATIENCE, Request, World, until};
 
 const CLIENTS: u16 = 2379;
@@ -20,7 +19,7 @@ pub(super) struct Etcd<'a> {
     nodes: &'a [Node],
     group: Group,
     requests: Vec<Vec<u8>>,
-    members: Vec<Child>,
+    members: Vec<Running>,
 }
 
 impl<'a> Etcd<'a> {
@@ -108,15 +107,6 @@ impl Contestant for Etcd<'_> {
         let leader = self.leader()?;
         let door = Door::Tcp(door(leader));
         write(&leader.netns, door, case, &self.requests, &self.group)
-    }
-}
-
-impl Drop for Etcd<'_> {
-    fn drop(&mut self) {
-        for member in &mut self.members {
-            member.kill().ok();
-            member.wait().ok();
-        }
     }
 }
 
