@@ -69,6 +69,6 @@ mod tests {
             "a1", "b1", "c1", "b1", "c1", "a1", "a2", "b2", "c2", "b2", "c2", "a2",
         ];
         assert_eq!(*seen.borrow(), expected);
-        assert_eq!(board.json().lines().count(), 6);
+        assert_eq!(board.json().unwrap().lines().count(), 6);
     }
 }

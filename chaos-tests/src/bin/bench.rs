@@ -49,7 +49,7 @@ fn main() -> Result<()> {
     for bench in chosen(&args.benches)? {
         let board = (bench.run)(&plan).with_context(|| format!("bench {}", bench.name))?;
         if args.json {
-            print!("{}", board.json());
+            print!("{}", board.json()?);
         } else {
             println!("{}", board.table());
         }

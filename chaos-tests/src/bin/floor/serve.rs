@@ -69,3 +69,32 @@ impl Client {
         (count > 0 && self.read.len() < BUFFER).then_some(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+
+    use super::*;
+
+    #[test]
+    fn a_whole_head_is_answered_and_half_of_one_is_not() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut asking = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        let read = Vec::with_capacity(BUFFER);
+        let mut client = Client { stream, read };
+
+        asking.write_all(b"GET / HTTP/1.1\r\n").unwrap();
+        assert!(client.answer().is_some());
+        assert!(!client.read.is_empty(), "it waits for the rest");
+
+        asking.write_all(b"\r\n").unwrap();
+        assert!(client.answer().is_some());
+        let mut answer = [0; ANSWER.len()];
+        asking.read_exact(&mut answer).unwrap();
+        assert_eq!(answer, ANSWER);
+
+        drop(asking);
+        assert!(client.answer().is_none(), "the client is gone");
+    }
+}
