@@ -45,24 +45,31 @@ fn main() -> Result<()> {
         programs,
     };
     plan.announce();
-    let mut incomplete = Vec::new();
+    let mut wanting = Vec::new();
     for bench in chosen(&args.benches)? {
-        let board = (bench.run)(&plan).with_context(|| format!("bench {}", bench.name))?;
-        if args.json {
-            print!("{}", board.json()?);
-        } else {
-            println!("{}", board.table());
-        }
-        if !board.complete() {
-            incomplete.push(bench.name);
+        match measure(bench, &plan, args.json) {
+            Ok(true) => {}
+            Ok(false) => wanting.push(bench.name),
+            Err(error) => {
+                eprintln!("bench {}: {error:#}", bench.name);
+                wanting.push(bench.name);
+            }
         }
     }
-    ensure!(
-        incomplete.is_empty(),
-        "peers were missing in: {}",
-        incomplete.join(", ")
-    );
+    let wanting = wanting.join(", ");
+    ensure!(wanting.is_empty(), "failed, or without a peer: {wanting}");
     Ok(())
+}
+
+/// Whether every peer was there.
+fn measure(bench: &Bench, plan: &Plan, json: bool) -> Result<bool> {
+    let board = (bench.run)(plan)?;
+    if json {
+        print!("{}", board.json()?);
+    } else {
+        println!("{}", board.table());
+    }
+    Ok(board.complete())
 }
 
 fn chosen(names: &[String]) -> Result<Vec<&'static Bench>> {
