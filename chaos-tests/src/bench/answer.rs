@@ -1,5 +1,5 @@
-//! Where one HTTP/1.1 answer ends and whether it was a good one: all that a load generator must know. Pure, and
-//! as cheap as that allows. Knows bodies of a stated length and chunked ones.
+//! Where one HTTP/1.1 answer ends and whether it was a good one: all that a load generator must
+//! know. Pure, and as cheap as that allows. Knows bodies of a stated length and chunked ones.
 
 use anyhow::{Context as _, Result};
 

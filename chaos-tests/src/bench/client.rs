@@ -8,8 +8,8 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::answer;
 
-/// Between two tries at a port that nobody listens on yet: short beside what is measured, long enough to leave
-/// the CPU to who is starting.
+/// Between two tries at a port that nobody listens on yet: short beside what is measured, long
+/// enough to leave the CPU to who is starting.
 const PACE: Duration = Duration::from_micros(200);
 const PATIENCE: Duration = Duration::from_secs(30);
 const MOST: usize = 64 << 10;

@@ -1,6 +1,7 @@
-//! `cold-start`: from a request to the first byte of its answer, for a service with no instance; against the OCI
-//! runtimes that start the same root and the same program, and against a container without a runtime. The peers
-//! are spared what a node must also do: pull, place, make a network, a log, a root of the instance's own.
+//! `cold-start`: from a request to the first byte of its answer, for a service with no instance;
+//! against the OCI runtimes that start the same root and the same program, and against a container
+//! without a runtime. The peers are spared what a node must also do: pull, place, make a network, a
+//! log, a root of the instance's own.
 
 mod runtimes;
 

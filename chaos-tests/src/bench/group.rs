@@ -1,5 +1,6 @@
-//! The CPU time of a system: of every process in its cgroup and of those that ended there. On a loaded machine it
-//! is the honest figure. The groups lie below the world's own, so that what is in them goes with the world.
+//! The CPU time of a system: of every process in its cgroup and of those that ended there. On a
+//! loaded machine it is the honest figure. The groups lie below the world's own, so that what is in
+//! them goes with the world.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,6 @@
-//! A closed loop of HTTP/1.1: so many connections, each asking again as soon as it is answered. One thread, one
-//! epoll, ready-made bytes, two system calls a request: the asker must be cheap beside what it asks. It counts its
-//! own CPU time. Knows nothing of what is asked.
+//! A closed loop of HTTP/1.1: so many connections, each asking again as soon as it is answered. One
+//! thread, one epoll, ready-made bytes, two system calls a request: the asker must be cheap beside
+//! what it asks. It counts its own CPU time. Knows nothing of what is asked.
 
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;

@@ -1,6 +1,7 @@
-//! Selvedge beside its peer and the floor, measured in one run. The systems take turns, round by round, so that
-//! what else the machine does falls on all of them; what counts is the ratio within a round and the CPU time an
-//! operation costs. Owns the benchmarks, their peers and the tables; the worlds they run in are `world`'s.
+//! Selvedge beside its peer and the floor, measured in one run. The systems take turns, round by
+//! round, so that what else the machine does falls on all of them; what counts is the ratio within
+//! a round and the CPU time an operation costs. Owns the benchmarks, their peers and the tables;
+//! the worlds they run in are `world`'s.
 
 mod answer;
 pub mod board;

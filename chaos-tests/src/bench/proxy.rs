@@ -1,6 +1,6 @@
-//! `proxy`: requests to a warm instance, through the front door, through nginx, and straight. All three ask the
-//! same process, the floor's backend in a container, from the node's own host, so that only what stands between
-//! differs. CPU time is of all that serves, the backend too.
+//! `proxy`: requests to a warm instance, through the front door, through nginx, and straight. All
+//! three ask the same process, the floor's backend in a container, from the node's own host, so
+//! that only what stands between differs. CPU time is of all that serves, the backend too.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -174,8 +174,8 @@ fn address(node: &Node) -> Result<SocketAddr> {
     anyhow::bail!("no address of a container in {containers:?}")
 }
 
-/// nginx in front of the backend, on the node's host, with a worker a core as the daemon has threads, its
-/// connections to the backend kept, and no log of requests.
+/// nginx in front of the backend, on the node's host, with a worker a core as the daemon has
+/// threads, its connections to the backend kept, and no log of requests.
 fn start_nginx(world: &World, node: &Node, backend: SocketAddr) -> Result<(Running, Group)> {
     let home = world.dir().join("nginx");
     fs::create_dir_all(&home)?;

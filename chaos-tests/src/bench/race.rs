@@ -1,5 +1,5 @@
-//! Who is measured when: every system once a round, in an order that moves on by one each round, so that none is
-//! always the first after another.
+//! Who is measured when: every system once a round, in an order that moves on by one each round, so
+//! that none is always the first after another.
 
 use anyhow::{Context as _, Result};
 

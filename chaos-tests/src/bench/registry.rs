@@ -1,7 +1,8 @@
-//! `registry`: writes that three nodes have on disk when they are acknowledged, asked of the leader. Ours is a PUT
-//! of a service with 512 bytes of annotation, all its checks included; etcd's is a put of a 512-byte value through
-//! its HTTP gateway, so that both are asked by the same client in the same way (its gRPC would cost it less); the
-//! floor appends 512 bytes to one file and syncs it.
+//! `registry`: writes that three nodes have on disk when they are acknowledged, asked of the
+//! leader. Ours is a PUT of a service with 512 bytes of annotation, all its checks included; etcd's
+//! is a put of a 512-byte value through its HTTP gateway, so that both are asked by the same client
+//! in the same way (its gRPC would cost it less); the floor appends 512 bytes to one file and syncs
+//! it.
 
 mod etcd;
 

@@ -34,8 +34,9 @@ pub fn spread(values: &[f64]) -> Option<Spread> {
     Some(Spread { median, min, max })
 }
 
-/// The median of `own / other` taken round by round: what a noisy round does to both drops out. Rounds are
-/// matched by their number; `None` when no round has both, or when `other` is zero in all of them.
+/// The median of `own / other` taken round by round: what a noisy round does to both drops out.
+/// Rounds are matched by their number; `None` when no round has both, or when `other` is zero in
+/// all of them.
 pub fn paired_ratio(own: &[(usize, f64)], other: &[(usize, f64)]) -> Option<f64> {
     let ratios: Vec<_> = own
         .iter()

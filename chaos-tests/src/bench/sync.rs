@@ -1,6 +1,7 @@
-//! The floor of durable writes: write and fdatasync, in a loop, where the registries have their files too. The
-//! file has its full length from the start, as a log with segments has, so that a sync writes data and no
-//! metadata. With several clients all of them share a sync, as they would in the best of all registries.
+//! The floor of durable writes: write and fdatasync, in a loop, where the registries have their
+//! files too. The file has its full length from the start, as a log with segments has, so that a
+//! sync writes data and no metadata. With several clients all of them share a sync, as they would
+//! in the best of all registries.
 
 use std::fs::File;
 use std::io::{Seek as _, SeekFrom, Write as _};

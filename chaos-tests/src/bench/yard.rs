@@ -1,6 +1,6 @@
-//! Where peers and floors run: on a world's hosts and in groups that are counted. A program waits in its place,
-//! joined to its cgroup and its host, until it is told to begin, because joining a cgroup takes longer than
-//! starting a container and is no part of what is measured.
+//! Where peers and floors run: on a world's hosts and in groups that are counted. A program waits
+//! in its place, joined to its cgroup and its host, until it is told to begin, because joining a
+//! cgroup takes longer than starting a container and is no part of what is measured.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -14,7 +14,8 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use super::group::Group;
 use crate::world::{World, run};
 
-/// Joins, hides the empty cgroup v2 mount that keeps crun from choosing v1, waits for a line, becomes the program.
+/// Joins, hides the empty cgroup v2 mount that keeps crun from choosing v1, waits for a line,
+/// becomes the program.
 const WAITING: &str = r#"
     set -e
     group=$1; shift
@@ -89,7 +90,8 @@ impl Drop for Running {
     }
 }
 
-/// A host that is no node: only its loopback is up. Its name carries the world's, so it goes with it.
+/// A host that is no node: only its loopback is up. Its name carries the world's, so it goes with
+/// it.
 pub fn host(world: &World, name: &str) -> Result<String> {
     let dir = world.dir();
     let tag = dir.file_name().context("a world without a name")?;

@@ -1,5 +1,5 @@
-//! The command line of the benchmarks: `bench list`, `bench all`, `bench NAME…`. Needs root, and programs that are
-//! built with `--release` for figures that mean anything.
+//! The command line of the benchmarks: `bench list`, `bench all`, `bench NAME…`. Needs root, and
+//! programs that are built with `--release` for figures that mean anything.
 
 use std::path::PathBuf;
 

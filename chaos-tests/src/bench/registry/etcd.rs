@@ -1,4 +1,5 @@
-//! Debian's etcd: three members on the hosts of the world's nodes, beside its daemons, on the same file system.
+//! Debian's etcd: three members on the hosts of the world's nodes, beside its daemons, on the same
+//! file system.
 
 use std::fs;
 use std::net::SocketAddr;

@@ -1,5 +1,6 @@
-//! The floors of benchmarks: the least that any system must do, with nothing around it. `floor serve PORT` is the
-//! backend behind proxies; `floor start ROOT WORK PROGRAM` is a container without a runtime.
+//! The floors of benchmarks: the least that any system must do, with nothing around it. `floor
+//! serve PORT` is the backend behind proxies; `floor start ROOT WORK PROGRAM` is a container
+//! without a runtime.
 
 mod serve;
 mod start;

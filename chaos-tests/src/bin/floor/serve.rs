@@ -1,5 +1,5 @@
-//! A web server that says one thing as fast as a thread can: one epoll, two system calls a request. It reads no
-//! more of a request than where its head ends.
+//! A web server that says one thing as fast as a thread can: one epoll, two system calls a request.
+//! It reads no more of a request than where its head ends.
 
 use std::collections::BTreeMap;
 use std::net::{TcpListener, TcpStream};

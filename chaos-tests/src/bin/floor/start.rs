@@ -1,5 +1,5 @@
-//! A container without a runtime: namespaces, a root of its own over the image's, proc, sys and dev, exec. No
-//! cgroup, no filters, no network of its own: it starts on the host it is on.
+//! A container without a runtime: namespaces, a root of its own over the image's, proc, sys and
+//! dev, exec. No cgroup, no filters, no network of its own: it starts on the host it is on.
 #![allow(unsafe_code)] // One call, see `outside`.
 
 use std::fs;
@@ -24,8 +24,8 @@ pub fn outside(root: &str, work: &str, program: &str) -> Result<()> {
         | UnshareFlags::NEWUTS
         | UnshareFlags::NEWIPC
         | UnshareFlags::NEWCGROUP;
-    // SAFETY: unsafe only for a table of open files that threads stop sharing; it stays shared, and there
-    // is one thread.
+    // SAFETY: unsafe only for a table of open files that threads stop sharing; it stays shared, and
+    // there is one thread.
     unsafe { unshare_unsafe(flags) }?;
     let mut inside = Command::new("/proc/self/exe");
     let ended = inside.args([INSIDE, root, work, program]).status()?;
