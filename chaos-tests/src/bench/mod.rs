@@ -1,1 +1,73 @@
-//! Selvedge beside its peer and the floor, measured in one run.
+//! Selvedge beside its peer and the floor, measured in one run. The systems take turns, round by
+//! round, so that what else the machine does falls on all of them; what counts is the ratio within
+//! a round and the CPU time an operation costs. Owns the benchmarks, their peers and the tables;
+//! the worlds they run in are `world`'s.
+
+mod answer;
+pub mod board;
+mod client;
+mod cold;
+mod group;
+mod load;
+mod peers;
+mod proxy;
+mod race;
+mod registry;
+pub mod stats;
+mod sync;
+mod yard;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+pub use board::Board;
+
+/// How a run is measured.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub rounds: usize,
+    /// Where `floor`, the program of the floors, is.
+    pub programs: PathBuf,
+}
+
+impl Plan {
+    /// Says on stderr what is about to be measured.
+    pub fn announce(&self) {
+        let dir = self.programs.display();
+        let rounds = self.rounds;
+        // Cargo names the folder after the profile, except for this one.
+        let warning = if self.programs.ends_with("debug") {
+            "; a DEBUG build, its figures mean nothing"
+        } else {
+            ""
+        };
+        eprintln!("{rounds} rounds, programs of {dir}{warning}");
+    }
+}
+
+/// One benchmark.
+pub struct Bench {
+    pub name: &'static str,
+    pub about: &'static str,
+    pub run: fn(&Plan) -> Result<Board>,
+}
+
+/// All there are, in the order in which `bench all` runs them.
+pub const ALL: [Bench; 3] = [
+    Bench {
+        name: "cold-start",
+        about: "a request to a service at zero, until its first byte; against crun and runc",
+        run: cold::run,
+    },
+    Bench {
+        name: "proxy",
+        about: "requests through the front door to a warm instance; against nginx",
+        run: proxy::run,
+    },
+    Bench {
+        name: "registry",
+        about: "durable writes to a registry of three nodes; against etcd",
+        run: registry::run,
+    },
+];

@@ -28,7 +28,7 @@ use std::ops::Index;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -417,10 +417,24 @@ fn start_registry(tag: &Tag) -> Result<Child> {
     Ok(child)
 }
 
+/// Set by programs that are no tests.
+static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
+
+/// From now on worlds run the programs in `dir`. The first call counts.
+pub fn use_programs(dir: PathBuf) {
+    PROGRAMS.get_or_init(|| dir);
+}
+
 /// The folder of `selvedge` and `selvedged`: where cargo put this test's own folder.
 fn programs() -> Result<PathBuf> {
     let own = std::env::current_exe()?;
-    let dir = own.ancestors().nth(2).context("the test has no folder")?;
+    // A test lies in a folder of its own among the programs; the bench and the soak lie beside them.
+    let near = || own.ancestors().skip(1).take(2);
+    let beside = || near().find(|dir| dir.join("selvedged").exists());
+    let dir = PROGRAMS.get().map(PathBuf::as_path).or_else(beside);
+    let dir = dir
+        .or_else(|| near().last())
+        .context("the test has no folder")?;
     for program in ["selvedge", "selvedged", "box", "wire"] {
         let hint = "build it: cargo build --workspace --bins";
         ensure!(

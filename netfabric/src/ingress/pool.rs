@@ -1,5 +1,6 @@
 //! Idle connections to one instance.
 
+use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,9 @@ use super::local::lock;
 /// Servers that keep connections alive do so for two seconds or more (gunicorn 2, node and
 /// uvicorn 5, nginx 75): one idle for less is not closed by them as we send on it.
 const IDLE_FOR: Duration = Duration::from_secs(1);
-const MAX_IDLE: usize = 64;
+/// As many as one instance may serve at once on any node; fewer, and a busy door would close and
+/// open connections until it runs out of ports.
+const MAX_IDLE: usize = 1024;
 
 /// A pooled connection whose answer was just read becomes ready as soon as its task runs.
 const SETTLE: Duration = Duration::from_millis(5);
@@ -21,7 +24,8 @@ const SETTLE: Duration = Duration::from_millis(5);
 /// meets another instance at the same address.
 #[derive(Debug, Default)]
 pub(super) struct Pool {
-    idle: Mutex<Vec<Idle>>,
+    /// The one that became idle last is the last.
+    idle: Mutex<VecDeque<Idle>>,
     h2: Mutex<Option<http2::SendRequest<Outbound>>>,
 }
 
@@ -35,7 +39,7 @@ impl Pool {
     /// The connection that became idle last, if one is good.
     pub(super) async fn take(&self) -> Option<http1::SendRequest<Outbound>> {
         loop {
-            let mut idle = lock(&self.idle).pop()?;
+            let mut idle = lock(&self.idle).pop_back()?;
             if idle.since.elapsed() > IDLE_FOR {
                 // The others are older still.
                 lock(&self.idle).clear();
@@ -55,9 +59,13 @@ impl Pool {
             return;
         }
         let mut idle = lock(&self.idle);
+        // Those that nobody needed lately are needed no more.
+        while idle.front().is_some_and(|i| i.since.elapsed() > IDLE_FOR) {
+            idle.pop_front();
+        }
         if idle.len() < MAX_IDLE {
             let since = Instant::now();
-            idle.push(Idle { sender, since });
+            idle.push_back(Idle { sender, since });
         }
     }
 

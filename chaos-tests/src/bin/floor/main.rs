@@ -1,0 +1,21 @@
+//! The floors of benchmarks: the least that any system must do, with nothing around it. `floor
+//! serve PORT` is the backend behind proxies; `floor start ROOT WORK PROGRAM` is a container
+//! without a runtime.
+
+mod serve;
+mod start;
+
+use anyhow::{Result, bail};
+
+fn main() -> Result<()> {
+    let words: Vec<_> = std::env::args().skip(1).collect();
+    let words: Vec<_> = words.iter().map(String::as_str).collect();
+    match words[..] {
+        // As an image's entrypoint it has no words.
+        [] => serve::serve(8080),
+        ["serve", port] => serve::serve(port.parse()?),
+        ["start", root, work, program] => start::outside(root, work, program),
+        [start::INSIDE, root, work, program] => start::inside(root, work, program),
+        _ => bail!("floor serve PORT | floor start ROOT WORK PROGRAM"),
+    }
+}
