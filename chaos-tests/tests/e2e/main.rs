@@ -15,6 +15,7 @@ mod disks;
 mod images;
 mod members;
 mod mistakes;
+mod neighbours;
 mod reboot;
 mod registry;
 mod scenarios;
@@ -22,6 +23,7 @@ mod serving;
 mod streams;
 mod trust;
 mod wire;
+mod zero;
 
 /// Three nodes in three regions.
 const THREE: [&str; 3] = ["par-1", "fra-1", "lis-1"];
