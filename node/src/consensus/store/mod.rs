@@ -2,6 +2,7 @@
 //! snapshot. Owns the file's layout, its checksums and its fsync; what the entries mean is the
 //! state machine's matter.
 
+mod file;
 mod log;
 mod machine;
 mod record;
@@ -9,7 +10,6 @@ mod record;
 mod tests;
 
 use std::fmt::Display;
-use std::fs::File;
 use std::io;
 use std::ops::RangeBounds;
 use std::path::{Path, PathBuf};
@@ -21,6 +21,8 @@ use serde::de::DeserializeOwned;
 pub(super) use self::log::LogStore;
 pub(super) use self::machine::Machine;
 use self::record::{decode_entry, encode, seal, unseal};
+#[cfg(test)]
+use super::sim::SimFile;
 use super::types::{Entry, LogId, SnapshotMeta, Vote};
 
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
@@ -38,8 +40,6 @@ const NEWCOMER: &str = "newcomer";
 
 /// Rises when the file's layout changes in a way an older daemon cannot read.
 const FORMAT_VERSION: u32 = 1;
-/// redb would take a gigabyte by default; log and snapshot are a few megabytes.
-const CACHE_BYTES: usize = 16 << 20;
 
 /// Why the store cannot be opened or used. None of them is ever healed by starting empty: an empty
 /// voter could help to elect a leader that lacks acknowledged writes.
@@ -82,7 +82,17 @@ pub(super) struct Store(Arc<Inner>);
 
 struct Inner {
     db: Database,
+    lane: Lane,
     committed: Mutex<Committed>,
+}
+
+/// Where a transaction may block.
+enum Lane {
+    /// On a thread for that.
+    Threads,
+    /// Right here and in virtual time, so that a seed always gives the same order.
+    #[cfg(test)]
+    Simulated(SimFile),
 }
 
 /// The commit mark is a hint for the next boot, so it rides on the next durable write, or is
@@ -102,21 +112,20 @@ struct Tables<'txn> {
 impl Store {
     /// Opens `dir/registry.redb`, or makes it, and checks every record in it.
     pub fn open(dir: &Path, node: u64) -> Result<Self, StoreError> {
-        std::fs::create_dir_all(dir).map_err(|source| io_error(dir, source))?;
-        let path = dir.join("registry.redb");
-        if !path
-            .try_exists()
-            .map_err(|source| io_error(&path, source))?
-        {
-            create(dir, &path, node)?;
-        }
-        // An existing file is only ever opened: redb's `create` would make an empty database of a
-        // file that lost its content.
-        let db = Database::builder()
-            .set_cache_size(CACHE_BYTES)
-            .open(&path)?;
+        Self::checked(file::open(dir, node)?, Lane::Threads, node)
+    }
+
+    /// The same on a simulated disk.
+    #[cfg(test)]
+    pub fn open_on(file: &SimFile, node: u64) -> Result<Self, StoreError> {
+        let db = file::open_simulated(file, node)?;
+        Self::checked(db, Lane::Simulated(file.clone()), node)
+    }
+
+    fn checked(db: Database, lane: Lane, node: u64) -> Result<Self, StoreError> {
         let store = Self(Arc::new(Inner {
             db,
+            lane,
             committed: Mutex::default(),
         }));
         store.check_owner(node)?;
@@ -236,7 +245,7 @@ impl Store {
 
     /// Entries of `range`, in order, until they hold more than `budget` bytes; the first is always
     /// among them.
-    fn entries(
+    pub fn entries(
         &self,
         range: impl RangeBounds<u64>,
         budget: usize,
@@ -291,34 +300,38 @@ impl Store {
         F: FnOnce(&mut Tables<'_>) -> Result<(), StoreError> + Send + 'static,
     {
         let store = self.clone();
-        tokio::task::spawn_blocking(move || store.write_now(work))
-            .await
-            .map_err(|_| StoreError::Stopping)?
+        match &self.0.lane {
+            Lane::Threads => tokio::task::spawn_blocking(move || store.write_now(work))
+                .await
+                .map_err(|_| StoreError::Stopping)?,
+            #[cfg(test)]
+            Lane::Simulated(file) => {
+                let (before, after) = file.waits();
+                tokio::time::sleep(before).await;
+                let written = store.write_now(work);
+                tokio::time::sleep(after).await;
+                written
+            }
+        }
     }
 
     fn write_now<F>(&self, work: F) -> Result<(), StoreError>
     where
         F: FnOnce(&mut Tables<'_>) -> Result<(), StoreError>,
     {
-        let mut txn = self.0.db.begin_write()?;
-        txn.set_durability(redb::Durability::Immediate)?;
         let committed = {
             let mut committed = self.committed_mut();
             std::mem::take(&mut committed.dirty).then_some(committed.mark)
         };
-        {
-            let mut tables = Tables {
-                meta: txn.open_table(META)?,
-                log: txn.open_table(LOG)?,
-            };
-            work(&mut tables)?;
+        file::transact(&self.0.db, |tables| {
+            work(tables)?;
             if let Some(mark) = committed {
                 tables
                     .meta
                     .insert(COMMITTED, encode(COMMITTED, &mark)?.as_slice())?;
             }
-        }
-        Ok(txn.commit()?)
+            Ok(())
+        })
     }
 
     fn committed_mut(&self) -> MutexGuard<'_, Committed> {
@@ -326,45 +339,5 @@ impl Store {
             .committed
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Makes the file under another name first: a crash on the way leaves nothing that looks like a
-/// store, so that an empty or cut file under the real name is always damage.
-fn create(dir: &Path, path: &Path, node: u64) -> Result<(), StoreError> {
-    let unfinished = dir.join("registry.redb.new");
-    match std::fs::remove_file(&unfinished) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            return Err(io_error(&unfinished, source));
-        }
-        _ => {}
-    }
-    let db = Database::builder()
-        .set_cache_size(CACHE_BYTES)
-        .create(&unfinished)?;
-    let store = Store(Arc::new(Inner {
-        db,
-        committed: Mutex::default(),
-    }));
-    store.write_now(|tables| {
-        tables
-            .meta
-            .insert(FORMAT, encode(FORMAT, &FORMAT_VERSION)?.as_slice())?;
-        tables.meta.insert(NODE, encode(NODE, &node)?.as_slice())?;
-        tables
-            .meta
-            .insert(NEWCOMER, encode(NEWCOMER, &true)?.as_slice())?;
-        Ok(())
-    })?;
-    drop(store);
-    std::fs::rename(&unfinished, path).map_err(|source| io_error(path, source))?;
-    let synced = File::open(dir).and_then(|dir| dir.sync_all());
-    synced.map_err(|source| io_error(dir, source))
-}
-
-fn io_error(path: &Path, source: io::Error) -> StoreError {
-    StoreError::Io {
-        path: path.to_owned(),
-        source,
     }
 }

@@ -1,5 +1,6 @@
 //! openraft's own storage suite on the real file, and what a damaged file does.
 
+use std::fs::File;
 use std::sync::Arc;
 
 use openraft::testing::{StoreBuilder, Suite};
