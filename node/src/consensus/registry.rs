@@ -144,6 +144,7 @@ impl Registry {
         carrier: Arc<dyn Carrier>,
     ) -> Result<Self, OpenError> {
         let node = config.node.0;
+        store.resign(node).await?;
         let view = Arc::new(View::new(config.tuning.ring));
         let machine = Machine::load(store.clone(), view.clone())?;
         let newcomer = Newcomer::new(store.is_newcomer()?);

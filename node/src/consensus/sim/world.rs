@@ -283,6 +283,10 @@ impl World {
         let Some(disk) = self.disk(id) else {
             return;
         };
+        // Closed in order. (After a crash, damage to the last transaction cannot be told from one
+        // that was torn, and is rolled back.)
+        drop(Store::open_on(&disk.open(), id));
+        disk.kill();
         let before = content(&disk, id);
         disk.rot(bits);
         let after = content(&disk, id);

@@ -7,7 +7,7 @@ use std::ops::RangeBounds;
 use openraft::storage::{LogFlushed, RaftLogStorage};
 use openraft::{ErrorSubject, ErrorVerb, LogState, OptionalSend, RaftLogReader, StorageIOError};
 
-use super::{PURGED, Store, StoreError, VOTE, encode};
+use super::{PURGED, Store, StoreError, encode};
 use crate::consensus::types::{Entry, LogId, TypeConfig, Vote};
 
 type StorageError = openraft::StorageError<u64>;
@@ -70,14 +70,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), StorageError> {
-        let save = async {
-            let vote = encode(VOTE, vote)?;
-            let insert = move |tables: &mut super::Tables<'_>| {
-                Ok(tables.meta.insert(VOTE, vote.as_slice()).map(drop)?)
-            };
-            self.0.write(insert).await
-        };
-        save.await
+        self.0
+            .save_vote(vote)
+            .await
             .map_err(failed(ErrorSubject::Vote, ErrorVerb::Write))
     }
 

@@ -184,6 +184,23 @@ impl Store {
         Ok(self.get::<bool>(NEWCOMER)?.unwrap_or(false))
     }
 
+    /// Gives up a leadership that this voter had when its process ended. openraft would resume it,
+    /// and answer reads from a commit mark that may be older than what it had acknowledged.
+    pub async fn resign(&self, node: u64) -> Result<(), StoreError> {
+        match self.read_vote()? {
+            Some(vote) if vote.committed && vote.leader_id().voted_for() == Some(node) => {
+                self.save_vote(&Vote::new(vote.leader_id().term, node)).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn save_vote(&self, vote: &Vote) -> Result<(), StoreError> {
+        let vote = encode(VOTE, vote)?;
+        self.write(move |tables| Ok(tables.meta.insert(VOTE, vote.as_slice()).map(drop)?))
+            .await
+    }
+
     /// From here on this voter's memory counts.
     pub async fn settle(&self) -> Result<(), StoreError> {
         self.write(|tables| Ok(tables.meta.remove(NEWCOMER).map(drop)?))
