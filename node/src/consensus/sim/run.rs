@@ -48,7 +48,7 @@ pub(super) async fn run(plan: Plan) -> Verdict {
     let world = World::new(plan);
     let stop = Arc::new(AtomicBool::new(false));
     if form(&world).await {
-        let supervisor = tokio::spawn(supervise(world.clone(), stop.clone()));
+        let supervisor = tokio::spawn(supervise(world.clone()));
         let clients: Vec<_> = (0..=VOTERS)
             .map(|n| tokio::spawn(client(world.clone(), n, stop.clone())))
             .collect();
@@ -61,12 +61,15 @@ pub(super) async fn run(plan: Plan) -> Verdict {
         for client in clients {
             let _ = client.await;
         }
-        let _ = supervisor.await;
         if trace::first_broken().is_none() {
             agree(&world).await;
         }
+        supervisor.abort();
     }
     let broken = trace::first_broken();
+    if broken.is_some() {
+        world.describe();
+    }
     let (digest, lines) = trace::end();
     let acked = world.oracle().acked.len();
     Verdict {
@@ -131,9 +134,9 @@ async fn form(world: &Arc<World>) -> bool {
 }
 
 /// Starts what is down, as an init system would.
-async fn supervise(world: Arc<World>, stop: Arc<AtomicBool>) {
+async fn supervise(world: Arc<World>) {
     let mut rng = StdRng::seed_from_u64(world.plan.seed ^ 0x22);
-    while !stop.load(Ordering::Relaxed) {
+    loop {
         tokio::time::sleep(LOOK).await;
         world.look();
         for id in world.down() {
@@ -320,7 +323,7 @@ async fn agree(world: &Arc<World>) {
     let equal = || {
         let mut indexes = registries().into_iter().map(|(_, registry)| registry.view().index());
         let first = indexes.next();
-        indexes.all(|index| Some(index) == first)
+        world.down().is_empty() && indexes.all(|index| Some(index) == first)
     };
     if !until("equal replicas", PEACE, equal).await {
         return;

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use super::disk::Disk;
 use super::net::{Link, Ways};
 use super::oracle::Oracle;
-use super::plan::Plan;
+use super::plan::{Plan, VOTERS};
 use super::trace::{broken, note, short};
 
 use crate::consensus::follow_file::FollowFile;
@@ -197,7 +197,9 @@ impl World {
         let link = self.link(id, process);
         let opened = if follower {
             let config = self.config(id);
-            let file = Arc::new(FollowFile::new(&config.dir));
+            let mut file = FollowFile::new(&config.dir);
+            file.stores_here = true;
+            let file = Arc::new(file);
             let loaded = file.load().unwrap();
             Registry::follower_on(file, loaded, config, link.clone(), link)
         } else {
@@ -257,8 +259,24 @@ impl World {
                 self.remember(id, Memory::Whole);
             }
         }
-        let hosts = lock(&self.hosts);
-        hosts.values().all(|host| host.memory == Memory::Whole && host.running.is_some())
+        let voters: Vec<NodeId> = self.voters().into_iter().map(NodeId).collect();
+        let agreed = |id: &NodeId| {
+            let registry = self.registry(id.0);
+            registry.is_some_and(|registry| registry.status().voters == voters)
+        };
+        let hosts_whole = || {
+            let hosts = lock(&self.hosts);
+            hosts.values().all(|host| host.memory == Memory::Whole && host.running.is_some())
+        };
+        voters.len() as u64 == VOTERS && voters.iter().all(agreed) && hosts_whole()
+    }
+
+    /// How every host stands, for the report.
+    pub fn describe(&self) {
+        for id in self.ids() {
+            let status = self.registry(id).map(|registry| registry.status());
+            note(format_args!("n{id} stands {:?} {status:?}", self.process(id)));
+        }
     }
 
     /// The disk of `id` comes back empty.

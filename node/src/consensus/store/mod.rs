@@ -132,7 +132,8 @@ impl Store {
         store.check_log()?;
         store.read_snapshot()?;
         store.read_vote()?;
-        store.committed_mut().mark = store.get(COMMITTED)?;
+        let mark = store.get(COMMITTED)?;
+        store.committed_mut().mark = store.believable(mark)?;
         Ok(store)
     }
 
@@ -205,6 +206,17 @@ impl Store {
     pub async fn settle(&self) -> Result<(), StoreError> {
         self.write(|tables| Ok(tables.meta.remove(NEWCOMER).map(drop)?))
             .await
+    }
+
+    /// The commit mark, if the log has the entry it names: it may have reached the disk before a
+    /// snapshot that brings that entry did.
+    fn believable(&self, mark: Option<LogId>) -> Result<Option<LogId>, StoreError> {
+        let Some(mark) = mark else {
+            return Ok(None);
+        };
+        let found = self.entries(mark.index..=mark.index, 0)?;
+        let known = found.first().map(|entry| entry.log_id).or(self.read_purged()?);
+        Ok(known.filter(|known| *known == mark))
     }
 
     pub fn committed(&self) -> Option<LogId> {

@@ -129,3 +129,16 @@ async fn a_missing_entry_is_found_at_open() {
         "{refused:?}"
     );
 }
+
+#[tokio::test]
+async fn a_commit_mark_without_its_entry_is_not_believed() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path()).await;
+    let store = Store::open(dir.path(), 1).unwrap();
+    // As when a snapshot that brings entry 9 was noted and the power went before it was written.
+    store.note_committed(Some(entry(9).log_id));
+    store.flush_committed().await.unwrap();
+    drop(store);
+    let store = Store::open(dir.path(), 1).unwrap();
+    assert_eq!(store.committed(), None);
+}
