@@ -26,7 +26,7 @@ enum Change {
 
 /// What is armed to go wrong; counts are operations from now.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Faults {
+pub(in crate::consensus) struct Faults {
     pub sync_fails_after: Option<u32>,
     pub write_fails_after: Option<u32>,
     pub read_fails_after: Option<u32>,
@@ -55,7 +55,7 @@ struct Platter {
 }
 
 #[derive(Clone)]
-pub(super) struct Disk(Arc<Mutex<Platter>>);
+pub(in crate::consensus) struct Disk(Arc<Mutex<Platter>>);
 
 /// One process's open file.
 #[derive(Clone)]
@@ -214,7 +214,10 @@ impl Disk {
         let mut platter = self.platter();
         let length = platter.durable.len();
         for _ in 0..count {
-            let (at, bit) = (platter.rng.random_range(0..length), platter.rng.random_range(0..8));
+            let (at, bit) = (
+                platter.rng.random_range(0..length),
+                platter.rng.random_range(0..8),
+            );
             platter.durable[at] ^= 1 << bit;
         }
         platter.cache = platter.durable.clone();
@@ -227,8 +230,8 @@ impl Disk {
 
     /// A disk of its own with the same content, and nothing wrong with it.
     pub fn copy(&self) -> Self {
-        let platter = self.platter();
-        let copy = Self::new(platter.node, 0);
+        let mut platter = self.platter();
+        let copy = Self::new(platter.node, platter.rng.random());
         let mut of = copy.platter();
         of.durable = platter.cache.clone();
         of.cache = platter.cache.clone();

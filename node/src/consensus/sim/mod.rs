@@ -19,7 +19,7 @@ use std::ops::Range;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-pub(super) use self::disk::SimFile;
+pub(super) use self::disk::{Disk, SimFile};
 use self::plan::Plan;
 
 /// What CI runs.
@@ -93,23 +93,37 @@ fn run_all(seeds: Range<u64>) -> Vec<String> {
     };
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..WORKERS).map(|_| scope.spawn(work)).collect();
-        workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
+        workers
+            .into_iter()
+            .flat_map(|worker| worker.join().unwrap())
+            .collect()
     })
 }
 
 #[test]
 fn sim_seeds_hold() {
     let seeds = std::env::var("SELVEDGE_SIM_SEEDS").map_or(SEEDS, |text| {
-        let (from, to) = text.split_once("..").expect("SELVEDGE_SIM_SEEDS is from..to");
+        let (from, to) = text
+            .split_once("..")
+            .expect("SELVEDGE_SIM_SEEDS is from..to");
         from.parse().unwrap()..to.parse().unwrap()
     });
     let failed = run_all(seeds);
-    assert!(failed.is_empty(), "{} seeds failed\n{}", failed.len(), failed.join("\n"));
+    assert!(
+        failed.is_empty(),
+        "{} seeds failed\n{}",
+        failed.len(),
+        failed.join("\n")
+    );
 }
 
 #[test]
 fn a_seed_always_means_the_same() {
     for seed in TWICE {
-        assert_eq!(in_a_process(seed).unwrap(), in_a_process(seed).unwrap(), "seed {seed}");
+        assert_eq!(
+            in_a_process(seed).unwrap(),
+            in_a_process(seed).unwrap(),
+            "seed {seed}"
+        );
     }
 }

@@ -83,7 +83,14 @@ pub(super) async fn run(plan: Plan) -> Verdict {
 
 async fn propose(at: &Registry, action: Action) -> Result<Reply, ProposeError> {
     let at_time = UnixMs(2);
-    at.propose(&Command { at: at_time, action }, PATIENCE).await
+    at.propose(
+        &Command {
+            at: at_time,
+            action,
+        },
+        PATIENCE,
+    )
+    .await
 }
 
 /// What a new host says of itself.
@@ -306,7 +313,9 @@ async fn peace(world: &Arc<World>) {
                 }
             }
             if Instant::now() > end {
-                broken(format_args!("n{id} takes no change {PEACE:?} after all was healed"));
+                broken(format_args!(
+                    "n{id} takes no change {PEACE:?} after all was healed"
+                ));
                 return;
             }
             tokio::time::sleep(LOOK).await;
@@ -318,10 +327,13 @@ async fn peace(world: &Arc<World>) {
 async fn agree(world: &Arc<World>) {
     let registries = || {
         let ids = world.ids().into_iter();
-        ids.filter_map(|id| Some((id, world.registry(id)?))).collect::<Vec<_>>()
+        ids.filter_map(|id| Some((id, world.registry(id)?)))
+            .collect::<Vec<_>>()
     };
     let equal = || {
-        let mut indexes = registries().into_iter().map(|(_, registry)| registry.view().index());
+        let mut indexes = registries()
+            .into_iter()
+            .map(|(_, registry)| registry.view().index());
         let first = indexes.next();
         world.down().is_empty() && indexes.all(|index| Some(index) == first)
     };

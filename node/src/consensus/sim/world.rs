@@ -131,12 +131,19 @@ impl World {
         let hosts = lock(&self.hosts);
         let host = hosts.get(&id)?;
         let powered = host.follower || host.disk.has_power();
-        host.running.as_ref().filter(|_| powered).map(|running| running.process)
+        host.running
+            .as_ref()
+            .filter(|_| powered)
+            .map(|running| running.process)
     }
 
     pub fn registry(&self, id: u64) -> Option<Registry> {
         let hosts = lock(&self.hosts);
-        hosts.get(&id)?.running.as_ref().map(|running| running.registry.clone())
+        hosts
+            .get(&id)?
+            .running
+            .as_ref()
+            .map(|running| running.registry.clone())
     }
 
     /// Hosts whose process has to be started (again): none runs, its power failed, or its voter
@@ -220,7 +227,12 @@ impl World {
         let mut hosts = lock(&self.hosts);
         let host = hosts.get_mut(&id)?;
         host.processes += 1;
-        Some((host.disk.clone(), host.follower, host.processes, host.memory))
+        Some((
+            host.disk.clone(),
+            host.follower,
+            host.processes,
+            host.memory,
+        ))
     }
 
     fn enter(&self, id: u64, process: u64, registry: Registry) {
@@ -238,7 +250,9 @@ impl World {
             disk.wipe();
             self.remember(id, Memory::Empty);
         } else {
-            broken(format_args!("n{id} does not start from a whole disk: {error}"));
+            broken(format_args!(
+                "n{id} does not start from a whole disk: {error}"
+            ));
         }
     }
 
@@ -266,7 +280,9 @@ impl World {
         };
         let hosts_whole = || {
             let hosts = lock(&self.hosts);
-            hosts.values().all(|host| host.memory == Memory::Whole && host.running.is_some())
+            hosts
+                .values()
+                .all(|host| host.memory == Memory::Whole && host.running.is_some())
         };
         voters.len() as u64 == VOTERS && voters.iter().all(agreed) && hosts_whole()
     }
@@ -275,7 +291,10 @@ impl World {
     pub fn describe(&self) {
         for id in self.ids() {
             let status = self.registry(id).map(|registry| registry.status());
-            note(format_args!("n{id} stands {:?} {status:?}", self.process(id)));
+            note(format_args!(
+                "n{id} stands {:?} {status:?}",
+                self.process(id)
+            ));
         }
     }
 
@@ -311,7 +330,9 @@ impl World {
         self.remember(id, Memory::Rotten);
         note(format_args!("n{id} rots, found: {}", after.is_none()));
         if after.is_some() && after != before {
-            broken(format_args!("n{id} opens a rotten store: {after:?} for {before:?}"));
+            broken(format_args!(
+                "n{id} opens a rotten store: {after:?} for {before:?}"
+            ));
         }
     }
 
@@ -324,7 +345,10 @@ impl World {
             created: UnixMs(1),
         };
         let registry = self.registry(1).unwrap();
-        registry.begin(cluster, identity(1), UnixMs(1)).await.unwrap();
+        registry
+            .begin(cluster, identity(1), UnixMs(1))
+            .await
+            .unwrap();
     }
 
     /// Looks at every replica.
@@ -359,9 +383,15 @@ fn content(disk: &Disk, id: u64) -> Option<String> {
     let store = store.ok()?.ok()?;
     let log = store.entries(.., usize::MAX).ok()?;
     let log = short(&serde_json::to_vec(&log).ok()?);
-    let snapshot = store.read_snapshot().ok()?.map(|(meta, data)| (meta, short(&data)));
+    let snapshot = store
+        .read_snapshot()
+        .ok()?
+        .map(|(meta, data)| (meta, short(&data)));
     let last = store.last_log_id().ok()?;
-    Some(format!("{:?} {last:?} {log} {snapshot:?}", store.read_vote().ok()?))
+    Some(format!(
+        "{:?} {last:?} {log} {snapshot:?}",
+        store.read_vote().ok()?
+    ))
 }
 
 /// For a condition of a healthy cluster.
