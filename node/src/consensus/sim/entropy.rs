@@ -18,7 +18,7 @@ pub(super) fn seed_thread(seed: u64) {
     STREAM.set(Some(seed));
 }
 
-/// SplitMix64: every step is a bijection of the state, so no two seeds run into each other.
+/// `SplitMix64`: every step is a bijection of the state, so no two seeds run into each other.
 fn next(state: u64) -> (u64, u64) {
     let state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -65,7 +65,8 @@ unsafe extern "C" fn getrandom(buffer: *mut c_void, length: usize, flags: c_uint
     // SAFETY: both have this function's contract.
     unsafe {
         fill_raw(buffer.cast(), length).unwrap_or_else(|| {
-            libc::syscall(libc::SYS_getrandom, buffer, length, c_long::from(flags)) as isize
+            let got = libc::syscall(libc::SYS_getrandom, buffer, length, c_long::from(flags));
+            isize::try_from(got).unwrap_or(-1)
         })
     }
 }
@@ -79,22 +80,23 @@ unsafe extern "C" fn getrandom(buffer: *mut c_void, length: usize, flags: c_uint
 #[unsafe(no_mangle)]
 unsafe extern "C" fn syscall(
     number: c_long,
-    a: c_long,
-    b: c_long,
-    c: c_long,
-    d: c_long,
-    e: c_long,
-    f: c_long,
+    first: c_long,
+    second: c_long,
+    third: c_long,
+    fourth: c_long,
+    fifth: c_long,
+    sixth: c_long,
 ) -> c_long {
     if number == libc::SYS_getrandom {
+        let length = usize::try_from(second).unwrap_or(0);
         // SAFETY: these are that call's arguments.
-        let filled = unsafe { fill_raw(a as *mut u8, b.cast_unsigned() as usize) };
-        if let Some(length) = filled {
-            return length as c_long;
+        let filled = unsafe { fill_raw(first as *mut u8, length) };
+        if filled.is_some() {
+            return second;
         }
     }
     // SAFETY: the call goes on as it came.
-    unsafe { libcs_syscall()(number, a, b, c, d, e, f) }
+    unsafe { libcs_syscall()(number, first, second, third, fourth, fifth, sixth) }
 }
 
 type Syscall = unsafe extern "C" fn(c_long, ...) -> c_long;

@@ -22,9 +22,9 @@ use crate::consensus::{ProposeError, Registry};
 /// What a client waits for one answer.
 const PATIENCE: Duration = Duration::from_secs(4);
 /// To form the cluster in peace.
-const BEGINNING: Duration = Duration::from_secs(60);
+const BEGINNING: Duration = Duration::from_mins(1);
 /// After all is healed, everything works again and agrees by then.
-const PEACE: Duration = Duration::from_secs(60);
+const PEACE: Duration = Duration::from_mins(1);
 /// A supervisor starts what is down about this long after it ended.
 const RESTART_MILLIS: u64 = 3000;
 const LOOK: Duration = Duration::from_millis(50);
@@ -275,8 +275,8 @@ async fn inflict(world: &Arc<World>, number: usize, fault: &Fault) {
 
 /// The operator takes one voter out and brings another one in, when all is well enough for it.
 async fn replace(world: &Arc<World>, leaving: u64, number: u64) {
-    let others = world.voters().into_iter().filter(|id| *id != leaving);
-    let Some(at) = others.filter_map(|id| world.registry(id)).next() else {
+    let mut others = world.voters().into_iter().filter(|id| *id != leaving);
+    let Some(at) = others.find_map(|id| world.registry(id)) else {
         return;
     };
     let node = NodeId(leaving);
@@ -302,7 +302,7 @@ async fn replace(world: &Arc<World>, leaving: u64, number: u64) {
 /// Every host takes a change again.
 async fn peace(world: &Arc<World>) {
     let end = Instant::now() + PEACE;
-    for id in world.ids() {
+    for id in world.members() {
         loop {
             if let Some(registry) = world.registry(id) {
                 let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
@@ -326,7 +326,7 @@ async fn peace(world: &Arc<World>) {
 /// At the end all replicas hold the same, and everything that was acknowledged.
 async fn agree(world: &Arc<World>) {
     let registries = || {
-        let ids = world.ids().into_iter();
+        let ids = world.members().into_iter();
         ids.filter_map(|id| Some((id, world.registry(id)?)))
             .collect::<Vec<_>>()
     };
@@ -335,7 +335,8 @@ async fn agree(world: &Arc<World>) {
             .into_iter()
             .map(|(_, registry)| registry.view().index());
         let first = indexes.next();
-        world.down().is_empty() && indexes.all(|index| Some(index) == first)
+        !world.down().iter().any(|id| world.members().contains(id))
+            && indexes.all(|index| Some(index) == first)
     };
     if !until("equal replicas", PEACE, equal).await {
         return;

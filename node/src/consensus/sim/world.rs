@@ -98,6 +98,21 @@ impl World {
         lock(&self.hosts).keys().copied().collect()
     }
 
+    /// Hosts that nobody removed, as the newest of all views has it.
+    pub fn members(&self) -> Vec<u64> {
+        let views = self.ids().into_iter().filter_map(|id| self.registry(id));
+        let newest = views
+            .map(|registry| registry.view().state())
+            .max_by_key(|state| state.index);
+        let removed = |id: &u64| {
+            let nodes = newest.as_ref().map(|state| &state.nodes);
+            nodes
+                .and_then(|nodes| nodes.get(&NodeId(*id)))
+                .is_some_and(|node| node.revoked)
+        };
+        self.ids().into_iter().filter(|id| !removed(id)).collect()
+    }
+
     pub fn voters(&self) -> Vec<u64> {
         let hosts = lock(&self.hosts);
         let voters = hosts.iter().filter(|(_, host)| !host.follower);
@@ -111,7 +126,12 @@ impl World {
             follower,
             running: None,
             processes: 0,
-            memory: Memory::Whole,
+            // A founder is the first to know anything; the others copy before they count.
+            memory: if id == 1 || follower {
+                Memory::Whole
+            } else {
+                Memory::Empty
+            },
         };
         lock(&self.hosts).insert(id, host);
     }
