@@ -11,7 +11,7 @@ use scheduler::model::{NodeId, UnixMs};
 use scheduler::registry::ClusterMeta;
 use tempfile::TempDir;
 
-use super::disk::Disk;
+use super::disk::{Disk, Faults};
 use super::net::{Link, Ways};
 use super::oracle::Oracle;
 use super::plan::{Plan, VOTERS};
@@ -294,9 +294,18 @@ impl World {
             }
         }
         let voters: Vec<NodeId> = self.voters().into_iter().map(NodeId).collect();
+        // Between two configurations a minority of their union may be a majority of one.
         let agreed = |id: &NodeId| {
-            let registry = self.registry(id.0);
-            registry.is_some_and(|registry| registry.status().voters == voters)
+            let Some(registry) = self.registry(id.0) else {
+                return false;
+            };
+            let metrics = registry.voter().map(|voter| voter.raft.metrics());
+            let joint = metrics.is_none_or(|metrics| {
+                let metrics = metrics.borrow();
+                let membership = metrics.membership_config.membership();
+                membership.get_joint_config().len() != 1
+            });
+            !joint && registry.status().voters == voters
         };
         let hosts_whole = || {
             let hosts = lock(&self.hosts);
@@ -342,6 +351,7 @@ impl World {
         };
         // Closed in order. (After a crash, damage to the last transaction cannot be told from one
         // that was torn, and is rolled back.)
+        disk.faults(|faults| *faults = Faults::default());
         drop(Store::open_on(&disk.open(), id));
         disk.kill();
         let before = content(&disk, id);
@@ -389,7 +399,7 @@ impl World {
         drop(ways);
         for id in self.ids() {
             if let Some(disk) = self.disk(id) {
-                disk.faults(|faults| *faults = super::disk::Faults::default());
+                disk.faults(|faults| *faults = Faults::default());
             }
         }
         note("all is healed");
