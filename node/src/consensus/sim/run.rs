@@ -81,7 +81,7 @@ pub(super) async fn run(plan: Plan) -> Verdict {
     }
 }
 
-async fn propose(at: &Registry, action: Action) -> Result<Reply, ProposeError> {
+pub(super) async fn propose(at: &Registry, action: Action) -> Result<Reply, ProposeError> {
     let at_time = UnixMs(2);
     at.propose(
         &Command {
@@ -124,7 +124,7 @@ async fn enrol(world: &Arc<World>, at: &Registry, number: u64) -> Option<u64> {
     Some(node.id.0)
 }
 
-async fn form(world: &Arc<World>) -> bool {
+pub(super) async fn form(world: &Arc<World>) -> bool {
     world.found().await;
     let founder = world.registry(1).unwrap();
     for number in 2..=VOTERS + 1 {
