@@ -303,7 +303,8 @@ async fn replace(world: &Arc<World>, leaving: u64, number: u64) {
 async fn peace(world: &Arc<World>) {
     let end = Instant::now() + PEACE;
     for id in world.members() {
-        loop {
+        // A removal that nobody was told of may come to hold only now.
+        while world.members().contains(&id) {
             if let Some(registry) = world.registry(id) {
                 let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
                 let answer = propose(&registry, create_token(&token(serial))).await;
