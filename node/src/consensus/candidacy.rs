@@ -32,6 +32,10 @@ pub(super) async fn watch(raft: Raft, store: Store, view: Arc<View>, carrier: Ar
         if metrics.running_state.is_err() {
             return;
         }
+        if is_alone(&metrics) && metrics.state == ServerState::Follower {
+            // Nobody has to be waited for.
+            let _ = raft.trigger().elect().await;
+        }
         let may = may_stand(&metrics, &store, &view, &*carrier).await;
         if may != open {
             raft.runtime_config().elect(may);
@@ -39,6 +43,11 @@ pub(super) async fn watch(raft: Raft, store: Store, view: Arc<View>, carrier: Ar
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+fn is_alone(metrics: &Metrics) -> bool {
+    let mut voters = metrics.membership_config.voter_ids();
+    voters.next() == Some(metrics.id) && voters.next().is_none()
 }
 
 async fn may_stand(metrics: &Metrics, store: &Store, view: &View, carrier: &dyn Carrier) -> bool {

@@ -11,6 +11,8 @@ mod membership;
 mod network;
 mod propose;
 mod registry;
+#[cfg(test)]
+mod sim;
 mod status;
 mod store;
 #[cfg(test)]

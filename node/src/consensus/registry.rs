@@ -7,7 +7,7 @@ use std::time::Duration;
 use openraft::error::{Fatal, InitializeError, RaftError};
 use openraft::{EmptyNode, SnapshotPolicy};
 use scheduler::model::{NodeId, NodeIdentity, UnixMs};
-use scheduler::registry::{Action, ClusterMeta, Command, Refusal, Reply};
+use scheduler::registry::{Action, ClusterMeta, Command, Refusal, Reply, State};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -134,6 +134,17 @@ impl Registry {
         let (dir, node) = (config.dir.clone(), config.node.0);
         let store = tokio::task::spawn_blocking(move || Store::open(&dir, node));
         let store = store.await.map_err(|_| StoreError::Stopping)??;
+        Self::voter_on(store, config, carrier).await
+    }
+
+    /// A voter whose memory is `store`.
+    pub(super) async fn voter_on(
+        store: Store,
+        config: Config,
+        carrier: Arc<dyn Carrier>,
+    ) -> Result<Self, OpenError> {
+        let node = config.node.0;
+        store.resign(node).await?;
         let view = Arc::new(View::new(config.tuning.ring));
         let machine = Machine::load(store.clone(), view.clone())?;
         let newcomer = Newcomer::new(store.is_newcomer()?);
@@ -187,14 +198,24 @@ impl Registry {
         founder: NodeIdentity,
         at: UnixMs,
     ) -> Result<Self, OpenError> {
-        let me = config.node.0;
         let registry = Self::open_voter(config, carrier).await?;
-        let voter = registry.voter().ok_or(StoreError::Stopping)?;
+        registry.begin(cluster, founder, at).await?;
+        Ok(registry)
+    }
+
+    /// Makes this voter the first of a new cluster.
+    pub(super) async fn begin(
+        &self,
+        cluster: ClusterMeta,
+        founder: NodeIdentity,
+        at: UnixMs,
+    ) -> Result<(), OpenError> {
+        let voter = self.voter().ok_or(StoreError::Stopping)?;
         let known = voter.raft.is_initialized().await;
         if !known.map_err(|error| OpenError::Raft(Box::new(error)))? {
             voter.store.settle().await?;
             voter.newcomer.settled();
-            let members = std::collections::BTreeSet::from([me]);
+            let members = std::collections::BTreeSet::from([self.node().0]);
             let begun = voter.raft.initialize(members).await;
             begun.map_err(|error| OpenError::Initialize(Box::new(error)))?;
         }
@@ -202,8 +223,8 @@ impl Registry {
             at,
             action: Action::FoundCluster { cluster, founder },
         };
-        match registry.propose(&command, FOUND_DEADLINE).await? {
-            Reply::Done { .. } | Reply::Refused(Refusal::AlreadyFounded) => Ok(registry),
+        match self.propose(&command, FOUND_DEADLINE).await? {
+            Reply::Done { .. } | Reply::Refused(Refusal::AlreadyFounded) => Ok(()),
             Reply::Refused(refusal) => Err(OpenError::FoundRefused(refusal)),
         }
     }
@@ -215,10 +236,22 @@ impl Registry {
         source: Arc<dyn FeedSource>,
     ) -> Result<Self, OpenError> {
         let file = Arc::new(FollowFile::new(&config.dir));
-        let view = Arc::new(View::new(config.tuning.ring));
         let loading = file.clone();
         let loaded = tokio::task::spawn_blocking(move || loading.load());
-        if let Some(state) = loaded.await.map_err(|_| StoreError::Stopping)?? {
+        let loaded = loaded.await.map_err(|_| StoreError::Stopping)??;
+        Self::follower_on(file, loaded, config, carrier, source)
+    }
+
+    /// A follower that starts with what it had `loaded` from `file`.
+    pub(super) fn follower_on(
+        file: Arc<FollowFile>,
+        loaded: Option<State>,
+        config: Config,
+        carrier: Arc<dyn Carrier>,
+        source: Arc<dyn FeedSource>,
+    ) -> Result<Self, OpenError> {
+        let view = Arc::new(View::new(config.tuning.ring));
+        if let Some(state) = loaded {
             view.reset(Arc::new(state));
         }
         check_cluster(&view, &config)?;

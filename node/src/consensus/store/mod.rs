@@ -2,6 +2,7 @@
 //! snapshot. Owns the file's layout, its checksums and its fsync; what the entries mean is the
 //! state machine's matter.
 
+mod file;
 mod log;
 mod machine;
 mod record;
@@ -9,7 +10,6 @@ mod record;
 mod tests;
 
 use std::fmt::Display;
-use std::fs::File;
 use std::io;
 use std::ops::RangeBounds;
 use std::path::{Path, PathBuf};
@@ -17,10 +17,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::{Database, ReadableDatabase, ReadableTable, Table, TableDefinition};
 use serde::de::DeserializeOwned;
+use tokio::sync::watch;
 
 pub(super) use self::log::LogStore;
 pub(super) use self::machine::Machine;
 use self::record::{decode_entry, encode, seal, unseal};
+#[cfg(test)]
+use super::sim::SimFile;
 use super::types::{Entry, LogId, SnapshotMeta, Vote};
 
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
@@ -38,8 +41,6 @@ const NEWCOMER: &str = "newcomer";
 
 /// Rises when the file's layout changes in a way an older daemon cannot read.
 const FORMAT_VERSION: u32 = 1;
-/// redb would take a gigabyte by default; log and snapshot are a few megabytes.
-const CACHE_BYTES: usize = 16 << 20;
 
 /// Why the store cannot be opened or used. None of them is ever healed by starting empty: an empty
 /// voter could help to elect a leader that lacks acknowledged writes.
@@ -82,7 +83,19 @@ pub(super) struct Store(Arc<Inner>);
 
 struct Inner {
     db: Database,
+    lane: Lane,
     committed: Mutex<Committed>,
+    /// Whether a leader's snapshot is on its way to the disk.
+    arriving: watch::Sender<bool>,
+}
+
+/// Where a transaction may block.
+enum Lane {
+    /// On a thread for that.
+    Threads,
+    /// Right here and in virtual time, so that a seed always gives the same order.
+    #[cfg(test)]
+    Simulated(SimFile),
 }
 
 /// The commit mark is a hint for the next boot, so it rides on the next durable write, or is
@@ -102,28 +115,32 @@ struct Tables<'txn> {
 impl Store {
     /// Opens `dir/registry.redb`, or makes it, and checks every record in it.
     pub fn open(dir: &Path, node: u64) -> Result<Self, StoreError> {
-        std::fs::create_dir_all(dir).map_err(|source| io_error(dir, source))?;
-        let path = dir.join("registry.redb");
-        if !path
-            .try_exists()
-            .map_err(|source| io_error(&path, source))?
-        {
-            create(dir, &path, node)?;
-        }
-        // An existing file is only ever opened: redb's `create` would make an empty database of a
-        // file that lost its content.
-        let db = Database::builder()
-            .set_cache_size(CACHE_BYTES)
-            .open(&path)?;
+        Self::checked(file::open(dir, node)?, Lane::Threads, node)
+    }
+
+    /// The same on a simulated disk.
+    #[cfg(test)]
+    pub fn open_on(file: &SimFile, node: u64) -> Result<Self, StoreError> {
+        let db = file::open_simulated(file, node)?;
+        Self::checked(db, Lane::Simulated(file.clone()), node)
+    }
+
+    fn checked(db: Database, lane: Lane, node: u64) -> Result<Self, StoreError> {
         let store = Self(Arc::new(Inner {
             db,
+            lane,
             committed: Mutex::default(),
+            arriving: watch::Sender::new(false),
         }));
         store.check_owner(node)?;
         store.check_log()?;
         store.read_snapshot()?;
+        if store.read_purged()? > store.snapshot_end()? {
+            return Err(corrupt("log", "entries are purged that no snapshot has"));
+        }
         store.read_vote()?;
-        store.committed_mut().mark = store.get(COMMITTED)?;
+        let mark = store.get(COMMITTED)?;
+        store.committed_mut().mark = store.believable(mark)?;
         Ok(store)
     }
 
@@ -175,10 +192,42 @@ impl Store {
         Ok(self.get::<bool>(NEWCOMER)?.unwrap_or(false))
     }
 
+    /// Gives up a leadership that this voter had when its process ended. openraft would resume it,
+    /// and answer reads from a commit mark that may be older than what it had acknowledged.
+    pub async fn resign(&self, node: u64) -> Result<(), StoreError> {
+        match self.read_vote()? {
+            Some(vote) if vote.committed && vote.leader_id().voted_for() == Some(node) => {
+                self.save_vote(&Vote::new(vote.leader_id().term, node))
+                    .await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn save_vote(&self, vote: &Vote) -> Result<(), StoreError> {
+        let vote = encode(VOTE, vote)?;
+        self.write(move |tables| Ok(tables.meta.insert(VOTE, vote.as_slice()).map(drop)?))
+            .await
+    }
+
     /// From here on this voter's memory counts.
     pub async fn settle(&self) -> Result<(), StoreError> {
         self.write(|tables| Ok(tables.meta.remove(NEWCOMER).map(drop)?))
             .await
+    }
+
+    /// The commit mark, if the log has the entry it names: it may have reached the disk before a
+    /// snapshot that brings that entry did.
+    fn believable(&self, mark: Option<LogId>) -> Result<Option<LogId>, StoreError> {
+        let Some(mark) = mark else {
+            return Ok(None);
+        };
+        let found = self.entries(mark.index..=mark.index, 0)?;
+        let known = found
+            .first()
+            .map(|entry| entry.log_id)
+            .or(self.read_purged()?);
+        Ok(known.filter(|known| *known == mark))
     }
 
     pub fn committed(&self) -> Option<LogId> {
@@ -212,6 +261,37 @@ impl Store {
         Ok(Some((meta, unseal(SNAPSHOT_DATA, data.value())?.to_vec())))
     }
 
+    /// The last entry that the snapshot on disk has.
+    fn snapshot_end(&self) -> Result<Option<LogId>, StoreError> {
+        let meta = self.get::<SnapshotMeta>(SNAPSHOT_META)?;
+        Ok(meta.and_then(|meta| meta.last_log_id))
+    }
+
+    /// A leader's snapshot begins to arrive, or was written or given up.
+    pub fn snapshot_arrives(&self, arriving: bool) {
+        self.0.arriving.send_replace(arriving);
+    }
+
+    /// Forgets the log up to `log_id`. openraft asks for it as soon as it has decided to install a
+    /// snapshot: the snapshot has to be on disk first, or a crash would leave neither.
+    async fn purge(&self, log_id: LogId) -> Result<(), StoreError> {
+        let mut arriving = self.0.arriving.subscribe();
+        let mut waited = false;
+        while self.snapshot_end()? < Some(log_id) && *arriving.borrow_and_update() {
+            waited = true;
+            let _ = arriving.changed().await;
+        }
+        if waited && self.snapshot_end()? < Some(log_id) {
+            return Err(corrupt("snapshot", "it was to be installed and was not"));
+        }
+        let mark = encode(PURGED, &log_id)?;
+        self.write(move |tables| {
+            tables.meta.insert(PURGED, mark.as_slice())?;
+            Ok(tables.log.retain_in(..=log_id.index, |_, _| false)?)
+        })
+        .await
+    }
+
     pub async fn write_snapshot(&self, meta: &SnapshotMeta, data: &[u8]) -> Result<(), StoreError> {
         let (meta, data) = (encode(SNAPSHOT_META, meta)?, seal(data));
         self.write(move |tables| {
@@ -236,7 +316,7 @@ impl Store {
 
     /// Entries of `range`, in order, until they hold more than `budget` bytes; the first is always
     /// among them.
-    fn entries(
+    pub fn entries(
         &self,
         range: impl RangeBounds<u64>,
         budget: usize,
@@ -291,34 +371,38 @@ impl Store {
         F: FnOnce(&mut Tables<'_>) -> Result<(), StoreError> + Send + 'static,
     {
         let store = self.clone();
-        tokio::task::spawn_blocking(move || store.write_now(work))
-            .await
-            .map_err(|_| StoreError::Stopping)?
+        match &self.0.lane {
+            Lane::Threads => tokio::task::spawn_blocking(move || store.write_now(work))
+                .await
+                .map_err(|_| StoreError::Stopping)?,
+            #[cfg(test)]
+            Lane::Simulated(file) => {
+                let (before, after) = file.waits();
+                tokio::time::sleep(before).await;
+                let written = store.write_now(work);
+                tokio::time::sleep(after).await;
+                written
+            }
+        }
     }
 
     fn write_now<F>(&self, work: F) -> Result<(), StoreError>
     where
         F: FnOnce(&mut Tables<'_>) -> Result<(), StoreError>,
     {
-        let mut txn = self.0.db.begin_write()?;
-        txn.set_durability(redb::Durability::Immediate)?;
         let committed = {
             let mut committed = self.committed_mut();
             std::mem::take(&mut committed.dirty).then_some(committed.mark)
         };
-        {
-            let mut tables = Tables {
-                meta: txn.open_table(META)?,
-                log: txn.open_table(LOG)?,
-            };
-            work(&mut tables)?;
+        file::transact(&self.0.db, |tables| {
+            work(tables)?;
             if let Some(mark) = committed {
                 tables
                     .meta
                     .insert(COMMITTED, encode(COMMITTED, &mark)?.as_slice())?;
             }
-        }
-        Ok(txn.commit()?)
+            Ok(())
+        })
     }
 
     fn committed_mut(&self) -> MutexGuard<'_, Committed> {
@@ -326,45 +410,5 @@ impl Store {
             .committed
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Makes the file under another name first: a crash on the way leaves nothing that looks like a
-/// store, so that an empty or cut file under the real name is always damage.
-fn create(dir: &Path, path: &Path, node: u64) -> Result<(), StoreError> {
-    let unfinished = dir.join("registry.redb.new");
-    match std::fs::remove_file(&unfinished) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            return Err(io_error(&unfinished, source));
-        }
-        _ => {}
-    }
-    let db = Database::builder()
-        .set_cache_size(CACHE_BYTES)
-        .create(&unfinished)?;
-    let store = Store(Arc::new(Inner {
-        db,
-        committed: Mutex::default(),
-    }));
-    store.write_now(|tables| {
-        tables
-            .meta
-            .insert(FORMAT, encode(FORMAT, &FORMAT_VERSION)?.as_slice())?;
-        tables.meta.insert(NODE, encode(NODE, &node)?.as_slice())?;
-        tables
-            .meta
-            .insert(NEWCOMER, encode(NEWCOMER, &true)?.as_slice())?;
-        Ok(())
-    })?;
-    drop(store);
-    std::fs::rename(&unfinished, path).map_err(|source| io_error(path, source))?;
-    let synced = File::open(dir).and_then(|dir| dir.sync_all());
-    synced.map_err(|source| io_error(dir, source))
-}
-
-fn io_error(path: &Path, source: io::Error) -> StoreError {
-    StoreError::Io {
-        path: path.to_owned(),
-        source,
     }
 }

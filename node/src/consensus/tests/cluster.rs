@@ -152,6 +152,23 @@ async fn refused_in_time(at: &Registry) {
     }
 }
 
+/// Its commit mark on disk may be older than what it acknowledged: reads would go back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_restarts_has_to_be_elected_again() {
+    let world = World::new(Tuning::default());
+    let registries = world.three().await;
+    let id = leader(&registries).unwrap().node().0;
+    for registry in registries {
+        world.kill(&registry).await;
+    }
+    let again = world.voter(id).await;
+    assert_eq!(again.status().part, Part::Voter);
+    assert_eq!(
+        propose(&again, create_token(&token(1))).await.unwrap_err(),
+        ProposeError::NoQuorum
+    );
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_majority_changes_are_refused_in_time() {
     let world = World::new(Tuning::default());

@@ -2,4 +2,4 @@
 
 mod cluster;
 mod following;
-mod world;
+pub(super) mod world;

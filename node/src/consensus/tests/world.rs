@@ -20,7 +20,7 @@ use crate::consensus::{
 pub(super) const DEADLINE: Duration = Duration::from_secs(4);
 /// For conditions, on a machine that does other things too.
 pub(super) const LONG: Duration = Duration::from_secs(40);
-pub(super) const CLUSTER: &str = "test-cluster";
+pub(in crate::consensus) const CLUSTER: &str = "test-cluster";
 
 pub(super) struct World {
     dir: TempDir,
@@ -243,7 +243,7 @@ impl World {
     }
 }
 
-pub(super) fn identity(id: u64) -> NodeIdentity {
+pub(in crate::consensus) fn identity(id: u64) -> NodeIdentity {
     let name = |text: &str| Name::new(text).unwrap();
     NodeIdentity {
         id: NodeId(id),
@@ -258,11 +258,11 @@ pub(super) fn identity(id: u64) -> NodeIdentity {
     }
 }
 
-pub(super) fn token(n: u64) -> String {
+pub(in crate::consensus) fn token(n: u64) -> String {
     format!("{n:064x}")
 }
 
-pub(super) fn create_token(hash: &str) -> Action {
+pub(in crate::consensus) fn create_token(hash: &str) -> Action {
     Action::CreateToken {
         hash: hash.to_owned(),
         expires: UnixMs(u64::MAX / 2),
