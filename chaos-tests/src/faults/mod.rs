@@ -157,6 +157,15 @@ impl Fault {
         }
     }
 
+    /// Whether nodes do not reach each other by it.
+    #[must_use]
+    pub fn cuts(&self) -> bool {
+        matches!(
+            self,
+            Self::Partition { .. } | Self::Deaf { .. } | Self::Apart { .. } | Self::Flap { .. }
+        )
+    }
+
     /// Whether lines that instances wrote may be lost by it.
     #[must_use]
     pub fn loses_logs(&self) -> bool {

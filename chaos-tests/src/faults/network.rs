@@ -38,7 +38,9 @@ pub(super) fn partition(world: &World, side: &[String]) -> Result<Undo> {
 pub(super) fn apart(world: &World, one: &str, other: &str) -> Result<Undo> {
     let undo = cut(world, &[one], &[other])?;
     for third in others(world, &[one, other])? {
-        pings(&world[one], &world[third]).context("the third node is cut off as well")?;
+        until("the third node is in reach", SEEN_WITHIN, || {
+            pings(&world[one], &world[third]).map(Some)
+        })?;
     }
     Ok(undo)
 }
@@ -101,7 +103,20 @@ fn pings(from: &Node, to: &Node) -> Result<()> {
     said.ok().map(drop)
 }
 
-/// The first two nodes' links stand for all.
+/// Two nodes that no other fault keeps apart: their link stands for all.
+fn connected(world: &World) -> Result<Option<(&Node, &Node)>> {
+    for from in world.nodes() {
+        for to in world.nodes().iter().filter(|to| to.name != from.name) {
+            let there = world.wire().get(&from.name, &to.name)?;
+            let back = world.wire().get(&to.name, &from.name)?;
+            if there.up && back.up {
+                return Ok(Some((from, to)));
+            }
+        }
+    }
+    Ok(None)
+}
+
 pub(super) fn worsen(world: &World, fault: &Fault) -> Result<Undo> {
     let all = names(world);
     for from in &all {
@@ -110,9 +125,7 @@ pub(super) fn worsen(world: &World, fault: &Fault) -> Result<Undo> {
             world.wire().set(from, to, worse(link, fault))?;
         }
     }
-    let [from, to, ..] = world.nodes() else {
-        return Err(anyhow!("a link needs two nodes"));
-    };
+    let (from, to) = connected(world)?.context("no two nodes are connected")?;
     until("the link is worse", SEEN_WITHIN, || {
         let before = world.wire().stats()?.of(&from.name, &to.name)?;
         let rtt = flood(from, to, fault)?;

@@ -53,7 +53,7 @@ pub fn draw(seed: u64, lasting: Duration, nodes: &[&str]) -> Vec<Round> {
     rounds
 }
 
-/// Different ones; of those that take a node away never more than leave one.
+/// Different ones, one cut at the most, and of those that strike a node so many that one is left.
 fn faults(rng: &mut StdRng, nodes: &[&str]) -> Vec<Fault> {
     let wanted = rng.random_range(1..=MOST_AT_ONCE);
     let mut faults: Vec<Fault> = Vec::new();
@@ -61,7 +61,8 @@ fn faults(rng: &mut StdRng, nodes: &[&str]) -> Vec<Fault> {
     while faults.len() < wanted {
         let node = nodes[rng.random_range(0..nodes.len())];
         let fault = fault(rng, node, nodes);
-        let again = faults.iter().any(|f| f.row() == fault.row());
+        let again = |f: &Fault| f.row() == fault.row() || f.cuts() && fault.cuts();
+        let again = faults.iter().any(again);
         let target = fault.target();
         let crowded = target.is_some()
             && (struck.iter().any(|n| n == node) || struck.len() + 1 >= nodes.len());

@@ -203,6 +203,9 @@ impl Stage {
         self.requests(&requests, logs.read_all(&requests)?, &mut report);
         judge_registry(&registry, &self.world, &mut report);
         self.nothing_left(&registry, &mut report)?;
+        if report.findings.is_empty() {
+            self.world.hush();
+        }
         Ok(report)
     }
 

@@ -125,6 +125,12 @@ impl View {
         if let Some(ago) = ago {
             contact.heard = Some((Instant::now(), ago));
         }
+        if contact.leader != leader {
+            match leader {
+                Some(node) => tracing::info!(%node, "the registry has a leader"),
+                None => tracing::info!("the registry has no leader that this node hears of"),
+            }
+        }
         contact.leader = leader;
     }
 

@@ -141,7 +141,9 @@ impl<'a> Tick<'a> {
         let bounds = Bounds::of(&service.scale);
         let staying = |s: &&Seen<'_>| !memory.is_stopping(&s.report.id);
         let live: Vec<Seen<'_>> = scene.live().filter(staying).copied().collect();
-        let surplus = live.len().saturating_sub(usize::try_from(bounds.max).unwrap_or(usize::MAX));
+        let surplus = live
+            .len()
+            .saturating_sub(usize::try_from(bounds.max).unwrap_or(usize::MAX));
         let spared = spared(scene, memory, bounds.min);
         let mut idle = live;
         idle.retain(|s| s.ready() && !spared.contains(&s.report.id));
