@@ -10,6 +10,7 @@
 
 mod confinement;
 mod death;
+mod disks;
 mod images;
 mod members;
 mod mistakes;
