@@ -26,7 +26,7 @@ enum Change {
 
 /// What is armed to go wrong; counts are operations from now.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Faults {
+pub(in crate::consensus) struct Faults {
     pub sync_fails_after: Option<u32>,
     pub write_fails_after: Option<u32>,
     pub read_fails_after: Option<u32>,
@@ -55,7 +55,7 @@ struct Platter {
 }
 
 #[derive(Clone)]
-pub(super) struct Disk(Arc<Mutex<Platter>>);
+pub(in crate::consensus) struct Disk(Arc<Mutex<Platter>>);
 
 /// One process's open file.
 #[derive(Clone)]

@@ -19,7 +19,7 @@ use std::ops::Range;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-pub(super) use self::disk::SimFile;
+pub(super) use self::disk::{Disk, SimFile};
 use self::plan::Plan;
 
 /// What CI runs.
