@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -72,7 +72,7 @@ pub struct Outage {
 impl Seat {
     /// Opens the voter for the first time, making its store if there is none.
     pub async fn take(home: Arc<Home>, medium: Medium) -> Result<Arc<Self>, OpenError> {
-        let store = medium.open(&home).await?;
+        let store = medium.open(&home, false).await?;
         Self::take_with(store, home, medium).await
     }
 
@@ -183,8 +183,7 @@ impl Seat {
     }
 
     async fn try_again(&self) -> Result<Voter, OpenError> {
-        self.medium.check(&self.home.config.dir)?;
-        let store = self.medium.open(&self.home).await?;
+        let store = self.medium.open(&self.home, true).await?;
         prove(&store).await?;
         Voter::start(store, &self.home).await
     }
@@ -235,57 +234,61 @@ async fn retire(voter: &Voter) {
 }
 
 impl Medium {
-    async fn open(&self, home: &Home) -> Result<Store, StoreError> {
+    /// Opens the store; the first time it is made if it is not there.
+    async fn open(&self, home: &Home, again: bool) -> Result<Store, StoreError> {
         let node = home.config.node.0;
         match self {
             Self::Folder => {
                 let dir = home.config.dir.clone();
-                let opened = tokio::task::spawn_blocking(move || Store::open(&dir, node)).await;
-                opened.map_err(|error| {
-                    if error.is_panic() {
-                        // redb panics at some kinds of damage.
-                        StoreError::Corrupt {
-                            what: "an unknown place".to_owned(),
-                            why: "reading it panicked".to_owned(),
-                        }
-                    } else {
-                        StoreError::Stopping
+                let open = move || {
+                    if again {
+                        is_worth_it(&dir)?;
                     }
-                })?
+                    Store::open(&dir, node)
+                };
+                let opened = tokio::task::spawn_blocking(open).await;
+                opened.map_err(|error| ended(&error))?
             }
+            #[cfg(test)]
+            Self::Simulated(file) if again && !file.exists() => Err(StoreError::Stopping),
             #[cfg(test)]
             Self::Simulated(file) => Store::open_on(file, node),
             #[cfg(test)]
             Self::Unknown => Err(StoreError::Stopping),
         }
     }
+}
 
-    /// Whether it is worth opening again: an existing file, with room to grow. A missing one is
-    /// never made anew here, as at a first boot: it may be on a disk that is not mounted.
-    fn check(&self, dir: &Path) -> Result<(), StoreError> {
-        match self {
-            Self::Folder => {
-                let found = std::fs::metadata(dir.join(FILE)).map(drop);
-                let room = found.and_then(|()| Ok(rustix::fs::statvfs(dir)?));
-                let full = || io::Error::from(rustix::io::Errno::NOSPC);
-                room.and_then(|room| {
-                    let free = room.f_bavail.saturating_mul(room.f_frsize);
-                    // Some file systems do not tell.
-                    (free >= ROOM || room.f_blocks == 0)
-                        .then_some(())
-                        .ok_or_else(full)
-                })
-                .map_err(|source| StoreError::Io {
-                    path: dir.to_owned(),
-                    source,
-                })
-            }
-            #[cfg(test)]
-            Self::Simulated(file) if !file.exists() => Err(StoreError::Stopping),
-            #[cfg(test)]
-            Self::Simulated(_) | Self::Unknown => Ok(()),
+fn ended(opening: &JoinError) -> StoreError {
+    if opening.is_panic() {
+        // redb panics at some kinds of damage.
+        StoreError::Corrupt {
+            what: "an unknown place".to_owned(),
+            why: "reading it panicked".to_owned(),
         }
+    } else {
+        StoreError::Stopping
     }
+}
+
+/// There is a file to open, and room for it to grow. A missing one is never made anew, as at a
+/// first boot: it may be on a disk that is not mounted.
+fn is_worth_it(dir: &Path) -> Result<(), StoreError> {
+    let found = std::fs::metadata(dir.join(FILE)).map(drop);
+    let room = found.and_then(|()| Ok(rustix::fs::statvfs(dir)?));
+    room.and_then(|room| {
+        let free = room.f_bavail.saturating_mul(room.f_frsize);
+        // Some file systems do not tell.
+        if free >= ROOM || room.f_blocks == 0 {
+            Ok(())
+        } else {
+            Err(rustix::io::Errno::NOSPC.into())
+        }
+    })
+    .map_err(|source: io::Error| StoreError::Io {
+        path: dir.to_owned(),
+        source,
+    })
 }
 
 /// One durable write, of what is there already: a disk that only reads shows it here, and not by

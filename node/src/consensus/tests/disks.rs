@@ -209,7 +209,9 @@ async fn a_damaged_store_stays_out_and_is_served_from() {
         .filter(|at| bytes[*at..].starts_with(&needle))
         .collect();
     assert!(!found.is_empty());
-    found.into_iter().for_each(|at| bytes[at] ^= 1);
+    for at in found {
+        bytes[at] ^= 1;
+    }
     std::fs::write(&path, bytes).unwrap();
     let eio = || StoreError::Io {
         path: path.clone(),
@@ -261,10 +263,8 @@ struct Lines(Arc<AtomicUsize>);
 
 impl io::Write for Lines {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.fetch_add(
-            bytes.iter().filter(|byte| **byte == b'\n').count(),
-            Ordering::Relaxed,
-        );
+        let lines = bytes.split(|byte| *byte == b'\n').count() - 1;
+        self.0.fetch_add(lines, Ordering::Relaxed);
         Ok(bytes.len())
     }
 
@@ -285,10 +285,11 @@ async fn an_outage_is_said_once_and_then_at_every_try() {
     let _log = tracing::subscriber::set_default(log);
     world.disk(1).faults(|faults| faults.full = true);
     let began = Instant::now();
-    while began.elapsed() < Duration::from_secs(60) {
+    while began.elapsed() < Duration::from_mins(1) {
         assert!(propose(&registry, create_token(&token(1))).await.is_err());
         let _ = registry.on_message(NodeId(7), b"?").await;
     }
     let said = lines.0.load(Ordering::Relaxed);
-    assert!((1..60).contains(&said), "{said} lines in a minute");
+    println!("{said} lines in a minute of outage");
+    assert!((1..40).contains(&said), "{said} lines in a minute");
 }
