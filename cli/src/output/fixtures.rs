@@ -201,6 +201,7 @@ pub fn status() -> Status {
             voters: vec![NodeId(1), NodeId(2), NodeId(9)],
             quorum: true,
             role: Role::Voter,
+            failed: None,
         },
         nodes: nodes(),
         services: 1,

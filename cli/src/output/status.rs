@@ -54,8 +54,11 @@ fn registry(status: &Status) -> String {
     } else {
         "NO QUORUM: changes wait, services go on"
     };
+    let failed = registry.failed.as_ref().map_or_else(String::new, |why| {
+        format!("\n           the asked node is out, its store failed: {why}")
+    });
     format!(
-        "index {}, {leader}, voters {}, {quorum}",
+        "index {}, {leader}, voters {}, {quorum}{failed}",
         registry.index,
         voters.join(" ")
     )

@@ -39,6 +39,9 @@ fn the_status() {
         text.contains("no leader") && text.contains("NO QUORUM"),
         "{text}"
     );
+    shown.registry.failed = Some("No space left on device".to_owned());
+    let text = status(&shown, false, NOW);
+    assert!(text.contains("its store failed: No space left"), "{text}");
 }
 
 #[test]

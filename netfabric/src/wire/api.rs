@@ -142,6 +142,9 @@ pub struct RegistryView {
     pub quorum: bool,
     /// The answering node's part.
     pub role: Role,
+    /// Why the answering node takes no part at the moment: its own store failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed: Option<String>,
 }
 
 /// `GET /v1/nodes`

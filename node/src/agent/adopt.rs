@@ -50,7 +50,7 @@ impl Driver {
 
     async fn remove_leftover(&self, id: &InstanceId, record: Option<InstanceRecord>) {
         if let Some(record) = record {
-            self.tools.remove(&record).await;
+            self.remove_by_and_by(record).await;
         } else {
             let dir = self.tools.files.dir(id);
             let removed = self.tools.runtime.delete(id).await;
@@ -59,6 +59,14 @@ impl Driver {
             if removed.is_err() || unmounted.is_err() || gone.is_err() {
                 tracing::warn!(instance = %id, "a leftover could not be removed");
             }
+        }
+    }
+
+    /// Now if it can be; what stands in the way does not hold up the others.
+    async fn remove_by_and_by(&self, record: InstanceRecord) {
+        if self.tools.remove_once(&record).await.is_err() {
+            let tools = self.tools.clone();
+            tokio::spawn(async move { tools.remove(&record).await });
         }
     }
 
@@ -83,7 +91,7 @@ impl Driver {
                 self.perform(effects);
             } else if let Some(work) = self.work.remove(&id) {
                 tracing::warn!(instance = %id, "an instance lost its network");
-                self.tools.remove(&work.record).await;
+                self.remove_by_and_by(work.record).await;
             }
         }
     }

@@ -4,7 +4,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use scheduler::model::{Exit, FailReason, InstanceId, Revision};
 
@@ -18,6 +18,9 @@ use crate::runtime::{ContainerSpec, Runtime, logs};
 
 /// Log lines told with a failure.
 const LAST_LINES: usize = 10;
+/// After a removal that left something; twice as long after each.
+const REMOVAL_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_REMOVAL_PAUSE: Duration = Duration::from_mins(1);
 
 /// What the steps work with; one for all instances.
 pub(super) struct Tools {
@@ -144,28 +147,36 @@ impl Tools {
         (exit, said.join("\n"))
     }
 
-    /// Takes away whatever there is of an instance.
+    /// Takes away whatever there is of an instance, again and again until nothing is left: what
+    /// stands in the way (a full disk, no file descriptor) passes, and nobody else would do it.
     pub(super) async fn remove(&self, record: &InstanceRecord) {
-        let id = &record.id;
-        let complain = |what: &str, error: &dyn std::fmt::Display| {
-            tracing::warn!(instance = %id, %error, "an instance left its {what} behind");
-        };
-        if let Err(error) = self.runtime.delete(id).await {
-            complain("container", &error);
+        let mut pause = REMOVAL_PAUSE;
+        while let Err(left) = self.remove_once(record).await {
+            tracing::warn!(instance = %record.id, left, again_in = ?pause, "an instance is not gone yet");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_REMOVAL_PAUSE);
         }
+    }
+
+    /// One try; says in words what is left and why.
+    pub(super) async fn remove_once(&self, record: &InstanceRecord) -> Result<(), String> {
+        let id = &record.id;
+        let deleted = self.runtime.delete(id).await;
+        deleted.map_err(|error| format!("container: {error}"))?;
         self.network.release(id);
         let dir = self.files.dir(id);
-        if let Err(error) = self.images.store().remove_snapshot(&dir).await {
-            complain("root filesystem", &error);
-        }
+        let cleared = self.images.store().remove_snapshot(&dir).await;
+        cleared.map_err(|error| format!("root filesystem: {error}"))?;
         let (files, id, service) = (
             self.files.clone(),
             id.clone(),
             record.revision.service.clone(),
         );
         let retired = tokio::task::spawn_blocking(move || files.retire(&id, &service)).await;
-        if let Ok(Err(error)) = retired {
-            complain("folder", &error);
+        match retired {
+            Ok(Err(error)) => Err(format!("folder: {error}")),
+            // A panic there is told by itself; asking again would only repeat it.
+            Ok(Ok(())) | Err(_) => Ok(()),
         }
     }
 }

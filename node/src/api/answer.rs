@@ -7,7 +7,7 @@ use netfabric::wire::api::{ApiError, ErrorCode};
 use scheduler::model::NameError;
 use scheduler::registry::Refusal;
 
-use crate::consensus::{ProposeError, ReadError};
+use crate::consensus::{Outage, ProposeError, ReadError, Registry};
 use crate::image::ImageError;
 
 /// An API error as a response.
@@ -23,12 +23,37 @@ impl Failure {
         Self(ApiError::new(ErrorCode::Invalid, message))
     }
 
-    pub(super) fn no_quorum() -> Self {
+    /// Nothing can be changed from here: why, as far as this node knows.
+    pub(super) fn no_quorum(registry: &Registry) -> Self {
+        match registry.status().failed {
+            Some(outage) => Self::store_failed(&outage),
+            None => Self::out_of_reach(),
+        }
+    }
+
+    fn out_of_reach() -> Self {
         let message = "quorum is lost: most voters of the registry are out of reach, so nothing can be changed";
         Self(
             ApiError::new(ErrorCode::NoQuorum, message)
                 .hint("services go on serving; `selvedge node ls` shows which voters are missing"),
         )
+    }
+
+    fn store_failed(outage: &Outage) -> Self {
+        let dir = outage.dir.display();
+        let message = format!("{outage}; no other voter leads, so nothing can be changed");
+        let hint = if outage.for_good {
+            format!(
+                "services go on serving; the store in {dir} is not tried again: replace this node, \
+                 or restore the disk and restart the daemon"
+            )
+        } else {
+            format!(
+                "services go on serving; make room on the disk of {dir}, or mend it: the node tries \
+                 again by itself every few seconds"
+            )
+        };
+        Self(ApiError::new(ErrorCode::NoQuorum, message).hint(hint))
     }
 }
 
@@ -77,7 +102,8 @@ impl From<axum::extract::rejection::JsonRejection> for Failure {
 impl From<ProposeError> for Failure {
     fn from(error: ProposeError) -> Self {
         match error {
-            ProposeError::NoQuorum => Self::no_quorum(),
+            ProposeError::NoQuorum => Self::out_of_reach(),
+            ProposeError::StoreFailed(outage) => Self::store_failed(&outage),
             ProposeError::Unknown => Self(
                 ApiError::new(ErrorCode::Timeout, error.to_string())
                     .hint("read it back with `selvedge get` before trying again"),

@@ -34,7 +34,7 @@ pub(super) async fn put(
     let key = services::service_key(namespace, name)?;
     // Asked before the image is resolved: without quorum the answer is known at once.
     if !request.dry_run && !api.registry.status().quorum {
-        return Err(Failure::no_quorum());
+        return Err(Failure::no_quorum(&api.registry));
     }
     let dry_run = request.dry_run;
     let mut put = put_service(key, request);

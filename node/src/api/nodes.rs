@@ -33,12 +33,12 @@ impl Api {
     /// this node sees it.
     pub(super) async fn change(&self, action: Action) -> Result<(u64, Outcome), Failure> {
         if !self.registry.status().quorum {
-            return Err(Failure::no_quorum());
+            return Err(Failure::no_quorum(&self.registry));
         }
         // The leader last heard of may be dead by now. Asked before the change is handed in, it
         // leaves no doubt about a change that cannot be made; an election may pass meanwhile.
         if let Err(ReadError::NoQuorum) = self.registry.read_index(LEADER_PROOF).await {
-            return Err(Failure::no_quorum());
+            return Err(Failure::no_quorum(&self.registry));
         }
         let command = Command {
             at: clock::unix(),
@@ -100,6 +100,7 @@ pub(super) async fn status(State(api): State<Arc<Api>>) -> Result<Json<Status>, 
             voters: registry.voters,
             quorum: registry.quorum,
             role: me.role,
+            failed: registry.failed.map(|outage| outage.why),
         },
         nodes: members(&state.nodes, |n| views::node(n, &fleet)),
         services: u32::try_from(state.services.len()).unwrap_or(u32::MAX),

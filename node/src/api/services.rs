@@ -118,7 +118,7 @@ pub(super) async fn scale(
         )));
     }
     // The new scale is made from the present one, so that one must not be an old copy.
-    let state = api.read(true).await.map_err(cannot_change)?;
+    let state = api.read(true).await.map_err(|f| cannot_change(&api, f))?;
     let service = state.services.get(&key).ok_or_else(|| no_service(&key))?;
     let scale = Scale {
         min,
@@ -135,9 +135,9 @@ pub(super) async fn scale(
 }
 
 /// A read that fails before a change is the change's failure.
-fn cannot_change(failure: Failure) -> Failure {
+fn cannot_change(api: &Api, failure: Failure) -> Failure {
     match failure.0.code {
-        ErrorCode::NoQuorum => Failure::no_quorum(),
+        ErrorCode::NoQuorum => Failure::no_quorum(&api.registry),
         _ => failure,
     }
 }

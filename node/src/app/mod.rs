@@ -299,17 +299,17 @@ async fn open_registry(
         tuning: consensus::Tuning::default(),
     };
     let carrier = Arc::new(RaftLink(mesh.clone()));
+    let source = Arc::new(FeedLink {
+        mesh: mesh.clone(),
+        fleet,
+        registry: known,
+    });
     if authority(data)?.is_none() {
-        let source = Arc::new(FeedLink {
-            mesh: mesh.clone(),
-            fleet,
-            registry: known,
-        });
         return Ok(Registry::open_follower(settings, carrier, source).await?);
     }
     let marker = dir.join(FOUND_MARKER);
     if !marker.exists() {
-        return Ok(Registry::open_voter(settings, carrier).await?);
+        return Ok(Registry::open_voter(settings, carrier, source).await?);
     }
     let cluster = ClusterMeta {
         id: identity.cluster_id().to_owned(),
@@ -317,7 +317,8 @@ async fn open_registry(
         created: clock::unix(),
     };
     let founder = founder(config, identity, mesh_address);
-    let registry = Registry::found(settings, carrier, cluster, founder, clock::unix()).await?;
+    let at = clock::unix();
+    let registry = Registry::found(settings, carrier, source, cluster, founder, at).await?;
     fs::remove_file(&marker)?;
     Ok(registry)
 }

@@ -11,10 +11,10 @@ use scheduler::model::NodeId;
 
 use super::batch;
 use super::network::{self, Carrier};
-use super::registry::ELECTION_MAX_MILLIS;
-use super::store::Store;
+use super::store::{Store, StoreError};
 use super::types::{LogId, Metrics, Raft};
 use super::view::View;
+use super::voter::{Alarm, ELECTION_MAX_MILLIS, Voter};
 use super::wire::{Request, Response};
 
 /// A leader not heard for this long is missed: its lease, after which openraft too starts to count.
@@ -25,7 +25,13 @@ const LOOK: Duration = Duration::from_millis(250);
 const CANVASS_DEADLINE: Duration = Duration::from_millis(500);
 
 /// Opens and shuts the door until openraft has ended.
-pub(super) async fn watch(raft: Raft, store: Store, view: Arc<View>, carrier: Arc<dyn Carrier>) {
+pub(super) async fn watch(
+    raft: Raft,
+    store: Store,
+    alarm: Alarm,
+    view: Arc<View>,
+    carrier: Arc<dyn Carrier>,
+) {
     let mut open = false;
     loop {
         let metrics = raft.metrics().borrow().clone();
@@ -36,7 +42,10 @@ pub(super) async fn watch(raft: Raft, store: Store, view: Arc<View>, carrier: Ar
             // Nobody has to be waited for.
             let _ = raft.trigger().elect().await;
         }
-        let may = may_stand(&metrics, &store, &view, &*carrier).await;
+        let may = match may_stand(&metrics, &store, &view, &*carrier).await {
+            Ok(may) => may,
+            Err(error) => return alarm.raise(&error),
+        };
         if may != open {
             raft.runtime_config().elect(may);
             open = may;
@@ -50,20 +59,23 @@ fn is_alone(metrics: &Metrics) -> bool {
     voters.next() == Some(metrics.id) && voters.next().is_none()
 }
 
-async fn may_stand(metrics: &Metrics, store: &Store, view: &View, carrier: &dyn Carrier) -> bool {
+async fn may_stand(
+    metrics: &Metrics,
+    store: &Store,
+    view: &View,
+    carrier: &dyn Carrier,
+) -> Result<bool, StoreError> {
     let voters: Vec<u64> = metrics.membership_config.voter_ids().collect();
     if !voters.contains(&metrics.id) || metrics.state == ServerState::Leader {
-        return false;
+        return Ok(false);
     }
     if voters.len() == 1 {
-        return true;
+        return Ok(true);
     }
     if !misses_leader(metrics, view) {
-        return false;
+        return Ok(false);
     }
-    let Ok(last) = store.last_log_id() else {
-        return false;
-    };
+    let last = store.last_log_id()?;
     let request = Request::Canvass { last };
     let mut answers: FuturesUnordered<_> = voters
         .iter()
@@ -77,18 +89,27 @@ async fn may_stand(metrics: &Metrics, store: &Store, view: &View, carrier: &dyn 
         if matches!(answer, Ok(Response::Canvass { favoured: true })) {
             missing -= 1;
             if missing == 0 {
-                return true;
+                return Ok(true);
             }
         }
     }
-    false
+    Ok(false)
 }
 
 /// Whether this voter would elect a node whose log ends at `last`.
-pub(super) fn favours(raft: &Raft, store: &Store, view: &View, last: Option<LogId>) -> bool {
-    let metrics = raft.metrics().borrow().clone();
+pub(super) fn favours(voter: &Voter, view: &View, last: Option<LogId>) -> bool {
+    let metrics = voter.raft.metrics().borrow().clone();
     let serves = metrics.state == ServerState::Leader && batch::has_quorum(&metrics);
-    !serves && misses_leader(&metrics, view) && store.last_log_id().is_ok_and(|mine| mine <= last)
+    if serves || !misses_leader(&metrics, view) {
+        return false;
+    }
+    match voter.store.last_log_id() {
+        Ok(mine) => mine <= last,
+        Err(error) => {
+            voter.alarm.raise(&error);
+            false
+        }
+    }
 }
 
 fn misses_leader(metrics: &Metrics, view: &View) -> bool {

@@ -12,8 +12,9 @@ use scheduler::registry::Command;
 use super::batch::Undone;
 use super::candidacy;
 use super::propose::check_size;
-use super::registry::{Registry, Voter};
+use super::registry::Registry;
 use super::types::{TypeConfig, Vote};
+use super::voter::Voter;
 use super::wire::{self, Request, Response};
 
 /// No one is waited for longer, whatever patience a request claims.
@@ -88,10 +89,28 @@ impl Registry {
                 }
             }
             _ => match self.voter() {
-                Some(voter) => self.on_raft(voter, from, request, tail).await,
-                None => refused("this node is no voter"),
+                Some(voter) => self.on_raft(&voter, from, request, tail).await,
+                None => self.not_now(from, &request),
             },
         }
+    }
+
+    /// What other voters hear of one that has no store to vote with.
+    fn not_now(&self, from: NodeId, request: &Request) -> Response {
+        let Some(outage) = self.outage() else {
+            return refused("this node is no voter");
+        };
+        // Not taken in, but a sign of life: changes can be sent there.
+        if let Request::Append(append) = request
+            && append.vote.committed
+            && is_from(from, &append.vote)
+        {
+            self.view().heard(Some(from), Some(Duration::ZERO));
+        }
+        refused(format_args!(
+            "not now, this voter's store failed: {}",
+            outage.why
+        ))
     }
 
     async fn on_propose(&self, commands: Vec<String>, patience: Duration) -> Response {
@@ -143,7 +162,7 @@ impl Registry {
             }
             Request::Hello => Response::Hello,
             Request::Canvass { last } => {
-                let favoured = candidacy::favours(&voter.raft, &voter.store, self.view(), last);
+                let favoured = candidacy::favours(voter, self.view(), last);
                 Response::Canvass {
                     favoured: !voter.newcomer.is() && favoured,
                 }
@@ -207,7 +226,7 @@ async fn welcome(voter: &Voter) {
     if voter.newcomer.has_caught_up(applied) {
         match voter.store.settle().await {
             Ok(()) => voter.newcomer.settled(),
-            Err(error) => tracing::warn!(%error, "cannot note that this voter has caught up"),
+            Err(error) => voter.alarm.raise(&error),
         }
     }
 }

@@ -8,6 +8,7 @@ use scheduler::registry::{Command, Reply};
 use tokio::time::Instant;
 
 use super::batch::{self, COMMANDS_PER_ENTRY, Outcome, Undone};
+use super::keeper::Outage;
 use super::network::{self, CallError, CarrierError};
 use super::registry::Registry;
 use super::wire::{Request, Response, WireError};
@@ -27,6 +28,10 @@ pub enum ProposeError {
     /// Not done, and safe to try again later.
     #[error("the registry has no leader in reach")]
     NoQuorum,
+    /// Not done, and safe to try again later: this node is a voter that cannot keep it, and no
+    /// other one leads.
+    #[error("{0}, and no other voter leads")]
+    StoreFailed(Box<Outage>),
     /// Not done, and safe to try again later.
     #[error("too many changes are waiting")]
     Busy,
@@ -84,7 +89,10 @@ impl Registry {
             }
             turn += 1;
             if !pause(until).await {
-                return Err(ProposeError::NoQuorum);
+                return Err(match self.outage() {
+                    Some(outage) => ProposeError::StoreFailed(Box::new((*outage).clone())),
+                    None => ProposeError::NoQuorum,
+                });
             }
         }
     }
@@ -127,7 +135,7 @@ impl Registry {
     pub(super) async fn propose_here(&self, commands: Vec<String>, patience: Duration) -> Outcome {
         match self.voter() {
             Some(voter) => batch::submit(&voter.batches, commands, patience).await,
-            None => Err(Undone::NotLeader(self.view().leader())),
+            None => Err(Undone::NotLeader(self.other_leader())),
         }
     }
 
@@ -179,7 +187,7 @@ impl Registry {
     /// The leader's read barrier: a majority confirms that it still leads, and it has applied
     /// everything committed until now.
     pub(super) async fn index_here(&self, patience: Duration) -> Result<u64, Option<NodeId>> {
-        let voter = self.voter().ok_or_else(|| self.view().leader())?;
+        let voter = self.voter().ok_or_else(|| self.other_leader())?;
         match tokio::time::timeout(patience, voter.raft.ensure_linearizable()).await {
             Ok(Ok(_)) => Ok(self.view().index()),
             Ok(Err(error)) => {
@@ -188,6 +196,11 @@ impl Registry {
             }
             Err(_) => Err(None),
         }
+    }
+
+    /// Who leads as this node was told. It may have led itself until its store failed.
+    fn other_leader(&self) -> Option<NodeId> {
+        self.view().leader().filter(|leader| *leader != self.node())
     }
 
     /// Who leads as far as is known here; a follower that knows nothing asks the voters by turns
@@ -201,8 +214,10 @@ impl Registry {
                 let leader = metrics.current_leader.map(NodeId);
                 leader.filter(|_| metrics.running_state.is_ok())
             }
-            None => self.view().leader().filter(|_| turn == 0),
+            None => self.other_leader().filter(|_| turn == 0),
         };
+        let out = self.outage().is_some();
+        let hint = hint.filter(|leader| !out || *leader != self.node());
         let state = self.view().state();
         let voters = || {
             let is_voter = |node: &&scheduler::model::NodeIdentity| {

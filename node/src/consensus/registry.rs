@@ -4,43 +4,27 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use openraft::EmptyNode;
 use openraft::error::{Fatal, InitializeError, RaftError};
-use openraft::{EmptyNode, SnapshotPolicy};
 use scheduler::model::{NodeId, NodeIdentity, UnixMs};
 use scheduler::registry::{Action, ClusterMeta, Command, Refusal, Reply, State};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::batch::{self, Pending};
-use super::candidacy;
 use super::feed::{self, FeedSource, FeedStream, Follower};
 use super::follow_file::{FileError, FollowFile};
-use super::inbox::Newcomer;
-use super::membership;
-use super::network::{Carrier, Network};
+use super::keeper::{Medium, Outage, Seat};
+use super::network::Carrier;
 use super::propose::ProposeError;
-use super::store::{LogStore, Machine, Store, StoreError};
-use super::types::Raft;
+#[cfg(test)]
+use super::store::Store;
+use super::store::StoreError;
 use super::view::{RING_CHANGES, View};
+use super::voter::Voter;
 
-/// Leaders speak this often. openraft gives an append just as long to be answered, so it must be
-/// well above the round trips between regions.
-const HEARTBEAT_MILLIS: u64 = 250;
-/// openraft 0.9 stands for election `ELECTION_MAX` (the leader's lease) plus a time between the
-/// two after the last heartbeat: 2.25 to 3 s. That is nine missed heartbeats at least (a busy
-/// machine loses a few), and short enough that a write outlives a leader within 4 s.
-const ELECTION_MIN_MILLIS: u64 = 750;
-pub(super) const ELECTION_MAX_MILLIS: u64 = 1500;
-/// One chunk of a snapshot has to be there by then; 128 KiB pass in it at a quarter of a Mbit/s.
-const CHUNK_DEADLINE_MILLIS: u64 = 5000;
-const CHUNK_BYTES: u64 = 128 << 10;
-/// Entries per append; their bytes are bounded by the store's read budget.
-const ENTRIES_PER_APPEND: u64 = 64;
 /// Feeds served at once by one node; others are turned away and try their next source.
 const FEEDS: usize = 256;
-/// The commit mark reaches the disk by then when no write carries it there.
-const COMMIT_FLUSH_PAUSE: Duration = Duration::from_millis(500);
 /// To become leader of a cluster of one and commit its first command.
 const FOUND_DEADLINE: Duration = Duration::from_secs(20);
 const TASK_END_DEADLINE: Duration = Duration::from_secs(5);
@@ -101,22 +85,36 @@ pub enum OpenError {
 pub struct Registry(Arc<Inner>);
 
 struct Inner {
-    config: Config,
-    carrier: Arc<dyn Carrier>,
-    view: Arc<View>,
-    voter: Option<Voter>,
-    source: Option<Arc<dyn FeedSource>>,
+    home: Arc<Home>,
+    /// What only voters have.
+    seat: Option<Arc<Seat>>,
     feeds: Semaphore,
     stop: CancellationToken,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
-/// What only voters have.
-pub(super) struct Voter {
-    pub raft: Raft,
-    pub store: Store,
-    pub batches: mpsc::Sender<Pending>,
-    pub newcomer: Newcomer,
+/// What every part of the registry on this node works with.
+pub(super) struct Home {
+    pub config: Config,
+    pub carrier: Arc<dyn Carrier>,
+    pub view: Arc<View>,
+    /// Where the feed comes from, for whoever does not vote.
+    pub source: Option<Arc<dyn FeedSource>>,
+}
+
+impl Home {
+    fn new(
+        config: Config,
+        carrier: Arc<dyn Carrier>,
+        source: Option<Arc<dyn FeedSource>>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            view: Arc::new(View::new(config.tuning.ring)),
+            config,
+            carrier,
+            source,
+        })
+    }
 }
 
 impl Drop for Inner {
@@ -129,76 +127,62 @@ impl Drop for Inner {
 }
 
 impl Registry {
-    /// Opens a voter: one that was a member before, or one that the leader will add.
-    pub async fn open_voter(config: Config, carrier: Arc<dyn Carrier>) -> Result<Self, OpenError> {
-        let (dir, node) = (config.dir.clone(), config.node.0);
-        let store = tokio::task::spawn_blocking(move || Store::open(&dir, node));
-        let store = store.await.map_err(|_| StoreError::Stopping)??;
-        Self::voter_on(store, config, carrier).await
+    /// Opens a voter: one that was a member before, or one that the leader will add. It follows
+    /// the feed from `source` while its store fails.
+    pub async fn open_voter(
+        config: Config,
+        carrier: Arc<dyn Carrier>,
+        source: Arc<dyn FeedSource>,
+    ) -> Result<Self, OpenError> {
+        let home = Home::new(config, carrier, Some(source));
+        Self::voter_from(Medium::Folder, home).await
     }
 
-    /// A voter whose memory is `store`.
+    async fn voter_from(medium: Medium, home: Arc<Home>) -> Result<Self, OpenError> {
+        let seat = Seat::take(home.clone(), medium).await?;
+        Ok(Self::seated(home, seat))
+    }
+
+    /// A voter on a simulated disk.
+    #[cfg(test)]
+    pub(super) async fn voter_on_disk(
+        file: super::sim::SimFile,
+        config: Config,
+        carrier: Arc<dyn Carrier>,
+        source: Arc<dyn FeedSource>,
+    ) -> Result<Self, OpenError> {
+        let home = Home::new(config, carrier, Some(source));
+        Self::voter_from(Medium::Simulated(file), home).await
+    }
+
+    /// A voter whose memory is `store`; it stays out when that fails.
+    #[cfg(test)]
     pub(super) async fn voter_on(
         store: Store,
         config: Config,
         carrier: Arc<dyn Carrier>,
     ) -> Result<Self, OpenError> {
-        let node = config.node.0;
-        store.resign(node).await?;
-        let view = Arc::new(View::new(config.tuning.ring));
-        let machine = Machine::load(store.clone(), view.clone())?;
-        let newcomer = Newcomer::new(store.is_newcomer()?);
-        let raft = Raft::new(
-            node,
-            Arc::new(raft_config(&config)?),
-            Network(carrier.clone()),
-            LogStore(store.clone()),
-            machine,
-        )
-        .await
-        .map_err(|error| OpenError::Raft(Box::new(error)))?;
-        check_cluster(&view, &config)?;
-        let (batches, queue) = mpsc::channel(batch::QUEUE);
-        let tasks = vec![
-            tokio::spawn(batch::run(raft.clone(), queue)),
-            tokio::spawn(membership::drive(
-                raft.clone(),
-                view.clone(),
-                carrier.clone(),
-            )),
-            tokio::spawn(flush_commits(raft.clone(), store.clone())),
-            tokio::spawn(candidacy::watch(
-                raft.clone(),
-                store.clone(),
-                view.clone(),
-                carrier.clone(),
-            )),
-        ];
-        let voter = Voter {
-            raft,
-            store,
-            batches,
-            newcomer,
-        };
-        Ok(Self::assemble(
-            config,
-            carrier,
-            view,
-            Some(voter),
-            None,
-            tasks,
-        ))
+        let home = Home::new(config, carrier, None);
+        let seat = Seat::take_with(store, home.clone(), Medium::Unknown).await?;
+        Ok(Self::seated(home, seat))
+    }
+
+    fn seated(home: Arc<Home>, seat: Arc<Seat>) -> Self {
+        let registry = Self::assemble(home, Some(seat.clone()));
+        registry.spawn(seat.keep(registry.0.stop.clone()));
+        registry
     }
 
     /// Founds a cluster of one. Safe to repeat when it was interrupted.
     pub async fn found(
         config: Config,
         carrier: Arc<dyn Carrier>,
+        source: Arc<dyn FeedSource>,
         cluster: ClusterMeta,
         founder: NodeIdentity,
         at: UnixMs,
     ) -> Result<Self, OpenError> {
-        let registry = Self::open_voter(config, carrier).await?;
+        let registry = Self::open_voter(config, carrier, source).await?;
         registry.begin(cluster, founder, at).await?;
         Ok(registry)
     }
@@ -250,42 +234,33 @@ impl Registry {
         carrier: Arc<dyn Carrier>,
         source: Arc<dyn FeedSource>,
     ) -> Result<Self, OpenError> {
-        let view = Arc::new(View::new(config.tuning.ring));
+        let home = Home::new(config, carrier, Some(source.clone()));
+        let view = home.view.clone();
         if let Some(state) = loaded {
             view.reset(Arc::new(state));
         }
-        check_cluster(&view, &config)?;
+        check_cluster(&view, &home.config)?;
         let stored = view.index();
         let follower = Follower {
-            node: config.node,
-            cluster: config.cluster_id.clone(),
+            node: home.config.node,
+            cluster: home.config.cluster_id.clone(),
             view: view.clone(),
-            source: source.clone(),
+            source,
         };
-        let registry = Self::assemble(config, carrier, view, None, Some(source), Vec::new());
+        let registry = Self::assemble(home, None);
         let stop = registry.0.stop.clone();
         registry.spawn(feed::follow(follower, stop.clone()));
-        registry.spawn(feed::keep(registry.0.view.clone(), file, stored, stop));
+        registry.spawn(feed::keep(view, file, stored, stop));
         Ok(registry)
     }
 
-    fn assemble(
-        config: Config,
-        carrier: Arc<dyn Carrier>,
-        view: Arc<View>,
-        voter: Option<Voter>,
-        source: Option<Arc<dyn FeedSource>>,
-        tasks: Vec<JoinHandle<()>>,
-    ) -> Self {
+    fn assemble(home: Arc<Home>, seat: Option<Arc<Seat>>) -> Self {
         Self(Arc::new(Inner {
-            config,
-            carrier,
-            view,
-            voter,
-            source,
+            home,
+            seat,
             feeds: Semaphore::new(FEEDS),
             stop: CancellationToken::new(),
-            tasks: Mutex::new(tasks),
+            tasks: Mutex::default(),
         }))
     }
 
@@ -307,31 +282,20 @@ impl Registry {
 
     /// What this node knows of the registry.
     pub fn view(&self) -> &Arc<View> {
-        &self.0.view
+        &self.0.home.view
     }
 
     /// Ends everything and writes what is still to be written. Others fail over by themselves.
     pub async fn shutdown(&self) {
         self.0.stop.cancel();
-        if let Some(voter) = self.voter() {
-            if voter.raft.shutdown().await.is_err() {
-                tracing::warn!("consensus did not end cleanly");
-            }
-            if let Err(error) = voter.store.flush_committed().await {
-                tracing::warn!(%error, "cannot write the commit mark");
-            }
-        }
         let tasks = {
             let mut tasks = self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut *tasks)
         };
         for mut task in tasks {
-            // Followers' tasks end by themselves, after a last write.
-            if self.voter().is_some()
-                || tokio::time::timeout(TASK_END_DEADLINE, &mut task)
-                    .await
-                    .is_err()
-            {
+            // They end by themselves, after a last write.
+            let ended = tokio::time::timeout(TASK_END_DEADLINE, &mut task).await;
+            if ended.is_err() {
                 task.abort();
                 let _ = task.await;
             }
@@ -343,72 +307,42 @@ impl Registry {
     }
 
     pub(super) fn node(&self) -> NodeId {
-        self.0.config.node
+        self.0.home.config.node
     }
 
     pub(super) fn cluster_id(&self) -> &str {
-        &self.0.config.cluster_id
+        &self.0.home.config.cluster_id
     }
 
     pub(super) fn carrier(&self) -> &dyn Carrier {
-        &*self.0.carrier
+        &*self.0.home.carrier
     }
 
-    pub(super) fn voter(&self) -> Option<&Voter> {
-        self.0.voter.as_ref()
+    /// The voter here, while its store works.
+    pub(super) fn voter(&self) -> Option<Arc<Voter>> {
+        self.0.seat.as_ref()?.voter()
     }
 
-    /// Nodes to ask when the registry names none yet.
+    /// Why the voter here takes no part.
+    pub(super) fn outage(&self) -> Option<Arc<Outage>> {
+        self.0.seat.as_ref()?.outage()
+    }
+
+    /// Nodes for a follower to ask when the registry names none yet.
     pub(super) fn near_nodes(&self) -> Vec<NodeId> {
-        self.0
-            .source
-            .as_ref()
-            .map(|source| source.pick())
-            .unwrap_or_default()
+        match (&self.0.seat, &self.0.home.source) {
+            (None, Some(source)) => source.pick(),
+            _ => Vec::new(),
+        }
     }
 }
 
-fn raft_config(config: &Config) -> Result<openraft::Config, OpenError> {
-    openraft::Config {
-        cluster_name: "selvedge".to_owned(),
-        heartbeat_interval: HEARTBEAT_MILLIS,
-        election_timeout_min: ELECTION_MIN_MILLIS,
-        election_timeout_max: ELECTION_MAX_MILLIS,
-        install_snapshot_timeout: CHUNK_DEADLINE_MILLIS,
-        snapshot_max_chunk_size: CHUNK_BYTES,
-        max_payload_entries: ENTRIES_PER_APPEND,
-        snapshot_policy: SnapshotPolicy::LogsSinceLast(config.tuning.snapshot_every),
-        max_in_snapshot_log_to_keep: config.tuning.log_kept,
-        // `candidacy` opens and shuts the door to elections.
-        enable_elect: false,
-        // Whoever misses more than a snapshot's worth of entries gets the snapshot.
-        replication_lag_threshold: 2 * config.tuning.snapshot_every,
-        purge_batch_size: 1,
-        ..openraft::Config::default()
-    }
-    .validate()
-    .map_err(|error| OpenError::Tuning(Box::new(error)))
-}
-
-fn check_cluster(view: &View, config: &Config) -> Result<(), OpenError> {
+pub(super) fn check_cluster(view: &View, config: &Config) -> Result<(), OpenError> {
     match &view.state().cluster {
         Some(cluster) if cluster.id != config.cluster_id => Err(OpenError::ForeignCluster {
             found: cluster.id.clone(),
             expected: config.cluster_id.clone(),
         }),
         _ => Ok(()),
-    }
-}
-
-/// Brings the commit mark to disk a moment after things went quiet, so that a voter that boots
-/// alone shows what was acknowledged long before.
-async fn flush_commits(raft: Raft, store: Store) {
-    let mut metrics = raft.data_metrics();
-    while metrics.changed().await.is_ok() {
-        tokio::time::sleep(COMMIT_FLUSH_PAUSE).await;
-        if let Err(error) = store.flush_committed().await {
-            tracing::warn!(%error, "cannot write the commit mark");
-            return;
-        }
     }
 }

@@ -7,6 +7,7 @@ use scheduler::model::{NodeId, Role};
 
 use super::batch::QUORUM_SILENCE;
 use super::feed;
+use super::keeper::Outage;
 use super::registry::Registry;
 use super::types::Metrics;
 
@@ -21,6 +22,8 @@ pub enum Part {
     Learner,
     /// Follows the feed.
     Follower,
+    /// A voter whose store failed: it follows the feed until it can vote again.
+    Out,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,8 +40,8 @@ pub struct Status {
     pub quorum: bool,
     /// How long ago a quorum was known to live.
     pub quorum_ago: Option<Duration>,
-    /// Why this voter stopped taking part (its disk failed); only a restart helps.
-    pub failed: Option<String>,
+    /// Why this voter takes no part at the moment.
+    pub failed: Option<Outage>,
 }
 
 impl Registry {
@@ -48,12 +51,17 @@ impl Registry {
                 let metrics = voter.raft.metrics().borrow().clone();
                 self.voter_status(&metrics)
             }
-            None => self.follower_status(),
+            None => match self.outage() {
+                Some(outage) => self.out_status(&outage),
+                None => self.follower_status(),
+            },
         }
     }
 
     fn voter_status(&self, metrics: &Metrics) -> Status {
         let part = match metrics.state {
+            // The keeper is about to notice.
+            _ if metrics.running_state.is_err() => Part::Out,
             ServerState::Leader => Part::Leader,
             ServerState::Follower => Part::Voter,
             ServerState::Candidate => Part::Candidate,
@@ -66,20 +74,33 @@ impl Registry {
             Part::Leader => metrics.millis_since_quorum_ack.map(Duration::from_millis),
             _ => self.view().staleness(),
         };
-        let failed = metrics
-            .running_state
-            .as_ref()
-            .err()
-            .map(ToString::to_string);
         Status {
             part,
-            leader: metrics.current_leader.map(NodeId),
+            leader: metrics
+                .current_leader
+                .map(NodeId)
+                .filter(|leader| part != Part::Out || *leader != self.node()),
             term: metrics.current_term,
             voters: metrics.membership_config.voter_ids().map(NodeId).collect(),
             index: self.view().index(),
-            quorum: failed.is_none() && quorum_ago.is_some_and(|ago| ago < QUORUM_SILENCE),
+            quorum: metrics.running_state.is_ok()
+                && quorum_ago.is_some_and(|ago| ago < QUORUM_SILENCE),
             quorum_ago,
-            failed,
+            failed: None,
+        }
+    }
+
+    /// As a follower's: what it needs to know is whether others can be sent changes. When it led
+    /// until now, whoever told so has not heard that it does no longer.
+    fn out_status(&self, outage: &Outage) -> Status {
+        let status = self.follower_status();
+        let leader = status.leader.filter(|leader| *leader != self.node());
+        Status {
+            part: Part::Out,
+            leader,
+            quorum: status.quorum && leader.is_some(),
+            failed: Some(outage.clone()),
+            ..status
         }
     }
 

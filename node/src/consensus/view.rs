@@ -77,10 +77,17 @@ impl View {
         let _ = self.watch().wait_for(|state| state.index >= index).await;
     }
 
-    /// The state went forward by `steps`.
+    /// The state went forward by `steps`. Only ever forward: a voter that begins anew replays its
+    /// committed log, from an older snapshot perhaps, and goes through what is known here already.
+    /// It is the same log, so every index stands for the same state, and the lower ones say nothing
+    /// new. (The replay's batches may end elsewhere, so of its first news a part may be known.)
     pub(super) fn publish(&self, state: Arc<State>, steps: Vec<Step>) {
         let mut ring = self.ring();
-        for step in steps {
+        if state.index <= ring.newest {
+            return;
+        }
+        let known = ring.newest;
+        for step in steps.into_iter().filter(|step| step.0 > known) {
             if step.0 != ring.newest + 1 {
                 ring.steps.clear();
             }
@@ -94,9 +101,12 @@ impl View {
         self.state.send_replace(state);
     }
 
-    /// The state was replaced by a snapshot.
+    /// The state was replaced by a snapshot; by a newer one, as above.
     pub(super) fn reset(&self, state: Arc<State>) {
         let mut ring = self.ring();
+        if state.index <= ring.newest {
+            return;
+        }
         *ring = Ring {
             steps: VecDeque::new(),
             newest: state.index,
@@ -221,6 +231,20 @@ mod tests {
         assert_eq!(view.since(12, 1), Missing::Steps(vec![step(13)]));
         assert_eq!(view.since(14, 10), Missing::Steps(vec![step(15)]));
         assert_eq!(view.index(), 15);
+    }
+
+    #[test]
+    fn it_never_goes_back() {
+        let view = View::new(10);
+        view.reset(at(3));
+        view.publish(at(5), vec![step(4), step(5)]);
+        view.reset(at(2));
+        view.publish(at(4), vec![step(3), step(4)]);
+        assert_eq!(view.index(), 5);
+        view.publish(at(7), vec![step(5), step(6), step(7)]);
+        assert_eq!(view.index(), 7);
+        let steps = [4, 5, 6, 7].map(step).to_vec();
+        assert_eq!(view.since(3, 10), Missing::Steps(steps), "none twice");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use tokio::time::Instant;
 
 use crate::consensus::feed::{FeedSource, FeedStream};
+use crate::consensus::sim::Disk;
 use crate::consensus::{
     Carrier, CarrierError, Config, OpenError, Part, ProposeError, Registry, StoreError, Tuning,
 };
@@ -20,11 +21,15 @@ use crate::consensus::{
 pub(super) const DEADLINE: Duration = Duration::from_secs(4);
 /// For conditions, on a machine that does other things too.
 pub(super) const LONG: Duration = Duration::from_secs(40);
+/// Where voters that are out follow.
+const VOTERS: [u64; 3] = [1, 2, 3];
 pub(in crate::consensus) const CLUSTER: &str = "test-cluster";
 
 pub(super) struct World {
     dir: TempDir,
     pub tuning: Tuning,
+    /// Voters' simulated disks, in a world that has them.
+    disks: BTreeMap<u64, Disk>,
     nodes: Mutex<BTreeMap<NodeId, Registry>>,
     cut: Mutex<BTreeSet<NodeId>>,
     /// Requests to these are lost; their own pass.
@@ -81,9 +86,19 @@ impl FeedSource for Wire {
 
 impl World {
     pub fn new(tuning: Tuning) -> Arc<Self> {
+        Self::with(tuning, BTreeMap::new())
+    }
+
+    /// A world whose voters' disks can be broken.
+    pub fn on_disks(tuning: Tuning) -> Arc<Self> {
+        Self::with(tuning, VOTERS.map(|id| (id, Disk::new(id, id))).into())
+    }
+
+    fn with(tuning: Tuning, disks: BTreeMap<u64, Disk>) -> Arc<Self> {
         Arc::new(Self {
             dir: tempfile::tempdir().unwrap(),
             tuning,
+            disks,
             nodes: Mutex::default(),
             cut: Mutex::default(),
             deaf: Mutex::default(),
@@ -141,16 +156,26 @@ impl World {
             .insert(NodeId(id), registry.clone());
     }
 
+    pub fn disk(&self, id: u64) -> &Disk {
+        &self.disks[&id]
+    }
+
+    async fn open(self: &Arc<Self>, id: u64) -> Result<Registry, OpenError> {
+        let (config, wire) = (self.config(id), self.wire(id, &VOTERS));
+        match self.disks.get(&id) {
+            Some(disk) => Registry::voter_on_disk(disk.open(), config, wire.clone(), wire).await,
+            None => Registry::open_voter(config, wire.clone(), wire).await,
+        }
+    }
+
     pub async fn found(self: &Arc<Self>) -> Registry {
         let meta = ClusterMeta {
             id: CLUSTER.to_owned(),
             ca_hash: "0".repeat(64),
             created: UnixMs(1),
         };
-        let config = self.config(1);
-        let registry = Registry::found(config, self.wire(1, &[]), meta, identity(1), UnixMs(1))
-            .await
-            .unwrap();
+        let registry = self.open(1).await.unwrap();
+        registry.begin(meta, identity(1), UnixMs(1)).await.unwrap();
         self.enter(1, &registry);
         registry
     }
@@ -159,7 +184,7 @@ impl World {
     pub async fn voter(self: &Arc<Self>, id: u64) -> Registry {
         let until = Instant::now() + LONG;
         loop {
-            match Registry::open_voter(self.config(id), self.wire(id, &[])).await {
+            match self.open(id).await {
                 Ok(registry) => {
                     self.enter(id, &registry);
                     return registry;
