@@ -91,6 +91,40 @@ fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
+/// While changes go on nobody can agree on everything: waits until all running nodes hold each
+/// other for alive and each has what any of them had of the registry when this was called.
+pub fn caught_up(world: &World, within: Duration) -> Result<Duration> {
+    let began = Instant::now();
+    let mut newest = 0;
+    for node in living(world) {
+        newest = newest.max(Outlook::of(node)?.index);
+    }
+    until("the nodes catch up", within, || {
+        for node in living(world) {
+            let outlook = Outlook::of(node).with_context(|| node.name.clone())?;
+            let Outlook { alive, index, .. } = &outlook;
+            let behind = *index < newest || *alive != names(world);
+            ensure!(
+                !behind,
+                "{} has {index} of {newest} and {alive:?}",
+                node.name
+            );
+        }
+        Ok(Some(()))
+    })?;
+    Ok(began.elapsed())
+}
+
+fn living(world: &World) -> Vec<&Node> {
+    let nodes = world.nodes().iter();
+    nodes.filter(|n| n.daemon().is_some()).collect()
+}
+
+fn names(world: &World) -> BTreeSet<String> {
+    let living = living(world).into_iter();
+    living.map(|n| n.name.clone()).collect()
+}
+
 /// Waits until all running nodes agree, nothing is on its way, and every container that runs is an
 /// instance they speak of; returns how long that took.
 pub fn converged(world: &World, within: Duration) -> Result<Duration> {
@@ -100,17 +134,13 @@ pub fn converged(world: &World, within: Duration) -> Result<Duration> {
 }
 
 fn agreed(world: &World) -> Result<()> {
-    let living: Vec<_> = world
-        .nodes()
-        .iter()
-        .filter(|n| n.daemon().is_some())
-        .collect();
+    let living = living(world);
     let mut outlooks = Vec::new();
     for node in &living {
         let outlook = Outlook::of(node).with_context(|| node.name.clone())?;
         outlooks.push((node, outlook));
     }
-    let names: BTreeSet<_> = living.iter().map(|n| n.name.clone()).collect();
+    let names = names(world);
     let (first, told) = outlooks.first().context("no node lives")?;
     for (node, outlook) in &outlooks {
         let pair = format!("{} and {}", first.name, node.name);

@@ -149,7 +149,7 @@ pub fn play(stage: &mut Stage, rounds: &[Round], mut told: impl FnMut(String)) -
                 .converged()
                 .with_context(|| format!("after round {number}"))?;
             told(format!(
-                "{:>6.1?} the nodes agreed after {took:.1?}",
+                "{:>6.1?} the nodes caught up after {took:.1?}",
                 stage.since_begin()
             ));
         }

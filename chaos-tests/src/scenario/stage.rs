@@ -179,9 +179,9 @@ impl Stage {
         }
     }
 
-    /// Waits until all nodes agree; returns how long that took.
-    pub fn converged(&self) -> Result<Duration> {
-        convergence::converged(&self.world, AGREEING)
+    /// Waits until all nodes have caught up while the loads go on; returns how long that took.
+    pub fn caught_up(&self) -> Result<Duration> {
+        convergence::caught_up(&self.world, AGREEING)
     }
 
     /// Ends the loads and asks every checker.
@@ -193,7 +193,7 @@ impl Stage {
         loads.registry.stop();
         let requests = loads.requests.stop()?;
         let registry = loads.registry.finish()?;
-        match self.converged() {
+        match convergence::converged(&self.world, AGREEING) {
             Ok(took) => report
                 .told
                 .push(format!("the nodes agreed after {took:.1?}")),

@@ -91,7 +91,7 @@ fn n16_a_region_comes_back_with_what_it_knew() -> Result<()> {
         .ok()?;
     stage.world.first().cli(&["-y", "delete", "later"])?.ok()?;
     stage.heal(away, from)?;
-    stage.converged()?;
+    stage.caught_up()?;
     let told = stage.world["lis-1"].cli(&["get", "services"])?.ok()?;
     ensure!(
         !told.out.contains("later"),
