@@ -146,7 +146,7 @@ pub fn play(stage: &mut Stage, rounds: &[Round], mut told: impl FnMut(String)) -
         if stage.since_begin() >= gate {
             gate += GATE;
             let took = stage
-                .converged()
+                .caught_up()
                 .with_context(|| format!("after round {number}"))?;
             told(format!(
                 "{:>6.1?} the nodes caught up after {took:.1?}",
