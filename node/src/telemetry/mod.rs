@@ -27,6 +27,9 @@ pub fn init(configured: &str) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(terminal)
+        // By default a line that cannot be written is complained of on stderr, and that panics when
+        // stderr is what cannot be written: a full disk would end whatever task has something to say.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr)
         .init();
     if let Some(error) = complaint {
