@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use scheduler::registry::State;
 use sha2::{Digest, Sha256};
@@ -25,12 +26,17 @@ pub enum FileError {
 
 pub(super) struct FollowFile {
     dir: PathBuf,
+    /// In the simulation other threads would disturb the order of things.
+    #[cfg(test)]
+    pub stores_here: bool,
 }
 
 impl FollowFile {
     pub fn new(dir: &Path) -> Self {
         Self {
             dir: dir.to_owned(),
+            #[cfg(test)]
+            stores_here: false,
         }
     }
 
@@ -57,6 +63,16 @@ impl FollowFile {
                 Ok(None)
             }
         }
+    }
+
+    /// Stores on a thread that may block; nothing when the daemon is stopping.
+    pub async fn store_aside(self: Arc<Self>, state: Arc<State>) -> Option<Result<(), FileError>> {
+        #[cfg(test)]
+        if self.stores_here {
+            return Some(self.store(&state));
+        }
+        let stored = tokio::task::spawn_blocking(move || self.store(&state));
+        stored.await.ok()
     }
 
     pub fn store(&self, state: &State) -> Result<(), FileError> {

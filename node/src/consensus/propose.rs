@@ -207,7 +207,13 @@ impl Registry {
     /// (any of them knows better).
     fn leader_to_ask(&self, hint: Option<NodeId>, turn: usize) -> Option<NodeId> {
         let known = match self.voter() {
-            Some(voter) => voter.raft.metrics().borrow().current_leader.map(NodeId),
+            Some(voter) => {
+                let metrics = voter.raft.metrics();
+                let metrics = metrics.borrow();
+                // A voter whose disk failed remembers a leader that may be itself.
+                let leader = metrics.current_leader.map(NodeId);
+                leader.filter(|_| metrics.running_state.is_ok())
+            }
             None => self.other_leader().filter(|_| turn == 0),
         };
         let out = self.outage().is_some();

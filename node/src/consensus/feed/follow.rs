@@ -175,11 +175,11 @@ pub(in crate::consensus) async fn keep(
         if state.index == stored {
             continue;
         }
-        let (file, index) = (file.clone(), state.index);
-        match tokio::task::spawn_blocking(move || file.store(&state)).await {
-            Ok(Ok(())) => stored = index,
-            Ok(Err(error)) => tracing::warn!(%error, index, "cannot keep the followed registry"),
-            Err(_) => return,
+        let index = state.index;
+        match file.clone().store_aside(state).await {
+            Some(Ok(())) => stored = index,
+            Some(Err(error)) => tracing::warn!(%error, index, "cannot keep the followed registry"),
+            None => return,
         }
         tokio::select! {
             () = tokio::time::sleep(STORE_PAUSE) => {}

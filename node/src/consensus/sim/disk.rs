@@ -214,7 +214,10 @@ impl Disk {
         let mut platter = self.platter();
         let length = platter.durable.len();
         for _ in 0..count {
-            let (at, bit) = (platter.rng.random_range(0..length), platter.rng.random_range(0..8));
+            let (at, bit) = (
+                platter.rng.random_range(0..length),
+                platter.rng.random_range(0..8),
+            );
             platter.durable[at] ^= 1 << bit;
         }
         platter.cache = platter.durable.clone();
@@ -227,8 +230,8 @@ impl Disk {
 
     /// A disk of its own with the same content, and nothing wrong with it.
     pub fn copy(&self) -> Self {
-        let platter = self.platter();
-        let copy = Self::new(platter.node, 0);
+        let mut platter = self.platter();
+        let copy = Self::new(platter.node, platter.rng.random());
         let mut of = copy.platter();
         of.durable = platter.cache.clone();
         of.cache = platter.cache.clone();

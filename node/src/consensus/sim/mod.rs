@@ -8,6 +8,7 @@
 
 mod disk;
 mod entropy;
+mod fence;
 mod net;
 mod oracle;
 mod plan;
@@ -17,13 +18,25 @@ mod world;
 
 use std::ops::Range;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub(super) use self::disk::{Disk, SimFile};
 use self::plan::Plan;
 
+/// Seeds that caught something when the code was of their time; CI runs the low ones with the rest.
+///
+/// | seed | what it caught |
+/// |---|---|
+/// | 1, 33 | a leader that restarted led on, and read from a commit mark older than what it had acknowledged |
+/// | 4, 27 | after a failed sync the next process took the page cache for the disk, and built on it |
+/// | 137, 141 | flipped bits after an orderly stop went unseen: only a crash made redb check its pages |
+/// | 186 | a commit mark reached the disk before the snapshot it stood for: no start any more |
+/// | 186, 358 | the log was purged for a leader's snapshot that was not on disk yet, and then it failed |
+///
 /// What CI runs.
 const SEEDS: Range<u64> = 0..120;
+/// Seeds beyond those that caught something once.
+const KEPT: [u64; 7] = [137, 141, 186, 332, 350, 358, 1066];
 /// Of these every one runs twice, and twice the same must happen.
 const TWICE: Range<u64> = 0..6;
 /// Seeds run at once.
@@ -79,37 +92,51 @@ fn in_a_process(seed: u64) -> Result<String, String> {
     }
 }
 
-fn run_all(seeds: Range<u64>) -> Vec<String> {
-    let next = AtomicU64::new(seeds.start);
+fn run_all(seeds: &[u64]) -> Vec<String> {
+    let next = AtomicUsize::new(0);
     let work = || {
         let mut failed = Vec::new();
-        loop {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= seeds.end {
-                return failed;
-            }
-            failed.extend(in_a_process(seed).err());
+        while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {
+            failed.extend(in_a_process(*seed).err());
         }
+        failed
     };
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..WORKERS).map(|_| scope.spawn(work)).collect();
-        workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
+        workers
+            .into_iter()
+            .flat_map(|worker| worker.join().unwrap())
+            .collect()
     })
 }
 
 #[test]
 fn sim_seeds_hold() {
-    let seeds = std::env::var("SELVEDGE_SIM_SEEDS").map_or(SEEDS, |text| {
-        let (from, to) = text.split_once("..").expect("SELVEDGE_SIM_SEEDS is from..to");
-        from.parse().unwrap()..to.parse().unwrap()
-    });
-    let failed = run_all(seeds);
-    assert!(failed.is_empty(), "{} seeds failed\n{}", failed.len(), failed.join("\n"));
+    let seeds: Vec<u64> = match std::env::var("SELVEDGE_SIM_SEEDS") {
+        Ok(text) => {
+            let (from, to) = text
+                .split_once("..")
+                .expect("SELVEDGE_SIM_SEEDS is from..to");
+            (from.parse().unwrap()..to.parse().unwrap()).collect()
+        }
+        Err(_) => SEEDS.chain(KEPT).collect(),
+    };
+    let failed = run_all(&seeds);
+    assert!(
+        failed.is_empty(),
+        "{} seeds failed\n{}",
+        failed.len(),
+        failed.join("\n")
+    );
 }
 
 #[test]
 fn a_seed_always_means_the_same() {
     for seed in TWICE {
-        assert_eq!(in_a_process(seed).unwrap(), in_a_process(seed).unwrap(), "seed {seed}");
+        assert_eq!(
+            in_a_process(seed).unwrap(),
+            in_a_process(seed).unwrap(),
+            "seed {seed}"
+        );
     }
 }

@@ -41,7 +41,9 @@ impl Ways {
         // Mostly near the usual delay, now and then many times of it: messages overtake.
         let stretch = if self.rng.random_ratio(1, 50) { 20 } else { 2 };
         Leg {
-            delay: self.delay.mul_f64(self.rng.random_range(0.5..f64::from(stretch))),
+            delay: self
+                .delay
+                .mul_f64(self.rng.random_range(0.5..f64::from(stretch))),
             lost: self.cut.contains(&(from, to)) || self.rng.random_ratio(self.loss, 1000),
             twice: self.rng.random_ratio(self.twice, 1000),
         }
@@ -117,7 +119,11 @@ impl Carrier for Link {
             (ways.messages, ways.leg(self.me, to), ways.leg(to, self.me))
         };
         let what = kind(&request);
-        note(format_args!("m{number} n{} > n{to} {what} {}", self.me, short(&request)));
+        note(format_args!(
+            "m{number} n{} > n{to} {what} {}",
+            self.me,
+            short(&request)
+        ));
         tokio::time::sleep(there.delay).await;
         if there.lost || self.world.ways().cut.contains(&(self.me, to)) {
             tokio::time::sleep(deadline).await;
@@ -142,8 +148,16 @@ impl Carrier for Link {
             tokio::time::sleep(deadline).await;
             return Err(lost());
         }
-        note(format_args!("m{number} n{} < n{to} {}", self.me, short(&answer)));
-        if self.lives() { Ok(answer) } else { Err(lost()) }
+        note(format_args!(
+            "m{number} n{} < n{to} {}",
+            self.me,
+            short(&answer)
+        ));
+        if self.lives() {
+            Ok(answer)
+        } else {
+            Err(lost())
+        }
     }
 }
 
@@ -187,7 +201,10 @@ async fn pump(world: Arc<World>, ends: [(u64, u64); 2], near: DuplexStream, far:
     let (far_out, far_in) = tokio::io::split(far);
     let live = {
         let world = world.clone();
-        move || ends.iter().all(|(id, process)| world.process(*id) == Some(*process))
+        move || {
+            ends.iter()
+                .all(|(id, process)| world.process(*id) == Some(*process))
+        }
     };
     let ended = async {
         while live() {

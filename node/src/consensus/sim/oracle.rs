@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use scheduler::registry::Change;
 
 use super::trace::{broken, short};
+use crate::consensus::Registry;
 use crate::consensus::tests::world::token;
 use crate::consensus::types::LogId;
 use crate::consensus::view::Missing;
 use crate::consensus::wire::{self, Request};
-use crate::consensus::Registry;
 
 /// Changes asked of a view at once: all it has.
 const ALL: usize = usize::MAX;
@@ -45,12 +45,17 @@ impl Oracle {
         if let Some(mark) = request.leader_commit {
             let known = *self.committed.entry(mark.index).or_insert(mark);
             if known != mark {
-                broken(format_args!("committed {known}, and then {mark} at its index"));
+                broken(format_args!(
+                    "committed {known}, and then {mark} at its index"
+                ));
             }
         }
         for entry in &request.entries {
             let says = short(&serde_json::to_vec(&entry.payload).unwrap_or_default());
-            let known = self.entries.entry(entry.log_id).or_insert_with(|| says.clone());
+            let known = self
+                .entries
+                .entry(entry.log_id)
+                .or_insert_with(|| says.clone());
             if *known != says {
                 broken(format_args!("two entries are named {}", entry.log_id));
             }
@@ -84,7 +89,9 @@ impl Oracle {
     /// A read that began when `acked` changes were acknowledged and `floor` was the highest index.
     pub fn read(&mut self, id: u64, registry: &Registry, index: u64, acked: usize, floor: u64) {
         if index < floor || registry.view().index() < index {
-            broken(format_args!("n{id} read {index} after {floor} had been answered"));
+            broken(format_args!(
+                "n{id} read {index} after {floor} had been answered"
+            ));
         }
         self.has_all(id, registry, acked);
         self.floor = self.floor.max(index);

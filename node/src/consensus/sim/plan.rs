@@ -40,7 +40,10 @@ pub(super) enum Fault {
     /// From one to another.
     CutWay(usize, usize),
     Mend,
-    Noise { loss: u32, twice: u32 },
+    Noise {
+        loss: u32,
+        twice: u32,
+    },
     SyncFails(usize, u32),
     WriteFails(usize, u32),
     ReadFails(usize, u32),
@@ -85,7 +88,11 @@ fn fault(rng: &mut StdRng) -> Fault {
     let voter = rng.random_range(0..voters);
     let any = rng.random_range(0..=voters);
     let soon = rng.random_range(0..120);
-    let end = if rng.random() { End::PowerCut } else { End::Kill };
+    let end = if rng.random() {
+        End::PowerCut
+    } else {
+        End::Kill
+    };
     match rng.random_range(0..100) {
         0..8 => Fault::End(any, end),
         8..20 => Fault::PowerCutAfter(voter, soon),

@@ -22,9 +22,9 @@ use crate::consensus::{ProposeError, Registry};
 /// What a client waits for one answer.
 const PATIENCE: Duration = Duration::from_secs(4);
 /// To form the cluster in peace.
-const BEGINNING: Duration = Duration::from_secs(60);
+const BEGINNING: Duration = Duration::from_mins(1);
 /// After all is healed, everything works again and agrees by then.
-const PEACE: Duration = Duration::from_secs(60);
+const PEACE: Duration = Duration::from_mins(1);
 /// A supervisor starts what is down about this long after it ended.
 const RESTART_MILLIS: u64 = 3000;
 const LOOK: Duration = Duration::from_millis(50);
@@ -48,7 +48,7 @@ pub(super) async fn run(plan: Plan) -> Verdict {
     let world = World::new(plan);
     let stop = Arc::new(AtomicBool::new(false));
     if form(&world).await {
-        let supervisor = tokio::spawn(supervise(world.clone(), stop.clone()));
+        let supervisor = tokio::spawn(supervise(world.clone()));
         let clients: Vec<_> = (0..=VOTERS)
             .map(|n| tokio::spawn(client(world.clone(), n, stop.clone())))
             .collect();
@@ -61,12 +61,15 @@ pub(super) async fn run(plan: Plan) -> Verdict {
         for client in clients {
             let _ = client.await;
         }
-        let _ = supervisor.await;
         if trace::first_broken().is_none() {
             agree(&world).await;
         }
+        supervisor.abort();
     }
     let broken = trace::first_broken();
+    if broken.is_some() {
+        world.describe();
+    }
     let (digest, lines) = trace::end();
     let acked = world.oracle().acked.len();
     Verdict {
@@ -78,9 +81,16 @@ pub(super) async fn run(plan: Plan) -> Verdict {
     }
 }
 
-async fn propose(at: &Registry, action: Action) -> Result<Reply, ProposeError> {
+pub(super) async fn propose(at: &Registry, action: Action) -> Result<Reply, ProposeError> {
     let at_time = UnixMs(2);
-    at.propose(&Command { at: at_time, action }, PATIENCE).await
+    at.propose(
+        &Command {
+            at: at_time,
+            action,
+        },
+        PATIENCE,
+    )
+    .await
 }
 
 /// What a new host says of itself.
@@ -114,7 +124,7 @@ async fn enrol(world: &Arc<World>, at: &Registry, number: u64) -> Option<u64> {
     Some(node.id.0)
 }
 
-async fn form(world: &Arc<World>) -> bool {
+pub(super) async fn form(world: &Arc<World>) -> bool {
     world.found().await;
     let founder = world.registry(1).unwrap();
     for number in 2..=VOTERS + 1 {
@@ -131,9 +141,9 @@ async fn form(world: &Arc<World>) -> bool {
 }
 
 /// Starts what is down, as an init system would.
-async fn supervise(world: Arc<World>, stop: Arc<AtomicBool>) {
+async fn supervise(world: Arc<World>) {
     let mut rng = StdRng::seed_from_u64(world.plan.seed ^ 0x22);
-    while !stop.load(Ordering::Relaxed) {
+    loop {
         tokio::time::sleep(LOOK).await;
         world.look();
         for id in world.down() {
@@ -265,8 +275,8 @@ async fn inflict(world: &Arc<World>, number: usize, fault: &Fault) {
 
 /// The operator takes one voter out and brings another one in, when all is well enough for it.
 async fn replace(world: &Arc<World>, leaving: u64, number: u64) {
-    let others = world.voters().into_iter().filter(|id| *id != leaving);
-    let Some(at) = others.filter_map(|id| world.registry(id)).next() else {
+    let mut others = world.voters().into_iter().filter(|id| *id != leaving);
+    let Some(at) = others.find_map(|id| world.registry(id)) else {
         return;
     };
     let node = NodeId(leaving);
@@ -292,8 +302,9 @@ async fn replace(world: &Arc<World>, leaving: u64, number: u64) {
 /// Every host takes a change again.
 async fn peace(world: &Arc<World>) {
     let end = Instant::now() + PEACE;
-    for id in world.ids() {
-        loop {
+    for id in world.members() {
+        // A removal that nobody was told of may come to hold only now.
+        while world.members().contains(&id) {
             if let Some(registry) = world.registry(id) {
                 let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
                 let answer = propose(&registry, create_token(&token(serial))).await;
@@ -303,7 +314,9 @@ async fn peace(world: &Arc<World>) {
                 }
             }
             if Instant::now() > end {
-                broken(format_args!("n{id} takes no change {PEACE:?} after all was healed"));
+                broken(format_args!(
+                    "n{id} takes no change {PEACE:?} after all was healed"
+                ));
                 return;
             }
             tokio::time::sleep(LOOK).await;
@@ -314,13 +327,17 @@ async fn peace(world: &Arc<World>) {
 /// At the end all replicas hold the same, and everything that was acknowledged.
 async fn agree(world: &Arc<World>) {
     let registries = || {
-        let ids = world.ids().into_iter();
-        ids.filter_map(|id| Some((id, world.registry(id)?))).collect::<Vec<_>>()
+        let ids = world.members().into_iter();
+        ids.filter_map(|id| Some((id, world.registry(id)?)))
+            .collect::<Vec<_>>()
     };
     let equal = || {
-        let mut indexes = registries().into_iter().map(|(_, registry)| registry.view().index());
+        let mut indexes = registries()
+            .into_iter()
+            .map(|(_, registry)| registry.view().index());
         let first = indexes.next();
-        indexes.all(|index| Some(index) == first)
+        !world.down().iter().any(|id| world.members().contains(id))
+            && indexes.all(|index| Some(index) == first)
     };
     if !until("equal replicas", PEACE, equal).await {
         return;

@@ -27,7 +27,10 @@ thread_local! {
 /// Begins this thread's trace; every line also goes to the file that `SELVEDGE_SIM_TRACE` names.
 pub(super) fn begin() {
     let file = std::env::var_os("SELVEDGE_SIM_TRACE").map(|path| {
-        let options = std::fs::File::options().create(true).append(true).open(path);
+        let options = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(path);
         options.expect("the trace file can be written")
     });
     TRACE.set(Some(Trace {

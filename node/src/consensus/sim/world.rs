@@ -11,10 +11,10 @@ use scheduler::model::{NodeId, UnixMs};
 use scheduler::registry::ClusterMeta;
 use tempfile::TempDir;
 
-use super::disk::Disk;
+use super::disk::{Disk, Faults};
 use super::net::{Link, Ways};
 use super::oracle::Oracle;
-use super::plan::Plan;
+use super::plan::{Plan, VOTERS};
 use super::trace::{broken, note, short};
 
 use crate::consensus::follow_file::FollowFile;
@@ -28,6 +28,8 @@ pub(super) struct World {
     hosts: Mutex<BTreeMap<u64, Host>>,
     ways: Mutex<Ways>,
     oracle: Mutex<Oracle>,
+    /// Whoever was asked to leave: two voters, or two configurations, cannot spare anybody.
+    leaving: Mutex<BTreeSet<u64>>,
 }
 
 struct Host {
@@ -83,6 +85,7 @@ impl World {
             hosts: Mutex::default(),
             ways: Mutex::new(ways),
             oracle: Mutex::default(),
+            leaving: Mutex::default(),
         })
     }
 
@@ -98,6 +101,21 @@ impl World {
         lock(&self.hosts).keys().copied().collect()
     }
 
+    /// Hosts that nobody removed, as the newest of all views has it.
+    pub fn members(&self) -> Vec<u64> {
+        let views = self.ids().into_iter().filter_map(|id| self.registry(id));
+        let newest = views
+            .map(|registry| registry.view().state())
+            .max_by_key(|state| state.index);
+        let removed = |id: &u64| {
+            let nodes = newest.as_ref().map(|state| &state.nodes);
+            nodes
+                .and_then(|nodes| nodes.get(&NodeId(*id)))
+                .is_some_and(|node| node.revoked)
+        };
+        self.ids().into_iter().filter(|id| !removed(id)).collect()
+    }
+
     pub fn voters(&self) -> Vec<u64> {
         let hosts = lock(&self.hosts);
         let voters = hosts.iter().filter(|(_, host)| !host.follower);
@@ -111,9 +129,18 @@ impl World {
             follower,
             running: None,
             processes: 0,
-            memory: Memory::Whole,
+            // A founder is the first to know anything; the others copy before they count.
+            memory: if id == 1 || follower {
+                Memory::Whole
+            } else {
+                Memory::Empty
+            },
         };
         lock(&self.hosts).insert(id, host);
+    }
+
+    pub fn leaves(&self, id: u64) {
+        lock(&self.leaving).insert(id);
     }
 
     /// It is gone for good.
@@ -131,12 +158,19 @@ impl World {
         let hosts = lock(&self.hosts);
         let host = hosts.get(&id)?;
         let powered = host.follower || host.disk.has_power();
-        host.running.as_ref().filter(|_| powered).map(|running| running.process)
+        host.running
+            .as_ref()
+            .filter(|_| powered)
+            .map(|running| running.process)
     }
 
     pub fn registry(&self, id: u64) -> Option<Registry> {
         let hosts = lock(&self.hosts);
-        hosts.get(&id)?.running.as_ref().map(|running| running.registry.clone())
+        hosts
+            .get(&id)?
+            .running
+            .as_ref()
+            .map(|running| running.registry.clone())
     }
 
     /// Hosts whose process has to be started (again): none runs, its power failed, or its voter
@@ -197,7 +231,9 @@ impl World {
         let link = self.link(id, process);
         let opened = if follower {
             let config = self.config(id);
-            let file = Arc::new(FollowFile::new(&config.dir));
+            let mut file = FollowFile::new(&config.dir);
+            file.stores_here = true;
+            let file = Arc::new(file);
             let loaded = file.load().unwrap();
             Registry::follower_on(file, loaded, config, link.clone(), link)
         } else {
@@ -218,7 +254,12 @@ impl World {
         let mut hosts = lock(&self.hosts);
         let host = hosts.get_mut(&id)?;
         host.processes += 1;
-        Some((host.disk.clone(), host.follower, host.processes, host.memory))
+        Some((
+            host.disk.clone(),
+            host.follower,
+            host.processes,
+            host.memory,
+        ))
     }
 
     fn enter(&self, id: u64, process: u64, registry: Registry) {
@@ -236,7 +277,9 @@ impl World {
             disk.wipe();
             self.remember(id, Memory::Empty);
         } else {
-            broken(format_args!("n{id} does not start from a whole disk: {error}"));
+            broken(format_args!(
+                "n{id} does not start from a whole disk: {error}"
+            ));
         }
     }
 
@@ -257,8 +300,42 @@ impl World {
                 self.remember(id, Memory::Whole);
             }
         }
-        let hosts = lock(&self.hosts);
-        hosts.values().all(|host| host.memory == Memory::Whole && host.running.is_some())
+        let voters: Vec<NodeId> = self.voters().into_iter().map(NodeId).collect();
+        // Between two configurations a minority of their union may be a majority of one.
+        let agreed = |id: &NodeId| {
+            let Some(registry) = self.registry(id.0) else {
+                return false;
+            };
+            let metrics = registry.voter().map(|voter| voter.raft.metrics());
+            let joint = metrics.is_none_or(|metrics| {
+                let metrics = metrics.borrow();
+                let membership = metrics.membership_config.membership();
+                membership.get_joint_config().len() != 1
+            });
+            !joint && registry.status().voters == voters
+        };
+        let hosts_whole = || {
+            let hosts = lock(&self.hosts);
+            hosts
+                .values()
+                .all(|host| host.memory == Memory::Whole && host.running.is_some())
+        };
+        let leaving = || {
+            let leaving = lock(&self.leaving);
+            self.ids().iter().any(|id| leaving.contains(id))
+        };
+        voters.len() as u64 == VOTERS && !leaving() && voters.iter().all(agreed) && hosts_whole()
+    }
+
+    /// How every host stands, for the report.
+    pub fn describe(&self) {
+        for id in self.ids() {
+            let status = self.registry(id).map(|registry| registry.status());
+            note(format_args!(
+                "n{id} stands {:?} {status:?}",
+                self.process(id)
+            ));
+        }
     }
 
     /// The disk of `id` comes back empty.
@@ -285,6 +362,7 @@ impl World {
         };
         // Closed in order. (After a crash, damage to the last transaction cannot be told from one
         // that was torn, and is rolled back.)
+        disk.faults(|faults| *faults = Faults::default());
         drop(Store::open_on(&disk.open(), id));
         disk.kill();
         let before = content(&disk, id);
@@ -293,7 +371,9 @@ impl World {
         self.remember(id, Memory::Rotten);
         note(format_args!("n{id} rots, found: {}", after.is_none()));
         if after.is_some() && after != before {
-            broken(format_args!("n{id} opens a rotten store: {after:?} for {before:?}"));
+            broken(format_args!(
+                "n{id} opens a rotten store: {after:?} for {before:?}"
+            ));
         }
     }
 
@@ -306,7 +386,10 @@ impl World {
             created: UnixMs(1),
         };
         let registry = self.registry(1).unwrap();
-        registry.begin(cluster, identity(1), UnixMs(1)).await.unwrap();
+        registry
+            .begin(cluster, identity(1), UnixMs(1))
+            .await
+            .unwrap();
     }
 
     /// Looks at every replica.
@@ -327,7 +410,7 @@ impl World {
         drop(ways);
         for id in self.ids() {
             if let Some(disk) = self.disk(id) {
-                disk.faults(|faults| *faults = super::disk::Faults::default());
+                disk.faults(|faults| *faults = Faults::default());
             }
         }
         note("all is healed");
@@ -341,9 +424,15 @@ fn content(disk: &Disk, id: u64) -> Option<String> {
     let store = store.ok()?.ok()?;
     let log = store.entries(.., usize::MAX).ok()?;
     let log = short(&serde_json::to_vec(&log).ok()?);
-    let snapshot = store.read_snapshot().ok()?.map(|(meta, data)| (meta, short(&data)));
+    let snapshot = store
+        .read_snapshot()
+        .ok()?
+        .map(|(meta, data)| (meta, short(&data)));
     let last = store.last_log_id().ok()?;
-    Some(format!("{:?} {last:?} {log} {snapshot:?}", store.read_vote().ok()?))
+    Some(format!(
+        "{:?} {last:?} {log} {snapshot:?}",
+        store.read_vote().ok()?
+    ))
 }
 
 /// For a condition of a healthy cluster.

@@ -7,7 +7,7 @@ use std::ops::RangeBounds;
 use openraft::storage::{LogFlushed, RaftLogStorage};
 use openraft::{ErrorSubject, ErrorVerb, LogState, OptionalSend, RaftLogReader, StorageIOError};
 
-use super::{PURGED, Store, StoreError, encode};
+use super::{Store, StoreError, encode};
 use crate::consensus::types::{Entry, LogId, TypeConfig, Vote};
 
 type StorageError = openraft::StorageError<u64>;
@@ -128,15 +128,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), StorageError> {
-        let purge = async {
-            let mark = encode(PURGED, &log_id)?;
-            let remove = move |tables: &mut super::Tables<'_>| {
-                tables.meta.insert(PURGED, mark.as_slice())?;
-                Ok(tables.log.retain_in(..=log_id.index, |_, _| false)?)
-            };
-            self.0.write(remove).await
-        };
-        purge
+        self.0
+            .purge(log_id)
             .await
             .map_err(failed(ErrorSubject::Logs, ErrorVerb::Delete))
     }

@@ -144,6 +144,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
     }
 
     async fn begin_receiving_snapshot(&mut self) -> Result<Box<Cursor<Vec<u8>>>, StorageError> {
+        self.store.snapshot_arrives(true);
         Ok(Box::default())
     }
 
@@ -157,8 +158,10 @@ impl RaftStateMachine<TypeConfig> for Machine {
             self.replace(meta, snapshot.get_ref())?;
             self.store.write_snapshot(meta, snapshot.get_ref()).await
         };
+        let installed = install.await;
+        self.store.snapshot_arrives(false);
         let subject = ErrorSubject::Snapshot(Some(meta.signature()));
-        install.await.map_err(failed(subject, ErrorVerb::Write))
+        installed.map_err(failed(subject, ErrorVerb::Write))
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<TypeConfig>>, StorageError> {

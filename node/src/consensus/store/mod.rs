@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::{Database, ReadableDatabase, ReadableTable, Table, TableDefinition};
 use serde::de::DeserializeOwned;
+use tokio::sync::watch;
 
 pub(super) use self::log::LogStore;
 pub(super) use self::machine::Machine;
@@ -84,6 +85,8 @@ struct Inner {
     db: Database,
     lane: Lane,
     committed: Mutex<Committed>,
+    /// Whether a leader's snapshot is on its way to the disk.
+    arriving: watch::Sender<bool>,
 }
 
 /// Where a transaction may block.
@@ -127,12 +130,17 @@ impl Store {
             db,
             lane,
             committed: Mutex::default(),
+            arriving: watch::Sender::new(false),
         }));
         store.check_owner(node)?;
         store.check_log()?;
         store.read_snapshot()?;
+        if store.read_purged()? > store.snapshot_end()? {
+            return Err(corrupt("log", "entries are purged that no snapshot has"));
+        }
         store.read_vote()?;
-        store.committed_mut().mark = store.get(COMMITTED)?;
+        let mark = store.get(COMMITTED)?;
+        store.committed_mut().mark = store.believable(mark)?;
         Ok(store)
     }
 
@@ -189,7 +197,8 @@ impl Store {
     pub async fn resign(&self, node: u64) -> Result<(), StoreError> {
         match self.read_vote()? {
             Some(vote) if vote.committed && vote.leader_id().voted_for() == Some(node) => {
-                self.save_vote(&Vote::new(vote.leader_id().term, node)).await
+                self.save_vote(&Vote::new(vote.leader_id().term, node))
+                    .await
             }
             _ => Ok(()),
         }
@@ -205,6 +214,20 @@ impl Store {
     pub async fn settle(&self) -> Result<(), StoreError> {
         self.write(|tables| Ok(tables.meta.remove(NEWCOMER).map(drop)?))
             .await
+    }
+
+    /// The commit mark, if the log has the entry it names: it may have reached the disk before a
+    /// snapshot that brings that entry did.
+    fn believable(&self, mark: Option<LogId>) -> Result<Option<LogId>, StoreError> {
+        let Some(mark) = mark else {
+            return Ok(None);
+        };
+        let found = self.entries(mark.index..=mark.index, 0)?;
+        let known = found
+            .first()
+            .map(|entry| entry.log_id)
+            .or(self.read_purged()?);
+        Ok(known.filter(|known| *known == mark))
     }
 
     pub fn committed(&self) -> Option<LogId> {
@@ -236,6 +259,37 @@ impl Store {
             .get(SNAPSHOT_DATA)?
             .ok_or_else(|| corrupt("snapshot", "no data"))?;
         Ok(Some((meta, unseal(SNAPSHOT_DATA, data.value())?.to_vec())))
+    }
+
+    /// The last entry that the snapshot on disk has.
+    fn snapshot_end(&self) -> Result<Option<LogId>, StoreError> {
+        let meta = self.get::<SnapshotMeta>(SNAPSHOT_META)?;
+        Ok(meta.and_then(|meta| meta.last_log_id))
+    }
+
+    /// A leader's snapshot begins to arrive, or was written or given up.
+    pub fn snapshot_arrives(&self, arriving: bool) {
+        self.0.arriving.send_replace(arriving);
+    }
+
+    /// Forgets the log up to `log_id`. openraft asks for it as soon as it has decided to install a
+    /// snapshot: the snapshot has to be on disk first, or a crash would leave neither.
+    async fn purge(&self, log_id: LogId) -> Result<(), StoreError> {
+        let mut arriving = self.0.arriving.subscribe();
+        let mut waited = false;
+        while self.snapshot_end()? < Some(log_id) && *arriving.borrow_and_update() {
+            waited = true;
+            let _ = arriving.changed().await;
+        }
+        if waited && self.snapshot_end()? < Some(log_id) {
+            return Err(corrupt("snapshot", "it was to be installed and was not"));
+        }
+        let mark = encode(PURGED, &log_id)?;
+        self.write(move |tables| {
+            tables.meta.insert(PURGED, mark.as_slice())?;
+            Ok(tables.log.retain_in(..=log_id.index, |_, _| false)?)
+        })
+        .await
     }
 
     pub async fn write_snapshot(&self, meta: &SnapshotMeta, data: &[u8]) -> Result<(), StoreError> {
