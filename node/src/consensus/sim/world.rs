@@ -28,8 +28,6 @@ pub(super) struct World {
     hosts: Mutex<BTreeMap<u64, Host>>,
     ways: Mutex<Ways>,
     oracle: Mutex<Oracle>,
-    /// Whoever was asked to leave: two voters, or two configurations, cannot spare anybody.
-    leaving: Mutex<BTreeSet<u64>>,
 }
 
 struct Host {
@@ -85,7 +83,6 @@ impl World {
             hosts: Mutex::default(),
             ways: Mutex::new(ways),
             oracle: Mutex::default(),
-            leaving: Mutex::default(),
         })
     }
 
@@ -139,10 +136,6 @@ impl World {
         lock(&self.hosts).insert(id, host);
     }
 
-    pub fn leaves(&self, id: u64) {
-        lock(&self.leaving).insert(id);
-    }
-
     /// It is gone for good.
     pub fn retire(&self, id: u64) {
         self.end(id, End::Kill);
@@ -174,10 +167,15 @@ impl World {
     }
 
     /// Hosts whose process has to be started (again): none runs, its power failed, or its voter
-    /// says that only a restart helps.
+    /// is out for good. Others come back by themselves.
     pub fn down(&self) -> Vec<u64> {
         let failed = |id: &u64| {
-            let failed = |registry: Registry| registry.status().failed.is_some();
+            let failed = |registry: Registry| {
+                registry
+                    .status()
+                    .failed
+                    .is_some_and(|outage| outage.for_good)
+            };
             self.process(*id).is_none() || self.registry(*id).is_some_and(failed)
         };
         self.ids().into_iter().filter(failed).collect()
@@ -237,9 +235,12 @@ impl World {
             let loaded = file.load().unwrap();
             Registry::follower_on(file, loaded, config, link.clone(), link)
         } else {
-            let opening = || Store::open_on(&disk.open(), id);
+            let file = disk.open();
+            let opening = || Store::open_on(&file, id).map(drop);
             match catch_unwind(AssertUnwindSafe(opening)) {
-                Ok(Ok(store)) => Registry::voter_on(store, self.config(id), link).await,
+                Ok(Ok(())) => {
+                    Registry::voter_on_disk(file, self.config(id), link.clone(), link).await
+                }
                 Ok(Err(error)) => Err(error.into()),
                 Err(_) => Err(StoreError::Stopping.into()),
             }
@@ -320,11 +321,7 @@ impl World {
                 .values()
                 .all(|host| host.memory == Memory::Whole && host.running.is_some())
         };
-        let leaving = || {
-            let leaving = lock(&self.leaving);
-            self.ids().iter().any(|id| leaving.contains(id))
-        };
-        voters.len() as u64 == VOTERS && !leaving() && voters.iter().all(agreed) && hosts_whole()
+        voters.len() as u64 == VOTERS && voters.iter().all(agreed) && hosts_whole()
     }
 
     /// How every host stands, for the report.
