@@ -40,9 +40,6 @@ pub(super) enum Medium {
     Folder,
     #[cfg(test)]
     Simulated(SimFile),
-    /// Somewhere that whoever opened it does not tell: it cannot be opened again.
-    #[cfg(test)]
-    Unknown,
 }
 
 /// One voter's place, for as long as its node runs.
@@ -73,15 +70,6 @@ impl Seat {
     /// Opens the voter for the first time, making its store if there is none.
     pub async fn take(home: Arc<Home>, medium: Medium) -> Result<Arc<Self>, OpenError> {
         let store = medium.open(&home, false).await?;
-        Self::take_with(store, home, medium).await
-    }
-
-    /// The same with a store that is open.
-    pub async fn take_with(
-        store: Store,
-        home: Arc<Home>,
-        medium: Medium,
-    ) -> Result<Arc<Self>, OpenError> {
         let voter = Arc::new(Voter::start(store, &home).await?);
         Ok(Arc::new(Self {
             home,
@@ -253,8 +241,6 @@ impl Medium {
             Self::Simulated(file) if again && !file.exists() => Err(StoreError::Stopping),
             #[cfg(test)]
             Self::Simulated(file) => Store::open_on(file, node),
-            #[cfg(test)]
-            Self::Unknown => Err(StoreError::Stopping),
         }
     }
 }

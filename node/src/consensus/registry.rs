@@ -17,8 +17,6 @@ use super::follow_file::{FileError, FollowFile};
 use super::keeper::{Medium, Outage, Seat};
 use super::network::Carrier;
 use super::propose::ProposeError;
-#[cfg(test)]
-use super::store::Store;
 use super::store::StoreError;
 use super::view::{RING_CHANGES, View};
 use super::voter::Voter;
@@ -140,7 +138,9 @@ impl Registry {
 
     async fn voter_from(medium: Medium, home: Arc<Home>) -> Result<Self, OpenError> {
         let seat = Seat::take(home.clone(), medium).await?;
-        Ok(Self::seated(home, seat))
+        let registry = Self::assemble(home, Some(seat.clone()));
+        registry.spawn(seat.keep(registry.0.stop.clone()));
+        Ok(registry)
     }
 
     /// A voter on a simulated disk.
@@ -153,24 +153,6 @@ impl Registry {
     ) -> Result<Self, OpenError> {
         let home = Home::new(config, carrier, Some(source));
         Self::voter_from(Medium::Simulated(file), home).await
-    }
-
-    /// A voter whose memory is `store`; it stays out when that fails.
-    #[cfg(test)]
-    pub(super) async fn voter_on(
-        store: Store,
-        config: Config,
-        carrier: Arc<dyn Carrier>,
-    ) -> Result<Self, OpenError> {
-        let home = Home::new(config, carrier, None);
-        let seat = Seat::take_with(store, home.clone(), Medium::Unknown).await?;
-        Ok(Self::seated(home, seat))
-    }
-
-    fn seated(home: Arc<Home>, seat: Arc<Seat>) -> Self {
-        let registry = Self::assemble(home, Some(seat.clone()));
-        registry.spawn(seat.keep(registry.0.stop.clone()));
-        registry
     }
 
     /// Founds a cluster of one. Safe to repeat when it was interrupted.

@@ -167,10 +167,15 @@ impl World {
     }
 
     /// Hosts whose process has to be started (again): none runs, its power failed, or its voter
-    /// says that only a restart helps.
+    /// is out for good. Others come back by themselves.
     pub fn down(&self) -> Vec<u64> {
         let failed = |id: &u64| {
-            let failed = |registry: Registry| registry.status().failed.is_some();
+            let failed = |registry: Registry| {
+                registry
+                    .status()
+                    .failed
+                    .is_some_and(|outage| outage.for_good)
+            };
             self.process(*id).is_none() || self.registry(*id).is_some_and(failed)
         };
         self.ids().into_iter().filter(failed).collect()
@@ -230,9 +235,12 @@ impl World {
             let loaded = file.load().unwrap();
             Registry::follower_on(file, loaded, config, link.clone(), link)
         } else {
-            let opening = || Store::open_on(&disk.open(), id);
+            let file = disk.open();
+            let opening = || Store::open_on(&file, id).map(drop);
             match catch_unwind(AssertUnwindSafe(opening)) {
-                Ok(Ok(store)) => Registry::voter_on(store, self.config(id), link).await,
+                Ok(Ok(())) => {
+                    Registry::voter_on_disk(file, self.config(id), link.clone(), link).await
+                }
                 Ok(Err(error)) => Err(error.into()),
                 Err(_) => Err(StoreError::Stopping.into()),
             }
