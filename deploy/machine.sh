@@ -4,8 +4,10 @@
 # Programs that the build, the demo and the tests run, as Debian packages.
 PACKAGES=(
     ca-certificates gcc libc6-dev libseccomp-dev pkg-config
-    bind9-dnsutils busybox-static curl iproute2 jq nftables procps util-linux
+    bind9-dnsutils busybox-static curl iproute2 iputils-ping jq nftables procps util-linux
     docker-registry mmdebstrap skopeo umoci
+    # What faults are made with.
+    e2fsprogs libfaketime mount strace
 )
 
 say() { printf '== %s\n' "$*" >&2; }

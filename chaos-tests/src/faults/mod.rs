@@ -249,21 +249,33 @@ impl fmt::Display for Fault {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::path::Path;
 
     use super::*;
 
     #[test]
-    fn every_row_has_a_name_of_its_own_and_every_fault_a_row() {
+    fn every_row_has_a_name_of_its_own_and_is_where_it_says() {
         let names: BTreeSet<_> = CATALOGUE.iter().map(|row| row.name).collect();
         assert_eq!(names.len(), CATALOGUE.len());
-        let node = || "par-1".to_owned();
-        for fault in [
-            Fault::Partition { side: vec![node()] },
-            Fault::Kill { node: node() },
-            Fault::NoImages,
-        ] {
-            let row = CATALOGUE.iter().find(|row| row.name == fault.row());
-            assert_eq!(row.map(|row| row.place), Some(Place::Fault), "{fault}");
+        let source = include_str!("mod.rs");
+        for row in CATALOGUE {
+            let (name, place) = (row.name, row.place);
+            match place {
+                Place::Fault => {
+                    let doc = [
+                        format!("/// {name}: "),
+                        format!("/// {name}, "),
+                        format!(", {name}: "),
+                    ];
+                    assert!(doc.iter().any(|d| source.contains(d)), "no fault is {name}");
+                }
+                Place::Scenario(module) => {
+                    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e");
+                    let file = tests.join(module).with_extension("rs");
+                    assert!(file.exists(), "{name}: no {}", file.display());
+                }
+                Place::Room(_) | Place::Not(_) => {}
+            }
         }
     }
 }

@@ -43,3 +43,27 @@ fn a_greedy_container_harms_only_itself() -> Result<()> {
     })?;
     Ok(())
 }
+
+/// M3: a container that starts processes without end meets its own limit; the node starts others.
+#[test]
+fn a_fork_bomb_meets_its_own_limit() -> Result<()> {
+    let world = World::of(&["par-1"])?;
+    let node = world.first();
+    world
+        .deploy("bomb", &["--scale", "1..1", "--cpu", "0.1"])?
+        .ok()?;
+    let script = "i=0; while [ $i -lt 2000 ]; do sleep 20 & i=$((i+1)); done; echo all of them";
+    let said = node.inside_container("bomb", script)?;
+    ensure!(!said.contains("all of them"), "2000 processes: {said}");
+    ensure!(said.contains("fork"), "{said}");
+    ensure!(
+        node.containers().len() < 2000,
+        "{}",
+        node.containers().len()
+    );
+    world
+        .deploy("other", &["--scale", "1..1", "--cpu", "0.1"])?
+        .ok()?;
+    node.get("other", "/")?.ok()?;
+    Ok(())
+}
