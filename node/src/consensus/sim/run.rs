@@ -280,7 +280,11 @@ async fn replace(world: &Arc<World>, leaving: u64, number: u64) {
         return;
     };
     let node = NodeId(leaving);
-    if !world.all_whole() || propose(&at, Action::RemoveNode { node }).await.is_err() {
+    if !world.all_whole() {
+        return;
+    }
+    world.leaves(leaving);
+    if propose(&at, Action::RemoveNode { node }).await.is_err() {
         return;
     }
     note(format_args!("n{leaving} is removed"));

@@ -28,6 +28,8 @@ pub(super) struct World {
     hosts: Mutex<BTreeMap<u64, Host>>,
     ways: Mutex<Ways>,
     oracle: Mutex<Oracle>,
+    /// Whoever was asked to leave: two voters, or two configurations, cannot spare anybody.
+    leaving: Mutex<BTreeSet<u64>>,
 }
 
 struct Host {
@@ -83,6 +85,7 @@ impl World {
             hosts: Mutex::default(),
             ways: Mutex::new(ways),
             oracle: Mutex::default(),
+            leaving: Mutex::default(),
         })
     }
 
@@ -134,6 +137,10 @@ impl World {
             },
         };
         lock(&self.hosts).insert(id, host);
+    }
+
+    pub fn leaves(&self, id: u64) {
+        lock(&self.leaving).insert(id);
     }
 
     /// It is gone for good.
@@ -321,7 +328,11 @@ impl World {
                 .values()
                 .all(|host| host.memory == Memory::Whole && host.running.is_some())
         };
-        voters.len() as u64 == VOTERS && voters.iter().all(agreed) && hosts_whole()
+        let leaving = || {
+            let leaving = lock(&self.leaving);
+            self.ids().iter().any(|id| leaving.contains(id))
+        };
+        voters.len() as u64 == VOTERS && !leaving() && voters.iter().all(agreed) && hosts_whole()
     }
 
     /// How every host stands, for the report.
