@@ -12,8 +12,8 @@ use super::{Fault, SEEN_WITHIN, Undo, undo};
 use crate::wire::{Counts, Link};
 use crate::world::{Node, World, until};
 
-/// Bits a second that a narrow link's queue may hold up for so long: what buffers of routers do.
-const QUEUE: Duration = Duration::from_millis(400);
+/// A narrow link's queue may hold up what comes for so many milliseconds, as buffers of routers do.
+const QUEUE_MILLIS: u64 = 400;
 
 fn names(world: &World) -> Vec<&str> {
     world.nodes().iter().map(|n| n.name.as_str()).collect()
@@ -231,7 +231,7 @@ fn millis(duration: Duration) -> f64 {
 }
 
 fn queue(bits_per_second: u64) -> u32 {
-    let bits = bits_per_second * QUEUE.as_millis() as u64 / 1000;
+    let bits = bits_per_second * QUEUE_MILLIS / 1000;
     u32::try_from(bits / 8).unwrap_or(u32::MAX)
 }
 
@@ -271,9 +271,10 @@ fn seen(fault: &Fault, counts: Counts, longest: Option<Duration>) -> bool {
         Fault::Corrupt { .. } => counts.corrupted > 0,
         Fault::BlackHole { .. } => counts.dropped.mtu > 0,
         Fault::Narrow { bits_per_second } => {
-            let held = queue(bits_per_second).min(FLOOD * 1000);
-            let last = f64::from(held * 8) / bits_per_second as f64;
-            longest.is_some_and(|rtt| rtt.as_secs_f64() >= last / 2.0)
+            // The last of them waited for all before it to leave.
+            let held = u64::from(queue(bits_per_second).min(FLOOD * 1000));
+            let last = Duration::from_millis(held * 8 * 1000 / bits_per_second);
+            longest.is_some_and(|rtt| rtt >= last / 2)
         }
         _ => true,
     }

@@ -27,13 +27,13 @@ const BEFORE: Duration = Duration::from_secs(2);
 /// A run without loads in its last part shows nothing of what comes after a fault.
 const AFTER: Duration = Duration::from_secs(5);
 /// Nodes on one machine agree by then, whatever was broken before.
-const AGREEING: Duration = Duration::from_secs(60);
+const AGREEING: Duration = Duration::from_mins(1);
 /// For instances to end and what they had to be taken down.
 const TIDYING: Duration = Duration::from_secs(90);
 /// For the search of an order in the registry's history.
-const DECIDING: Duration = Duration::from_secs(60);
+const DECIDING: Duration = Duration::from_mins(1);
 /// The loads end by themselves when a run hangs.
-const LONGEST: Duration = Duration::from_secs(3 * 3600);
+const LONGEST: Duration = Duration::from_hours(3);
 
 /// See the module.
 pub struct Stage {
@@ -94,7 +94,7 @@ impl Stage {
 
     /// Starts the loads, with `seed` for what they draw.
     pub fn begin(&mut self, seed: u64) -> Result<()> {
-        let doors: Vec<_> = self.world.nodes().iter().map(|n| n.door()).collect();
+        let doors: Vec<_> = self.world.nodes().iter().map(Node::door).collect();
         self.excuses.doors = self.world.nodes().iter().map(|n| n.name.clone()).collect();
         let config = load::Config::new(&format!("{SERVICE}.{ORIGIN}"), &doors)
             .rate(RATE)

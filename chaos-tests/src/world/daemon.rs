@@ -55,7 +55,7 @@ impl Node {
     }
 
     fn end(&self, signal: &str, within: Duration) -> Result<()> {
-        self.signal(self.running()?, signal)?;
+        send(self.running()?, signal)?;
         // Its command line goes a moment before its files do, and the next daemon wants its lock.
         until("the daemon is gone", within, || {
             Ok((self.daemon().is_none() && self.is_unlocked()).then_some(()))
@@ -70,23 +70,19 @@ impl Node {
     /// `SIGSTOP`: the daemon lives and does nothing.
     pub fn pause(&self) -> Result<()> {
         let pid = self.running()?;
-        self.signal(pid, "-STOP")?;
+        send(pid, "-STOP")?;
         until("the daemon stands still", STARTING, || {
             Ok(stands_still(pid)?.then_some(()))
         })
     }
 
     pub fn resume(&self) -> Result<()> {
-        self.signal(self.running()?, "-CONT")
+        send(self.running()?, "-CONT")
     }
 
     /// Whether a paused daemon is here.
     pub fn is_paused(&self) -> Result<bool> {
         stands_still(self.running()?)
-    }
-
-    fn signal(&self, pid: u32, signal: &str) -> Result<()> {
-        run("kill", [signal, &pid.to_string()])?.ok().map(drop)
     }
 
     /// When the daemon was started again so far; it did not run just before.
@@ -151,4 +147,8 @@ fn stands_still(pid: u32) -> Result<bool> {
         .rsplit_once(") ")
         .and_then(|(_, rest)| rest.chars().next());
     Ok(state == Some('T'))
+}
+
+fn send(pid: u32, signal: &str) -> Result<()> {
+    run("kill", [signal, &pid.to_string()])?.ok().map(drop)
 }

@@ -135,11 +135,10 @@ impl View {
         if let Some(ago) = ago {
             contact.heard = Some((Instant::now(), ago));
         }
-        if contact.leader != leader {
-            match leader {
-                Some(node) => tracing::info!(%node, "the registry has a leader"),
-                None => tracing::info!("the registry has no leader that this node hears of"),
-            }
+        if contact.leader != leader
+            && let Some(node) = leader
+        {
+            tracing::info!(%node, "the registry has a leader");
         }
         contact.leader = leader;
     }
