@@ -21,7 +21,7 @@ fn main() -> ExitCode {
     let Args { seed, minutes } = Args::parse();
     println!("soak --seed {seed} --minutes {minutes}");
     let report = soak::run(seed, Duration::from_mins(minutes), |line| {
-        println!("{line}")
+        println!("{line}");
     });
     match report {
         Ok(report) => {

@@ -118,7 +118,7 @@ fn fault(rng: &mut StdRng, node: &str, nodes: &[&str]) -> Fault {
         15 => Fault::Pause { node },
         16 => Fault::Starve {
             node,
-            hundredths: rng.random_range(10..=30),
+            hundredths: rng.random_range(3..=8),
         },
         17 => Fault::Restart { node },
         18 => Fault::SlowDisk {
