@@ -13,13 +13,17 @@ use anyhow::{Context as _, Result, ensure};
 use chaos_tests::checkers::leaks::{self, Footprint};
 use chaos_tests::disk::Prefix;
 use chaos_tests::workload::api::Door;
-use chaos_tests::world::{Launch, Node, Outcome, PATIENCE, World, run};
+use chaos_tests::world::{Launch, Node, Outcome, PATIENCE, World, run, until};
+
+use crate::SMALL;
 
 /// What makes a daemon come by a point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
     /// A service is deployed, and its first instance starts.
     Deploy,
+    /// A request comes for a service at zero.
+    Request,
     /// A service with a running instance is deleted.
     Delete,
     /// An image that is not here is fetched.
@@ -31,7 +35,7 @@ enum Step {
     Changes,
 }
 
-use Step::{Boot, Changes, Delete, Deploy, Import, Pull};
+use Step::{Boot, Changes, Delete, Deploy, Import, Pull, Request};
 
 /// Every point of `selvedged --failpoints`, and what leads there.
 const POINTS: [(&str, Step); 59] = [
@@ -96,6 +100,13 @@ const POINTS: [(&str, Step); 59] = [
     ("consensus::purged", Changes),
 ];
 
+/// Points that a request leads to as well, which then waits at the front door.
+const AWAITED: [(&str, Step); 3] = [
+    ("network::leased", Request),
+    ("runtime::created", Request),
+    ("agent::opened", Request),
+];
+
 /// The service that runs all the time.
 const KEPT: &str = "kept";
 /// Names the file from which a daemon reads where it is to die.
@@ -124,7 +135,7 @@ struct Crashes {
     before: Footprint,
     containers: Vec<u32>,
     /// Deaths so far.
-    deaths: Cell<u64>,
+    deaths: Cell<usize>,
 }
 
 impl Crashes {
@@ -161,10 +172,11 @@ impl Crashes {
 
     /// Dies at every point that these steps lead to.
     fn all(&self, steps: &[Step]) -> Result<()> {
-        for (point, step) in POINTS.iter().filter(|(_, step)| steps.contains(step)) {
+        let points = POINTS.iter().chain(&AWAITED);
+        for (point, step) in points.filter(|(_, step)| steps.contains(step)) {
             let began = Instant::now();
             let done = self.at(point, *step);
-            eprintln!("{point}: {:?}", began.elapsed());
+            eprintln!("{point} ({step:?}): {:?}", began.elapsed());
             done.with_context(|| format!("a death at {point}"))?;
         }
         Ok(())
@@ -191,6 +203,11 @@ impl Crashes {
     /// What has to be there before the step; for images, where the image is.
     fn prepare(&self, step: Step, name: &str) -> Result<String> {
         match step {
+            Request => {
+                self.world.deploy(name, &SMALL)?.ok()?;
+                self.world.rest(name)?;
+                Ok(String::new())
+            }
             Delete => {
                 self.world.deploy(name, &ONE)?.ok()?;
                 self.node.get(name, "/")?.ok()?;
@@ -236,6 +253,11 @@ impl Crashes {
                 self.world.deploy(name, &[&ONE[..], &now].concat())?,
                 Promise::There,
             ),
+            Request => {
+                let answered = self.node.get(name, "/");
+                ensure!(answered.is_err(), "the request was answered: {answered:?}");
+                Promise::There
+            }
             Delete => acked(
                 self.node.cli(&["delete", name, "--no-wait", "--yes"])?,
                 Promise::Gone,
@@ -279,17 +301,20 @@ impl Crashes {
     }
 
     fn died_at(&self, point: &str) -> Result<()> {
-        self.node.is_gone(DYING)?;
-        let log = fs::read_to_string(self.node.dir().join("log/selvedged.log"))?;
-        let last = log.lines().rfind(|line| line.contains("dies at"));
-        let here = last.is_some_and(|line| line.ends_with(point));
-        ensure!(here, "it died elsewhere: {last:?}");
-        Ok(())
+        let log = self.node.dir().join("log/selvedged.log");
+        until("the daemon to die", DYING, || {
+            let log = fs::read_to_string(&log)?;
+            let said = log.lines().filter(|line| line.contains("dies at"));
+            let deaths: Vec<_> = said.collect();
+            let here = deaths.last().is_some_and(|line| line.ends_with(point));
+            Ok((deaths.len() == self.deaths.get() && here).then_some(()))
+        })?;
+        self.node.is_gone(DYING)
     }
 
     /// What was acknowledged is so, and what ran before runs on.
     fn holds(&self, name: &str, promise: &Promise) -> Result<()> {
-        self.node.get(KEPT, "/")?.ok()?.says("box")?;
+        self.serves(KEPT)?;
         let now = self.node.containers();
         let lost: Vec<_> = self
             .containers
@@ -298,13 +323,19 @@ impl Crashes {
             .collect();
         ensure!(lost.is_empty(), "processes of {KEPT} are gone: {lost:?}");
         match promise {
-            Promise::There => self.node.get(name, "/")?.ok()?.says("box").map(drop),
+            Promise::There => self.serves(name),
             Promise::Gone => {
                 ensure!(!self.knows(name)?, "{name} is there again");
                 Ok(())
             }
+            // A change is made whole or not at all.
+            Promise::Either if self.knows(name)? => self.serves(name),
             Promise::Either => Ok(()),
         }
+    }
+
+    fn serves(&self, service: &str) -> Result<()> {
+        self.node.get(service, "/")?.ok()?.says("box").map(drop)
     }
 
     fn knows(&self, service: &str) -> Result<bool> {
@@ -351,7 +382,7 @@ fn every_point_of_the_daemon_is_died_at() -> Result<()> {
 
 #[test]
 fn the_daemon_dies_while_an_instance_starts() -> Result<()> {
-    dies_at(&[Deploy])
+    dies_at(&[Deploy, Request])
 }
 
 #[test]
