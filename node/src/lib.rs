@@ -7,6 +7,7 @@ pub mod clock;
 pub mod config;
 pub mod consensus;
 pub mod enrol;
+pub mod failpoints;
 pub mod fleet;
 pub mod image;
 pub mod images;

@@ -20,6 +20,7 @@ fn main() -> ExitCode {
             println!("selvedged {}", env!("CARGO_PKG_VERSION"));
             return ExitCode::SUCCESS;
         }
+        [flag] if flag == "--failpoints" => return failpoints(),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
@@ -34,7 +35,19 @@ fn main() -> ExitCode {
     }
 }
 
+/// Where this build can be made to die; fails when it cannot, as every build but a test's.
+fn failpoints() -> ExitCode {
+    if let Some(table) = node::failpoints::table() {
+        print!("{table}");
+        ExitCode::SUCCESS
+    } else {
+        eprintln!("selvedged: this build has no failpoints");
+        ExitCode::FAILURE
+    }
+}
+
 fn daemon(path: &std::path::Path) -> anyhow::Result<()> {
+    node::failpoints::arm().map_err(anyhow::Error::msg)?;
     let config = Config::load(path)?;
     node::telemetry::init(&config.observe.log);
     // Fails only when one is installed already: then TLS has its provider.

@@ -56,10 +56,7 @@ impl Node {
 
     fn end(&self, signal: &str, within: Duration) -> Result<()> {
         send(self.running()?, signal)?;
-        // Its command line goes a moment before its files do, and the next daemon wants its lock.
-        until("the daemon is gone", within, || {
-            Ok((self.daemon().is_none() && self.is_unlocked()).then_some(()))
-        })
+        self.is_gone(within)
     }
 
     fn is_unlocked(&self) -> bool {
@@ -98,6 +95,15 @@ impl Node {
 
     /// Starts the daemon in another way; answers when its API does.
     pub fn start_with(&self, launch: &Launch) -> Result<()> {
+        self.launch(launch)?;
+        until(&format!("{} answers", self.name), STARTING, || {
+            self.status().map(Some)
+        })
+        .map(drop)
+    }
+
+    /// The same for a daemon that may never answer.
+    pub fn launch(&self, launch: &Launch) -> Result<()> {
         ensure!(
             self.daemon().is_none(),
             "{} runs its daemon already",
@@ -126,10 +132,15 @@ impl Node {
             .stderr(log)
             .spawn()
             .context("starting selvedged")?;
-        until(&format!("{} answers", self.name), STARTING, || {
-            self.status().map(Some)
+        Ok(())
+    }
+
+    /// Waits until the daemon has ended by itself, and its lock is free.
+    pub fn is_gone(&self, within: Duration) -> Result<()> {
+        // Its command line goes a moment before its files do, and the next daemon wants its lock.
+        until("the daemon is gone", within, || {
+            Ok((self.daemon().is_none() && self.is_unlocked()).then_some(()))
         })
-        .map(drop)
     }
 
     /// The end of the daemon's log, for a failing test.

@@ -10,6 +10,7 @@
 
 mod accounting;
 mod confinement;
+mod crashes;
 mod death;
 mod disks;
 mod images;

@@ -119,7 +119,7 @@ fn p1_the_daemon_of_every_container_is_killed() -> Result<()> {
         .nodes()
         .iter()
         .find(|n| !n.containers().is_empty());
-    let node = busy.map(|n| n.name.clone()).unwrap_or_else(lis);
+    let node = busy.map_or_else(lis, |n| n.name.clone());
     stage.during(&Fault::Kill { node }, WHILE)?;
     passed(stage)
 }

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use chaos_tests::checkers::accounting::{self, Rules};
 use chaos_tests::workload::ledger::LogReader;
 use chaos_tests::workload::load::{Config, Load};
-use chaos_tests::world::{ORIGIN, Response, World, until};
+use chaos_tests::world::{Node, ORIGIN, Response, World, until};
 
 use crate::THREE;
 
@@ -58,7 +58,7 @@ fn a_request_meets_a_service_on_its_way_to_zero() -> Result<()> {
     let world = World::of(&THREE)?;
     let services = services(8);
     at_rest(&world, &services)?;
-    let doors: Vec<_> = world.nodes().iter().map(|n| n.door()).collect();
+    let doors: Vec<_> = world.nodes().iter().map(Node::door).collect();
     let loads = services.iter().zip(1..).map(|(service, seed)| {
         let host = format!("{service}.{ORIGIN}");
         let config = Config::new(&host, &doors).rate(APART).posts(0.5);

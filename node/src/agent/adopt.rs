@@ -15,6 +15,7 @@ impl Driver {
     /// Takes over what runs, removes what does not. Returns the receipts of what it took over.
     pub(super) async fn adopt(&mut self) -> anyhow::Result<Vec<(InstanceId, Receipt)>> {
         let found = self.tools.runtime.adopt().await?;
+        fail::fail_point!("agent::found");
         let mut receipts = Vec::new();
         for adopted in found {
             let running = adopted.state == AdoptedState::Running;
@@ -34,6 +35,7 @@ impl Driver {
         }
         self.remove_strays().await?;
         self.take_over().await;
+        fail::fail_point!("agent::adopted");
         Ok(receipts)
     }
 
@@ -74,6 +76,7 @@ impl Driver {
     async fn take_over(&mut self) {
         let running: Vec<InstanceId> = self.work.keys().cloned().collect();
         let leases = self.tools.network.adopt(&running);
+        fail::fail_point!("agent::leases_adopted");
         let addresses: BTreeMap<_, _> = leases
             .into_iter()
             .map(|lease| (lease.instance, lease.address))

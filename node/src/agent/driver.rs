@@ -322,6 +322,7 @@ impl Driver {
             spec.port().protocol,
             spec.container_concurrency,
         );
+        fail::fail_point!("agent::opened");
         tracing::info!(instance = %id, "ready");
         work.open = true;
         let started = work.started(id);
@@ -332,9 +333,11 @@ impl Driver {
 
     fn close(&self, id: InstanceId) {
         self.local.close(&id);
+        fail::fail_point!("agent::closed");
         let local = self.local.clone();
         self.spawn(async move {
             local.drained(&id).await;
+            fail::fail_point!("agent::drained");
             Input::Drained(id)
         });
     }

@@ -57,11 +57,15 @@ impl Files {
     pub(super) fn record(&self, record: &InstanceRecord) -> io::Result<()> {
         let dir = self.dir(&record.id);
         fs::create_dir_all(&dir)?;
+        fail::fail_point!("agent::folder_made");
         let temporary = dir.join("instance.json.tmp");
         let mut file = fs::File::create(&temporary)?;
         file.write_all(&serde_json::to_vec(record)?)?;
         file.sync_all()?;
-        fs::rename(temporary, dir.join("instance.json"))
+        fail::fail_point!("agent::record_written");
+        fs::rename(temporary, dir.join("instance.json"))?;
+        fail::fail_point!("agent::recorded");
+        Ok(())
     }
 
     /// The record of an instance, if its folder holds a whole one.
@@ -88,8 +92,11 @@ impl Files {
         for name in [LOG_BEFORE, LOG] {
             absent_is_fine(fs::rename(dir.join(name), kept.join(name)))?;
         }
+        fail::fail_point!("agent::log_shelved");
         prune(&shelf)?;
-        absent_is_fine(fs::remove_dir_all(dir))
+        absent_is_fine(fs::remove_dir_all(dir))?;
+        fail::fail_point!("agent::retired");
+        Ok(())
     }
 
     fn shelf(&self, service: &ServiceKey) -> PathBuf {

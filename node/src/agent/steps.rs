@@ -67,6 +67,7 @@ impl Tools {
     /// taken away by the removal that follows.
     pub(super) async fn prepare(&self, record: &InstanceRecord) -> Result<Prepared, FailReason> {
         let (id, revision) = (&record.id, &record.revision);
+        fail::fail_point!("agent::admitted");
         let mut watch = Stopwatch::start();
         let image = self
             .images
@@ -103,6 +104,7 @@ impl Tools {
         };
         match made {
             Ok(stop_signal) => {
+                fail::fail_point!("agent::prepared");
                 watch.lap("create");
                 Ok(Prepared {
                     address: lease.address,
@@ -126,7 +128,9 @@ impl Tools {
     }
 
     pub(super) async fn launch(&self, id: &InstanceId) -> Result<(), FailReason> {
-        self.runtime.start(id).await.map_err(|e| e.reason())
+        self.runtime.start(id).await.map_err(|e| e.reason())?;
+        fail::fail_point!("agent::launched");
+        Ok(())
     }
 
     /// Waits for the program's end; a shim that is gone counts as an end of unknown kind.
@@ -140,6 +144,7 @@ impl Tools {
                 at: clock::unix(),
             }
         });
+        fail::fail_point!("agent::exited");
         let folder = self.runtime.folder(id);
         let lines = tokio::task::spawn_blocking(move || logs::tail(&folder, LAST_LINES)).await;
         let lines = lines.ok().and_then(Result::ok).unwrap_or_default();
@@ -163,10 +168,12 @@ impl Tools {
         let id = &record.id;
         let deleted = self.runtime.delete(id).await;
         deleted.map_err(|error| format!("container: {error}"))?;
+        fail::fail_point!("agent::deleted");
         self.network.release(id);
         let dir = self.files.dir(id);
         let cleared = self.images.store().remove_snapshot(&dir).await;
         cleared.map_err(|error| format!("root filesystem: {error}"))?;
+        fail::fail_point!("agent::cleared");
         let (files, id, service) = (
             self.files.clone(),
             id.clone(),

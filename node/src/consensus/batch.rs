@@ -142,8 +142,10 @@ async fn settle(raft: &Raft, mut batch: Vec<Pending>) {
         commands.extend(pending.commands);
     }
     let total = commands.len();
+    fail::fail_point!("consensus::proposed");
     match write(raft, Batch(commands)).await {
         Some(replies) if replies.len() == total => {
+            fail::fail_point!("consensus::agreed");
             let mut replies = replies.into_iter();
             for (share, answer) in shares {
                 let _ = answer.send(Ok(replies.by_ref().take(share).collect()));

@@ -53,6 +53,7 @@ impl Store {
         let limits = self.inner.limits;
         let most = limits.raw.saturating_add(OVERHEAD);
         let (scratch, file) = spool::receive(reader, &self.inner.tmp(), most).await?;
+        fail::fail_point!("image::received");
         let name = name.map(Reference::name);
         let (spool, found) = self
             .blocking(move |inner| {

@@ -94,16 +94,20 @@ impl Layers {
         let scratch = Scratch::create(&self.tmp)?;
         let content = scratch.path().join(CONTENT);
         disk::create_dir(&content)?;
+        fail::fail_point!("image::layer_begun");
         let marker = unpack_verified(packed, plan, &content, budget)?;
+        fail::fail_point!("image::layer_unpacked");
         disk::sync_filesystem(&content)?;
         let bytes = serde_json::to_vec(&marker).map_err(|e| ImageError::malformed(MARKER, e))?;
         disk::write_synced(&scratch.path().join(MARKER), &bytes)?;
         disk::sync_dir(scratch.path())?;
+        fail::fail_point!("image::layer_marked");
         match fs::rename(scratch.path(), self.folder(&plan.diff_id)) {
             Ok(()) => disk::sync_dir(&self.dir)?,
             Err(_) if self.marker(&plan.diff_id).is_some() => {}
             Err(e) => return Err(ImageError::disk("keep", &self.folder(&plan.diff_id), e)),
         }
+        fail::fail_point!("image::layer_named");
         Ok(marker)
     }
 }

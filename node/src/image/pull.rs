@@ -55,6 +55,7 @@ impl Store {
             let (bytes, digest) = registry.manifest(wanted.as_ref(), limit).await?;
             match Document::parse(&format!("the manifest of {name}"), &bytes)? {
                 Document::Manifest(_) => {
+                    fail::fail_point!("image::resolved");
                     let (reference, digest) = (reference.name(), digest.to_string());
                     return Ok(ImagePin { reference, digest });
                 }
@@ -176,6 +177,7 @@ impl Pull {
         file.check_platform(&self.pin.reference)?;
         let plans = manifest::plan(&manifest, &file, &limits)?;
 
+        fail::fail_point!("image::planned");
         let diff_ids = plans.iter().map(|plan| plan.diff_id.clone()).collect();
         let _hold = Hold::new(&self.store, diff_ids);
         let budget = Budget::new(limits);

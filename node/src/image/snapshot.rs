@@ -63,8 +63,10 @@ impl Store {
             inner.begin_use(&instance, &digest)?;
             let mounted = clear(&instance).and_then(|()| {
                 lay_out(&instance)?;
+                fail::fail_point!("image::laid_out");
                 mount(&inner.layers, &diff_ids, &instance)
             });
+            fail::fail_point!("image::mounted");
             if let Err(error) = mounted {
                 // The mount's error is the one to tell.
                 let _ = clear(&instance).and_then(|()| inner.end_use(&instance));
@@ -94,6 +96,7 @@ impl Store {
         let instance = instance.to_owned();
         self.blocking(move |inner| {
             clear(&instance)?;
+            fail::fail_point!("image::unmounted");
             inner.end_use(&instance)
         })
         .await

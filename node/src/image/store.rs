@@ -194,9 +194,11 @@ impl Inner {
         for bytes in [manifest, config] {
             disk::replace(&self.tmp(), &self.blob(&Digest::of(bytes)), bytes)?;
         }
+        fail::fail_point!("image::documents_kept");
         let _recording = self.recording();
         // On disk first: what is in the books may be used at once.
         self.write_record(&digest, &image)?;
+        fail::fail_point!("image::recorded");
         let changed = self.books().enter(&digest, image);
         self.record_all(&digest, changed)
     }
@@ -302,7 +304,9 @@ impl Inner {
         let (scratch, path) = (Scratch::reserve(&self.tmp()), self.use_file(instance));
         std::fs::write(scratch.path(), bytes)
             .and_then(|()| std::fs::rename(scratch.path(), &path))
-            .map_err(|e| ImageError::disk("write", &path, e))
+            .map_err(|e| ImageError::disk("write", &path, e))?;
+        fail::fail_point!("image::use_noted");
+        Ok(())
     }
 
     pub(super) fn end_use(&self, instance: &Path) -> Result<(), ImageError> {

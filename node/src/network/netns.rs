@@ -145,17 +145,20 @@ fn on_own_thread<T: Send>(
 async fn make_here(config: &NetworkConfig, bridge: u32, slot: &Slot) -> Result<(), NetworkError> {
     let host = connect()?;
     File::create(&slot.netns).map_err(io_failed("the namespace's file"))?;
+    fail::fail_point!("network::named");
     // SAFETY: only this thread changes, it was made for this, and a network namespace holds no
     // memory or descriptors of others.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }
         .map_err(|e| io_failed("a network namespace")(e.into()))?;
     rustix::mount::mount_bind("/proc/thread-self/ns/net", &slot.netns)
         .map_err(|e| io_failed("keeping the namespace")(e.into()))?;
+    fail::fail_point!("network::kept");
     let namespace =
         File::open("/proc/thread-self/ns/net").map_err(io_failed("opening the namespace"))?;
     sysctls();
     let inside = connect()?;
     cable(&host, bridge, slot, &namespace).await?;
+    fail::fail_point!("network::plugged");
     furnish(&inside, config, slot).await
 }
 
@@ -194,6 +197,7 @@ async fn cable(
         .execute()
         .await
         .map_err(failed("making a veth pair"))?;
+    fail::fail_point!("network::paired");
     let finish = async {
         let port = index(host, &slot.port)
             .await

@@ -132,11 +132,13 @@ impl Network {
         let Some(slot) = state.ready.pop_front() else {
             return Ok(None);
         };
+        fail::fail_point!("network::taken");
         let lease = lease(config, instance, &slot);
         if let Err(error) = write_lease(config, &lease) {
             state.ready.push_front(slot);
             return Err(failed("the lease")(error));
         }
+        fail::fail_point!("network::leased");
         state.leases.insert(instance.clone(), slot);
         Ok(Some(lease))
     }
@@ -147,6 +149,7 @@ impl Network {
         if let Some(slot) = state.leases.remove(instance) {
             // Should it stay, the next daemon removes it.
             let _ = fs::remove_file(lease_file(&self.shared.config, instance));
+            fail::fail_point!("network::released");
             state.dirty.push_back(slot);
             self.shared.work.notify_one();
         }
@@ -320,11 +323,17 @@ async fn make(shared: Arc<Shared>, slot: Slot) -> Result<Slot, (Slot, NetworkErr
         .await
         .unwrap_or_else(|e| Err(failed("a thread")(io::Error::other(e))));
     let made = match made {
-        Ok(()) => rules::apply(&rules::admit(&shared.config, &slot)).await,
+        Ok(()) => {
+            fail::fail_point!("network::made");
+            rules::apply(&rules::admit(&shared.config, &slot)).await
+        }
         refused => refused,
     };
     match made {
-        Ok(()) => Ok(slot),
+        Ok(()) => {
+            fail::fail_point!("network::admitted");
+            Ok(slot)
+        }
         Err(error) => {
             // Its place in the keeper's hands is what slows the next try.
             tokio::time::sleep(BACKOFF).await;
@@ -372,8 +381,12 @@ fn gave_back(shared: &Shared, slot: &Slot, removed: Result<(), NetworkError>) {
 /// The cable first: from then on nothing reaches the container or comes from it.
 async fn remove(config: &NetworkConfig, host: &Handle, slot: &Slot) -> Result<(), NetworkError> {
     netns::remove_link(host, &slot.port).await?;
+    fail::fail_point!("network::unplugged");
     rules::apply(&rules::dismiss(config, slot)).await?;
-    netns::unbind(&slot.netns).map_err(failed("a namespace's file"))
+    fail::fail_point!("network::dismissed");
+    netns::unbind(&slot.netns).map_err(failed("a namespace's file"))?;
+    fail::fail_point!("network::removed");
+    Ok(())
 }
 
 /// What an earlier daemon left: leases whose networks are whole, and the rest, to be removed.

@@ -101,6 +101,7 @@ impl Shims {
             .stderr(Stdio::null())
             .spawn()
             .map_err(failed(id, "starting the shim"))?;
+        fail::fail_point!("runtime::shim_spawned");
         let mut line = String::new();
         if let Some(report) = child.stdout.take() {
             // One line, not to its end: others may hold the pipe open.
@@ -156,6 +157,7 @@ impl Runtime for Shims {
         let text =
             serde_json::to_vec(spec).map_err(|e| failed(id, "writing the spec")(e.into()))?;
         fs::write(folder.join(SPEC), text).map_err(failed(id, "writing the spec"))?;
+        fail::fail_point!("runtime::spec_written");
         let made = timeout(CREATE_DEADLINE, self.spawn(id, &folder))
             .await
             .unwrap_or_else(|_| {
@@ -167,6 +169,7 @@ impl Runtime for Shims {
             });
         match made {
             Ok(state) => {
+                fail::fail_point!("runtime::created");
                 self.remember(id, state.pid);
                 Ok(Handle {
                     id: id.clone(),
@@ -185,11 +188,15 @@ impl Runtime for Shims {
     }
 
     async fn start(&self, id: &InstanceId) -> Result<(), RuntimeError> {
-        self.call(id, &Request::Start).await.map(drop)
+        self.call(id, &Request::Start).await?;
+        fail::fail_point!("runtime::started");
+        Ok(())
     }
 
     async fn signal(&self, id: &InstanceId, signal: i32) -> Result<(), RuntimeError> {
-        self.call(id, &Request::Signal { signal }).await.map(drop)
+        self.call(id, &Request::Signal { signal }).await?;
+        fail::fail_point!("runtime::signalled");
+        Ok(())
     }
 
     async fn exit(&self, id: &InstanceId) -> Result<Exit, RuntimeError> {
@@ -199,6 +206,7 @@ impl Runtime for Shims {
             exit: Some(exit), ..
         }) = answered
         {
+            fail::fail_point!("runtime::exit_told");
             return Ok(exit);
         }
         // The shim is gone. The record is there, or the container goes with it.
@@ -218,6 +226,7 @@ impl Runtime for Shims {
         if !is_safe_id(&id.0) || !folder.join(SPEC).exists() {
             return Ok(());
         }
+        fail::fail_point!("runtime::deleting");
         match self.call(id, &Request::Delete).await {
             Err(RuntimeError::Io { .. } | RuntimeError::Unknown(_)) => {
                 let spec = wire::read_record(&folder, SPEC);

@@ -70,10 +70,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), StorageError> {
-        self.0
-            .save_vote(vote)
-            .await
-            .map_err(failed(ErrorSubject::Vote, ErrorVerb::Write))
+        let saved = self.0.save_vote(vote).await;
+        fail::fail_point!("consensus::voted");
+        saved.map_err(failed(ErrorSubject::Vote, ErrorVerb::Write))
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, StorageError> {
@@ -104,10 +103,12 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             .into_iter()
             .map(|entry| Ok((entry.log_id.index, encode("an entry", &entry)?)))
             .collect();
+        fail::fail_point!("consensus::appending");
         let written = match rows {
             Ok(rows) => self.0.append(rows).await,
             Err(error) => Err(error),
         };
+        fail::fail_point!("consensus::appended");
         match written {
             Ok(()) => {
                 callback.log_io_completed(Ok(()));
@@ -128,9 +129,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), StorageError> {
-        self.0
-            .purge(log_id)
-            .await
-            .map_err(failed(ErrorSubject::Logs, ErrorVerb::Delete))
+        fail::fail_point!("consensus::purging");
+        let purged = self.0.purge(log_id).await;
+        fail::fail_point!("consensus::purged");
+        purged.map_err(failed(ErrorSubject::Logs, ErrorVerb::Delete))
     }
 }

@@ -129,6 +129,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
             answers.push(Replies(replies));
         }
         if !changes.is_empty() {
+            fail::fail_point!("consensus::applied");
             self.view.publish(self.state.clone(), changes);
         }
         Ok(answers)
@@ -201,7 +202,9 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
                 state: &self.state,
             })
             .map_err(|why| corrupt("snapshot content", why))?;
+            fail::fail_point!("consensus::snapshot_built");
             self.store.write_snapshot(&meta, &data).await?;
+            fail::fail_point!("consensus::snapshot_written");
             Ok(data)
         };
         let data = build

@@ -1,0 +1,396 @@
+//! The daemon dies at every step of an instance's, an image's and a change's life, as by `kill -9`:
+//! nothing that was acknowledged is lost, what ran goes on, and nothing is left behind.
+//!
+//! Steps inside a shim are the shim's own death, not the daemon's, and not here.
+
+use std::cell::Cell;
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use chaos_tests::checkers::leaks::{self, Footprint};
+use chaos_tests::disk::Prefix;
+use chaos_tests::workload::api::Door;
+use chaos_tests::world::{Launch, Node, Outcome, PATIENCE, World, run, until};
+
+use crate::SMALL;
+
+/// What makes a daemon come by a point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// A service is deployed, and its first instance starts.
+    Deploy,
+    /// A request comes for a service at zero.
+    Request,
+    /// A service with a running instance is deleted.
+    Delete,
+    /// An image that is not here is fetched.
+    Pull,
+    Import,
+    /// The daemon starts where an instance runs.
+    Boot,
+    /// So many changes that the registry writes a snapshot.
+    Changes,
+}
+
+use Step::{Boot, Changes, Delete, Deploy, Import, Pull, Request};
+
+/// Every point of `selvedged --failpoints`, and what leads there.
+const POINTS: [(&str, Step); 59] = [
+    ("image::resolved", Pull),
+    ("image::planned", Pull),
+    ("image::received", Import),
+    ("image::layer_begun", Pull),
+    ("image::layer_unpacked", Pull),
+    ("image::layer_marked", Pull),
+    ("image::layer_named", Pull),
+    ("image::documents_kept", Pull),
+    ("image::recorded", Pull),
+    ("image::use_noted", Deploy),
+    ("image::laid_out", Deploy),
+    ("image::mounted", Deploy),
+    ("image::unmounted", Delete),
+    ("network::named", Deploy),
+    ("network::kept", Deploy),
+    ("network::paired", Deploy),
+    ("network::plugged", Deploy),
+    ("network::made", Deploy),
+    ("network::admitted", Deploy),
+    ("network::taken", Deploy),
+    ("network::leased", Deploy),
+    ("network::released", Delete),
+    ("network::unplugged", Delete),
+    ("network::dismissed", Delete),
+    ("network::removed", Delete),
+    ("agent::admitted", Deploy),
+    ("agent::folder_made", Deploy),
+    ("agent::record_written", Deploy),
+    ("agent::recorded", Deploy),
+    ("runtime::spec_written", Deploy),
+    ("runtime::shim_spawned", Deploy),
+    ("runtime::created", Deploy),
+    ("agent::prepared", Deploy),
+    ("runtime::started", Deploy),
+    ("agent::launched", Deploy),
+    ("agent::opened", Deploy),
+    ("agent::closed", Delete),
+    ("agent::drained", Delete),
+    ("runtime::signalled", Delete),
+    ("runtime::exit_told", Delete),
+    ("agent::exited", Delete),
+    ("runtime::deleting", Delete),
+    ("agent::deleted", Delete),
+    ("agent::cleared", Delete),
+    ("agent::log_shelved", Delete),
+    ("agent::retired", Delete),
+    ("agent::found", Boot),
+    ("agent::leases_adopted", Boot),
+    ("agent::adopted", Boot),
+    ("consensus::voted", Boot),
+    ("consensus::proposed", Deploy),
+    ("consensus::appending", Deploy),
+    ("consensus::appended", Deploy),
+    ("consensus::applied", Deploy),
+    ("consensus::agreed", Deploy),
+    ("consensus::snapshot_built", Changes),
+    ("consensus::snapshot_written", Changes),
+    ("consensus::purging", Changes),
+    ("consensus::purged", Changes),
+];
+
+/// Points that a request leads to as well, which then waits at the front door.
+const AWAITED: [(&str, Step); 3] = [
+    ("network::leased", Request),
+    ("runtime::created", Request),
+    ("agent::opened", Request),
+];
+
+/// The service that runs all the time.
+const KEPT: &str = "kept";
+/// Names the file from which a daemon reads where it is to die.
+const ORDER: &str = "SELVEDGE_DIE_AT";
+const ONE: [&str; 4] = ["--scale", "1..1", "--cpu", "0.1"];
+/// From a provoked step to the death.
+const DYING: Duration = Duration::from_secs(20);
+/// More changes than there are between two snapshots.
+const MANY: u64 = 3000;
+
+/// What has to be so once the daemon runs again.
+enum Promise {
+    /// The service is there and answers.
+    There,
+    Gone,
+    /// The outcome was not told.
+    Either,
+}
+
+/// One node with a service that runs, and the deaths of its daemon.
+struct Crashes {
+    world: World,
+    node: Node,
+    launch: Launch,
+    order: PathBuf,
+    before: Footprint,
+    containers: Vec<u32>,
+    /// Deaths so far.
+    deaths: Cell<usize>,
+}
+
+impl Crashes {
+    fn begin() -> Result<Self> {
+        let world = World::of(&["par-1"])?;
+        let node = world.first().clone();
+        world.deploy(KEPT, &ONE)?.ok()?;
+        let order = world.dir().join("die-at");
+        let env = vec![(ORDER.into(), order.clone().into_os_string())];
+        let prefix = Prefix {
+            env,
+            ..Prefix::default()
+        };
+        let launch = Launch {
+            prefix,
+            ..Launch::default()
+        };
+        node.kill()?;
+        node.start_with(&launch)?;
+        world.settle()?;
+        node.get(KEPT, "/")?.ok()?;
+        let before = Footprint::of(&world)?;
+        let containers = node.containers();
+        Ok(Self {
+            world,
+            node,
+            launch,
+            order,
+            before,
+            containers,
+            deaths: Cell::default(),
+        })
+    }
+
+    /// Dies at every point that these steps lead to.
+    fn all(&self, steps: &[Step]) -> Result<()> {
+        let points = POINTS.iter().chain(&AWAITED);
+        for (point, step) in points.filter(|(_, step)| steps.contains(step)) {
+            let began = Instant::now();
+            let done = self.at(point, *step);
+            eprintln!("{point} ({step:?}): {:?}", began.elapsed());
+            done.with_context(|| format!("a death at {point}"))?;
+        }
+        Ok(())
+    }
+
+    /// One death, a new start, and what has to be so then.
+    fn at(&self, point: &str, step: Step) -> Result<()> {
+        let name = format!("crash-{}", self.deaths.get());
+        self.deaths.set(self.deaths.get() + 1);
+        let prepared = self.prepare(step, &name)?;
+        fs::write(&self.order, point)?;
+        let promise = self.provoke(step, &name, &prepared)?;
+        self.died_at(point)?;
+        fs::remove_file(&self.order)?;
+        self.node.start_with(&self.launch)?;
+        self.world.settle()?;
+        self.holds(&name, &promise)?;
+        if step == Pull {
+            self.node.cli(&["image", "pull", &prepared])?.ok()?;
+        }
+        self.nothing_is_left(&name)
+    }
+
+    /// What has to be there before the step; for images, where the image is.
+    fn prepare(&self, step: Step, name: &str) -> Result<String> {
+        match step {
+            Request => {
+                self.world.deploy(name, &SMALL)?.ok()?;
+                self.world.rest(name)?;
+                Ok(String::new())
+            }
+            Delete => {
+                self.world.deploy(name, &ONE)?.ok()?;
+                self.node.get(name, "/")?.ok()?;
+                Ok(String::new())
+            }
+            Pull => {
+                self.world.push(name, &[self.layer(name)?])?;
+                Ok(self.world.image(name))
+            }
+            Import => {
+                let file = self.world.archive("oci-archive", "")?;
+                Ok(file.to_string_lossy().into_owned())
+            }
+            Changes => {
+                self.world.deploy(name, &ONE)?.ok()?;
+                Ok(String::new())
+            }
+            Deploy | Boot => Ok(String::new()),
+        }
+    }
+
+    /// A layer that no other image has.
+    fn layer(&self, name: &str) -> Result<PathBuf> {
+        let (root, tar) = (
+            self.world.dir().join(name),
+            self.world.dir().join(format!("{name}.tar")),
+        );
+        fs::create_dir(&root)?;
+        fs::write(root.join(name), name)?;
+        let (root, file) = (root.to_string_lossy(), tar.to_string_lossy());
+        run("tar", ["-cf", &file, "-C", &root, "."])?.ok()?;
+        Ok(tar)
+    }
+
+    fn provoke(&self, step: Step, name: &str, prepared: &str) -> Result<Promise> {
+        let now = ["--no-wait"];
+        let acked = |said: Outcome, then| match said.code {
+            0 => then,
+            _ => Promise::Either,
+        };
+        Ok(match step {
+            Deploy => acked(
+                self.world.deploy(name, &[&ONE[..], &now].concat())?,
+                Promise::There,
+            ),
+            Request => {
+                let answered = self.node.get(name, "/");
+                ensure!(answered.is_err(), "the request was answered: {answered:?}");
+                Promise::There
+            }
+            Delete => acked(
+                self.node.cli(&["delete", name, "--no-wait", "--yes"])?,
+                Promise::Gone,
+            ),
+            Pull => {
+                self.node.cli(&["image", "pull", prepared])?;
+                Promise::Gone
+            }
+            Import => {
+                let name = format!("imports.test/{name}:1");
+                self.node
+                    .cli(&["image", "import", prepared, "--as", &name])?;
+                Promise::Gone
+            }
+            Boot => {
+                self.node.kill()?;
+                self.node.launch(&self.launch)?;
+                Promise::Gone
+            }
+            Changes => {
+                self.change_until_it_dies(name)?;
+                Promise::There
+            }
+        })
+    }
+
+    fn change_until_it_dies(&self, name: &str) -> Result<()> {
+        let door = Door::of(&self.node);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        runtime.block_on(async {
+            for number in 1..=MANY {
+                door.scale(name, 1 + number % 2).await;
+                if self.node.daemon().is_none() {
+                    return Ok(());
+                }
+            }
+            anyhow::bail!("{MANY} changes, and the daemon lives")
+        })
+    }
+
+    fn died_at(&self, point: &str) -> Result<()> {
+        let log = self.node.dir().join("log/selvedged.log");
+        until("the daemon to die", DYING, || {
+            let log = fs::read_to_string(&log)?;
+            let said = log.lines().filter(|line| line.contains("dies at"));
+            let deaths: Vec<_> = said.collect();
+            let here = deaths.last().is_some_and(|line| line.ends_with(point));
+            Ok((deaths.len() == self.deaths.get() && here).then_some(()))
+        })?;
+        self.node.is_gone(DYING)
+    }
+
+    /// What was acknowledged is so, and what ran before runs on.
+    fn holds(&self, name: &str, promise: &Promise) -> Result<()> {
+        self.serves(KEPT)?;
+        let now = self.node.containers();
+        let lost: Vec<_> = self
+            .containers
+            .iter()
+            .filter(|c| !now.contains(c))
+            .collect();
+        ensure!(lost.is_empty(), "processes of {KEPT} are gone: {lost:?}");
+        match promise {
+            Promise::There => self.serves(name),
+            Promise::Gone => {
+                ensure!(!self.knows(name)?, "{name} is there again");
+                Ok(())
+            }
+            // A change is made whole or not at all.
+            Promise::Either if self.knows(name)? => self.serves(name),
+            Promise::Either => Ok(()),
+        }
+    }
+
+    fn serves(&self, service: &str) -> Result<()> {
+        self.node.get(service, "/")?.ok()?.says("box").map(drop)
+    }
+
+    fn knows(&self, service: &str) -> Result<bool> {
+        let services = self.node.read(&["get", "services"])?;
+        Ok(services.to_string().contains(&format!("\"{service}\"")))
+    }
+
+    fn nothing_is_left(&self, name: &str) -> Result<()> {
+        if self.knows(name)? {
+            self.node
+                .cli(&["delete", name, "--no-wait", "--yes"])?
+                .ok()?;
+        }
+        leaks::nothing_more(&self.world, &self.before, PATIENCE)
+    }
+}
+
+fn dies_at(steps: &[Step]) -> Result<()> {
+    let mut crashes = Crashes::begin()?;
+    crashes.all(steps)?;
+    crashes.world.hush();
+    Ok(())
+}
+
+/// The list here is the daemon's: no step is left out.
+#[test]
+fn every_point_of_the_daemon_is_died_at() -> Result<()> {
+    let world = World::empty()?;
+    let own = std::env::current_exe()?;
+    let beside = own.ancestors().skip(1).take(2);
+    let daemon = beside.map(|dir| dir.join("selvedged")).find(|p| p.exists());
+    let daemon = daemon.context("no selvedged")?;
+    let said = run(&daemon.to_string_lossy(), ["--failpoints"])?.ok()?;
+    let there: BTreeSet<_> = said
+        .out
+        .lines()
+        .filter_map(|l| l.split('\t').next())
+        .collect();
+    let here: BTreeSet<_> = POINTS.iter().map(|(point, _)| *point).collect();
+    drop(world);
+    ensure!(there == here, "{:?}", there.symmetric_difference(&here));
+    Ok(())
+}
+
+#[test]
+fn the_daemon_dies_while_an_instance_starts() -> Result<()> {
+    dies_at(&[Deploy, Request])
+}
+
+#[test]
+fn the_daemon_dies_while_an_instance_ends() -> Result<()> {
+    dies_at(&[Delete])
+}
+
+#[test]
+fn the_daemon_dies_over_images_at_boot_and_over_snapshots() -> Result<()> {
+    dies_at(&[Pull, Import, Boot, Changes])
+}
