@@ -177,3 +177,39 @@ fn agreed(world: &World) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_two_nodes_tell_differently_is_found() {
+        let told = || Outlook {
+            alive: BTreeSet::from(["a".to_owned(), "b".to_owned()]),
+            index: 7,
+            services: BTreeMap::from([("web".to_owned(), "web-00001".to_owned())]),
+            instances: BTreeMap::from([("web-00001-x".to_owned(), "Ready at a".to_owned())]),
+            names: BTreeMap::from([("web".to_owned(), BTreeSet::from(["10.0.0.1".to_owned()]))]),
+        };
+        assert_eq!(told().differs(&told()), None);
+        let mut others: Vec<_> = (0..5).map(|_| told()).collect();
+        others[0].alive.remove("b");
+        others[1].index = 6;
+        others[2].services.clear();
+        others[3]
+            .instances
+            .insert("web-00001-x".to_owned(), "Draining at a".to_owned());
+        others[4].names.clear();
+        let parts = [
+            "members",
+            "registry index",
+            "services",
+            "instances",
+            "names",
+        ];
+        for (other, part) in others.iter().zip(parts) {
+            let found = told().differs(other).unwrap_or_default();
+            assert!(found.starts_with(&format!("{part}: ")), "{part}: {found}");
+        }
+    }
+}

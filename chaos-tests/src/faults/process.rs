@@ -74,10 +74,21 @@ pub(super) fn pause(world: &World, node: &str) -> Result<Undo> {
     }))
 }
 
+/// What is started then is another file, as after an upgrade: shims of both serve side by side.
 pub(super) fn restart(world: &World, node: &str) -> Result<Undo> {
+    let next = world.next_build()?;
     world[node].stop()?;
     let node = node.to_owned();
-    Ok(undo(move |world| start(&world[&node])))
+    Ok(undo(move |world| {
+        let launch = Launch {
+            programs: Some(next),
+            ..Launch::default()
+        };
+        match world[&node].daemon() {
+            Some(_) => Ok(()),
+            None => world[&node].start_with(&launch),
+        }
+    }))
 }
 
 pub(super) fn no_images(world: &World) -> Result<Undo> {

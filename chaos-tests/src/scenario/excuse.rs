@@ -59,21 +59,10 @@ impl Excuses {
 /// Whether clients of this node's door would leave it.
 fn shuts(fault: &Fault, door: &str) -> bool {
     match fault {
-        Fault::Kill { node }
-        | Fault::Pause { node }
-        | Fault::Restart { node }
-        | Fault::Starve { node, .. }
-        | Fault::DiskFull { node }
-        | Fault::NoInodes { node }
-        | Fault::FailedSync { node }
-        | Fault::TornWrite { node }
-        | Fault::DiskLost { node }
-        | Fault::ClockJump { node, .. }
-        | Fault::ClockRate { node, .. }
-        | Fault::ClockAhead { node, .. }
-        | Fault::NoFiles { node } => node == door,
         Fault::PowerCut { nodes } => nodes.iter().any(|node| node == door),
-        _ => false,
+        // The daemon goes on.
+        Fault::KillShims { .. } | Fault::KillContainers { .. } | Fault::SlowDisk { .. } => false,
+        other => other.target() == Some(door),
     }
 }
 

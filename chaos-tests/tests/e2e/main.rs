@@ -17,6 +17,7 @@ mod images;
 mod members;
 mod mistakes;
 mod neighbours;
+mod planted;
 mod reboot;
 mod registry;
 mod scenarios;
