@@ -61,6 +61,13 @@ fn held_by(node: &Node) -> Result<BTreeMap<&'static str, usize>> {
         ("lines of firewall", inside("nft", &["list", "ruleset"])?),
         ("instance folders", entries(&node.dir().join("instances"))),
         ("files in run", entries(&node.dir().join("run"))),
+        ("network leases", entries(&node.dir().join("run/leases"))),
+        ("namespaces' files", entries(&node.dir().join("run/netns"))),
+        (
+            "notes of image uses",
+            entries(&node.dir().join("images/uses")),
+        ),
+        ("scratch of images", entries(&node.dir().join("images/tmp"))),
         ("open files", open_files(node)),
     ]))
 }

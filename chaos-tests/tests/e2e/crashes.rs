@@ -3,6 +3,8 @@
 //!
 //! Steps inside a shim are the shim's own death, not the daemon's, and not here.
 
+mod points;
+
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,102 +12,16 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use chaos_tests::checkers::leaks::{self, Footprint};
+use chaos_tests::checkers::leaks::Footprint;
 use chaos_tests::disk::Prefix;
 use chaos_tests::workload::api::Door;
+use chaos_tests::workload::history::Phase;
 use chaos_tests::world::{Launch, Node, Outcome, PATIENCE, World, run, until};
+use serde_json::Value;
 
 use crate::SMALL;
-
-/// What makes a daemon come by a point.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Step {
-    /// A service is deployed, and its first instance starts.
-    Deploy,
-    /// A request comes for a service at zero.
-    Request,
-    /// A service with a running instance is deleted.
-    Delete,
-    /// An image that is not here is fetched.
-    Pull,
-    Import,
-    /// The daemon starts where an instance runs.
-    Boot,
-    /// So many changes that the registry writes a snapshot.
-    Changes,
-}
-
-use Step::{Boot, Changes, Delete, Deploy, Import, Pull, Request};
-
-/// Every point of `selvedged --failpoints`, and what leads there.
-const POINTS: [(&str, Step); 59] = [
-    ("image::resolved", Pull),
-    ("image::planned", Pull),
-    ("image::received", Import),
-    ("image::layer_begun", Pull),
-    ("image::layer_unpacked", Pull),
-    ("image::layer_marked", Pull),
-    ("image::layer_named", Pull),
-    ("image::documents_kept", Pull),
-    ("image::recorded", Pull),
-    ("image::use_noted", Deploy),
-    ("image::laid_out", Deploy),
-    ("image::mounted", Deploy),
-    ("image::unmounted", Delete),
-    ("network::named", Deploy),
-    ("network::kept", Deploy),
-    ("network::paired", Deploy),
-    ("network::plugged", Deploy),
-    ("network::made", Deploy),
-    ("network::admitted", Deploy),
-    ("network::taken", Deploy),
-    ("network::leased", Deploy),
-    ("network::released", Delete),
-    ("network::unplugged", Delete),
-    ("network::dismissed", Delete),
-    ("network::removed", Delete),
-    ("agent::admitted", Deploy),
-    ("agent::folder_made", Deploy),
-    ("agent::record_written", Deploy),
-    ("agent::recorded", Deploy),
-    ("runtime::spec_written", Deploy),
-    ("runtime::shim_spawned", Deploy),
-    ("runtime::created", Deploy),
-    ("agent::prepared", Deploy),
-    ("runtime::started", Deploy),
-    ("agent::launched", Deploy),
-    ("agent::opened", Deploy),
-    ("agent::closed", Delete),
-    ("agent::drained", Delete),
-    ("runtime::signalled", Delete),
-    ("runtime::exit_told", Delete),
-    ("agent::exited", Delete),
-    ("runtime::deleting", Delete),
-    ("agent::deleted", Delete),
-    ("agent::cleared", Delete),
-    ("agent::log_shelved", Delete),
-    ("agent::retired", Delete),
-    ("agent::found", Boot),
-    ("agent::leases_adopted", Boot),
-    ("agent::adopted", Boot),
-    ("consensus::voted", Boot),
-    ("consensus::proposed", Deploy),
-    ("consensus::appending", Deploy),
-    ("consensus::appended", Deploy),
-    ("consensus::applied", Deploy),
-    ("consensus::agreed", Deploy),
-    ("consensus::snapshot_built", Changes),
-    ("consensus::snapshot_written", Changes),
-    ("consensus::purging", Changes),
-    ("consensus::purged", Changes),
-];
-
-/// Points that a request leads to as well, which then waits at the front door.
-const AWAITED: [(&str, Step); 3] = [
-    ("network::leased", Request),
-    ("runtime::created", Request),
-    ("agent::opened", Request),
-];
+use points::Step::{self, Boot, Changes, Delete, Deploy, Import, Pull, Request};
+use points::{AWAITED, POINTS};
 
 /// The service that runs all the time.
 const KEPT: &str = "kept";
@@ -114,6 +30,8 @@ const ORDER: &str = "SELVEDGE_DIE_AT";
 const ONE: [&str; 4] = ["--scale", "1..1", "--cpu", "0.1"];
 /// From a provoked step to the death.
 const DYING: Duration = Duration::from_secs(20);
+/// A network is made in a fraction of it.
+const RESTING: Duration = Duration::from_millis(500);
 /// More changes than there are between two snapshots.
 const MANY: u64 = 3000;
 
@@ -122,6 +40,8 @@ enum Promise {
     /// The service is there and answers.
     There,
     Gone,
+    /// It is there, and its scale is the last that was acknowledged, or one more.
+    Scaled(u64),
     /// The outcome was not told.
     Either,
 }
@@ -157,7 +77,7 @@ impl Crashes {
         node.start_with(&launch)?;
         world.settle()?;
         node.get(KEPT, "/")?.ok()?;
-        let before = Footprint::of(&world)?;
+        let before = rests(&world, None)?;
         let containers = node.containers();
         Ok(Self {
             world,
@@ -194,8 +114,10 @@ impl Crashes {
         self.node.start_with(&self.launch)?;
         self.world.settle()?;
         self.holds(&name, &promise)?;
-        if step == Pull {
-            self.node.cli(&["image", "pull", &prepared])?.ok()?;
+        self.images_are_whole()?;
+        if let Pull | Import = step {
+            self.fetch(step, &name, &prepared)?.ok()?;
+            self.images_are_whole()?;
         }
         self.nothing_is_left(&name)
     }
@@ -262,14 +184,8 @@ impl Crashes {
                 self.node.cli(&["delete", name, "--no-wait", "--yes"])?,
                 Promise::Gone,
             ),
-            Pull => {
-                self.node.cli(&["image", "pull", prepared])?;
-                Promise::Gone
-            }
-            Import => {
-                let name = format!("imports.test/{name}:1");
-                self.node
-                    .cli(&["image", "import", prepared, "--as", &name])?;
+            Pull | Import => {
+                self.fetch(step, name, prepared)?;
                 Promise::Gone
             }
             Boot => {
@@ -277,23 +193,28 @@ impl Crashes {
                 self.node.launch(&self.launch)?;
                 Promise::Gone
             }
-            Changes => {
-                self.change_until_it_dies(name)?;
-                Promise::There
-            }
+            Changes => Promise::Scaled(self.change_until_it_dies(name)?),
         })
     }
 
-    fn change_until_it_dies(&self, name: &str) -> Result<()> {
+    fn fetch(&self, step: Step, name: &str, image: &str) -> Result<Outcome> {
+        let name = format!("imports.test/{name}:1");
+        match step {
+            Import => self.node.cli(&["image", "import", image, "--as", &name]),
+            _ => self.node.cli(&["image", "pull", image]),
+        }
+    }
+
+    /// Raises a service's scale by one again and again; the last that was acknowledged.
+    fn change_until_it_dies(&self, name: &str) -> Result<u64> {
         let door = Door::of(&self.node);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
         runtime.block_on(async {
-            for number in 1..=MANY {
-                door.scale(name, 1 + number % 2).await;
-                if self.node.daemon().is_none() {
-                    return Ok(());
+            for max in 1..=MANY {
+                if door.scale(name, max).await.phase != Phase::Ok {
+                    return Ok(max - 1);
                 }
             }
             anyhow::bail!("{MANY} changes, and the daemon lives")
@@ -328,6 +249,20 @@ impl Crashes {
                 ensure!(!self.knows(name)?, "{name} is there again");
                 Ok(())
             }
+            Promise::Scaled(acked) => {
+                let found = self.node.read(&["get", "services", name])?;
+                let max = found
+                    .pointer("/0/service/scale/max")
+                    .or(found.pointer("/service/scale/max"));
+                let max = max
+                    .and_then(Value::as_u64)
+                    .with_context(|| format!("no scale: {found}"))?;
+                ensure!(
+                    max == *acked || max == acked + 1,
+                    "{acked} was acknowledged, it is {max}"
+                );
+                self.serves(name)
+            }
             // A change is made whole or not at all.
             Promise::Either if self.knows(name)? => self.serves(name),
             Promise::Either => Ok(()),
@@ -343,14 +278,50 @@ impl Crashes {
         Ok(services.to_string().contains(&format!("\"{service}\"")))
     }
 
+    /// Every layer on disk is some recorded image's, and every one of those is there.
+    fn images_are_whole(&self) -> Result<()> {
+        let images = self.node.dir().join("images");
+        let mut recorded = BTreeSet::new();
+        for entry in fs::read_dir(images.join("index"))? {
+            let record: Value = serde_json::from_slice(&fs::read(entry?.path())?)?;
+            let layers = record["layers"].as_array().context("no layers")?;
+            let hex = layers
+                .iter()
+                .filter_map(|id| id.as_str()?.split(':').nth(1));
+            recorded.extend(hex.map(ToOwned::to_owned));
+        }
+        let there = fs::read_dir(images.join("layers"))?.flatten();
+        let there: BTreeSet<_> = there
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
+        let odd: Vec<_> = there.symmetric_difference(&recorded).collect();
+        ensure!(odd.is_empty(), "layers and records differ: {odd:?}");
+        Ok(())
+    }
+
     fn nothing_is_left(&self, name: &str) -> Result<()> {
         if self.knows(name)? {
             self.node
                 .cli(&["delete", name, "--no-wait", "--yes"])?
                 .ok()?;
         }
-        leaks::nothing_more(&self.world, &self.before, PATIENCE)
+        rests(&self.world, Some(&self.before)).map(drop)
     }
+}
+
+/// What the world holds once that stays the same for a while, the pool of networks being full; no
+/// more than `before`.
+fn rests(world: &World, before: Option<&Footprint>) -> Result<Footprint> {
+    let (mut last, mut since) = (Footprint::of(world)?, Instant::now());
+    until("the world rests", PATIENCE, || {
+        let now = Footprint::of(world)?;
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+        let more = before.map_or_else(Vec::new, |before| last.beyond(before));
+        ensure!(more.is_empty(), "left: {}", more.join("; "));
+        Ok((since.elapsed() > RESTING).then(|| last.clone()))
+    })
 }
 
 fn dies_at(steps: &[Step]) -> Result<()> {

@@ -1,0 +1,91 @@
+//! Where the daemon dies, and what makes it come by there. Owns no test.
+
+/// What makes a daemon come by a point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// A service is deployed, and its first instance starts.
+    Deploy,
+    /// A request comes for a service at zero.
+    Request,
+    /// A service with a running instance is deleted.
+    Delete,
+    /// An image that is not here is fetched.
+    Pull,
+    Import,
+    /// The daemon starts where an instance runs.
+    Boot,
+    /// So many changes that the registry writes a snapshot.
+    Changes,
+}
+
+use Step::{Boot, Changes, Delete, Deploy, Import, Pull, Request};
+
+/// Every point of `selvedged --failpoints`, and what leads there.
+pub const POINTS: [(&str, Step); 59] = [
+    ("image::resolved", Pull),
+    ("image::planned", Pull),
+    ("image::received", Import),
+    ("image::layer_begun", Pull),
+    ("image::layer_unpacked", Pull),
+    ("image::layer_marked", Pull),
+    ("image::layer_named", Pull),
+    ("image::documents_kept", Pull),
+    ("image::recorded", Pull),
+    ("image::use_noted", Deploy),
+    ("image::laid_out", Deploy),
+    ("image::mounted", Deploy),
+    ("image::unmounted", Delete),
+    ("network::named", Deploy),
+    ("network::kept", Deploy),
+    ("network::paired", Deploy),
+    ("network::plugged", Deploy),
+    ("network::made", Deploy),
+    ("network::admitted", Deploy),
+    ("network::taken", Deploy),
+    ("network::leased", Deploy),
+    ("network::released", Delete),
+    ("network::unplugged", Delete),
+    ("network::dismissed", Delete),
+    ("network::removed", Delete),
+    ("agent::admitted", Deploy),
+    ("agent::folder_made", Deploy),
+    ("agent::record_written", Deploy),
+    ("agent::recorded", Deploy),
+    ("runtime::spec_written", Deploy),
+    ("runtime::shim_spawned", Deploy),
+    ("runtime::created", Deploy),
+    ("agent::prepared", Deploy),
+    ("runtime::started", Deploy),
+    ("agent::launched", Deploy),
+    ("agent::opened", Deploy),
+    ("agent::closed", Delete),
+    ("agent::drained", Delete),
+    ("runtime::signalled", Delete),
+    ("runtime::exit_told", Delete),
+    ("agent::exited", Delete),
+    ("runtime::deleting", Delete),
+    ("agent::deleted", Delete),
+    ("agent::cleared", Delete),
+    ("agent::log_shelved", Delete),
+    ("agent::retired", Delete),
+    ("agent::found", Boot),
+    ("agent::leases_adopted", Boot),
+    ("agent::adopted", Boot),
+    ("consensus::voted", Boot),
+    ("consensus::proposed", Deploy),
+    ("consensus::appending", Deploy),
+    ("consensus::appended", Deploy),
+    ("consensus::applied", Deploy),
+    ("consensus::agreed", Deploy),
+    ("consensus::snapshot_built", Changes),
+    ("consensus::snapshot_written", Changes),
+    ("consensus::purging", Changes),
+    ("consensus::purged", Changes),
+];
+
+/// Points that a request leads to as well, which then waits at the front door.
+pub const AWAITED: [(&str, Step); 3] = [
+    ("network::leased", Request),
+    ("runtime::created", Request),
+    ("agent::opened", Request),
+];
