@@ -10,9 +10,11 @@ use scheduler::model::NodeId;
 
 use super::local::lock;
 
-/// First ejection's length; each one in a row doubles it up to the cap. Gossip needs about eight
-/// seconds to call a node dead, so the second or third ejection bridges that.
-const EJECT_FIRST: Duration = Duration::from_secs(2);
+/// First ejection's length; each one in a row doubles it up to the cap. It is longer than two silent
+/// peers one after the other take to be noticed: a request that both failed must not be handed to the
+/// first again while it waits for a start elsewhere. Gossip needs about eight seconds to call a node
+/// dead, so the second ejection bridges that.
+const EJECT_FIRST: Duration = Duration::from_secs(5);
 const EJECT_CAP: Duration = Duration::from_secs(30);
 
 /// One endpoint's recent record: an instance here, or another node's door.
