@@ -1,12 +1,10 @@
 //! Disks that fail under a node: what was acknowledged stays, what cannot be kept is refused.
 
-use std::fs::File;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
-use chaos_tests::disk::{Disk, Effect, Op, Rule};
-use chaos_tests::world::{Node, PATIENCE, World, until};
+use anyhow::{Context as _, Result, bail, ensure};
+use chaos_tests::disk::{Disk, Effect, Faulty, Op, Rule, Small};
+use chaos_tests::world::{Media, Node, PATIENCE, World, until};
 
 use crate::SMALL;
 
@@ -18,12 +16,18 @@ const BACK: Duration = Duration::from_secs(10);
 const WATCH: Duration = Duration::from_secs(10);
 const LINES: usize = 20;
 
-/// A world with the host of one node, and the folder that will be the node's.
-fn one() -> Result<(World, Node, PathBuf)> {
-    let mut world = World::empty()?;
-    let node = world.bare("par-1")?;
-    let dir = world.dir().join("par-1");
-    Ok((world, node, dir))
+fn faulty<T>(world: &World, act: impl FnOnce(&Faulty) -> Result<T>) -> Result<T> {
+    match &*world.disk("par-1")? {
+        Disk::Faulty(disk) => act(disk),
+        other => bail!("{other:?}"),
+    }
+}
+
+fn small<T>(world: &World, act: impl FnOnce(&Small) -> Result<T>) -> Result<T> {
+    match &*world.disk("par-1")? {
+        Disk::Small(disk) => act(disk),
+        other => bail!("{other:?}"),
+    }
 }
 
 /// Hands in a new service; whether the node acknowledged it.
@@ -45,7 +49,7 @@ fn until_refused(world: &World) -> Result<Vec<String>> {
         }
         kept.push(name);
     }
-    anyhow::bail!("{MANY} services were acknowledged")
+    bail!("{MANY} services were acknowledged")
 }
 
 /// Hands in services until one is acknowledged, as it must be soon once the disk works; its name.
@@ -78,13 +82,8 @@ fn all_known(node: &Node, names: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// `kill -9` and a new start, once the old life's files are closed: the lock is the last of them.
 fn restart(world: &World, node: &Node) -> Result<()> {
     node.kill()?;
-    let lock = world.dir().join(&node.name).join("run/lock");
-    until("the old daemon's lock is free", PATIENCE, || {
-        Ok(File::open(&lock)?.try_lock().ok())
-    })?;
     node.start()?;
     world.settle()
 }
@@ -92,21 +91,17 @@ fn restart(world: &World, node: &Node) -> Result<()> {
 /// The machine loses its power right after each acknowledgement.
 #[test]
 fn a_power_cut_takes_nothing_that_was_acknowledged() -> Result<()> {
-    let (world, node, dir) = one()?;
-    let mut disk = Disk::powered(&dir)?;
-    node.enrol(&["up"], &[])?.ok()?;
-    world.settle()?;
+    let world = World::on(&["par-1"], Media::Powered)?;
+    let node = world.first();
     let mut kept = Vec::new();
     for number in 1..=3 {
         let name = format!("kept-{number}");
         ensure!(acknowledged(&world, &name)?);
         kept.push(name);
-        disk.power_cut()?;
-        world.power_off(&node)?;
-        disk.power_on()?;
-        world.boot(&node)?;
+        world.power_off(node)?;
+        world.boot(node)?;
         world.settle()?;
-        all_known(&node, &kept)?;
+        all_known(node, &kept)?;
     }
     for name in &kept {
         until(&format!("{name} serves"), PATIENCE, || {
@@ -120,21 +115,22 @@ fn a_power_cut_takes_nothing_that_was_acknowledged() -> Result<()> {
 /// anew on what the disk holds. It goes on serving, without a new start.
 #[test]
 fn a_failed_sync_is_not_acknowledged_and_the_vote_returns() -> Result<()> {
-    let (world, node, dir) = one()?;
-    let disk = Disk::faulty(&dir.join("registry"))?;
-    node.enrol(&["up"], &[])?.ok()?;
-    world.settle()?;
+    let world = World::on(&["par-1"], Media::Faulty)?;
+    let node = world.first();
     world.deploy("warm", &["--scale", "1..1"])?.ok()?;
-    disk.inject(&[Rule::new(Op::Fsync, Effect::Eio).after(2).times(1)])?;
+    let rule = Rule::new(Op::Fsync, Effect::Eio).after(2).times(1);
+    faulty(&world, |disk| disk.inject(&[rule]))?;
     let mut kept = until_refused(&world)?;
-    disk.check()?;
-    disk.heal()?;
+    faulty(&world, |disk| {
+        disk.check()?;
+        disk.heal()
+    })?;
     kept.push(until_taken(&world)?);
-    all_known(&node, &kept)?;
+    all_known(node, &kept)?;
     node.get("warm", "/")?.ok()?.says("box")?;
 
-    restart(&world, &node)?;
-    all_known(&node, &kept)?;
+    restart(&world, node)?;
+    all_known(node, &kept)?;
     ensure!(acknowledged(&world, "later")?);
     node.get("warm", "/")?.ok()?.says("box")?;
     // The reaper's order: processes first, the one behind the disk among them, then mounts.
@@ -148,18 +144,17 @@ fn a_failed_sync_is_not_acknowledged_and_the_vote_returns() -> Result<()> {
 /// is no reason to fill the log too. Asked for changes meanwhile, the node says why not.
 #[test]
 fn a_disk_that_goes_on_failing_does_not_fill_the_log() -> Result<()> {
-    let (world, node, dir) = one()?;
-    let disk = Disk::faulty(&dir.join("registry"))?;
-    node.enrol(&["up"], &[])?.ok()?;
-    world.settle()?;
+    let world = World::on(&["par-1"], Media::Faulty)?;
+    let node = world.first();
     world.deploy("warm", &["--scale", "1..1"])?.ok()?;
-    disk.inject(&[Rule::new(Op::Fsync, Effect::Eio)])?;
+    let rule = Rule::new(Op::Fsync, Effect::Eio);
+    faulty(&world, |disk| disk.inject(&[rule]))?;
     let mut kept = until_refused(&world)?;
-    let (before, began) = (lines(&world, &node)?, Instant::now());
+    let (before, began) = (lines(&world, node)?, Instant::now());
     while began.elapsed() < WATCH {
         ensure!(!acknowledged(&world, "refused")?, "nothing can be kept");
     }
-    let more = lines(&world, &node)? - before;
+    let more = lines(&world, node)? - before;
     eprintln!(
         "{more} lines were logged in {:?} of outage",
         began.elapsed()
@@ -169,9 +164,9 @@ fn a_disk_that_goes_on_failing_does_not_fill_the_log() -> Result<()> {
     refused
         .says("registry store failed")?
         .says("Input/output error")?;
-    disk.heal()?;
+    faulty(&world, Faulty::heal)?;
     kept.push(until_taken(&world)?);
-    all_known(&node, &kept)?;
+    all_known(node, &kept)?;
     node.get("warm", "/")?.ok()?.says("box").map(drop)
 }
 
@@ -179,13 +174,17 @@ fn a_disk_that_goes_on_failing_does_not_fill_the_log() -> Result<()> {
 /// same daemon takes changes.
 #[test]
 fn a_full_disk_refuses_changes_and_goes_on_serving() -> Result<()> {
-    let (world, node, dir) = one()?;
-    let disk = Disk::small(&dir, 128 << 20, 8192)?;
-    node.enrol(&["up"], &[])?.ok()?;
-    world.settle()?;
+    let media = Media::Small {
+        bytes: 128 << 20,
+        inodes: 8192,
+    };
+    let world = World::on(&["par-1"], media)?;
+    let node = world.first();
     world.deploy("warm", &["--scale", "1..1"])?.ok()?;
-    disk.fill(0)?;
-    disk.check(0)?;
+    small(&world, |disk| {
+        disk.fill(0)?;
+        disk.check(0)
+    })?;
     let mut kept = until_refused(&world)?;
     until("the node says that its store failed", PATIENCE, || {
         let status = node.status()?;
@@ -207,11 +206,11 @@ fn a_full_disk_refuses_changes_and_goes_on_serving() -> Result<()> {
     node.cli(&["status"])?.ok()?.says("its store failed")?;
     node.get("warm", "/")?.ok()?.says("box")?;
 
-    disk.free()?;
+    small(&world, Small::free)?;
     kept.push(until_taken(&world)?);
-    all_known(&node, &kept)?;
+    all_known(node, &kept)?;
     node.get("warm", "/")?.ok()?.says("box")?;
     world.deploy("later", &SMALL)?.ok()?;
-    restart(&world, &node)?;
-    all_known(&node, &kept)
+    restart(&world, node)?;
+    all_known(node, &kept)
 }
