@@ -1,7 +1,8 @@
 //! What Selvedge promises, shown on whole clusters of real processes on namespace hosts.
 //!
 //! Each test has a world of its own and needs root; `deploy/check` runs them, one at a time. By
-//! hand, after `cargo build --workspace --bins`, all of them or those with a word in their name:
+//! hand, after `cargo build --workspace --bins --features node/failpoints`, all of them or those with a
+//! word in their name:
 //!
 //! ```text
 //! cargo nextest run --config-file deploy/nextest.toml --profile e2e \
