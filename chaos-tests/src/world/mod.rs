@@ -456,7 +456,7 @@ fn programs() -> Result<PathBuf> {
         .or_else(|| near().last())
         .context("the test has no folder")?;
     for program in ["selvedge", "selvedged", "box", "wire"] {
-        let hint = "build it: cargo build --workspace --bins";
+        let hint = "build it: cargo build --workspace --bins --features node/failpoints";
         ensure!(
             Path::new(dir).join(program).exists(),
             "no {program} in {}; {hint}",
