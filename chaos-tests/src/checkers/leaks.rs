@@ -4,11 +4,14 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
 use crate::world::{Node, World, pids, until};
+
+/// What stays the same for so long is at rest.
+const RESTING: Duration = Duration::from_millis(500);
 
 /// How many things of each kind each node holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -37,10 +40,23 @@ impl Footprint {
     }
 }
 
-/// Waits until the world holds no more than `before`.
+/// What the world holds once that stays the same for a while: nodes fill their pools and take things
+/// down in the background.
+pub fn at_rest(world: &World, within: Duration) -> Result<Footprint> {
+    let (mut last, mut since) = (Footprint::of(world)?, Instant::now());
+    until("the world rests", within, || {
+        let now = Footprint::of(world)?;
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+        Ok((since.elapsed() > RESTING).then(|| last.clone()))
+    })
+}
+
+/// Waits until the world holds no more than `before`, and goes on so.
 pub fn nothing_more(world: &World, before: &Footprint, within: Duration) -> Result<()> {
     until("what was made is gone", within, || {
-        let more = Footprint::of(world)?.beyond(before);
+        let more = at_rest(world, within)?.beyond(before);
         ensure!(more.is_empty(), "left: {}", more.join("; "));
         Ok(Some(()))
     })

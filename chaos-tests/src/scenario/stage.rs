@@ -71,7 +71,7 @@ impl Stage {
             node.cli(&["image", "pull", &world.image("box")])?.ok()?;
         }
         world.rest(SERVICE)?;
-        let before = leaks::Footprint::of(&world)?;
+        let before = leaks::at_rest(&world, TIDYING)?;
         world
             .deploy(
                 SERVICE,

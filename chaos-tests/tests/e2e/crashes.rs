@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use chaos_tests::checkers::leaks::Footprint;
+use chaos_tests::checkers::leaks::{self, Footprint};
 use chaos_tests::disk::Prefix;
 use chaos_tests::workload::api::Door;
 use chaos_tests::workload::history::Phase;
@@ -30,8 +30,6 @@ const ORDER: &str = "SELVEDGE_DIE_AT";
 const ONE: [&str; 4] = ["--scale", "1..1", "--cpu", "0.1"];
 /// From a provoked step to the death.
 const DYING: Duration = Duration::from_secs(20);
-/// A network is made in a fraction of it.
-const RESTING: Duration = Duration::from_millis(500);
 /// More changes than there are between two snapshots.
 const MANY: u64 = 3000;
 
@@ -77,7 +75,7 @@ impl Crashes {
         node.start_with(&launch)?;
         world.settle()?;
         node.get(KEPT, "/")?.ok()?;
-        let before = rests(&world, None)?;
+        let before = leaks::at_rest(&world, PATIENCE)?;
         let containers = node.containers();
         Ok(Self {
             world,
@@ -305,23 +303,8 @@ impl Crashes {
                 .cli(&["delete", name, "--no-wait", "--yes"])?
                 .ok()?;
         }
-        rests(&self.world, Some(&self.before)).map(drop)
+        leaks::nothing_more(&self.world, &self.before, PATIENCE)
     }
-}
-
-/// What the world holds once that stays the same for a while, the pool of networks being full; no
-/// more than `before`.
-fn rests(world: &World, before: Option<&Footprint>) -> Result<Footprint> {
-    let (mut last, mut since) = (Footprint::of(world)?, Instant::now());
-    until("the world rests", PATIENCE, || {
-        let now = Footprint::of(world)?;
-        if now != last {
-            (last, since) = (now, Instant::now());
-        }
-        let more = before.map_or_else(Vec::new, |before| last.beyond(before));
-        ensure!(more.is_empty(), "left: {}", more.join("; "));
-        Ok((since.elapsed() > RESTING).then(|| last.clone()))
-    })
 }
 
 fn dies_at(steps: &[Step]) -> Result<()> {

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use chaos_tests::checkers::convergence::converged;
-use chaos_tests::checkers::leaks::{Footprint, nothing_more};
+use chaos_tests::checkers::leaks::{Footprint, at_rest, nothing_more};
 use chaos_tests::world::{PATIENCE, World, run};
 
 /// What is planted is found at once; to look again changes nothing.
-const AT_ONCE: Duration = Duration::from_secs(1);
+const AT_ONCE: Duration = Duration::from_secs(3);
 
 /// Does `plant`, sees that the checker names it, and undoes it.
 fn found(
@@ -35,17 +35,7 @@ fn found(
 fn what_is_left_in_the_system_is_found() -> Result<()> {
     let world = World::of(&["par-1"])?;
     let node = world.first();
-    // The pool of networks is being filled when a node starts: counted when it is.
-    converged(&world, PATIENCE)?;
-    let mut before = Footprint::of(&world)?;
-    loop {
-        std::thread::sleep(AT_ONCE); // For the count to hold still.
-        let now = Footprint::of(&world)?;
-        if now == before {
-            break;
-        }
-        before = now;
-    }
+    let before = at_rest(&world, PATIENCE)?;
     let folder = node.dir().join("instances/ghost");
     found(
         &world,
