@@ -40,6 +40,14 @@ fn n1_a_minority_is_cut_off() -> Result<()> {
     one(&Fault::Partition { side: vec![lis()] })
 }
 
+/// What the soak's seeds 1 and 3 found: a door whose peers are all out of reach has to start an
+/// instance of its own.
+#[test]
+fn n1_p4_a_node_has_no_peer_left() -> Result<()> {
+    let side = vec!["fra-1".to_owned()];
+    several(&[Fault::Pause { node: lis() }, Fault::Partition { side }])
+}
+
 #[test]
 fn n2_the_leader_hears_nobody() -> Result<()> {
     let mut stage = Stage::of(&THREE)?;

@@ -27,6 +27,9 @@ use super::{Shared, tunnel};
 
 /// Endpoints one request is sent to at most.
 const TRIES: usize = 3;
+/// Endpoints that one request finds out of reach at most: nothing was sent to them, so that only
+/// its time is lost, and each is left alone for a while.
+const DEAD_ENDS: usize = 16;
 
 /// A revision on its way to its first ready instance is waited for this long: a request that
 /// follows a deploy at the heels meets a registry that lags by as little.
@@ -149,10 +152,9 @@ impl Errand {
 
     /// Tries endpoints until one answers.
     async fn send(&mut self) -> Result<(Answer, Admission), Problem> {
-        let mut tries = 0;
+        let (mut tries, mut dead_ends) = (0, 0);
         loop {
             let admission = self.admission().await?;
-            tries += 1;
             let sent = timeout_at(self.deadline, self.attempt(&admission)).await;
             let late = || Problem::new(Code::UpstreamTimeout, "no answer within the timeout");
             let trip = match sent.map_err(|_| late())? {
@@ -160,14 +162,17 @@ impl Errand {
                 Err(trip) => trip,
             };
             self.blame(&admission, &trip);
-            if matches!(trip, Trip::Refused { .. }) {
+            match trip {
                 // The node is not asked again for a while; the request has lost nothing but time.
-                tries -= 1;
-            } else {
+                Trip::Refused { .. } => {}
+                Trip::Connect(_) => dead_ends += 1,
+                Trip::Broken(_) | Trip::BrokenThere(_) => tries += 1,
+            }
+            if !matches!(trip, Trip::Refused { .. }) {
                 self.tried.add(&admission);
             }
             drop(admission);
-            if tries >= TRIES || !self.may_repeat(&trip) {
+            if tries >= TRIES || dead_ends >= DEAD_ENDS || !self.may_repeat(&trip) {
                 return Err(problem(&trip));
             }
             self.shared.counters.retries.fetch_add(1, Ordering::Relaxed);

@@ -86,7 +86,13 @@ async fn ask_around(
             Err(StartRefusal::Failed { code, message, .. }) => {
                 return Err(Refused::StartFailed { code, message });
             }
-            Err(refusal) => refusals.note(node, refusal),
+            Err(refusal) => {
+                if matches!(refusal, StartRefusal::Unreachable(_)) && node != shared.me() {
+                    // Whoever asks next need not wait for it as well.
+                    shared.nodes.of(node).broke();
+                }
+                refusals.note(node, refusal);
+            }
         }
     }
     Err(refusals.sum())

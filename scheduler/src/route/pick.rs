@@ -30,13 +30,14 @@ pub trait LoadView {
     fn ejected(&self, node: NodeId) -> bool;
 }
 
-/// Picks an endpoint. Ejected ones are passed over, unless they are more than half of two or
-/// more: then the fault is rather in the judgement than in them, and all count. (A single
-/// ejected endpoint gives `None`: an instance is then started elsewhere.)
+/// Picks an endpoint. Ejected ones are passed over, unless they are more than half: what is left
+/// would get too much, and the fault may be in the judgement, so all count. When nothing is left,
+/// nothing is picked: a node that reaches nobody starts an instance of its own, and only when it
+/// cannot is there the [`last_resort`].
 pub fn pick(route: &RevisionRoute, view: &impl LoadView, draw: u64) -> Pick {
     let trust_ejection = {
         let (all, ejected) = count(route, view);
-        all < 2 || ejected * 2 <= all
+        ejected * 2 <= all || ejected == all
     };
     if let Some(instance) = pick_here(route, view, draw, trust_ejection) {
         return Pick::Local(instance);

@@ -238,6 +238,7 @@ fn here_comes_first_then_the_nearest_with_room() {
             }),
             near,
         ),
+        ("all ejected", with(|v| v.out = vec![2, 3]), Pick::None),
         (
             "one of three here ejected",
             with(|v| {

@@ -239,3 +239,15 @@ async fn a_closing_door_still_serves_its_peers() {
     assert_eq!((reply.status, reply.body.as_str()), (200, "x"));
     assert_eq!(slow.await.unwrap().status, 200);
 }
+
+/// To find a node out of reach costs a request time and none of its tries: nothing was sent.
+#[tokio::test]
+async fn dead_nodes_do_not_use_up_a_requests_tries() {
+    let world = World::new(6, Deployed::default(), |_| {}).await;
+    let dead = 2..=6;
+    dead.clone().for_each(|node| world.pipes.cut(node));
+    let far = dead.map(|node| (node, vec![InstanceId(format!("far-{node}"))]));
+    world.publish(&far.collect());
+    let reply = post(world.door(), "/echo", "once".to_owned()).await;
+    assert_eq!((reply.status, reply.body.as_str()), (200, "once"));
+}
