@@ -22,9 +22,9 @@ const LIKE: &str = "like";
 const RATE: f64 = 60.0;
 /// An instance answers so late, so that requests overlap with faults.
 const PATH: &str = "/do?delay=10ms";
-/// Between two looks at the instances' logs, which are kept for the newest instances only.
+/// The load before anything is broken.
 const BEFORE: Duration = Duration::from_secs(2);
-/// A run without loads in its last part shows nothing of what comes after a fault.
+/// And after everything is healed: what a fault leaves behind shows then.
 const AFTER: Duration = Duration::from_secs(5);
 /// Nodes on one machine agree by then, whatever was broken before.
 const AGREEING: Duration = Duration::from_mins(1);
@@ -70,7 +70,6 @@ impl Stage {
         for node in world.nodes() {
             node.cli(&["image", "pull", &world.image("box")])?.ok()?;
         }
-        world.rest(SERVICE)?;
         let before = leaks::at_rest(&world, TIDYING)?;
         world
             .deploy(
@@ -140,15 +139,20 @@ impl Stage {
                 active.push(f.inject(&self.world)?);
                 Ok(())
             });
-        if injected.is_ok() {
-            std::thread::sleep(span); // The faults' time.
-        }
+        let held = match injected {
+            Ok(()) => {
+                std::thread::sleep(span); // The faults' time.
+                Ok(())
+            }
+            // What was set and not seen to hold has nobody to undo it.
+            Err(error) => self.world.wire().reset().and(Err(error)),
+        };
         let healed: Vec<_> = active
             .into_iter()
             .rev()
             .map(|a| self.heal(a, from))
             .collect();
-        healed.into_iter().fold(injected, Result::and)
+        healed.into_iter().fold(held, Result::and)
     }
 
     /// Since the loads began.
