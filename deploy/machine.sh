@@ -7,7 +7,7 @@ PACKAGES=(
     bind9-dnsutils busybox-static curl iproute2 iputils-ping jq nftables procps util-linux
     docker-registry mmdebstrap skopeo umoci
     # What faults are made with.
-    e2fsprogs libfaketime mount strace
+    conntrack e2fsprogs libfaketime mount strace
 )
 
 say() { printf '== %s\n' "$*" >&2; }

@@ -1,10 +1,10 @@
-//! Faults of what the machine gives a daemon: processor, disk, files.
+//! Faults of what the machine gives a daemon: processor, memory, disk, files, ports.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{SEEN_WITHIN, Undo, undo};
+use super::{SEEN_WITHIN, Undo, process, undo};
 use crate::disk::limits::{Cage, FewFiles, Limit};
 use crate::disk::strace::{self, Strace};
 use crate::world::{Node, World, until};
@@ -49,4 +49,42 @@ pub(super) fn no_files(world: &World, node: &str) -> Result<Undo> {
     let few = FewFiles::on(pid, u64::try_from(open)?)?;
     ensure!(node.daemon() == Some(pid), "the daemon ended");
     Ok(undo(move |_| few.heal()))
+}
+
+/// What a daemon may have from now on, beside what it has: less than it needs for anything.
+const NO_MEMORY: u64 = 256 << 10;
+
+pub(super) fn out_of_memory(world: &World, node: &str) -> Result<Undo> {
+    let name = node.to_owned();
+    let node = &world[node];
+    let cage = Cage::around(daemon(node)?, &format!("{}-hungry", node.cgroup()))?;
+    let limited = cage.limit(Limit::Memory(NO_MEMORY))?;
+    until("the kernel ends the daemon", SEEN_WITHIN, || {
+        Ok(node.daemon().is_none().then_some(()))
+    })?;
+    drop(limited);
+    drop(cage);
+    Ok(undo(move |world| process::start(&world[&name])))
+}
+
+const PORT_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+
+/// The range is the network namespace's own.
+pub(super) fn no_ports(world: &World, node: &str) -> Result<Undo> {
+    let name = node.to_owned();
+    let node = &world[node];
+    let before = node.run("cat", &[PORT_RANGE])?.ok()?.out;
+    set_ports(node, "60998 60999")?;
+    // Three connections to the same place need three ports.
+    let door = format!("/dev/tcp/{}/80", node.address);
+    let three = format!("exec 3<>{door} && exec 4<>{door} && exec 5<>{door}");
+    until("no port is left", SEEN_WITHIN, || {
+        Ok((node.run("bash", &["-c", &three])?.code != 0).then_some(()))
+    })?;
+    Ok(undo(move |world| set_ports(&world[&name], before.trim())))
+}
+
+fn set_ports(node: &Node, range: &str) -> Result<()> {
+    let write = format!("echo '{range}' > {PORT_RANGE}");
+    node.run("sh", &["-c", &write])?.ok().map(drop)
 }

@@ -43,6 +43,8 @@ pub enum Fault {
     BlackHole { mtu: u32 },
     /// N11: this node's link goes down and up again, for half the period each.
     Flap { node: String, period: Duration },
+    /// N12: a NAT before this node gives its mesh another port; healed, it gets its own back.
+    Rebind { node: String },
     /// P1, P2: the daemon, and the front door in it, is killed; healed by a start.
     Kill { node: String },
     /// P3: every shim of this node is killed.
@@ -75,6 +77,10 @@ pub enum Fault {
     ClockAhead { node: String, seconds: u32 },
     /// D5: every fsync of the daemon takes so long.
     SlowDisk { node: String, delay: Duration },
+    /// M2: the daemon is out of memory, and the kernel ends it; healed by a start.
+    OutOfMemory { node: String },
+    /// M5: this host has two ports for connections that it opens.
+    NoPorts { node: String },
     /// M4: the daemon may open no file more.
     NoFiles { node: String },
     /// C4: the registry of images answers nobody.
@@ -113,6 +119,7 @@ impl Fault {
             Self::Narrow { .. } => "N9",
             Self::BlackHole { .. } => "N10",
             Self::Flap { .. } => "N11",
+            Self::Rebind { .. } => "N12",
             Self::Kill { .. } => "P1",
             Self::KillShims { .. } | Self::KillContainers { .. } => "P3",
             Self::Pause { .. } => "P4",
@@ -128,6 +135,8 @@ impl Fault {
             Self::ClockJump { .. } => "T1",
             Self::ClockRate { .. } => "T2",
             Self::ClockAhead { .. } => "T3",
+            Self::OutOfMemory { .. } => "M2",
+            Self::NoPorts { .. } => "M5",
             Self::NoFiles { .. } => "M4",
             Self::NoImages => "C4",
         }
@@ -152,6 +161,8 @@ impl Fault {
             | Self::ClockJump { node, .. }
             | Self::ClockRate { node, .. }
             | Self::ClockAhead { node, .. }
+            | Self::OutOfMemory { node }
+            | Self::NoPorts { node }
             | Self::NoFiles { node } => Some(node),
             _ => None,
         }
@@ -221,6 +232,9 @@ impl Fault {
             Self::Starve { node, hundredths } => machine::starve(world, node, *hundredths),
             Self::SlowDisk { node, delay } => machine::slow_disk(world, node, *delay),
             Self::NoFiles { node } => machine::no_files(world, node),
+            Self::OutOfMemory { node } => machine::out_of_memory(world, node),
+            Self::NoPorts { node } => machine::no_ports(world, node),
+            Self::Rebind { node } => network::rebind(world, node),
         };
         Ok(Active {
             undo: undo.with_context(|| format!("injecting {self}"))?,

@@ -314,6 +314,38 @@ pub(super) fn flap(world: &World, node: &str, period: Duration) -> Result<Undo> 
     }
 }
 
+/// Where the mesh listens.
+const MESH: &str = "8422";
+
+pub(super) fn rebind(world: &World, node: &str) -> Result<Undo> {
+    let name = node.to_owned();
+    let node = &world[node];
+    let rules = format!(
+        "table ip rebind {{ chain out {{ type nat hook postrouting priority srcnat; \
+         oifname \"eth0\" udp sport {MESH} snat to {}:20000-29999 random; }}; }}",
+        node.address
+    );
+    node.run("nft", &[&rules])?.ok()?;
+    forget_flows(node)?;
+    until("the mesh speaks from another port", SEEN_WITHIN, || {
+        let flows = ["-L", "-p", "udp", "--orig-port-src", MESH];
+        let flows = node.run("conntrack", &flows)?.out;
+        // The peer's way back is told second: to the port that it sees.
+        Ok(flows.contains(" dport=2").then_some(()))
+    })?;
+    Ok(undo(move |world| {
+        let node = &world[&name];
+        node.run("nft", &["delete", "table", "ip", "rebind"])?
+            .ok()?;
+        forget_flows(node)
+    }))
+}
+
+/// Or those that were there would go on as they began.
+fn forget_flows(node: &Node) -> Result<()> {
+    node.run("conntrack", &["-F"])?.ok().map(drop)
+}
+
 fn pause(duration: Duration, stop: &AtomicBool) {
     let end = Instant::now() + duration;
     while Instant::now() < end && !stop.load(Ordering::Relaxed) {

@@ -61,7 +61,10 @@ fn shuts(fault: &Fault, door: &str) -> bool {
     match fault {
         Fault::PowerCut { nodes } => nodes.iter().any(|node| node == door),
         // The daemon goes on.
-        Fault::KillShims { .. } | Fault::KillContainers { .. } | Fault::SlowDisk { .. } => false,
+        Fault::KillShims { .. }
+        | Fault::KillContainers { .. }
+        | Fault::SlowDisk { .. }
+        | Fault::NoPorts { .. } => false,
         other => other.target() == Some(door),
     }
 }

@@ -88,6 +88,11 @@ fn n10_large_packets_vanish() -> Result<()> {
 }
 
 #[test]
+fn n12_a_nat_forgets_its_mapping() -> Result<()> {
+    one(&Fault::Rebind { node: lis() })
+}
+
+#[test]
 fn n16_a_region_comes_back_with_what_it_knew() -> Result<()> {
     let mut stage = Stage::of(&THREE)?;
     stage.begin(SEED)?;
@@ -241,6 +246,16 @@ fn t3_a_monotonic_clock_is_ahead() -> Result<()> {
 #[test]
 fn d9_a_voters_disk_is_lost() -> Result<()> {
     one(&Fault::DiskLost { node: lis() })
+}
+
+#[test]
+fn m2_a_daemon_is_out_of_memory() -> Result<()> {
+    one(&Fault::OutOfMemory { node: lis() })
+}
+
+#[test]
+fn m5_no_port_is_left() -> Result<()> {
+    one(&Fault::NoPorts { node: lis() })
 }
 
 #[test]
