@@ -5,7 +5,7 @@
 //! use chaos_tests::{faults::Fault, scenario::Stage};
 //! use std::time::Duration;
 //! let mut stage = Stage::of(&["par-1", "fra-1", "lis-1"])?;
-//! stage.begin()?;
+//! stage.begin(7)?;
 //! let side = vec!["lis-1".to_owned()];
 //! stage.during(&Fault::Partition { side }, Duration::from_secs(15))?;
 //! println!("{}", stage.end()?);
