@@ -8,6 +8,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, ensure};
 
 use super::prefix::Prefix;
+use crate::world::is_running;
+
 /// What two readings of a clock may differ by for the time it takes to read them.
 const SLACK: Duration = Duration::from_secs(20);
 
@@ -84,14 +86,13 @@ impl Drop for WallClock {
 }
 
 /// Removes what the library leaves in shared memory for every process that was killed, by its pid.
-fn sweep() -> Result<()> {
+pub(crate) fn sweep() -> Result<()> {
     for entry in fs::read_dir("/dev/shm")?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let pid = ["faketime_shm_", "sem.faketime_sem_"]
             .iter()
             .find_map(|prefix| name.strip_prefix(prefix)?.parse::<u32>().ok());
-        let dead = |pid: u32| !Path::new("/proc").join(pid.to_string()).exists();
-        if pid.is_some_and(dead) {
+        if pid.is_some_and(|pid| !is_running(pid)) {
             // Another test may sweep at the same time.
             fs::remove_file(entry.path()).ok();
         }

@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use super::{SEEN_WITHIN, Undo, undo};
 use crate::disk::Prefix;
 use crate::disk::clock::{WallClock, check_ahead, monotonic_ahead};
-use crate::world::{Launch, Node, World, run, until};
+use crate::world::{Launch, Node, World, is_running, run, until};
 
 pub(super) fn kill(world: &World, node: &str) -> Result<Undo> {
     world[node].kill()?;
@@ -54,15 +54,6 @@ fn end_all(pids: &[u32]) -> Result<()> {
         let left = pids.iter().find(|pid| is_running(**pid));
         Ok(left.is_none().then_some(()))
     })
-}
-
-/// A zombie is not.
-fn is_running(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat
-        .rsplit_once(") ")
-        .and_then(|(_, rest)| rest.chars().next());
-    state.is_some_and(|state| state != 'Z' && state != 'X')
 }
 
 pub(super) fn pause(world: &World, node: &str) -> Result<Undo> {

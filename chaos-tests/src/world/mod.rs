@@ -37,8 +37,8 @@ pub use daemon::Launch;
 pub use http::{Request, Response};
 use media::Disks;
 pub use media::Media;
-pub(crate) use node::pids;
 pub use node::{Node, ORIGIN};
+pub(crate) use node::{is_running, pids};
 pub use shell::{Outcome, run, until};
 use traces::Tag;
 

@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result};
 
 use super::node::pids;
 use super::shell::{run, until};
+use crate::disk::clock;
 
 pub(super) const NAME: &str = "selvedge-e2e";
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -82,7 +83,8 @@ pub(super) fn remove(tag: &Tag) -> Result<()> {
     if dir.exists() {
         fs::remove_dir_all(&dir).with_context(|| format!("removing {}", dir.display()))?;
     }
-    Ok(())
+    // Of daemons with a wrong clock, and of programs that they ran.
+    clock::sweep()
 }
 
 /// Kills until nothing runs in the cgroup, in these network namespaces or those pinned in the
