@@ -68,7 +68,7 @@ pub(super) fn remove(tag: &Tag) -> Result<()> {
     unmount_below(&dir)?;
     for file in netns_files(tag) {
         run("umount", [Path::new("--lazy"), &file])?;
-        fs::remove_file(&file).with_context(|| format!("removing {}", file.display()))?;
+        gone(fs::remove_file(&file)).with_context(|| format!("removing {}", file.display()))?;
     }
     for entry in fs::read_dir("/sys/class/net")?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -80,11 +80,17 @@ pub(super) fn remove(tag: &Tag) -> Result<()> {
     until("the world's cgroups end", PATIENCE, || {
         Ok(remove_cgroups(&tag.name()).map(|()| Some(()))?)
     })?;
-    if dir.exists() {
-        fs::remove_dir_all(&dir).with_context(|| format!("removing {}", dir.display()))?;
-    }
+    gone(fs::remove_dir_all(&dir)).with_context(|| format!("removing {}", dir.display()))?;
     // Of daemons with a wrong clock, and of programs that they ran.
     clock::sweep()
+}
+
+/// A world of a killed test may be swept by several others at once: whoever removed it, it is gone.
+fn gone(removed: std::io::Result<()>) -> std::io::Result<()> {
+    match removed {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
 }
 
 /// Kills until nothing runs in the cgroup, in these network namespaces or those pinned in the
@@ -157,12 +163,12 @@ fn processes(dir: &Path, cgroup: &str, hosts: &[PathBuf]) -> Vec<u32> {
 /// Removes this cgroup and those below it, in every hierarchy.
 pub(super) fn remove_cgroups(cgroup: &str) -> std::io::Result<()> {
     fn tree(dir: &Path) -> std::io::Result<()> {
-        for entry in fs::read_dir(dir)?.flatten() {
-            if entry.file_type()?.is_dir() {
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            if entry.path().is_dir() {
                 tree(&entry.path())?;
             }
         }
-        fs::remove_dir(dir)
+        gone(fs::remove_dir(dir))
     }
     let root = PathBuf::from("/sys/fs/cgroup");
     let controllers = fs::read_dir(&root)?.flatten().map(|c| c.path());
