@@ -71,6 +71,22 @@ impl Cgroup {
             .unwrap_or(0)
     }
 
+    /// Stops all processes in it, or lets them go on. Returns when the kernel has taken note; they
+    /// are still within microseconds.
+    ///
+    /// # Errors
+    /// The machine has no freezer, or it refused.
+    pub fn freeze(&self, frozen: bool) -> io::Result<()> {
+        let (file, state) = match (is_unified(), frozen) {
+            (true, true) => ("cgroup.freeze", "1"),
+            (true, false) => ("cgroup.freeze", "0"),
+            (false, true) => ("freezer.state", "FROZEN"),
+            (false, false) => ("freezer.state", "THAWED"),
+        };
+        let folder = self.folder("freezer").ok_or(io::ErrorKind::Unsupported)?;
+        fs::write(folder.join(file), state)
+    }
+
     /// Kills everything in it and removes it, waiting until `deadline` for the dying to be gone.
     ///
     /// # Errors

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use scheduler::model::{Exit, InstanceId, UnixMs};
 use tokio::sync::watch;
 
-use super::{Adopted, AdoptedState, ContainerSpec, Failure, Handle, Runtime, RuntimeError};
+use super::{Adopted, AdoptedState, ContainerSpec, Failure, Handle, Ran, Runtime, RuntimeError};
 
 /// Containers that exist only in memory. Signals end them; `refuse` makes the next one fail.
 #[derive(Debug)]
@@ -109,6 +110,31 @@ impl Runtime for Fake {
         self.lock().calls.push(format!("signal {signal} {id}"));
         self.end(id, 128 + signal, Some(signal), false);
         Ok(())
+    }
+
+    async fn freeze(&self, id: &InstanceId) -> Result<(), RuntimeError> {
+        self.lock().calls.push(format!("freeze {id}"));
+        Ok(())
+    }
+
+    async fn thaw(&self, id: &InstanceId) -> Result<(), RuntimeError> {
+        self.lock().calls.push(format!("thaw {id}"));
+        Ok(())
+    }
+
+    async fn run(
+        &self,
+        id: &InstanceId,
+        args: &[String],
+        _patience: Duration,
+    ) -> Result<Ran, RuntimeError> {
+        self.lock()
+            .calls
+            .push(format!("run {} in {id}", args.join(" ")));
+        Ok(Ran {
+            code: 0,
+            said: String::new(),
+        })
     }
 
     async fn exit(&self, id: &InstanceId) -> Result<Exit, RuntimeError> {

@@ -46,6 +46,21 @@ pub trait Runtime: Send + Sync {
         self.signal(id, libc::SIGKILL).await
     }
 
+    /// Stops every process of the container in its tracks; connections stay. Frozen already is fine.
+    async fn freeze(&self, id: &InstanceId) -> Result<(), RuntimeError>;
+
+    /// Lets a frozen container go on. One that is not frozen is fine.
+    async fn thaw(&self, id: &InstanceId) -> Result<(), RuntimeError>;
+
+    /// Runs a further program in a running container, as its user, and waits for its end, at most
+    /// `patience`; then it is killed.
+    async fn run(
+        &self,
+        id: &InstanceId,
+        args: &[String],
+        patience: Duration,
+    ) -> Result<Ran, RuntimeError>;
+
     /// Waits for the program's end, however long, and says how it ended.
     async fn exit(&self, id: &InstanceId) -> Result<Exit, RuntimeError>;
 
@@ -67,6 +82,15 @@ pub trait Runtime: Send + Sync {
 pub struct Handle {
     pub id: InstanceId,
     pub pid: i32,
+}
+
+/// What a further program in a container came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ran {
+    /// Its exit code, or 128 + signal.
+    pub code: i32,
+    /// The end of what it wrote, both streams.
+    pub said: String,
 }
 
 /// A container an earlier daemon left.

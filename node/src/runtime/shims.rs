@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -17,11 +17,14 @@ use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use super::cgroup::Cgroup;
 use super::spec::is_safe_id;
 use super::wire::{
     self, FailCode, Failure, MAX_LINE, Phase, Reply, Request, SOCKET, SPEC, ShimState,
 };
-use super::{Adopted, AdoptedState, ContainerSpec, Handle, Runtime, RuntimeError, adopt, shim};
+use super::{
+    Adopted, AdoptedState, ContainerSpec, Handle, Ran, Runtime, RuntimeError, adopt, shim,
+};
 
 /// Containers made at once. Making one mostly waits for the kernel, so this is above the number of
 /// cores; it bounds memory and the wait of the last.
@@ -56,7 +59,14 @@ impl ShimsConfig {
 pub struct Shims {
     config: ShimsConfig,
     creates: Semaphore,
-    pids: Mutex<BTreeMap<InstanceId, i32>>,
+    known: Mutex<BTreeMap<InstanceId, Known>>,
+}
+
+/// What is asked of a container too often to be read from its folder each time.
+#[derive(Debug, Clone)]
+struct Known {
+    pid: i32,
+    cgroup: PathBuf,
 }
 
 impl Shims {
@@ -69,22 +79,25 @@ impl Shims {
         Ok(Self {
             config,
             creates: Semaphore::new(MAX_CREATES),
-            pids: Mutex::new(BTreeMap::new()),
+            known: Mutex::new(BTreeMap::new()),
         })
     }
 
-    fn remember(&self, id: &InstanceId, pid: i32) {
-        self.pids
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(id.clone(), pid);
+    fn known(&self) -> MutexGuard<'_, BTreeMap<InstanceId, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn forget(&self, id: &InstanceId) {
-        self.pids
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(id);
+    fn remember(&self, spec: &ContainerSpec, pid: i32) {
+        let cgroup = spec.cgroup.clone();
+        self.known().insert(spec.id.clone(), Known { pid, cgroup });
+    }
+
+    /// A write to a file of the kernel's: too short for a thread of its own.
+    fn set_frozen(&self, id: &InstanceId, frozen: bool) -> Result<(), RuntimeError> {
+        let known = self.known().get(id).cloned();
+        let Known { cgroup, .. } = known.ok_or_else(|| RuntimeError::Unknown(id.clone()))?;
+        let what = if frozen { "freezing" } else { "thawing" };
+        Cgroup::at(&cgroup).freeze(frozen).map_err(failed(id, what))
     }
 
     /// Starts a shim and waits for its report.
@@ -170,7 +183,7 @@ impl Runtime for Shims {
         match made {
             Ok(state) => {
                 fail::fail_point!("runtime::created");
-                self.remember(id, state.pid);
+                self.remember(spec, state.pid);
                 Ok(Handle {
                     id: id.clone(),
                     pid: state.pid,
@@ -199,6 +212,23 @@ impl Runtime for Shims {
         Ok(())
     }
 
+    async fn freeze(&self, id: &InstanceId) -> Result<(), RuntimeError> {
+        self.set_frozen(id, true)
+    }
+
+    async fn thaw(&self, id: &InstanceId) -> Result<(), RuntimeError> {
+        self.set_frozen(id, false)
+    }
+
+    async fn run(
+        &self,
+        id: &InstanceId,
+        _args: &[String],
+        _patience: Duration,
+    ) -> Result<Ran, RuntimeError> {
+        Err(RuntimeError::Unknown(id.clone()))
+    }
+
     async fn exit(&self, id: &InstanceId) -> Result<Exit, RuntimeError> {
         let folder = self.folder(id);
         let answered = call(id, &folder, &Request::Wait).await;
@@ -221,7 +251,7 @@ impl Runtime for Shims {
     }
 
     async fn delete(&self, id: &InstanceId) -> Result<(), RuntimeError> {
-        self.forget(id);
+        self.known().remove(id);
         let folder = self.folder(id);
         if !is_safe_id(&id.0) || !folder.join(SPEC).exists() {
             return Ok(());
@@ -255,11 +285,7 @@ impl Runtime for Shims {
     }
 
     fn pid(&self, id: &InstanceId) -> Option<i32> {
-        self.pids
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(id)
-            .copied()
+        self.known().get(id).map(|known| known.pid)
     }
 
     fn folder(&self, id: &InstanceId) -> PathBuf {
@@ -288,8 +314,8 @@ impl Shims {
             Phase::Running => (AdoptedState::Running, Some(shim.pid)),
             Phase::Exited => (AdoptedState::Exited, None),
         };
-        if let Some(pid) = pid {
-            self.remember(&id, pid);
+        if let (Some(pid), Some(spec)) = (pid, &spec) {
+            self.remember(spec, pid);
         }
         Adopted {
             id,
