@@ -61,7 +61,7 @@ fn faults(rng: &mut StdRng, nodes: &[&str]) -> Vec<Fault> {
     while faults.len() < wanted {
         let node = nodes[rng.random_range(0..nodes.len())];
         let fault = fault(rng, node, nodes);
-        let again = |f: &Fault| f.row() == fault.row() || f.cuts() && fault.cuts();
+        let again = |f: &Fault| f.row() == fault.row() || hides(f, &fault);
         let again = faults.iter().any(again);
         let target = fault.target();
         let crowded = target.is_some()
@@ -73,6 +73,13 @@ fn faults(rng: &mut StdRng, nodes: &[&str]) -> Vec<Fault> {
         faults.push(fault);
     }
     faults
+}
+
+/// Of two cuts one may hide the other; and where nobody's writes arrive, a slow disk shows nothing.
+fn hides(one: &Fault, other: &Fault) -> bool {
+    let writes = |f: &Fault| matches!(f, Fault::SlowDisk { .. });
+    let (cut, another) = (one.cuts(), other.cuts());
+    cut && another || cut && writes(other) || another && writes(one)
 }
 
 fn fault(rng: &mut StdRng, node: &str, nodes: &[&str]) -> Fault {
@@ -194,6 +201,9 @@ mod tests {
             rows.dedup();
             assert_eq!(rows.len(), round.faults.len(), "{round}");
             assert!((1..=MOST_AT_ONCE).contains(&rows.len()));
+            let cut = round.faults.iter().any(Fault::cuts);
+            let slow = |f: &Fault| matches!(f, Fault::SlowDisk { .. });
+            assert!(!(cut && round.faults.iter().any(slow)), "{round}");
         }
     }
 
