@@ -4,8 +4,8 @@ use std::path::Path;
 
 use libcontainer::oci_spec::OciSpecError;
 use libcontainer::oci_spec::runtime::{
-    LinuxCpuBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType,
-    LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder,
+    LinuxCpu, LinuxCpuBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType,
+    LinuxMemory, LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder,
 };
 
 use super::super::cgroup;
@@ -23,27 +23,48 @@ pub(super) fn resources(spec: &ContainerSpec) -> Result<LinuxResources, OciSpecE
     let mut limits = LinuxResourcesBuilder::default()
         .devices(devices()?)
         .pids(LinuxPidsBuilder::default().limit(i64::from(pids)).build()?);
-    if spec.cpu_millis > 0 {
-        let millis = u64::from(spec.cpu_millis);
-        let quota = i64::from(spec.cpu_millis) * CPU_PERIOD.cast_signed() / 1000;
-        limits = limits.cpu(
-            LinuxCpuBuilder::default()
-                .shares((millis * 1024 / 1000).max(2))
-                // The kernel takes no quota under a millisecond.
-                .quota(quota.max(1000))
-                .period(CPU_PERIOD)
-                .build()?,
-        );
+    if let Some(cpu) = cpu(spec)? {
+        limits = limits.cpu(cpu);
     }
-    if spec.memory_bytes > 0 {
-        let bytes = i64::try_from(spec.memory_bytes).unwrap_or(i64::MAX);
-        let mut memory = LinuxMemoryBuilder::default().limit(bytes);
-        if counts_swap() {
-            memory = memory.swap(bytes);
-        }
-        limits = limits.memory(memory.build()?);
+    if let Some(memory) = memory(spec)? {
+        limits = limits.memory(memory);
     }
     limits.build()
+}
+
+fn cpu(spec: &ContainerSpec) -> Result<Option<LinuxCpu>, OciSpecError> {
+    let share = match spec.cpu_request_millis {
+        0 => spec.cpu_millis,
+        request => request,
+    };
+    if share == 0 {
+        return Ok(None);
+    }
+    let mut cpu = LinuxCpuBuilder::default().shares((u64::from(share) * 1024 / 1000).max(2));
+    if spec.cpu_millis > 0 {
+        let quota = i64::from(spec.cpu_millis) * CPU_PERIOD.cast_signed() / 1000;
+        // The kernel takes no quota under a millisecond.
+        cpu = cpu.quota(quota.max(1000)).period(CPU_PERIOD);
+    }
+    cpu.build().map(Some)
+}
+
+fn memory(spec: &ContainerSpec) -> Result<Option<LinuxMemory>, OciSpecError> {
+    if spec.memory_bytes == 0 && spec.memory_request_bytes == 0 {
+        return Ok(None);
+    }
+    let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+    let mut memory = LinuxMemoryBuilder::default();
+    if spec.memory_bytes > 0 {
+        memory = memory.limit(signed(spec.memory_bytes));
+        if counts_swap() {
+            memory = memory.swap(signed(spec.memory_bytes));
+        }
+    }
+    if spec.memory_request_bytes > 0 {
+        memory = memory.reservation(signed(spec.memory_request_bytes));
+    }
+    memory.build().map(Some)
 }
 
 /// Whether version 1 can bound memory and swap together. Under version 2 libcontainer writes no
@@ -90,5 +111,21 @@ mod tests {
         assert_eq!((cpu.quota(), cpu.period()), (Some(25_000), Some(100_000)));
         assert_eq!(limits.memory().unwrap().limit(), Some(64 << 20));
         assert_eq!(limits.pids().unwrap().limit(), 256);
+        assert_eq!(cpu.shares(), Some(256));
+    }
+
+    #[test]
+    fn a_request_is_a_share_and_no_bound() {
+        let mut spec = ContainerSpec::new(InstanceId("a".into()), "/r", "/selvedge/n/a");
+        spec.cpu_request_millis = 500;
+        spec.memory_request_bytes = 32 << 20;
+        let limits = resources(&spec).unwrap();
+        let cpu = limits.cpu().clone().unwrap();
+        assert_eq!((cpu.shares(), cpu.quota()), (Some(512), None));
+        let memory = limits.memory().unwrap();
+        assert_eq!(
+            (memory.reservation(), memory.limit()),
+            (Some(32 << 20), None)
+        );
     }
 }

@@ -5,6 +5,7 @@ mod limits;
 mod mounts;
 mod process;
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use libcontainer::oci_spec::OciSpecError;
@@ -21,7 +22,7 @@ use super::user::Resolved;
 use limits::resources;
 use mounts::mounts;
 use process::process;
-pub use process::{environment, may_add, working_dir};
+pub use process::{check_ulimits, environment, may_add, working_dir};
 
 const MASKED: [&str; 12] = [
     "/proc/acpi",
@@ -76,10 +77,19 @@ fn linux(spec: &ContainerSpec) -> Result<Linux, OciSpecError> {
         .namespaces(namespaces(spec)?)
         .cgroups_path(spec.cgroup.clone())
         .resources(resources(spec)?)
+        .sysctl(sysctls(spec))
         .seccomp(seccomp::profile()?)
         .masked_paths(MASKED.map(str::to_owned).to_vec())
         .readonly_paths(read_only)
         .build()
+}
+
+/// Kernel settings of namespaces made with the container. Those of a network that is there before
+/// it are the shim's to set.
+fn sysctls(spec: &ContainerSpec) -> HashMap<String, String> {
+    let made_here = |name: &str| spec.netns.is_none() || !name.starts_with("net.");
+    let all = spec.sysctls.iter().filter(|(name, _)| made_here(name));
+    all.cloned().collect()
 }
 
 fn namespaces(spec: &ContainerSpec) -> Result<Vec<LinuxNamespace>, OciSpecError> {

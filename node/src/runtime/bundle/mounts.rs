@@ -6,7 +6,7 @@ use libcontainer::oci_spec::OciSpecError;
 use libcontainer::oci_spec::runtime::{Mount, MountBuilder};
 
 use super::super::cgroup::{self, Cgroup};
-use super::super::spec::ContainerSpec;
+use super::super::spec::{ContainerSpec, DEFAULT_TMPFS};
 
 /// Version 1 controllers whose limits a container may read below `/sys/fs/cgroup`.
 const SHOWN_CONTROLLERS: [&str; 5] = ["cpu", "cpuacct", "cpuset", "memory", "pids"];
@@ -37,7 +37,13 @@ pub(super) fn mounts(spec: &ContainerSpec, etc: &Path) -> Result<Vec<Mount>, Oci
             "/dev/shm",
             "tmpfs",
             "shm",
-            &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"],
+            &[
+                "nosuid",
+                "noexec",
+                "nodev",
+                "mode=1777",
+                &size(spec.shm_bytes),
+            ],
         )?,
         mount(
             "/dev/mqueue",
@@ -53,7 +59,12 @@ pub(super) fn mounts(spec: &ContainerSpec, etc: &Path) -> Result<Vec<Mount>, Oci
         )?,
     ];
     all.extend(cgroup_mounts(spec)?);
-    if spec.read_only_root {
+    for folder in &spec.tmpfs {
+        let options = ["nosuid", "nodev", "mode=1777", &size(folder.size_bytes)];
+        all.push(mount(&folder.path, "tmpfs", "tmpfs", &options)?);
+    }
+    let own_tmp = spec.tmpfs.iter().any(|folder| folder.path == "/tmp");
+    if spec.read_only_root && !own_tmp {
         // The runtime contract: /tmp is writable whatever the root is.
         all.push(mount(
             "/tmp",
@@ -70,6 +81,12 @@ pub(super) fn mounts(spec: &ContainerSpec, etc: &Path) -> Result<Vec<Mount>, Oci
         all.push(bind(&wanted.source, &wanted.destination, wanted.read_only)?);
     }
     Ok(all)
+}
+
+/// How large a folder in memory may grow, as its mount's option.
+fn size(bytes: u64) -> String {
+    let bytes = if bytes == 0 { DEFAULT_TMPFS } else { bytes };
+    format!("size={bytes}")
 }
 
 /// The container's own limits, to read. Under version 1 libcontainer's cgroup mount would be

@@ -1,6 +1,6 @@
 //! The container's program: its user, environment, capabilities and rlimits.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use libcontainer::oci_spec::OciSpecError;
@@ -8,6 +8,7 @@ use libcontainer::oci_spec::runtime::{
     Capability, LinuxCapabilities, LinuxCapabilitiesBuilder, PosixRlimit, PosixRlimitBuilder,
     PosixRlimitType, Process, ProcessBuilder, UserBuilder,
 };
+use rustix::process::{Resource, getrlimit};
 
 use super::super::spec::ContainerSpec;
 use super::super::user::Resolved;
@@ -57,7 +58,7 @@ pub(super) fn process(spec: &ContainerSpec, user: &Resolved) -> Result<Process, 
         .cwd(working_dir(spec))
         .no_new_privileges(true)
         .capabilities(capabilities(user)?)
-        .rlimits(rlimits()?)
+        .rlimits(rlimits(spec)?)
         .build()
 }
 
@@ -70,8 +71,7 @@ pub fn working_dir(spec: &ContainerSpec) -> PathBuf {
 /// `NAME=value` once per name. libcontainer would otherwise ask the image's own libc for HOME.
 #[must_use]
 pub fn environment(spec: &ContainerSpec, home: &str) -> Vec<String> {
-    let mut env: std::collections::BTreeMap<&str, &str> =
-        [("PATH", DEFAULT_PATH), ("HOME", home)].into();
+    let mut env: BTreeMap<&str, &str> = [("PATH", DEFAULT_PATH), ("HOME", home)].into();
     for (name, value) in &spec.env {
         if !(value.is_empty() && matches!(name.as_str(), "PATH" | "HOME")) {
             env.insert(name, value);
@@ -96,26 +96,65 @@ fn capabilities(user: &Resolved) -> Result<LinuxCapabilities, OciSpecError> {
         .build()
 }
 
-/// Limits no higher than the shim's own: raising them takes a capability a node may lack.
-fn rlimits() -> Result<Vec<PosixRlimit>, OciSpecError> {
-    let own = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
-    let files = own.unwrap_or(OPEN_FILES).min(OPEN_FILES);
-    let limit = |typ, value: u64| {
-        PosixRlimitBuilder::default()
-            .typ(typ)
-            .hard(value)
-            .soft(value)
-            .build()
-    };
-    Ok(vec![
-        limit(PosixRlimitType::RlimitNofile, files)?,
-        limit(PosixRlimitType::RlimitCore, 0)?,
-    ])
+/// What a ulimit is to the configuration and to the kernel.
+fn kind(name: &str) -> Option<(PosixRlimitType, Resource)> {
+    Some(match name {
+        "core" => (PosixRlimitType::RlimitCore, Resource::Core),
+        "memlock" => (PosixRlimitType::RlimitMemlock, Resource::Memlock),
+        "msgqueue" => (PosixRlimitType::RlimitMsgqueue, Resource::Msgqueue),
+        "nofile" => (PosixRlimitType::RlimitNofile, Resource::Nofile),
+        "nproc" => (PosixRlimitType::RlimitNproc, Resource::Nproc),
+        "sigpending" => (PosixRlimitType::RlimitSigpending, Resource::Sigpending),
+        "stack" => (PosixRlimitType::RlimitStack, Resource::Stack),
+        _ => return None,
+    })
+}
+
+/// Whether this node may give the container its ulimits: none above the node's own, for raising
+/// them takes a capability a node may lack.
+///
+/// # Errors
+/// A sentence naming the first it may not.
+pub fn check_ulimits(spec: &ContainerSpec) -> Result<(), String> {
+    for ulimit in &spec.ulimits {
+        let Some((_, resource)) = kind(&ulimit.name) else {
+            return Err(format!("`{}` is no limit that can be set", ulimit.name));
+        };
+        let own = getrlimit(resource).maximum.unwrap_or(u64::MAX);
+        if ulimit.hard > own {
+            return Err(format!(
+                "{} {} is above this node's own {own}: lower it, or raise it for the daemon",
+                ulimit.name, ulimit.hard
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Open files no more than the shim itself may have, no core dumps, and what the service asks for.
+fn rlimits(spec: &ContainerSpec) -> Result<Vec<PosixRlimit>, OciSpecError> {
+    let own = getrlimit(Resource::Nofile).maximum.unwrap_or(OPEN_FILES);
+    let files = own.min(OPEN_FILES);
+    let mut wanted = BTreeMap::from([("nofile", (files, files)), ("core", (0, 0))]);
+    for ulimit in &spec.ulimits {
+        wanted.insert(&ulimit.name, (ulimit.soft, ulimit.hard));
+    }
+    wanted
+        .into_iter()
+        .filter_map(|(name, bounds)| Some((kind(name)?.0, bounds)))
+        .map(|(typ, (soft, hard))| {
+            PosixRlimitBuilder::default()
+                .typ(typ)
+                .soft(soft)
+                .hard(hard)
+                .build()
+        })
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use scheduler::model::InstanceId;
+    use scheduler::model::{InstanceId, Ulimit};
 
     use super::*;
 
@@ -161,5 +200,35 @@ mod tests {
             spec.env.push((name.into(), value.into()));
         }
         assert_eq!(environment(&spec, "/h"), ["A=2", "HOME=/h", "PATH=/bin"]);
+    }
+
+    #[test]
+    fn ulimits_come_over_the_defaults_and_never_above_the_nodes_own() {
+        let limit = |name: &str, soft, hard| Ulimit {
+            name: name.into(),
+            soft,
+            hard,
+        };
+        let mut spec = spec();
+        spec.ulimits = vec![limit("nofile", 64, 128), limit("nproc", 7, 7)];
+        assert_eq!(check_ulimits(&spec), Ok(()));
+        let set: Vec<_> = rlimits(&spec)
+            .unwrap()
+            .iter()
+            .map(|l| (l.typ(), l.soft(), l.hard()))
+            .collect();
+        assert_eq!(
+            set,
+            [
+                (PosixRlimitType::RlimitCore, 0, 0),
+                (PosixRlimitType::RlimitNofile, 64, 128),
+                (PosixRlimitType::RlimitNproc, 7, 7),
+            ]
+        );
+        let own = getrlimit(Resource::Nofile).maximum.unwrap();
+        spec.ulimits = vec![limit("nofile", 64, own + 1)];
+        let said = check_ulimits(&spec).unwrap_err();
+        let want = format!("nofile {} is above this node's own {own}", own + 1);
+        assert!(said.starts_with(&want), "{said}");
     }
 }
