@@ -12,7 +12,7 @@ use scheduler::place::{self, Receipt};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::files::{Files, InstanceRecord};
-use super::probe::Question;
+use super::probe::{Asked, Question};
 use super::record::{self, Moment};
 use super::steps::{Prepared, Tools, service_address};
 use super::{AgentParts, RecordBase};
@@ -45,7 +45,7 @@ pub(super) enum Input {
     Stop(InstanceId),
     Prepared(InstanceId, Result<Prepared, FailReason>),
     Launched(InstanceId, Result<(), FailReason>),
-    Probed(InstanceId, bool),
+    Probed(InstanceId, Result<(), String>),
     Exited(InstanceId, Exit, String),
     Drained(InstanceId),
     Removed(InstanceId),
@@ -128,7 +128,7 @@ impl Driver {
                     Some(input) => {
                         // Comes a thousand times a second and says nothing new to others; what
                         // follows from the last of them, a removal, comes as an input too.
-                        let routine = matches!(input, Input::Probed(_, false));
+                        let routine = matches!(input, Input::Probed(_, Err(_)));
                         self.on_input(input);
                         if routine {
                             continue;
@@ -163,7 +163,13 @@ impl Driver {
                 }
                 self.node.on_launched(now, &id, result)
             }
-            Input::Probed(id, ready) => self.node.on_probe(now, &id, ready),
+            Input::Probed(id, answer) => {
+                let ready = answer.is_ok();
+                if let Err(said) = answer {
+                    self.node.heard(&id, said);
+                }
+                self.node.on_probe(now, &id, ready)
+            }
             Input::Exited(id, exit, said) => {
                 tracing::info!(instance = %id, code = exit.code, oom = exit.oom, "exited");
                 self.node.on_exit(now, &id, &exit, &said)
@@ -298,13 +304,18 @@ impl Driver {
         };
         let Some(address) = work.address else { return };
         let question = Question::of(&work.record.revision.spec);
-        let address = service_address(address, &work.record.revision);
+        let whom = Asked {
+            service: service_address(address, &work.record.revision),
+            runtime: self.tools.runtime.clone(),
+            id,
+        };
         self.spawn(async move {
             if after_ms > 0 {
-                tokio::time::sleep(Duration::from_millis(after_ms)).await;
+                let pause = after_ms.max(question.pause_ms());
+                tokio::time::sleep(Duration::from_millis(pause)).await;
             }
-            let ready = question.ask(address).await;
-            Input::Probed(id, ready)
+            let answer = question.ask(&whom).await;
+            Input::Probed(whom.id, answer)
         });
     }
 

@@ -5,6 +5,7 @@
 mod adopt;
 mod capacity;
 mod driver;
+mod expand;
 mod files;
 mod probe;
 mod record;

@@ -3,10 +3,12 @@
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use scheduler::model::{Container, FailReason, InstanceId, ProbeAction, Revision, RevisionSpec};
+use scheduler::model::{Container, FailReason, InstanceId, Revision, RevisionSpec, parse_signal};
+use scheduler::registry::limits;
 
+use super::expand::expand;
 use crate::image::ImageConfig;
-use crate::runtime::{ContainerSpec, parse_signal};
+use crate::runtime::ContainerSpec;
 
 /// Where one instance's parts are.
 pub(super) struct Parts<'a> {
@@ -20,13 +22,6 @@ pub(super) struct Parts<'a> {
 /// What of a service this node cannot give; refused when it is deployed, never ignored.
 pub fn unsupported(spec: &RevisionSpec) -> Option<&'static str> {
     let container = spec.main()?;
-    let readiness = container.readiness.as_ref().map(|probe| &probe.action);
-    if matches!(
-        readiness,
-        Some(ProbeAction::Grpc { .. } | ProbeAction::Exec { .. })
-    ) {
-        return Some("readiness: only http and tcp probes are understood");
-    }
     if container.liveness.is_some() || container.startup.is_some() {
         return Some("liveness and startup probes are not understood; use readiness");
     }
@@ -45,85 +40,153 @@ pub(super) fn container(
     parts: &Parts<'_>,
 ) -> Result<ContainerSpec, FailReason> {
     let Some(container) = revision.spec.main() else {
-        let message = "the revision names no container".to_owned();
-        return Err(FailReason {
-            code: "BadSpec".to_owned(),
-            message,
-        });
+        return Err(bad("the revision names no container"));
     };
     let mut spec = ContainerSpec::new(parts.id.clone(), parts.rootfs, &parts.cgroup);
     spec.netns = Some(parts.netns.to_owned());
     spec.address = Some(parts.address.into());
-    spec.args = command(container, image);
-    spec.env = environment(revision, container, image);
+    let env = environment(revision, container)?;
+    spec.args = command(container, image, &env);
+    spec.env = image.env.iter().filter_map(split).chain(env).collect();
+    check_size(&spec)?;
     spec.cwd = container
         .working_dir
         .clone()
         .unwrap_or_else(|| image.working_dir.clone());
     spec.user = user(container, image);
-    spec.cpu_millis = container.cpu_millis;
-    spec.memory_bytes = container.memory_bytes;
-    spec.pids = container.pids;
+    spec.groups
+        .clone_from(&container.security.supplemental_groups);
     spec.read_only_root = container.security.read_only_root_filesystem;
     spec.add_capabilities
         .clone_from(&container.security.add_capabilities);
-    if let Some(signal) = parse_signal(&image.stop_signal) {
+    limit(&mut spec, container);
+    name(&mut spec, &revision.spec);
+    spec.init = container.init;
+    let signal = container.stop_signal.as_ref().unwrap_or(&image.stop_signal);
+    if let Some(signal) = parse_signal(signal) {
         spec.stop_signal = signal;
     }
     Ok(spec)
 }
 
-/// Kubernetes' rule: `command` replaces the entrypoint and, with it, the image's arguments; `args`
-/// replaces those alone.
-fn command(container: &Container, image: &ImageConfig) -> Vec<String> {
-    let (head, tail) = match (container.command.is_empty(), container.args.is_empty()) {
-        (true, true) => (&image.entrypoint, &image.cmd),
-        (true, false) => (&image.entrypoint, &container.args),
-        (false, _) => (&container.command, &container.args),
-    };
-    head.iter().chain(tail).cloned().collect()
+fn limit(spec: &mut ContainerSpec, container: &Container) {
+    spec.cpu_millis = container.cpu_millis;
+    spec.cpu_request_millis = container.cpu_request_millis;
+    spec.memory_bytes = container.memory_bytes;
+    spec.memory_request_bytes = container.memory_request_bytes;
+    spec.pids = container.pids;
+    spec.io = container.io;
+    spec.ulimits.clone_from(&container.ulimits);
+    spec.tmpfs.clone_from(&container.tmpfs);
+    spec.shm_bytes = container.shm_bytes;
 }
 
-/// The image's variables, then what the platform promises, then the service's own, later ones
-/// winning; `PORT` and the `K_` names are the platform's and cannot be overridden.
+/// What it calls itself, what it calls others, and its network's settings.
+fn name(spec: &mut ContainerSpec, revision: &RevisionSpec) {
+    if let Some(hostname) = &revision.hostname {
+        spec.hostname.clone_from(hostname);
+    }
+    spec.host_aliases.clone_from(&revision.host_aliases);
+    if !revision.dns.servers.is_empty() {
+        spec.nameservers.clone_from(&revision.dns.servers);
+    }
+    spec.dns_search.clone_from(&revision.dns.search);
+    spec.dns_options.clone_from(&revision.dns.options);
+    let sysctls = revision.sysctls.iter();
+    spec.sysctls = sysctls.map(|(k, v)| (k.clone(), v.clone())).collect();
+}
+
+fn bad(message: impl Into<String>) -> FailReason {
+    FailReason {
+        code: "BadSpec".to_owned(),
+        message: message.into(),
+    }
+}
+
+/// References may make more of the words than was written down; the kernel takes so much.
+fn check_size(spec: &ContainerSpec) -> Result<(), FailReason> {
+    let words = spec.args.iter().map(|word| word.len() + 1);
+    let vars = spec.env.iter().map(|(k, v)| k.len() + v.len() + 2);
+    let bytes: usize = words.chain(vars).sum();
+    if bytes > limits::EXEC_BYTES {
+        return Err(bad(format!(
+            "command, arguments and environment have {bytes} bytes, above Linux's {}",
+            limits::EXEC_BYTES
+        )));
+    }
+    Ok(())
+}
+
+/// Kubernetes' rule: `command` replaces the entrypoint and, with it, the image's arguments; `args`
+/// replaces those alone. References in the service's own words are replaced, in the image's not.
+fn command(container: &Container, image: &ImageConfig, env: &[(String, String)]) -> Vec<String> {
+    let value_of = |name: &str| value_of(env, name);
+    let own = |words: &[String]| -> Vec<String> {
+        words.iter().map(|word| expand(word, value_of)).collect()
+    };
+    let (head, tail) = match (container.command.is_empty(), container.args.is_empty()) {
+        (true, true) => (image.entrypoint.clone(), image.cmd.clone()),
+        (true, false) => (image.entrypoint.clone(), own(&container.args)),
+        (false, _) => (own(&container.command), own(&container.args)),
+    };
+    head.into_iter().chain(tail).collect()
+}
+
+/// What the platform promises and the service's own variables, in which what stands before them
+/// may be named; `PORT` and the `K_` names are the platform's and cannot be overridden.
 fn environment(
     revision: &Revision,
     container: &Container,
-    image: &ImageConfig,
-) -> Vec<(String, String)> {
-    let split = |text: &String| {
-        text.split_once('=')
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-    };
-    let own = container
-        .env
-        .iter()
-        .map(|e| (e.name.clone(), e.value.clone()));
+) -> Result<Vec<(String, String)>, FailReason> {
     let platform = [
         ("PORT", revision.spec.port().container_port.to_string()),
         ("K_SERVICE", revision.service.name.to_string()),
         ("K_CONFIGURATION", revision.service.name.to_string()),
         ("K_REVISION", revision.key.name.to_string()),
     ];
-    let platform = platform
-        .into_iter()
-        .map(|(name, value)| (name.to_owned(), value));
-    image
-        .env
-        .iter()
-        .filter_map(split)
-        .chain(own)
-        .chain(platform)
-        .collect()
+    let mut env: Vec<_> = platform
+        .map(|(name, value)| (name.to_owned(), value))
+        .into();
+    let mut bytes = 0;
+    for var in &container.env {
+        let value = expand(&var.value, |name| value_of(&env, name));
+        // A few that name each other could fill the memory.
+        bytes += value.len();
+        if bytes > limits::EXEC_BYTES {
+            let name = &var.name;
+            return Err(bad(format!("env.{name}: its references make it too long")));
+        }
+        env.push((var.name.clone(), value));
+    }
+    // The platform's last, so that they win.
+    env.rotate_left(PLATFORM);
+    Ok(env)
 }
 
+/// Variables the platform sets.
+const PLATFORM: usize = 4;
+
+fn value_of<'a>(env: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    let known = env.iter().find(|(known, _)| known == name);
+    known.map(|(_, value)| value.as_str())
+}
+
+fn split(text: &String) -> Option<(String, String)> {
+    let (name, value) = text.split_once('=')?;
+    Some((name.to_owned(), value.to_owned()))
+}
+
+/// `user:group` of names and numbers, the image's where the service names none.
 fn user(container: &Container, image: &ImageConfig) -> String {
-    match (
-        container.security.run_as_user,
-        container.security.run_as_group,
-    ) {
+    let asked = &container.security;
+    let text = |number: Option<u32>, name: &Option<String>| {
+        number.map_or_else(|| name.clone(), |number| Some(number.to_string()))
+    };
+    let user = text(asked.run_as_user, &asked.run_as_user_name);
+    let group = text(asked.run_as_group, &asked.run_as_group_name);
+    match (user, group) {
         (None, None) => image.user.clone(),
-        (Some(user), None) => user.to_string(),
+        (Some(user), None) => user,
         (Some(user), Some(group)) => format!("{user}:{group}"),
         (None, Some(group)) => {
             let user = image
@@ -140,7 +203,8 @@ fn user(container: &Container, image: &ImageConfig) -> String {
 #[cfg(test)]
 mod tests {
     use scheduler::model::{
-        EnvVar, ImagePin, Name, RevisionKey, RevisionState, SecurityContext, ServiceKey, UnixMs,
+        EnvVar, ImagePin, Name, RevisionKey, RevisionState, SecurityContext, ServiceKey, Tmpfs,
+        UnixMs,
     };
 
     use super::*;
@@ -183,6 +247,10 @@ mod tests {
     }
 
     fn built(container: Container) -> ContainerSpec {
+        of(&revision(container))
+    }
+
+    fn of(revision: &Revision) -> ContainerSpec {
         let id = InstanceId("web-00001-a".into());
         let parts = Parts {
             id: &id,
@@ -191,7 +259,7 @@ mod tests {
             address: Ipv4Addr::new(10, 201, 0, 2),
             cgroup: "/selvedge/par-1/web-00001-a".into(),
         };
-        super::container(&revision(container), &image(), &parts).unwrap()
+        super::container(revision, &image(), &parts).unwrap()
     }
 
     #[test]
@@ -233,6 +301,92 @@ mod tests {
         assert_eq!(last("LOG"), Some("mine"));
         assert_eq!(last("PORT"), Some("8080"));
         assert_eq!(last("K_REVISION"), Some("web-00001"));
+    }
+
+    #[test]
+    fn references_see_what_stands_before_them_and_the_platforms_words() {
+        let var = |name: &str, value: &str| EnvVar {
+            name: name.into(),
+            value: value.into(),
+            secret: None,
+        };
+        let spec = built(Container {
+            env: vec![
+                var("EARLY", "$(LATE)"),
+                var("LATE", "late"),
+                var("URL", "http://x:$(PORT)/$(LATE)"),
+            ],
+            args: vec!["$(URL)".into(), "$$(URL)".into(), "$(LOG)".into()],
+            ..Container::default()
+        });
+        // The image's variables are not known before its container runs.
+        let want = ["/entry", "http://x:8080/late", "$(URL)", "$(LOG)"];
+        assert_eq!(spec.args, want);
+        let has = |name: &str, value: &str| {
+            let pair = (name.to_owned(), value.to_owned());
+            assert!(spec.env.contains(&pair), "{pair:?}");
+        };
+        has("EARLY", "$(LATE)");
+        has("URL", "http://x:8080/late");
+    }
+
+    #[test]
+    fn references_cannot_fill_the_memory() {
+        let ten = |name: &str| format!("$({name})").repeat(10);
+        let mut env = vec![("V0".to_owned(), "x".repeat(10))];
+        for n in 1..20 {
+            env.push((format!("V{n}"), ten(&format!("V{}", n - 1))));
+        }
+        let env = env.into_iter().map(|(name, value)| EnvVar {
+            name,
+            value,
+            secret: None,
+        });
+        let container = Container {
+            env: env.collect(),
+            ..Container::default()
+        };
+        let refused = environment(&revision(container.clone()), &container).unwrap_err();
+        assert_eq!(refused.message, "env.V5: its references make it too long");
+    }
+
+    #[test]
+    fn what_a_service_asks_of_its_sandbox_reaches_the_container() {
+        let mut revision = revision(Container {
+            cpu_request_millis: 100,
+            init: true,
+            stop_signal: Some("USR1".into()),
+            tmpfs: vec![Tmpfs {
+                path: "/cache".into(),
+                size_bytes: 1,
+            }],
+            security: SecurityContext {
+                run_as_user_name: Some("web".into()),
+                run_as_group: Some(8),
+                supplemental_groups: vec!["adm".into()],
+                ..SecurityContext::default()
+            },
+            ..Container::default()
+        });
+        let asked = &mut revision.spec;
+        asked.hostname = Some("db".into());
+        asked.dns.servers = vec!["9.9.9.9".parse().unwrap()];
+        asked.sysctls = [("net.ipv4.tcp_syncookies".into(), "1".into())].into();
+        let spec = of(&revision);
+        assert_eq!(
+            (spec.user.as_str(), spec.groups[0].as_str()),
+            ("web:8", "adm")
+        );
+        assert_eq!((spec.cpu_request_millis, spec.init), (100, true));
+        assert_eq!(
+            spec.stop_signal,
+            libc::SIGUSR1,
+            "the service's, not the image's"
+        );
+        assert_eq!(spec.tmpfs[0].path, "/cache");
+        assert_eq!(spec.hostname, "db");
+        assert_eq!(spec.nameservers.len(), 1);
+        assert_eq!(spec.sysctls.len(), 1);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod adopt;
 mod bundle;
 pub mod cgroup;
+mod disk;
 pub mod fake;
 pub mod logs;
 pub mod process;
@@ -25,7 +26,7 @@ use async_trait::async_trait;
 use scheduler::model::{Exit, FailReason, InstanceId};
 
 pub use shims::{Shims, ShimsConfig};
-pub use spec::{BindMount, ContainerSpec, DEFAULT_PIDS, is_safe_id, parse_signal};
+pub use spec::{BindMount, ContainerSpec, DEFAULT_PIDS, is_safe_id};
 pub use wire::{FailCode, Failure};
 
 /// What runs containers.

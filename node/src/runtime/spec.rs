@@ -6,11 +6,14 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use scheduler::model::InstanceId;
+use scheduler::model::{HostAlias, InstanceId, IoLimits, Tmpfs, Ulimit};
 use serde::{Deserialize, Serialize};
 
 /// Process limit of a container that asked for none.
 pub const DEFAULT_PIDS: u32 = 256;
+
+/// Size of `/dev/shm` and of a folder in memory that asked for none.
+pub const DEFAULT_TMPFS: u64 = 64 << 20;
 
 /// One container, complete: nothing is looked up elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +49,37 @@ pub struct ContainerSpec {
     pub mounts: Vec<BindMount>,
     /// What asks the program to end; SIGTERM when the image names none.
     pub stop_signal: i32,
+    /// Further groups of its user, by number or by the image's names.
+    #[serde(default)]
+    pub groups: Vec<String>,
+    /// Decides its share of CPU when there is not enough for all; 0 is its limit.
+    #[serde(default)]
+    pub cpu_request_millis: u32,
+    /// Memory left to it when the node runs short; 0 is none.
+    #[serde(default)]
+    pub memory_request_bytes: u64,
+    #[serde(default)]
+    pub io: IoLimits,
+    #[serde(default)]
+    pub ulimits: Vec<Ulimit>,
+    #[serde(default)]
+    pub tmpfs: Vec<Tmpfs>,
+    /// Size of `/dev/shm`; 0 is [`DEFAULT_TMPFS`].
+    #[serde(default)]
+    pub shm_bytes: u64,
+    /// Kernel settings of the container's own namespaces, name and value.
+    #[serde(default)]
+    pub sysctls: Vec<(String, String)>,
+    #[serde(default)]
+    pub host_aliases: Vec<HostAlias>,
+    /// The search list and the options of its resolver.
+    #[serde(default)]
+    pub dns_search: Vec<String>,
+    #[serde(default)]
+    pub dns_options: Vec<String>,
+    /// A first process that reaps orphans and passes signals on to the program.
+    #[serde(default)]
+    pub init: bool,
 }
 
 /// A host file or folder shown to the container.
@@ -81,6 +115,18 @@ impl ContainerSpec {
             add_capabilities: Vec::new(),
             mounts: Vec::new(),
             stop_signal: libc::SIGTERM,
+            groups: Vec::new(),
+            cpu_request_millis: 0,
+            memory_request_bytes: 0,
+            io: IoLimits::default(),
+            ulimits: Vec::new(),
+            tmpfs: Vec::new(),
+            shm_bytes: 0,
+            sysctls: Vec::new(),
+            host_aliases: Vec::new(),
+            dns_search: Vec::new(),
+            dns_options: Vec::new(),
+            init: false,
         }
     }
 
@@ -112,12 +158,34 @@ impl ContainerSpec {
         if !is_plain_absolute(&self.cgroup) {
             return Err(format!("`{}` is no cgroup path", self.cgroup.display()));
         }
-        if let Some(m) = self
+        let mut targets = self
             .mounts
             .iter()
-            .find(|m| !is_plain_absolute(&m.destination))
-        {
-            return Err(format!("`{}` is no mount path", m.destination.display()));
+            .map(|m| m.destination.as_path())
+            .chain(self.tmpfs.iter().map(|t| Path::new(&t.path)));
+        if let Some(target) = targets.find(|target| !is_plain_absolute(target)) {
+            return Err(format!("`{}` is no mount path", target.display()));
+        }
+        if self.hostname.is_empty() || self.hostname.len() > MAX_HOSTNAME {
+            return Err(format!("`{}` is no host's name", self.hostname));
+        }
+        // One line of a file each: what the registry took in has none of these.
+        let words = self
+            .host_aliases
+            .iter()
+            .flat_map(|alias| &alias.names)
+            .chain(&self.dns_search)
+            .chain(&self.dns_options);
+        for word in words.chain([&self.hostname]) {
+            if word.contains(char::is_whitespace) || word.contains(char::is_control) {
+                return Err(format!(
+                    "`{}` cannot be written to /etc",
+                    word.escape_debug()
+                ));
+            }
+        }
+        if let Some((name, _)) = self.sysctls.iter().find(|(name, _)| !is_sysctl(name)) {
+            return Err(format!("`{name}` is no kernel setting of a container"));
         }
         Ok(())
     }
@@ -125,6 +193,14 @@ impl ContainerSpec {
 
 /// Linux' limit on a host name.
 const MAX_HOSTNAME: usize = 63;
+
+/// Whether `name` is one of the settings the kernel keeps per container: never a path that leads
+/// elsewhere in `/proc/sys`.
+fn is_sysctl(name: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_');
+    let own = name.starts_with("net.") || name == "kernel.shm_rmid_forced";
+    own && name.bytes().all(plain) && !name.contains("..")
+}
 
 /// Whether `id` may name a folder, a cgroup and a libcontainer container.
 #[must_use]
@@ -146,57 +222,35 @@ fn is_plain_absolute(path: &Path) -> bool {
         && parts.all(|p| matches!(p, Component::Normal(_)))
 }
 
-/// A signal by its name (`SIGTERM`, `TERM`, `SIGRTMIN+3`) or number, as images write it.
-#[must_use]
-pub fn parse_signal(text: &str) -> Option<i32> {
-    if let Ok(number) = text.parse::<i32>() {
-        return (1..=64).contains(&number).then_some(number);
-    }
-    let upper = text.to_ascii_uppercase();
-    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
-    if let Some(rest) = name.strip_prefix("RTMIN") {
-        let offset = if rest.is_empty() {
-            0
-        } else {
-            rest.strip_prefix('+')?.parse::<i32>().ok()?
-        };
-        return (0..=30).contains(&offset).then_some(34 + offset);
-    }
-    SIGNALS
-        .iter()
-        .find(|(n, _)| *n == name)
-        .map(|(_, number)| *number)
-}
-
-const SIGNALS: &[(&str, i32)] = &[
-    ("HUP", libc::SIGHUP),
-    ("INT", libc::SIGINT),
-    ("QUIT", libc::SIGQUIT),
-    ("KILL", libc::SIGKILL),
-    ("USR1", libc::SIGUSR1),
-    ("USR2", libc::SIGUSR2),
-    ("TERM", libc::SIGTERM),
-    ("WINCH", libc::SIGWINCH),
-    ("PWR", libc::SIGPWR),
-];
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn signals_are_read_as_images_write_them() {
-        for (text, want) in [
-            ("SIGTERM", Some(15)),
-            ("quit", Some(3)),
-            ("9", Some(9)),
-            ("SIGRTMIN+3", Some(37)),
-            ("0", None),
-            ("SIGNOPE", None),
-            ("RTMIN+99", None),
+    fn a_specification_of_an_earlier_daemon_is_read() {
+        let spec = ContainerSpec::new(InstanceId("web-00001-x".into()), "/r", "/selvedge/n/web");
+        let mut stored = serde_json::to_value(&spec).unwrap();
+        let fields = stored.as_object_mut().unwrap();
+        for key in [
+            "groups",
+            "cpuRequestMillis",
+            "memoryRequestBytes",
+            "io",
+            "ulimits",
+            "tmpfs",
+            "shmBytes",
+            "sysctls",
+            "hostAliases",
+            "dnsSearch",
+            "dnsOptions",
+            "init",
         ] {
-            assert_eq!(parse_signal(text), want, "{text}");
+            fields.remove(key).expect(key);
         }
+        assert_eq!(
+            serde_json::from_value::<ContainerSpec>(stored).unwrap(),
+            spec
+        );
     }
 
     #[test]
@@ -208,12 +262,16 @@ mod tests {
             spec
         };
         assert_eq!(good().check(), Ok(()));
-        let bad: [fn(&mut ContainerSpec); 6] = [
+        let bad: [fn(&mut ContainerSpec); 10] = [
             |s| s.id = InstanceId("../x".into()),
             |s| s.args.clear(),
             |s| s.args[0].push('\0'),
             |s| s.env.push(("A=B".into(), String::new())),
             |s| s.cgroup = "/selvedge/../x".into(),
+            |s| s.hostname = "a\nb".into(),
+            |s| s.dns_options.push("a b".into()),
+            |s| s.sysctls.push(("kernel.panic".into(), "1".into())),
+            |s| s.sysctls.push(("net./../kernel/panic".into(), "1".into())),
             |s| {
                 s.mounts.push(BindMount {
                     source: "/x".into(),

@@ -19,11 +19,11 @@ pub struct Resolved {
     pub home: String,
 }
 
-/// Resolves `user` (empty, `name`, `uid`, either with `:group`) in `rootfs`.
+/// Resolves `user` (empty, `name`, `uid`, either with `:group`) and further groups in `rootfs`.
 ///
 /// # Errors
 /// A sentence naming the user or group the image does not have.
-pub fn resolve(rootfs: &Path, user: &str) -> Result<Resolved, String> {
+pub fn resolve(rootfs: &Path, user: &str, further: &[String]) -> Result<Resolved, String> {
     let root = Root::open(rootfs).map_err(|e| {
         format!(
             "the root filesystem {} cannot be read: {e}",
@@ -34,6 +34,7 @@ pub fn resolve(rootfs: &Path, user: &str) -> Result<Resolved, String> {
         &read(&root, "/etc/passwd"),
         &read(&root, "/etc/group"),
         user,
+        further,
     )
 }
 
@@ -83,13 +84,30 @@ fn groups(group: &str) -> impl Iterator<Item = (&str, u32, &str)> {
     })
 }
 
-fn resolve_in(passwd: &str, group: &str, user: &str) -> Result<Resolved, String> {
+/// A group's number: the image's by its name, or the number itself.
+fn gid_of(group: &str, which: &str) -> Result<u32, String> {
+    let named = groups(group).find(|(name, ..)| *name == which);
+    let gid = match named {
+        Some((_, gid, _)) => Some(gid),
+        None => which.parse().ok(),
+    };
+    // The last number stands for "no group" in the kernel's calls.
+    gid.filter(|gid| *gid != u32::MAX)
+        .ok_or_else(|| format!("the image has no group `{which}`"))
+}
+
+fn resolve_in(
+    passwd: &str,
+    group: &str,
+    user: &str,
+    further: &[String],
+) -> Result<Resolved, String> {
     let (who, which) = match user.split_once(':') {
         Some((who, which)) => (who, Some(which)),
         None => (user, None),
     };
     let who = if who.is_empty() { "0" } else { who };
-    let number = who.parse::<u32>().ok();
+    let number = who.parse::<u32>().ok().filter(|uid| *uid != u32::MAX);
     let entry = entries(passwd).find(|e| e.name == who || Some(e.uid) == number);
     let uid = match (&entry, number) {
         (Some(entry), _) => entry.uid,
@@ -98,12 +116,7 @@ fn resolve_in(passwd: &str, group: &str, user: &str) -> Result<Resolved, String>
     };
     let gid = match which {
         None | Some("") => entry.as_ref().map_or(0, |e| e.gid),
-        Some(which) => match groups(group).find(|(name, ..)| *name == which) {
-            Some((_, gid, _)) => gid,
-            None => which
-                .parse()
-                .map_err(|_| format!("the image has no group `{which}`"))?,
-        },
+        Some(which) => gid_of(group, which)?,
     };
     // Like Docker: the groups the user is listed in count only when no group was named.
     let mut extra = Vec::new();
@@ -113,6 +126,12 @@ fn resolve_in(passwd: &str, group: &str, user: &str) -> Result<Resolved, String>
                 .filter(|(.., members)| members.split(',').any(|m| m == entry.name))
                 .map(|(_, gid, _)| gid),
         );
+    }
+    for which in further {
+        let gid = gid_of(group, which)?;
+        if !extra.contains(&gid) {
+            extra.push(gid);
+        }
     }
     let home = entry
         .map(|e| e.home)
@@ -146,9 +165,11 @@ mod tests {
             ("nobody", Err("the image has no user `nobody`")),
             ("www:staff", Err("the image has no group `staff`")),
             ("-1", Err("the image has no user `-1`")),
+            ("4294967295", Err("the image has no user `4294967295`")),
+            ("0:4294967295", Err("the image has no group `4294967295`")),
         ];
         for (user, want) in table {
-            let got = resolve_in(PASSWD, GROUP, user);
+            let got = resolve_in(PASSWD, GROUP, user, &[]);
             let want = want
                 .map(
                     |(uid, gid, groups, home): (u32, u32, Vec<u32>, &str)| Resolved {
@@ -161,5 +182,17 @@ mod tests {
                 .map_err(str::to_owned);
             assert_eq!(got, want, "{user}");
         }
+    }
+
+    #[test]
+    fn further_groups_come_on_top() {
+        let of = |user: &str, further: &[&str]| {
+            let further: Vec<String> = further.iter().map(|g| (*g).to_owned()).collect();
+            resolve_in(PASSWD, GROUP, user, &further).map(|resolved| resolved.groups)
+        };
+        assert_eq!(of("www", &["log", "4", "9000"]), Ok(vec![4, 7, 9000]));
+        assert_eq!(of("www:www", &["adm"]), Ok(vec![4]));
+        let unknown = of("www", &["staff"]);
+        assert_eq!(unknown, Err("the image has no group `staff`".to_owned()));
     }
 }

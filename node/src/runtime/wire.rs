@@ -119,6 +119,8 @@ pub enum FailCode {
     BadUser,
     BadWorkingDir,
     BadCapability,
+    /// A ulimit, a bound on the disk or a kernel setting that this node cannot give.
+    BadLimit,
     BadSpec,
     BadRootfs,
     Mount,

@@ -243,6 +243,13 @@ impl Node {
         })
     }
 
+    /// What a failed probe was told, for the case that the instance fails by it.
+    pub fn heard(&mut self, id: &InstanceId, said: String) {
+        if let Some(slot) = self.slots.get_mut(id) {
+            slot.heard = said;
+        }
+    }
+
     /// A readiness probe's result. Late results, of instances that moved on, are ignored.
     pub fn on_probe(&mut self, now: Now, id: &InstanceId, ready: bool) -> Vec<Effect> {
         let Some(slot) = self.slots.get_mut(id) else {

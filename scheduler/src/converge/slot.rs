@@ -54,6 +54,8 @@ pub(super) struct Slot {
     /// Asked to stop while it was still being prepared or launched.
     pub(super) stopping: bool,
     pub(super) failure: Option<FailReason>,
+    /// What the last failed probe was told.
+    pub(super) heard: String,
 }
 
 impl Slot {
@@ -64,6 +66,7 @@ impl Slot {
             since: now,
             stopping: false,
             failure: None,
+            heard: String::new(),
         }
     }
 
@@ -122,10 +125,13 @@ impl Slot {
     /// Not ready in time. The removal kills it.
     pub(super) fn never_ready(&mut self, now: Now) -> Vec<Effect> {
         let seconds = self.admission.start_deadline_ms / 1000;
-        let message = format!(
+        let mut message = format!(
             "did not become ready within {seconds} s of its start: does it listen on 0.0.0.0:{} (PORT)?",
             self.admission.port
         );
+        if !self.heard.is_empty() {
+            message = format!("{message} Last probe: {}", self.heard);
+        }
         self.fail(
             now,
             FailReason {

@@ -151,8 +151,11 @@ fn failures_say_why() {
     silent.admit(Now(0), admission("a")).unwrap();
     silent.on_prepared(Now(1), &id(), Ok(()));
     silent.on_launched(Now(2), &id(), Ok(()));
+    silent.heard(&id(), "tcp 10.0.0.2:81: connection refused".to_owned());
     assert_eq!(silent.on_probe(Now(30_002), &id(), false), gone);
     fails(&silent, "NeverReady");
+    let message = &silent.failure(&id()).unwrap().message;
+    assert!(message.ends_with("Last probe: tcp 10.0.0.2:81: connection refused"));
 }
 
 #[test]

@@ -7,7 +7,9 @@ mod ids;
 mod instance;
 mod node;
 mod revision;
+mod sandbox;
 mod service;
+mod signal;
 pub mod units;
 
 pub use ids::{
@@ -16,8 +18,10 @@ pub use ids::{
 pub use instance::{Exit, FailReason, InstanceReport, InstanceState};
 pub use node::{Demand, NodeIdentity, NodeRecord, Resources, Role};
 pub use revision::{ImagePin, Revision, RevisionState};
+pub use sandbox::{Dns, HostAlias, IoLimits, Tmpfs, Ulimit};
 pub use service::{
     Container, ContainerPort, EnvVar, Meta, PlacementRules, Probe, ProbeAction, Protocol,
     RevisionSpec, Scale, SecurityContext, Service, ServiceStatus, Spread, TrafficTarget, Volume,
     VolumeMount, VolumeSource,
 };
+pub use signal::parse_signal;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Name, RevisionKey, ServiceKey, UnixMs};
+use super::{Dns, HostAlias, IoLimits, Name, RevisionKey, ServiceKey, Tmpfs, Ulimit, UnixMs};
 
 /// A service as stored in the registry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +58,16 @@ pub struct RevisionSpec {
     pub termination_grace_seconds: u32,
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
+    /// The name the container finds itself under; the instance's where there is none.
+    #[serde(default)]
+    pub hostname: Option<String>,
+    #[serde(default)]
+    pub host_aliases: Vec<HostAlias>,
+    #[serde(default)]
+    pub dns: Dns,
+    /// Kernel settings of the container's own namespaces.
+    #[serde(default)]
+    pub sysctls: BTreeMap<String, String>,
 }
 
 impl Default for RevisionSpec {
@@ -72,6 +82,10 @@ impl Default for RevisionSpec {
             termination_grace_seconds: 10,
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
+            hostname: None,
+            host_aliases: Vec::new(),
+            dns: Dns::default(),
+            sysctls: BTreeMap::new(),
         }
     }
 }
@@ -102,6 +116,27 @@ pub struct Container {
     pub security: SecurityContext,
     /// `Always`, `IfNotPresent` or `Never`; empty is `IfNotPresent`.
     pub image_pull_policy: String,
+    /// Its share of CPU when there is not enough for all, and what placement counts; 0 is its limit.
+    #[serde(default)]
+    pub cpu_request_millis: u32,
+    /// Memory left to it when the node runs short, and what placement counts; 0 is its limit.
+    #[serde(default)]
+    pub memory_request_bytes: u64,
+    #[serde(default)]
+    pub io: IoLimits,
+    #[serde(default)]
+    pub ulimits: Vec<Ulimit>,
+    #[serde(default)]
+    pub tmpfs: Vec<Tmpfs>,
+    /// Size of `/dev/shm`; 0 is 64 MiB.
+    #[serde(default)]
+    pub shm_bytes: u64,
+    /// A first process that reaps orphans and passes signals on to the program.
+    #[serde(default)]
+    pub init: bool,
+    /// What asks it to end (`SIGQUIT`); the image's or SIGTERM where there is none.
+    #[serde(default)]
+    pub stop_signal: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -148,18 +183,15 @@ pub enum ProbeAction {
     Http {
         path: String,
         port: u16,
+        #[serde(default)]
+        headers: BTreeMap<String, String>,
     },
     /// Connect to `port` (0: the service's port).
-    Tcp {
-        port: u16,
-    },
-    Grpc {
-        port: u16,
-        service: String,
-    },
-    Exec {
-        command: Vec<String>,
-    },
+    Tcp { port: u16 },
+    /// `grpc.health.v1.Health/Check` of `service` (empty: the server as a whole) on `port`.
+    Grpc { port: u16, service: String },
+    /// A command in the container; exit code 0 is a success.
+    Exec { command: Vec<String> },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -195,6 +227,14 @@ pub struct SecurityContext {
     pub read_only_root_filesystem: bool,
     /// Capabilities asked for beyond none, e.g. `NET_BIND_SERVICE`.
     pub add_capabilities: Vec<String>,
+    /// In place of the numbers: names the image's own `/etc/passwd` and `/etc/group` know.
+    #[serde(default)]
+    pub run_as_user_name: Option<String>,
+    #[serde(default)]
+    pub run_as_group_name: Option<String>,
+    /// Further groups, by number or by the image's names.
+    #[serde(default)]
+    pub supplemental_groups: Vec<String>,
 }
 
 /// Where instances may run.

@@ -57,17 +57,18 @@ pub struct Ask {
 /// What one instance reserves on its node.
 #[must_use]
 pub fn needs(spec: &RevisionSpec) -> Resources {
-    let or = |asked, default| if asked == 0 { default } else { asked };
-    let (cpu, memory) = spec
-        .main()
-        .map_or((0, 0), |c| (c.cpu_millis, c.memory_bytes));
+    let first = |asked: [u64; 2], default| asked.into_iter().find(|n| *n > 0).unwrap_or(default);
+    let (cpu, memory) = spec.main().map_or(([0; 2], [0; 2]), |c| {
+        (
+            [c.cpu_request_millis.into(), c.cpu_millis.into()],
+            [c.memory_request_bytes, c.memory_bytes],
+        )
+    });
     Resources {
-        cpu_millis: or(cpu, DEFAULT_CPU_MILLIS),
-        memory_bytes: if memory == 0 {
-            DEFAULT_MEMORY_BYTES
-        } else {
-            memory
-        },
+        cpu_millis: first(cpu, DEFAULT_CPU_MILLIS.into())
+            .try_into()
+            .unwrap_or(u32::MAX),
+        memory_bytes: first(memory, DEFAULT_MEMORY_BYTES),
         instances: 1,
     }
 }

@@ -8,9 +8,13 @@ mod members;
 mod size;
 mod validate;
 mod validate_container;
+mod validate_probe;
+mod validate_sandbox;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod validate_sandbox_tests;
 #[cfg(test)]
 mod validate_tests;
 

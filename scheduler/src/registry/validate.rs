@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use super::size::written_size;
 use super::validate_container::{validate_container, validate_volumes};
+use super::validate_sandbox::validate_sandbox;
 use super::{PutService, Refusal};
 use crate::model::{
     ImagePin, PlacementRules, RevisionKey, RevisionSpec, Scale, ServiceKey, TrafficTarget,
@@ -43,6 +44,13 @@ pub mod limits {
     pub const INSTANCES: u32 = 1000;
     pub const WINDOW_SECONDS: std::ops::RangeInclusive<u32> = 6..=3600;
     pub const PROBE_SECONDS: u32 = 3600;
+    pub const PROBE_THRESHOLD: u32 = 1000;
+    pub const PROBE_HEADERS: usize = 32;
+    /// All words of a probe's command: it travels to the shim in one line.
+    pub const PROBE_COMMAND: usize = 16 * 1024;
+    pub const GROUPS: usize = 64;
+    pub const TMPFS: usize = 16;
+    pub const HOST_NAMES: usize = 512;
     pub const VOLUMES: usize = 64;
     pub const TRAFFIC_TARGETS: usize = 64;
     pub const LABELS: usize = 256;
@@ -164,6 +172,7 @@ fn validate_spec(spec: &RevisionSpec) -> Result<(), Refusal> {
         ));
     };
     validate_container(container)?;
+    validate_sandbox(spec, container)?;
     validate_volumes(&spec.volumes, &container.volume_mounts)
 }
 

@@ -1,15 +1,16 @@
-//! What the registry takes in of a container: how it is run, asked after and given volumes.
+//! What the registry takes in of a container: how it is run and given volumes.
 
 use std::collections::BTreeSet;
 
 use super::Refusal;
-use super::validate::{at_most, ensure, invalid, limits, short, validate_reference};
-use crate::model::{Container, EnvVar, Probe, ProbeAction, Volume, VolumeMount, VolumeSource};
+use super::validate::{at_most, ensure, limits, short, validate_reference};
+use super::validate_probe::validate_probe;
+use crate::model::{Container, EnvVar, Volume, VolumeMount, VolumeSource};
 
 /// Set by the platform, refused as Knative refuses them.
 const RESERVED_ENV: [&str; 4] = ["PORT", "K_SERVICE", "K_REVISION", "K_CONFIGURATION"];
 /// Mounting over them would hide what the sandbox masks.
-const RESERVED_MOUNTS: [&str; 3] = ["/proc", "/sys", "/dev"];
+const RESERVED_MOUNTS: [&str; 3] = ["proc", "sys", "dev"];
 /// What may be asked for: Docker's default set without `MKNOD` and `NET_RAW`. The rest of the
 /// kernel's opens the sandbox.
 const CAPABILITIES: [&str; 12] = [
@@ -35,14 +36,13 @@ pub(super) fn validate_container(container: &Container) -> Result<(), Refusal> {
     if let Some(dir) = &container.working_dir {
         validate_path("workdir", dir)?;
     }
-    let port = container.ports.first().map_or(8080, |p| p.container_port);
     for (field, probe) in [
         ("health.ready", &container.readiness),
         ("health.live", &container.liveness),
         ("health.startup", &container.startup),
     ] {
         if let Some(probe) = probe {
-            validate_probe(field, probe, port, field == "health.ready")?;
+            validate_probe(field, probe, field == "health.ready")?;
         }
     }
     for capability in &container.security.add_capabilities {
@@ -144,41 +144,6 @@ fn validate_env(var: &EnvVar) -> Result<(), Refusal> {
     })
 }
 
-fn validate_probe(field: &str, probe: &Probe, port: u16, ready: bool) -> Result<(), Refusal> {
-    let asked = match &probe.action {
-        ProbeAction::Http { path, port } => {
-            let good = path.starts_with('/')
-                && path.len() <= 2048
-                && path.bytes().all(|b| b.is_ascii_graphic());
-            ensure(good, field, || format!("`{}` is no path", short(path)))?;
-            *port
-        }
-        ProbeAction::Tcp { port } => *port,
-        ProbeAction::Grpc { .. } | ProbeAction::Exec { .. } => {
-            return Err(invalid(field, "only http and tcp probes are supported"));
-        }
-    };
-    ensure(asked == 0 || asked == port, field, || {
-        format!("port {asked} is not {port}, on which requests come in")
-    })?;
-    for (what, seconds) in [
-        ("initial delay", probe.initial_delay_seconds),
-        ("period", probe.period_seconds),
-        ("timeout", probe.timeout_seconds),
-    ] {
-        ensure(seconds <= limits::PROBE_SECONDS, field, || {
-            format!("{what} {seconds}s is above {}s", limits::PROBE_SECONDS)
-        })?;
-    }
-    ensure(probe.failure_threshold <= 1000, field, || {
-        "failure threshold is above 1000".to_owned()
-    })?;
-    let most = if ready { 1000 } else { 1 };
-    ensure(probe.success_threshold <= most, field, || {
-        format!("success threshold is above {most}")
-    })
-}
-
 pub(super) fn validate_volumes(volumes: &[Volume], mounts: &[VolumeMount]) -> Result<(), Refusal> {
     at_most("mount", volumes.len() as u64, limits::VOLUMES as u64)?;
     at_most("mount", mounts.len() as u64, limits::VOLUMES as u64)?;
@@ -211,13 +176,7 @@ pub(super) fn validate_volumes(volumes: &[Volume], mounts: &[VolumeMount]) -> Re
 fn validate_mount(field: &str, mount: &VolumeMount) -> Result<(), Refusal> {
     let path = &mount.mount_path;
     validate_path(field, path)?;
-    let words: Vec<_> = path
-        .split('/')
-        .filter(|w| !w.is_empty() && *w != ".")
-        .collect();
-    let top = words.first().map(|first| format!("/{first}"));
-    let free = top.is_some_and(|top| !RESERVED_MOUNTS.contains(&top.as_str()));
-    ensure(free, field, || {
+    ensure(!is_own_tree(path), field, || {
         "is the container's own: mount elsewhere".to_owned()
     })?;
     if let Some(sub) = &mount.sub_path {
@@ -229,7 +188,13 @@ fn validate_mount(field: &str, mount: &VolumeMount) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn validate_path(field: &str, path: &str) -> Result<(), Refusal> {
+/// Whether `path` is the root or in a tree that is the container's own.
+pub(super) fn is_own_tree(path: &str) -> bool {
+    let top = path.split('/').find(|w| !w.is_empty() && *w != ".");
+    top.is_none_or(|top| RESERVED_MOUNTS.contains(&top))
+}
+
+pub(super) fn validate_path(field: &str, path: &str) -> Result<(), Refusal> {
     let good =
         path.starts_with('/') && path.len() < 4096 && !path.contains('\0') && !has_parent(path);
     ensure(good, field, || {

@@ -2,7 +2,6 @@
 //! what cannot work is refused by name, and libcontainer does the rest.
 
 use std::error::Error;
-use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -22,13 +21,11 @@ use rustix::fs::{Gid, Uid};
 
 use super::super::bundle;
 use super::super::cgroup::{self, Cgroup};
+use super::super::disk;
 use super::super::spec::ContainerSpec;
 use super::super::user::{self, Resolved};
 use super::super::wire::{BUNDLE, ETC, FailCode, Failure, STATE};
-use super::{bad, pipe};
-
-/// Files every container gets its own of.
-const ETC_FILES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
+use super::{bad, etc, init, pipe, sysctl};
 
 pub struct Built {
     pub container: Container,
@@ -50,7 +47,9 @@ pub fn container(
             format!("there is no {}", netns.display()),
         ));
     }
-    let user = user::resolve(&spec.rootfs, &spec.user).map_err(|m| bad(FailCode::BadUser, m))?;
+    let user = user::resolve(&spec.rootfs, &spec.user, &spec.groups)
+        .map_err(|m| bad(FailCode::BadUser, m))?;
+    bundle::check_ulimits(spec).map_err(|m| bad(FailCode::BadLimit, m))?;
     if let Some(name) = spec
         .add_capabilities
         .iter()
@@ -71,10 +70,17 @@ pub fn container(
     command(&root, spec, &user, &cwd)?;
     // A read-only lower file system may refuse; then what is missing shows below, by name.
     mend(&root);
-    write_etc(spec).map_err(|e| bad(FailCode::CreateContainer, format!("{ETC}: {e}")))?;
+    if let Some(netns) = &spec.netns {
+        sysctl::set(netns, &spec.sysctls).map_err(|m| bad(FailCode::BadLimit, m))?;
+    }
+    etc::write(spec).map_err(|e| bad(FailCode::CreateContainer, format!("{ETC}: {e}")))?;
     write_bundle(spec, &user, folder)
         .map_err(|e| bad(FailCode::CreateContainer, format!("{BUNDLE}: {e}")))?;
-    build(spec, &user, folder, Exec { private })
+    let init = spec.init;
+    let built = build(spec, &user, folder, Exec { private, init })?;
+    disk::bound(&Cgroup::at(&spec.cgroup), &spec.io, folder)
+        .map_err(|m| bad(FailCode::BadLimit, m))?;
+    Ok(built)
 }
 
 /// The folder the program starts in, made if missing. The kernel's own trees are no place: a
@@ -156,34 +162,12 @@ fn mend(root: &Root) {
             let _ = tmp.set_permissions(fs::Permissions::from_mode(0o1777));
         }
     }
-    for file in ETC_FILES {
+    for file in etc::FILES {
         let path = Path::new("/etc").join(file);
         if root.readlink(&path).is_ok() {
             let _ = root.remove_file(&path);
         }
     }
-}
-
-fn write_etc(spec: &ContainerSpec) -> io::Result<()> {
-    let folder = Path::new(ETC);
-    fs::create_dir_all(folder)?;
-    let mut hosts = String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n");
-    if let Some(address) = spec.address {
-        // Writing to a string cannot fail.
-        let _ = writeln!(hosts, "{address}\t{}", spec.hostname);
-    }
-    let mut resolv = String::new();
-    for server in &spec.nameservers {
-        let _ = writeln!(resolv, "nameserver {server}");
-    }
-    if !spec.nameservers.is_empty() {
-        resolv.push_str("options edns0\n");
-    }
-    let hostname = format!("{}\n", spec.hostname);
-    for (name, text) in ETC_FILES.into_iter().zip([hosts, hostname, resolv]) {
-        fs::write(folder.join(name), text)?;
-    }
-    Ok(())
 }
 
 fn write_bundle(spec: &ContainerSpec, user: &Resolved, folder: &Path) -> io::Result<()> {
@@ -306,6 +290,8 @@ fn classify(error: &dyn Error, said: &str) -> Failure {
 #[derive(Clone)]
 struct Exec {
     private: [RawFd; 2],
+    /// Whether another process than the program is to be the container's first.
+    init: bool,
 }
 
 impl Executor for Exec {
@@ -316,6 +302,12 @@ impl Executor for Exec {
             .and_then(|p| p.args().as_ref())
             .filter(|args| !args.is_empty())
             .ok_or(ExecutorError::InvalidArg)?;
+        if self.init
+            && let Err(error) = init::stay_first()
+        {
+            eprintln!("selvedge: no first process: {error}");
+            std::process::exit(126);
+        }
         let error = Command::new(&args[0]).args(&args[1..]).exec();
         eprintln!("selvedge: cannot run `{}`: {error}", args[0]);
         let missing = error.kind() == io::ErrorKind::NotFound;

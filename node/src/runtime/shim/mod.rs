@@ -6,8 +6,11 @@
 #![allow(unsafe_code)] // fork, prctl, signalfd: each with its reason.
 
 mod build;
+mod etc;
+mod init;
 mod log;
 mod serve;
+mod sysctl;
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
