@@ -1,4 +1,4 @@
-//! Asking a container once whether it is ready.
+//! Asking a container once how it is.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -6,13 +6,15 @@ use std::time::Duration;
 use http_body_util::Empty;
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
+use scheduler::converge::Kind;
 use scheduler::model::{Probe, ProbeAction, RevisionSpec};
 use tokio::net::TcpStream;
 
 /// A probe that names no timeout gets Kubernetes' default.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What to ask: the readiness probe of the service, or a connect to its port.
+/// What to ask: one of the service's probes; whether it is ready, where none says how to ask that,
+/// is a connect to its port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Question {
     action: ProbeAction,
@@ -20,12 +22,17 @@ pub struct Question {
 }
 
 impl Question {
-    pub fn of(spec: &RevisionSpec) -> Self {
+    pub fn of(spec: &RevisionSpec, kind: Kind) -> Self {
         let fallback = Self {
             action: ProbeAction::Tcp { port: 0 },
             timeout: DEFAULT_TIMEOUT,
         };
-        match spec.main().and_then(|c| c.readiness.as_ref()) {
+        let probe = spec.main().and_then(|c| match kind {
+            Kind::Startup => c.startup.as_ref(),
+            Kind::Readiness => c.readiness.as_ref(),
+            Kind::Liveness => c.liveness.as_ref(),
+        });
+        match probe {
             Some(Probe {
                 action,
                 timeout_seconds,
@@ -41,19 +48,24 @@ impl Question {
         }
     }
 
-    /// Asks `service`, the instance's address and port. An error or a late answer is a no.
-    pub async fn ask(&self, service: SocketAddr) -> bool {
+    /// Asks `service`, the instance's address and port. A late answer is a no.
+    ///
+    /// # Errors
+    /// What was answered instead of a yes.
+    pub async fn ask(&self, service: SocketAddr) -> Result<(), String> {
         let asked = async {
             match &self.action {
                 ProbeAction::Http { path, port } => http(at(service, *port), path).await,
-                ProbeAction::Tcp { port } => TcpStream::connect(at(service, *port)).await.is_ok(),
+                ProbeAction::Tcp { port } => tcp(at(service, *port)).await.map(drop),
                 // Refused at deploy until they are built; a stored one counts as not ready.
-                ProbeAction::Grpc { .. } | ProbeAction::Exec { .. } => false,
+                ProbeAction::Grpc { .. } | ProbeAction::Exec { .. } => {
+                    Err("this node cannot ask this".to_owned())
+                }
             }
         };
-        tokio::time::timeout(self.timeout, asked)
-            .await
-            .unwrap_or(false)
+        let late = |_| Err(format!("no answer within {} s", self.timeout.as_secs()));
+        let answer = tokio::time::timeout(self.timeout, asked).await;
+        answer.unwrap_or_else(late)
     }
 }
 
@@ -61,28 +73,30 @@ fn at(service: SocketAddr, port: u16) -> SocketAddr {
     SocketAddr::new(service.ip(), if port == 0 { service.port() } else { port })
 }
 
-async fn http(address: SocketAddr, path: &str) -> bool {
-    let Ok(stream) = TcpStream::connect(address).await else {
-        return false;
-    };
+async fn tcp(address: SocketAddr) -> Result<TcpStream, String> {
+    let connected = TcpStream::connect(address).await;
+    connected.map_err(|error| format!("{address}: {error}"))
+}
+
+async fn http(address: SocketAddr, path: &str) -> Result<(), String> {
+    let stream = tcp(address).await?;
+    let broke = |error: hyper::Error| format!("GET {path}: {error}");
     let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
-    let Ok((mut sender, connection)) = handshake else {
-        return false;
-    };
+    let (mut sender, connection) = handshake.map_err(broke)?;
     let driver = tokio::spawn(connection);
     let request = http::Request::get(path)
         .header(http::header::HOST, address.to_string())
         .header(http::header::USER_AGENT, "selvedge-probe/1")
         .body(Empty::<Bytes>::new());
-    let ready = match request {
-        Ok(request) => sender
-            .send_request(request)
-            .await
-            .is_ok_and(|answer| answer.status().is_success() || answer.status().is_redirection()),
-        Err(_) => false,
-    };
+    let request = request.map_err(|error| format!("GET {path}: {error}"))?;
+    let answer = sender.send_request(request).await.map_err(broke);
     driver.abort();
-    ready
+    let status = answer?.status();
+    if status.is_success() || status.is_redirection() {
+        Ok(())
+    } else {
+        Err(format!("GET {path}: {status}"))
+    }
 }
 
 #[cfg(test)]
@@ -120,15 +134,16 @@ mod tests {
             port: 0,
         });
         for (status, ready) in [("200 OK", true), ("302 Found", true), ("503 Busy", false)] {
-            assert_eq!(get.ask(answering(status).await).await, ready, "{status}");
+            let answer = get.ask(answering(status).await).await;
+            assert_eq!(answer.is_ok(), ready, "{status}: {answer:?}");
         }
         let tcp = question(ProbeAction::Tcp { port: 0 });
-        assert!(tcp.ask(answering("200 OK").await).await);
+        assert!(tcp.ask(answering("200 OK").await).await.is_ok());
         let closed = TcpListener::bind("127.0.0.1:0")
             .await
             .unwrap()
             .local_addr()
             .unwrap();
-        assert!(!tcp.ask(closed).await);
+        assert!(tcp.ask(closed).await.is_err());
     }
 }

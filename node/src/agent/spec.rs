@@ -3,8 +3,11 @@
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use scheduler::model::{Container, FailReason, InstanceId, ProbeAction, Revision, RevisionSpec};
+use scheduler::model::{
+    Container, FailReason, InstanceId, Probe, ProbeAction, Revision, RevisionSpec,
+};
 
+use super::work::{FREEZE, NEVER};
 use crate::image::ImageConfig;
 use crate::runtime::{ContainerSpec, parse_signal};
 
@@ -20,15 +23,22 @@ pub(super) struct Parts<'a> {
 /// What of a service this node cannot give; refused when it is deployed, never ignored.
 pub fn unsupported(spec: &RevisionSpec) -> Option<&'static str> {
     let container = spec.main()?;
-    let readiness = container.readiness.as_ref().map(|probe| &probe.action);
-    if matches!(
-        readiness,
-        Some(ProbeAction::Grpc { .. } | ProbeAction::Exec { .. })
-    ) {
-        return Some("readiness: only http and tcp probes are understood");
+    let probes = [
+        &container.startup,
+        &container.readiness,
+        &container.liveness,
+    ];
+    let unknown = |probe: &Probe| {
+        matches!(
+            probe.action,
+            ProbeAction::Grpc { .. } | ProbeAction::Exec { .. }
+        )
+    };
+    if probes.into_iter().flatten().any(unknown) {
+        return Some("only http and tcp probes are understood");
     }
-    if container.liveness.is_some() || container.startup.is_some() {
-        return Some("liveness and startup probes are not understood; use readiness");
+    if spec.annotations.get(FREEZE).is_some_and(|v| v != NEVER) {
+        return Some("selvedge.dev/freeze can only be \"never\"");
     }
     if !spec.volumes.is_empty() || !container.volume_mounts.is_empty() {
         return Some("volumes are not understood");

@@ -133,6 +133,16 @@ impl Tools {
         Ok(())
     }
 
+    /// Writes whose a parked container became, off the way of its start.
+    pub(super) fn record_by_and_by(&self, record: InstanceRecord) {
+        let files = self.files.clone();
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = files.update(&record) {
+                tracing::debug!(instance = %record.id, %error, "its record is not up to date");
+            }
+        });
+    }
+
     /// Waits for the program's end; a shim that is gone counts as an end of unknown kind.
     pub(super) async fn exit(&self, id: &InstanceId) -> (Exit, String) {
         let exit = self.runtime.exit(id).await.unwrap_or_else(|error| {
