@@ -152,7 +152,10 @@ impl Driver {
                 }
                 self.node.on_launched(now, &id, result)
             }
-            Input::Probed(id, ask, answer) => self.node.on_probed(now, &id, ask, answer),
+            Input::Probed(id, ask, answer) => {
+                self.on_answer(&id, ask, answer);
+                return;
+            }
             Input::Frozen(id, came) => self.node.on_frozen(now, &id, came),
             Input::Exited(id, exit, said) => {
                 tracing::info!(instance = %id, code = exit.code, oom = exit.oom, "exited");

@@ -95,3 +95,66 @@ pub(super) fn admission(id: &InstanceId, revision: &Revision) -> Admission {
         freezes: spec.annotations.get(FREEZE).is_none_or(|v| v != NEVER),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use scheduler::model::{
+        Container, ImagePin, Name, Probe, ProbeAction, RevisionKey, RevisionSpec, RevisionState,
+        ServiceKey, UnixMs,
+    };
+
+    use super::*;
+
+    fn admitted(change: impl FnOnce(&mut RevisionSpec)) -> Admission {
+        let name = |text: &str| Name::new(text).unwrap();
+        let mut spec = RevisionSpec {
+            containers: vec![Container::default()],
+            ..RevisionSpec::default()
+        };
+        change(&mut spec);
+        let revision = Revision {
+            key: RevisionKey {
+                namespace: name("default"),
+                name: name("web-00001"),
+            },
+            service: ServiceKey {
+                namespace: name("default"),
+                name: name("web"),
+            },
+            generation: 1,
+            created: UnixMs(0),
+            spec,
+            image: ImagePin {
+                reference: "r/web:1".into(),
+                digest: "sha256:0".into(),
+            },
+            state: RevisionState::Pending,
+        };
+        admission(&InstanceId("web-00001-a".into()), &revision)
+    }
+
+    #[test]
+    fn an_instance_is_frozen_unless_its_revision_says_never() {
+        assert!(admitted(|_| {}).freezes);
+        let never = |spec: &mut RevisionSpec| {
+            spec.annotations.insert(FREEZE.into(), NEVER.into());
+        };
+        assert!(!admitted(never).freezes);
+    }
+
+    #[test]
+    fn a_patient_readiness_probe_gives_a_start_more_time() {
+        let probe = Probe {
+            action: ProbeAction::Tcp { port: 0 },
+            initial_delay_seconds: 5,
+            period_seconds: 10,
+            timeout_seconds: 1,
+            success_threshold: 1,
+            failure_threshold: 6,
+        };
+        assert_eq!(admitted(|_| {}).start_deadline_ms, 30_000);
+        let patient = admitted(|spec| spec.containers[0].readiness = Some(probe));
+        assert_eq!(patient.start_deadline_ms, 65_000);
+        assert!(patient.probes.readiness.is_some() && patient.probes.liveness.is_none());
+    }
+}
