@@ -189,6 +189,8 @@ pub struct RuntimeSection {
     pub registries: BTreeMap<String, RegistrySection>,
     /// Prepared network namespaces kept in stock.
     pub network_pool: usize,
+    /// Containers kept prepared up to the start of their program, at most; 0 keeps none.
+    pub parked: u32,
 }
 
 impl Default for RuntimeSection {
@@ -198,6 +200,7 @@ impl Default for RuntimeSection {
             subnet: "10.201.0.0/16".to_owned(),
             registries: BTreeMap::new(),
             network_pool: 4,
+            parked: 16,
         }
     }
 }

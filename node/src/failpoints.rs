@@ -13,7 +13,7 @@ use rustix::process::{Signal, getpid, kill_process};
 const ORDER: &str = "SELVEDGE_DIE_AT";
 
 /// Every point: its name, and what has just been done; what comes next.
-const POINTS: [(&str, &str); 59] = [
+const POINTS: [(&str, &str); 63] = [
     ("image::resolved", "a name has its digest; it is told"),
     (
         "image::planned",
@@ -110,9 +110,25 @@ const POINTS: [(&str, &str); 59] = [
         "the container is made; it is remembered",
     ),
     ("agent::prepared", "all is prepared; the program is started"),
+    (
+        "agent::parked",
+        "a container waits for a start; nobody asked for it",
+    ),
+    (
+        "agent::unparked",
+        "a start has a parked container; its program is started",
+    ),
     ("runtime::started", "the program runs; that is told"),
     ("agent::launched", "the program runs; it is probed"),
     ("agent::opened", "requests may enter; who waits is answered"),
+    (
+        "agent::frozen",
+        "an idle instance is held still; that is told",
+    ),
+    (
+        "agent::thawed",
+        "it goes on; the request that came is sent to it",
+    ),
     (
         "agent::closed",
         "no request enters; those inside are waited for",

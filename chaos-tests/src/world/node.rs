@@ -169,12 +169,13 @@ impl Node {
         self.read(&["status"])
     }
 
+    /// Instances of a service that are not at their end; the parked are nobody's yet.
     pub fn instances(&self, service: &str) -> Result<Vec<Value>> {
         let all = self.read(&["get", "instances"])?;
         let all = all.as_array().context("instances are no list")?;
         let live = |i: &&Value| {
             let state = i["state"].as_str().unwrap_or_default();
-            i["service"] == service && !matches!(state, "Stopped" | "Failed")
+            i["service"] == service && !matches!(state, "Stopped" | "Failed" | "Parked")
         };
         Ok(all.iter().filter(live).cloned().collect())
     }

@@ -20,7 +20,9 @@ use chaos_tests::world::{Launch, Node, Outcome, PATIENCE, World, run, until};
 use serde_json::Value;
 
 use crate::SMALL;
-use points::Step::{self, Boot, Changes, Delete, Deploy, Import, Pull, Request};
+use points::Step::{
+    self, Boot, Changes, Delete, Deploy, Idle, Import, Pull, Request, Thaw, Unparked,
+};
 use points::{AWAITED, POINTS};
 
 /// The service that runs all the time.
@@ -123,14 +125,25 @@ impl Crashes {
     /// What has to be there before the step; for images, where the image is.
     fn prepare(&self, step: Step, name: &str) -> Result<String> {
         match step {
-            Request => {
+            Request | Unparked => {
                 self.world.deploy(name, &SMALL)?.ok()?;
                 self.world.rest(name)?;
+                if step == Unparked {
+                    // What was parked does not outlive the daemon.
+                    self.node.kill()?;
+                    self.node.start_with(&self.launch)?;
+                    self.world.settle()?;
+                } else {
+                    self.is(name, "Parked")?;
+                }
                 Ok(String::new())
             }
-            Delete => {
+            Delete | Idle | Thaw => {
                 self.world.deploy(name, &ONE)?.ok()?;
                 self.node.get(name, "/")?.ok()?;
+                if step == Thaw {
+                    self.is(name, "Frozen")?;
+                }
                 Ok(String::new())
             }
             Pull => {
@@ -147,6 +160,16 @@ impl Crashes {
             }
             Deploy | Boot => Ok(String::new()),
         }
+    }
+
+    /// Waits until an instance of the service is in this state.
+    fn is(&self, service: &str, state: &str) -> Result<()> {
+        until(&format!("{service} is {state}"), PATIENCE, || {
+            let all = self.node.read(&["get", "instances"])?;
+            let all = all.as_array().context("instances are no list")?;
+            let there = |i: &Value| i["service"] == service && i["state"] == state;
+            Ok(all.iter().any(there).then_some(()))
+        })
     }
 
     /// A layer that no other image has.
@@ -173,7 +196,8 @@ impl Crashes {
                 self.world.deploy(name, &[&ONE[..], &now].concat())?,
                 Promise::There,
             ),
-            Request => {
+            Idle => Promise::There,
+            Request | Unparked | Thaw => {
                 let answered = self.node.get(name, "/");
                 ensure!(answered.is_err(), "the request was answered: {answered:?}");
                 Promise::There
@@ -336,7 +360,12 @@ fn every_point_of_the_daemon_is_died_at() -> Result<()> {
 
 #[test]
 fn the_daemon_dies_while_an_instance_starts() -> Result<()> {
-    dies_at(&[Deploy, Request])
+    dies_at(&[Deploy, Request, Unparked])
+}
+
+#[test]
+fn the_daemon_dies_while_an_instance_is_held_still() -> Result<()> {
+    dies_at(&[Idle, Thaw])
 }
 
 #[test]

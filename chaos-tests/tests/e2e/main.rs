@@ -15,6 +15,7 @@ mod crashes;
 mod death;
 mod disks;
 mod images;
+mod life;
 mod members;
 mod mistakes;
 mod neighbours;

@@ -36,7 +36,10 @@ fn a_service_is_served_from_zero_by_every_node() -> Result<()> {
     // Asked before it has heard of the instance, a node would start one of its own.
     for node in world.nodes() {
         until("the node hears of the instance", PATIENCE, || {
-            let ready = node.instances("web")?.iter().any(|i| i["state"] == "Ready");
+            let ready = node
+                .instances("web")?
+                .iter()
+                .any(|i| i["state"] == "Ready" || i["state"] == "Frozen");
             Ok(ready.then_some(()))
         })?;
     }

@@ -1,7 +1,7 @@
 //! `delete`: services, after asking.
 
 use http::Method;
-use scheduler::model::{InstanceState, Name};
+use scheduler::model::Name;
 use tokio::time::Instant;
 
 use super::{confirm, wait};
@@ -62,9 +62,7 @@ async fn gone(session: &Session, name: &Name, args: &WaitArgs) -> anyhow::Result
     let until = Instant::now() + args.timeout;
     loop {
         let mut instances = session.instances_of(name).await.map_err(Failure::from)?;
-        instances.retain(|i| {
-            i.alive && !matches!(i.state, InstanceState::Stopped | InstanceState::Failed)
-        });
+        instances.retain(|i| i.alive && !i.state.is_over());
         if instances.is_empty() {
             return Ok(());
         }

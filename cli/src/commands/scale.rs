@@ -59,14 +59,12 @@ async fn enough_ready(
         let name = &view.service.key.name;
         let instances = session.instances_of(name).await.map_err(Failure::from)?;
         seen.report(&instances, session.out);
-        if view.instances.ready >= min {
+        let serving = view.instances.ready + view.instances.frozen;
+        if serving >= min {
             return Ok(view);
         }
         if Instant::now() >= until {
-            let message = format!(
-                "{} of {min} instances of {name} are ready",
-                view.instances.ready
-            );
+            let message = format!("{serving} of {min} instances of {name} are ready");
             return Err(Failure::new(Exit::WaitTimedOut, message)
                 .details(wait::unready(&instances))
                 .hint(format!("selvedge explain service/{name}"))

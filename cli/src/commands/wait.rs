@@ -54,11 +54,11 @@ fn line(instance: &InstanceView) -> String {
     )
 }
 
-/// A line for every instance that is not ready.
+/// A line for every instance that is to be ready and is not.
 pub fn unready(instances: &[InstanceView]) -> Vec<String> {
     instances
         .iter()
-        .filter(|i| i.state != InstanceState::Ready)
+        .filter(|i| !i.state.serves() && i.state != InstanceState::Parked)
         .map(line)
         .collect()
 }

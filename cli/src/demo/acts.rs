@@ -372,9 +372,8 @@ fn leader_name(status: &Status) -> Option<String> {
 
 /// Instances that use anything up.
 fn running(all: &[InstanceView]) -> impl Iterator<Item = &InstanceView> {
-    use InstanceState::{Draining, Parked, Ready, Starting};
     all.iter()
-        .filter(|i| matches!(i.state, Parked | Starting | Ready | Draining))
+        .filter(|i| i.state.is_live() || i.state == InstanceState::Draining)
 }
 
 async fn bill(node: &Node, request: &str) -> Result<String> {

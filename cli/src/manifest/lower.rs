@@ -36,6 +36,9 @@ const TOP: &[&str] = &[
     "annotations",
 ];
 
+/// Annotations that say how instances run: a revision's, not only its service's.
+const OWN_ANNOTATIONS: &str = "selvedge.dev/";
+
 type Read<T> = Result<T, ManifestError>;
 
 /// Reads a manifest; `file` is what errors call it.
@@ -67,6 +70,9 @@ pub fn parse(file: &str, text: &str) -> Read<Manifest> {
 }
 
 fn revision(top: &Section<'_>, manifest: &mut Manifest) -> Read<()> {
+    let own = |(name, _): &(&String, &String)| name.starts_with(OWN_ANNOTATIONS);
+    let own = manifest.annotations.iter().filter(own);
+    manifest.spec.annotations = own.map(|(n, v)| (n.clone(), v.clone())).collect();
     let spec = &mut manifest.spec;
     if let Some(limit) = top.number("concurrency")? {
         spec.container_concurrency = limit;

@@ -100,6 +100,15 @@ fn a_whole_manifest_lowers() {
 }
 
 #[test]
+fn annotations_of_our_own_are_the_revisions_too() {
+    let text = "[annotations]\n\"selvedge.dev/freeze\" = \"never\"\nteam = \"edge\"\n";
+    let web = parse("f", text).unwrap();
+    assert_eq!(web.annotations.len(), 2);
+    assert_eq!(web.spec.annotations.len(), 1);
+    assert_eq!(web.spec.annotations["selvedge.dev/freeze"], "never");
+}
+
+#[test]
 fn a_small_manifest_takes_the_defaults() {
     let web = parse("f", "image = 'web'\n").unwrap();
     let expected = {

@@ -41,7 +41,11 @@ impl Row for ServiceView {
         let service = &self.service;
         let counts = &self.instances;
         let mut instances = vec![format!("{} ready", counts.ready)];
-        for (count, word) in [(counts.starting, "starting"), (counts.failed, "failed")] {
+        for (count, word) in [
+            (counts.frozen, "frozen"),
+            (counts.starting, "starting"),
+            (counts.failed, "failed"),
+        ] {
             if count > 0 {
                 instances.push(format!("{count} {word}"));
             }

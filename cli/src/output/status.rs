@@ -11,6 +11,7 @@ pub fn status(status: &Status, wide: bool, now: UnixMs) -> String {
     let counts = &status.instances;
     let instances: Vec<String> = [
         (counts.ready, "ready"),
+        (counts.frozen, "frozen"),
         (counts.starting, "starting"),
         (counts.parked, "parked"),
         (counts.draining, "draining"),

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -14,6 +14,7 @@ use scheduler::model::{InstanceId, Protocol, RevisionKey};
 use tokio::sync::Notify;
 
 use super::bench::Bench;
+use super::frost::{Freezer, Frost};
 use super::health::Health;
 use super::meter::Meter;
 use super::pool::Pool;
@@ -24,6 +25,8 @@ pub struct Local {
     /// Read on every request, replaced when a revision appears or goes.
     benches: ArcSwap<HashMap<RevisionKey, Arc<Bench>>>,
     slots: Mutex<HashMap<InstanceId, Arc<Slot>>>,
+    /// Without one nothing is frozen.
+    freezer: OnceLock<Arc<dyn Freezer>>,
 }
 
 /// One instance on this node.
@@ -34,10 +37,11 @@ pub(super) struct Slot {
     pub(super) protocol: Protocol,
     pub(super) pool: Pool,
     pub(super) health: Health,
+    pub(super) frost: Frost,
     hard_limit: u32,
     bench: Arc<Bench>,
     born: Instant,
-    state: Mutex<State>,
+    pub(super) state: Mutex<State>,
     /// Mirrors of `state` for picking without its lock; admission itself takes the lock.
     in_flight: AtomicU32,
     open: AtomicBool,
@@ -45,10 +49,21 @@ pub(super) struct Slot {
 }
 
 #[derive(Debug)]
-struct State {
+pub(super) struct State {
     open: bool,
     in_flight: u32,
+    /// Others than requests who need it to go on.
+    pub(super) awake: u32,
+    /// When the last request left, as the slot counts time.
+    pub(super) left: u64,
     meter: Meter,
+}
+
+impl State {
+    /// Open, and nobody needs it to go on.
+    pub(super) fn is_free(&self) -> bool {
+        self.open && self.in_flight == 0 && self.awake == 0
+    }
 }
 
 /// A request's admission to an instance; dropping it is the request's leaving.
@@ -61,6 +76,11 @@ impl Local {
     #[must_use]
     pub fn new() -> Arc<Self> {
         Arc::default()
+    }
+
+    /// Who holds instances still that open from now on. The first one stays.
+    pub fn set_freezer(&self, freezer: Arc<dyn Freezer>) {
+        let _ = self.freezer.set(freezer);
     }
 
     /// The instance is ready: requests may enter, at most `hard_limit` at once (0: no limit).
@@ -84,12 +104,15 @@ impl Local {
             protocol,
             pool: Pool::default(),
             health: Health::default(),
+            frost: Frost::new(self.freezer.get().cloned()),
             hard_limit,
             bench: Arc::clone(&bench),
             born: Instant::now(),
             state: Mutex::new(State {
                 open: true,
                 in_flight: 0,
+                awake: 0,
+                left: 0,
                 meter: Meter::new(0),
             }),
             in_flight: AtomicU32::new(0),
@@ -108,6 +131,25 @@ impl Local {
             state.open = false;
             slot.open.store(false, Ordering::Relaxed);
         }
+    }
+
+    /// A closed instance admits requests again.
+    pub fn reopen(&self, id: &InstanceId) {
+        if let Some(slot) = self.slot(id) {
+            let mut state = lock(&slot.state);
+            state.open = true;
+            slot.open.store(true, Ordering::Relaxed);
+            drop(state);
+            slot.bench.ring();
+        }
+    }
+
+    /// How long no request has been in the open instance; `None` while one is, or when it is frozen.
+    pub fn idle_millis(&self, id: &InstanceId) -> Option<u64> {
+        let slot = self.slot(id).filter(|slot| !slot.frost.is_frozen())?;
+        let state = lock(&slot.state);
+        let idle = slot.micros().saturating_sub(state.left) / 1_000;
+        state.is_free().then_some(idle)
     }
 
     /// Closes and forgets the instance.
@@ -185,7 +227,7 @@ impl Local {
         bench
     }
 
-    fn slot(&self, id: &InstanceId) -> Option<Arc<Slot>> {
+    pub(super) fn slot(&self, id: &InstanceId) -> Option<Arc<Slot>> {
         lock(&self.slots).get(id).cloned()
     }
 }
@@ -212,7 +254,7 @@ impl Slot {
         open.then(|| self.in_flight.load(Ordering::Relaxed))
     }
 
-    fn micros(&self) -> u64 {
+    pub(super) fn micros(&self) -> u64 {
         u64::try_from(self.born.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 }
@@ -223,6 +265,7 @@ impl Drop for Guard {
         let now = slot.micros();
         let mut state = lock(&slot.state);
         state.in_flight = state.in_flight.saturating_sub(1);
+        state.left = now;
         let level = state.in_flight;
         state.meter.set(now, level);
         slot.in_flight.store(level, Ordering::Release);

@@ -13,6 +13,7 @@ mod body;
 mod counters;
 mod dispatch;
 mod door;
+mod frost;
 mod headers;
 mod health;
 mod lane;
@@ -48,6 +49,7 @@ use tokio::time::{Instant, timeout};
 use crate::wire::peer::{StartRefusal, StartRequest, Started};
 
 pub use counters::Counts;
+pub use frost::{Awake, Freezer};
 pub use ledger::Bill;
 pub use local::{Guard, Local};
 pub use peer_door::PeerDoor;

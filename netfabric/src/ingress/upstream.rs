@@ -97,8 +97,11 @@ impl Escort {
     }
 }
 
-/// Sends to an instance here. A switch of protocol is HTTP/1's affair whatever the port speaks.
+/// Sends to an instance here that admitted the request, and thaws it first. A switch of protocol is
+/// HTTP/1's affair whatever the port speaks.
 pub(super) async fn here(slot: &Arc<Slot>, request: Request, switch: bool) -> Result<Answer, Trip> {
+    let thawed = slot.thawed().await;
+    thawed.map_err(|e| Trip::Connect(format!("{} stays frozen: {e}", slot.id)))?;
     match slot.protocol {
         Protocol::H2c if !switch => here_h2(slot, request).await,
         Protocol::Http1 | Protocol::H2c => here_h1(slot, request).await,

@@ -167,7 +167,7 @@ pub struct NodeStatus {
     pub free: Resources,
     pub registry_index: u64,
     pub version: String,
-    /// Instances that are not Stopped or Failed.
+    /// Instances that are not Parked, Stopped or Failed.
     pub instances: u32,
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -182,6 +182,7 @@ pub struct InstanceCounts {
     pub ready: u32,
     pub draining: u32,
     pub failed: u32,
+    pub frozen: u32,
 }
 
 /// `GET /v1/services`

@@ -1,31 +1,31 @@
 //! Taking over what an earlier daemon left: running instances are kept as they are, probed and
-//! opened again; everything else of an earlier life is removed. Nothing here asks the registry.
+//! opened again, thawed if they were frozen; everything else of an earlier life is removed. Nothing here asks the registry.
 
 use std::collections::BTreeMap;
 
 use scheduler::model::InstanceId;
-use scheduler::place::Receipt;
 
-use super::driver::{Driver, Work, admission};
+use super::driver::Driver;
 use super::files::InstanceRecord;
+use super::work::{Work, admission};
 use crate::clock;
 use crate::runtime::AdoptedState;
 
 impl Driver {
-    /// Takes over what runs, removes what does not. Returns the receipts of what it took over.
-    pub(super) async fn adopt(&mut self) -> anyhow::Result<Vec<(InstanceId, Receipt)>> {
+    /// Takes over what runs and removes what does not, the parked with it.
+    pub(super) async fn adopt(&mut self) -> anyhow::Result<()> {
         let found = self.tools.runtime.adopt().await?;
         fail::fail_point!("agent::found");
-        let mut receipts = Vec::new();
         for adopted in found {
             let running = adopted.state == AdoptedState::Running;
             let record = self.tools.files.read(&adopted.id);
             match record.clone() {
                 Some(record) if running => {
-                    receipts.push((adopted.id.clone(), record.receipt.clone()));
+                    self.receipts
+                        .keep(adopted.id.clone(), record.receipt.clone());
                     let stop_signal = adopted.spec.map_or(libc::SIGTERM, |s| s.stop_signal);
                     self.work
-                        .insert(adopted.id.clone(), Work::new(record, stop_signal, None));
+                        .insert(adopted.id.clone(), Work::new(record, stop_signal));
                 }
                 _ => {
                     tracing::info!(instance = %adopted.id, state = ?adopted.state, "removing what an earlier daemon left");
@@ -36,7 +36,7 @@ impl Driver {
         self.remove_strays().await?;
         self.take_over().await;
         fail::fail_point!("agent::adopted");
-        Ok(receipts)
+        Ok(())
     }
 
     /// Folders that hold no container: a daemon died before it made one.
@@ -87,6 +87,13 @@ impl Driver {
             };
             work.address = addresses.get(&id).copied();
             if work.address.is_some() {
+                // Frozen or not, nobody knows any more.
+                if let Err(error) = self.tools.runtime.thaw(&id).await {
+                    tracing::warn!(instance = %id, %error, "cannot be thawed");
+                }
+                let Some(work) = self.work.get(&id) else {
+                    continue;
+                };
                 tracing::info!(instance = %id, "adopted");
                 let admission = admission(&id, &work.record.revision);
                 let effects = self.node.adopt(clock::now(), admission);

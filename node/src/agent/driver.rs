@@ -1,78 +1,51 @@
 //! The agent's one task: inputs into the pure machine, its effects performed. No policy here.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use netfabric::wire::peer::{StartRefusal, Started};
-use scheduler::converge::{Admission, Effect, Node};
-use scheduler::model::{Demand, Exit, FailReason, InstanceId, NodeRecord, Revision};
-use scheduler::place::{self, Receipt};
-use tokio::sync::{mpsc, oneshot, watch};
+use netfabric::ingress::Local;
+use netfabric::wire::peer::StartRefusal;
+use scheduler::converge::{Ask, Effect, Froze, Node};
+use scheduler::model::{Demand, Exit, FailReason, InstanceId, NodeRecord};
+use tokio::sync::{mpsc, watch};
 
-use super::files::{Files, InstanceRecord};
+use super::files::Files;
+use super::idle::Hold;
 use super::probe::{Asked, Question};
+use super::receipts::Receipts;
 use super::record::{self, Moment};
+use super::starts::{Start, refusal};
 use super::steps::{Prepared, Tools, service_address};
+use super::work::Work;
 use super::{AgentParts, RecordBase};
 use crate::clock;
 use crate::consensus::Registry;
-use netfabric::ingress::Local;
 
-/// Launch to ready. Kubernetes gives a default startup probe less, Cloud Run four minutes; a
-/// program that takes longer can say so with a readiness probe's thresholds.
-const START_DEADLINE: Duration = Duration::from_secs(30);
 /// How often loads and held requests are looked at; nothing is published while they stay.
 const LOAD_PERIOD: Duration = Duration::from_secs(1);
-
-type Reply = oneshot::Sender<Result<Started, StartRefusal>>;
-
-/// A wish for an instance.
-pub(super) struct Start {
-    /// The name of a new one.
-    pub id: InstanceId,
-    pub revision: Arc<Revision>,
-    pub receipt: Receipt,
-    /// Requests that wait for it, and what one instance carries at once.
-    pub held: u32,
-    pub capacity: u32,
-    pub reply: Reply,
-}
 
 pub(super) enum Input {
     Start(Start),
     Stop(InstanceId),
     Prepared(InstanceId, Result<Prepared, FailReason>),
     Launched(InstanceId, Result<(), FailReason>),
-    Probed(InstanceId, Result<(), String>),
+    Probed(InstanceId, Ask, Result<(), String>),
+    Frozen(InstanceId, Froze),
     Exited(InstanceId, Exit, String),
     Drained(InstanceId),
     Removed(InstanceId),
     Publish,
 }
 
-/// What the machine does not need to know of an instance.
-pub(super) struct Work {
-    pub(super) record: InstanceRecord,
-    /// Of its network, once it has one.
-    pub(super) address: Option<Ipv4Addr>,
-    stop_signal: i32,
-    phases: Vec<(String, u64)>,
-    lap: Instant,
-    /// Requests may enter, or could once.
-    open: bool,
-    /// Who waits for it to be ready.
-    replies: Vec<Reply>,
-}
-
 pub(super) struct Driver {
-    base: RecordBase,
+    pub(super) base: RecordBase,
     pub(super) node: Node,
     pub(super) work: BTreeMap<InstanceId, Work>,
     pub(super) tools: Arc<Tools>,
-    registry: Registry,
-    local: Arc<Local>,
+    pub(super) registry: Registry,
+    pub(super) local: Arc<Local>,
+    pub(super) receipts: Receipts,
     inputs: mpsc::Sender<Input>,
     received: mpsc::Receiver<Input>,
     demand: Arc<dyn Fn() -> Vec<Demand> + Send + Sync>,
@@ -83,6 +56,7 @@ impl Driver {
     pub(super) fn new(
         parts: AgentParts,
         files: Files,
+        receipts: Receipts,
         inputs: mpsc::Sender<Input>,
         received: mpsc::Receiver<Input>,
     ) -> (Self, watch::Receiver<Arc<NodeRecord>>) {
@@ -93,7 +67,10 @@ impl Driver {
             files,
             cgroup: parts.cgroup.into(),
         };
-        let node = Node::new(parts.capacity);
+        parts
+            .local
+            .set_freezer(Arc::new(Hold(tools.runtime.clone())));
+        let node = Node::new(parts.capacity, parts.parked);
         let first = record::record(
             &parts.base,
             &node,
@@ -108,6 +85,7 @@ impl Driver {
             tools: Arc::new(tools),
             registry: parts.registry,
             local: parts.local,
+            receipts,
             demand: parts.demand,
             inputs,
             received,
@@ -125,26 +103,34 @@ impl Driver {
         loop {
             tokio::select! {
                 input = self.received.recv() => match input {
-                    Some(input) => {
-                        // Comes a thousand times a second and says nothing new to others; what
-                        // follows from the last of them, a removal, comes as an input too.
-                        let routine = matches!(input, Input::Probed(_, Err(_)));
-                        self.on_input(input);
-                        if routine {
+                    Some(Input::Probed(id, ask, answer)) => {
+                        // Comes a thousand times a second and mostly says nothing new to others.
+                        if !self.on_answer(&id, ask, answer) {
                             continue;
                         }
                     }
+                    Some(input) => self.on_input(input),
                     None => return,
                 },
                 () = sleep_until(self.node.poll_timeout()) => {
                     let effects = self.node.on_timeout(clock::now());
                     self.perform(effects);
                 }
-                _ = load.tick() => {}
+                _ = load.tick() => self.look_for_idle(),
                 changed = index.changed() => if changed.is_err() { return },
             }
+            self.tend();
             self.publish();
         }
+    }
+
+    /// A probe's answer; says whether more follows from it than the next question.
+    fn on_answer(&mut self, id: &InstanceId, ask: Ask, answer: Result<(), String>) -> bool {
+        let effects = self.node.on_probed(clock::now(), id, ask, answer);
+        let routine = |effect: &Effect| matches!(effect, Effect::Probe { .. });
+        let news = !effects.iter().all(routine);
+        self.perform(effects);
+        news
     }
 
     fn on_input(&mut self, input: Input) {
@@ -153,6 +139,9 @@ impl Driver {
             Input::Start(start) => self.start(start),
             Input::Stop(id) => self.node.on_stop(now, &id).1,
             Input::Prepared(id, result) => {
+                if let Err(reason) = &result {
+                    tracing::debug!(instance = %id, reason = reason.code, "cannot be prepared");
+                }
                 let result = result.map(|prepared| self.note_prepared(&id, prepared));
                 self.node.on_prepared(now, &id, result)
             }
@@ -163,13 +152,11 @@ impl Driver {
                 }
                 self.node.on_launched(now, &id, result)
             }
-            Input::Probed(id, answer) => {
-                let ready = answer.is_ok();
-                if let Err(said) = answer {
-                    self.node.heard(&id, said);
-                }
-                self.node.on_probe(now, &id, ready)
+            Input::Probed(id, ask, answer) => {
+                self.on_answer(&id, ask, answer);
+                return;
             }
+            Input::Frozen(id, came) => self.node.on_frozen(now, &id, came),
             Input::Exited(id, exit, said) => {
                 tracing::info!(instance = %id, code = exit.code, oom = exit.oom, "exited");
                 self.node.on_exit(now, &id, &exit, &said)
@@ -185,74 +172,9 @@ impl Driver {
         self.perform(effects);
     }
 
-    fn start(&mut self, start: Start) -> Vec<Effect> {
-        let now = clock::now();
-        let key = &start.revision.key;
-        if start.held > 0
-            && let Some(id) = self.node.share(now, key, start.held, start.capacity)
-        {
-            self.join_start(&id, start.reply);
-            return Vec::new();
-        }
-        let admission = Admission {
-            promised: start.held,
-            ..admission(&start.id, &start.revision)
-        };
-        match self.node.admit(now, admission) {
-            Ok(effects) => {
-                let Start {
-                    id,
-                    revision,
-                    receipt,
-                    reply,
-                    ..
-                } = start;
-                tracing::info!(instance = %id, cause = receipt.cause, "starting an instance");
-                let record = InstanceRecord {
-                    id: id.clone(),
-                    revision,
-                    receipt,
-                };
-                self.work
-                    .insert(id, Work::new(record, libc::SIGTERM, Some(reply)));
-                effects
-            }
-            Err(no_room) => {
-                // The asker may be gone already; then nobody needs the answer.
-                let _ = start
-                    .reply
-                    .send(Err(StartRefusal::NoRoom(no_room.to_string())));
-                Vec::new()
-            }
-        }
-    }
-
-    /// Another asker for an instance on its way; one that is there is answered at once.
-    fn join_start(&mut self, id: &InstanceId, reply: Reply) {
-        let Some(work) = self.work.get_mut(id) else {
-            return;
-        };
-        if work.open {
-            let _ = reply.send(Ok(work.started(id)));
-        } else {
-            work.replies.push(reply);
-        }
-    }
-
-    fn note_prepared(&mut self, id: &InstanceId, prepared: Prepared) {
-        if let Some(work) = self.work.get_mut(id) {
-            work.address = Some(prepared.address);
-            work.stop_signal = prepared.stop_signal;
-            work.phases = prepared.phases;
-            work.lap = Instant::now();
-        }
-    }
-
     fn lap(&mut self, id: &InstanceId, phase: &str) {
         if let Some(work) = self.work.get_mut(id) {
-            let micros = u64::try_from(work.lap.elapsed().as_micros()).unwrap_or(u64::MAX);
-            work.phases.push((phase.to_owned(), micros));
-            work.lap = Instant::now();
+            work.lap(phase);
         }
     }
 
@@ -260,6 +182,9 @@ impl Driver {
         for effect in effects {
             match effect {
                 Effect::Prepare(id) => self.prepare(id),
+                Effect::Park(revision) => self.park(&revision),
+                Effect::Parked(id) => self.parked(&id),
+                Effect::Again(id) => self.start_again(&id),
                 Effect::Launch(id) => {
                     let tools = self.tools.clone();
                     self.spawn(async move {
@@ -267,8 +192,11 @@ impl Driver {
                         Input::Launched(id, result)
                     });
                 }
-                Effect::Probe { id, after_ms } => self.probe(id, after_ms),
+                Effect::Probe { id, ask, after_ms } => self.probe(id, ask, after_ms),
                 Effect::Open(id) => self.open(&id),
+                Effect::Shut(id) => self.local.close(&id),
+                Effect::Reopen(id) => self.local.reopen(&id),
+                Effect::Freeze(id) => self.freeze(id),
                 Effect::Close(id) => self.close(id),
                 Effect::Terminate(id) => self.signal(id, None),
                 Effect::Kill(id) => self.signal(id, Some(libc::SIGKILL)),
@@ -279,7 +207,7 @@ impl Driver {
     }
 
     /// Runs a step beside the driver; its outcome comes back as an input.
-    fn spawn(&self, step: impl Future<Output = Input> + Send + 'static) {
+    pub(super) fn spawn(&self, step: impl Future<Output = Input> + Send + 'static) {
         let inputs = self.inputs.clone();
         tokio::spawn(async move {
             // The driver is gone only when the process ends.
@@ -298,12 +226,12 @@ impl Driver {
         });
     }
 
-    fn probe(&self, id: InstanceId, after_ms: u64) {
+    fn probe(&self, id: InstanceId, ask: Ask, after_ms: u64) {
         let Some(work) = self.work.get(&id) else {
             return;
         };
         let Some(address) = work.address else { return };
-        let question = Question::of(&work.record.revision.spec);
+        let question = Question::of(&work.record.revision.spec, ask.kind);
         let whom = Asked {
             service: service_address(address, &work.record.revision),
             runtime: self.tools.runtime.clone(),
@@ -315,7 +243,7 @@ impl Driver {
                 tokio::time::sleep(Duration::from_millis(pause)).await;
             }
             let answer = question.ask(&whom).await;
-            Input::Probed(whom.id, answer)
+            Input::Probed(whom.id, ask, answer)
         });
     }
 
@@ -336,6 +264,9 @@ impl Driver {
         fail::fail_point!("agent::opened");
         tracing::info!(instance = %id, "ready");
         work.open = true;
+        if std::mem::take(&mut work.unrecorded) {
+            self.tools.record_by_and_by(work.record.clone());
+        }
         let started = work.started(id);
         for reply in work.replies.drain(..) {
             let _ = reply.send(Ok(started.clone()));
@@ -345,8 +276,9 @@ impl Driver {
     fn close(&self, id: InstanceId) {
         self.local.close(&id);
         fail::fail_point!("agent::closed");
-        let local = self.local.clone();
+        let (local, thawed) = (self.local.clone(), self.thawed(&id));
         self.spawn(async move {
+            thawed.await;
             local.drained(&id).await;
             fail::fail_point!("agent::drained");
             Input::Drained(id)
@@ -367,7 +299,7 @@ impl Driver {
     }
 
     fn remove(&mut self, id: InstanceId) {
-        self.local.remove(&id);
+        self.local.close(&id);
         let Some(work) = self.work.get_mut(&id) else {
             return;
         };
@@ -375,7 +307,11 @@ impl Driver {
             let _ = reply.send(Err(StartRefusal::NotTaking));
         }
         let (tools, record) = (self.tools.clone(), work.record.clone());
+        let (local, thawed) = (self.local.clone(), self.thawed(&id));
         self.spawn(async move {
+            // The frozen do not die: version 1 of cgroups keeps even SIGKILL waiting.
+            thawed.await;
+            local.remove(&id);
             tools.remove(&record).await;
             Input::Removed(id)
         });
@@ -393,7 +329,11 @@ impl Driver {
         }
     }
 
-    pub(super) fn watch_exit(&self, id: &InstanceId) {
+    pub(super) fn watch_exit(&mut self, id: &InstanceId) {
+        match self.work.get_mut(id) {
+            Some(work) if !work.watched => work.watched = true,
+            _ => return,
+        }
         let (tools, id) = (self.tools.clone(), id.clone());
         self.spawn(async move {
             let (exit, said) = tools.exit(&id).await;
@@ -444,61 +384,9 @@ fn moment(registry: &Registry, tools: &Tools, demand: Vec<Demand>) -> Moment {
     }
 }
 
-pub(super) fn admission(id: &InstanceId, revision: &Revision) -> Admission {
-    let millis = |seconds: u32| u64::from(seconds) * 1000;
-    Admission {
-        id: id.clone(),
-        service: revision.service.clone(),
-        revision: revision.key.clone(),
-        needs: place::needs(&revision.spec),
-        port: revision.spec.port().container_port,
-        promised: 0,
-        start_deadline_ms: u64::try_from(START_DEADLINE.as_millis()).unwrap_or(u64::MAX),
-        drain_ms: millis(revision.spec.timeout_seconds),
-        grace_ms: millis(revision.spec.termination_grace_seconds),
-    }
-}
-
-/// Whether it was the node's fault, so that another one may do better, or the program's.
-fn refusal(FailReason { code, message }: FailReason) -> StartRefusal {
-    match code.as_str() {
-        code if code.starts_with("Image") || code == "RegistryUnavailable" => {
-            StartRefusal::Image(message)
-        }
-        "Network" | "Disk" | "Runtime" => StartRefusal::NoRoom(message),
-        _ => StartRefusal::Failed {
-            code,
-            message,
-            exit: None,
-        },
-    }
-}
-
 async fn sleep_until(deadline: Option<scheduler::model::Now>) {
     match deadline {
         Some(at) => tokio::time::sleep(Duration::from_millis(at.since(clock::now()))).await,
         None => std::future::pending().await,
-    }
-}
-
-impl Work {
-    pub(super) fn new(record: InstanceRecord, stop_signal: i32, reply: Option<Reply>) -> Self {
-        let (address, phases, lap) = (None, Vec::new(), Instant::now());
-        Self {
-            record,
-            address,
-            stop_signal,
-            phases,
-            lap,
-            open: false,
-            replies: reply.into_iter().collect(),
-        }
-    }
-
-    fn started(&self, id: &InstanceId) -> Started {
-        Started {
-            instance: id.clone(),
-            phases: self.phases.clone(),
-        }
     }
 }

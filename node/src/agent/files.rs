@@ -55,9 +55,14 @@ impl Files {
 
     /// Makes the instance's folder and writes its record durably.
     pub(super) fn record(&self, record: &InstanceRecord) -> io::Result<()> {
-        let dir = self.dir(&record.id);
-        fs::create_dir_all(&dir)?;
+        fs::create_dir_all(self.dir(&record.id))?;
         fail::fail_point!("agent::folder_made");
+        self.update(record)
+    }
+
+    /// Replaces an instance's record. One whose folder is gone by now needs none.
+    pub(super) fn update(&self, record: &InstanceRecord) -> io::Result<()> {
+        let dir = self.dir(&record.id);
         let temporary = dir.join("instance.json.tmp");
         let mut file = fs::File::create(&temporary)?;
         file.write_all(&serde_json::to_vec(record)?)?;
@@ -83,17 +88,22 @@ impl Files {
             .collect())
     }
 
-    /// Moves an ended instance's log to where old logs are kept, and removes its folder.
+    /// Moves an ended instance's log to where old logs are kept, and removes its folder. One that
+    /// said nothing, as the parked do, leaves nothing.
     pub(super) fn retire(&self, id: &InstanceId, service: &ServiceKey) -> io::Result<()> {
         let dir = self.dir(id);
-        let shelf = self.shelf(service);
-        let kept = shelf.join(&id.0);
-        fs::create_dir_all(&kept)?;
-        for name in [LOG_BEFORE, LOG] {
-            absent_is_fine(fs::rename(dir.join(name), kept.join(name)))?;
+        let said = |name: &&str| fs::metadata(dir.join(name)).is_ok_and(|log| log.len() > 0);
+        let logs: Vec<&str> = [LOG_BEFORE, LOG].into_iter().filter(said).collect();
+        if !logs.is_empty() {
+            let shelf = self.shelf(service);
+            let kept = shelf.join(&id.0);
+            fs::create_dir_all(&kept)?;
+            for name in logs {
+                fs::rename(dir.join(name), kept.join(name))?;
+            }
+            prune(&shelf)?;
         }
         fail::fail_point!("agent::log_shelved");
-        prune(&shelf)?;
         absent_is_fine(fs::remove_dir_all(dir))?;
         fail::fail_point!("agent::retired");
         Ok(())
@@ -162,5 +172,11 @@ mod tests {
             assert!(!files.dir(&id).exists());
         }
         assert_eq!(files.retired(&service).len(), KEPT_LOGS);
+        let silent = InstanceId("web-00001-silent".to_owned());
+        fs::create_dir_all(files.dir(&silent)).unwrap();
+        fs::write(files.dir(&silent).join(LOG), "").unwrap();
+        files.retire(&silent, &service).unwrap();
+        let kept = files.retired(&service);
+        assert!(kept.iter().all(|(id, _)| *id != silent), "it took a place");
     }
 }

@@ -7,17 +7,20 @@ mod capacity;
 mod driver;
 mod expand;
 mod files;
+mod idle;
 mod probe;
+mod receipts;
 mod record;
 mod spec;
+mod starts;
 mod steps;
+mod work;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use netfabric::ingress::Local;
+use netfabric::ingress::{Awake, Local};
 use netfabric::wire::peer::{StartRefusal, StartRequest, Started};
 use scheduler::model::{Demand, InstanceId, NodeRecord, Resources, Revision, ServiceKey};
 use scheduler::place::Receipt;
@@ -32,15 +35,15 @@ use crate::images::Images;
 use crate::logs::LogQuery;
 use crate::network::Network;
 use crate::runtime::Runtime;
-use driver::{Driver, Input, Start};
+use driver::{Driver, Input};
 use files::Files;
+use receipts::Receipts;
+use starts::Start;
 
 /// Inputs on their way to the driver.
 const INPUTS: usize = 1024;
 /// How long a start waits for this node's registry to catch up with the asker's.
 const CATCH_UP: Duration = Duration::from_secs(1);
-/// Receipts kept, those of ended instances included.
-const RECEIPTS: usize = 1000;
 
 /// What the agent works with.
 pub struct AgentParts {
@@ -48,6 +51,8 @@ pub struct AgentParts {
     pub base: RecordBase,
     pub data: PathBuf,
     pub capacity: Resources,
+    /// Containers kept parked at most.
+    pub parked: u32,
     /// Instances' cgroups are made below it.
     pub cgroup: String,
     pub registry: Registry,
@@ -71,27 +76,9 @@ struct Shared {
     node_name: String,
     registry: Registry,
     files: Files,
+    local: Arc<Local>,
     record: watch::Receiver<Arc<NodeRecord>>,
-    receipts: Mutex<Receipts>,
-}
-
-/// The newest receipts, oldest forgotten first.
-#[derive(Default)]
-struct Receipts {
-    by_instance: BTreeMap<InstanceId, Receipt>,
-    order: std::collections::VecDeque<InstanceId>,
-}
-
-impl Receipts {
-    fn keep(&mut self, id: InstanceId, receipt: Receipt) {
-        if self.by_instance.insert(id.clone(), receipt).is_none() {
-            self.order.push_back(id);
-        }
-        while self.order.len() > RECEIPTS {
-            let oldest = self.order.pop_front();
-            oldest.map(|id| self.by_instance.remove(&id));
-        }
-    }
+    receipts: Receipts,
 }
 
 /// Where one instance's log is.
@@ -107,19 +94,24 @@ impl Agent {
         let files = Files::open(&parts.data)?;
         let (inputs, received) = mpsc::channel(INPUTS);
         let (node_name, registry) = (parts.base.name.to_string(), parts.registry.clone());
-        let (mut driver, record) = Driver::new(parts, files.clone(), inputs.clone(), received);
-        let receipts = driver.adopt().await?;
+        let (receipts, local) = (Receipts::default(), parts.local.clone());
+        let (mut driver, record) = Driver::new(
+            parts,
+            files.clone(),
+            receipts.clone(),
+            inputs.clone(),
+            received,
+        );
+        driver.adopt().await?;
         let shared = Arc::new(Shared {
             node_name,
             registry,
             files,
+            local,
             record,
-            receipts: Mutex::default(),
+            receipts,
         });
         let agent = Self { shared, inputs };
-        for (id, receipt) in receipts {
-            agent.keep_receipt(id, receipt);
-        }
         tokio::spawn(driver.run());
         Ok(agent)
     }
@@ -128,17 +120,14 @@ impl Agent {
     pub async fn start(&self, request: StartRequest) -> Result<Started, StartRefusal> {
         let patience = Duration::from_millis(request.patience_millis);
         let revision = self.revision(&request).await?;
-        let id = InstanceId(format!("{}-{}", request.revision.name, suffix()));
         let (reply, answer) = oneshot::channel();
         let capacity = self.capacity(&revision);
-        self.keep_receipt(id.clone(), request.receipt.clone());
         let start = Input::Start(Start {
-            id,
             revision,
             receipt: request.receipt,
             held: request.held,
             capacity,
-            reply,
+            replies: vec![reply],
         });
         if self.inputs.send(start).await.is_err() {
             return Err(StartRefusal::NotTaking);
@@ -182,15 +171,23 @@ impl Agent {
 
     /// Drains and ends an instance. False when it is not here or over already.
     pub fn stop(&self, id: &InstanceId, cause: &str) -> bool {
-        use scheduler::model::InstanceState::{Failed, Stopped};
         let record = self.shared.record.borrow().clone();
         let here = record.instances.iter().find(|i| i.id == *id);
-        if here.is_none_or(|i| matches!(i.state, Stopped | Failed)) {
+        if here.is_none_or(|i| i.state.is_over()) {
             return false;
         }
         tracing::info!(instance = %id, cause, "stopping an instance");
         // A full queue means a busy driver; the steward asks again.
         self.inputs.try_send(Input::Stop(id.clone())).is_ok()
+    }
+
+    /// Keeps an instance here from being frozen while the answer is held, and thaws it: for whoever
+    /// runs something in it. `None` when it does not serve.
+    ///
+    /// # Errors
+    /// It cannot be thawed.
+    pub async fn keep_awake(&self, id: &InstanceId) -> std::io::Result<Option<Awake>> {
+        self.shared.local.keep_awake(id).await
     }
 
     /// Publishes the record anew: something outside the agent changed.
@@ -210,18 +207,7 @@ impl Agent {
 
     /// Why the instance is on this node.
     pub fn receipt(&self, id: &InstanceId) -> Option<Receipt> {
-        self.receipts().by_instance.get(id).cloned()
-    }
-
-    fn keep_receipt(&self, id: InstanceId, receipt: Receipt) {
-        self.receipts().keep(id, receipt);
-    }
-
-    fn receipts(&self) -> std::sync::MutexGuard<'_, Receipts> {
-        self.shared
-            .receipts
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.shared.receipts.of(id)
     }
 
     /// The logs a query is about: of instances here and of those gone a while ago.
@@ -253,14 +239,4 @@ impl Agent {
         });
         folders
     }
-}
-
-/// Five letters and digits, enough to keep a revision's instances apart.
-fn suffix() -> String {
-    use rand::RngExt;
-    const ALPHABET: &[u8] = b"23456789abcdefghjkmnpqrstuvwxyz";
-    let mut rng = rand::rng();
-    (0..5)
-        .map(|_| char::from(ALPHABET[rng.random_range(0..ALPHABET.len())]))
-        .collect()
 }

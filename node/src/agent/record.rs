@@ -74,7 +74,7 @@ fn report(
     unix: UnixMs,
     load: &impl Fn(&InstanceId) -> (u32, u32),
 ) -> InstanceReport {
-    let busy = matches!(seen.state, InstanceState::Ready | InstanceState::Draining);
+    let busy = seen.state.serves() || seen.state == InstanceState::Draining;
     let (in_flight, concurrency_milli) = if busy { load(seen.id) } else { (0, 0) };
     InstanceReport {
         id: seen.id.clone(),

@@ -7,6 +7,7 @@ use scheduler::model::{Container, FailReason, InstanceId, Revision, RevisionSpec
 use scheduler::registry::limits;
 
 use super::expand::expand;
+use super::work::{FREEZE, NEVER};
 use crate::image::ImageConfig;
 use crate::runtime::ContainerSpec;
 
@@ -22,8 +23,8 @@ pub(super) struct Parts<'a> {
 /// What of a service this node cannot give; refused when it is deployed, never ignored.
 pub fn unsupported(spec: &RevisionSpec) -> Option<&'static str> {
     let container = spec.main()?;
-    if container.liveness.is_some() || container.startup.is_some() {
-        return Some("liveness and startup probes are not understood; use readiness");
+    if spec.annotations.get(FREEZE).is_some_and(|v| v != NEVER) {
+        return Some("selvedge.dev/freeze can only be \"never\"");
     }
     if !spec.volumes.is_empty() || !container.volume_mounts.is_empty() {
         return Some("volumes are not understood");

@@ -14,7 +14,7 @@ use crate::clock;
 use crate::image::ImageError;
 use crate::images::Images;
 use crate::network::Network;
-use crate::runtime::{ContainerSpec, Runtime, logs};
+use crate::runtime::{ContainerSpec, Runtime, RuntimeError, logs};
 
 /// Log lines told with a failure.
 const LAST_LINES: usize = 10;
@@ -133,10 +133,23 @@ impl Tools {
         Ok(())
     }
 
+    /// Writes whose a parked container became, off the way of its start.
+    pub(super) fn record_by_and_by(&self, record: InstanceRecord) {
+        let files = self.files.clone();
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = files.update(&record) {
+                tracing::debug!(instance = %record.id, %error, "its record is not up to date");
+            }
+        });
+    }
+
     /// Waits for the program's end; a shim that is gone counts as an end of unknown kind.
     pub(super) async fn exit(&self, id: &InstanceId) -> (Exit, String) {
         let exit = self.runtime.exit(id).await.unwrap_or_else(|error| {
-            tracing::warn!(instance = %id, %error, "the end of a container is not known");
+            // Removed before it ended: as the parked are that nobody took.
+            if !matches!(error, RuntimeError::Unknown(_)) {
+                tracing::warn!(instance = %id, %error, "the end of a container is not known");
+            }
             Exit {
                 code: 255,
                 signal: None,

@@ -12,7 +12,7 @@ use netfabric::ingress;
 use netfabric::transport::Kind;
 use netfabric::wire::api::{Bill, Explanation, InstanceView, Phase};
 use netfabric::wire::peer::{PeerRequest, PeerResponse};
-use scheduler::model::{InstanceId, NodeId, RequestId, RevisionState};
+use scheduler::model::{InstanceId, InstanceState, NodeId, RequestId, RevisionState};
 use scheduler::place::Receipt;
 
 use super::{Api, Failure, services, views};
@@ -124,6 +124,8 @@ pub(super) async fn service(
         .ok_or_else(|| services::no_service(&key))?;
     let mut instances = views::present(&api.fleet());
     instances.retain(|i| i.namespace == key.namespace && i.service == key.name && i.alive);
+    // What is parked serves nobody yet.
+    instances.retain(|i| i.state != InstanceState::Parked);
     let mut why = Vec::new();
     if let Some(revision) = stored
         .status

@@ -38,6 +38,7 @@ pub(super) fn counts(states: impl Iterator<Item = InstanceState>) -> InstanceCou
             InstanceState::Ready => counts.ready += 1,
             InstanceState::Draining => counts.draining += 1,
             InstanceState::Failed => counts.failed += 1,
+            InstanceState::Frozen => counts.frozen += 1,
             InstanceState::Stopped => {}
         }
     }
@@ -144,7 +145,6 @@ pub(super) fn present(fleet: &Fleet) -> Vec<InstanceView> {
 }
 
 fn count_running(reports: &[InstanceReport]) -> u32 {
-    let running =
-        |r: &&InstanceReport| !matches!(r.state, InstanceState::Stopped | InstanceState::Failed);
+    let running = |r: &&InstanceReport| !r.state.is_over() && r.state != InstanceState::Parked;
     u32::try_from(reports.iter().filter(running).count()).unwrap_or(u32::MAX)
 }

@@ -121,6 +121,7 @@ impl App {
         let agent = Agent::start_up(AgentParts {
             base,
             capacity: agent::offered(&config.capacity),
+            parked: config.runtime.parked,
             cgroup: cgroup(&config),
             registry: registry.clone(),
             images: images.clone(),

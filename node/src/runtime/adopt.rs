@@ -66,6 +66,7 @@ pub fn end_orphan(folder: &Path) -> Option<Exit> {
         .is_some_and(Process::is_alive);
     let group = spec.as_ref().map(|spec| Cgroup::at(&spec.cgroup));
     let oom = !alive && group.as_ref().is_some_and(|group| group.oom_kills() > 0);
+    thaw(spec.as_ref());
     end_processes(record.as_ref());
     if let Some(Err(error)) = group.map(|group| group.remove(DYING)) {
         tracing::warn!(folder = %folder.display(), %error, "a cgroup stays");
@@ -95,11 +96,19 @@ pub fn end_orphan(folder: &Path) -> Option<Exit> {
 /// What could not be removed.
 pub fn sweep(folder: &Path, spec: Option<&ContainerSpec>) -> io::Result<()> {
     let record: Option<ShimRecord> = wire::read_record(folder, SHIM);
+    thaw(spec);
     end_processes(record.as_ref());
     if let Some(spec) = spec {
         Cgroup::at(&spec.cgroup).remove(DYING)?;
     }
     wire::remove_own_files(folder)
+}
+
+/// The frozen would not die. One that is not frozen, or has no group any more, does not mind.
+fn thaw(spec: Option<&ContainerSpec>) {
+    if let Some(spec) = spec {
+        let _ = Cgroup::at(&spec.cgroup).freeze(false);
+    }
 }
 
 /// Kills the shim first: it must not report an end that we caused.

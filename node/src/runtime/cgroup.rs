@@ -93,6 +93,8 @@ impl Cgroup {
     /// The last refusal when it could not be emptied in time.
     pub fn remove(&self, deadline: Duration) -> io::Result<()> {
         let end = Instant::now() + deadline;
+        // The frozen do not die, and a group that was never frozen does not mind.
+        let _ = self.freeze(false);
         for folder in &self.folders {
             loop {
                 match remove_tree(folder) {

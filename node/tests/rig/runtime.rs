@@ -421,6 +421,39 @@ async fn a_dead_shim_takes_its_container_along() {
 }
 
 #[tokio::test]
+async fn a_frozen_container_stands_still_and_ends_all_the_same() {
+    let world = World::new();
+    let shims = world.shims();
+    let script = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.01; done";
+    for name in ["thawed", "deleted", "orphaned", "lost"] {
+        let spec = world.spec(name, script);
+        shims.create(&spec).await.unwrap();
+        shims.start(&spec.id).await.unwrap();
+        until("it counts", || !world.output(name).is_empty()).await;
+        shims.freeze(&spec.id).await.unwrap();
+        shims.freeze(&spec.id).await.expect("it is frozen already");
+    }
+    shims.thaw(&id("thawed")).await.unwrap();
+    let before = world.output("thawed").len();
+    until("it counts on", || world.output("thawed").len() > before).await;
+    shims.kill(&id("thawed")).await.unwrap();
+    exit(&shims, "thawed").await;
+    // Without its shim, for who waits for it and for a later daemon.
+    let waiting = exit(&shims, "orphaned");
+    let killing = async { world.record("orphaned").shim.kill() };
+    let (end, ()) = tokio::join!(waiting, killing);
+    assert!(matches!(end.code, 137 | 255), "{end:?}");
+    world.record("lost").shim.kill();
+    let found = world.shims().adopt().await.unwrap();
+    let lost = found.iter().find(|a| a.id == id("lost")).unwrap();
+    assert_eq!(lost.state, AdoptedState::Exited);
+    for name in ["thawed", "deleted", "orphaned", "lost"] {
+        shims.delete(&id(name)).await.unwrap();
+    }
+    assert_eq!(world.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn what_was_half_made_is_cleaned_up() {
     let world = World::new();
     let spec = world.spec("half", "true");

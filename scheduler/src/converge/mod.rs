@@ -2,29 +2,51 @@
 //! next steps. It starts nothing itself; the agent performs the effects and reports back.
 //!
 //! ```text
-//! admit -> Preparing -> Launching -> Probing -> Ready -> Draining -> Ending -> (removed) Stopped
-//!              |            |           |         |                    ^
-//!              +------------+-----------+---------+--> Failed          | stop while starting
+//!  park -> Parking -> Parked                   Unready <-> Ready <-> Frozen
+//!                       |                                    |
+//! admit -> Preparing -> Launching -> Probing ----------------+-> Draining -> Ending -> (removed)
+//!              |            |           |                    |                 ^
+//!              +------------+-----------+--------------------+--> Failed       | stop while starting
 //! ```
-//! Routing is always closed before a program is asked to end.
+//! Routing is always closed before a program is asked to end, and a frozen one is thawed. `life`
+//! has the inputs; `parking`, `probing` and `backoff` what the pool, the probes and repeated
+//! failures amount to.
 
+mod backoff;
+mod life;
+mod parking;
+mod probing;
 mod slot;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_pool;
+#[cfg(test)]
+mod tests_random;
 
 use std::collections::BTreeMap;
 
 use crate::model::{
     Exit, FailReason, InstanceId, InstanceState, Now, Resources, RevisionKey, ServiceKey,
 };
+use backoff::Backoff;
+pub use backoff::CRASH_LOOP;
+use parking::Pool;
+pub use probing::{Ask, Kind, Plan, Probes};
 use slot::{Phase, Slot};
 
 /// The code word of an instance that never listened.
 pub const NEVER_READY: &str = "NeverReady";
+/// The code word of an instance that its liveness probe gave up.
+pub const UNHEALTHY: &str = "Unhealthy";
 /// How long other nodes may not have heard of an instance that became ready.
 const FRESH_MS: u64 = 2_000;
 /// How long an ended instance is still told about, so that others see why.
 const REMEMBER_MS: u64 = 60_000;
+/// An instance that nobody asks anything for this long is frozen.
+const FREEZE_AFTER_MS: u64 = 10_000;
+/// One that was ready and is not again within this is replaced: it holds its room for nothing.
+const UNREADY_MOST_MS: u64 = 600_000;
 
 /// One instance to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +65,9 @@ pub struct Admission {
     pub drain_ms: u64,
     /// Stop signal to kill.
     pub grace_ms: u64,
+    pub probes: Probes,
+    /// Whether it may be frozen while nobody asks it anything.
+    pub freezes: bool,
 }
 
 /// Why this node takes no more.
@@ -56,21 +81,44 @@ pub enum NoRoom {
     Instances(u32),
 }
 
+/// Why this node does not start an instance.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
+    /// The revision failed here again and again.
+    #[error("{}: {}", .0.code, .0.message)]
+    CrashLoop(FailReason),
+}
+
 /// What the agent does next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     /// Get the image, root filesystem, network and container; then `on_prepared`.
     Prepare(InstanceId),
+    /// It is prepared and waits for a start.
+    Parked(InstanceId),
+    /// One more of the revision is to be parked: `park` it under a new name.
+    Park(RevisionKey),
     /// Start the user's program; then `on_launched`.
     Launch(InstanceId),
-    /// Ask its readiness once, so many milliseconds from now; then `on_probe`.
+    /// A parked container could not be started: start another for whoever waits for this one.
+    Again(InstanceId),
+    /// Ask once, so many milliseconds from now; then `on_probed`.
     Probe {
         id: InstanceId,
+        ask: Ask,
         after_ms: u64,
     },
     /// Requests may enter.
     Open(InstanceId),
-    /// No further request may enter; `on_drained` when the last one is out.
+    /// No request may enter for now; those in it go on.
+    Shut(InstanceId),
+    /// Requests may enter again.
+    Reopen(InstanceId),
+    /// Hold it still, if no request is in it; then `on_frozen`.
+    Freeze(InstanceId),
+    /// No further request may enter, and it is thawed; `on_drained` when the last one is out.
     Close(InstanceId),
     /// Send its stop signal.
     Terminate(InstanceId),
@@ -79,6 +127,16 @@ pub enum Effect {
     Remove(InstanceId),
     /// It failed: answer whoever waits for it.
     Failed(InstanceId),
+}
+
+/// What came of a freeze.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Froze {
+    Still,
+    /// A request came first.
+    Busy,
+    /// The machine cannot; it is not asked to again.
+    Cannot,
 }
 
 /// What an instance looks like from outside.
@@ -97,14 +155,19 @@ pub struct Seen<'a> {
 pub struct Node {
     capacity: Resources,
     slots: BTreeMap<InstanceId, Slot>,
+    pool: Pool,
+    backoff: Backoff,
 }
 
 impl Node {
+    /// A node with room for `capacity` that keeps up to `parked` containers parked.
     #[must_use]
-    pub fn new(capacity: Resources) -> Self {
+    pub fn new(capacity: Resources, parked: u32) -> Self {
         Self {
             capacity,
             slots: BTreeMap::new(),
+            pool: Pool::new(parked),
+            backoff: Backoff::default(),
         }
     }
 
@@ -142,21 +205,59 @@ impl Node {
         })
     }
 
+    #[must_use]
+    pub fn knows(&self, id: &InstanceId) -> bool {
+        self.slots.contains_key(id)
+    }
+
     /// Why the instance failed, if it did.
     #[must_use]
     pub fn failure(&self, id: &InstanceId) -> Option<&FailReason> {
         self.slots.get(id)?.failure.as_ref()
     }
 
-    /// Takes on an instance, if there is room.
-    pub fn admit(&mut self, now: Now, admission: Admission) -> Result<Vec<Effect>, NoRoom> {
+    /// Instances to be asked how long nobody asked them anything; then `on_idle` or `on_thawed`.
+    pub fn idlers(&self) -> impl Iterator<Item = (&InstanceId, InstanceState)> {
+        let may = |slot: &Slot| match slot.phase {
+            Phase::Ready => slot.admission.freezes && !slot.freezing,
+            Phase::Frozen => true,
+            _ => false,
+        };
+        let idlers = self.slots.iter().filter(move |(_, slot)| may(slot));
+        idlers.map(|(id, slot)| (id, slot.state()))
+    }
+
+    /// Takes on an instance, if there is room. A parked container of its revision is taken, and
+    /// then the instance has that one's name.
+    pub fn admit(
+        &mut self,
+        now: Now,
+        admission: Admission,
+    ) -> Result<(InstanceId, Vec<Effect>), Refused> {
+        if let Some(reason) = self.backoff.refuses(now, &admission.revision) {
+            return Err(Refused::CrashLoop(reason));
+        }
         self.room_for(admission.needs)?;
+        if let Some(slot) = self.parked(&admission.revision) {
+            return Ok(unpark(now, slot, admission));
+        }
         let id = admission.id.clone();
         let previous = self
             .slots
             .insert(id.clone(), Slot::new(now, admission, Phase::Preparing));
         assert!(previous.is_none(), "instance {id} was admitted twice");
-        Ok(vec![Effect::Prepare(id)])
+        Ok((id.clone(), vec![Effect::Prepare(id)]))
+    }
+
+    /// The best one for a start: one that is prepared, or else one that soon will be.
+    fn parked(&mut self, revision: &RevisionKey) -> Option<&mut Slot> {
+        let fit = |slot: &&mut Slot| {
+            slot.admission.revision == *revision
+                && !slot.stopping
+                && matches!(slot.phase, Phase::Parked | Phase::Parking)
+        };
+        let fitting = self.slots.values_mut().filter(fit);
+        fitting.min_by_key(|slot| slot.phase != Phase::Parked)
     }
 
     fn room_for(&self, needs: Resources) -> Result<(), NoRoom> {
@@ -202,207 +303,63 @@ impl Node {
     /// Takes over an instance that a former daemon left running: it is probed and opened, not
     /// started. Adopted instances are never refused, even beyond the capacity.
     pub fn adopt(&mut self, now: Now, admission: Admission) -> Vec<Effect> {
+        let slot = Slot::new(now, admission, Phase::Probing);
+        // Its program began long ago.
+        let question = slot.question(Kind::Readiness, 0);
+        self.slots.insert(slot.id(), slot);
+        vec![question]
+    }
+
+    /// Puts a container by for a start to come.
+    pub fn park(&mut self, now: Now, admission: Admission) -> Vec<Effect> {
         let id = admission.id.clone();
-        self.slots
-            .insert(id.clone(), Slot::new(now, admission, Phase::Probing));
-        vec![Effect::Probe { id, after_ms: 0 }]
+        let previous = self
+            .slots
+            .insert(id.clone(), Slot::new(now, admission, Phase::Parking));
+        assert!(previous.is_none(), "instance {id} was parked twice");
+        vec![Effect::Prepare(id)]
     }
 
-    pub fn on_prepared(
-        &mut self,
-        now: Now,
-        id: &InstanceId,
-        result: Result<(), FailReason>,
-    ) -> Vec<Effect> {
-        self.step(id, Phase::Preparing, |slot| match result {
-            Err(reason) => slot.fail(now, reason),
-            Ok(()) if slot.stopping => slot.remove(now),
-            Ok(()) => {
-                slot.enter(now, Phase::Launching);
-                vec![Effect::Launch(slot.id())]
-            }
-        })
-    }
-
-    pub fn on_launched(
-        &mut self,
-        now: Now,
-        id: &InstanceId,
-        result: Result<(), FailReason>,
-    ) -> Vec<Effect> {
-        self.step(id, Phase::Launching, |slot| match result {
-            Err(reason) => slot.fail(now, reason),
-            Ok(()) if slot.stopping => slot.end(now),
-            Ok(()) => {
-                slot.enter(now, Phase::Probing);
-                vec![Effect::Probe {
-                    id: slot.id(),
-                    after_ms: 0,
-                }]
-            }
-        })
-    }
-
-    /// What a failed probe was told, for the case that the instance fails by it.
-    pub fn heard(&mut self, id: &InstanceId, said: String) {
-        if let Some(slot) = self.slots.get_mut(id) {
-            slot.heard = said;
-        }
-    }
-
-    /// A readiness probe's result. Late results, of instances that moved on, are ignored.
-    pub fn on_probe(&mut self, now: Now, id: &InstanceId, ready: bool) -> Vec<Effect> {
-        let Some(slot) = self.slots.get_mut(id) else {
-            return Vec::new();
-        };
-        if slot.phase != Phase::Probing {
-            return Vec::new();
-        }
-        if ready {
-            slot.enter(now, Phase::Ready);
-            return vec![Effect::Open(id.clone())];
-        }
-        let waited = now.since(slot.since);
-        if waited >= slot.admission.start_deadline_ms {
-            return slot.never_ready(now);
-        }
-        vec![Effect::Probe {
-            id: id.clone(),
-            after_ms: probe_pause_ms(waited),
-        }]
-    }
-
-    /// The program ended by itself or because it was told to. `said` are its last log lines.
-    pub fn on_exit(&mut self, now: Now, id: &InstanceId, exit: &Exit, said: &str) -> Vec<Effect> {
-        let Some(slot) = self.slots.get_mut(id) else {
-            return Vec::new();
-        };
-        match slot.phase {
-            Phase::Ending { .. } | Phase::Draining { .. } => slot.remove(now),
-            Phase::Removing | Phase::Ended { .. } => Vec::new(),
-            Phase::Preparing | Phase::Launching | Phase::Probing | Phase::Ready => {
-                let early = slot.phase != Phase::Ready;
-                slot.fail(now, exit_reason(exit, early, said))
-            }
-        }
-    }
-
-    /// Asks an instance to end. Unknown and ended ones give `false`.
-    pub fn on_stop(&mut self, now: Now, id: &InstanceId) -> (bool, Vec<Effect>) {
-        let Some(slot) = self.slots.get_mut(id) else {
-            return (false, Vec::new());
-        };
-        match slot.phase {
-            Phase::Preparing | Phase::Launching => {
-                slot.stopping = true;
-                (true, Vec::new())
-            }
-            Phase::Probing => (true, slot.end(now)),
-            Phase::Ready => {
-                let until = now.plus(slot.admission.drain_ms);
-                slot.enter(now, Phase::Draining { until });
-                (true, vec![Effect::Close(id.clone())])
-            }
-            Phase::Draining { .. } | Phase::Ending { .. } => (true, Vec::new()),
-            Phase::Removing | Phase::Ended { .. } => (false, Vec::new()),
-        }
-    }
-
-    /// The last request left a closed instance.
-    pub fn on_drained(&mut self, now: Now, id: &InstanceId) -> Vec<Effect> {
-        match self.slots.get_mut(id) {
-            Some(slot) if matches!(slot.phase, Phase::Draining { .. }) => slot.end(now),
-            _ => Vec::new(),
-        }
-    }
-
-    /// Everything the instance had is gone.
-    pub fn on_removed(&mut self, now: Now, id: &InstanceId) {
-        if let Some(slot) = self.slots.get_mut(id)
-            && slot.phase == Phase::Removing
-        {
-            let phase = Phase::Ended {
-                forget: now.plus(REMEMBER_MS),
-            };
-            if slot.failure.is_some() {
-                slot.phase = phase;
-            } else {
-                slot.enter(now, phase);
-            }
-        }
-    }
-
-    /// When `on_timeout` has something to do.
-    #[must_use]
-    pub fn poll_timeout(&self) -> Option<Now> {
-        self.slots
-            .values()
-            .filter_map(|slot| slot.phase.deadline())
-            .min()
-    }
-
-    pub fn on_timeout(&mut self, now: Now) -> Vec<Effect> {
-        self.slots
-            .retain(|_, slot| !matches!(slot.phase, Phase::Ended { forget } if forget <= now));
+    /// Looks after the parked pool: what is too much goes, and what is missing is made, one at a
+    /// time and never while an instance starts. Requests are sent to the revisions that `serves`
+    /// names; nothing is parked of others. Call it after every input, and once a second.
+    pub fn tend(&mut self, now: Now, serves: impl Fn(&RevisionKey) -> bool) -> Vec<Effect> {
+        self.pool.retain(now, serves);
+        let mut wanted = self.pool.wanted(now, self.capacity, self.free());
         let mut effects = Vec::new();
         for slot in self.slots.values_mut() {
-            match slot.phase {
-                Phase::Draining { until } if until <= now => effects.extend(slot.end(now)),
-                Phase::Ending { kill_at: Some(at) } if at <= now => {
-                    slot.phase = Phase::Ending { kill_at: None };
-                    effects.push(Effect::Kill(slot.id()));
-                }
-                _ => {}
+            let parked = matches!(slot.phase, Phase::Parked | Phase::Parking);
+            if !parked || slot.stopping {
+                continue;
             }
+            let left = wanted.iter_mut().find(|w| w.0 == slot.admission.revision);
+            match left {
+                Some((_, count)) if *count > 0 => *count -= 1,
+                _ if slot.phase == Phase::Parked => effects.extend(slot.remove(now)),
+                _ => slot.stopping = true,
+            }
+        }
+        let mut slots = self.slots.values();
+        if !slots.any(|slot| slot.is_starting(now) || slot.phase == Phase::Parking) {
+            let missing = wanted.into_iter().find(|(_, count)| *count > 0);
+            effects.extend(missing.map(|(revision, _)| Effect::Park(revision)));
         }
         effects
     }
-
-    fn step(
-        &mut self,
-        id: &InstanceId,
-        expected: Phase,
-        next: impl FnOnce(&mut Slot) -> Vec<Effect>,
-    ) -> Vec<Effect> {
-        match self.slots.get_mut(id) {
-            Some(slot) if slot.phase == expected => next(slot),
-            _ => Vec::new(),
-        }
-    }
 }
 
-/// How long to wait before the next readiness probe: a millisecond while a quick program comes up,
-/// wider for slow ones, so that waiting for one costs the node next to nothing.
-fn probe_pause_ms(waited_ms: u64) -> u64 {
-    match waited_ms {
-        0..50 => 1,
-        50..500 => 5,
-        500..5_000 => 25,
-        _ => 200,
-    }
-}
-
-fn exit_reason(exit: &Exit, early: bool, said: &str) -> FailReason {
-    let how = match exit.signal {
-        Some(signal) => format!("was killed by signal {signal}"),
-        None => format!("exited with code {}", exit.code),
+fn unpark(now: Now, slot: &mut Slot, admission: Admission) -> (InstanceId, Vec<Effect>) {
+    let id = slot.id();
+    slot.admission = Admission {
+        id: id.clone(),
+        ..admission
     };
-    let (code, mut message) = if exit.oom {
-        (
-            "OOMKilled",
-            "ran out of memory and was killed: raise its memory limit".to_owned(),
-        )
-    } else if early {
-        ("Exited", format!("{how} before it was ready"))
-    } else {
-        ("Exited", how)
-    };
-    if !said.is_empty() {
-        message.push_str("; its last lines:\n");
-        message.push_str(said);
+    slot.parked = false;
+    if slot.phase == Phase::Parking {
+        slot.enter(now, Phase::Preparing);
+        return (id, Vec::new());
     }
-    FailReason {
-        code: code.to_owned(),
-        message,
-    }
+    slot.unparked = true;
+    slot.enter(now, Phase::Launching);
+    (id.clone(), vec![Effect::Launch(id)])
 }

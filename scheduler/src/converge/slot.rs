@@ -1,14 +1,25 @@
 //! One instance's place in its life.
 
+use super::probing::{Ask, Kind, Plan, Streak};
 use super::{Admission, Effect};
 use crate::model::{FailReason, InstanceId, InstanceState, Now};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
+    /// Being prepared for nobody yet.
+    Parking,
+    /// Prepared; a start needs nothing but its program.
+    Parked,
     Preparing,
     Launching,
     Probing,
     Ready,
+    /// Held still while nobody asks it anything.
+    Frozen,
+    /// It was ready, and its readiness probe says it is not; until then it may become so again.
+    Unready {
+        until: Now,
+    },
     /// Closed; requests still in it have until then.
     Draining {
         until: Now,
@@ -25,10 +36,15 @@ pub(super) enum Phase {
 }
 
 impl Phase {
-    pub(super) const fn state(self) -> InstanceState {
+    const fn state(self) -> InstanceState {
         match self {
-            Self::Preparing | Self::Launching | Self::Probing => InstanceState::Starting,
+            Self::Parking | Self::Parked => InstanceState::Parked,
+            // One that is not ready again yet is on its way as one that never was.
+            Self::Preparing | Self::Launching | Self::Probing | Self::Unready { .. } => {
+                InstanceState::Starting
+            }
             Self::Ready => InstanceState::Ready,
+            Self::Frozen => InstanceState::Frozen,
             Self::Draining { .. } | Self::Ending { .. } => InstanceState::Draining,
             Self::Removing | Self::Ended { .. } => InstanceState::Stopped,
         }
@@ -36,13 +52,19 @@ impl Phase {
 
     pub(super) const fn deadline(self) -> Option<Now> {
         match self {
-            Self::Draining { until } => Some(until),
+            Self::Unready { until } | Self::Draining { until } => Some(until),
             Self::Ending { kill_at } => kill_at,
             Self::Ended { forget } => Some(forget),
-            Self::Preparing | Self::Launching | Self::Probing | Self::Ready | Self::Removing => {
-                None
-            }
+            _ => None,
         }
+    }
+
+    /// Its program was started and nobody told it to end.
+    pub(super) const fn runs(self) -> bool {
+        matches!(
+            self,
+            Self::Probing | Self::Ready | Self::Frozen | Self::Unready { .. }
+        )
     }
 }
 
@@ -51,22 +73,44 @@ pub(super) struct Slot {
     pub(super) admission: Admission,
     pub(super) phase: Phase,
     pub(super) since: Now,
+    /// Kept for a start to come; nothing of what it needs is set aside for it.
+    pub(super) parked: bool,
+    /// Its start took a parked container.
+    pub(super) unparked: bool,
     /// Asked to stop while it was still being prepared or launched.
     pub(super) stopping: bool,
     pub(super) failure: Option<FailReason>,
-    /// What the last failed probe was told.
-    pub(super) heard: String,
+    /// It ended while its launch was under way.
+    pub(super) exited: Option<FailReason>,
+    /// When requests could enter first.
+    pub(super) ready_at: Option<Now>,
+    /// It is being frozen.
+    pub(super) freezing: bool,
+    /// Its startup probe succeeded.
+    pub(super) started: bool,
+    /// Answers to earlier rounds of questions mean nothing.
+    pub(super) round: u32,
+    pub(super) readiness: Streak,
+    pub(super) liveness: Streak,
 }
 
 impl Slot {
-    pub(super) const fn new(now: Now, admission: Admission, phase: Phase) -> Self {
+    pub(super) fn new(now: Now, admission: Admission, phase: Phase) -> Self {
         Self {
             admission,
             phase,
             since: now,
+            parked: phase == Phase::Parking,
+            unparked: false,
             stopping: false,
             failure: None,
-            heard: String::new(),
+            exited: None,
+            ready_at: None,
+            freezing: false,
+            started: false,
+            round: 0,
+            readiness: Streak::default(),
+            liveness: Streak::default(),
         }
     }
 
@@ -76,10 +120,14 @@ impl Slot {
 
     /// On its way, or ready so lately that not everybody knows.
     pub(super) fn is_fresh(&self, now: Now) -> bool {
+        let lately = || {
+            self.ready_at
+                .is_some_and(|at| now.since(at) < super::FRESH_MS)
+        };
         !self.stopping
             && match self.phase {
                 Phase::Preparing | Phase::Launching | Phase::Probing => true,
-                Phase::Ready => now.since(self.since) < super::FRESH_MS,
+                Phase::Ready => lately(),
                 _ => false,
             }
     }
@@ -94,12 +142,60 @@ impl Slot {
     }
 
     pub(super) const fn holds_resources(&self) -> bool {
-        !matches!(self.phase, Phase::Ended { .. })
+        !self.parked && !matches!(self.phase, Phase::Ended { .. })
+    }
+
+    /// It uses the machine up to be ready soon.
+    pub(super) fn is_starting(&self, now: Now) -> bool {
+        match self.phase {
+            Phase::Preparing | Phase::Launching => true,
+            Phase::Probing => now.since(self.since) < super::FRESH_MS,
+            _ => false,
+        }
     }
 
     pub(super) fn enter(&mut self, now: Now, phase: Phase) {
         self.phase = phase;
         self.since = now;
+    }
+
+    /// The first question to a program that was just started, or is taken over.
+    pub(super) fn first_question(&self) -> Effect {
+        let probes = &self.admission.probes;
+        let (kind, plan) = match probes.startup {
+            Some(plan) if !self.started => (Kind::Startup, Some(plan)),
+            _ => (Kind::Readiness, probes.readiness),
+        };
+        self.question(kind, plan.map_or(0, |plan| plan.delay_ms))
+    }
+
+    pub(super) fn question(&self, kind: Kind, after_ms: u64) -> Effect {
+        Effect::Probe {
+            id: self.id(),
+            ask: Ask {
+                kind,
+                round: self.round,
+            },
+            after_ms,
+        }
+    }
+
+    /// Begins a new round of the questions that go on while it is ready. `began` is its first: its
+    /// program may still be busy with its own beginning.
+    pub(super) fn questions(&mut self, began: bool) -> Vec<Effect> {
+        self.round += 1;
+        let probes = self.admission.probes;
+        let first = |plan: Plan| {
+            let delay = if began { plan.delay_ms } else { 0 };
+            delay.max(plan.period_ms)
+        };
+        let readiness = probes
+            .readiness
+            .map(|plan| self.question(Kind::Readiness, plan.period_ms));
+        let liveness = probes
+            .liveness
+            .map(|plan| self.question(Kind::Liveness, first(plan)));
+        readiness.into_iter().chain(liveness).collect()
     }
 
     /// Asks the program to end, and sets when it is killed.
@@ -122,22 +218,22 @@ impl Slot {
         effects
     }
 
-    /// Not ready in time. The removal kills it.
-    pub(super) fn never_ready(&mut self, now: Now) -> Vec<Effect> {
-        let seconds = self.admission.start_deadline_ms / 1000;
-        let mut message = format!(
-            "did not become ready within {seconds} s of its start: does it listen on 0.0.0.0:{} (PORT)?",
-            self.admission.port
-        );
-        if !self.heard.is_empty() {
-            message = format!("{message} Last probe: {}", self.heard);
+    /// It runs and is not worth keeping: close it, tell, and let it end in its own way.
+    pub(super) fn give_up(&mut self, now: Now, reason: FailReason) -> Vec<Effect> {
+        self.failure = Some(reason);
+        let mut effects = vec![Effect::Close(self.id()), Effect::Failed(self.id())];
+        effects.extend(self.end(now));
+        effects
+    }
+
+    /// Why it failed that was not ready in time.
+    pub(super) fn never_ready(&self, waited_ms: u64, said: &str) -> FailReason {
+        let (seconds, port) = (waited_ms / 1_000, self.admission.port);
+        FailReason {
+            code: super::NEVER_READY.to_owned(),
+            message: format!(
+                "did not become ready within {seconds} s of its start: does it listen on 0.0.0.0:{port} (PORT)? Asked, it said: {said}"
+            ),
         }
-        self.fail(
-            now,
-            FailReason {
-                code: super::NEVER_READY.to_owned(),
-                message,
-            },
-        )
     }
 }

@@ -1,15 +1,15 @@
-use proptest::prelude::*;
+//! The table of an instance's life: inputs in order, effects in order.
 
 use super::*;
 use crate::model::{Name, UnixMs};
 
-const NEEDS: Resources = Resources {
+pub(super) const NEEDS: Resources = Resources {
     cpu_millis: 100,
     memory_bytes: 10,
     instances: 1,
 };
 
-fn admission(id: &str) -> Admission {
+pub(super) fn admission(id: &str) -> Admission {
     let name = |text: &str| Name::new(text).unwrap();
     Admission {
         id: InstanceId(id.to_owned()),
@@ -27,22 +27,35 @@ fn admission(id: &str) -> Admission {
         start_deadline_ms: 30_000,
         drain_ms: 5_000,
         grace_ms: 10_000,
+        probes: Probes::default(),
+        freezes: true,
     }
 }
 
-fn node() -> Node {
-    Node::new(Resources {
+pub(super) fn node() -> Node {
+    let capacity = Resources {
         cpu_millis: 200,
         memory_bytes: 20,
         instances: 2,
-    })
+    };
+    Node::new(capacity, 0)
 }
 
-fn id() -> InstanceId {
+/// The one answer of an instance that is asked its readiness for the first time.
+pub(super) fn first(node: &mut Node, now: u64, ready: bool) -> Vec<Effect> {
+    let said = if ready { Ok(()) } else { Err("no".to_owned()) };
+    node.on_probed(Now(now), &id(), ask(Kind::Readiness, 0), said)
+}
+
+pub(super) fn ask(kind: Kind, round: u32) -> Ask {
+    Ask { kind, round }
+}
+
+pub(super) fn id() -> InstanceId {
     InstanceId("a".to_owned())
 }
 
-fn exit(code: i32, oom: bool) -> Exit {
+pub(super) fn exit(code: i32, oom: bool) -> Exit {
     Exit {
         code,
         signal: None,
@@ -56,7 +69,7 @@ fn ready_node() -> Node {
     node.admit(Now(0), admission("a")).unwrap();
     node.on_prepared(Now(1), &id(), Ok(()));
     node.on_launched(Now(2), &id(), Ok(()));
-    assert_eq!(node.on_probe(Now(3), &id(), true), [Effect::Open(id())]);
+    assert_eq!(first(&mut node, 3, true), [Effect::Open(id())]);
     node
 }
 
@@ -69,18 +82,22 @@ fn a_start_goes_step_by_step() {
     let mut node = node();
     assert_eq!(
         node.admit(Now(0), admission("a")).unwrap(),
-        [Effect::Prepare(id())]
+        (id(), vec![Effect::Prepare(id())])
     );
     assert_eq!(
         node.on_prepared(Now(5), &id(), Ok(())),
         [Effect::Launch(id())]
     );
-    let probe = |after_ms| Effect::Probe { id: id(), after_ms };
+    let probe = |after_ms| Effect::Probe {
+        id: id(),
+        ask: ask(Kind::Readiness, 0),
+        after_ms,
+    };
     assert_eq!(node.on_launched(Now(9), &id(), Ok(())), [probe(0)]);
-    assert_eq!(node.on_probe(Now(10), &id(), false), [probe(1)]);
-    assert_eq!(node.on_probe(Now(9 + 600), &id(), false), [probe(25)]);
+    assert_eq!(first(&mut node, 10, false), [probe(1)]);
+    assert_eq!(first(&mut node, 9 + 600, false), [probe(25)]);
     assert_eq!(state(&node), InstanceState::Starting);
-    assert_eq!(node.on_probe(Now(700), &id(), true), [Effect::Open(id())]);
+    assert_eq!(first(&mut node, 700, true), [Effect::Open(id())]);
     assert_eq!(state(&node), InstanceState::Ready);
 }
 
@@ -151,11 +168,8 @@ fn failures_say_why() {
     silent.admit(Now(0), admission("a")).unwrap();
     silent.on_prepared(Now(1), &id(), Ok(()));
     silent.on_launched(Now(2), &id(), Ok(()));
-    silent.heard(&id(), "tcp 10.0.0.2:81: connection refused".to_owned());
-    assert_eq!(silent.on_probe(Now(30_002), &id(), false), gone);
+    assert_eq!(first(&mut silent, 30_002, false), gone);
     fails(&silent, "NeverReady");
-    let message = &silent.failure(&id()).unwrap().message;
-    assert!(message.ends_with("Last probe: tcp 10.0.0.2:81: connection refused"));
 }
 
 #[test]
@@ -171,34 +185,46 @@ fn a_stop_while_starting_is_kept_until_the_step_is_done() {
 
 #[test]
 fn admission_checks_every_resource() {
-    let mut small = Node::new(Resources {
-        cpu_millis: 50,
-        memory_bytes: 20,
-        instances: 2,
-    });
+    let mut small = Node::new(
+        Resources {
+            cpu_millis: 50,
+            memory_bytes: 20,
+            instances: 2,
+        },
+        0,
+    );
     let refused = small.admit(Now(0), admission("a")).unwrap_err();
     assert_eq!(
         refused,
-        NoRoom::Cpu {
+        Refused::NoRoom(NoRoom::Cpu {
             want: 100,
             free: 50
-        }
+        })
     );
-    let mut full = Node::new(Resources {
-        cpu_millis: 500,
-        memory_bytes: 5,
-        instances: 2,
-    });
+    let mut full = Node::new(
+        Resources {
+            cpu_millis: 500,
+            memory_bytes: 5,
+            instances: 2,
+        },
+        0,
+    );
     let refused = full.admit(Now(0), admission("a")).unwrap_err();
-    assert_eq!(refused, NoRoom::Memory { want: 10, free: 5 });
-    let mut none = Node::new(Resources {
-        cpu_millis: 500,
-        memory_bytes: 50,
-        instances: 0,
-    });
+    assert_eq!(
+        refused,
+        Refused::NoRoom(NoRoom::Memory { want: 10, free: 5 })
+    );
+    let mut none = Node::new(
+        Resources {
+            cpu_millis: 500,
+            memory_bytes: 50,
+            instances: 0,
+        },
+        0,
+    );
     assert_eq!(
         none.admit(Now(0), admission("a")).unwrap_err(),
-        NoRoom::Instances(0)
+        Refused::NoRoom(NoRoom::Instances(0))
     );
 }
 
@@ -207,11 +233,11 @@ fn askers_of_one_moment_share_an_instance_within_what_it_carries() {
     let mut node = node();
     let revision = admission("a").revision;
     assert_eq!(node.share(Now(0), &revision, 1, 10), None);
-    let first = Admission {
+    let promised = Admission {
         promised: 4,
         ..admission("a")
     };
-    node.admit(Now(0), first).unwrap();
+    node.admit(Now(0), promised).unwrap();
     assert_eq!(node.share(Now(1), &revision, 5, 10), Some(id()));
     assert_eq!(
         node.share(Now(1), &revision, 2, 10),
@@ -220,7 +246,7 @@ fn askers_of_one_moment_share_an_instance_within_what_it_carries() {
     );
     node.on_prepared(Now(1), &id(), Ok(()));
     node.on_launched(Now(2), &id(), Ok(()));
-    node.on_probe(Now(3), &id(), true);
+    first(&mut node, 3, true);
     assert_eq!(node.share(Now(2_002), &revision, 1, 10), Some(id()));
     assert_eq!(
         node.share(Now(2_003), &revision, 0, 10),
@@ -238,86 +264,202 @@ fn an_adopted_instance_is_probed_not_started() {
         node.adopt(Now(0), admission("a")),
         [Effect::Probe {
             id: id(),
+            ask: ask(Kind::Readiness, 0),
             after_ms: 0
         }]
     );
-    assert_eq!(node.on_probe(Now(1), &id(), true), [Effect::Open(id())]);
+    assert_eq!(first(&mut node, 1, true), [Effect::Open(id())]);
 }
 
-#[derive(Debug, Clone)]
-enum Input {
-    Prepared(bool),
-    Launched(bool),
-    Probe(bool),
-    Exit,
-    Stop,
-    Drained,
-    Removed,
-    Timeout,
+fn plan(period_ms: u64, failures: u32) -> Option<Plan> {
+    Some(Plan {
+        delay_ms: 0,
+        period_ms,
+        failures,
+        successes: 2,
+        floor_ms: 1,
+    })
 }
 
-fn input() -> impl Strategy<Value = Input> {
-    prop_oneof![
-        any::<bool>().prop_map(Input::Prepared),
-        any::<bool>().prop_map(Input::Launched),
-        any::<bool>().prop_map(Input::Probe),
-        Just(Input::Exit),
-        Just(Input::Stop),
-        Just(Input::Drained),
-        Just(Input::Removed),
-        Just(Input::Timeout),
-    ]
+/// Ready, with the probes that go on.
+fn probed(probes: Probes) -> Node {
+    let mut node = node();
+    let wanted = Admission {
+        probes,
+        ..admission("a")
+    };
+    node.admit(Now(0), wanted).unwrap();
+    node.on_prepared(Now(1), &id(), Ok(()));
+    node.on_launched(Now(2), &id(), Ok(()));
+    let effects = first(&mut node, 3, true);
+    assert_eq!(effects[0], Effect::Open(id()));
+    node
 }
 
-fn outcome(ok: bool) -> Result<(), FailReason> {
-    if ok {
-        Ok(())
-    } else {
-        Err(FailReason {
-            code: "X".into(),
-            message: String::new(),
-        })
+fn answer(node: &mut Node, now: u64, kind: Kind, good: bool) -> Vec<Effect> {
+    let said = if good { Ok(()) } else { Err("sick".to_owned()) };
+    node.on_probed(Now(now), &id(), ask(kind, 1), said)
+}
+
+#[test]
+fn a_startup_probe_gates_the_others_and_has_its_own_budget() {
+    let mut node = node();
+    let probes = Probes {
+        startup: plan(10_000, 6),
+        ..Probes::default()
+    };
+    let wanted = Admission {
+        probes,
+        ..admission("a")
+    };
+    node.admit(Now(0), wanted).unwrap();
+    node.on_prepared(Now(1), &id(), Ok(()));
+    let asks = |kind, after_ms| Effect::Probe {
+        id: id(),
+        ask: ask(kind, 0),
+        after_ms,
+    };
+    assert_eq!(
+        node.on_launched(Now(2), &id(), Ok(())),
+        [asks(Kind::Startup, 0)]
+    );
+    let mut late = node.clone();
+    let say =
+        |node: &mut Node, now, said| node.on_probed(Now(now), &id(), ask(Kind::Startup, 0), said);
+    // Beyond what readiness alone would be given.
+    let no = || Err("no".to_owned());
+    assert_eq!(say(&mut node, 50_000, no()), [asks(Kind::Startup, 200)]);
+    assert_eq!(say(&mut node, 50_200, Ok(())), [asks(Kind::Readiness, 0)]);
+    assert_eq!(first(&mut node, 50_201, true), [Effect::Open(id())]);
+    say(&mut late, 60_002, no());
+    assert_eq!(state(&late), InstanceState::Failed);
+}
+
+#[test]
+fn an_instance_that_is_not_ready_any_more_is_shut_and_reopened() {
+    let mut node = probed(Probes {
+        readiness: plan(1_000, 2),
+        ..Probes::default()
+    });
+    let again = Effect::Probe {
+        id: id(),
+        ask: ask(Kind::Readiness, 1),
+        after_ms: 1_000,
+    };
+    assert_eq!(
+        answer(&mut node, 1_000, Kind::Readiness, false),
+        [again.clone()]
+    );
+    assert_eq!(
+        answer(&mut node, 2_000, Kind::Readiness, false),
+        [again.clone(), Effect::Shut(id())]
+    );
+    assert_eq!(state(&node), InstanceState::Starting);
+    answer(&mut node, 3_000, Kind::Readiness, true);
+    assert_eq!(
+        answer(&mut node, 4_000, Kind::Readiness, true),
+        [again, Effect::Reopen(id())]
+    );
+    assert_eq!(state(&node), InstanceState::Ready);
+    answer(&mut node, 5_000, Kind::Readiness, false);
+    answer(&mut node, 6_000, Kind::Readiness, false);
+    let ended = node.on_timeout(Now(6_000 + UNREADY_MOST_MS));
+    assert!(ended.contains(&Effect::Terminate(id())), "{ended:?}");
+}
+
+#[test]
+fn an_instance_that_its_liveness_probe_gives_up_ends_in_its_own_way() {
+    let mut node = probed(Probes {
+        liveness: plan(1_000, 3),
+        ..Probes::default()
+    });
+    for (now, good) in [(1, false), (2, false), (3, true), (4, false), (5, false)] {
+        assert_eq!(
+            answer(&mut node, now * 1_000, Kind::Liveness, good).len(),
+            1
+        );
     }
+    assert_eq!(
+        answer(&mut node, 6_000, Kind::Liveness, false),
+        [
+            Effect::Close(id()),
+            Effect::Failed(id()),
+            Effect::Terminate(id())
+        ]
+    );
+    let told = node.failure(&id()).unwrap();
+    assert_eq!(told.code, UNHEALTHY);
+    assert!(told.message.ends_with("sick"), "{told:?}");
+    assert_eq!(node.on_timeout(Now(16_000)), [Effect::Kill(id())]);
+    assert_eq!(
+        node.on_exit(Now(16_001), &id(), &exit(137, false), ""),
+        [Effect::Remove(id())]
+    );
+    assert_eq!(state(&node), InstanceState::Failed);
 }
 
-proptest! {
-    /// Whatever happens in whatever order: an open instance is closed before it is terminated, is
-    /// removed exactly once, and gives back what it took.
-    #[test]
-    fn closed_before_terminated_and_removed_once(inputs in prop::collection::vec(input(), 0..40)) {
-        let mut node = node();
-        let mut effects = node.admit(Now(0), admission("a")).unwrap();
-        let mut now = 0;
-        for input in inputs {
-            now += 1_000;
-            let at = Now(now);
-            effects.extend(match input {
-                Input::Prepared(ok) => node.on_prepared(at, &id(), outcome(ok)),
-                Input::Launched(ok) => node.on_launched(at, &id(), outcome(ok)),
-                Input::Probe(ok) => node.on_probe(at, &id(), ok),
-                Input::Exit => node.on_exit(at, &id(), &exit(0, false), ""),
-                Input::Stop => node.on_stop(at, &id()).1,
-                Input::Drained => node.on_drained(at, &id()),
-                Input::Removed => { node.on_removed(at, &id()); vec![] }
-                Input::Timeout => node.on_timeout(at),
-            });
-        }
-        let position = |wanted: &Effect| effects.iter().position(|e| e == wanted);
-        if let (Some(open), Some(end)) =
-            (position(&Effect::Open(id())), position(&Effect::Terminate(id())))
-        {
-            let close = position(&Effect::Close(id()));
-            prop_assert!(close.is_some_and(|c| open < c && c < end), "{effects:?}");
-        }
-        let removals = effects.iter().filter(|e| **e == Effect::Remove(id())).count();
-        prop_assert!(removals <= 1);
-        let ended = node.seen().next().is_none_or(|s| {
-            matches!(s.state, InstanceState::Stopped | InstanceState::Failed)
-        });
-        if ended {
-            prop_assert_eq!(removals, 1);
-            node.on_removed(Now(now), &id());
-            prop_assert_eq!(node.free(), node.capacity());
-        }
-    }
+#[test]
+fn an_idle_instance_is_frozen_and_probed_again_once_thawed() {
+    let mut node = probed(Probes {
+        liveness: plan(1_000, 1),
+        ..Probes::default()
+    });
+    assert_eq!(node.on_idle(&id(), FREEZE_AFTER_MS - 1), []);
+    assert_eq!(node.on_idle(&id(), FREEZE_AFTER_MS), [Effect::Freeze(id())]);
+    assert_eq!(node.on_idle(&id(), FREEZE_AFTER_MS), [], "asked already");
+    assert_eq!(
+        answer(&mut node, 10_001, Kind::Liveness, false),
+        [],
+        "asked before it was frozen"
+    );
+    node.on_frozen(Now(10_002), &id(), Froze::Still);
+    assert_eq!(state(&node), InstanceState::Frozen);
+    let asked = Effect::Probe {
+        id: id(),
+        ask: ask(Kind::Liveness, 3),
+        after_ms: 1_000,
+    };
+    assert_eq!(node.on_thawed(Now(20_000), &id()), [asked]);
+    assert_eq!(state(&node), InstanceState::Ready);
+    node.on_idle(&id(), FREEZE_AFTER_MS);
+    assert_eq!(node.on_frozen(Now(40_000), &id(), Froze::Busy).len(), 1);
+    assert_eq!(state(&node), InstanceState::Ready);
+    node.on_idle(&id(), FREEZE_AFTER_MS);
+    node.on_frozen(Now(50_000), &id(), Froze::Cannot);
+    assert_eq!(node.on_idle(&id(), FREEZE_AFTER_MS), [], "it cannot be");
+}
+
+#[test]
+fn a_frozen_instance_is_closed_before_it_is_told_to_end() {
+    let mut node = ready_node();
+    node.on_idle(&id(), FREEZE_AFTER_MS);
+    node.on_frozen(Now(10), &id(), Froze::Still);
+    assert_eq!(
+        node.on_stop(Now(11), &id()),
+        (true, vec![Effect::Close(id())])
+    );
+    assert_eq!(node.on_drained(Now(12), &id()), [Effect::Terminate(id())]);
+}
+
+#[test]
+fn a_revision_that_fails_in_a_row_is_refused_for_a_while() {
+    let mut node = node();
+    let crash = |node: &mut Node, now: u64| {
+        let (id, _) = node.admit(Now(now), admission(&format!("i{now}"))).unwrap();
+        node.on_prepared(Now(now), &id, Ok(()));
+        node.on_launched(Now(now), &id, Ok(()));
+        node.on_exit(Now(now + 1), &id, &exit(1, false), "boom");
+        node.on_removed(Now(now + 2), &id);
+        node.failure(&id).unwrap().code.clone()
+    };
+    assert_eq!(crash(&mut node, 1_000), "Exited");
+    assert_eq!(crash(&mut node, 3_000), CRASH_LOOP);
+    let Err(Refused::CrashLoop(why)) = node.admit(Now(13_000), admission("x")) else {
+        panic!("it was taken");
+    };
+    assert!(why.message.ends_with("boom"), "{why:?}");
+    assert_eq!(crash(&mut node, 13_001), CRASH_LOOP);
+    node.on_timeout(Now(33_001));
+    assert_eq!(node.seen().count(), 3, "all are told about");
+    node.admit(Now(33_002), admission("y")).unwrap();
 }

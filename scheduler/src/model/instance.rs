@@ -6,14 +6,38 @@ use serde::{Deserialize, Serialize};
 
 use super::{InstanceId, RevisionKey, ServiceKey, UnixMs};
 
+/// On the wire a state is its place in this list: new ones go to the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum InstanceState {
+    /// A container with all but its program running. It is no endpoint and nobody's capacity.
     Parked,
     Starting,
     Ready,
     Draining,
     Stopped,
     Failed,
+    /// Ready, and held still while nobody asks it anything; the next request thaws it.
+    Frozen,
+}
+
+impl InstanceState {
+    /// Requests may be sent to it.
+    #[must_use]
+    pub const fn serves(self) -> bool {
+        matches!(self, Self::Ready | Self::Frozen)
+    }
+
+    /// It serves or will: what counts as an instance of its service.
+    #[must_use]
+    pub const fn is_live(self) -> bool {
+        matches!(self, Self::Starting | Self::Ready | Self::Frozen)
+    }
+
+    /// Nothing runs of it any more.
+    #[must_use]
+    pub const fn is_over(self) -> bool {
+        matches!(self, Self::Stopped | Self::Failed)
+    }
 }
 
 impl fmt::Display for InstanceState {
@@ -25,6 +49,7 @@ impl fmt::Display for InstanceState {
             Self::Draining => "Draining",
             Self::Stopped => "Stopped",
             Self::Failed => "Failed",
+            Self::Frozen => "Frozen",
         })
     }
 }
@@ -49,7 +74,8 @@ pub struct InstanceReport {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FailReason {
-    /// A code word: `ImagePull`, `CreateContainer`, `Exited`, `OOMKilled`, `NeverReady`, …
+    /// A code word: `ImagePull`, `CreateContainer`, `Exited`, `OOMKilled`, `NeverReady`,
+    /// `Unhealthy`, `CrashLoopBackOff`, …
     pub code: String,
     /// For people: what happened, with the last log lines where that helps.
     pub message: String,

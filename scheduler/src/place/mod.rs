@@ -15,7 +15,7 @@ pub use receipt::{Candidate, Receipt, Rejection, Verdict};
 use std::collections::BTreeSet;
 
 use crate::fleet::{Fleet, Member};
-use crate::model::{InstanceState, NodeId, NodeRecord, Resources, Revision, RevisionSpec, Spread};
+use crate::model::{NodeId, NodeRecord, Resources, Revision, RevisionSpec, Spread};
 
 /// The round trip to a node that was never measured: a quarter of the globe. It ranks behind
 /// measured neighbours and before a node that would have to pull the image.
@@ -250,11 +250,10 @@ struct Held<'a>(Vec<&'a NodeRecord>);
 
 impl<'a> Held<'a> {
     fn count(fleet: &'a Fleet, revision: &'a Revision) -> Self {
-        let serves = |state| matches!(state, InstanceState::Starting | InstanceState::Ready);
         let instances = fleet.instances(&revision.key);
         Self(
             instances
-                .filter(|(_, i)| serves(i.state))
+                .filter(|(_, i)| i.state.is_live())
                 .map(|(m, _)| &m.record)
                 .collect(),
         )

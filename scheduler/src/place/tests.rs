@@ -94,7 +94,7 @@ fn put_instance(fleet: &mut Fleet, id: u64, revision: &Revision) {
         id: InstanceId(format!("{}-{id}-{number}", revision.key.name)),
         service: revision.service.clone(),
         revision: revision.key.clone(),
-        state: InstanceState::Ready,
+        state: crate::model::InstanceState::Ready,
         since: UnixMs(0),
         in_flight: 0,
         concurrency_milli: 0,

@@ -195,7 +195,7 @@ fn note<'a>(sightings: &mut BTreeMap<&'a RevisionKey, Sighting>, here: bool, mem
         let sighting = sightings.entry(&report.revision).or_default();
         match report.state {
             InstanceState::Starting if member.alive || here => sighting.starting += 1,
-            InstanceState::Ready => {
+            state if state.serves() => {
                 if member.alive || here {
                     sighting.ready += 1;
                 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::scale::FAILURES_TO_GIVE_UP;
 use super::scene::Scene;
 use crate::autoscale::Autoscaler;
-use crate::converge::NEVER_READY;
+use crate::converge::{CRASH_LOOP, NEVER_READY};
 use crate::model::{FailReason, InstanceId, InstanceState, Now};
 
 /// A start nobody reported on is forgotten after this: longer than an instance may take to
@@ -115,7 +115,7 @@ impl Memory {
                 continue;
             }
             match state {
-                InstanceState::Ready => self.failed_in_row = 0,
+                InstanceState::Ready | InstanceState::Frozen => self.failed_in_row = 0,
                 InstanceState::Failed => self.crashed(now, seen.report.failure.clone(), initial),
                 _ => {}
             }
@@ -152,7 +152,14 @@ impl Memory {
         // One that had all its time and never listened will not do better the second time.
         let conclusive = failure.as_ref().is_some_and(|f| f.code == NEVER_READY);
         self.failed_in_row += if conclusive { FAILURES_TO_GIVE_UP } else { 1 };
-        self.last_failure = failure.or(self.last_failure.take());
+        // That it is not started again for a while says less than why it failed before.
+        let held = failure.as_ref().is_some_and(|f| f.code == CRASH_LOOP);
+        let before = self.last_failure.take();
+        self.last_failure = if held {
+            before.or(failure)
+        } else {
+            failure.or(before)
+        };
         // Those that fall together are one crash.
         let together = self.crashes > 0 && (now < self.hold_until || now == self.last_crash);
         self.last_crash = now;

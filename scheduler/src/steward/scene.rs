@@ -16,15 +16,12 @@ pub(super) struct Seen<'a> {
 
 impl Seen<'_> {
     pub fn ready(&self) -> bool {
-        self.report.state == InstanceState::Ready
+        self.report.state.serves()
     }
 
     /// It serves or will.
     pub fn live(&self) -> bool {
-        matches!(
-            self.report.state,
-            InstanceState::Ready | InstanceState::Starting
-        )
+        self.report.state.is_live()
     }
 
     /// Requests in it, times 1000; never nothing while there is one.
@@ -59,7 +56,9 @@ pub(super) fn scenes<'a>(
     for member in fleet.members.values().filter(|m| m.alive) {
         let record = &member.record;
         let here = (&record.region, &record.zone) == place;
-        for report in &record.instances {
+        // What is parked is nobody's yet; once a start has it, it is as good as new.
+        let parked = |r: &&InstanceReport| r.state == InstanceState::Parked;
+        for report in record.instances.iter().filter(|r| !parked(r)) {
             let scene = scenes.entry(&report.revision).or_default();
             scene.instances.push(Seen {
                 member,

@@ -73,6 +73,16 @@ fn several_first_instances_go_to_several_nodes() {
 }
 
 #[test]
+fn what_is_parked_is_no_instance_and_lands_no_start() {
+    let mut world = World::new(3);
+    world.deploy(scale(0, 0));
+    world.put(1, 1, InstanceState::Parked);
+    assert_eq!(starts(&world.tick()).len(), 1, "it does not count");
+    world.put(2, 1, InstanceState::Parked);
+    world.quiet(5);
+}
+
+#[test]
 fn two_failures_in_a_row_give_a_revision_up() {
     let mut world = World::new(2);
     world.deploy(scale(0, 0));

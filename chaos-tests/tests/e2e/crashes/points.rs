@@ -5,8 +5,14 @@
 pub enum Step {
     /// A service is deployed, and its first instance starts.
     Deploy,
-    /// A request comes for a service at zero.
+    /// A request comes for a service at zero that has a container parked.
     Request,
+    /// A request comes for a service at zero, and nothing is parked.
+    Unparked,
+    /// Nobody asks a running instance anything.
+    Idle,
+    /// A request comes for an instance that is held still.
+    Thaw,
     /// A service with a running instance is deleted.
     Delete,
     /// An image that is not here is fetched.
@@ -18,10 +24,10 @@ pub enum Step {
     Changes,
 }
 
-use Step::{Boot, Changes, Delete, Deploy, Import, Pull, Request};
+use Step::{Boot, Changes, Delete, Deploy, Idle, Import, Pull, Request, Thaw, Unparked};
 
 /// Every point of `selvedged --failpoints`, and what leads there.
-pub const POINTS: [(&str, Step); 59] = [
+pub const POINTS: [(&str, Step); 63] = [
     ("image::resolved", Pull),
     ("image::planned", Pull),
     ("image::received", Import),
@@ -55,9 +61,13 @@ pub const POINTS: [(&str, Step); 59] = [
     ("runtime::shim_spawned", Deploy),
     ("runtime::created", Deploy),
     ("agent::prepared", Deploy),
+    ("agent::parked", Deploy),
+    ("agent::unparked", Request),
     ("runtime::started", Deploy),
     ("agent::launched", Deploy),
     ("agent::opened", Deploy),
+    ("agent::frozen", Idle),
+    ("agent::thawed", Thaw),
     ("agent::closed", Delete),
     ("agent::drained", Delete),
     ("runtime::signalled", Delete),
@@ -85,7 +95,7 @@ pub const POINTS: [(&str, Step); 59] = [
 
 /// Points that a request leads to as well, which then waits at the front door.
 pub const AWAITED: [(&str, Step); 3] = [
-    ("network::leased", Request),
-    ("runtime::created", Request),
+    ("network::leased", Unparked),
+    ("runtime::created", Unparked),
     ("agent::opened", Request),
 ];

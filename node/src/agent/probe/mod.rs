@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use scheduler::converge::Kind;
 use scheduler::model::{InstanceId, Probe, ProbeAction, RevisionSpec};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
@@ -38,9 +39,15 @@ pub struct Question {
 }
 
 impl Question {
-    /// The readiness probe of the service, or a connect to its port.
-    pub fn of(spec: &RevisionSpec) -> Self {
-        match spec.main().and_then(|c| c.readiness.as_ref()) {
+    /// One of the service's probes; whether it is ready, where none says how to ask that, is a
+    /// connect to its port.
+    pub fn of(spec: &RevisionSpec, kind: Kind) -> Self {
+        let probe = spec.main().and_then(|c| match kind {
+            Kind::Startup => c.startup.as_ref(),
+            Kind::Readiness => c.readiness.as_ref(),
+            Kind::Liveness => c.liveness.as_ref(),
+        });
+        match probe {
             Some(probe) => Self::from(probe),
             None => Self {
                 action: ProbeAction::Tcp { port: 0 },

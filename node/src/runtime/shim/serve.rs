@@ -250,6 +250,8 @@ impl Shim {
 
     fn delete(&mut self) -> Result<(), Failure> {
         if self.exit.is_none() {
+            // Version 1 of cgroups keeps even this signal waiting while it is frozen.
+            let _ = Cgroup::at(&self.spec.cgroup).freeze(false);
             process::kill(self.pid, Signal::KILL);
             let mut status = 0;
             // SAFETY: waits for our own child, which was just killed, and fills in `status`.

@@ -1,0 +1,120 @@
+//! The states an instance rests in: parked before it is anybody's, frozen while nobody asks.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use chaos_tests::world::{Node, PATIENCE, Response, World, until};
+use serde_json::Value;
+
+use crate::SMALL;
+
+/// Waits until an instance of the service is in this state; returns its id.
+fn is(node: &Node, service: &str, state: &str) -> Result<String> {
+    until(&format!("{service} is {state}"), PATIENCE, || {
+        let all = node.read(&["get", "instances"])?;
+        let all = all.as_array().context("instances are no list")?;
+        let there = |i: &&Value| i["service"] == service && i["state"] == state;
+        let found = all.iter().find(there).and_then(|i| i["id"].as_str());
+        Ok(found.map(ToOwned::to_owned))
+    })
+}
+
+/// What a request waited for, phase by phase.
+fn phases(node: &Node, answer: &Response) -> Result<Vec<String>> {
+    let bill = node.read(&["explain", answer.header("x-request-id")?])?;
+    let phases = bill["bill"]["phases"].as_array().context("no phases")?;
+    let names = phases.iter().filter_map(|p| p["name"].as_str());
+    Ok(names.map(ToOwned::to_owned).collect())
+}
+
+#[test]
+fn a_second_start_takes_a_parked_container() -> Result<()> {
+    let mut world = World::of(&["par-1"])?;
+    let node = world.first();
+    world.deploy("web", &SMALL)?.ok()?;
+    world.rest("web")?;
+    let parked = is(node, "web", "Parked")?;
+    let services = node.read(&["get", "services"])?;
+    let counts = &services[0]["instances"];
+    ensure!(counts["parked"] == 1 && counts["ready"] == 0, "{services}");
+
+    let answer = node.get("web", "/")?.ok()?;
+    let phases = phases(node, &answer)?;
+    ensure!(
+        phases.contains(&"start".to_owned()) && !phases.contains(&"create".to_owned()),
+        "the request waited for {phases:?}"
+    );
+    let instances = node.instances("web")?;
+    let ids: Vec<_> = instances.iter().map(|i| &i["id"]).collect();
+    ensure!(ids == [&parked], "{ids:?}, parked was {parked}");
+    let why = node.read(&["explain", &format!("instance/{parked}")])?;
+    ensure!(why["receipt"]["cause"] == "request", "{why}");
+
+    // Another is parked for the next one; with the service both go.
+    is(node, "web", "Parked")?;
+    node.cli(&["-y", "delete", "web"])?.ok()?;
+    until("nothing of it is left", PATIENCE, || {
+        Ok(node.instance_folders()?.is_empty().then_some(()))
+    })?;
+    world.hush();
+    Ok(())
+}
+
+/// Clock ticks that the processes of all containers here have used.
+fn ticks(node: &Node) -> u64 {
+    let used = |pid: u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let rest = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+        let fields = rest.split(' ').skip(11).take(2);
+        fields.filter_map(|f| f.parse::<u64>().ok()).sum::<u64>()
+    };
+    node.containers().into_iter().map(used).sum()
+}
+
+#[test]
+fn a_frozen_instance_costs_nothing_and_answers_everyone() -> Result<()> {
+    const HERD: usize = 200;
+    let mut world = World::of(&["par-1"])?;
+    let node = world.first();
+    // Beside the server something that never rests.
+    let script = "while :; do :; done & exec /bin/box";
+    let restless = ["--cmd", "/bin/sh", "--arg", "-c", "--arg", script];
+    let one = ["--scale", "1..1", "--cpu", "0.2"];
+    world.deploy("web", &[&one[..], &restless].concat())?.ok()?;
+    let awake = ticks(node);
+    until("it works", PATIENCE, || {
+        Ok((ticks(node) > awake).then_some(()))
+    })?;
+    for _ in 0..2 {
+        is(node, "web", "Frozen")?;
+        let before = ticks(node);
+        // Long enough for dozens of ticks, were it not held still.
+        std::thread::sleep(Duration::from_secs(2));
+        let after = ticks(node);
+        ensure!(after == before, "{before} ticks became {after}");
+
+        let failures: Vec<String> = std::thread::scope(|scope| {
+            let ask = |_| scope.spawn(|| node.get("web", "/")?.ok()?.says("box"));
+            let asked: Vec<_> = (0..HERD).map(ask).collect();
+            let answers = asked.into_iter().filter_map(|a| a.join().ok());
+            let failed = answers.filter_map(Result::err);
+            failed.map(|e| format!("{e:#}")).collect()
+        });
+        ensure!(failures.is_empty(), "{}: {failures:?}", failures.len());
+    }
+    // A frozen one ends like any other, and so does one whose daemon never froze it.
+    is(node, "web", "Frozen")?;
+    node.kill()?;
+    node.start()?;
+    world.settle()?;
+    node.get("web", "/")?.ok()?.says("box")?;
+    is(node, "web", "Frozen")?;
+    node.cli(&["-y", "delete", "web"])?.ok()?;
+    until("nothing of it is left", PATIENCE, || {
+        let gone = node.instance_folders()?.is_empty() && node.containers().is_empty();
+        Ok(gone.then_some(()))
+    })?;
+    world.hush();
+    Ok(())
+}

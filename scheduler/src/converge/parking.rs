@@ -1,0 +1,105 @@
+//! How many parked containers this node keeps of each revision: as many as were started at once of
+//! late, fewer with every minute, none when nobody came for a while.
+
+use std::collections::BTreeMap;
+
+use crate::model::{Now, Resources, RevisionKey};
+
+/// What a parked container is counted with: its shim, its first process and what the kernel keeps
+/// for its namespaces, rounded up.
+const PARKED_BYTES: u64 = 2 << 20;
+/// The share of the node's memory that may be parked: one part in so many.
+const MEMORY_SHARE: u64 = 16;
+/// Starts this close together call for a container each; a later one finds the pool refilled.
+const BURST_MS: u64 = 1_000;
+/// After this without a burst as large, half as many are kept.
+const HALVED_MS: u64 = 60_000;
+/// After this without a start none is kept.
+const KEEP_MS: u64 = 300_000;
+
+/// Recent use of every revision that was started here.
+#[derive(Debug, Clone)]
+pub(super) struct Pool {
+    /// On the whole node; 0 parks none.
+    most: u32,
+    uses: BTreeMap<RevisionKey, Use>,
+}
+
+#[derive(Debug, Clone)]
+struct Use {
+    last: Now,
+    /// The burst that goes on, or the last one.
+    burst_from: Now,
+    burst: u32,
+    /// The largest of late, and when it was.
+    peak: u32,
+    peak_at: Now,
+}
+
+impl Pool {
+    pub(super) const fn new(most: u32) -> Self {
+        Self {
+            most,
+            uses: BTreeMap::new(),
+        }
+    }
+
+    /// A start of the revision became ready.
+    pub(super) fn started(&mut self, now: Now, revision: &RevisionKey) {
+        if self.most == 0 {
+            return;
+        }
+        let used = self.uses.entry(revision.clone()).or_insert(Use {
+            last: now,
+            burst_from: now,
+            burst: 0,
+            peak: 0,
+            peak_at: now,
+        });
+        if now.since(used.burst_from) > BURST_MS {
+            (used.burst_from, used.burst) = (now, 0);
+        }
+        (used.last, used.burst) = (now, used.burst.saturating_add(1));
+        if used.burst >= used.wanted(now) {
+            (used.peak, used.peak_at) = (used.burst, now);
+        }
+    }
+
+    /// Nothing is parked of it until its next start.
+    pub(super) fn forget(&mut self, revision: &RevisionKey) {
+        self.uses.remove(revision);
+    }
+
+    /// Forgets what is not used any more, or not to be.
+    pub(super) fn retain(&mut self, now: Now, serves: impl Fn(&RevisionKey) -> bool) {
+        self.uses
+            .retain(|key, used| now.since(used.last) < KEEP_MS && serves(key));
+    }
+
+    /// How many to keep of each revision, given what the node has `free`. What is left of the
+    /// budget goes to those used last.
+    pub(super) fn wanted(
+        &self,
+        now: Now,
+        capacity: Resources,
+        free: Resources,
+    ) -> Vec<(RevisionKey, u32)> {
+        let budget = (capacity.memory_bytes / MEMORY_SHARE).min(free.memory_bytes) / PARKED_BYTES;
+        let mut left = self.most.min(u32::try_from(budget).unwrap_or(u32::MAX));
+        let mut uses: Vec<_> = self.uses.iter().collect();
+        uses.sort_by_key(|(key, used)| (std::cmp::Reverse(used.last), *key));
+        let share = |(key, used): (&RevisionKey, &Use)| {
+            let count = used.wanted(now).min(left);
+            left -= count;
+            (key.clone(), count)
+        };
+        uses.into_iter().map(share).collect()
+    }
+}
+
+impl Use {
+    fn wanted(&self, now: Now) -> u32 {
+        let halvings = u32::try_from(now.since(self.peak_at) / HALVED_MS).unwrap_or(u32::MAX);
+        self.peak.checked_shr(halvings).unwrap_or(0).max(1)
+    }
+}
