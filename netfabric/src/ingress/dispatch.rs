@@ -232,7 +232,7 @@ impl Errand {
         let answer = match admission {
             Admission::Here(guard) => {
                 let answer = upstream::here(&guard.slot, request, switch).await?;
-                guard.slot.health.answered();
+                guard.slot.answered();
                 answer
             }
             Admission::There(sent) => {

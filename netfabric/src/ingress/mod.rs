@@ -49,7 +49,7 @@ use crate::wire::peer::{StartRefusal, StartRequest, Started};
 
 pub use counters::Counts;
 pub use ledger::Bill;
-pub use local::{Guard, Local};
+pub use local::{Guard, Local, Served};
 pub use peer_door::PeerDoor;
 pub use problem::{CODES, Code};
 pub use stream::Stream;
