@@ -15,6 +15,7 @@ mod crashes;
 mod death;
 mod disks;
 mod images;
+mod measured;
 mod members;
 mod mistakes;
 mod neighbours;

@@ -319,7 +319,11 @@ mod tests {
         drop(guard);
         let served = local.served(&id).unwrap();
         assert_eq!(served.requests, 1);
-        assert_eq!(local.served(&id), Some(served), "nothing in flight, nothing added");
+        assert_eq!(
+            local.served(&id),
+            Some(served),
+            "nothing in flight, nothing added"
+        );
         // A try that was never answered takes time and is no request.
         drop(local.admit(&id));
         assert_eq!(local.served(&id).unwrap().requests, 1);

@@ -15,6 +15,7 @@ mod dispatch;
 mod door;
 mod headers;
 mod health;
+mod histogram;
 mod lane;
 mod ledger;
 mod local;
@@ -47,7 +48,8 @@ use tokio::time::{Instant, timeout};
 
 use crate::wire::peer::{StartRefusal, StartRequest, Started};
 
-pub use counters::Counts;
+pub use counters::{Counts, PHASES};
+pub use histogram::{BOUNDS, Distribution};
 pub use ledger::Bill;
 pub use local::{Guard, Local, Served};
 pub use peer_door::PeerDoor;

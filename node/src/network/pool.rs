@@ -181,7 +181,9 @@ impl Network {
     pub(super) fn ports(&self) -> Vec<(String, InstanceId)> {
         let state = self.shared.state();
         let leases = state.leases.iter();
-        leases.map(|(id, slot)| (slot.port.clone(), id.clone())).collect()
+        leases
+            .map(|(id, slot)| (slot.port.clone(), id.clone()))
+            .collect()
     }
 
     /// How many networks are ready now.

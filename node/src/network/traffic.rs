@@ -83,6 +83,11 @@ mod tests {
             assert_eq!(parse(other), None, "{other}");
         }
         let table = std::fs::read_to_string(TABLE).unwrap();
-        assert!(table.lines().filter_map(parse).any(|(port, _)| port == "lo"));
+        assert!(
+            table
+                .lines()
+                .filter_map(parse)
+                .any(|(port, _)| port == "lo")
+        );
     }
 }

@@ -5,4 +5,5 @@
 
 mod network;
 mod runtime;
+mod usage;
 mod world;
