@@ -2,6 +2,7 @@
 //! the names people type.
 
 use netfabric::wire::api::{InstanceView, NodeStatus, ServiceView};
+use netfabric::wire::usage::{Amounts, UsageView};
 use scheduler::model::{Name, Revision};
 
 use crate::args::Global;
@@ -62,6 +63,21 @@ impl Session {
             self.namespace
         );
         self.client.get(&path).await
+    }
+
+    /// What the instances of the namespace use, or those of every namespace.
+    pub async fn usage(&self, all: bool) -> Result<UsageView, ClientError> {
+        let path = format!("/v1/usage{}", self.scope(all));
+        self.client.get(&path).await
+    }
+
+    /// What a service used on all nodes, since they count.
+    pub async fn used_by(&self, service: &Name) -> Result<Amounts, ClientError> {
+        let path = format!("/v1/usage?namespace={}&service={service}", self.namespace);
+        let view: UsageView = self.client.get(&path).await?;
+        let mut sum = Amounts::default();
+        view.revisions.iter().for_each(|r| sum.add(&r.total));
+        Ok(sum)
     }
 
     pub async fn nodes(&self) -> Result<Vec<NodeStatus>, ClientError> {

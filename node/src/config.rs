@@ -217,12 +217,15 @@ pub struct RegistrySection {
 pub struct ObserveSection {
     /// A `tracing` filter: `info`, `node=debug,warn`, …
     pub log: String,
+    /// Where `/metrics` is served. On loopback by default: it asks for no token.
+    pub metrics: Listen,
 }
 
 impl Default for ObserveSection {
     fn default() -> Self {
         Self {
             log: "info".to_owned(),
+            metrics: Listen(Some((std::net::Ipv4Addr::LOCALHOST, 8421).into())),
         }
     }
 }
@@ -371,6 +374,10 @@ mod tests {
         assert_eq!(config.ingress.http, Listen::port(80));
         assert_eq!(config.dns.ttl, Span(Duration::from_secs(5)));
         assert_eq!(config.capacity.cpu, Auto::Auto);
+        assert_eq!(
+            config.observe.metrics.0,
+            Some(([127, 0, 0, 1], 8421).into())
+        );
     }
 
     #[test]

@@ -13,6 +13,7 @@ use scheduler::model::{InstanceId, NodeId};
 use crate::agent::Agent;
 use crate::api::{self, Api};
 use crate::enrol::Enrol;
+use crate::meter::UsageQuery;
 
 /// What a peer may take beyond the asker's patience before it counts as unreachable.
 const GRACE: Duration = Duration::from_secs(2);
@@ -99,6 +100,9 @@ async fn answer(
         PeerRequest::Explain { subject } => match api::explain_local(api, &subject) {
             Some(json) => PeerResponse::Explained { json },
             None => PeerResponse::UnknownSubject,
+        },
+        PeerRequest::Usage { namespace, service } => PeerResponse::Usage {
+            json: api::usage_local(api, &UsageQuery { namespace, service }).await,
         },
         PeerRequest::Join {
             token_hash,

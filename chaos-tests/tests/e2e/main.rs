@@ -16,6 +16,7 @@ mod death;
 mod disks;
 mod images;
 mod life;
+mod measured;
 mod members;
 mod mistakes;
 mod neighbours;

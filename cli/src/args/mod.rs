@@ -9,6 +9,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use scheduler::model::{Name, units};
 
+use crate::output::TopKind;
+
 pub use deploy::{DeployArgs, EnvChange, PortFlag, ScaleFlag, spread, user};
 pub use node::{JoinArgs, NodeFlags, UpArgs};
 
@@ -111,6 +113,8 @@ pub enum Command {
         #[arg(value_name = "KIND/NAME|REQUEST-ID")]
         subject: String,
     },
+    /// What instances, services or nodes use now
+    Top(TopArgs),
     /// What a service or an instance wrote to stdout and stderr
     Logs(LogsArgs),
     /// Set the bounds of a service's instances
@@ -170,6 +174,16 @@ pub struct GetArgs {
     pub kind: String,
     /// Only these
     pub names: Vec<String>,
+    /// Of every namespace
+    #[arg(short = 'A', long)]
+    pub all_namespaces: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct TopArgs {
+    /// What to list
+    #[arg(default_value = "instances")]
+    pub kind: TopKind,
     /// Of every namespace
     #[arg(short = 'A', long)]
     pub all_namespaces: bool,

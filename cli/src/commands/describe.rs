@@ -35,9 +35,11 @@ async fn service(text: &str, session: &Session) -> anyhow::Result<()> {
         .instances_of(&key.name)
         .await
         .map_err(Failure::from)?;
+    // A node of an earlier version does not count; the rest is as true without.
+    let used = session.used_by(&key.name).await.ok();
     let named = || format!("service/{}", key.name);
     session.out.text_or(&view, named, |now| {
-        output::describe_service(&view, &revisions, &instances, now)
+        output::describe_service(&view, &revisions, &instances, used.as_ref(), now)
     })
 }
 

@@ -15,6 +15,7 @@ mod node;
 mod scale;
 mod status;
 mod token;
+mod top;
 mod up;
 mod version;
 mod wait;
@@ -40,6 +41,7 @@ pub async fn run(cli: Cli, out: Printer) -> anyhow::Result<ExitCode> {
         Command::Status => status::run(&session()?).await?,
         Command::Describe { subject } => describe::run(&subject, &session()?).await?,
         Command::Explain { subject } => explain::run(&subject, &session()?).await?,
+        Command::Top(args) => top::run(args, &session()?).await?,
         Command::Logs(args) => logs::run(args, &session()?).await?,
         Command::Scale(args) => scale::run(args, &session()?).await?,
         Command::Delete(args) => delete::run(args, &session()?).await?,

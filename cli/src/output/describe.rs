@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use netfabric::wire::api::{InstanceView, NodeStatus, ServiceView};
+use netfabric::wire::usage::Amounts;
 use scheduler::model::{
     PlacementRules, ProbeAction, Protocol, Revision, RevisionSpec, RevisionState, Spread,
     TrafficTarget, UnixMs,
@@ -11,7 +12,7 @@ use scheduler::model::{
 
 use super::rows::{distance, limit, node_condition, revision_state, role, scale_bounds};
 use super::words::{age, bytes, cores, or_dash, time};
-use super::{View, table};
+use super::{View, table, top};
 
 /// Lines of `Name:  value`.
 #[derive(Default)]
@@ -57,6 +58,7 @@ pub fn describe_service(
     view: &ServiceView,
     revisions: &[Revision],
     instances: &[InstanceView],
+    used: Option<&Amounts>,
     now: UnixMs,
 ) -> String {
     let service = &view.service;
@@ -83,6 +85,12 @@ pub fn describe_service(
     sheet.some("Annotations", pairs(&service.meta.annotations));
     sheet.title("Template");
     template(&mut sheet, &service.spec);
+    if let Some(used) = used {
+        sheet.title("Used");
+        for (name, value) in top::bill(used) {
+            sheet.line(name, value);
+        }
+    }
     sheet.title("Revisions");
     let plain = View {
         wide: false,

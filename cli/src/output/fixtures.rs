@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use netfabric::wire::api::*;
+use netfabric::wire::usage::*;
 use scheduler::model::*;
 use scheduler::place::{Candidate, Receipt, Rejection, Verdict};
 
@@ -278,5 +279,63 @@ pub fn bill() -> Bill {
         status: 200,
         at: UnixMs(1_700_000_000_123),
         total_micros: 232_050,
+    }
+}
+
+/// `n` times what a small instance uses in ten seconds.
+pub fn amounts(n: u64) -> Amounts {
+    Amounts {
+        instances: n,
+        cpu_micros: n * 2_500_000,
+        throttled_micros: n * 1_200_000,
+        memory_byte_seconds: n * (640 << 20),
+        limit_byte_seconds: n * (2560 << 20),
+        io_read_bytes: n * (20 << 20),
+        net_in_bytes: n * 120_000,
+        net_out_bytes: n * (15 << 20),
+        requests: n * 1234,
+        request_micros: n * 61_700_000,
+        state_millis: BTreeMap::from([(InstanceState::Ready, n * 10_000)]),
+        ..Amounts::default()
+    }
+}
+
+/// Two instances of one service on two nodes, and what was there before.
+pub fn usage() -> UsageView {
+    let instance = |id: &str, node: u64, at: &str, n| InstanceUsage {
+        instance: InstanceId(id.into()),
+        namespace: name("default"),
+        service: name("web"),
+        revision: name("web-00002"),
+        node: NodeId(node),
+        node_name: name(&format!("{at}-1")),
+        state: InstanceState::Ready,
+        memory_bytes: n * (64 << 20),
+        memory_limit_bytes: 256 << 20,
+        memory_peak_bytes: 200 << 20,
+        pids: 3,
+        window_millis: 10_000,
+        window: amounts(n),
+        total: amounts(n * 2),
+    };
+    let revision = |number: u64, node: u64, at: &str, n| RevisionUsage {
+        namespace: name("default"),
+        service: name("web"),
+        revision: Some(name(&format!("web-{number:05}"))),
+        node: NodeId(node),
+        node_name: name(&format!("{at}-1")),
+        total: amounts(n),
+    };
+    UsageView {
+        instances: vec![
+            instance("web-00002-a", 1, "par", 1),
+            instance("web-00002-b", 2, "fra", 2),
+        ],
+        revisions: vec![
+            revision(2, 1, "par", 2),
+            revision(2, 2, "fra", 4),
+            revision(1, 2, "fra", 6),
+        ],
+        missing: vec![name("lis-1")],
     }
 }

@@ -4,6 +4,7 @@ mod describe;
 mod explain;
 mod rows;
 mod status;
+mod top;
 mod words;
 mod yaml;
 
@@ -20,6 +21,7 @@ pub use describe::{describe_instance, describe_node, describe_revision, describe
 pub use explain::explanation;
 pub use rows::scale_bounds;
 pub use status::status;
+pub use top::{TopKind, TopRow, top_rows, top_table};
 pub use words::{bytes, time};
 pub use yaml::yaml;
 

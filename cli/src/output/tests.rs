@@ -48,9 +48,10 @@ fn the_status() {
 fn descriptions() {
     let (service, revisions) = (fixtures::service(), fixtures::revisions());
     let (instances, nodes) = (fixtures::instances(), fixtures::nodes());
+    let used = fixtures::amounts(9);
     insta::assert_snapshot!(
         "describe_service",
-        describe_service(&service, &revisions, &instances, NOW)
+        describe_service(&service, &revisions, &instances, Some(&used), NOW)
     );
     insta::assert_snapshot!(
         "describe_revision",
@@ -60,6 +61,31 @@ fn descriptions() {
     insta::assert_snapshot!(
         "describe_node",
         describe_node(&nodes[1], &instances[..1], NOW)
+    );
+}
+
+#[test]
+fn what_is_used() {
+    let view = fixtures::usage();
+    for (kind, what) in [
+        (TopKind::Instances, "top_instances"),
+        (TopKind::Services, "top_services"),
+        (TopKind::Nodes, "top_nodes"),
+    ] {
+        let rows = top_rows(&view, kind, false);
+        let wide = top_rows(&view, kind, true);
+        let shown = format!(
+            "{}\n\n{}",
+            top_table(&rows, kind, false),
+            top_table(&wide, kind, true)
+        );
+        insta::assert_snapshot!(what, shown);
+    }
+    let rows = top_rows(&view, TopKind::Services, false);
+    assert_eq!(
+        rows[0].total,
+        fixtures::amounts(12),
+        "what is over counts too"
     );
 }
 

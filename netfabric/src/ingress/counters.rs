@@ -4,7 +4,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
+use super::histogram::{Distribution, Histogram};
 use super::problem::{CODES, Code};
+
+/// The steps of a start, in order.
+pub const PHASES: [&str; 5] = ["place", "pull", "create", "start", "ready"];
 
 #[derive(Debug, Default)]
 pub(super) struct Counters {
@@ -20,6 +24,9 @@ pub(super) struct Counters {
     pub(super) sent_to_peers: AtomicU64,
     pub(super) served_for_peers: AtomicU64,
     pub(super) tunnels: AtomicU64,
+    /// Whole requests that had to wait for room, until their answer began.
+    pub(super) cold_starts: Histogram,
+    phases: [Histogram; PHASES.len()],
 }
 
 /// The door's counts at a moment. All but the last three only rise.
@@ -40,6 +47,10 @@ pub struct Counts {
     pub sent_to_peers: u64,
     pub served_for_peers: u64,
     pub tunnels: u64,
+    /// How long requests that waited for room took, until their answer began.
+    pub cold_starts: Distribution,
+    /// How long the steps of starts took, by [`PHASES`].
+    pub phases: [Distribution; PHASES.len()],
     pub open_connections: u64,
     pub open_tunnels: u64,
     /// Requests waiting for room now.
@@ -54,6 +65,13 @@ impl Counters {
 
     pub(super) fn problem(&self, code: Code) {
         self.problems[code as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A step of a start is done. One of another name is another node's invention.
+    pub(super) fn phase(&self, name: &str, micros: u64) {
+        if let Some(at) = PHASES.iter().position(|phase| *phase == name) {
+            self.phases[at].note_micros(micros);
+        }
     }
 
     pub(super) fn counts(&self) -> Counts {
@@ -71,6 +89,8 @@ impl Counters {
             sent_to_peers: read(&self.sent_to_peers),
             served_for_peers: read(&self.served_for_peers),
             tunnels: read(&self.tunnels),
+            cold_starts: self.cold_starts.distribution(),
+            phases: std::array::from_fn(|at| self.phases[at].distribution()),
             ..Counts::default()
         }
     }

@@ -60,7 +60,10 @@ pub(super) async fn answer(
     shared.counters.answered(response.status().as_u16());
     if let Some((line, wait)) = line {
         match wait {
-            Some(wait) => shared.ledger.cold(line, wait),
+            Some(wait) => {
+                shared.counters.cold_starts.note(line.took);
+                shared.ledger.cold(line, wait);
+            }
             None => shared.ledger.warm(line),
         }
     }
@@ -232,7 +235,7 @@ impl Errand {
         let answer = match admission {
             Admission::Here(guard) => {
                 let answer = upstream::here(&guard.slot, request, switch).await?;
-                guard.slot.health.answered();
+                guard.slot.answered();
                 answer
             }
             Admission::There(sent) => {

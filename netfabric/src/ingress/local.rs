@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -45,6 +45,7 @@ pub(super) struct Slot {
     /// Mirrors of `state` for picking without its lock; admission itself takes the lock.
     in_flight: AtomicU32,
     open: AtomicBool,
+    requests: AtomicU64,
     drained: Notify,
 }
 
@@ -64,6 +65,15 @@ impl State {
     pub(super) fn is_free(&self) -> bool {
         self.open && self.in_flight == 0 && self.awake == 0
     }
+}
+
+/// What an instance did for requests since it was opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Served {
+    /// Requests it answered.
+    pub requests: u64,
+    /// The time requests spent in it, until the last byte of their answer, added up.
+    pub request_micros: u64,
 }
 
 /// A request's admission to an instance; dropping it is the request's leaving.
@@ -117,6 +127,7 @@ impl Local {
             }),
             in_flight: AtomicU32::new(0),
             open: AtomicBool::new(true),
+            requests: AtomicU64::new(0),
             drained: Notify::new(),
         });
         slots.insert(id, Arc::clone(&slot));
@@ -184,6 +195,17 @@ impl Local {
         (state.in_flight, state.meter.average_milli(now))
     }
 
+    /// What it did for requests since it was opened; `None` when unknown.
+    pub fn served(&self, id: &InstanceId) -> Option<Served> {
+        let slot = self.slot(id)?;
+        let now = slot.micros();
+        let request_micros = lock(&slot.state).meter.total(now);
+        Some(Served {
+            requests: slot.requests.load(Ordering::Relaxed),
+            request_micros,
+        })
+    }
+
     /// Returns when no request is in the instance, at once when it is unknown. Bound it with the
     /// grace the instance has: a request may take as long as its revision allows.
     pub async fn drained(&self, id: &InstanceId) {
@@ -246,6 +268,12 @@ impl Slot {
         Some(Guard {
             slot: Arc::clone(self),
         })
+    }
+
+    /// It answered a request: nothing is held against it, and it is paid for.
+    pub(super) fn answered(&self) {
+        self.health.answered();
+        self.requests.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Requests inside; `None` when it admits none.
@@ -320,6 +348,30 @@ mod tests {
         local.remove(&id);
         assert_eq!(local.in_flight(&id), 0);
         assert!(local.bench(&revision()).slots().is_empty());
+    }
+
+    #[test]
+    fn what_is_served_is_counted_until_the_instance_goes() {
+        let (local, id) = opened(0);
+        assert_eq!(local.served(&id), Some(Served::default()));
+        let guard = local.admit(&id).unwrap();
+        guard.slot.answered();
+        while local.served(&id).unwrap().request_micros == 0 {
+            std::hint::spin_loop();
+        }
+        drop(guard);
+        let served = local.served(&id).unwrap();
+        assert_eq!(served.requests, 1);
+        assert_eq!(
+            local.served(&id),
+            Some(served),
+            "nothing in flight, nothing added"
+        );
+        // A try that was never answered takes time and is no request.
+        drop(local.admit(&id));
+        assert_eq!(local.served(&id).unwrap().requests, 1);
+        local.remove(&id);
+        assert_eq!(local.served(&id), None);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Average of a level over the last second.
+//! Average of a level over the last second, and its sum over all time.
 
 const BUCKETS: usize = 10;
 const BUCKET_MICROS: u64 = 100_000;
@@ -9,6 +9,8 @@ const BUCKET_MICROS: u64 = 100_000;
 pub(super) struct Meter {
     /// Level times microseconds, by bucket number modulo their count.
     area: [u64; BUCKETS],
+    /// Level times microseconds since its birth.
+    total: u64,
     level: u64,
     born: u64,
     at: u64,
@@ -18,6 +20,7 @@ impl Meter {
     pub(super) fn new(now: u64) -> Self {
         Self {
             area: [0; BUCKETS],
+            total: 0,
             level: 0,
             born: now,
             at: now,
@@ -41,7 +44,15 @@ impl Meter {
         u32::try_from(sum.saturating_mul(1000) / span).unwrap_or(u32::MAX)
     }
 
+    /// The level added up over its life: for requests in flight, the time spent in all of them.
+    pub(super) fn total(&mut self, now: u64) -> u64 {
+        self.advance(now);
+        self.total
+    }
+
     fn advance(&mut self, now: u64) {
+        let passed = self.level.saturating_mul(now.saturating_sub(self.at));
+        self.total = self.total.saturating_add(passed);
         // Buckets older than all that are kept need not be walked through.
         let oldest = now.saturating_sub(BUCKETS as u64 * BUCKET_MICROS);
         if self.at < oldest {
@@ -84,5 +95,16 @@ mod tests {
         assert_eq!(meter.average_milli(3_500_000), 1_777);
         assert_eq!(meter.average_milli(4_000_000), 0);
         assert_eq!(meter.average_milli(400_000_000_000), 0);
+    }
+
+    #[test]
+    fn the_total_is_the_sum_of_all_durations() {
+        let mut meter = Meter::new(0);
+        meter.set(100, 1);
+        meter.set(250, 2);
+        // Both go on for longer than the window.
+        assert_eq!(meter.total(5_000_250), 150 + 2 * 5_000_000);
+        meter.set(5_000_250, 0);
+        assert_eq!(meter.total(9_000_000), 10_000_150);
     }
 }

@@ -16,6 +16,7 @@ mod door;
 mod frost;
 mod headers;
 mod health;
+mod histogram;
 mod lane;
 mod ledger;
 mod local;
@@ -48,10 +49,11 @@ use tokio::time::{Instant, timeout};
 
 use crate::wire::peer::{StartRefusal, StartRequest, Started};
 
-pub use counters::Counts;
+pub use counters::{Counts, PHASES};
 pub use frost::{Awake, Freezer};
+pub use histogram::{BOUNDS, Distribution};
 pub use ledger::Bill;
-pub use local::{Guard, Local};
+pub use local::{Guard, Local, Served};
 pub use peer_door::PeerDoor;
 pub use problem::{CODES, Code};
 pub use stream::Stream;

@@ -140,7 +140,7 @@ impl Call {
         };
         let switch = self.head.upgrade.is_some();
         let answer = upstream::here(slot, self.head.request(body), switch).await?;
-        slot.health.answered();
+        slot.answered();
         if let Some(body) = &self.body {
             body.settle();
         }

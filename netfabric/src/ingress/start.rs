@@ -52,6 +52,9 @@ pub(super) async fn start(
         .as_ref()
         .ok()
         .map(|(_, started)| started.instance.clone());
+    for (name, micros) in &story.phases {
+        shared.counters.phase(name, *micros);
+    }
     story.ended = Instant::now();
     Outcome { story, result }
 }

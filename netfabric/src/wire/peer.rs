@@ -1,6 +1,6 @@
 //! What nodes ask of each other, one request and one answer per stream.
 
-use scheduler::model::{Exit, InstanceId, RequestId, RevisionKey, ServiceKey};
+use scheduler::model::{Exit, InstanceId, Name, RequestId, RevisionKey, ServiceKey};
 use scheduler::place::Receipt;
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +21,11 @@ pub enum PeerRequest {
         token_hash: String,
         request: Vec<u8>,
     },
+    /// What instances on the asked node used, of one service, of a namespace or of all.
+    Usage {
+        namespace: Option<Name>,
+        service: Option<Name>,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +42,10 @@ pub enum PeerResponse {
     /// `Result<JoinResponse, JoinRefusal>`, encoded.
     Joined {
         decided: Vec<u8>,
+    },
+    /// A `UsageView`, as JSON.
+    Usage {
+        json: Vec<u8>,
     },
 }
 

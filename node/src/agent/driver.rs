@@ -64,6 +64,7 @@ impl Driver {
             images: parts.images,
             runtime: parts.runtime,
             network: parts.network,
+            meter: parts.meter,
             files,
             cgroup: parts.cgroup.into(),
         };
@@ -299,6 +300,7 @@ impl Driver {
     }
 
     fn remove(&mut self, id: InstanceId) {
+        self.tools.meter.leaving(&id);
         self.local.close(&id);
         let Some(work) = self.work.get_mut(&id) else {
             return;

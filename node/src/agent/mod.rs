@@ -33,6 +33,7 @@ pub use spec::unsupported;
 use crate::consensus::Registry;
 use crate::images::Images;
 use crate::logs::LogQuery;
+use crate::meter::Meter;
 use crate::network::Network;
 use crate::runtime::Runtime;
 use driver::{Driver, Input};
@@ -59,6 +60,7 @@ pub struct AgentParts {
     pub images: Images,
     pub runtime: Arc<dyn Runtime>,
     pub network: Network,
+    pub meter: Meter,
     pub local: Arc<Local>,
     /// Requests held at this node's front door.
     pub demand: Arc<dyn Fn() -> Vec<Demand> + Send + Sync>,

@@ -13,6 +13,7 @@ use super::spec::{self, Parts};
 use crate::clock;
 use crate::image::ImageError;
 use crate::images::Images;
+use crate::meter::Meter;
 use crate::network::Network;
 use crate::runtime::{ContainerSpec, Runtime, RuntimeError, logs};
 
@@ -27,6 +28,7 @@ pub(super) struct Tools {
     pub images: Images,
     pub runtime: Arc<dyn Runtime>,
     pub network: Network,
+    pub meter: Meter,
     pub files: Files,
     /// `/selvedge/NODE`
     pub cgroup: PathBuf,
@@ -179,6 +181,8 @@ impl Tools {
     /// One try; says in words what is left and why.
     pub(super) async fn remove_once(&self, record: &InstanceRecord) -> Result<(), String> {
         let id = &record.id;
+        // What it used is known only as long as it is there.
+        self.meter.end(id, &record.revision).await;
         let deleted = self.runtime.delete(id).await;
         deleted.map_err(|error| format!("container: {error}"))?;
         fail::fail_point!("agent::deleted");

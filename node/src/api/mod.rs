@@ -8,6 +8,7 @@ mod images;
 mod logs;
 mod nodes;
 mod services;
+mod usage;
 mod views;
 mod watch;
 
@@ -31,9 +32,11 @@ use tokio::sync::watch::Receiver;
 use crate::agent::Agent;
 use crate::consensus::Registry;
 use crate::images::Images;
+use crate::meter::Meter;
 
 pub(crate) use answer::Failure;
 pub(crate) use explain::local as explain_local;
+pub(crate) use usage::local as usage_local;
 
 /// A JSON body; a manifest of the largest allowed size fits with room.
 const MAX_BODY: usize = 1024 * 1024;
@@ -48,6 +51,7 @@ pub struct Api {
     pub registry: Registry,
     pub fleet: Receiver<Arc<Fleet>>,
     pub agent: Agent,
+    pub meter: Meter,
     pub images: Images,
     pub ingress: Arc<Ingress>,
     pub mesh: Mesh,
@@ -112,6 +116,7 @@ fn routes(api: Arc<Api>) -> Router {
         )
         .route("/v1/explain/request/{id}", get(explain::request))
         .route("/v1/logs", get(logs::stream))
+        .route("/v1/usage", get(usage::get))
         .route("/v1/watch", get(watch::stream))
         .route("/v1/images", get(images::list))
         .route("/v1/images/pull", post(images::pull))

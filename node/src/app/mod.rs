@@ -33,11 +33,13 @@ use crate::enrol::{self, Enrol};
 use crate::fleet::FleetDriver;
 use crate::images::Images;
 use crate::links::{DoorLink, Enrolled, FeedLink, FeedServer, ProxyServer, RaftLink};
+use crate::meter::Meter;
 use crate::names::Names;
 use crate::network::Network;
 use crate::peers::{self, Peers};
 use crate::runtime::{Shims, ShimsConfig};
 use crate::stewardship::Stewardship;
+use crate::telemetry::metrics;
 use crate::{clock, logs};
 use settings::{
     advertised, cgroup, founder, ingress_config, network_config, operator_token, record_base, seeds,
@@ -83,6 +85,7 @@ struct App {
     fleet: watch::Receiver<Arc<Fleet>>,
     routes: Arc<ArcSwap<Routes>>,
     agent: Agent,
+    meter: Meter,
     images: Images,
     ingress: Arc<Ingress>,
     ca_hash: String,
@@ -118,6 +121,9 @@ impl App {
         let door = Door::default();
         let base = record_base(&config, me, mesh_address);
         let incarnation = base.incarnation;
+        let runtime = Arc::new(Shims::open(ShimsConfig::new(data.join("instances")))?);
+        let network = Network::open(network_config(&config, &data)?).await?;
+        let meter = open_meter(&data, &runtime, &network, &local)?;
         let agent = Agent::start_up(AgentParts {
             base,
             capacity: agent::offered(&config.capacity),
@@ -125,13 +131,15 @@ impl App {
             cgroup: cgroup(&config),
             registry: registry.clone(),
             images: images.clone(),
-            runtime: Arc::new(Shims::open(ShimsConfig::new(data.join("instances")))?),
-            network: Network::open(network_config(&config, &data)?).await?,
+            runtime,
+            network,
+            meter: meter.clone(),
             local: local.clone(),
             demand: demand_at(&door),
             data: data.clone(),
         })
         .await?;
+        tokio::spawn(meter.clone().run(agent.record(), registry.clone()));
 
         let heard = GossipConfig {
             cluster_id: identity.cluster_id().to_owned(),
@@ -184,6 +192,7 @@ impl App {
             fleet,
             routes,
             agent,
+            meter,
             images,
             ingress,
             ca_hash,
@@ -201,6 +210,7 @@ impl App {
             registry: self.registry.clone(),
             fleet: self.fleet.clone(),
             agent: self.agent.clone(),
+            meter: self.meter.clone(),
             images: self.images.clone(),
             ingress: self.ingress.clone(),
             mesh: self.mesh.clone(),
@@ -216,6 +226,7 @@ impl App {
         logs::serve(&self.mesh, self.agent.clone());
         enrol::serve(&self.mesh, enrol);
         let _dns = self.start_dns().await?;
+        self.start_metrics().await?;
 
         let listen = self.config.api.listen;
         let tcp = TcpListener::bind(listen).await;
@@ -234,9 +245,33 @@ impl App {
         }
         tracing::info!("stopping; containers keep running");
         self.ingress.stop(STOP_GRACE).await;
+        self.meter.close().await;
         self.registry.shutdown().await;
         self.mesh.close().await;
         drop(self.gossip);
+        Ok(())
+    }
+
+    async fn start_metrics(&self) -> Result<()> {
+        let Some(listen) = self.config.observe.metrics.0 else {
+            return Ok(());
+        };
+        let listener = TcpListener::bind(listen).await.with_context(|| {
+            format!(
+                "cannot listen for metrics on {listen}; `[observe] metrics = \"off\"` goes without"
+            )
+        })?;
+        let sources = Arc::new(metrics::Sources {
+            me: self.me,
+            name: self.config.node.name.clone(),
+            registry: self.registry.clone(),
+            fleet: self.fleet.clone(),
+            agent: self.agent.clone(),
+            meter: self.meter.clone(),
+            images: self.images.clone(),
+            ingress: self.ingress.clone(),
+        });
+        tokio::spawn(metrics::serve(sources, listener));
         Ok(())
     }
 
@@ -281,6 +316,18 @@ async fn forward(mut from: watch::Receiver<Arc<State>>, to: watch::Sender<Arc<St
             return;
         }
     }
+}
+
+fn open_meter(
+    data: &Path,
+    runtime: &Arc<Shims>,
+    network: &Network,
+    local: &Arc<Local>,
+) -> Result<Meter> {
+    let network = network.clone();
+    let traffic = Box::new(move || network.traffic());
+    let opened = Meter::open(data, runtime.clone(), traffic, local.clone());
+    opened.context("the meter's books in DATA/meter")
 }
 
 async fn open_registry(

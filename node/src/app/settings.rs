@@ -93,9 +93,16 @@ pub(super) fn network_config(config: &Config, data: &Path) -> Result<NetworkConf
     Ok(NetworkConfig {
         subnet: subnet.map_err(|e| anyhow::anyhow!("[runtime] subnet: {e}"))?,
         pool: config.runtime.network_pool,
-        deny_ports: vec![config.mesh.listen.port(), config.api.listen.port()],
+        deny_ports: own_ports(config),
         ..NetworkConfig::of(config.node.name.as_str(), data.join("run"))
     })
+}
+
+/// Ports that are the node's own on whatever address.
+fn own_ports(config: &Config) -> Vec<u16> {
+    let metrics = config.observe.metrics.0.map(|address| address.port());
+    let always = [config.mesh.listen.port(), config.api.listen.port()];
+    always.into_iter().chain(metrics).collect()
 }
 
 pub(super) fn ingress_config(config: &Config) -> IngressConfig {

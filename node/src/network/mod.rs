@@ -8,6 +8,7 @@ mod addresses;
 mod netns;
 mod pool;
 mod rules;
+mod traffic;
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub use addresses::{Subnet, SubnetError};
 pub use pool::Network;
+pub use traffic::Traffic;
 
 #[derive(Debug, Clone)]
 pub struct NetworkConfig {

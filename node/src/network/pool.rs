@@ -177,6 +177,15 @@ impl Network {
             .collect()
     }
 
+    /// The port of each instance on the bridge.
+    pub(super) fn ports(&self) -> Vec<(String, InstanceId)> {
+        let state = self.shared.state();
+        let leases = state.leases.iter();
+        leases
+            .map(|(id, slot)| (slot.port.clone(), id.clone()))
+            .collect()
+    }
+
     /// How many networks are ready now.
     #[must_use]
     pub fn ready(&self) -> usize {

@@ -7,6 +7,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 const ROOT: &str = "/sys/fs/cgroup";
@@ -15,7 +16,8 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// Whether version 2 is the machine's only hierarchy.
 #[must_use]
 pub fn is_unified() -> bool {
-    Path::new(ROOT).join("cgroup.controllers").exists()
+    static UNIFIED: OnceLock<bool> = OnceLock::new();
+    *UNIFIED.get_or_init(|| Path::new(ROOT).join("cgroup.controllers").exists())
 }
 
 /// The folders of one group, one per hierarchy.
@@ -29,11 +31,12 @@ impl Cgroup {
     #[must_use]
     pub fn at(path: &Path) -> Self {
         let below = path.strip_prefix("/").unwrap_or(path);
-        let folders = hierarchies()
-            .into_iter()
-            .map(|root| root.join(below))
-            .collect();
-        Self { folders }
+        // Looked for once: what is mounted stays, and groups are read often.
+        static ROOTS: OnceLock<Vec<PathBuf>> = OnceLock::new();
+        let roots = ROOTS.get_or_init(hierarchies).iter();
+        Self {
+            folders: roots.map(|root| root.join(below)).collect(),
+        }
     }
 
     #[must_use]

@@ -9,7 +9,9 @@ use async_trait::async_trait;
 use scheduler::model::{Exit, InstanceId, UnixMs};
 use tokio::sync::watch;
 
-use super::{Adopted, AdoptedState, ContainerSpec, Failure, Handle, Ran, Runtime, RuntimeError};
+use super::{
+    Adopted, AdoptedState, ContainerSpec, Failure, Handle, Ran, Runtime, RuntimeError, Usage,
+};
 
 /// Containers that exist only in memory. Signals end them; `refuse` makes the next one fail.
 #[derive(Debug)]
@@ -31,6 +33,7 @@ struct Container {
     spec: ContainerSpec,
     pid: i32,
     started: bool,
+    usage: Usage,
     exit: watch::Sender<Option<Exit>>,
 }
 
@@ -57,6 +60,13 @@ impl Fake {
                 oom,
                 at: UnixMs(0),
             }));
+        }
+    }
+
+    /// From now on the container has used this much.
+    pub fn use_up(&self, id: &InstanceId, usage: Usage) {
+        if let Some(container) = self.lock().containers.get_mut(id) {
+            container.usage = usage;
         }
     }
 
@@ -89,6 +99,7 @@ impl Runtime for Fake {
             spec: spec.clone(),
             pid,
             started: false,
+            usage: Usage::default(),
             exit,
         };
         inner.containers.insert(spec.id.clone(), container);
@@ -135,6 +146,11 @@ impl Runtime for Fake {
             code: 0,
             said: String::new(),
         })
+    }
+
+    async fn usage(&self, id: &InstanceId, _: Option<&Usage>) -> Result<Usage, RuntimeError> {
+        let usage = self.lock().containers.get(id).map(|c| c.usage);
+        usage.ok_or_else(|| RuntimeError::Unknown(id.clone()))
     }
 
     async fn exit(&self, id: &InstanceId) -> Result<Exit, RuntimeError> {

@@ -15,6 +15,7 @@ mod seccomp;
 pub mod shim;
 mod shims;
 mod spec;
+mod usage;
 mod user;
 pub mod wire;
 
@@ -27,6 +28,7 @@ use scheduler::model::{Exit, FailReason, InstanceId};
 
 pub use shims::{Shims, ShimsConfig};
 pub use spec::{BindMount, ContainerSpec, DEFAULT_PIDS, is_safe_id};
+pub use usage::Usage;
 pub use wire::{FailCode, Failure};
 
 /// What runs containers.
@@ -61,6 +63,10 @@ pub trait Runtime: Send + Sync {
         args: &[String],
         patience: Duration,
     ) -> Result<Ran, RuntimeError>;
+
+    /// What the container used since it was made, also after its program ended. An earlier reading
+    /// makes this one cheaper.
+    async fn usage(&self, id: &InstanceId, before: Option<&Usage>) -> Result<Usage, RuntimeError>;
 
     /// Waits for the program's end, however long, and says how it ended.
     async fn exit(&self, id: &InstanceId) -> Result<Exit, RuntimeError>;

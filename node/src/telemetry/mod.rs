@@ -1,4 +1,8 @@
-//! Logging: one line per event on stderr, with the field names `house` words give them.
+//! What the node says of itself: its log here, its numbers in `metrics`.
+//!
+//! Logging is one line per event on stderr, with the field names `house` words give them.
+
+pub mod metrics;
 
 use tracing_subscriber::EnvFilter;
 

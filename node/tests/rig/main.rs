@@ -6,4 +6,5 @@
 mod network;
 mod runtime;
 mod sandbox;
+mod usage;
 mod world;

@@ -183,6 +183,18 @@ fn the_node_reaches_its_containers_and_they_the_world() {
         let said = world.output("client");
         assert!(said.contains("hello from outside"), "{said}");
         assert!(said.contains("default via 10.201.0.1"), "{said}");
+        let traffic = net.traffic().unwrap();
+        assert_eq!(traffic.len(), 2, "only what is leased counts: {traffic:?}");
+        for name in ["web", "client"] {
+            let counted = traffic[&id(name)];
+            assert!(
+                counted.in_packets > 2 && counted.out_packets > 2,
+                "{counted:?}"
+            );
+        }
+        // The page with its head is more than the question for it.
+        let web = traffic[&id("web")];
+        assert!(web.out_bytes > web.in_bytes, "{web:?}");
         for name in ["web", "client"] {
             shims.delete(&id(name)).await.unwrap();
             net.release(&id(name));

@@ -1,0 +1,115 @@
+//! What a service used is known, told to Prometheus and to the operator, and neither lost nor
+//! doubled when daemons come and go.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use chaos_tests::world::{Node, World, until};
+use serde_json::Value;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A sample of the node's metrics, summed over the series whose labels contain `label`.
+fn metric(node: &Node, name: &str, label: &str) -> Result<f64> {
+    let url = "http://127.0.0.1:8421/metrics";
+    let text = node.run("busybox", &["wget", "-qO-", url])?.ok()?.out;
+    ensure!(text.ends_with("# EOF\n"), "a torn answer:\n{text}");
+    let samples = text.lines().filter_map(|line| line.rsplit_once(' '));
+    let wanted = samples.filter(|(series, _)| {
+        let (metric, labels) = series.split_once('{').unwrap_or((series, ""));
+        metric == name && labels.contains(label)
+    });
+    wanted
+        .map(|(_, value)| value.parse::<f64>().context("a number"))
+        .sum()
+}
+
+/// The row of a service in `selvedge top services`.
+fn top(node: &Node, service: &str) -> Result<Value> {
+    let rows = node.read(&["top", "services"])?;
+    let rows = rows.as_array().context("a list")?.clone();
+    let row = rows.into_iter().find(|row| row["name"] == service);
+    row.with_context(|| format!("no row for {service}"))
+}
+
+fn ask(node: &Node, service: &str, times: u32) -> Result<()> {
+    (0..times).try_for_each(|_| node.get(service, "/")?.ok().map(drop))
+}
+
+fn total(node: &Node, service: &str, what: &str) -> Result<u64> {
+    let row = top(node, service)?;
+    row["total"][what]
+        .as_u64()
+        .with_context(|| format!("{what} in {row}"))
+}
+
+#[test]
+fn requests_are_counted_once_over_restarts_and_the_end_of_their_instances() -> Result<()> {
+    let world = World::of(&["par-1"])?;
+    let node = world.first();
+    world
+        .deploy("web", &["--scale", "1..1", "--cpu", "0.2"])?
+        .ok()?;
+    ask(node, "web", 20)?;
+    let label = r#"service="web""#;
+    let counted = metric(node, "selvedge_instance_requests_total", label)?;
+    ensure!(counted == 20.0, "{counted} of 20 requests");
+    let answered = metric(node, "selvedge_ingress_requests_total", r#"code="2xx""#)?;
+    ensure!(answered == 20.0, "{answered} of 20 answers");
+    let cpu = metric(node, "selvedge_instance_cpu_seconds_total", label)?;
+    ensure!(cpu > 0.0, "no CPU time");
+
+    // An upgrade: what went on meanwhile is found by the next daemon.
+    node.stop()?;
+    node.start()?;
+    until("the instance is taken over", PATIENCE, || {
+        Ok((metric(node, "selvedge_instances", label)? == 1.0).then_some(()))
+    })?;
+    ensure!(
+        total(node, "web", "requests")? == 20,
+        "lost or doubled by a restart"
+    );
+    until("it serves", PATIENCE, || Ok(ask(node, "web", 1).ok()))?;
+    ask(node, "web", 9)?;
+    let before = total(node, "web", "cpuMicros")?;
+    ensure!(
+        total(node, "web", "requests")? == 30,
+        "the new door counts on"
+    );
+
+    // A crash loses at most what was not written yet, and CPU time not even that: the kernel has it.
+    node.kill()?;
+    node.start()?;
+    until("the instance is taken over", PATIENCE, || {
+        Ok((metric(node, "selvedge_instances", label)? == 1.0).then_some(()))
+    })?;
+    let after = total(node, "web", "requests")?;
+    ensure!((20..=30).contains(&after), "{after} requests after a crash");
+    ensure!(
+        total(node, "web", "cpuMicros")? >= before,
+        "CPU time was lost"
+    );
+    let row = top(node, "web")?;
+    ensure!(
+        row["instances"] == 1 && row["memoryBytes"].as_u64() > Some(0),
+        "{row}"
+    );
+
+    // It ends: its sums stay, once.
+    let cpu = total(node, "web", "cpuMicros")?;
+    node.cli(&["delete", "service/web", "--yes"])?.ok()?;
+    until("its instance is gone", PATIENCE, || {
+        Ok(node.containers().is_empty().then_some(()))
+    })?;
+    ensure!(
+        total(node, "web", "requests")? == after,
+        "an end counts once"
+    );
+    ensure!(total(node, "web", "instances")? == 1);
+    let last = total(node, "web", "cpuMicros")?;
+    ensure!(
+        last >= cpu && last < cpu + 60_000_000,
+        "{cpu} became {last}"
+    );
+    Ok(())
+}

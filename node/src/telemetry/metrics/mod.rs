@@ -1,0 +1,89 @@
+//! `/metrics`: what this node counts, for Prometheus, gathered when it is asked for. It listens on
+//! loopback unless the configuration says otherwise: names of services and their load are nobody's
+//! business who is not let in, and this door asks for no token.
+
+mod exposition;
+mod process;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use netfabric::ingress::Ingress;
+use scheduler::fleet::Fleet;
+use scheduler::model::{Name, NodeId, Resources};
+use tokio::net::TcpListener;
+use tokio::sync::watch::Receiver;
+
+use crate::agent::Agent;
+use crate::consensus::{Part, Registry};
+use crate::images::Images;
+use crate::meter::{Meter, UsageQuery};
+use exposition::{Raft, Snapshot};
+
+/// Counters younger than this are not read again for a scrape.
+const FRESH: Duration = Duration::from_secs(1);
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The rooms that count something.
+pub struct Sources {
+    pub me: NodeId,
+    pub name: Name,
+    pub registry: Registry,
+    pub fleet: Receiver<Arc<Fleet>>,
+    pub agent: Agent,
+    pub meter: Meter,
+    pub images: Images,
+    pub ingress: Arc<Ingress>,
+}
+
+/// Answers scrapes on a bound listener until the task is dropped.
+pub async fn serve(sources: Arc<Sources>, listener: TcpListener) -> io::Result<()> {
+    let routes = Router::new()
+        .route("/metrics", get(scrape))
+        .with_state(sources);
+    axum::serve(listener, routes).await
+}
+
+async fn scrape(State(sources): State<Arc<Sources>>) -> Response {
+    sources.meter.refresh(FRESH).await;
+    let text = exposition::text(sources.snapshot());
+    ([(CONTENT_TYPE, OPENMETRICS)], text).into_response()
+}
+
+impl Sources {
+    fn snapshot(&self) -> Snapshot {
+        let fleet = self.fleet.borrow().clone();
+        let record = self.agent.record().borrow().clone();
+        let status = self.registry.status();
+        let alive = fleet.members.values().filter(|m| m.alive).count();
+        let images = self.images.list();
+        let less = |all: Resources, free: Resources| Resources {
+            cpu_millis: all.cpu_millis.saturating_sub(free.cpu_millis),
+            memory_bytes: all.memory_bytes.saturating_sub(free.memory_bytes),
+            instances: all.instances.saturating_sub(free.instances),
+        };
+        Snapshot {
+            node: self.name.to_string(),
+            doors: self.ingress.counts(),
+            usage: self.meter.view(&UsageQuery::default(), self.me, &self.name),
+            capacity: record.capacity,
+            allocated: less(record.capacity, record.free),
+            members_alive: alive as u64,
+            members_lost: (fleet.members.len() - alive) as u64,
+            raft: Raft {
+                leads: status.part == Part::Leader,
+                term: status.term,
+                index: status.index,
+                quorum: status.quorum,
+            },
+            image_bytes: images.iter().map(|image| image.bytes).sum(),
+            process: process::read(),
+        }
+    }
+}
