@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::local::lock;
-use super::upstream::Escort;
+use super::upstream::{Arrival, Escort};
 
 /// How much of a request's body is kept until an answer begins, so that another endpoint can be
 /// tried. What is kept are references to the received buffers, not copies.
@@ -202,12 +202,18 @@ pub(super) struct Passing {
 }
 
 impl Outgoing {
-    /// Passes `source` on until `deadline`; a body that is empty anyway lets its escort go now.
-    pub(super) fn pass(source: Incoming, deadline: Instant, mut escort: Escort) -> Self {
-        if source.is_end_stream() {
-            escort.arrived();
-            return Self::Own(None);
-        }
+    /// Passes `body` on until `deadline`; one that is here or empty lets its escort go now.
+    pub(super) fn pass(body: Arrival, deadline: Instant, mut escort: Escort) -> Self {
+        let source = match body {
+            Arrival::Coming(source) if !source.is_end_stream() => source,
+            here => {
+                escort.arrived();
+                return match here {
+                    Arrival::Whole(bytes) => Self::Own(Some(bytes)),
+                    Arrival::Coming(_) => Self::Own(None),
+                };
+            }
+        };
         Self::Passing(Box::new(Passing {
             source,
             deadline: Box::pin(sleep_until(deadline)),

@@ -22,7 +22,7 @@ use super::lane::{Fate, hold};
 use super::ledger::{Line, Wait, micros};
 use super::offer::{self, Tried};
 use super::problem::{Code, Problem, accepts_json};
-use super::upstream::{self, Admission, Answer, Escort, Trip};
+use super::upstream::{self, Admission, Answer, Arrival, Escort, Trip};
 use super::{Shared, tunnel};
 
 /// Endpoints one request is sent to at most.
@@ -313,7 +313,7 @@ impl Errand {
 }
 
 /// The same answer without what the upstream connection left on it.
-pub(super) fn fresh(mut response: Response<Incoming>) -> Response<Incoming> {
+pub(super) fn fresh(mut response: Response<Arrival>) -> Response<Arrival> {
     response.extensions_mut().clear();
     *response.version_mut() = http::Version::HTTP_11;
     response

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::Response;
-use hyper::body::Incoming;
+use http_body_util::BodyExt;
+use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use scheduler::model::Protocol;
@@ -48,9 +50,36 @@ impl Trip {
     }
 }
 
+/// Answers up to this size are taken in whole before their head is passed on: until then the
+/// request can go elsewhere, should the connection break.
+const WHOLE_BYTES: u64 = 16 * 1024;
+
 pub(super) struct Answer {
-    pub(super) response: Response<Incoming>,
+    pub(super) response: Response<Arrival>,
     pub(super) lease: Lease,
+}
+
+/// How much of an answer's body is here when its head is passed on.
+pub(super) enum Arrival {
+    Whole(Bytes),
+    Coming(Incoming),
+}
+
+/// Takes in the body of an answer that says it is small. HTTP/2's are passed on as they come, for
+/// trailers may follow.
+async fn arrived(response: Response<Incoming>, lease: Lease) -> Result<Answer, Trip> {
+    let (head, body) = response.into_parts();
+    let exact = body.size_hint().exact();
+    let small = exact.is_some_and(|length| (1..=WHOLE_BYTES).contains(&length));
+    let body = if small && !matches!(lease, Lease::Shared { .. }) {
+        let collected = body.collect().await;
+        let collected = collected.map_err(|e| Trip::Broken(format!("within the answer: {e}")))?;
+        Arrival::Whole(collected.to_bytes())
+    } else {
+        Arrival::Coming(body)
+    };
+    let response = Response::from_parts(head, body);
+    Ok(Answer { response, lease })
 }
 
 /// The connection an answer comes over, kept while its body is read.
@@ -119,7 +148,7 @@ async fn here_h1(slot: &Arc<Slot>, mut request: Request) -> Result<Answer, Trip>
         match sender.try_send_request(request).await {
             Ok(response) => {
                 let lease = Lease::Pooled(Arc::clone(slot), sender);
-                return Ok(Answer { response, lease });
+                return arrived(response, lease).await;
             }
             Err(mut error) => match error.take_message() {
                 // It was closed while idle and nothing was sent: the next one.
@@ -141,7 +170,8 @@ async fn here_h2(slot: &Arc<Slot>, mut request: Request) -> Result<Answer, Trip>
         sender
     };
     let sent = sender.try_send_request(request).await;
-    answered_h2(sent, sender)
+    let response = sent.map_err(trip)?;
+    arrived(response, Lease::Shared { _sender: sender }).await
 }
 
 /// Sends to another node's door, one request per stream.
@@ -155,37 +185,24 @@ pub(super) async fn there(
     let opened = timeout(OPEN_STREAM, link.open(node, OPEN_STREAM)).await;
     let stream = opened.map_err(|_| Trip::Connect("no stream in time".to_owned()))?;
     let stream = stream.map_err(|e| Trip::Connect(e.to_string()))?;
-    let answer = if protocol == Protocol::H2c && !switch {
+    let (response, lease) = if protocol == Protocol::H2c && !switch {
         to_h2(&mut request);
         let mut sender = speak_h2(stream).await?;
         let sent = sender.try_send_request(request).await;
-        answered_h2(sent, sender)?
+        (sent.map_err(trip)?, Lease::Shared { _sender: sender })
     } else {
         let mut sender = speak_h1(stream).await?;
         let sent = sender.try_send_request(request).await;
-        let response = sent.map_err(trip)?;
-        Answer {
-            response,
-            lease: Lease::Single { _sender: sender },
-        }
+        (sent.map_err(trip)?, Lease::Single { _sender: sender })
     };
-    let headers = answer.response.headers();
+    let headers = response.headers();
     if let Some(why) = headers.get(REFUSED) {
         return Err(Trip::Refused { full: why == FULL });
     }
     if let Some(why) = headers.get(BROKEN) {
         return Err(Trip::BrokenThere(format!("{why:?}")));
     }
-    Ok(answer)
-}
-
-fn answered_h2(
-    sent: Result<Response<Incoming>, hyper::client::conn::TrySendError<Request>>,
-    sender: http2::SendRequest<Outbound>,
-) -> Result<Answer, Trip> {
-    let response = sent.map_err(trip)?;
-    let lease = Lease::Shared { _sender: sender };
-    Ok(Answer { response, lease })
+    arrived(response, lease).await
 }
 
 fn trip(mut error: hyper::client::conn::TrySendError<Request>) -> Trip {

@@ -256,7 +256,8 @@ async fn only_harmless_requests_are_repeated() {
     let world = World::one(Deployed::default()).await;
     let _one = world.run(1, "one").await;
     let _two = world.run(1, "two").await;
-    assert_eq!(get(world.door(), "/flaky").await.status, 200);
+    let reply = get(world.door(), "/flaky").await;
+    assert_eq!(reply.status, 200, "{}", reply.body);
     let retries = world.ingress().counts().retries;
     assert!((1..=2).contains(&retries), "each breaks off its first");
     let reply = post(world.door(), "/reset", "x").await;
@@ -265,6 +266,30 @@ async fn only_harmless_requests_are_repeated() {
         (502, "upstream-reset")
     );
     assert_eq!(world.ingress().counts().retries, retries);
+}
+
+#[tokio::test]
+async fn a_small_answer_that_breaks_off_is_no_answer() {
+    let world = World::one(Deployed::default()).await;
+    let torn = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    world.open(1, "torn", torn.local_addr().unwrap());
+    let answering = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = torn.accept().await {
+            let _ = stream.read(&mut [0; 4096]).await.unwrap();
+            let part = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\ntor";
+            stream.write_all(part).await.unwrap();
+        }
+    });
+    let reply = post(world.door(), "/", "x").await;
+    assert_eq!(
+        (reply.status, reply.header("x-selvedge-error")),
+        (502, "upstream-reset")
+    );
+    let _whole = world.run(1, "whole").await;
+    for _ in 0..3 {
+        assert_eq!(get(world.door(), "/").await.body, "whole");
+    }
+    answering.abort();
 }
 
 #[tokio::test]
