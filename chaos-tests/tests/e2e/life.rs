@@ -1,11 +1,12 @@
-//! The states an instance rests in: parked before it is anybody's, frozen while nobody asks.
+//! The states an instance rests in, parked before it is anybody's and frozen while nobody asks; and
+//! the end of those that are sick.
 
 use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use chaos_tests::world::{Node, PATIENCE, Response, World, until};
-use serde_json::Value;
+use chaos_tests::world::{Node, PATIENCE, Response, World, run, until};
+use serde_json::{Value, json};
 
 use crate::SMALL;
 
@@ -115,6 +116,78 @@ fn a_frozen_instance_costs_nothing_and_answers_everyone() -> Result<()> {
         let gone = node.instance_folders()?.is_empty() && node.containers().is_empty();
         Ok(gone.then_some(()))
     })?;
+    world.hush();
+    Ok(())
+}
+
+/// Changes the template of a stored service as a client of the API does.
+fn change(world: &World, service: &str, change: impl Fn(&mut Value)) -> Result<()> {
+    let node = world.first();
+    let all = node.read(&["get", "services"])?;
+    let mut all = all.as_array().context("services are no list")?.iter();
+    let stored = all.find(|view| view["service"]["key"]["name"] == service);
+    let stored = &stored.context("it is not stored")?["service"];
+    let mut body = json!({"spec": stored["spec"], "scale": stored["scale"]});
+    change(&mut body["spec"]);
+    let file = world.dir().join("body.json");
+    fs::write(&file, body.to_string())?;
+    let (socket, data) = (node.socket(), format!("@{}", file.display()));
+    let socket = socket.to_string_lossy();
+    let url = format!("http://node/v1/services/default/{service}");
+    let put = [
+        "-sS",
+        "--fail-with-body",
+        "-X",
+        "PUT",
+        "--unix-socket",
+        &*socket,
+    ];
+    let with = [
+        "-H",
+        "content-type: application/json",
+        "--data-binary",
+        &data,
+        &url,
+    ];
+    run("curl", [&put[..], &with].concat())?.ok()?;
+    Ok(())
+}
+
+#[test]
+fn a_sick_instance_is_ended_and_its_revision_held_back() -> Result<()> {
+    let mut world = World::of(&["par-1"])?;
+    let node = world.first();
+    world
+        .deploy("web", &["--scale", "1..1", "--cpu", "0.1"])?
+        .ok()?;
+    change(&world, "web", |spec| {
+        spec["containers"][0]["liveness"] = json!({
+            "action": {"http": {"path": "/do?status=500", "port": 0}},
+            "initialDelaySeconds": 0, "periodSeconds": 1, "timeoutSeconds": 1,
+            "successThreshold": 1, "failureThreshold": 2,
+        });
+    })?;
+    for code in ["Unhealthy", "CrashLoopBackOff"] {
+        until(&format!("one is told as {code}"), PATIENCE, || {
+            let all = node.read(&["get", "instances"])?;
+            let all = all.as_array().context("instances are no list")?;
+            let failed = all.iter().find(|i| i["failure"]["code"] == code);
+            let Some(failed) = failed else {
+                return Ok(None);
+            };
+            let said = failed["failure"]["message"].as_str().unwrap_or_default();
+            ensure!(failed["state"] == "Failed", "{failed}");
+            ensure!(said.contains("GET /do?status=500: 500"), "{said}");
+            Ok(Some(()))
+        })?;
+    }
+    // What asks for it now is told why there is none.
+    until("requests are told why", PATIENCE, || {
+        let told = node.get("web", "/")?;
+        let says = told.status == 503 && told.body.contains("CrashLoopBackOff");
+        Ok(says.then_some(()))
+    })?;
+    node.cli(&["-y", "delete", "web"])?.ok()?;
     world.hush();
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use chaos_tests::world::{PATIENCE, World, run, until};
 
 use crate::{SMALL, THREE};
@@ -30,6 +30,13 @@ fn a_rebooted_follower_serves_from_its_disk_alone() -> Result<()> {
             mad.get(service, "/")?.ok()?.says("box").map(Some)
         })?;
     }
+    // One of each is parked for the next start; then all is still.
+    until("the parked are there", PATIENCE, || {
+        let all = mad.read(&["get", "instances"])?;
+        let all = all.as_array().context("instances are no list")?;
+        let parked = all.iter().filter(|i| i["state"] == "Parked").count();
+        Ok((parked == 2).then_some(()))
+    })?;
     let old = mad.instance_folders()?;
     ensure!(mad.containers().len() >= 2 && old.len() >= 2, "{old:?}");
     for id in &old {

@@ -434,8 +434,8 @@ async fn a_frozen_container_stands_still_and_ends_all_the_same() {
         shims.freeze(&spec.id).await.expect("it is frozen already");
     }
     shims.thaw(&id("thawed")).await.unwrap();
-    let before = world.output("thawed").len();
-    until("it counts on", || world.output("thawed").len() > before).await;
+    let before = world.output("thawed");
+    until("it counts on", || world.output("thawed") != before).await;
     shims.kill(&id("thawed")).await.unwrap();
     exit(&shims, "thawed").await;
     // Without its shim, for who waits for it and for a later daemon.

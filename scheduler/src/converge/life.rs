@@ -1,7 +1,7 @@
 //! What happens to the instances of a node: every input, and the steps that follow from it.
 
 use super::probing::{Ask, Kind, pause_ms};
-use super::slot::{Phase, Slot};
+use super::slot::{Origin, Phase, Slot};
 use super::{
     Effect, Exit, FREEZE_AFTER_MS, FailReason, Froze, InstanceId, Node, Now, REMEMBER_MS,
     UNHEALTHY, UNREADY_MOST_MS,
@@ -50,10 +50,10 @@ impl Node {
             return Vec::new();
         }
         match result {
-            Err(_) if slot.unparked && !slot.stopping => {
+            Err(_) if slot.origin == Origin::Taken && !slot.stopping => {
                 // What was wrong with it may be wrong with the others.
                 self.pool.forget(&slot.admission.revision);
-                slot.parked = true;
+                slot.origin = Origin::Parked;
                 let mut effects = vec![Effect::Again(slot.id())];
                 effects.extend(slot.remove(now));
                 effects
@@ -215,7 +215,7 @@ impl Node {
         };
         match slot.phase {
             Phase::Ending { .. } | Phase::Draining { .. } | Phase::Parked => slot.remove(now),
-            Phase::Launching if slot.unparked => {
+            Phase::Launching if slot.origin == Origin::Taken => {
                 // Before its launch was told: either that failed, or its program was this quick.
                 slot.exited = Some(exit_reason(exit, true, said));
                 Vec::new()
@@ -272,7 +272,7 @@ impl Node {
             let until = self.backoff.until(&slot.admission.revision);
             forget = until.map_or(forget, |until| until.max(forget));
             slot.phase = Phase::Ended { forget };
-        } else if slot.parked {
+        } else if slot.origin == Origin::Parked {
             // It never was anybody's.
             self.slots.remove(id);
         } else {

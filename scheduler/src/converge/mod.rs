@@ -33,7 +33,7 @@ use backoff::Backoff;
 pub use backoff::CRASH_LOOP;
 use parking::Pool;
 pub use probing::{Ask, Kind, Plan, Probes};
-use slot::{Phase, Slot};
+use slot::{Origin, Phase, Slot};
 
 /// The code word of an instance that never listened.
 pub const NEVER_READY: &str = "NeverReady";
@@ -354,12 +354,12 @@ fn unpark(now: Now, slot: &mut Slot, admission: Admission) -> (InstanceId, Vec<E
         id: id.clone(),
         ..admission
     };
-    slot.parked = false;
     if slot.phase == Phase::Parking {
+        slot.origin = Origin::Made;
         slot.enter(now, Phase::Preparing);
         return (id, Vec::new());
     }
-    slot.unparked = true;
+    slot.origin = Origin::Taken;
     slot.enter(now, Phase::Launching);
     (id.clone(), vec![Effect::Launch(id)])
 }

@@ -68,15 +68,23 @@ impl Phase {
     }
 }
 
+/// Whose container it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// Nobody's: kept for a start to come, with nothing set aside of what it needs.
+    Parked,
+    /// A start's that took a parked one.
+    Taken,
+    /// A start's that it was made for.
+    Made,
+}
+
 #[derive(Debug, Clone)]
 pub(super) struct Slot {
     pub(super) admission: Admission,
     pub(super) phase: Phase,
     pub(super) since: Now,
-    /// Kept for a start to come; nothing of what it needs is set aside for it.
-    pub(super) parked: bool,
-    /// Its start took a parked container.
-    pub(super) unparked: bool,
+    pub(super) origin: Origin,
     /// Asked to stop while it was still being prepared or launched.
     pub(super) stopping: bool,
     pub(super) failure: Option<FailReason>,
@@ -100,8 +108,10 @@ impl Slot {
             admission,
             phase,
             since: now,
-            parked: phase == Phase::Parking,
-            unparked: false,
+            origin: match phase {
+                Phase::Parking => Origin::Parked,
+                _ => Origin::Made,
+            },
             stopping: false,
             failure: None,
             exited: None,
@@ -142,7 +152,7 @@ impl Slot {
     }
 
     pub(super) const fn holds_resources(&self) -> bool {
-        !self.parked && !matches!(self.phase, Phase::Ended { .. })
+        !matches!(self.origin, Origin::Parked) && !matches!(self.phase, Phase::Ended { .. })
     }
 
     /// It uses the machine up to be ready soon.

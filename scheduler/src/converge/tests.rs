@@ -271,14 +271,14 @@ fn an_adopted_instance_is_probed_not_started() {
     assert_eq!(first(&mut node, 1, true), [Effect::Open(id())]);
 }
 
-fn plan(period_ms: u64, failures: u32) -> Option<Plan> {
-    Some(Plan {
+fn plan(period_ms: u64, failures: u32) -> Plan {
+    Plan {
         delay_ms: 0,
         period_ms,
         failures,
         successes: 2,
         floor_ms: 1,
-    })
+    }
 }
 
 /// Ready, with the probes that go on.
@@ -305,7 +305,7 @@ fn answer(node: &mut Node, now: u64, kind: Kind, good: bool) -> Vec<Effect> {
 fn a_startup_probe_gates_the_others_and_has_its_own_budget() {
     let mut node = node();
     let probes = Probes {
-        startup: plan(10_000, 6),
+        startup: Some(plan(10_000, 6)),
         ..Probes::default()
     };
     let wanted = Admission {
@@ -338,7 +338,7 @@ fn a_startup_probe_gates_the_others_and_has_its_own_budget() {
 #[test]
 fn an_instance_that_is_not_ready_any_more_is_shut_and_reopened() {
     let mut node = probed(Probes {
-        readiness: plan(1_000, 2),
+        readiness: Some(plan(1_000, 2)),
         ..Probes::default()
     });
     let again = Effect::Probe {
@@ -348,7 +348,7 @@ fn an_instance_that_is_not_ready_any_more_is_shut_and_reopened() {
     };
     assert_eq!(
         answer(&mut node, 1_000, Kind::Readiness, false),
-        [again.clone()]
+        std::slice::from_ref(&again)
     );
     assert_eq!(
         answer(&mut node, 2_000, Kind::Readiness, false),
@@ -370,7 +370,7 @@ fn an_instance_that_is_not_ready_any_more_is_shut_and_reopened() {
 #[test]
 fn an_instance_that_its_liveness_probe_gives_up_ends_in_its_own_way() {
     let mut node = probed(Probes {
-        liveness: plan(1_000, 3),
+        liveness: Some(plan(1_000, 3)),
         ..Probes::default()
     });
     for (now, good) in [(1, false), (2, false), (3, true), (4, false), (5, false)] {
@@ -401,7 +401,7 @@ fn an_instance_that_its_liveness_probe_gives_up_ends_in_its_own_way() {
 #[test]
 fn an_idle_instance_is_frozen_and_probed_again_once_thawed() {
     let mut node = probed(Probes {
-        liveness: plan(1_000, 1),
+        liveness: Some(plan(1_000, 1)),
         ..Probes::default()
     });
     assert_eq!(node.on_idle(&id(), FREEZE_AFTER_MS - 1), []);

@@ -15,7 +15,7 @@ const CAPACITY: Resources = Resources {
 };
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 enum Input {
     Admit,
     Tend(bool),
@@ -161,10 +161,10 @@ proptest! {
         }
         let mut at: BTreeMap<InstanceId, Vec<&Effect>> = BTreeMap::new();
         for effect in &run.effects {
-            let id = match effect {
-                Effect::Launch(id) | Effect::Open(id) | Effect::Close(id)
-                | Effect::Terminate(id) | Effect::Remove(id) | Effect::Prepare(id) => id,
-                _ => continue,
+            let (Effect::Launch(id) | Effect::Open(id) | Effect::Close(id)
+                | Effect::Terminate(id) | Effect::Remove(id) | Effect::Prepare(id)) = effect
+            else {
+                continue;
             };
             at.entry(id.clone()).or_default().push(effect);
         }
@@ -189,7 +189,9 @@ proptest! {
     #[test]
     fn everything_ends(inputs in prop::collection::vec(input(), 0..80)) {
         let mut run = Run::new();
-        inputs.into_iter().for_each(|input| run.take(input));
+        for input in inputs {
+            run.take(input);
+        }
         for i in 0..NAMES.len() {
             run.take(Input::Stop(i));
         }
