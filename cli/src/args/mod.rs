@@ -2,6 +2,7 @@
 
 mod deploy;
 mod node;
+mod sandbox;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,8 +10,9 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use scheduler::model::{Name, units};
 
-pub use deploy::{DeployArgs, EnvChange, PortFlag, ScaleFlag, spread, user};
+pub use deploy::{DeployArgs, EnvChange, PortFlag, ScaleFlag, pair, spread};
 pub use node::{JoinArgs, NodeFlags, UpArgs};
+pub use sandbox::{SandboxArgs, UserFlag, bound_io, host, ulimit};
 
 /// Serverless containers on your own edge.
 #[derive(Debug, Parser)]
