@@ -29,8 +29,12 @@ pub struct SandboxArgs {
     /// Size of /dev/shm
     #[arg(long, value_name = "BYTES", value_parser = units::bytes)]
     pub shm_size: Option<u64>,
-    /// Use of the node's disk: weight, read, write (bytes a second), read_ops or write_ops
-    #[arg(long, value_name = "WHAT=N", value_parser = pair)]
+    #[arg(
+        long,
+        value_name = "WHAT=N",
+        value_parser = pair,
+        help = "Use of the node's disk: weight, read, write (bytes a second), read_ops or write_ops"
+    )]
     pub io: Vec<(String, String)>,
     /// A bound on each process: nofile, nproc, core, memlock, msgqueue, sigpending or stack
     #[arg(long = "ulimit", value_name = "NAME=SOFT[:HARD]", value_parser = ulimit_flag)]

@@ -187,11 +187,13 @@ mod tests {
             },
             ..Container::default()
         };
-        let mut spec = RevisionSpec::default();
-        spec.host_aliases = vec![HostAlias {
-            ip: "10.0.0.1".parse().unwrap(),
-            names: vec!["db".into()],
-        }];
+        let mut spec = RevisionSpec {
+            host_aliases: vec![HostAlias {
+                ip: "10.0.0.1".parse().unwrap(),
+                names: vec!["db".into()],
+            }],
+            ..RevisionSpec::default()
+        };
         spec.dns.options = vec!["ndots:2".into()];
         let said: Vec<String> = lines(&spec, &main)
             .into_iter()
