@@ -47,7 +47,10 @@ fn a_bad_program_says_why() -> Result<()> {
     };
     fails(&["--cmd", "/no/such/command"], "/no/such/command")?;
     fails(&sh("echo because >&2; exit 3"), "because")?;
-    fails(&["--cmd", "/bin/sleep", "--arg", "1000"], "NeverReady")?;
+    fails(&["--user", "www-data"], "the image has no user `www-data`")?;
+    let silent = ["--cmd", "/bin/sleep", "--arg", "1000"];
+    let wrong_port = [&silent[..], &["--readiness", "tcp:81"]].concat();
+    fails(&wrong_port, ":81: connection refused")?;
     let hungry = sh("head -c 200000000 /dev/zero | tail");
     fails(&[&["--memory", "16Mi"], &hungry[..]].concat(), "memory")
 }

@@ -7,6 +7,8 @@ use std::time::Duration;
 use clap::Args;
 use scheduler::model::{Protocol, Spread, units};
 
+use super::SandboxArgs;
+
 #[derive(Debug, Clone, Default, Args)]
 #[command(
     after_help = "Without -f the flags change the service as it is; with -f the file is the \
@@ -72,18 +74,25 @@ pub struct DeployArgs {
     #[arg(
         long,
         value_name = "PROBE",
-        help = "When it is ready: http:/PATH, tcp or none (tcp on its port)"
+        help = "When it is ready: http:/PATH[:PORT], tcp[:PORT], grpc[:PORT][/SERVICE], exec:COMMAND or none \
+                (tcp on its port)"
     )]
     pub readiness: Option<String>,
+    /// Whether it must be restarted; written as --readiness
+    #[arg(long, value_name = "PROBE")]
+    pub liveness: Option<String>,
+    /// When it has started, for the other probes to begin; written as --readiness
+    #[arg(long, value_name = "PROBE")]
+    pub startup: Option<String>,
+    /// From its stop signal to its kill
+    #[arg(long, value_name = "SPAN", value_parser = units::duration)]
+    pub grace: Option<Duration>,
     /// Replaces the image's entrypoint; repeat for more words
     #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
     pub cmd: Vec<String>,
     /// Replaces the image's arguments; repeat for more words
     #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
     pub arg: Vec<String>,
-    /// The user to run as: UID or UID:GID
-    #[arg(long, value_name = "UID[:GID]", value_parser = user)]
-    pub user: Option<(u32, Option<u32>)>,
     /// When nodes ask the registry: always, missing or never
     #[arg(long, value_name = "WHEN", value_parser = ["always", "missing", "never"])]
     pub pull: Option<String>,
@@ -99,6 +108,8 @@ pub struct DeployArgs {
     /// How long to wait for the new revision
     #[arg(long, value_name = "SPAN", default_value = "120s", value_parser = units::duration)]
     pub wait_timeout: Duration,
+    #[command(flatten)]
+    pub sandbox: SandboxArgs,
 }
 
 /// `2..20`, `2..` or `3`; a maximum of 0 is no bound.
@@ -225,17 +236,6 @@ pub fn spread(text: &str) -> Result<Spread, String> {
         "zone" => Ok(Spread::Zone),
         "region" => Ok(Spread::Region),
         _ => Err(format!("`{text}` is no spread: write region, zone or none")),
-    }
-}
-
-pub fn user(text: &str) -> Result<(u32, Option<u32>), String> {
-    let number = |part: &str| {
-        let wrong = || format!("`{text}` is no user: write a number, UID or UID:GID");
-        part.parse::<u32>().map_err(|_| wrong())
-    };
-    match text.split_once(':') {
-        Some((uid, gid)) => Ok((number(uid)?, Some(number(gid)?))),
-        None => Ok((number(text)?, None)),
     }
 }
 

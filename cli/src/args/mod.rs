@@ -2,6 +2,7 @@
 
 mod deploy;
 mod node;
+mod sandbox;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,8 +12,9 @@ use scheduler::model::{Name, units};
 
 use crate::output::TopKind;
 
-pub use deploy::{DeployArgs, EnvChange, PortFlag, ScaleFlag, spread, user};
+pub use deploy::{DeployArgs, EnvChange, PortFlag, ScaleFlag, pair, spread};
 pub use node::{JoinArgs, NodeFlags, UpArgs};
+pub use sandbox::{SandboxArgs, UserFlag, bound_io, host, ulimit};
 
 /// Serverless containers on your own edge.
 #[derive(Debug, Parser)]

@@ -2,8 +2,9 @@
 
 use scheduler::model::EnvVar;
 
-use super::Manifest;
-use super::lower::{env_line, probe, pull_policy, whole_seconds};
+use super::lower::{env_line, pull_policy, whole_seconds};
+use super::probe::probe;
+use super::{Manifest, sandbox};
 use crate::args::{DeployArgs, EnvChange};
 
 /// Applies the flags; `env_files` are the contents of `--env-file`, each with its name.
@@ -18,12 +19,17 @@ pub fn override_with(
     scale(&mut manifest, flags)?;
     container(&mut manifest, flags)?;
     environment(&mut manifest, flags, env_files)?;
+    sandbox::override_with(&mut manifest, &flags.sandbox)?;
     let spec = &mut manifest.spec;
     if let Some(limit) = flags.concurrency {
         spec.container_concurrency = limit;
     }
     if let Some(timeout) = flags.timeout {
         spec.timeout_seconds = whole_seconds(timeout).map_err(|e| format!("--timeout: {e}"))?;
+    }
+    if let Some(grace) = flags.grace {
+        let seconds = whole_seconds(grace).map_err(|e| format!("--grace: {e}"))?;
+        spec.termination_grace_seconds = seconds;
     }
     if !flags.regions.is_empty() {
         spec.place.regions.clone_from(&flags.regions);
@@ -68,18 +74,20 @@ fn container(manifest: &mut Manifest, flags: &DeployArgs) -> Result<(), String> 
     container.cpu_millis = flags.cpu.unwrap_or(container.cpu_millis);
     container.memory_bytes = flags.memory.unwrap_or(container.memory_bytes);
     container.pids = flags.pids.unwrap_or(container.pids);
-    if let Some(text) = &flags.readiness {
-        container.readiness = probe(text).map_err(|e| format!("--readiness: {e}"))?;
+    for (flag, text, place) in [
+        ("--readiness", &flags.readiness, &mut container.readiness),
+        ("--liveness", &flags.liveness, &mut container.liveness),
+        ("--startup", &flags.startup, &mut container.startup),
+    ] {
+        if let Some(text) = text {
+            *place = probe(text).map_err(|e| format!("{flag}: {e}"))?;
+        }
     }
     if !flags.cmd.is_empty() {
         container.command.clone_from(&flags.cmd);
     }
     if !flags.arg.is_empty() {
         container.args.clone_from(&flags.arg);
-    }
-    if let Some((uid, gid)) = flags.user {
-        container.security.run_as_user = Some(uid);
-        container.security.run_as_group = gid;
     }
     if let Some(policy) = &flags.pull {
         pull_policy(policy)?.clone_into(&mut container.image_pull_policy);

@@ -1,14 +1,13 @@
 //! From the manifest's keys to the registry's words.
 
-use scheduler::model::{
-    ContainerPort, EnvVar, Name, Probe, ProbeAction, Scale, TrafficTarget, units,
-};
+use scheduler::model::{Container, ContainerPort, EnvVar, Name, Scale, TrafficTarget, units};
 use toml_edit::{Document, Item};
 
 use super::section::{Section, Source};
-use super::{MAX_BYTES, Manifest, ManifestError};
-use crate::args::{EnvChange, PortFlag, ScaleFlag, spread, user};
+use super::{MAX_BYTES, Manifest, ManifestError, probe, sandbox};
+use crate::args::{EnvChange, PortFlag, ScaleFlag, spread};
 
+/// Beside those of the sandbox.
 const TOP: &[&str] = &[
     "name",
     "namespace",
@@ -23,10 +22,7 @@ const TOP: &[&str] = &[
     "command",
     "args",
     "workdir",
-    "user",
     "pull",
-    "read_only",
-    "capabilities",
     "env",
     "resources",
     "health",
@@ -34,6 +30,7 @@ const TOP: &[&str] = &[
     "traffic",
     "labels",
     "annotations",
+    "dns",
 ];
 
 /// Annotations that say how instances run: a revision's, not only its service's.
@@ -53,7 +50,8 @@ pub fn parse(file: &str, text: &str) -> Read<Manifest> {
     }
     let document = Document::parse(text)
         .map_err(|error| source.fault(error.span(), error.message().replace('\n', ", "), ""))?;
-    let top = Section::new(source, document.as_table(), TOP)?;
+    let known: Vec<&str> = TOP.iter().chain(&sandbox::TOP).copied().collect();
+    let top = Section::new(source, document.as_table(), &known)?;
     let mut manifest = Manifest {
         name: top.parsed("name", str::parse::<Name>)?,
         namespace: top.parsed("namespace", str::parse::<Name>)?,
@@ -65,6 +63,7 @@ pub fn parse(file: &str, text: &str) -> Read<Manifest> {
     };
     revision(&top, &mut manifest)?;
     container(&top, &mut manifest)?;
+    sandbox::read(&top, &mut manifest)?;
     place(&top, &mut manifest)?;
     Ok(manifest)
 }
@@ -107,20 +106,35 @@ fn container(top: &Section<'_>, manifest: &mut Manifest) -> Read<()> {
     if let Some(policy) = top.parsed("pull", pull_policy)? {
         policy.clone_into(&mut container.image_pull_policy);
     }
-    if let Some((uid, gid)) = top.parsed("user", user)? {
-        container.security.run_as_user = Some(uid);
-        container.security.run_as_group = gid;
+    resources(top, container)?;
+    if let Some(health) = top.section("health", &["ready", "live", "startup"])? {
+        container.readiness = probe::read(&health, "ready")?;
+        container.liveness = probe::read(&health, "live")?;
+        container.startup = probe::read(&health, "startup")?;
     }
-    container.security.read_only_root_filesystem = top.flag("read_only")?.unwrap_or(false);
-    container.security.add_capabilities = top.list("capabilities")?.unwrap_or_default();
-    if let Some(resources) = top.section("resources", &["cpu", "memory", "pids"])? {
-        container.cpu_millis = resources.parsed("cpu", units::cpu_millis)?.unwrap_or(0);
-        container.memory_bytes = resources.parsed("memory", units::bytes)?.unwrap_or(0);
-        container.pids = resources.number("pids")?.unwrap_or(0);
-    }
-    if let Some(health) = top.section("health", &["ready"])? {
-        container.readiness = health.parsed("ready", probe)?.flatten();
-    }
+    Ok(())
+}
+
+fn resources(top: &Section<'_>, container: &mut Container) -> Read<()> {
+    let known = [
+        "cpu",
+        "memory",
+        "pids",
+        "cpu_request",
+        "memory_request",
+        "shm",
+    ];
+    let Some(resources) = top.section("resources", &known)? else {
+        return Ok(());
+    };
+    let cpu = |key| -> Read<u32> { Ok(resources.parsed(key, units::cpu_millis)?.unwrap_or(0)) };
+    let bytes = |key| -> Read<u64> { Ok(resources.parsed(key, units::bytes)?.unwrap_or(0)) };
+    container.cpu_millis = cpu("cpu")?;
+    container.cpu_request_millis = cpu("cpu_request")?;
+    container.memory_bytes = bytes("memory")?;
+    container.memory_request_bytes = bytes("memory_request")?;
+    container.shm_bytes = bytes("shm")?;
+    container.pids = resources.number("pids")?.unwrap_or(0);
     Ok(())
 }
 
@@ -227,31 +241,6 @@ pub(super) fn pull_policy(text: &str) -> Result<&'static str, String> {
             "`{text}` is no pull policy: write always, missing or never"
         )),
     }
-}
-
-/// `http:/path`, `tcp`, or `none` for the default (tcp on the service's port).
-pub(super) fn probe(text: &str) -> Result<Option<Probe>, String> {
-    let action = match text.split_once(':') {
-        None if text == "none" => return Ok(None),
-        None if text == "tcp" => ProbeAction::Tcp { port: 0 },
-        Some(("http", path)) if path.starts_with('/') => ProbeAction::Http {
-            path: path.to_owned(),
-            port: 0,
-        },
-        _ => {
-            return Err(format!(
-                "`{text}` is no probe: write http:/PATH, tcp or none"
-            ));
-        }
-    };
-    Ok(Some(Probe {
-        action,
-        initial_delay_seconds: 0,
-        period_seconds: 0,
-        timeout_seconds: 0,
-        success_threshold: 0,
-        failure_threshold: 0,
-    }))
 }
 
 impl From<PortFlag> for ContainerPort {

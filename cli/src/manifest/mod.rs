@@ -4,6 +4,8 @@
 mod error;
 mod flags;
 mod lower;
+mod probe;
+mod sandbox;
 mod section;
 #[cfg(test)]
 mod tests;

@@ -95,6 +95,7 @@ fn a_whole_manifest_lowers() {
     let action = ProbeAction::Http {
         path: "/healthz".into(),
         port: 0,
+        headers: BTreeMap::new(),
     };
     assert_eq!(main.readiness.as_ref().map(|p| &p.action), Some(&action));
 }
@@ -118,6 +119,135 @@ fn a_small_manifest_takes_the_defaults() {
     };
     assert_eq!(web, expected);
     assert_eq!(web.spec.port().container_port, 8080);
+}
+
+const SANDBOX: &str = r#"
+user = "www-data:adm"
+groups = ["video", "7"]
+hostname = "db"
+init = true
+stop_signal = "SIGQUIT"
+
+[resources]
+cpu = 1
+cpu_request = "250m"
+memory_request = "64Mi"
+shm = "128Mi"
+
+[io]
+weight = 50
+write = "10Mi"
+read_ops = 100
+
+[ulimits]
+nofile = "1024:4096"
+nproc = 64
+
+[tmpfs]
+"/cache" = "16Mi"
+
+[sysctls]
+"net.ipv4.tcp_syncookies" = 1
+
+[hosts]
+db = "10.0.0.1"
+
+[dns]
+servers = ["9.9.9.9"]
+search = "svc.internal"
+options = ["ndots:2"]
+
+[health]
+ready = { probe = "http:/ready:9090", timeout = "2s", period = "5s", failures = 4, headers = { x-mine = "1" } }
+live = { exec = ["/bin/check", "a b"], delay = "3s" }
+startup = "grpc:9000/web"
+"#;
+
+#[test]
+fn all_of_a_sandbox_lowers() {
+    let mut web = parse("web.toml", SANDBOX).unwrap();
+    let spec = &web.spec;
+    assert_eq!(spec.hostname.as_deref(), Some("db"));
+    assert_eq!(spec.sysctls["net.ipv4.tcp_syncookies"], "1");
+    assert_eq!(spec.host_aliases[0].names, ["db"]);
+    assert_eq!(spec.dns.servers.len(), 1);
+    assert_eq!(spec.dns.search, ["svc.internal"]);
+    assert_eq!(spec.dns.options, ["ndots:2"]);
+    let main = web.container();
+    let security = &main.security;
+    assert_eq!(security.run_as_user_name.as_deref(), Some("www-data"));
+    assert_eq!(security.run_as_group_name.as_deref(), Some("adm"));
+    assert_eq!(security.supplemental_groups, ["video", "7"]);
+    assert!(main.init);
+    assert_eq!(main.stop_signal.as_deref(), Some("SIGQUIT"));
+    assert_eq!((main.cpu_millis, main.cpu_request_millis), (1000, 250));
+    assert_eq!(
+        (main.memory_request_bytes, main.shm_bytes),
+        (64 << 20, 128 << 20)
+    );
+    let io = main.io;
+    assert_eq!((io.weight, io.write_bps, io.read_iops), (50, 10 << 20, 100));
+    let limits: Vec<_> = main.ulimits.iter().map(|l| (l.soft, l.hard)).collect();
+    assert_eq!(limits, [(1024, 4096), (64, 64)]);
+    assert_eq!(main.tmpfs[0].size_bytes, 16 << 20);
+    let ready = main.readiness.as_ref().unwrap();
+    assert_eq!((ready.timeout_seconds, ready.period_seconds), (2, 5));
+    assert_eq!(ready.failure_threshold, 4);
+    let asked = ProbeAction::Http {
+        path: "/ready".into(),
+        port: 9090,
+        headers: [("x-mine".to_owned(), "1".to_owned())].into(),
+    };
+    assert_eq!(ready.action, asked);
+    let live = main.liveness.as_ref().unwrap();
+    assert_eq!(live.initial_delay_seconds, 3);
+    let command = ["/bin/check", "a b"].map(str::to_owned).to_vec();
+    assert_eq!(live.action, ProbeAction::Exec { command });
+    let (port, service) = (9000, "web".to_owned());
+    let started = &main.startup.as_ref().unwrap().action;
+    assert_eq!(*started, ProbeAction::Grpc { port, service });
+}
+
+#[test]
+fn flags_of_the_sandbox_win_by_name() {
+    let base = parse("web.toml", SANDBOX).unwrap();
+    let args = flags(
+        "web --user 7 --group-add 9 --ulimit nproc=32 --tmpfs /cache:1Mi --tmpfs /run \
+         --sysctl net.ipv4.tcp_fin_timeout=9 --add-host db:10.0.0.2 --dns 1.1.1.1 --dns-search x \
+         --init=false --stop-signal INT --io weight=60 --hostname web --cpu-request 0.5 \
+         --memory-request 32Mi --shm-size 1Mi --read-only --grace 30s --liveness tcp:81 --startup none",
+    );
+    let mut web = override_with(base.clone(), &args, &[]).unwrap();
+    assert_eq!(web.spec.termination_grace_seconds, 30);
+    assert_eq!(web.spec.sysctls.len(), 2);
+    assert_eq!(web.spec.host_aliases.len(), 1);
+    assert_eq!(web.spec.host_aliases[0].ip.to_string(), "10.0.0.2");
+    assert_eq!(web.spec.dns.search, ["x"]);
+    assert_eq!(web.spec.dns.options, ["ndots:2"]);
+    let main = web.container();
+    assert_eq!(main.security.run_as_user, Some(7));
+    assert_eq!(main.security.run_as_group_name, None);
+    assert_eq!(main.security.supplemental_groups, ["9"]);
+    assert!(main.security.read_only_root_filesystem && !main.init);
+    let limits: Vec<_> = main.ulimits.iter().map(|l| (&*l.name, l.hard)).collect();
+    assert_eq!(limits, [("nofile", 4096), ("nproc", 32)]);
+    let folders: Vec<_> = main
+        .tmpfs
+        .iter()
+        .map(|t| (&*t.path, t.size_bytes))
+        .collect();
+    assert_eq!(folders, [("/cache", 1 << 20), ("/run", 0)]);
+    assert_eq!((main.io.weight, main.io.read_iops), (60, 100));
+    assert_eq!(
+        main.liveness.as_ref().map(|p| &p.action),
+        Some(&ProbeAction::Tcp { port: 81 })
+    );
+    assert_eq!(main.startup, None);
+    assert!(main.readiness.is_some());
+    assert_eq!(
+        override_with(base.clone(), &flags("web"), &[]).unwrap(),
+        base
+    );
 }
 
 #[test]
@@ -149,7 +279,14 @@ fn errors_show_their_place() {
         "concurrency = -1\n",
         "concurrency = \"many\"\n",
         "command = [\"a\", 1]\n",
-        "[health]\nready = \"exec:true\"\n",
+        "[health]\nready = \"exec\"\n",
+        "[health]\nlive = { exec = \"true\", probe = \"tcp\" }\n",
+        "[health]\nready = { probe = \"tcp\", headers = { a = \"b\" } }\n",
+        "user = \"a b\"\n",
+        "[ulimits]\nnofile = \"many\"\n",
+        "[io]\nspeed = 9\n",
+        "[hosts]\ndb = \"nowhere\"\n",
+        "[dns]\nservers = [\"x\"]\n",
         "[env]\nA = [1]\n",
         "env = 3\n",
         "[traffic]\nlatest = 60\n",

@@ -6,13 +6,12 @@ use std::fmt::Write;
 use netfabric::wire::api::{InstanceView, NodeStatus, ServiceView};
 use netfabric::wire::usage::Amounts;
 use scheduler::model::{
-    PlacementRules, ProbeAction, Protocol, Revision, RevisionSpec, RevisionState, Spread,
-    TrafficTarget, UnixMs,
+    PlacementRules, Protocol, Revision, RevisionSpec, RevisionState, Spread, TrafficTarget, UnixMs,
 };
 
 use super::rows::{distance, limit, node_condition, revision_state, role, scale_bounds};
 use super::words::{age, bytes, cores, or_dash, time};
-use super::{View, table, top};
+use super::{View, sandbox, table, top};
 
 /// Lines of `Name:  value`.
 #[derive(Default)]
@@ -210,10 +209,10 @@ fn template(sheet: &mut Sheet, spec: &RevisionSpec) {
     let probe = main
         .readiness
         .as_ref()
-        .map_or_else(|| "tcp".to_owned(), |p| probe(&p.action));
+        .map_or_else(|| "tcp".to_owned(), sandbox::probe);
     sheet.line("Readiness", probe);
-    if let Some(uid) = main.security.run_as_user {
-        sheet.line("User", uid.to_string());
+    for (name, value) in sandbox::lines(spec, main) {
+        sheet.some(name, value);
     }
     let env: Vec<String> = main
         .env
@@ -244,17 +243,6 @@ fn rules(place: &PlacementRules) -> String {
         ));
     }
     parts.join(", ")
-}
-
-fn probe(action: &ProbeAction) -> String {
-    match action {
-        ProbeAction::Http { path, port: 0 } => format!("http:{path}"),
-        ProbeAction::Http { path, port } => format!("http:{path} on {port}"),
-        ProbeAction::Tcp { port: 0 } => "tcp".to_owned(),
-        ProbeAction::Tcp { port } => format!("tcp on {port}"),
-        ProbeAction::Grpc { service, .. } => format!("grpc {service}"),
-        ProbeAction::Exec { command } => format!("exec {}", command.join(" ")),
-    }
 }
 
 fn traffic(targets: &[TrafficTarget]) -> String {

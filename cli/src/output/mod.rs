@@ -3,6 +3,7 @@
 mod describe;
 mod explain;
 mod rows;
+mod sandbox;
 mod status;
 mod top;
 mod words;

@@ -48,7 +48,12 @@ pub(super) fn container(
     spec.address = Some(parts.address.into());
     let env = environment(revision, container)?;
     spec.args = command(container, image, &env);
-    spec.env = image.env.iter().filter_map(split).chain(env).collect();
+    spec.env = image
+        .env
+        .iter()
+        .filter_map(|text| split(text))
+        .chain(env)
+        .collect();
     check_size(&spec)?;
     spec.cwd = container
         .working_dir
@@ -172,7 +177,7 @@ fn value_of<'a>(env: &'a [(String, String)], name: &str) -> Option<&'a str> {
     known.map(|(_, value)| value.as_str())
 }
 
-fn split(text: &String) -> Option<(String, String)> {
+fn split(text: &str) -> Option<(String, String)> {
     let (name, value) = text.split_once('=')?;
     Some((name.to_owned(), value.to_owned()))
 }

@@ -129,7 +129,7 @@ async fn an_init_reaps_and_passes_on() {
     let shims = world.shims();
     let script = "trap 'echo got; exit 9' USR1; echo me $$; \
          sh -c 'sleep 0.01 & exit 0'; \
-         while ps | grep -q 'slee[p] 0.01\\|[[]sleep[]]'; do :; done; echo reaped; \
+         while cat /proc/[0-9]*/stat 2>/dev/null | grep -q '(sleep)'; do :; done; echo reaped; \
          cat /proc/1/comm; ls -l /proc/1/exe 2>&1; head -c 1 /proc/1/exe 2>&1; cat /proc/1/environ 2>&1; \
          echo up; while :; do sleep 0.01; done";
     let mut spec = world.spec("first", script);

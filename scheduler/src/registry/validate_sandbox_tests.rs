@@ -63,7 +63,7 @@ fn users_and_resources() {
             },
         ),
         ("io.weight: 1001 is above 1000", |s| {
-            main(s).io.weight = 1001
+            main(s).io.weight = 1001;
         }),
         ("io.read: 65535 a second is below 65536", |s| {
             main(s).io.read_bps = 65_535;
@@ -192,7 +192,7 @@ fn probes() {
         ("health.ready: names no command", |s| exec(s, &[])),
         ("health.ready: names no command", |s| exec(s, &[""])),
         ("health.ready: its command holds a zero byte", |s| {
-            exec(s, &["a\0"])
+            exec(s, &["a\0"]);
         }),
         (
             "health.ready: its command has 16386 bytes of at most 16384: put a script into the image",

@@ -63,7 +63,10 @@ pub(super) fn mounts(spec: &ContainerSpec, etc: &Path) -> Result<Vec<Mount>, Oci
         let options = ["nosuid", "nodev", "mode=1777", &size(folder.size_bytes)];
         all.push(mount(&folder.path, "tmpfs", "tmpfs", &options)?);
     }
-    let own_tmp = spec.tmpfs.iter().any(|folder| folder.path == "/tmp");
+    let own_tmp = spec
+        .tmpfs
+        .iter()
+        .any(|f| Path::new(&f.path) == Path::new("/tmp"));
     if spec.read_only_root && !own_tmp {
         // The runtime contract: /tmp is writable whatever the root is.
         all.push(mount(
