@@ -22,7 +22,7 @@ pub use describe::{describe_instance, describe_node, describe_revision, describe
 pub use explain::explanation;
 pub use rows::scale_bounds;
 pub use status::status;
-pub use top::{TopKind, TopRow, top_rows, top_table};
+pub use top::{TopKind, top_rows, top_table};
 pub use words::{bytes, time};
 pub use yaml::yaml;
 

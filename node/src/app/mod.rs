@@ -139,7 +139,6 @@ impl App {
             data: data.clone(),
         })
         .await?;
-        tokio::spawn(meter.clone().run(agent.record(), registry.clone()));
 
         let heard = GossipConfig {
             cluster_id: identity.cluster_id().to_owned(),
@@ -201,6 +200,8 @@ impl App {
     }
 
     async fn serve(self) -> Result<()> {
+        let meter = self.meter.clone();
+        tokio::spawn(meter.run(self.agent.record(), self.registry.clone()));
         let api = Arc::new(Api {
             me: self.me,
             name: self.config.node.name.clone(),
@@ -324,9 +325,8 @@ fn open_meter(
     network: &Network,
     local: &Arc<Local>,
 ) -> Result<Meter> {
-    let network = network.clone();
-    let traffic = Box::new(move || network.traffic());
-    let opened = Meter::open(data, runtime.clone(), traffic, local.clone());
+    let cables = Arc::new(network.clone());
+    let opened = Meter::open(data, runtime.clone(), cables, local.clone());
     opened.context("the meter's books in DATA/meter")
 }
 

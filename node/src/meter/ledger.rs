@@ -128,7 +128,9 @@ impl Ledger {
         if ledger.book.boot != boot {
             boot.clone_into(&mut ledger.book.boot);
             let lost: Vec<InstanceId> = ledger.book.live.keys().cloned().collect();
-            lost.iter().for_each(|id| ledger.fold(id));
+            for id in &lost {
+                ledger.fold(id);
+            }
         }
         for live in ledger.book.live.values_mut() {
             (live.requests, live.request_micros) = (0, 0);

@@ -15,6 +15,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use netfabric::ingress::Local;
 use scheduler::model::{InstanceId, InstanceReport, InstanceState, NodeRecord, Revision};
 use scheduler::place;
@@ -23,7 +24,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::clock;
 use crate::consensus::Registry;
-use crate::network::Traffic;
+use crate::network::{Network, Traffic};
 use crate::runtime::Runtime;
 use file::Files;
 use ledger::{Ledger, Owner, Reading};
@@ -36,8 +37,25 @@ const SYNC_EVERY: u32 = 30;
 /// Books are written at least this often while there are instances.
 const LONGEST_UNWRITTEN: Duration = Duration::from_mins(5);
 
-/// Reads the network counters of all instances.
-pub type ReadTraffic = dyn Fn() -> io::Result<BTreeMap<InstanceId, Traffic>> + Send + Sync;
+/// Where the network's counters are read.
+#[async_trait]
+pub trait Cables: Send + Sync {
+    /// Of all instances in one reading.
+    fn all(&self) -> io::Result<BTreeMap<InstanceId, Traffic>>;
+
+    async fn one(&self, id: &InstanceId) -> Option<Traffic>;
+}
+
+#[async_trait]
+impl Cables for Network {
+    fn all(&self) -> io::Result<BTreeMap<InstanceId, Traffic>> {
+        self.traffic()
+    }
+
+    async fn one(&self, id: &InstanceId) -> Option<Traffic> {
+        self.traffic_of(id).await
+    }
+}
 
 /// A handle to the meter; cheap to clone.
 #[derive(Clone)]
@@ -47,7 +65,7 @@ pub struct Meter {
 
 struct Shared {
     runtime: Arc<dyn Runtime>,
-    traffic: Box<ReadTraffic>,
+    cables: Arc<dyn Cables>,
     local: Arc<Local>,
     ledger: Mutex<Ledger>,
     /// The machine's age when this process began to count.
@@ -70,7 +88,7 @@ impl Meter {
     pub fn open(
         data: &Path,
         runtime: Arc<dyn Runtime>,
-        traffic: Box<ReadTraffic>,
+        cables: Arc<dyn Cables>,
         local: Arc<Local>,
     ) -> io::Result<Self> {
         let files = Files::open(data)?;
@@ -85,7 +103,7 @@ impl Meter {
         };
         let shared = Shared {
             runtime,
-            traffic,
+            cables,
             local,
             ledger: Mutex::new(ledger),
             born,
@@ -202,7 +220,7 @@ impl Meter {
         let usage = self.shared.runtime.usage(id, None).await.ok();
         let reading = Reading {
             usage,
-            traffic: self.traffic().get(id).copied(),
+            traffic: self.shared.cables.one(id).await,
             served: self.shared.local.served(id),
         };
         let now = self.now();
@@ -226,7 +244,7 @@ impl Meter {
     }
 
     fn traffic(&self) -> BTreeMap<InstanceId, Traffic> {
-        (self.shared.traffic)().unwrap_or_else(|error| {
+        self.shared.cables.all().unwrap_or_else(|error| {
             tracing::debug!(%error, "the network's counters cannot be read");
             BTreeMap::new()
         })

@@ -20,7 +20,7 @@ use rtnetlink::{
 use rustix::mount::UnmountFlags;
 use rustix::thread::UnshareFlags;
 
-use super::{NetworkConfig, NetworkError, Slot};
+use super::{NetworkConfig, NetworkError, Slot, Traffic};
 
 /// The interface a container sees.
 const INSIDE: &str = "eth0";
@@ -104,6 +104,22 @@ pub async fn links(handle: &Handle, prefix: &str) -> Vec<String> {
         }));
     }
     names
+}
+
+/// What went through a port on the bridge. What it sends is what its container receives.
+pub async fn traffic(handle: &Handle, port: &str) -> Option<Traffic> {
+    use rtnetlink::packet_route::link::LinkAttribute;
+    let mut found = handle.link().get().match_name(port.to_owned()).execute();
+    let link = found.try_next().await.ok()??;
+    link.attributes.into_iter().find_map(|a| match a {
+        LinkAttribute::Stats64(port) => Some(Traffic {
+            in_bytes: port.tx_bytes,
+            in_packets: port.tx_packets,
+            out_bytes: port.rx_bytes,
+            out_packets: port.rx_packets,
+        }),
+        _ => None,
+    })
 }
 
 /// A hardware address of our own making, one per address.

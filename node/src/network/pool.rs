@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use super::addresses::Addresses;
-use super::{Lease, NetworkConfig, NetworkError, Slot, netns, rules};
+use super::{Lease, NetworkConfig, NetworkError, Slot, Traffic, netns, rules};
 
 /// Making one takes tens of milliseconds; a machine under load, seconds.
 const ACQUIRE_DEADLINE: Duration = Duration::from_secs(10);
@@ -184,6 +184,12 @@ impl Network {
         leases
             .map(|(id, slot)| (slot.port.clone(), id.clone()))
             .collect()
+    }
+
+    /// What went in and out of one instance. Of all at once, [`Network::traffic`] is cheaper.
+    pub async fn traffic_of(&self, instance: &InstanceId) -> Option<Traffic> {
+        let slot = self.shared.state().leases.get(instance).cloned()?;
+        netns::traffic(&self.shared.host, &slot.port).await
     }
 
     /// How many networks are ready now.

@@ -1,7 +1,7 @@
 //! What went in and out of containers, read at the node's end of their cables.
 //!
-//! The kernel's table of interfaces tells of all of them in one read of a few microseconds each;
-//! asking by netlink moves twenty times as much for the same eight numbers.
+//! The kernel's table of interfaces tells of all of them in one read; netlink would move twenty times
+//! as much for the same eight numbers each, and is asked for one alone.
 
 use std::collections::BTreeMap;
 use std::io;

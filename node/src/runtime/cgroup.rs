@@ -30,9 +30,9 @@ impl Cgroup {
     /// The group at `path` (absolute below the cgroup root). It need not exist.
     #[must_use]
     pub fn at(path: &Path) -> Self {
-        let below = path.strip_prefix("/").unwrap_or(path);
         // Looked for once: what is mounted stays, and groups are read often.
         static ROOTS: OnceLock<Vec<PathBuf>> = OnceLock::new();
+        let below = path.strip_prefix("/").unwrap_or(path);
         let roots = ROOTS.get_or_init(hierarchies).iter();
         Self {
             folders: roots.map(|root| root.join(below)).collect(),

@@ -192,6 +192,8 @@ fn the_node_reaches_its_containers_and_they_the_world() {
                 "{counted:?}"
             );
         }
+        let client = net.traffic_of(&id("client")).await;
+        assert_eq!(client, traffic.get(&id("client")).copied(), "asked alone");
         // The page with its head is more than the question for it.
         let web = traffic[&id("web")];
         assert!(web.out_bytes > web.in_bytes, "{web:?}");

@@ -1,5 +1,6 @@
-//! One moment's counts as OpenMetrics text. Labels are bounded: namespace, service and revision for
-//! what instances use, and no more than [`MAX_REVISIONS`] of them; fixed words everywhere else.
+//! One moment's counts as text in the format `OpenMetrics`. Labels are bounded: namespace, service
+//! and revision for what instances use, and no more than [`MAX_REVISIONS`] of them; fixed words
+//! everywhere else.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,6 +22,8 @@ use super::process::Process;
 const MAX_REVISIONS: usize = 500;
 
 type Labels = Vec<(&'static str, String)>;
+/// A metric of instances: its name, its help, and the amount it tells.
+type Column = (&'static str, &'static str, fn(&Amounts) -> u64);
 
 /// All that is shown.
 #[derive(Debug, Clone, Default)]
@@ -100,7 +103,7 @@ impl Sheet<'_> {
 
     fn instances(&mut self, usage: &UsageView) -> fmt::Result {
         let (lines, left_out) = lines(usage);
-        let counted: [(&str, &str, fn(&Amounts) -> u64); 9] = [
+        let counted: [Column; 9] = [
             ("restarts", "Containers made anew", |a| a.restarts),
             ("oom_kills", "Processes killed for lack of memory", |a| {
                 a.oom_kills
@@ -123,7 +126,7 @@ impl Sheet<'_> {
                 .map(|(labels, l)| (labels.clone(), amount(&l.total)));
             self.counter(&format!("selvedge_instance_{name}"), help, rows)?;
         }
-        let timed: [(&str, &str, fn(&Amounts) -> u64); 3] = [
+        let timed: [Column; 3] = [
             ("cpu", "CPU time used", |a| a.cpu_micros),
             ("throttled", "Time held back by the CPU limit", |a| {
                 a.throttled_micros

@@ -44,7 +44,7 @@ fn instance(service: &str, number: u64) -> InstanceUsage {
     }
 }
 
-/// Reads OpenMetrics text strictly: every sample belongs to the family declared last, no series
+/// Reads the text strictly: every sample belongs to the family declared last, no series
 /// comes twice, no family is declared twice, the end is marked.
 fn read(text: &str) -> BTreeMap<String, f64> {
     let body = text.strip_suffix("# EOF\n").expect("the end is marked");
