@@ -14,6 +14,7 @@ use crate::runtime::AdoptedState;
 impl Driver {
     /// Takes over what runs, removes what does not. Returns the receipts of what it took over.
     pub(super) async fn adopt(&mut self) -> anyhow::Result<Vec<(InstanceId, Receipt)>> {
+        // Of every folder, also of those that hold no container yet.
         let found = self.tools.runtime.adopt().await?;
         fail::fail_point!("agent::found");
         let mut receipts = Vec::new();
@@ -33,21 +34,9 @@ impl Driver {
                 }
             }
         }
-        self.remove_strays().await?;
         self.take_over().await;
         fail::fail_point!("agent::adopted");
         Ok(receipts)
-    }
-
-    /// Folders that hold no container: a daemon died before it made one.
-    async fn remove_strays(&self) -> anyhow::Result<()> {
-        for id in self.tools.files.ids()? {
-            if !self.work.contains_key(&id) {
-                let record = self.tools.files.read(&id);
-                self.remove_leftover(&id, record).await;
-            }
-        }
-        Ok(())
     }
 
     async fn remove_leftover(&self, id: &InstanceId, record: Option<InstanceRecord>) {
