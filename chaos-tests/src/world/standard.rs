@@ -102,9 +102,9 @@ impl Recipe {
             entrypoint,
         } = self;
         let whole = format!("{name} {SUITE} {packages} {files:?} {entrypoint:?}");
-        let digest = Sha256::digest(whole.as_bytes());
-        let key: String = digest[..8].iter().map(|b| format!("{b:02x}")).collect();
-        Path::new(CACHE).join(format!("rig-{name}-{key}"))
+        let digest: [u8; 32] = Sha256::digest(whole.as_bytes()).into();
+        let key = digest.first_chunk().map_or(0, |b| u64::from_be_bytes(*b));
+        Path::new(CACHE).join(format!("rig-{name}-{key:016x}"))
     }
 
     fn cached(&self) -> Result<PathBuf> {
