@@ -78,6 +78,10 @@ pub struct FeedLink {
 impl FeedSource for FeedLink {
     fn pick(&self) -> Vec<NodeId> {
         let (fleet, state) = (self.fleet.borrow().clone(), self.registry.borrow().clone());
+        if state.nodes.is_empty() {
+            // A copy that was lost names nobody; whoever the seeds led to has one.
+            return self.mesh.connected();
+        }
         let mut nodes: Vec<_> = state.nodes.values().filter(|n| !n.revoked).collect();
         nodes.sort_by_key(|n| {
             let member = fleet.members.get(&n.id);

@@ -22,6 +22,7 @@
 //! ```
 
 pub mod clock;
+mod failing;
 mod faulty;
 mod fuse;
 pub mod limits;
@@ -38,6 +39,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
+pub use failing::Failing;
 pub use faulty::Faulty;
 pub use fuse::serve;
 pub use powered::Powered;
@@ -54,6 +56,8 @@ pub enum Disk {
     Small(Small),
     /// Loses what was not synced when its power is cut: D8.
     Powered(Powered),
+    /// Its device fails: D4.
+    Failing(Failing),
     /// Fails, delays or tears the calls that rules name: D3, D5, D6.
     Faulty(Faulty),
 }
@@ -69,6 +73,11 @@ impl Disk {
         Powered::mount(dir)
     }
 
+    /// An ext4 of its own on a device that can fail.
+    pub fn failing(dir: &Path) -> Result<Failing> {
+        Failing::mount(dir)
+    }
+
     /// A file system in user space over what the folder holds.
     pub fn faulty(dir: &Path) -> Result<Faulty> {
         Faulty::mount(dir)
@@ -81,6 +90,7 @@ impl Disk {
             Self::Plain => Ok(()),
             Self::Small(small) => small.power_on(),
             Self::Powered(powered) => powered.power_on(),
+            Self::Failing(failing) => failing.power_on(),
             Self::Faulty(faulty) => faulty.power_on(),
         }
     }
@@ -95,6 +105,12 @@ impl From<Small> for Disk {
 impl From<Powered> for Disk {
     fn from(disk: Powered) -> Self {
         Self::Powered(disk)
+    }
+}
+
+impl From<Failing> for Disk {
+    fn from(disk: Failing) -> Self {
+        Self::Failing(disk)
     }
 }
 

@@ -27,8 +27,12 @@ pub struct Powered {
 
 impl Powered {
     pub(super) fn mount(dir: &Path) -> Result<Self> {
+        Self::mount_on(dir, beside(dir, "ext4"))
+    }
+
+    /// The same on blocks that lie in this file.
+    pub(super) fn mount_on(dir: &Path, image: PathBuf) -> Result<Self> {
         let mount = Mount::prepare(dir)?;
-        let image = beside(mount.dir(), "ext4");
         File::create(&image)?.set_len(BYTES)?;
         let mut powered = Self { mount, image };
         let image = powered.image.to_string_lossy().into_owned();

@@ -17,6 +17,8 @@ use super::prefix::Prefix;
 use crate::world::until;
 
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Longer than any test.
+const HANG: Duration = Duration::from_hours(1);
 /// Every way to ask for durability that Rust's standard library has.
 const SYNCS: &str = "fsync,fdatasync,sync_file_range";
 
@@ -111,6 +113,29 @@ impl Strace {
         ensure!(injected > 0, "no call met {:?}", self.fault);
         Ok(injected)
     }
+}
+
+/// Holds one thread at its next system call until this is healed or dropped; its process goes on.
+/// Returns when the thread stands still.
+pub fn hang(tid: u32, log: &Path) -> Result<Attached> {
+    let child = Command::new("strace")
+        .args(["-qq", "-e", "trace=all", "-e"])
+        .arg(format!("inject=all:delay_enter={}", HANG.as_micros()))
+        .arg("-o")
+        .arg(log)
+        .args(["-p", &tid.to_string()])
+        .stdin(Stdio::null())
+        .spawn()
+        .context("starting strace")?;
+    let mut attached = Attached { child };
+    until("the thread hangs", PATIENCE, || {
+        ensure!(attached.child.try_wait()?.is_none(), "strace has ended");
+        // In the log once it is held.
+        let log = fs::read_to_string(log).unwrap_or_default();
+        let status = fs::read_to_string(format!("/proc/{tid}/status"))?;
+        Ok((status.contains("State:\tt") && !log.is_empty()).then_some(()))
+    })?;
+    Ok(attached)
 }
 
 /// strace on a running process.

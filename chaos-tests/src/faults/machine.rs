@@ -42,6 +42,25 @@ pub(super) fn slow_disk(world: &World, node: &str, delay: Duration) -> Result<Un
     }))
 }
 
+/// A thread of the pool that serves requests.
+const WORKER: &str = "tokio-rt-worker";
+
+pub(super) fn hang_thread(world: &World, node: &str) -> Result<Undo> {
+    let node = &world[node];
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon(node)?))?;
+    let is_worker = |task: &std::path::PathBuf| {
+        std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == WORKER)
+    };
+    let worker = tasks.flatten().map(|task| task.path()).find(is_worker);
+    let worker = worker.with_context(|| format!("{} has no {WORKER}", node.name))?;
+    let tid = worker
+        .file_name()
+        .and_then(|name| name.to_str()?.parse().ok());
+    let log = world.dir().join(format!("{}.strace", node.name));
+    let hung = strace::hang(tid.context("a thread has a number")?, &log)?;
+    Ok(undo(move |_| hung.heal()))
+}
+
 pub(super) fn no_files(world: &World, node: &str) -> Result<Undo> {
     let node = &world[node];
     let pid = daemon(node)?;

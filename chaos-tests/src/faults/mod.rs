@@ -55,6 +55,8 @@ pub enum Fault {
     Pause { node: String },
     /// P5: the daemon gets so many hundredths of one processor.
     Starve { node: String, hundredths: u64 },
+    /// P8: one thread of the daemon hangs at its next system call.
+    HangThread { node: String },
     /// P7: the daemon is ended as for an upgrade; healed by a start.
     Restart { node: String },
     /// D1: this node's disk is full.
@@ -63,6 +65,8 @@ pub enum Fault {
     NoInodes { node: String },
     /// D3: the next fsync of the registry's file fails, once.
     FailedSync { node: String },
+    /// D4: the device below this node's disk fails; healed by another one and a boot.
+    DeviceFails { node: String },
     /// D6: the next write to the registry's file is done by half and fails.
     TornWrite { node: String },
     /// D8: these nodes lose their power at once; healed by booting them.
@@ -125,9 +129,11 @@ impl Fault {
             Self::Pause { .. } => "P4",
             Self::Starve { .. } => "P5",
             Self::Restart { .. } => "P7",
+            Self::HangThread { .. } => "P8",
             Self::DiskFull { .. } => "D1",
             Self::NoInodes { .. } => "D2",
             Self::FailedSync { .. } => "D3",
+            Self::DeviceFails { .. } => "D4",
             Self::SlowDisk { .. } => "D5",
             Self::TornWrite { .. } => "D6",
             Self::PowerCut { .. } => "D8",
@@ -153,9 +159,11 @@ impl Fault {
             | Self::Starve { node, .. }
             | Self::Restart { node }
             | Self::SlowDisk { node, .. }
+            | Self::HangThread { node }
             | Self::DiskFull { node }
             | Self::NoInodes { node }
             | Self::FailedSync { node }
+            | Self::DeviceFails { node }
             | Self::TornWrite { node }
             | Self::DiskLost { node }
             | Self::ClockJump { node, .. }
@@ -185,6 +193,7 @@ impl Fault {
             Self::KillShims { .. }
                 | Self::DiskFull { .. }
                 | Self::NoInodes { .. }
+                | Self::DeviceFails { .. }
                 | Self::PowerCut { .. }
         )
     }
@@ -224,6 +233,7 @@ impl Fault {
             Self::NoInodes { node } => storage::no_inodes(world, node),
             Self::FailedSync { node } => storage::failing(world, node, Op::Fsync, Effect::Eio),
             Self::TornWrite { node } => storage::failing(world, node, Op::Write, Effect::Torn),
+            Self::DeviceFails { node } => storage::device_fails(world, node),
             Self::PowerCut { nodes } => storage::power_cut(world, nodes),
             Self::DiskLost { node } => storage::lost(world, node),
             Self::ClockJump { node, seconds } => process::clock_jump(world, node, *seconds),
@@ -232,6 +242,7 @@ impl Fault {
             Self::Starve { node, hundredths } => machine::starve(world, node, *hundredths),
             Self::SlowDisk { node, delay } => machine::slow_disk(world, node, *delay),
             Self::NoFiles { node } => machine::no_files(world, node),
+            Self::HangThread { node } => machine::hang_thread(world, node),
             Self::OutOfMemory { node } => machine::out_of_memory(world, node),
             Self::NoPorts { node } => machine::no_ports(world, node),
             Self::Rebind { node } => network::rebind(world, node),

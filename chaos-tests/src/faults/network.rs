@@ -118,13 +118,7 @@ fn connected(world: &World) -> Result<Option<(&Node, &Node)>> {
 }
 
 pub(super) fn worsen(world: &World, fault: &Fault) -> Result<Undo> {
-    let all = names(world);
-    for from in &all {
-        for to in all.iter().filter(|to| *to != from) {
-            let link = world.wire().get(from, to)?;
-            world.wire().set(from, to, worse(link, fault))?;
-        }
-    }
+    change(world, fault, false)?;
     let (from, to) = connected(world)?.context("no two nodes are connected")?;
     until("the link is worse", SEEN_WITHIN, || {
         let before = world.wire().stats()?.of(&from.name, &to.name)?;
@@ -135,95 +129,45 @@ pub(super) fn worsen(world: &World, fault: &Fault) -> Result<Undo> {
         Ok(Some(()))
     })?;
     let fault = fault.clone();
-    Ok(undo(move |world| better(world, &fault)))
+    Ok(undo(move |world| change(world, &fault, true)))
 }
 
-/// Only what this fault changed: others may hold at the same time.
-fn better(world: &World, fault: &Fault) -> Result<()> {
-    let all = names(world);
-    let wire = world.wire();
+/// Changes every link between nodes.
+fn change(world: &World, fault: &Fault, heal: bool) -> Result<()> {
+    let (all, wire) = (names(world), world.wire());
     for from in &all {
         for to in all.iter().filter(|to| *to != from) {
-            let good = wire.preset().link(from, to);
+            let good = heal.then(|| wire.preset().link(from, to));
             let link = wire.get(from, to)?;
-            wire.set(from, to, restored(link, good, fault))?;
+            wire.set(from, to, changed(link, fault, good))?;
         }
     }
     Ok(())
 }
 
-fn worse(link: Link, fault: &Fault) -> Link {
+/// The link with this fault, or with what the good link has in its place. Only what this fault is
+/// about: others may hold at the same time.
+fn changed(mut link: Link, fault: &Fault, good: Option<Link>) -> Link {
     match *fault {
-        Fault::Loss { ratio } => Link {
-            loss: ratio,
-            ..link
-        },
-        Fault::Delay { delay, jitter } => Link {
-            delay: link.delay + millis(delay),
-            jitter: link.jitter + millis(jitter),
-            ..link
-        },
-        Fault::Reorder { ratio, delay } => Link {
-            reorder: ratio,
-            delay: link.delay + millis(delay),
-            ..link
-        },
-        Fault::Duplicate { ratio } => Link {
-            duplicate: ratio,
-            ..link
-        },
-        Fault::Corrupt { ratio } => Link {
-            corrupt: ratio,
-            ..link
-        },
-        Fault::Narrow { bits_per_second } => Link {
-            rate: Some(bits_per_second),
-            queue: queue(bits_per_second),
-            ..link
-        },
-        Fault::BlackHole { mtu } => Link {
-            mtu: Some(mtu),
-            ..link
-        },
-        _ => link,
+        Fault::Loss { ratio } => link.loss = good.map_or(ratio, |g| g.loss),
+        Fault::Delay { delay, jitter } => {
+            link.delay = good.map_or(link.delay + millis(delay), |g| g.delay);
+            link.jitter = good.map_or(link.jitter + millis(jitter), |g| g.jitter);
+        }
+        Fault::Reorder { ratio, delay } => {
+            link.reorder = good.map_or(ratio, |g| g.reorder);
+            link.delay = good.map_or(link.delay + millis(delay), |g| g.delay);
+        }
+        Fault::Duplicate { ratio } => link.duplicate = good.map_or(ratio, |g| g.duplicate),
+        Fault::Corrupt { ratio } => link.corrupt = good.map_or(ratio, |g| g.corrupt),
+        Fault::Narrow { bits_per_second } => {
+            link.rate = good.map_or(Some(bits_per_second), |g| g.rate);
+            link.queue = good.map_or(queue(bits_per_second), |g| g.queue);
+        }
+        Fault::BlackHole { mtu } => link.mtu = good.map_or(Some(mtu), |g| g.mtu),
+        _ => {}
     }
-}
-
-fn restored(link: Link, good: Link, fault: &Fault) -> Link {
-    match fault {
-        Fault::Loss { .. } => Link {
-            loss: good.loss,
-            ..link
-        },
-        Fault::Delay { .. } => Link {
-            delay: good.delay,
-            jitter: good.jitter,
-            ..link
-        },
-        Fault::Reorder { .. } => Link {
-            reorder: good.reorder,
-            delay: good.delay,
-            ..link
-        },
-        Fault::Duplicate { .. } => Link {
-            duplicate: good.duplicate,
-            ..link
-        },
-        Fault::Corrupt { .. } => Link {
-            corrupt: good.corrupt,
-            ..link
-        },
-        Fault::Narrow { .. } => Link {
-            rate: good.rate,
-            queue: good.queue,
-            ..link
-        },
-        Fault::BlackHole { .. } => Link {
-            mtu: good.mtu,
-            ..link
-        },
-        _ => link,
-    }
+    link
 }
 
 fn millis(duration: Duration) -> f64 {

@@ -78,6 +78,19 @@ pub(super) fn power_cut(world: &World, nodes: &[String]) -> Result<Undo> {
     }))
 }
 
+pub(super) fn device_fails(world: &World, node: &str) -> Result<Undo> {
+    match &*world.disk(node)? {
+        Disk::Failing(disk) => disk.fail()?,
+        other => bail!("{node} works on {other:?}"),
+    }
+    let node = node.to_owned();
+    // A machine is switched off for another device.
+    Ok(undo(move |world| {
+        world.power_off(&world[&node])?;
+        world.boot(&world[&node])
+    }))
+}
+
 pub(super) fn lost(world: &World, node: &str) -> Result<Undo> {
     world[node].kill()?;
     fs::remove_dir_all(world[node].dir().join("registry"))?;

@@ -120,7 +120,7 @@ impl Node {
         drop(starts);
         let netns = format!("--net=/run/netns/{}", self.netns);
         let programs = launch.programs.as_deref().unwrap_or(&self.programs);
-        Command::new("setsid")
+        let mut daemon = Command::new("setsid")
             .args(["nsenter", &netns, "--"])
             .args(&launch.prefix.words)
             .arg(programs.join("selvedged"))
@@ -132,6 +132,8 @@ impl Node {
             .stderr(log)
             .spawn()
             .context("starting selvedged")?;
+        // Whoever started it takes note of its end: an ended daemon would stay a zombie.
+        std::thread::spawn(move || daemon.wait());
         Ok(())
     }
 

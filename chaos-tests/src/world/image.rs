@@ -8,6 +8,8 @@ use anyhow::{Context as _, Result};
 
 use super::shell::run;
 
+/// What a container of the test image runs.
+pub(super) const BOX: [&str; 1] = ["/bin/box"];
 /// Where Debian's busybox-static puts it.
 const BUSYBOX: &str = "/bin/busybox";
 
@@ -29,20 +31,23 @@ pub(super) fn make_box(work: &Path, program: &Path) -> Result<PathBuf> {
     }
     fs::write(root.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\n")?;
     let layer = work.join("box.tar");
-    run(
-        "tar",
-        [
-            Path::new("-cf"),
-            &layer,
-            Path::new("-C"),
-            &root,
-            Path::new("."),
-        ],
-    )?
-    .ok()?;
+    pack(&root, &layer)?;
+    let layout = self::layout(work)?;
+    assemble(&layout, "box", &[layer], &BOX)?;
+    Ok(layout)
+}
+
+/// Makes a layer of what is below a folder.
+pub(super) fn pack(root: &Path, layer: &Path) -> Result<()> {
+    let args = ["--numeric-owner", "--owner=0", "--group=0", "-cf"].map(Path::new);
+    let what = [layer, Path::new("-C"), root, Path::new(".")];
+    run("tar", args.iter().chain(&what))?.ok().map(drop)
+}
+
+/// An empty layout in a folder.
+pub(super) fn layout(work: &Path) -> Result<PathBuf> {
     let layout = work.join("layout");
     run("umoci", [Path::new("init"), Path::new("--layout"), &layout])?.ok()?;
-    assemble(&layout, "box", &[layer])?;
     Ok(layout)
 }
 
@@ -54,7 +59,12 @@ fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Puts an image of these layers, in this order, into the layout.
-pub(super) fn assemble(layout: &Path, name: &str, layers: &[PathBuf]) -> Result<()> {
+pub(super) fn assemble(
+    layout: &Path,
+    name: &str,
+    layers: &[PathBuf],
+    entrypoint: &[&str],
+) -> Result<()> {
     let tagged = format!("{}:{name}", layout.display());
     run("umoci", ["new", "--image", &tagged])?.ok()?;
     for layer in layers {
@@ -62,7 +72,9 @@ pub(super) fn assemble(layout: &Path, name: &str, layers: &[PathBuf]) -> Result<
         run("umoci", ["raw", "add-layer", "--image", &tagged, &*layer])?.ok()?;
     }
     let mut config = vec!["config", "--image", &tagged];
-    config.extend(["--config.entrypoint", "/bin/box"]);
+    for word in entrypoint {
+        config.extend(["--config.entrypoint", word]);
+    }
     run("umoci", config)?.ok()?;
     Ok(())
 }

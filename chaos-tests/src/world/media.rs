@@ -19,6 +19,8 @@ pub enum Media {
     Small { bytes: u64, inodes: u64 },
     /// A disk that loses what was not synced when the node loses its power.
     Powered,
+    /// A disk whose device can fail.
+    Failing,
     /// A disk whose calls can be made to fail, for the registry's file alone.
     Faulty,
 }
@@ -32,6 +34,7 @@ impl Media {
             Self::Plain => Disk::Plain,
             Self::Small { bytes, inodes } => Disk::small(&node.dir, bytes, inodes)?.into(),
             Self::Powered => Disk::powered(&node.dir)?.into(),
+            Self::Failing => Disk::failing(&node.dir)?.into(),
             Self::Faulty => Disk::faulty(&node.dir.join("registry"))?.into(),
         })
     }

@@ -20,6 +20,7 @@ mod media;
 mod node;
 mod power;
 mod shell;
+mod standard;
 mod traces;
 
 use std::fs;
@@ -40,6 +41,7 @@ pub use media::Media;
 pub use node::{Node, ORIGIN};
 pub(crate) use node::{is_running, pids};
 pub use shell::{Outcome, run, until};
+pub use standard::Standard;
 use traces::Tag;
 
 use crate::wire::{Preset, Wire};
@@ -240,7 +242,7 @@ impl World {
         let layers: Vec<_> = std::iter::once(base)
             .chain(layers.iter().cloned())
             .collect();
-        image::assemble(&self.layout, name, &layers)?;
+        image::assemble(&self.layout, name, &layers, &image::BOX)?;
         image::push(&self.layout, name, &registry_name(&self.tag))
     }
 

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use chaos_tests::faults::Fault;
 use chaos_tests::world::{Node, PATIENCE, Response, World, until};
 
 use crate::{SMALL, THREE};
@@ -31,6 +32,31 @@ fn containers_outlive_their_daemon() -> Result<()> {
     })?;
     let after = node.containers();
     ensure!(after == before, "restarted: {before:?} became {after:?}");
+    Ok(())
+}
+
+/// A thread of a daemon hangs: whatever that holds up there, another node serves, and the daemon
+/// goes on where it was once the thread does.
+#[test]
+fn a_hanging_thread_holds_up_its_own_daemon_at_most() -> Result<()> {
+    let world = World::of(&["par-1", "fra-1"])?;
+    world
+        .deploy("web", &["--scale", "2..2", "--cpu", "0.1"])?
+        .ok()?;
+    let (par, fra) = (&world["par-1"], &world["fra-1"]);
+    fra.get("web", "/")?.ok()?;
+    let pid = par.daemon();
+    let node = par.name.clone();
+    let hung = Fault::HangThread { node }.inject(&world)?;
+    for _ in 0..20 {
+        fra.get("web", "/")?.ok()?.says("box")?;
+    }
+    hung.heal(&world)?;
+    world.settle()?;
+    for node in world.nodes() {
+        node.get("web", "/")?.ok()?.says("box")?;
+    }
+    ensure!(par.daemon() == pid, "it was another daemon that went on");
     Ok(())
 }
 

@@ -1,12 +1,15 @@
 //! Disks that fail under a node: what was acknowledged stays, what cannot be kept is refused.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use chaos_tests::disk::rot::{self, Flipped};
 use chaos_tests::disk::{Disk, Effect, Faulty, Op, Rule, Small};
-use chaos_tests::world::{Media, Node, PATIENCE, World, until};
+use chaos_tests::faults::Fault;
+use chaos_tests::world::{Launch, Media, Node, PATIENCE, World, until};
 
-use crate::SMALL;
+use crate::{SMALL, THREE};
 
 /// More changes than any of these disks takes before it fails.
 const MANY: usize = 50;
@@ -168,6 +171,119 @@ fn a_disk_that_goes_on_failing_does_not_fill_the_log() -> Result<()> {
     kept.push(until_taken(&world)?);
     all_known(node, &kept)?;
     node.get("warm", "/")?.ok()?.says("box").map(drop)
+}
+
+/// The device below a voter's disk fails: it acknowledges nothing that it could not keep, the others
+/// go on, and with another device, which holds what was synced, it is one of them again.
+#[test]
+fn a_failed_device_loses_nothing_and_holds_up_nobody() -> Result<()> {
+    let mut world = World::empty()?;
+    for (name, media) in [
+        ("fra-1", Media::Plain),
+        ("lis-1", Media::Plain),
+        ("par-1", Media::Failing),
+    ] {
+        world.add_on(name, media)?;
+    }
+    world.settle()?;
+    let deploy = ["--scale", "1..1", "--region", "par", "--cpu", "0.1"];
+    world.deploy("warm", &deploy)?.ok()?;
+    let (par, fra) = (&world["par-1"], &world["fra-1"]);
+    par.get("warm", "/")?.ok()?.says("box")?;
+    let node = par.name.clone();
+    let failed = Fault::DeviceFails { node }.inject(&world)?;
+    let mut kept = vec!["warm".to_owned()];
+    for number in 1..=3 {
+        let name = format!("kept-{number}");
+        world
+            .deploy_at(fra, &name, &[&SMALL[..], &["--no-wait"]].concat())?
+            .ok()?;
+        kept.push(name);
+    }
+    fra.get("warm", "/")?.ok()?.says("box")?;
+    failed.heal(&world)?;
+    world.settle()?;
+    for node in world.nodes() {
+        until("all is known", PATIENCE, || {
+            all_known(node, &kept).map(Some)
+        })?;
+    }
+    until("it serves again", PATIENCE, || {
+        par.get("warm", "/")?.ok()?.says("box").map(Some)
+    })
+    .map(drop)
+}
+
+/// Turns over a byte of each place where the file has these bytes.
+fn rot(path: &Path, bytes: &[u8]) -> Result<Vec<Flipped>> {
+    let content = std::fs::read(path).with_context(|| path.display().to_string())?;
+    let places = content.windows(bytes.len()).enumerate();
+    let places = places.filter(|(_, here)| *here == bytes).map(|(at, _)| at);
+    let flipped: Result<Vec<_>> = places
+        .map(|at| rot::flip(path, u64::try_from(at)?))
+        .collect();
+    let flipped = flipped?;
+    ensure!(!flipped.is_empty(), "{} has no such bytes", path.display());
+    Ok(flipped)
+}
+
+/// Bits flip while a voter is away: it does not take part with what it cannot vouch for, says what
+/// is wrong, and is missed by nobody. With its bytes as they were it is back.
+#[test]
+fn a_voter_with_flipped_bits_stays_out_and_says_so() -> Result<()> {
+    let world = World::of(&THREE)?;
+    world.deploy("kept", &SMALL)?.ok()?;
+    let (par, lis) = (&world["par-1"], &world["lis-1"]);
+    lis.stop()?;
+    let flipped = rot(&lis.dir().join("registry/registry.redb"), b"kept")?;
+    lis.launch(&Launch::default())?;
+    until("it says what is wrong", PATIENCE, || {
+        let log = lis.log();
+        ensure!(log.contains("damaged") || log.contains("corrupt"), "{log}");
+        Ok(Some(()))
+    })?;
+    par.get("kept", "/")?.ok()?.says("box")?;
+    par.deploy("later", &world.image("box"), &SMALL)?.ok()?;
+    if lis.daemon().is_some() {
+        lis.kill()?;
+    }
+    flipped.into_iter().try_for_each(Flipped::heal)?;
+    lis.start()?;
+    world.settle()?;
+    until("it has caught up", PATIENCE, || {
+        all_known(lis, &["kept".to_owned(), "later".to_owned()]).map(Some)
+    })?;
+    lis.get("kept", "/")?.ok()?.says("box").map(drop)
+}
+
+/// What a node holds besides is fetched anew when it is damaged: a follower's copy of the registry,
+/// and an image whose layer cannot be vouched for. (The bytes of files in an unpacked layer are not
+/// looked at again; that they stay is the file system's business.)
+#[test]
+fn what_others_have_too_is_fetched_anew_when_it_is_damaged() -> Result<()> {
+    let mut world = World::of(&THREE)?;
+    let follower = world.add("osl-1")?;
+    world.settle()?;
+    let there = ["--region", "osl", "--scale", "0..1", "--cpu", "0.1"];
+    world.deploy("kept", &there)?.ok()?;
+    until("the follower has heard", PATIENCE, || {
+        follower.cli(&["get", "services", "kept"])?.ok().map(Some)
+    })?;
+    follower.get("kept", "/")?.ok()?;
+    world.rest("kept")?;
+    follower.stop()?;
+    rot(&follower.dir().join("registry/followed.json"), b"kept")?;
+    for layer in std::fs::read_dir(follower.dir().join("images/layers"))? {
+        rot::flip(&layer?.path().join("complete"), 20)?;
+    }
+    follower.start()?;
+    world.settle()?;
+    until("it serves", PATIENCE, || {
+        follower.get("kept", "/")?.ok()?.says("box").map(Some)
+    })?;
+    let aside = follower.dir().join("registry/followed.json.damaged");
+    ensure!(aside.exists(), "nobody noticed");
+    Ok(())
 }
 
 /// A full disk refuses changes, says why, and loses none; what runs goes on. With space again the

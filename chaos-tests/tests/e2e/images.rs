@@ -1,7 +1,7 @@
-//! Images that come from a file: no registry is asked.
+//! Images: of real programs, and from a file, where no registry is asked.
 
 use anyhow::{Result, ensure};
-use chaos_tests::world::{PATIENCE, World, until};
+use chaos_tests::world::{PATIENCE, Standard, World, until};
 
 use crate::SMALL;
 
@@ -47,6 +47,32 @@ fn an_imported_image_is_served_without_a_registry() -> Result<()> {
         let on = par.instances(service)?;
         let here = on.iter().all(|i| i["nodeName"] == "par-1");
         ensure!(here && !on.is_empty(), "only one node has it: {on:?}");
+    }
+    Ok(())
+}
+
+/// Programs of somebody else's, as Debian ships them: served from zero by both nodes, logged, and
+/// ended when they are asked to.
+#[test]
+fn real_programs_serve_from_zero() -> Result<()> {
+    let world = World::of(&["par-1", "fra-1"])?;
+    for (service, program, says) in [
+        ("nginx", Standard::Nginx, "Welcome to nginx!"),
+        ("python", Standard::Python, "hello from python"),
+    ] {
+        let image = world.standard(program)?;
+        world.first().deploy(service, &image, &SMALL)?.ok()?;
+        world.rest(service)?;
+        for node in world.nodes() {
+            node.get(service, "/")?.ok()?.says(says)?;
+        }
+        until("its log shows a request", PATIENCE, || {
+            let logs = world.first().cli(&["logs", service])?.ok()?;
+            logs.says("GET / HTTP/1.1").map(Some)
+        })?;
+        world.rest(service)?;
+        let ended = world.first().read(&["get", "instances"])?.to_string();
+        ensure!(!ended.contains("\"Failed\""), "{service}: {ended}");
     }
     Ok(())
 }

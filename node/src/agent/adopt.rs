@@ -14,6 +14,7 @@ use crate::runtime::AdoptedState;
 impl Driver {
     /// Takes over what runs and removes what does not, the parked with it.
     pub(super) async fn adopt(&mut self) -> anyhow::Result<()> {
+        // Of every folder, also of those that hold no container yet.
         let found = self.tools.runtime.adopt().await?;
         fail::fail_point!("agent::found");
         for adopted in found {
@@ -33,20 +34,8 @@ impl Driver {
                 }
             }
         }
-        self.remove_strays().await?;
         self.take_over().await;
         fail::fail_point!("agent::adopted");
-        Ok(())
-    }
-
-    /// Folders that hold no container: a daemon died before it made one.
-    async fn remove_strays(&self) -> anyhow::Result<()> {
-        for id in self.tools.files.ids()? {
-            if !self.work.contains_key(&id) {
-                let record = self.tools.files.read(&id);
-                self.remove_leftover(&id, record).await;
-            }
-        }
         Ok(())
     }
 

@@ -79,15 +79,6 @@ impl Files {
         serde_json::from_slice(&bytes).ok()
     }
 
-    /// Ids of all instance folders.
-    pub(super) fn ids(&self) -> io::Result<Vec<InstanceId>> {
-        let names = fs::read_dir(&self.instances)?;
-        Ok(names
-            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-            .map(InstanceId)
-            .collect())
-    }
-
     /// Moves an ended instance's log to where old logs are kept, and removes its folder. One that
     /// said nothing, as the parked do, leaves nothing.
     pub(super) fn retire(&self, id: &InstanceId, service: &ServiceKey) -> io::Result<()> {

@@ -20,7 +20,7 @@ use crate::world::{PATIENCE, World, until};
     deprecated,
     reason = "the safe name of unshare; only this thread's network changes"
 )]
-fn on_a_host<F: Future<Output = ()>>(test: impl FnOnce(World) -> F + Send + 'static) {
+pub fn on_a_host<F: Future<Output = ()>>(test: impl FnOnce(World) -> F + Send + 'static) {
     let thread = std::thread::spawn(move || {
         rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNET).unwrap();
         let world = World::new();
@@ -37,7 +37,7 @@ fn on_a_host<F: Future<Output = ()>>(test: impl FnOnce(World) -> F + Send + 'sta
     }
 }
 
-fn sh(script: &str) -> String {
+pub fn sh(script: &str) -> String {
     let output = Command::new("sh").args(["-ec", script]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{script}: {said}");
@@ -89,11 +89,11 @@ impl Drop for Outside {
     }
 }
 
-fn id(name: &str) -> InstanceId {
+pub fn id(name: &str) -> InstanceId {
     InstanceId(name.to_owned())
 }
 
-fn config(world: &World) -> NetworkConfig {
+pub fn config(world: &World) -> NetworkConfig {
     let mut config = NetworkConfig::of("rig", world.folder.join("run"));
     config.pool = 2;
     config

@@ -12,8 +12,8 @@ use node::runtime::wire::{SHIM, ShimRecord, read_record};
 use node::runtime::{ContainerSpec, Runtime, Shims, ShimsConfig};
 use scheduler::model::InstanceId;
 
-/// Long enough for a loaded machine.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// Long enough for a loaded machine, and for one that is emulated (`deploy/check-v2`).
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
