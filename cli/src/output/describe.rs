@@ -217,6 +217,8 @@ fn template(sheet: &mut Sheet, spec: &RevisionSpec) {
         .collect();
     sheet.some("Environment", env.join("\n"));
     sheet.some("Place", rules(&spec.place));
+    let egress: Vec<String> = spec.egress.iter().map(ToString::to_string).collect();
+    sheet.some("Reaches", egress.join(" "));
 }
 
 fn rules(place: &PlacementRules) -> String {

@@ -7,6 +7,7 @@ use scheduler::model::{Container, FailReason, InstanceId, ProbeAction, Revision,
 
 use crate::image::ImageConfig;
 use crate::runtime::{ContainerSpec, parse_signal};
+use crate::userns::Block;
 
 /// Where one instance's parts are.
 pub(super) struct Parts<'a> {
@@ -14,6 +15,7 @@ pub(super) struct Parts<'a> {
     pub rootfs: &'a Path,
     pub netns: &'a Path,
     pub address: Ipv4Addr,
+    pub ids: Option<Block>,
     pub cgroup: PathBuf,
 }
 
@@ -54,6 +56,7 @@ pub(super) fn container(
     let mut spec = ContainerSpec::new(parts.id.clone(), parts.rootfs, &parts.cgroup);
     spec.netns = Some(parts.netns.to_owned());
     spec.address = Some(parts.address.into());
+    spec.ids = parts.ids;
     spec.args = command(container, image);
     spec.env = environment(revision, container, image);
     spec.cwd = container
@@ -189,6 +192,7 @@ mod tests {
             rootfs: Path::new("/r"),
             netns: Path::new("/n"),
             address: Ipv4Addr::new(10, 201, 0, 2),
+            ids: Block::number(2),
             cgroup: "/selvedge/par-1/web-00001-a".into(),
         };
         super::container(&revision(container), &image(), &parts).unwrap()

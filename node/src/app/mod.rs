@@ -49,6 +49,11 @@ const STOP_GRACE: Duration = Duration::from_secs(10);
 /// a founder that lost its registry never founds a second one.
 const FOUND_MARKER: &str = "found";
 
+/// The one room of the data folder that containers may pass through (`runtime` says how far).
+const INSTANCES: &str = "instances";
+/// The others, made before anything is in them.
+const ROOMS: [&str; 4] = ["images", "log", "registry", "run"];
+
 /// Runs the daemon until it is told to stop.
 pub async fn run(config: Config) -> Result<()> {
     let data = config.node.data.clone();
@@ -65,12 +70,27 @@ pub async fn run(config: Config) -> Result<()> {
 fn lock(data: &Path) -> Result<File> {
     let run = data.join("run");
     fs::create_dir_all(&run).with_context(|| format!("cannot make {}", run.display()))?;
-    fs::set_permissions(data, fs::Permissions::from_mode(0o700))?;
+    seal(data).with_context(|| format!("cannot close {}", data.display()))?;
     let file = File::create(run.join("lock"))?;
     if file.try_lock().is_err() {
         bail!("another selvedged runs on {}", data.display());
     }
     Ok(file)
+}
+
+/// The data folder is root's alone, room by room: a container's root passes through it to its own
+/// files, and there nobody else's are to be found.
+fn seal(data: &Path) -> std::io::Result<()> {
+    for room in ROOMS {
+        fs::create_dir_all(data.join(room))?;
+    }
+    for entry in fs::read_dir(data)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() && entry.file_name() != INSTANCES {
+            fs::set_permissions(entry.path(), fs::Permissions::from_mode(0o700))?;
+        }
+    }
+    fs::set_permissions(data, fs::Permissions::from_mode(0o711))
 }
 
 struct App {
@@ -114,6 +134,7 @@ impl App {
         serve_registry(&mesh, &registry);
 
         let images = Images::open(&data, &config.runtime.registries)?;
+        let runtime = Shims::open(ShimsConfig::new(data.join(INSTANCES)))?;
         let local = Local::new();
         let door = Door::default();
         let base = record_base(&config, me, mesh_address);
@@ -124,7 +145,7 @@ impl App {
             cgroup: cgroup(&config),
             registry: registry.clone(),
             images: images.clone(),
-            runtime: Arc::new(Shims::open(ShimsConfig::new(data.join("instances")))?),
+            runtime: Arc::new(runtime),
             network: Network::open(network_config(&config, &data)?).await?,
             local: local.clone(),
             demand: demand_at(&door),

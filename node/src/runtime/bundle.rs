@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use libcontainer::oci_spec::OciSpecError;
 use libcontainer::oci_spec::runtime::{
     Capability, Linux, LinuxBuilder, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxCpuBuilder,
-    LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxMemoryBuilder,
+    LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxIdMappingBuilder, LinuxMemoryBuilder,
     LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder, LinuxResources,
     LinuxResourcesBuilder, Mount, MountBuilder, PosixRlimit, PosixRlimitBuilder, PosixRlimitType,
     Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
@@ -17,10 +17,16 @@ use super::cgroup::{self, Cgroup};
 use super::seccomp;
 use super::spec::{ContainerSpec, DEFAULT_PIDS};
 use super::user::Resolved;
+use crate::userns::Block;
 
 /// What root in a container keeps: enough to own files, drop to another user and bind low ports, as images
-/// that start as root do. Docker's set without `NET_RAW`, MKNOD, `AUDIT_WRITE`, `SYS_CHROOT`, SETFCAP
-/// and SETPCAP. Any other user keeps none.
+/// that start as root do (nginx, redis, postgres make their folders, give them away and become
+/// someone else). Docker's set without `NET_RAW`, MKNOD, `AUDIT_WRITE`, `SYS_CHROOT`, SETFCAP and
+/// SETPCAP. Any other user keeps none.
+///
+/// In a user namespace these are powers over the container's own ids, files and processes and over
+/// nothing of the host, so asking for them one by one would protect nobody. Without one they are
+/// bounded by what the container can see: its own mounts and processes.
 const ROOT_KEEPS: [Capability; 8] = [
     Capability::Chown,
     Capability::DacOverride,
@@ -77,11 +83,23 @@ pub fn may_add(name: &str, uid: u32) -> bool {
     kept && (uid == 0 || name == "NET_BIND_SERVICE")
 }
 
+/// Namespaces a container joins instead of getting new ones, as paths to open.
+#[derive(Debug, Default)]
+pub struct Joined {
+    pub network: Option<PathBuf>,
+    pub user: Option<PathBuf>,
+}
+
 /// The OCI configuration of `spec` for `user`; `etc` holds the files written for it.
 ///
 /// # Errors
 /// A builder refused, which would be a mistake here.
-pub fn oci_spec(spec: &ContainerSpec, user: &Resolved, etc: &Path) -> Result<Spec, OciSpecError> {
+pub fn oci_spec(
+    spec: &ContainerSpec,
+    user: &Resolved,
+    joined: &Joined,
+    etc: &Path,
+) -> Result<Spec, OciSpecError> {
     SpecBuilder::default()
         .version("1.2.0")
         .hostname(spec.hostname.clone())
@@ -93,7 +111,7 @@ pub fn oci_spec(spec: &ContainerSpec, user: &Resolved, etc: &Path) -> Result<Spe
         )
         .process(process(spec, user)?)
         .mounts(mounts(spec, etc)?)
-        .linux(linux(spec)?)
+        .linux(linux(spec, joined)?)
         .build()
 }
 
@@ -168,14 +186,23 @@ fn rlimits() -> Result<Vec<PosixRlimit>, OciSpecError> {
     ])
 }
 
-fn linux(spec: &ContainerSpec) -> Result<Linux, OciSpecError> {
+fn linux(spec: &ContainerSpec, joined: &Joined) -> Result<Linux, OciSpecError> {
     let mut read_only: Vec<String> = READ_ONLY.map(str::to_owned).to_vec();
     if !cgroup::is_unified() {
         // The tmpfs that holds the controllers' folders must be writable while they are mounted.
         read_only.push("/sys/fs/cgroup".to_owned());
     }
-    LinuxBuilder::default()
-        .namespaces(namespaces(spec)?)
+    let mut linux = LinuxBuilder::default();
+    if let (Some(block), None) = (spec.ids, &joined.user) {
+        let ids = LinuxIdMappingBuilder::default()
+            .container_id(0_u32)
+            .host_id(block.root())
+            .size(Block::SIZE)
+            .build()?;
+        linux = linux.uid_mappings(vec![ids]).gid_mappings(vec![ids]);
+    }
+    linux
+        .namespaces(namespaces(spec, joined)?)
         .cgroups_path(spec.cgroup.clone())
         .resources(resources(spec)?)
         .seccomp(seccomp::profile()?)
@@ -184,7 +211,10 @@ fn linux(spec: &ContainerSpec) -> Result<Linux, OciSpecError> {
         .build()
 }
 
-fn namespaces(spec: &ContainerSpec) -> Result<Vec<LinuxNamespace>, OciSpecError> {
+fn namespaces(
+    spec: &ContainerSpec,
+    joined: &Joined,
+) -> Result<Vec<LinuxNamespace>, OciSpecError> {
     let mut all = Vec::new();
     for typ in [
         LinuxNamespaceType::Pid,
@@ -195,11 +225,17 @@ fn namespaces(spec: &ContainerSpec) -> Result<Vec<LinuxNamespace>, OciSpecError>
     ] {
         all.push(LinuxNamespaceBuilder::default().typ(typ).build()?);
     }
-    let mut network = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Network);
-    if let Some(path) = &spec.netns {
-        network = network.path(path.clone());
+    let mut given = vec![(LinuxNamespaceType::Network, &joined.network)];
+    if spec.ids.is_some() {
+        given.push((LinuxNamespaceType::User, &joined.user));
     }
-    all.push(network.build()?);
+    for (typ, path) in given {
+        let mut namespace = LinuxNamespaceBuilder::default().typ(typ);
+        if let Some(path) = path {
+            namespace = namespace.path(path.clone());
+        }
+        all.push(namespace.build()?);
+    }
     Ok(all)
 }
 
