@@ -167,7 +167,9 @@ fn opened(slot: &Slot) -> Vec<String> {
         match egress.ports() {
             None => format!("ip daddr {network} accept"),
             Some((first, last)) => {
-                format!("ip daddr {network} meta l4proto {{ tcp, udp }} th dport {first}-{last} accept")
+                format!(
+                    "ip daddr {network} meta l4proto {{ tcp, udp }} th dport {first}-{last} accept"
+                )
             }
         }
     };
@@ -266,4 +268,118 @@ pub async fn apply(script: &str) -> Result<(), NetworkError> {
     Err(NetworkError::Rules(
         said.lines().take(3).collect::<Vec<_>>().join("; "),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Stdio;
+
+    use super::*;
+
+    fn slot(config: &NetworkConfig, number: u32, egress: &[&str]) -> Slot {
+        Slot {
+            egress: egress.iter().map(|text| text.parse().unwrap()).collect(),
+            ..config.slot(number)
+        }
+    }
+
+    /// The lines of `chain out`, in order: the first that fits decides.
+    fn out(rules: &str) -> Vec<&str> {
+        let chain = rules.split_once("chain out {").unwrap().1;
+        chain
+            .split_once('}')
+            .unwrap()
+            .0
+            .lines()
+            .map(str::trim)
+            .filter(|l| !l.is_empty())
+            .collect()
+    }
+
+    #[test]
+    fn what_is_closed_is_asked_before_what_is_opened_and_that_before_what_is_private() {
+        let mut config = NetworkConfig::of("rules", "/run/x");
+        config.deny_ports = vec![8420, 8422];
+        let rules = ruleset(
+            &config,
+            &[slot(&config, 5, &["10.0.0.0/8:443", "172.16.0.9"])],
+        );
+        let at = |text: &str| {
+            out(&rules)
+                .iter()
+                .position(|line| line.contains(text))
+                .unwrap()
+        };
+        let order = [
+            at("oifname"),
+            at("tcp dport @closed drop"),
+            at("udp dport @closed drop"),
+            at("vmap @policies"),
+            at("@denied drop"),
+        ];
+        assert!(order.is_sorted(), "{order:?}");
+        assert_eq!(out(&rules).last(), Some(&"accept"));
+        assert!(
+            rules.contains("elements = { 10.201.0.5 : jump policy_5 }"),
+            "{rules}"
+        );
+        assert!(
+            rules.contains("ip daddr 10.0.0.0/8 meta l4proto { tcp, udp } th dport 443-443 accept"),
+            "{rules}"
+        );
+        assert!(rules.contains("ip daddr 172.16.0.9/32 accept"), "{rules}");
+        let bare = ruleset(&config, &[slot(&config, 5, &[])]);
+        assert!(
+            !bare.contains("jump policy") && !bare.contains("chain policy"),
+            "{bare}"
+        );
+    }
+
+    #[test]
+    fn nft_takes_every_script_in_every_order() {
+        if !std::path::Path::new("/usr/sbin/nft").exists() {
+            return;
+        }
+        let mut config = NetworkConfig::of("rules", "/run/x");
+        config.table = format!("selvedge_rules_{}", std::process::id());
+        config.resolvers = vec![Ipv4Addr::new(9, 9, 9, 9)];
+        let with = slot(
+            &config,
+            7,
+            &["10.0.0.0/8:443", "10.1.0.0/16:443", "192.168.0.0/16"],
+        );
+        let without = slot(&config, 8, &[]);
+        let whole = ruleset(&config, &[with.clone(), without.clone()]);
+        for scripts in [
+            vec![whole.clone()],
+            vec![whole.clone(), open(&config, &with), dismiss(&config, &with)],
+            vec![
+                ruleset(&config, &[]),
+                admit(&config, &with),
+                open(&config, &with),
+                whole,
+            ],
+            vec![
+                ruleset(&config, &[]),
+                dismiss(&config, &with),
+                dismiss(&config, &without),
+            ],
+        ] {
+            // Checked, not applied: one transaction of all of them.
+            let script = scripts.concat();
+            let mut child = std::process::Command::new("nft")
+                .args(["--check", "-f", "-"])
+                .stdin(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            std::io::Write::write_all(&mut child.stdin.take().unwrap(), script.as_bytes()).unwrap();
+            let said = child.wait_with_output().unwrap();
+            assert!(
+                said.status.success(),
+                "{}\n{script}",
+                String::from_utf8_lossy(&said.stderr)
+            );
+        }
+    }
 }

@@ -2,15 +2,16 @@
 //! capabilities, mounts, what is masked. Pure but for asking which cgroup hierarchy there is.
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use libcontainer::oci_spec::OciSpecError;
 use libcontainer::oci_spec::runtime::{
     Capability, Linux, LinuxBuilder, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxCpuBuilder,
-    LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxIdMappingBuilder, LinuxMemoryBuilder,
-    LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder, LinuxResources,
-    LinuxResourcesBuilder, Mount, MountBuilder, PosixRlimit, PosixRlimitBuilder, PosixRlimitType,
-    Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
+    LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxIdMappingBuilder,
+    LinuxMemoryBuilder, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType,
+    LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder, Mount, MountBuilder, PosixRlimit,
+    PosixRlimitBuilder, PosixRlimitType, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder,
+    UserBuilder,
 };
 
 use super::cgroup::{self, Cgroup};
@@ -134,10 +135,18 @@ fn process(spec: &ContainerSpec, user: &Resolved) -> Result<Process, OciSpecErro
         .build()
 }
 
-/// The folder the program starts in.
+/// The folder the program starts in, without `..`: what is checked is what is entered.
 #[must_use]
 pub fn working_dir(spec: &ContainerSpec) -> PathBuf {
-    Path::new("/").join(&spec.cwd)
+    let mut plain = PathBuf::from("/");
+    for part in Path::new(&spec.cwd).components() {
+        match part {
+            Component::Normal(name) => plain.push(name),
+            Component::ParentDir => drop(plain.pop()),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    plain
 }
 
 /// `NAME=value` once per name. libcontainer would otherwise ask the image's own libc for HOME.
@@ -211,10 +220,7 @@ fn linux(spec: &ContainerSpec, joined: &Joined) -> Result<Linux, OciSpecError> {
         .build()
 }
 
-fn namespaces(
-    spec: &ContainerSpec,
-    joined: &Joined,
-) -> Result<Vec<LinuxNamespace>, OciSpecError> {
+fn namespaces(spec: &ContainerSpec, joined: &Joined) -> Result<Vec<LinuxNamespace>, OciSpecError> {
     let mut all = Vec::new();
     for typ in [
         LinuxNamespaceType::Pid,

@@ -142,7 +142,9 @@ unsafe fn do_errand(errand: &Errand<'_>) -> (u32, i32) {
 }
 
 fn errno() -> i32 {
-    io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)
+    io::Error::last_os_error()
+        .raw_os_error()
+        .unwrap_or(libc::EIO)
 }
 
 /// Shows a detached mount with owners mapped by a user namespace, read-only.

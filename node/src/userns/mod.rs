@@ -42,7 +42,7 @@ impl Block {
     /// The block number `n`, below [`Block::COUNT`].
     #[must_use]
     pub fn number(n: u32) -> Option<Self> {
-        (n < Self::COUNT).then_some(Self {
+        (n < Self::COUNT).then(|| Self {
             first: (Self::FIRST + n) * Self::SIZE,
         })
     }
@@ -128,8 +128,8 @@ impl Shown {
         }
         std::fs::create_dir(place)?;
         let from = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        let built = rustix::mount::move_mount(self.0.as_fd(), c"", CWD, place, from)
-            .and_then(|()| {
+        let built =
+            rustix::mount::move_mount(self.0.as_fd(), c"", CWD, place, from).and_then(|()| {
                 let built = mount();
                 rustix::mount::unmount(place, UnmountFlags::DETACH).and(built)
             });
@@ -186,6 +186,7 @@ mod tests {
         assert!(all[0].root() > 1_000_000);
         assert_eq!(all[4].host_id(65_535), i32::MAX.cast_unsigned());
         assert_eq!(Block::number(Block::COUNT), None);
+        assert_eq!(Block::number(u32::MAX), None);
         assert_eq!(all[0].host_id(33), all[0].root() + 33);
         assert_eq!(all[0].host_id(65_536), 65_534);
     }

@@ -107,7 +107,7 @@ async fn start(world: &World, shims: &Shims, net: &Network, name: &str, script: 
         address: Some(lease.address.into()),
         ..world.spec(name, script)
     };
-    world.map(&mut spec, lease.ids);
+    World::map(&mut spec, lease.ids);
     shims.create(&spec).await.unwrap();
     shims.start(&spec.id).await.unwrap();
     lease

@@ -72,17 +72,20 @@ impl World {
         let group = self.group.join(name);
         let mut spec = ContainerSpec::new(InstanceId(name.to_owned()), self.rootfs(name), group);
         spec.args = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
-        self.map(&mut spec, Block::number(std::process::id() % Block::COUNT));
+        Self::map(&mut spec, Block::number(std::process::id() % Block::COUNT));
         spec
     }
 
     /// Gives a container its ids, and its root filesystem to them, as an image's layers would be shown.
-    pub fn map(&self, spec: &mut ContainerSpec, ids: Option<Block>) {
+    pub fn map(spec: &mut ContainerSpec, ids: Option<Block>) {
         spec.ids = ids;
         let root = ids.map_or(0, Block::root).to_string();
         let owner = format!("{root}:{root}");
         let args = ["-Rh", &owner];
-        let given = std::process::Command::new("chown").args(args).arg(&spec.rootfs).status();
+        let given = std::process::Command::new("chown")
+            .args(args)
+            .arg(&spec.rootfs)
+            .status();
         assert!(given.unwrap().success());
     }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// Networks that no service is let into: this host, link-local (cloud metadata), multicast, reserved.
 const NEVER: [(Ipv4Addr, u8); 5] = [
-    (Ipv4Addr::new(0, 0, 0, 0), 8),
+    (Ipv4Addr::UNSPECIFIED, 8),
     (Ipv4Addr::new(127, 0, 0, 0), 8),
     (Ipv4Addr::new(169, 254, 0, 0), 16),
     (Ipv4Addr::new(224, 0, 0, 0), 4),
@@ -31,7 +31,9 @@ pub enum EgressError {
     Unreadable(String),
     #[error("`{0}` has bits set beyond its prefix")]
     NotABase(String),
-    #[error("`{0}` has room for the node itself, link-local or multicast addresses, which stay closed")]
+    #[error(
+        "`{0}` has room for the node itself, link-local or multicast addresses, which stay closed"
+    )]
     Never(String),
 }
 
@@ -52,7 +54,10 @@ impl Egress {
     #[must_use]
     pub fn covers(&self, address: Ipv4Addr, port: u16) -> bool {
         let inside = (address.to_bits() ^ self.base.to_bits()) & mask(self.prefix) == 0;
-        inside && self.ports.is_none_or(|(first, last)| (first..=last).contains(&port))
+        inside
+            && self
+                .ports
+                .is_none_or(|(first, last)| (first..=last).contains(&port))
     }
 
     fn touches(&self, base: Ipv4Addr, prefix: u8) -> bool {
@@ -83,7 +88,11 @@ impl FromStr for Egress {
         };
         let (base, prefix) = network.split_once('/').unwrap_or((network, "32"));
         let base: Ipv4Addr = base.parse().map_err(|_| unreadable())?;
-        let prefix = prefix.parse().ok().filter(|p| *p <= 32).ok_or_else(unreadable)?;
+        let prefix = prefix
+            .parse()
+            .ok()
+            .filter(|p| *p <= 32)
+            .ok_or_else(unreadable)?;
         if base.to_bits() & !mask(prefix) != 0 {
             return Err(EgressError::NotABase(shown()));
         }
@@ -92,7 +101,10 @@ impl FromStr for Egress {
             prefix,
             ports,
         };
-        if NEVER.iter().any(|(base, prefix)| egress.touches(*base, *prefix)) {
+        if NEVER
+            .iter()
+            .any(|(base, prefix)| egress.touches(*base, *prefix))
+        {
             return Err(EgressError::Never(shown()));
         }
         Ok(egress)
@@ -132,7 +144,12 @@ mod tests {
 
     #[test]
     fn networks_and_ports_are_read_as_written() {
-        for text in ["10.0.0.0/8", "10.1.2.3:443", "10.1.0.0/16:8000-8099", "203.0.113.9"] {
+        for text in [
+            "10.0.0.0/8",
+            "10.1.2.3:443",
+            "10.1.0.0/16:8000-8099",
+            "203.0.113.9",
+        ] {
             assert_eq!(text.parse::<Egress>().unwrap().to_string(), text);
         }
         let one: Egress = "10.1.0.0/16:8000-8099".parse().unwrap();
@@ -151,20 +168,42 @@ mod tests {
     #[test]
     fn nonsense_and_what_is_never_opened_are_refused() {
         for text in [
-            "", "10.0.0.0/33", "10.0.0.0/8:0", "10.0.0.0/8:9-8", "10.0.0.0/8:http", "::1", "x",
-            "10.0.0.0/8:", "10.0.0.0/8:70000",
+            "",
+            "10.0.0.0/33",
+            "10.0.0.0/8:0",
+            "10.0.0.0/8:9-8",
+            "10.0.0.0/8:http",
+            "::1",
+            "x",
+            "10.0.0.0/8:",
+            "10.0.0.0/8:70000",
         ] {
             let refused = text.parse::<Egress>();
-            assert!(matches!(refused, Err(EgressError::Unreadable(_))), "{text}: {refused:?}");
+            assert!(
+                matches!(refused, Err(EgressError::Unreadable(_))),
+                "{text}: {refused:?}"
+            );
         }
         let refused = "10.0.0.1/8".parse::<Egress>();
-        assert!(matches!(refused, Err(EgressError::NotABase(_))), "{refused:?}");
+        assert!(
+            matches!(refused, Err(EgressError::NotABase(_))),
+            "{refused:?}"
+        );
         for text in [
-            "0.0.0.0/0", "127.0.0.1", "169.254.169.254:80", "169.254.0.0/17", "128.0.0.0/1",
-            "224.0.0.1", "255.255.255.255", "160.0.0.0/3",
+            "0.0.0.0/0",
+            "127.0.0.1",
+            "169.254.169.254:80",
+            "169.254.0.0/17",
+            "128.0.0.0/1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "160.0.0.0/3",
         ] {
             let refused = text.parse::<Egress>();
-            assert!(matches!(refused, Err(EgressError::Never(_))), "{text}: {refused:?}");
+            assert!(
+                matches!(refused, Err(EgressError::Never(_))),
+                "{text}: {refused:?}"
+            );
         }
     }
 }

@@ -159,7 +159,11 @@ fn validate_spec(spec: &RevisionSpec) -> Result<(), Refusal> {
         limits::GRACE_SECONDS.into(),
     )?;
     validate_place(&spec.place)?;
-    at_most("network.allow", spec.egress.len() as u64, limits::EGRESS as u64)?;
+    at_most(
+        "network.allow",
+        spec.egress.len() as u64,
+        limits::EGRESS as u64,
+    )?;
     let [container] = spec.containers.as_slice() else {
         return Err(invalid(
             "containers",
