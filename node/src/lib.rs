@@ -16,6 +16,7 @@ pub mod logs;
 pub mod names;
 pub mod network;
 pub mod peers;
+pub mod protections;
 pub mod runtime;
 pub mod stewardship;
 pub mod telemetry;

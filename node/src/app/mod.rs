@@ -36,6 +36,7 @@ use crate::links::{DoorLink, Enrolled, FeedLink, FeedServer, ProxyServer, RaftLi
 use crate::names::Names;
 use crate::network::Network;
 use crate::peers::{self, Peers};
+use crate::protections::Protections;
 use crate::runtime::{Shims, ShimsConfig};
 use crate::stewardship::Stewardship;
 use crate::{clock, logs};
@@ -105,6 +106,7 @@ struct App {
     agent: Agent,
     images: Images,
     ingress: Arc<Ingress>,
+    protections: Protections,
     ca_hash: String,
     mesh_address: SocketAddr,
 }
@@ -135,6 +137,9 @@ impl App {
 
         let images = Images::open(&data, &config.runtime.registries)?;
         let runtime = Shims::open(ShimsConfig::new(data.join(INSTANCES)))?;
+        let mut network = network_config(&config, &data)?;
+        let protections = Protections::look(&data, &data.join(INSTANCES), &network.table);
+        network.user_namespaces = protections.no_user_namespaces.is_none();
         let local = Local::new();
         let door = Door::default();
         let base = record_base(&config, me, mesh_address);
@@ -146,7 +151,7 @@ impl App {
             registry: registry.clone(),
             images: images.clone(),
             runtime: Arc::new(runtime),
-            network: Network::open(network_config(&config, &data)?).await?,
+            network: Network::open(network).await?,
             local: local.clone(),
             demand: demand_at(&door),
             data: data.clone(),
@@ -206,6 +211,7 @@ impl App {
             agent,
             images,
             ingress,
+            protections,
             ca_hash,
             mesh_address,
         })
@@ -224,6 +230,7 @@ impl App {
             images: self.images.clone(),
             ingress: self.ingress.clone(),
             mesh: self.mesh.clone(),
+            protections: self.protections.clone(),
             operator_token: operator_token(&self.data)?,
         });
         let enrol = Arc::new(Enrol {
