@@ -1,7 +1,7 @@
 //! What every asking command needs: the node, the namespace, the printer; and finding things by
 //! the names people type.
 
-use netfabric::wire::api::{InstanceView, NodeStatus, ServiceView};
+use netfabric::wire::api::{Diagnosis, InstanceView, NodeStatus, ServiceView};
 use netfabric::wire::usage::{Amounts, UsageView};
 use scheduler::model::{Name, Revision};
 
@@ -82,6 +82,12 @@ impl Session {
 
     pub async fn nodes(&self) -> Result<Vec<NodeStatus>, ClientError> {
         self.client.get("/v1/nodes").await
+    }
+
+    /// A node's protections; of the node that is asked without a name.
+    pub async fn diagnosis(&self, node: Option<&Name>) -> Result<Diagnosis, ClientError> {
+        let which = node.map_or_else(String::new, |name| format!("?node={name}"));
+        self.client.get(&format!("/v1/doctor{which}")).await
     }
 
     fn scope(&self, all: bool) -> String {

@@ -17,6 +17,8 @@ pub mod meter;
 pub mod names;
 pub mod network;
 pub mod peers;
+pub mod protections;
 pub mod runtime;
 pub mod stewardship;
 pub mod telemetry;
+pub mod userns;

@@ -97,7 +97,7 @@ async fn answer(
                 PeerResponse::UnknownInstance
             }
         }
-        PeerRequest::Explain { subject } => match api::explain_local(api, &subject) {
+        PeerRequest::Explain { subject } => match api::explain_local(api, &subject).await {
             Some(json) => PeerResponse::Explained { json },
             None => PeerResponse::UnknownSubject,
         },

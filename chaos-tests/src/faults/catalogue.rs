@@ -122,8 +122,8 @@ pub const CATALOGUE: [Row; 58] = [
         "slow clients, idle connections",
         Room("netfabric::ingress"),
     ),
-    row("C11", "floods of HTTP/2 frames", Scenario("hostile")),
-    row("C12", "smuggled requests", Scenario("hostile")),
+    row("C11", "floods of HTTP/2 frames", Scenario("harm")),
+    row("C12", "smuggled requests", Scenario("harm")),
     row(
         "C13",
         "decompression bombs, endless tars",

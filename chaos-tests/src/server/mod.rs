@@ -18,6 +18,7 @@ mod answer;
 pub mod behaviour;
 mod exchange;
 pub mod identity;
+pub mod probe;
 pub mod served;
 pub mod settings;
 

@@ -105,8 +105,8 @@ fn copy(what: &[&str]) -> Result<()> {
     Ok(())
 }
 
-const APPLETS: [&str; 27] = [
-    "sh", "cat", "chmod", "dd", "df", "echo", "env", "grep", "head", "hostname", "id", "ip", "ls",
-    "mkdir", "mknod", "mount", "nc", "ping", "printf", "ps", "rm", "sleep", "tail", "touch",
-    "unshare", "wget", "kill",
+const APPLETS: [&str; 29] = [
+    "sh", "cat", "chmod", "chown", "cp", "dd", "df", "echo", "env", "grep", "head", "hostname",
+    "id", "ip", "ls", "mkdir", "mknod", "mount", "nc", "ping", "printf", "ps", "rm", "sleep",
+    "tail", "touch", "unshare", "wget", "kill",
 ];

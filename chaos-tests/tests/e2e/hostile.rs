@@ -1,292 +1,323 @@
-//! Clients that mean harm: requests hidden in others, floods of HTTP/2's small frames, questions
-//! whose answers are to drown somebody else.
+//! A hostile tenant, root in its container and with every tool it can bring: what it tries is denied, and
+//! the host, looked at from the host, is as it was.
 
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
-use chaos_tests::world::{ORIGIN, PATIENCE, World, until};
+use chaos_tests::world::{Node, World};
 
-use crate::SMALL;
-
-/// How long a client waits for a second answer.
-const A_WHILE: Duration = Duration::from_secs(2);
-/// How long a flood lasts, and from how many connections it comes.
-const FLOOD: Duration = Duration::from_secs(4);
-const FLOODERS: usize = 4;
-/// What a daemon may take more of for a flood.
-const MEMORY: u64 = 96 << 20;
-/// An answer by UDP is no larger, whatever the client says that it takes.
-const LARGEST: usize = 1232;
-/// An answer is at most so many times as large as its question.
-const FACTOR: usize = 8;
-
-/// A request's lines with a second request in its body, which only a server that reads its length
-/// differently would find. `{host}` is the service's name.
-const SMUGGLED: [(&str, &str); 12] = [
-    (
-        "both lengths",
-        "POST /first HTTP/1.1\r\nhost: {host}\r\ncontent-length: 6\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nG",
-    ),
-    (
-        "both lengths, the other way",
-        "POST /first HTTP/1.1\r\nhost: {host}\r\ncontent-length: {all}\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{second}",
-    ),
-    (
-        "two lengths",
-        "POST /first HTTP/1.1\r\nhost: {host}\r\ncontent-length: 0\r\ncontent-length: {all}\r\n\r\n{second}",
-    ),
-    (
-        "a list of lengths",
-        "POST /first HTTP/1.1\r\nhost: {host}\r\ncontent-length: 0, {all}\r\n\r\n{second}",
-    ),
-    (
-        "a signed length",
-        "POST /first HTTP/1.1\r\nhost: {host}\r\ncontent-length: +0\r\n\r\n{second}",
-    ),
-    (
-        "a coding that is not chunked",
-        "POST /first HTTP/1.1\r\nhost: {host}\r\ntransfer-encoding: xchunked\r\n\r\n0\r\n\r\n{second}",
-    ),
-    (
-        "chunked and then something",
-        "POST /first HTTP/1.1\r\nhost: {host}\r\ntransfer-encoding: chunked, identity\r\n\r\n0\r\n\r\n{second}",
-    ),
-    (
-        "a folded line",
-        "POST /first HTTP/1.1\r\nhost: {host}\r\nx-a: b\r\n transfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n0\r\n\r\n",
-    ),
-    (
-        "a space before the colon",
-        "POST /first HTTP/1.1\r\nhost: {host}\r\ntransfer-encoding : chunked\r\ncontent-length: {all}\r\n\r\n{second}",
-    ),
-    (
-        "a bare carriage return",
-        "POST /first HTTP/1.1\r\nhost: {host}\r\nx-a: b\rtransfer-encoding: chunked\r\ncontent-length: {all}\r\n\r\n{second}",
-    ),
-    (
-        "a length that is no number",
-        "POST /first HTTP/1.1\r\nhost: {host}\r\ntransfer-encoding: chunked\r\n\r\n-1\r\n\r\n{second}",
-    ),
-    (
-        "HTTP/1.0 in chunks",
-        "POST /first HTTP/1.0\r\nhost: {host}\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{second}",
-    ),
+/// Errors that mean "denied": EPERM by the filter, ENOSYS where a library has another way (clone3).
+const DENIED: [i32; 2] = [1, 38];
+/// The host's settings that a container would like to write.
+const SETTINGS: [&str; 5] = [
+    "/proc/sys/kernel/core_pattern",
+    "/proc/sys/kernel/modprobe",
+    "/proc/sys/kernel/hostname",
+    "/proc/sys/net/ipv4/ip_forward",
+    "/proc/sys/vm/overcommit_memory",
 ];
 
-/// What the bytes to a door become.
-fn written(text: &str, host: &str) -> String {
-    let second = format!("GET /smuggled HTTP/1.1\r\nhost: {host}\r\n\r\n");
-    let all = (second.len() + "0\r\n\r\n".len()).to_string();
-    text.replace("{host}", host)
-        .replace("{all}", &all)
-        .replace("{second}", &second)
-}
-
-/// What the door says to these bytes until it closes, or for a while: a client that went on after
-/// them would say no more.
-fn said(door: SocketAddr, bytes: &[u8]) -> Result<String> {
-    let mut stream = TcpStream::connect(door)?;
-    stream.set_read_timeout(Some(A_WHILE))?;
-    stream.write_all(bytes)?;
-    let mut heard = Vec::new();
-    // A door that has refused may close hard; one that waits for more is left.
-    stream.read_to_end(&mut heard).ok();
-    Ok(String::from_utf8_lossy(&heard).into_owned())
-}
-
-/// Each is refused, or answered as the one request that it is; its instance sees no second one.
 #[test]
-fn a_smuggled_request_reaches_nobody() -> Result<()> {
-    let world = World::of(&["par-1"])?;
-    let node = world.first();
-    world
-        .deploy("web", &["--scale", "1..1", "--cpu", "0.1"])?
-        .ok()?;
-    let host = format!("web.{ORIGIN}");
-    for (what, text) in SMUGGLED {
-        let heard = said(node.door(), written(text, &host).as_bytes())?;
-        let answers = heard.matches("HTTP/1.").count();
-        eprintln!("{what}: {}", heard.lines().next().unwrap_or("closed"));
-        ensure!(answers <= 1, "{what}: answered twice: {heard}");
-        // What follows on the same way to the instance is not what was left of it.
-        node.get("web", "/")?.ok()?.says("box")?;
+fn a_hostile_tenant_gets_nowhere_and_the_host_is_as_before() -> Result<()> {
+    let world = World::of(&["par-1", "fra-1"])?;
+    let before = settings();
+    let small = [
+        "--scale", "1..1", "--cpu", "0.1", "--memory", "64Mi", "--region", "par",
+    ];
+    for service in ["tenant", "other"] {
+        world.deploy(service, &small)?.ok()?;
     }
-    node.get("web", "/the-last")?;
-    let logs = until("the last request in the log", PATIENCE, || {
-        let logs = node.cli(&["logs", "web"])?.ok()?.out;
-        Ok(logs.contains("/the-last").then_some(logs))
-    })?;
-    ensure!(!logs.contains("/smuggled"), "{logs}");
+    let node = &world["par-1"];
+    no_forbidden_call_is_made(node)?;
+    no_way_out_is_found(node)?;
+    nobody_gains_power(node)?;
+    on_the_host_it_is_nobody(node)?;
+    only_the_policy_opens(&world)?;
+    it_is_told_by_the_doctor(node, &world["fra-1"])?;
+    ensure!(
+        settings() == before,
+        "the host's settings: {before:?}, then {:?}",
+        settings()
+    );
     Ok(())
 }
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const CONTINUATION: u8 = 9;
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).unwrap_or(0).to_be_bytes();
-    let mut frame = length[1..].to_vec();
-    frame.extend([kind, flags]);
-    frame.extend(stream.to_be_bytes());
-    frame.extend(payload);
-    frame
+fn settings() -> BTreeMap<&'static str, String> {
+    let read = |path| (path, fs::read_to_string(path).unwrap_or_default());
+    SETTINGS.into_iter().map(read).collect()
 }
 
-/// `GET /` as HPACK writes it without a table or Huffman's code.
-fn head(host: &str) -> Vec<u8> {
-    let mut head = vec![0x82, 0x86, 0x84, 0x41];
-    head.push(u8::try_from(host.len()).unwrap_or(0));
-    head.extend(host.as_bytes());
-    head
-}
-
-/// One flood: what is sent as its n-th piece.
-type Flood = fn(n: u32, host: &str) -> Vec<u8>;
-
-const FLOODS: [(&str, Flood); 4] = [
-    ("pings", |_, _| frame(PING, 0, 0, &[0; 8])),
-    ("settings", |n, _| {
-        let window = (65_535 + n % 2).to_be_bytes();
-        frame(SETTINGS, 0, 0, &[&[0, 4][..], &window].concat())
-    }),
-    ("requests begun and reset", |n, host| {
-        let stream = n * 2 + 1;
-        let begun = frame(HEADERS, 5, stream, &head(host));
-        [begun, frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes())].concat()
-    }),
-    ("a head without end", |n, host| match n {
-        0 => frame(HEADERS, 1, 1, &head(host)),
-        // A header line of one letter, again and again.
-        _ => frame(CONTINUATION, 0, 1, &[0, 1, b'a', 1, b'b'].repeat(100)),
-    }),
-];
-
-/// Floods until told to end or cut off; how many pieces went out, and whether the door closed.
-fn flood(door: SocketAddr, host: &str, piece: Flood, over: &AtomicBool) -> Result<(u32, bool)> {
-    let mut stream = TcpStream::connect(door)?;
-    stream.set_write_timeout(Some(Duration::from_millis(200)))?;
-    stream.write_all(PREFACE)?;
-    stream.write_all(&frame(SETTINGS, 0, 0, &[]))?;
-    let mut sent = 0;
-    // Answers are not read: the door may not keep more of them than it means to.
-    while !over.load(Ordering::Relaxed) {
-        match stream.write_all(&piece(sent, host)) {
-            Ok(()) => sent += 1,
-            // The door reads no further.
-            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => break,
-            Err(_) => return Ok((sent, true)),
-        }
-    }
-    Ok((sent, false))
-}
-
-fn resident(pid: u32) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok());
-    Ok(kib.context("a process has memory")? << 10)
-}
-
-/// Others are served meanwhile, and the daemon keeps little of what it is sent.
-#[test]
-fn floods_of_frames_keep_nobody_else_out() -> Result<()> {
-    let world = World::of(&["par-1"])?;
-    let node = world.first();
-    world
-        .deploy("web", &["--scale", "1..1", "--cpu", "0.1"])?
-        .ok()?;
-    node.get("web", "/")?.ok()?;
-    let (door, host) = (node.door(), format!("web.{ORIGIN}"));
-    let pid = node.daemon().context("a daemon")?;
-    let before = resident(pid)?;
-    for (what, piece) in FLOODS {
-        let over = AtomicBool::new(false);
-        let (served, most, sent) = std::thread::scope(|scope| {
-            let flooders: Vec<_> = (0..FLOODERS)
-                .map(|_| scope.spawn(|| flood(door, &host, piece, &over)))
-                .collect();
-            let seen = meanwhile(|| {
-                node.get("web", "/")?.ok()?.says("box")?;
-                resident(pid)
-            });
-            over.store(true, Ordering::Relaxed);
-            let sent: Vec<_> = flooders.into_iter().filter_map(|f| f.join().ok()).collect();
-            seen.map(|(served, most)| (served, most, sent))
+fn no_forbidden_call_is_made(node: &Node) -> Result<()> {
+    let said = node.inside_container("tenant", "/bin/box probe calls")?;
+    let calls: Vec<(&str, i32)> = said
+        .lines()
+        .map(|line| {
+            let (name, error) = line.rsplit_once(' ').context("a call and its error")?;
+            Ok((name, error.parse()?))
         })
-        .with_context(|| what.to_owned())?;
-        eprintln!(
-            "{what}: {served} others served, {} MiB, {sent:?}",
-            most >> 20
-        );
-        ensure!(
-            most < before + MEMORY,
-            "{what}: {before} became {most} bytes"
-        );
-        ensure!(sent.iter().all(Result::is_ok), "{what}: {sent:?}");
-    }
-    ensure!(node.daemon() == Some(pid), "the daemon ended");
+        .collect::<Result<_>>()?;
+    ensure!(calls.len() > 40, "all calls were tried: {said}");
+    let through: Vec<_> = calls
+        .iter()
+        .filter(|(_, error)| !DENIED.contains(error))
+        .collect();
+    ensure!(through.is_empty(), "not denied: {through:?}");
+    ensure!(calls.contains(&("clone3", 38)), "{said}");
     Ok(())
 }
 
-/// Asks again and again while a flood lasts; how often, and the most it said.
-fn meanwhile(mut ask: impl FnMut() -> Result<u64>) -> Result<(u32, u64)> {
-    let (began, mut times, mut most) = (Instant::now(), 0, 0);
-    while began.elapsed() < FLOOD {
-        most = most.max(ask()?);
-        times += 1;
+/// Each script is an attempt; it says DONE where it got through.
+const ATTEMPTS: [(&str, &str); 26] = [
+    ("a file system", "mount -t tmpfs x /tmp"),
+    ("proc again, writable", "mount -t proc x /tmp"),
+    ("an old cgroup", "mount -t cgroup -o memory x /tmp"),
+    ("a namespace", "unshare -m true"),
+    ("a user namespace", "unshare -U true"),
+    ("core_pattern", "echo '|/x' > /proc/sys/kernel/core_pattern"),
+    ("modprobe", "echo /x > /proc/sys/kernel/modprobe"),
+    (
+        "a network setting",
+        "echo 1 > /proc/sys/net/ipv4/ip_forward",
+    ),
+    ("sysrq", "echo b > /proc/sysrq-trigger"),
+    ("sysfs", "touch /sys/x"),
+    ("an interrupt", "echo 1 > /proc/irq/default_smp_affinity"),
+    ("kernel memory", "head -c 1 /proc/kcore | grep -q ."),
+    ("keys", "grep -q . /proc/keys"),
+    ("a disk's node", "mknod /tmp/sda b 8 0"),
+    ("a memory node", "mknod /tmp/mem c 1 1"),
+    ("a disk", "head -c 1 /dev/vda"),
+    ("a tunnel", "ls /dev/net/tun"),
+    ("fuse", "ls /dev/fuse"),
+    ("a console", "ls /dev/console"),
+    (
+        "its limit, version 1",
+        "echo 9999999999 > /sys/fs/cgroup/memory/memory.limit_in_bytes",
+    ),
+    (
+        "its limit, version 2",
+        "echo max > /sys/fs/cgroup/memory.max",
+    ),
+    (
+        "a group below it",
+        "mkdir /sys/fs/cgroup/memory/x || mkdir /sys/fs/cgroup/x",
+    ),
+    (
+        "a release agent",
+        "ls /sys/fs/cgroup/*/release_agent && echo /x > /sys/fs/cgroup/memory/release_agent",
+    ),
+    ("being spared", "echo -1000 > /proc/self/oom_score_adj"),
+    ("the resolver's file", "echo x > /etc/resolv.conf"),
+    ("an address", "ip addr add 10.201.9.9/16 dev eth0"),
+];
+
+/// What would let it speak as somebody else.
+const FORGERIES: [&str; 4] = [
+    "ip link set eth0 address 0a:5e:0a:c9:09:09",
+    "ip link set eth0 down",
+    "ip route add 10.0.0.0/8 dev eth0",
+    "ping -c 1 -W 1 127.0.0.1",
+];
+
+fn no_way_out_is_found(node: &Node) -> Result<()> {
+    let attempts = ATTEMPTS
+        .into_iter()
+        .chain(FORGERIES.map(|forged| (forged, forged)));
+    let mut script = String::new();
+    for (name, attempt) in attempts {
+        let _ = writeln!(script, "({attempt}) >/dev/null 2>&1 && echo 'DONE {name}'");
     }
-    Ok((times, most))
+    // Descriptors that lead out: whatever is open, nothing but its own root is behind it.
+    script.push_str("for fd in /proc/self/fd/* /proc/1/fd/*; do ");
+    script.push_str("for up in etc/shadow ../../../etc/shadow ../../../../../../root; do ");
+    script.push_str("ls $fd/$up >/dev/null 2>&1 && echo DONE $fd/$up; done; done; ");
+    script.push_str("(chmod 700 /tmp && chown 5:5 /tmp && chmod 1777 /tmp) && echo own; echo end");
+    let said = node.inside_container("tenant", &script)?;
+    ensure!(
+        said.contains("own") && said.ends_with("end\n"),
+        "its own files are its own: {said}"
+    );
+    let done: Vec<_> = said
+        .lines()
+        .filter(|line| line.starts_with("DONE"))
+        .collect();
+    ensure!(done.is_empty(), "{}", done.join("\n"));
+    Ok(())
 }
 
-/// A question of this kind for a name, from a client that takes 4096 bytes.
-fn question(name: &str, kind: u16) -> Vec<u8> {
-    let mut query = vec![0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1];
-    for label in name.split('.') {
-        query.push(u8::try_from(label.len()).unwrap_or(0));
-        query.extend(label.as_bytes());
+/// A program with the setuid bit runs as who called it, and a plain user has no capability at all.
+fn nobody_gains_power(node: &Node) -> Result<()> {
+    let script = "cp /bin/busybox /tmp/ && chmod 4755 /tmp/busybox && \
+                  /bin/box probe as 33 /tmp/busybox id -u; \
+                  /bin/box probe as 33 /bin/busybox grep Cap /proc/self/status; \
+                  grep -E 'CapInh|CapAmb' /proc/self/status; cat /proc/self/uid_map";
+    let said = node.inside_container("tenant", script)?;
+    let mut lines = said.lines();
+    ensure!(lines.next() == Some("33"), "{said}");
+    let held: Vec<&str> = lines
+        .clone()
+        .filter(|line| line.starts_with("Cap"))
+        .collect();
+    ensure!(held.len() == 7, "{said}");
+    for line in held.iter().filter(|line| !line.starts_with("CapBnd")) {
+        let bits = line.split_whitespace().nth(1).context("bits")?;
+        ensure!(u64::from_str_radix(bits, 16)? == 0, "{said}");
     }
-    query.push(0);
-    query.extend(kind.to_be_bytes());
-    query.extend([0, 1]);
-    // EDNS: the root, OPT, 4096 bytes, nothing more.
-    query.extend([0, 0, 41, 16, 0, 0, 0, 0, 0, 0, 0]);
-    query
+    let map: Vec<u64> = lines
+        .last()
+        .context("a map")?
+        .split_whitespace()
+        .map(str::parse)
+        .collect::<Result<_, _>>()?;
+    ensure!(
+        map[0] == 0 && map[1] >= 100_000 && map[2] == 65_536,
+        "{map:?}"
+    );
+    Ok(())
 }
 
-/// No answer is much larger than its question, so that nobody is drowned in what he did not ask.
-#[test]
-fn dns_answers_are_small() -> Result<()> {
-    let world = World::of(&["par-1"])?;
-    let node = world.first();
-    world.deploy("web", &SMALL)?.ok()?;
-    let door = SocketAddr::from((node.address, 53));
-    let socket = UdpSocket::bind("0.0.0.0:0")?;
-    socket.set_read_timeout(Some(PATIENCE))?;
-    socket.connect(door)?;
-    // A, NS, SOA, TXT, AAAA, HTTPS, DNSKEY, ANY.
-    for kind in [1, 2, 6, 16, 28, 65, 48, 255] {
-        for name in [
-            format!("web.{ORIGIN}"),
-            ORIGIN.to_owned(),
-            format!("no.{ORIGIN}"),
-        ] {
-            let asked = question(&name, kind);
-            socket.send(&asked)?;
-            let mut answer = [0; 4096];
-            let length = socket.recv(&mut answer)?;
+/// Seen from the host: ids nobody has, another block for each instance, nothing of the host open.
+fn on_the_host_it_is_nobody(node: &Node) -> Result<()> {
+    let mut blocks = BTreeSet::new();
+    for pid in node.containers() {
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let field = |name: &str| {
+            let line = status.lines().find(|line| line.starts_with(name));
+            line.and_then(|line| line.split_whitespace().nth(1))
+                .unwrap_or_default()
+                .to_owned()
+        };
+        let (uid, gid): (u32, u32) = (field("Uid:").parse()?, field("Gid:").parse()?);
+        ensure!(uid >= 100_000 && gid >= 100_000, "{pid} is {uid}:{gid}");
+        blocks.insert(uid / 65_536);
+        ensure!(
+            field("NoNewPrivs:") == "1" && field("Seccomp:") == "2",
+            "{status}"
+        );
+        let spared: i32 = fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))?
+            .trim()
+            .parse()?;
+        ensure!(
+            spared >= 0,
+            "{pid} is spared when memory is short: {spared}"
+        );
+        let limits = fs::read_to_string(format!("/proc/{pid}/limits"))?;
+        let core = limits
+            .lines()
+            .find(|line| line.starts_with("Max core"))
+            .context("a limit")?;
+        ensure!(core.split_whitespace().nth(4) == Some("0"), "{core}");
+        for fd in fs::read_dir(format!("/proc/{pid}/fd"))?.flatten() {
+            let Ok(target) = fs::read_link(fd.path()) else {
+                continue;
+            };
+            let text = target.to_string_lossy().into_owned();
+            let own = [
+                "pipe:",
+                "socket:",
+                "anon_inode:",
+                "/dev/null",
+                "/tmp",
+                "/proc/",
+            ];
             ensure!(
-                length <= LARGEST && length <= asked.len() * FACTOR,
-                "{name} {kind}: {length} bytes for {}",
-                asked.len()
+                own.iter().any(|kind| text.starts_with(kind)),
+                "{pid} has {text} open"
             );
         }
     }
+    ensure!(
+        blocks.len() == 2,
+        "a block for each of two instances: {blocks:?}"
+    );
+    Ok(())
+}
+
+/// All pairs of hosts and ports: nothing answers but what a service's policy names, and the nodes' own
+/// ports not even then.
+fn only_the_policy_opens(world: &World) -> Result<()> {
+    let (node, peer) = (&world["par-1"], &world["fra-1"]);
+    let theirs = node.inside_container("other", "ip -4 addr show eth0")?;
+    let other = theirs
+        .split_whitespace()
+        .find_map(|word| word.strip_suffix("/16"));
+    let other = other.context("an address")?.to_owned();
+    let gateway = "10.201.0.1".to_owned();
+    let (near, far) = (node.address.to_string(), peer.address.to_string());
+    let hosts = [
+        gateway,
+        near,
+        far.clone(),
+        other,
+        "169.254.169.254".to_owned(),
+    ];
+    let ports = [22, 53, 80, 443, 8080, 8420, 8421, 8422];
+    let pairs: Vec<String> = hosts
+        .iter()
+        .flat_map(|host| ports.iter().map(move |port| format!("{host}:{port}")))
+        .collect();
+    let script = format!("/bin/box probe reach 127.0.0.1:8080 {}", pairs.join(" "));
+    let open = |service: &str| -> Result<BTreeSet<String>> {
+        let said = node.inside_container(service, &script)?;
+        ensure!(said.lines().count() == pairs.len() + 1, "{said}");
+        let open = said.lines().filter_map(|line| line.strip_suffix(" open"));
+        Ok(open.map(str::to_owned).collect())
+    };
+    let own = BTreeSet::from(["127.0.0.1:8080".to_owned()]);
+    ensure!(
+        open("tenant")? == own,
+        "without a policy: {:?}",
+        open("tenant")?
+    );
+    let manifest = world.dir().join("friend.toml");
+    let allow =
+        format!("[network]\nallow = [\"{far}:80\", \"{far}:8420-8422\", \"10.201.0.0/16\"]\n");
+    fs::write(&manifest, allow)?;
+    let file = manifest.to_string_lossy();
+    let small = [
+        "--scale", "1..1", "--cpu", "0.1", "--region", "par", "-f", &*file,
+    ];
+    world.deploy("friend", &small)?.ok()?;
+    let mut want = own;
+    want.insert(format!("{far}:80"));
+    let found = open("friend")?;
+    ensure!(found == want, "with a policy: {found:?}");
+    Ok(())
+}
+
+fn it_is_told_by_the_doctor(node: &Node, peer: &Node) -> Result<()> {
+    for args in [vec!["doctor"], vec!["doctor", "--node", &peer.name]] {
+        let said = node.read(&args)?;
+        let checks = said["checks"].as_array().context("checks")?;
+        let of = |name: &str| checks.iter().find(|check| check["name"] == name);
+        for required in [
+            "seccomp",
+            "firewall",
+            "overlayfs",
+            "cgroups",
+            "clock",
+            "user-namespaces",
+        ] {
+            let check = of(required).with_context(|| required.to_owned())?;
+            ensure!(check["ok"] == true, "{check}");
+        }
+    }
+    let table = ["bridge", "ip"];
+    for family in table {
+        node.run("nft", &["delete", "table", family, "selvedge"])?
+            .ok()?;
+    }
+    let said = node.cli(&["doctor"])?;
+    ensure!(said.code == 1 && said.out.contains("firewall"), "{said:?}");
+    let described = node
+        .cli(&["describe", &format!("node/{}", node.name)])?
+        .ok()?;
+    ensure!(
+        described.out.contains("a user namespace per instance"),
+        "{}",
+        described.out
+    );
     Ok(())
 }

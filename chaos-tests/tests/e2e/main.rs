@@ -14,6 +14,7 @@ mod confinement;
 mod crashes;
 mod death;
 mod disks;
+mod harm;
 mod hostile;
 mod images;
 mod life;

@@ -117,6 +117,12 @@ pub enum Command {
     },
     /// What instances, services or nodes use now
     Top(TopArgs),
+    /// What a node's kernel protects containers with, and what is missing
+    Doctor {
+        /// Another node than the one that is asked
+        #[arg(long)]
+        node: Option<Name>,
+    },
     /// What a service or an instance wrote to stdout and stderr
     Logs(LogsArgs),
     /// Set the bounds of a service's instances

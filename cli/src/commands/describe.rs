@@ -57,8 +57,10 @@ async fn node(text: &str, session: &Session) -> anyhow::Result<()> {
     let node = find(session.nodes().await.map_err(Failure::from)?, text)?;
     let mut instances = session.instances(true).await?;
     instances.retain(|instance| instance.node == node.id);
+    // A node that is gone does not say; the rest is known without it.
+    let diagnosis = session.diagnosis(Some(&node.name)).await.ok();
     let named = || format!("node/{}", node.name);
     session.out.text_or(&node, named, |now| {
-        output::describe_node(&node, &instances, now)
+        output::describe_node(&node, diagnosis.as_ref(), &instances, now)
     })
 }

@@ -6,6 +6,7 @@ mod delete;
 mod demo;
 mod deploy;
 mod describe;
+mod doctor;
 mod explain;
 mod get;
 mod image;
@@ -40,6 +41,7 @@ pub async fn run(cli: Cli, out: Printer) -> anyhow::Result<ExitCode> {
         Command::Get(args) => get::run(args, &session()?).await?,
         Command::Status => status::run(&session()?).await?,
         Command::Describe { subject } => describe::run(&subject, &session()?).await?,
+        Command::Doctor { node } => return doctor::run(node.as_ref(), &session()?).await,
         Command::Explain { subject } => explain::run(&subject, &session()?).await?,
         Command::Top(args) => top::run(args, &session()?).await?,
         Command::Logs(args) => logs::run(args, &session()?).await?,

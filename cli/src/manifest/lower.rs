@@ -1,6 +1,8 @@
 //! From the manifest's keys to the registry's words.
 
-use scheduler::model::{Container, ContainerPort, EnvVar, Name, Scale, TrafficTarget, units};
+use scheduler::model::{
+    Container, ContainerPort, Egress, EnvVar, Name, Scale, TrafficTarget, units,
+};
 use toml_edit::{Document, Item};
 
 use super::section::{Section, Source};
@@ -27,6 +29,7 @@ const TOP: &[&str] = &[
     "resources",
     "health",
     "place",
+    "network",
     "traffic",
     "labels",
     "annotations",
@@ -65,6 +68,7 @@ pub fn parse(file: &str, text: &str) -> Read<Manifest> {
     container(&top, &mut manifest)?;
     sandbox::read(&top, &mut manifest)?;
     place(&top, &mut manifest)?;
+    network(&top, &mut manifest)?;
     Ok(manifest)
 }
 
@@ -146,6 +150,20 @@ fn place(top: &Section<'_>, manifest: &mut Manifest) -> Read<()> {
     rules.regions = place.list("regions")?.unwrap_or_default();
     rules.spread = place.parsed("spread", spread)?.unwrap_or_default();
     rules.require = place.pairs("require")?;
+    Ok(())
+}
+
+/// `allow = ["10.0.0.0/8:443"]`.
+fn network(top: &Section<'_>, manifest: &mut Manifest) -> Read<()> {
+    let Some(network) = top.section("network", &["allow"])? else {
+        return Ok(());
+    };
+    for text in network.list("allow")?.unwrap_or_default() {
+        let egress = text.parse::<Egress>();
+        let help = "write networks as 10.0.0.0/8, with ports as 10.0.0.0/8:443";
+        let egress = egress.map_err(|error| network.fault("allow", error, help))?;
+        manifest.spec.egress.push(egress);
+    }
     Ok(())
 }
 

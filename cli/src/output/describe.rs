@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use netfabric::wire::api::{InstanceView, NodeStatus, ServiceView};
+use netfabric::wire::api::{Diagnosis, InstanceView, NodeStatus, ServiceView};
 use netfabric::wire::usage::Amounts;
 use scheduler::model::{
     PlacementRules, Protocol, Revision, RevisionSpec, RevisionState, Spread, TrafficTarget, UnixMs,
 };
 
+use super::doctor::isolation;
 use super::rows::{distance, limit, node_condition, revision_state, role, scale_bounds};
 use super::words::{age, bytes, cores, or_dash, time};
 use super::{View, sandbox, table, top};
@@ -146,7 +147,12 @@ pub fn describe_instance(instance: &InstanceView, now: UnixMs) -> String {
     sheet.0
 }
 
-pub fn describe_node(node: &NodeStatus, instances: &[InstanceView], now: UnixMs) -> String {
+pub fn describe_node(
+    node: &NodeStatus,
+    diagnosis: Option<&Diagnosis>,
+    instances: &[InstanceView],
+    now: UnixMs,
+) -> String {
     let mut sheet = Sheet::default();
     sheet.line("Name", node.name.as_str());
     sheet.line("Id", node.id.to_string());
@@ -181,6 +187,7 @@ pub fn describe_node(node: &NodeStatus, instances: &[InstanceView], now: UnixMs)
             node.free.instances, node.capacity.instances
         ),
     );
+    sheet.some("Isolation", isolation(diagnosis));
     sheet.line("Registry", format!("index {}", node.registry_index));
     sheet.some("Labels", pairs(&node.labels));
     sheet.instances(instances, now);
@@ -224,6 +231,8 @@ fn template(sheet: &mut Sheet, spec: &RevisionSpec) {
         .collect();
     sheet.some("Environment", env.join("\n"));
     sheet.some("Place", rules(&spec.place));
+    let egress: Vec<String> = spec.egress.iter().map(ToString::to_string).collect();
+    sheet.some("Reaches", egress.join(" "));
 }
 
 fn rules(place: &PlacementRules) -> String {

@@ -1,6 +1,7 @@
 //! Pure printing: shapes of the API in, text for people out. Tables look like kubectl's.
 
 mod describe;
+mod doctor;
 mod explain;
 mod rows;
 mod sandbox;
@@ -19,6 +20,7 @@ use netfabric::wire::api::LogLine;
 use scheduler::model::UnixMs;
 
 pub use describe::{describe_instance, describe_node, describe_revision, describe_service};
+pub use doctor::diagnosis;
 pub use explain::explanation;
 pub use rows::scale_bounds;
 pub use status::status;

@@ -60,7 +60,7 @@ fn descriptions() {
     insta::assert_snapshot!("describe_instance", describe_instance(&instances[2], NOW));
     insta::assert_snapshot!(
         "describe_node",
-        describe_node(&nodes[1], &instances[..1], NOW)
+        describe_node(&nodes[1], None, &instances[..1], NOW)
     );
 }
 

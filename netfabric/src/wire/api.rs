@@ -56,6 +56,37 @@ impl ErrorCode {
     }
 }
 
+/// What one node's kernel protects its containers with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Diagnosis {
+    pub node: Name,
+    pub kernel: String,
+    pub checks: Vec<Check>,
+}
+
+impl Diagnosis {
+    /// Whether nothing is missing that nothing runs safely without.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        self.checks.iter().all(|check| check.ok || !check.required)
+    }
+}
+
+/// One protection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Check {
+    pub name: String,
+    pub ok: bool,
+    /// Nothing runs safely without it.
+    pub required: bool,
+    pub found: String,
+    /// What follows when it is missing, and what to do.
+    pub effect: String,
+    pub advice: String,
+}
+
 /// Every answer that is no success.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "camelCase")]

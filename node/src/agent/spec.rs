@@ -10,6 +10,7 @@ use super::expand::expand;
 use super::work::{FREEZE, NEVER};
 use crate::image::ImageConfig;
 use crate::runtime::ContainerSpec;
+use crate::userns::Block;
 
 /// Where one instance's parts are.
 pub(super) struct Parts<'a> {
@@ -17,6 +18,7 @@ pub(super) struct Parts<'a> {
     pub rootfs: &'a Path,
     pub netns: &'a Path,
     pub address: Ipv4Addr,
+    pub ids: Option<Block>,
     pub cgroup: PathBuf,
 }
 
@@ -46,6 +48,7 @@ pub(super) fn container(
     let mut spec = ContainerSpec::new(parts.id.clone(), parts.rootfs, &parts.cgroup);
     spec.netns = Some(parts.netns.to_owned());
     spec.address = Some(parts.address.into());
+    spec.ids = parts.ids;
     let env = environment(revision, container)?;
     spec.args = command(container, image, &env);
     spec.env = image
@@ -263,6 +266,7 @@ mod tests {
             rootfs: Path::new("/r"),
             netns: Path::new("/n"),
             address: Ipv4Addr::new(10, 201, 0, 2),
+            ids: Block::number(2),
             cgroup: "/selvedge/par-1/web-00001-a".into(),
         };
         super::container(revision, &image(), &parts).unwrap()

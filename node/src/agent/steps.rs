@@ -14,7 +14,7 @@ use crate::clock;
 use crate::image::ImageError;
 use crate::images::Images;
 use crate::meter::Meter;
-use crate::network::Network;
+use crate::network::{Network, NetworkError};
 use crate::runtime::{ContainerSpec, Runtime, RuntimeError, logs};
 
 /// Log lines told with a failure.
@@ -81,12 +81,16 @@ impl Tools {
             .record(record)
             .map_err(|e| disk_failed("its record", &e))?;
         let dir = self.files.dir(id);
-        let (snapshot, lease) = tokio::join!(
-            self.images.store().snapshot(&image, &dir),
-            self.network.acquire(id)
-        );
-        let lease = lease.map_err(|e| failed("Network", e.to_string()))?;
-        let snapshot = match snapshot {
+        // The network first: whose the files are follows from it, and the pool has it at once.
+        let network_failed = |e: NetworkError| failed("Network", e.to_string());
+        let lease = self.network.acquire(id).await.map_err(network_failed)?;
+        let egress = &revision.spec.egress;
+        if !egress.is_empty() {
+            let opened = self.network.open_for(id, egress).await;
+            opened.map_err(network_failed)?;
+        }
+        let owner = lease.owner().map_err(network_failed)?;
+        let snapshot = match self.images.store().snapshot(&image, &dir, owner).await {
             Ok(snapshot) => snapshot,
             Err(error) => {
                 self.network.release(id);
@@ -98,6 +102,7 @@ impl Tools {
             rootfs: &snapshot.rootfs,
             netns: &lease.netns,
             address: lease.address,
+            ids: lease.ids,
             cgroup: self.cgroup.join(&id.0),
         };
         let made = match spec::container(revision, &image.config, &parts) {

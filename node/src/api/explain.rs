@@ -15,15 +15,16 @@ use netfabric::wire::peer::{PeerRequest, PeerResponse};
 use scheduler::model::{InstanceId, InstanceState, NodeId, RequestId, RevisionState};
 use scheduler::place::Receipt;
 
-use super::{Api, Failure, services, views};
+use super::{Api, Failure, doctor, services, views};
 
 /// A peer that has not answered by then is left out.
 const PEER_DEADLINE: Duration = Duration::from_secs(2);
 
-/// What this node itself knows about `subject` (`instance/ID` or `request/ID`), as JSON: the answer
+/// What this node itself knows about `subject` (`instance/ID`, `request/ID`, or its own health), as JSON: the answer
 /// to a peer's [`PeerRequest::Explain`].
-pub(crate) fn local(api: &Api, subject: &str) -> Option<Vec<u8>> {
+pub(crate) async fn local(api: &Api, subject: &str) -> Option<Vec<u8>> {
     match subject.split_once('/')? {
+        ("node", doctor::SUBJECT) => serde_json::to_vec(&api.diagnose().await?).ok(),
         ("instance", id) => {
             let receipt = api.agent.receipt(&InstanceId(id.to_owned()))?;
             serde_json::to_vec(&receipt).ok()
@@ -37,9 +38,13 @@ pub(crate) fn local(api: &Api, subject: &str) -> Option<Vec<u8>> {
 
 impl Api {
     /// The local answer of another node, if it has one.
-    async fn ask<T: serde::de::DeserializeOwned>(&self, node: NodeId, subject: &str) -> Option<T> {
+    pub(super) async fn ask<T: serde::de::DeserializeOwned>(
+        &self,
+        node: NodeId,
+        subject: &str,
+    ) -> Option<T> {
         let bytes = if node == self.me {
-            local(self, subject)?
+            local(self, subject).await?
         } else {
             let request = PeerRequest::Explain {
                 subject: subject.to_owned(),

@@ -3,6 +3,7 @@
 
 mod answer;
 mod deploy;
+mod doctor;
 mod explain;
 mod images;
 mod logs;
@@ -33,6 +34,7 @@ use crate::agent::Agent;
 use crate::consensus::Registry;
 use crate::images::Images;
 use crate::meter::Meter;
+use crate::protections::Protections;
 
 pub(crate) use answer::Failure;
 pub(crate) use explain::local as explain_local;
@@ -55,6 +57,7 @@ pub struct Api {
     pub images: Images,
     pub ingress: Arc<Ingress>,
     pub mesh: Mesh,
+    pub protections: Protections,
     /// What TCP callers must show.
     pub operator_token: String,
 }
@@ -91,6 +94,7 @@ fn routes(api: Arc<Api>) -> Router {
         .route("/v1/healthz", get(|| async { "ok" }))
         .route("/v1/version", get(nodes::version))
         .route("/v1/status", get(nodes::status))
+        .route("/v1/doctor", get(doctor::get))
         .route("/v1/nodes", get(nodes::list))
         .route("/v1/nodes/{name}", get(nodes::get))
         .route("/v1/nodes/{name}/remove", post(nodes::remove))

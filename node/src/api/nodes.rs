@@ -122,7 +122,7 @@ pub(super) async fn list(State(api): State<Arc<Api>>) -> Json<Vec<NodeStatus>> {
     }))
 }
 
-fn find(api: &Api, name: &str) -> Result<NodeIdentity, Failure> {
+pub(super) fn find(api: &Api, name: &str) -> Result<NodeIdentity, Failure> {
     let state = api.registry.view().state();
     let found = state
         .nodes

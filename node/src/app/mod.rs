@@ -37,6 +37,7 @@ use crate::meter::Meter;
 use crate::names::Names;
 use crate::network::Network;
 use crate::peers::{self, Peers};
+use crate::protections::Protections;
 use crate::runtime::{Shims, ShimsConfig};
 use crate::stewardship::Stewardship;
 use crate::telemetry::metrics;
@@ -50,6 +51,11 @@ const STOP_GRACE: Duration = Duration::from_secs(10);
 /// `DATA/registry/found`: written by `selvedge up`, taken away when the cluster is founded, so that
 /// a founder that lost its registry never founds a second one.
 const FOUND_MARKER: &str = "found";
+
+/// The one room of the data folder that containers may pass through (`runtime` says how far).
+const INSTANCES: &str = "instances";
+/// The others, made before anything is in them.
+const ROOMS: [&str; 4] = ["images", "log", "registry", "run"];
 
 /// Runs the daemon until it is told to stop.
 pub async fn run(config: Config) -> Result<()> {
@@ -67,12 +73,27 @@ pub async fn run(config: Config) -> Result<()> {
 fn lock(data: &Path) -> Result<File> {
     let run = data.join("run");
     fs::create_dir_all(&run).with_context(|| format!("cannot make {}", run.display()))?;
-    fs::set_permissions(data, fs::Permissions::from_mode(0o700))?;
+    seal(data).with_context(|| format!("cannot close {}", data.display()))?;
     let file = File::create(run.join("lock"))?;
     if file.try_lock().is_err() {
         bail!("another selvedged runs on {}", data.display());
     }
     Ok(file)
+}
+
+/// The data folder is root's alone, room by room: a container's root passes through it to its own
+/// files, and there nobody else's are to be found.
+fn seal(data: &Path) -> std::io::Result<()> {
+    for room in ROOMS {
+        fs::create_dir_all(data.join(room))?;
+    }
+    for entry in fs::read_dir(data)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() && entry.file_name() != INSTANCES {
+            fs::set_permissions(entry.path(), fs::Permissions::from_mode(0o700))?;
+        }
+    }
+    fs::set_permissions(data, fs::Permissions::from_mode(0o711))
 }
 
 struct App {
@@ -88,6 +109,7 @@ struct App {
     meter: Meter,
     images: Images,
     ingress: Arc<Ingress>,
+    protections: Protections,
     ca_hash: String,
     mesh_address: SocketAddr,
 }
@@ -117,12 +139,15 @@ impl App {
         serve_registry(&mesh, &registry);
 
         let images = Images::open(&data, &config.runtime.registries)?;
+        let mut network = network_config(&config, &data)?;
+        let protections = Protections::look(&data, &data.join(INSTANCES), &network.table);
+        network.user_namespaces = protections.no_user_namespaces.is_none();
         let local = Local::new();
         let door = Door::default();
         let base = record_base(&config, me, mesh_address);
         let incarnation = base.incarnation;
-        let runtime = Arc::new(Shims::open(ShimsConfig::new(data.join("instances")))?);
-        let network = Network::open(network_config(&config, &data)?).await?;
+        let runtime = Arc::new(Shims::open(ShimsConfig::new(data.join(INSTANCES)))?);
+        let network = Network::open(network).await?;
         let meter = open_meter(&data, &runtime, &network, &local)?;
         let agent = Agent::start_up(AgentParts {
             base,
@@ -194,6 +219,7 @@ impl App {
             meter,
             images,
             ingress,
+            protections,
             ca_hash,
             mesh_address,
         })
@@ -215,6 +241,7 @@ impl App {
             images: self.images.clone(),
             ingress: self.ingress.clone(),
             mesh: self.mesh.clone(),
+            protections: self.protections.clone(),
             operator_token: operator_token(&self.data)?,
         });
         let enrol = Arc::new(Enrol {

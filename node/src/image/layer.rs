@@ -48,6 +48,11 @@ impl Layers {
         Self { dir, tmp }
     }
 
+    /// The folder all of them are below.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     fn folder(&self, diff_id: &Digest) -> PathBuf {
         self.dir.join(diff_id.hex())
     }

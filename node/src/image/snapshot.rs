@@ -4,7 +4,7 @@
 use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -18,10 +18,13 @@ use super::disk;
 use super::error::ImageError;
 use super::layer::Layers;
 use super::store::Store;
+use crate::userns::{Owner, Shown};
 
 const ROOTFS: &str = "rootfs";
 const UPPER: &str = "upper";
 const WORK: &str = "work";
+/// Where old kernels must see the layers while they are mounted.
+const SHOWN: &str = "layers";
 /// The runtime mounts on these: a link there would be followed out of the container's root.
 const MOUNT_POINTS: [&str; 3] = ["proc", "sys", "dev"];
 /// What one layer costs in the option string (`/proc/self/fd/NNNNN:`) times the most layers there
@@ -55,16 +58,22 @@ impl Snapshot {
 
 impl Store {
     /// Mounts `image` at `instance/rootfs`, with what the instance writes kept below `instance`.
-    /// Anything an earlier life left there is removed first.
-    pub async fn snapshot(&self, image: &Image, instance: &Path) -> Result<Snapshot, ImageError> {
+    /// Anything an earlier life left there is removed first. With an `owner` the files belong to the
+    /// root of its user namespace and so on, although on disk they keep the owners the image gave.
+    pub async fn snapshot(
+        &self,
+        image: &Image,
+        instance: &Path,
+        owner: Option<Owner>,
+    ) -> Result<Snapshot, ImageError> {
         let (digest, diff_ids) = (image.digest()?, image.diff_ids()?);
         let instance = instance.to_owned();
         self.blocking(move |inner| {
             inner.begin_use(&instance, &digest)?;
             let mounted = clear(&instance).and_then(|()| {
-                lay_out(&instance)?;
+                lay_out(&instance, owner.as_ref())?;
                 fail::fail_point!("image::laid_out");
-                mount(&inner.layers, &diff_ids, &instance)
+                mount(&inner.layers, &diff_ids, &instance, owner.as_ref())
             });
             fail::fail_point!("image::mounted");
             if let Err(error) = mounted {
@@ -103,7 +112,7 @@ impl Store {
     }
 }
 
-fn lay_out(instance: &Path) -> Result<(), ImageError> {
+fn lay_out(instance: &Path, owner: Option<&Owner>) -> Result<(), ImageError> {
     if !instance.exists() {
         disk::create_private_dirs(instance)?;
     }
@@ -111,12 +120,20 @@ fn lay_out(instance: &Path) -> Result<(), ImageError> {
     for name in [ROOTFS, UPPER, WORK] {
         disk::create_dir(&instance.join(name))?;
     }
+    if let Some(owner) = owner {
+        let root = owner.block.root();
+        let upper = instance.join(UPPER);
+        std::os::unix::fs::chown(&upper, Some(root), Some(root))
+            .map_err(|e| ImageError::disk("give away", &upper, e))?;
+    }
     Ok(())
 }
 
 fn clear(instance: &Path) -> Result<(), ImageError> {
-    unmount(&instance.join(ROOTFS))?;
-    for name in [ROOTFS, WORK, UPPER] {
+    for name in [ROOTFS, SHOWN] {
+        unmount(&instance.join(name))?;
+    }
+    for name in [ROOTFS, SHOWN, WORK, UPPER] {
         let path = instance.join(name);
         disk::remove_all(&path).map_err(|e| ImageError::disk("remove", &path, e))?;
     }
@@ -146,11 +163,23 @@ fn is_mount_point(path: &Path, parent: &Path) -> bool {
 
 /// Mounts through descriptors: the option string stays short whatever the folders are called, and
 /// no character in a path can be taken for an option.
-fn mount(layers: &Layers, diff_ids: &[Digest], instance: &Path) -> Result<(), ImageError> {
+fn mount(
+    layers: &Layers,
+    diff_ids: &[Digest],
+    instance: &Path,
+    owner: Option<&Owner>,
+) -> Result<(), ImageError> {
+    let shown = owner.map(|owner| show(layers, owner)).transpose()?;
     let lowers = visible(layers, diff_ids)?;
     let lowers: Vec<OwnedFd> = lowers
         .iter()
-        .map(|path| open(path))
+        .map(|path| match &shown {
+            Some(tree) => open_at(
+                tree.as_fd(),
+                path.strip_prefix(layers.dir()).unwrap_or(path),
+            ),
+            None => open(path),
+        })
         .collect::<Result<_, _>>()?;
     let (upper, work) = (open(&instance.join(UPPER))?, open(&instance.join(WORK))?);
     let name = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
@@ -169,19 +198,29 @@ fn mount(layers: &Layers, diff_ids: &[Digest], instance: &Path) -> Result<(), Im
         return Err(fail(Errno::TOOBIG.into()));
     }
     let options = CString::new(options).map_err(|e| fail(e.into()))?;
-    rustix::mount::mount(
-        "overlay",
-        &rootfs,
-        "overlay",
-        MountFlags::NODEV,
-        options.as_c_str(),
-    )
-    .map_err(|e| fail(e.into()))
+    let flags = MountFlags::NODEV;
+    let mount = || rustix::mount::mount("overlay", &rootfs, "overlay", flags, options.as_c_str());
+    match shown {
+        Some(tree) => tree.build_on(&instance.join(SHOWN), mount),
+        None => mount().map_err(io::Error::from),
+    }
+    .map_err(fail)
+}
+
+/// All layers with their owners mapped: one mount for however many, which overlayfs copies.
+fn show(layers: &Layers, owner: &Owner) -> Result<Shown, ImageError> {
+    owner
+        .show(layers.dir())
+        .map_err(|e| ImageError::disk("map the owners of", layers.dir(), e))
 }
 
 fn open(path: &Path) -> Result<OwnedFd, ImageError> {
+    open_at(CWD, path)
+}
+
+fn open_at(folder: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, ImageError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(CWD, path, flags, Mode::empty())
+    rustix::fs::openat(folder, path, flags, Mode::empty())
         .map_err(|e| ImageError::disk("open", path, e))
 }
 

@@ -56,7 +56,7 @@ async fn both_kinds_of_archive_are_imported() {
 
     let instance = dir.path().join("i");
     let _guard = Mounted(instance.clone());
-    let snapshot = store.snapshot(second, &instance).await.unwrap();
+    let snapshot = store.snapshot(second, &instance, None).await.unwrap();
     assert!(snapshot.rootfs.join("bin/busybox").exists());
     snapshot.remove(&store).await.unwrap();
 
@@ -176,7 +176,7 @@ async fn layers_stack_as_the_specification_says() {
     let image = store.import(&archive[..], None).await.unwrap().remove(0);
     let instance = dir.path().join("odd, name: with=everything");
     let _guard = Mounted(instance.clone());
-    let snapshot = store.snapshot(&image, &instance).await.unwrap();
+    let snapshot = store.snapshot(&image, &instance, None).await.unwrap();
     let read = |name: &str| fs::read_to_string(snapshot.rootfs.join(name)).ok();
     assert_eq!((read("a/x"), read("a/y")), (None, Some("1".into())));
     assert_eq!(
@@ -186,7 +186,7 @@ async fn layers_stack_as_the_specification_says() {
 
     // Snapshotting again is a fresh start, also over a live mount.
     fs::write(snapshot.rootfs.join("mine"), "x").unwrap();
-    let fresh = store.snapshot(&image, &instance).await.unwrap();
+    let fresh = store.snapshot(&image, &instance, None).await.unwrap();
     assert!(!fresh.rootfs.join("mine").exists());
     fresh.unmount().await.unwrap();
     assert!(instance.join("upper").exists());
@@ -202,7 +202,7 @@ async fn layers_stack_as_the_specification_says() {
         .await
         .unwrap()
         .remove(0);
-    let snapshot = store.snapshot(&image, &instance).await.unwrap();
+    let snapshot = store.snapshot(&image, &instance, None).await.unwrap();
     assert!(!snapshot.rootfs.join("old").exists() && snapshot.rootfs.join("only").exists());
     snapshot.remove(&store).await.unwrap();
 }
@@ -222,7 +222,7 @@ async fn the_most_layers_can_be_mounted() {
         .remove(0);
     let instance = dir.path().join("i");
     let _guard = Mounted(instance.clone());
-    let snapshot = store.snapshot(&image, &instance).await.unwrap();
+    let snapshot = store.snapshot(&image, &instance, None).await.unwrap();
     assert_eq!(fs::read_dir(&snapshot.rootfs).unwrap().count(), most);
     snapshot.remove(&store).await.unwrap();
     layers.push(Tar::default().file("one-more", "x").end());

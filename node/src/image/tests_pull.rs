@@ -51,7 +51,7 @@ async fn a_pulled_image_is_seen_through_the_overlay_in_both_packings() {
 
         let instance = dir.path().join("instances/i1");
         let guard = Mounted(instance.clone());
-        let snapshot = store.snapshot(&image, &instance).await.unwrap();
+        let snapshot = store.snapshot(&image, &instance, None).await.unwrap();
         let root = &snapshot.rootfs;
         assert!(!root.join("etc/hidden").exists() && root.join("etc/kept").exists());
         assert!(

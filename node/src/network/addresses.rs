@@ -7,6 +7,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::userns::Block;
+
 /// An IPv4 network: `10.201.0.0/16`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -95,7 +97,8 @@ impl Addresses {
     #[must_use]
     pub fn of(subnet: Subnet) -> Self {
         Self {
-            last: subnet.last(),
+            // A number is a block of user ids too.
+            last: subnet.last().min(Block::COUNT - 1),
             next: FIRST,
             used: BTreeSet::new(),
         }

@@ -14,8 +14,10 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
-use scheduler::model::InstanceId;
+use scheduler::model::{Egress, InstanceId};
 use serde::{Deserialize, Serialize};
+
+use crate::userns::{Block, Owner};
 
 pub use addresses::{Subnet, SubnetError};
 pub use pool::Network;
@@ -38,6 +40,8 @@ pub struct NetworkConfig {
     pub deny_ports: Vec<u16>,
     /// DNS servers containers may ask, wherever they are.
     pub resolvers: Vec<Ipv4Addr>,
+    /// Whether each namespace belongs to a user namespace of its own.
+    pub user_namespaces: bool,
 }
 
 impl NetworkConfig {
@@ -53,6 +57,7 @@ impl NetworkConfig {
             deny: Vec::new(),
             deny_ports: Vec::new(),
             resolvers: Vec::new(),
+            user_namespaces: false,
         }
     }
 
@@ -69,6 +74,8 @@ impl NetworkConfig {
             mac: netns::mac(address),
             address,
             netns: self.run.join("netns").join(number.to_string()),
+            ids: Block::number(number).filter(|_| self.user_namespaces),
+            egress: Vec::new(),
         }
     }
 }
@@ -90,6 +97,10 @@ struct Slot {
     mac: [u8; 6],
     address: Ipv4Addr,
     netns: PathBuf,
+    /// The ids of the user namespace that the network namespace belongs to.
+    ids: Option<Block>,
+    /// Closed networks it is let into.
+    egress: Vec<Egress>,
 }
 
 /// A network an instance has until it is released.
@@ -100,7 +111,27 @@ pub struct Lease {
     pub netns: PathBuf,
     pub address: Ipv4Addr,
     pub gateway: Ipv4Addr,
+    /// The user ids its container has; `None` when it has the host's.
+    #[serde(default)]
+    pub ids: Option<Block>,
+    /// Closed networks its service is let into.
+    #[serde(default)]
+    pub egress: Vec<Egress>,
     number: u32,
+}
+
+impl Lease {
+    /// The user namespace of this network, to show files by.
+    ///
+    /// # Errors
+    /// The namespace is gone.
+    pub fn owner(&self) -> Result<Option<Owner>, NetworkError> {
+        let opened = self.ids.map(|block| Owner::of(block, &self.netns));
+        opened.transpose().map_err(|source| NetworkError::Io {
+            what: "the user namespace",
+            source,
+        })
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -125,6 +156,8 @@ pub enum NetworkError {
     BadName(String),
     #[error("all addresses of {0} are in use")]
     Full(Subnet),
+    #[error("{0} has no network")]
+    NoLease(InstanceId),
     #[error("no network became ready in time{}", .last.as_deref().map(|l| format!(": {l}")).unwrap_or_default())]
     NotReady { last: Option<String> },
     #[error("the network is closing")]

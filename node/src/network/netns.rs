@@ -8,7 +8,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 
 use futures::TryStreamExt;
@@ -18,9 +18,10 @@ use rtnetlink::{
     RouteMessageBuilder,
 };
 use rustix::mount::UnmountFlags;
-use rustix::thread::UnshareFlags;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
 use super::{NetworkConfig, NetworkError, Slot, Traffic};
+use crate::userns::{self, Block};
 
 /// The interface a container sees.
 const INSIDE: &str = "eth0";
@@ -162,10 +163,7 @@ async fn make_here(config: &NetworkConfig, bridge: u32, slot: &Slot) -> Result<(
     let host = connect()?;
     File::create(&slot.netns).map_err(io_failed("the namespace's file"))?;
     fail::fail_point!("network::named");
-    // SAFETY: only this thread changes, it was made for this, and a network namespace holds no
-    // memory or descriptors of others.
-    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }
-        .map_err(|e| io_failed("a network namespace")(e.into()))?;
+    leave(slot.ids).map_err(io_failed("a network namespace"))?;
     rustix::mount::mount_bind("/proc/thread-self/ns/net", &slot.netns)
         .map_err(|e| io_failed("keeping the namespace")(e.into()))?;
     fail::fail_point!("network::kept");
@@ -176,6 +174,23 @@ async fn make_here(config: &NetworkConfig, bridge: u32, slot: &Slot) -> Result<(
     cable(&host, bridge, slot, &namespace).await?;
     fail::fail_point!("network::plugged");
     furnish(&inside, config, slot).await
+}
+
+/// Takes this thread into a new network namespace: one of the thread's own user namespace, or of a new
+/// one with these ids.
+fn leave(ids: Option<Block>) -> io::Result<()> {
+    if let Some(block) = ids {
+        let network = userns::network(block)?;
+        let kind = Some(LinkNameSpaceType::Network);
+        return Ok(rustix::thread::move_into_link_name_space(
+            network.as_fd(),
+            kind,
+        )?);
+    }
+    // SAFETY: only this thread changes, it was made for this, and a network namespace holds no
+    // memory or descriptors of others.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }?;
+    Ok(())
 }
 
 /// Low ports for every user (there is no other tenant to protect in here), and no IPv6.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rtnetlink::Handle;
-use scheduler::model::InstanceId;
+use scheduler::model::{Egress, InstanceId};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
@@ -141,6 +141,29 @@ impl Network {
         fail::fail_point!("network::leased");
         state.leases.insert(instance.clone(), slot);
         Ok(Some(lease))
+    }
+
+    /// Lets an instance, which has a network, into networks that are closed to others. Kept until the
+    /// network is released, also across daemons.
+    ///
+    /// # Errors
+    /// It has no network, or the rules were refused.
+    pub async fn open_for(
+        &self,
+        instance: &InstanceId,
+        egress: &[Egress],
+    ) -> Result<(), NetworkError> {
+        let config = &self.shared.config;
+        let slot = {
+            let mut state = self.shared.state();
+            let slot = state.leases.get_mut(instance);
+            let slot = slot.ok_or_else(|| NetworkError::NoLease(instance.clone()))?;
+            slot.egress = egress.to_vec();
+            slot.clone()
+        };
+        // Written first: a later daemon takes away what it knows of.
+        write_lease(config, &lease(config, instance, &slot)).map_err(failed("the lease"))?;
+        rules::apply(&rules::open(config, &slot)).await
     }
 
     /// Takes an instance's network back; it is removed in the background.
@@ -423,7 +446,7 @@ async fn inventory(
         let text = fs::read(&path).map_err(failed("a lease"))?;
         let slot = serde_json::from_slice::<Lease>(&text)
             .ok()
-            .map(|lease| (lease.instance, config.slot(lease.number)))
+            .map(|lease| (lease.instance.clone(), kept(config, lease)))
             .filter(|(_, s)| ports.contains(&s.port) && netns::is_bound(&s.netns));
         if let Some((instance, slot)) = slot {
             found.remove(&slot.number);
@@ -451,7 +474,18 @@ fn lease(config: &NetworkConfig, instance: &InstanceId, slot: &Slot) -> Lease {
         netns: slot.netns.clone(),
         address: slot.address,
         gateway: config.subnet.gateway(),
+        ids: slot.ids,
+        egress: slot.egress.clone(),
         number: slot.number,
+    }
+}
+
+/// A slot as it was made, by a daemon that may have had other means.
+fn kept(config: &NetworkConfig, lease: Lease) -> Slot {
+    Slot {
+        ids: lease.ids,
+        egress: lease.egress,
+        ..config.slot(lease.number)
     }
 }
 

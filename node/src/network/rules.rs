@@ -11,6 +11,7 @@ use std::net::Ipv4Addr;
 use std::process::Stdio;
 use std::time::Duration;
 
+use scheduler::model::Egress;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
@@ -68,6 +69,7 @@ pub fn ruleset(config: &NetworkConfig, slots: &[Slot]) -> String {
     );
     let resolvers = elements(config.resolvers.iter().map(Ipv4Addr::to_string));
     let closed = elements(config.deny_ports.iter().map(u16::to_string));
+    let policies = policies(slots);
     let mut text = clear(config);
     // Writing to a string cannot fail.
     let _ = write!(
@@ -100,6 +102,7 @@ table ip {table} {{
 		type inet_service
 		{closed}
 	}}
+	{policies}
 	chain input {{
 		type filter hook input priority -10; policy accept;
 		iifname "{bridge}" ct state established,related accept
@@ -116,9 +119,10 @@ table ip {table} {{
 		ct state established,related accept
 		ip daddr @resolvers udp dport 53 accept
 		ip daddr @resolvers tcp dport 53 accept
-		ip daddr @denied drop
 		tcp dport @closed drop
 		udp dport @closed drop
+		ip saddr vmap @policies
+		ip daddr @denied drop
 		accept
 	}}
 	chain postrouting {{
@@ -129,6 +133,72 @@ table ip {table} {{
 "#
     );
     text
+}
+
+/// A chain for each service's own policy, and the map that leads a sender to its own.
+fn policies(slots: &[Slot]) -> String {
+    let with = || slots.iter().filter(|slot| !slot.egress.is_empty());
+    let mut text = String::new();
+    for slot in with() {
+        let rules = opened(slot).join("\n\t\t");
+        let _ = write!(text, "chain {} {{\n\t\t{rules}\n\t}}\n\t", policy(slot));
+    }
+    let led = elements(with().map(lead));
+    let _ = write!(
+        text,
+        "map policies {{\n\t\ttype ipv4_addr : verdict\n\t\t{led}\n\t}}"
+    );
+    text
+}
+
+/// The name of a slot's chain.
+fn policy(slot: &Slot) -> String {
+    format!("policy_{}", slot.number)
+}
+
+fn lead(slot: &Slot) -> String {
+    format!("{} : jump {}", slot.address, policy(slot))
+}
+
+/// The rules that let a slot's container into the networks its service names.
+fn opened(slot: &Slot) -> Vec<String> {
+    let rule = |egress: &Egress| {
+        let network = egress.network();
+        match egress.ports() {
+            None => format!("ip daddr {network} accept"),
+            Some((first, last)) => {
+                format!(
+                    "ip daddr {network} meta l4proto {{ tcp, udp }} th dport {first}-{last} accept"
+                )
+            }
+        }
+    };
+    slot.egress.iter().map(rule).collect()
+}
+
+/// Gives a slot its service's policy.
+pub fn open(config: &NetworkConfig, slot: &Slot) -> String {
+    let (table, chain, lead) = (&config.table, policy(slot), lead(slot));
+    let mut text = format!("add chain ip {table} {chain}\nflush chain ip {table} {chain}\n");
+    for rule in opened(slot) {
+        let _ = writeln!(text, "add rule ip {table} {chain} {rule}");
+    }
+    let _ = writeln!(text, "add element ip {table} policies {{ {lead} }}");
+    text
+}
+
+/// Takes a slot's policy away, if it had one.
+fn close(config: &NetworkConfig, slot: &Slot) -> String {
+    if slot.egress.is_empty() {
+        return String::new();
+    }
+    let (table, chain, lead) = (&config.table, policy(slot), lead(slot));
+    // Adding first makes deleting what is not there no error.
+    format!(
+        "add chain ip {table} {chain}\nadd element ip {table} policies {{ {lead} }}\n\
+         delete element ip {table} policies {{ {lead} }}\n\
+         flush chain ip {table} {chain}\ndelete chain ip {table} {chain}\n"
+    )
 }
 
 fn deny_networks(config: &NetworkConfig) -> impl Iterator<Item = String> {
@@ -169,7 +239,7 @@ pub fn dismiss(config: &NetworkConfig, slot: &Slot) -> String {
     format!(
         "add element bridge {table} senders {{ {sender} }}\n\
          delete element bridge {table} senders {{ {sender} }}\n"
-    )
+    ) + &close(config, slot)
 }
 
 /// Has `nft` apply a script, all of it or nothing.
@@ -198,4 +268,118 @@ pub async fn apply(script: &str) -> Result<(), NetworkError> {
     Err(NetworkError::Rules(
         said.lines().take(3).collect::<Vec<_>>().join("; "),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Stdio;
+
+    use super::*;
+
+    fn slot(config: &NetworkConfig, number: u32, egress: &[&str]) -> Slot {
+        Slot {
+            egress: egress.iter().map(|text| text.parse().unwrap()).collect(),
+            ..config.slot(number)
+        }
+    }
+
+    /// The lines of `chain out`, in order: the first that fits decides.
+    fn out(rules: &str) -> Vec<&str> {
+        let chain = rules.split_once("chain out {").unwrap().1;
+        chain
+            .split_once('}')
+            .unwrap()
+            .0
+            .lines()
+            .map(str::trim)
+            .filter(|l| !l.is_empty())
+            .collect()
+    }
+
+    #[test]
+    fn what_is_closed_is_asked_before_what_is_opened_and_that_before_what_is_private() {
+        let mut config = NetworkConfig::of("rules", "/run/x");
+        config.deny_ports = vec![8420, 8422];
+        let rules = ruleset(
+            &config,
+            &[slot(&config, 5, &["10.0.0.0/8:443", "172.16.0.9"])],
+        );
+        let at = |text: &str| {
+            out(&rules)
+                .iter()
+                .position(|line| line.contains(text))
+                .unwrap()
+        };
+        let order = [
+            at("oifname"),
+            at("tcp dport @closed drop"),
+            at("udp dport @closed drop"),
+            at("vmap @policies"),
+            at("@denied drop"),
+        ];
+        assert!(order.is_sorted(), "{order:?}");
+        assert_eq!(out(&rules).last(), Some(&"accept"));
+        assert!(
+            rules.contains("elements = { 10.201.0.5 : jump policy_5 }"),
+            "{rules}"
+        );
+        assert!(
+            rules.contains("ip daddr 10.0.0.0/8 meta l4proto { tcp, udp } th dport 443-443 accept"),
+            "{rules}"
+        );
+        assert!(rules.contains("ip daddr 172.16.0.9/32 accept"), "{rules}");
+        let bare = ruleset(&config, &[slot(&config, 5, &[])]);
+        assert!(
+            !bare.contains("jump policy") && !bare.contains("chain policy"),
+            "{bare}"
+        );
+    }
+
+    #[test]
+    fn nft_takes_every_script_in_every_order() {
+        if !std::path::Path::new("/usr/sbin/nft").exists() {
+            return;
+        }
+        let mut config = NetworkConfig::of("rules", "/run/x");
+        config.table = format!("selvedge_rules_{}", std::process::id());
+        config.resolvers = vec![Ipv4Addr::new(9, 9, 9, 9)];
+        let with = slot(
+            &config,
+            7,
+            &["10.0.0.0/8:443", "10.1.0.0/16:443", "192.168.0.0/16"],
+        );
+        let without = slot(&config, 8, &[]);
+        let whole = ruleset(&config, &[with.clone(), without.clone()]);
+        for scripts in [
+            vec![whole.clone()],
+            vec![whole.clone(), open(&config, &with), dismiss(&config, &with)],
+            vec![
+                ruleset(&config, &[]),
+                admit(&config, &with),
+                open(&config, &with),
+                whole,
+            ],
+            vec![
+                ruleset(&config, &[]),
+                dismiss(&config, &with),
+                dismiss(&config, &without),
+            ],
+        ] {
+            // Checked, not applied: one transaction of all of them.
+            let script = scripts.concat();
+            let mut child = std::process::Command::new("nft")
+                .args(["--check", "-f", "-"])
+                .stdin(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            std::io::Write::write_all(&mut child.stdin.take().unwrap(), script.as_bytes()).unwrap();
+            let said = child.wait_with_output().unwrap();
+            assert!(
+                said.status.success(),
+                "{}\n{script}",
+                String::from_utf8_lossy(&said.stderr)
+            );
+        }
+    }
 }

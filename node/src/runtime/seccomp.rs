@@ -40,10 +40,13 @@ pub fn profile() -> Result<LinuxSeccomp, OciSpecError> {
         &["clone"],
         LinuxSeccompAction::ScmpActAllow,
         None,
+        // The OCI's order is mask, then value. libcontainer 0.7 reads them the other way round, and a mask
+        // of 0 lets everything through: the hostile container of the end-to-end tests is the proof that
+        // it does not.
         vec![argument(
             LinuxSeccompOperator::ScmpCmpMaskedEq,
-            CLONE_NAMESPACES,
-            Some(0),
+            0,
+            Some(CLONE_NAMESPACES),
         )?],
     )?);
     // Its flags are behind a pointer a filter cannot follow; with ENOSYS libc falls back to clone.

@@ -1,10 +1,10 @@
 //! The runtime that is used: one shim process per container, spoken to over its socket.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -74,6 +74,9 @@ impl Shims {
     /// [`RuntimeError::Folder`] when the folder of instances cannot be made.
     pub fn open(mut config: ShimsConfig) -> Result<Self, RuntimeError> {
         make_folder(&config.instances).map_err(RuntimeError::Folder)?;
+        // Containers' roots pass through to their own folder below; nobody can look around.
+        fs::set_permissions(&config.instances, Permissions::from_mode(0o711))
+            .map_err(RuntimeError::Folder)?;
         // Shims leave our working folder.
         config.instances = fs::canonicalize(&config.instances).map_err(RuntimeError::Folder)?;
         Ok(Self {

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use scheduler::model::{HostAlias, InstanceId, IoLimits, Tmpfs, Ulimit};
 use serde::{Deserialize, Serialize};
 
+use crate::userns::Block;
+
 /// Process limit of a container that asked for none.
 pub const DEFAULT_PIDS: u32 = 256;
 
@@ -24,6 +26,10 @@ pub struct ContainerSpec {
     pub rootfs: PathBuf,
     /// A named network namespace; `None` gives the container an empty one of its own.
     pub netns: Option<PathBuf>,
+    /// The container's ids on the host, in a user namespace: that which `netns` belongs to, when there
+    /// is one. `None`: ids are the host's own.
+    #[serde(default)]
+    pub ids: Option<Block>,
     pub args: Vec<String>,
     /// Later entries win. `PATH` and `HOME` are filled in when missing.
     pub env: Vec<(String, String)>,
@@ -101,6 +107,7 @@ impl ContainerSpec {
             id,
             rootfs: rootfs.into(),
             netns: None,
+            ids: None,
             args: Vec::new(),
             env: Vec::new(),
             cwd: "/".to_owned(),

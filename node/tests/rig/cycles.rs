@@ -91,9 +91,11 @@ impl Daemon {
     async fn make(&self, world: &World, image: &Image, name: &str, end: End) {
         let lease = self.lease(name).await;
         let folder = world.instance(name);
-        let snapshot = self.store.snapshot(image, &folder).await.unwrap();
+        let owner = lease.owner().unwrap();
+        let snapshot = self.store.snapshot(image, &folder, owner).await.unwrap();
         let group = world.group.join(name);
         let mut spec = ContainerSpec::new(id(name), snapshot.rootfs, group);
+        spec.ids = lease.ids;
         spec.netns = Some(lease.netns);
         spec.address = Some(lease.address.into());
         let script = if end == End::Itself {

@@ -96,16 +96,18 @@ pub fn id(name: &str) -> InstanceId {
 pub fn config(world: &World) -> NetworkConfig {
     let mut config = NetworkConfig::of("rig", world.folder.join("run"));
     config.pool = 2;
+    config.user_namespaces = true;
     config
 }
 
 async fn start(world: &World, shims: &Shims, net: &Network, name: &str, script: &str) -> Lease {
     let lease = net.acquire(&id(name)).await.unwrap();
-    let spec = ContainerSpec {
+    let mut spec = ContainerSpec {
         netns: Some(lease.netns.clone()),
         address: Some(lease.address.into()),
         ..world.spec(name, script)
     };
+    World::map(&mut spec, lease.ids);
     shims.create(&spec).await.unwrap();
     shims.start(&spec.id).await.unwrap();
     lease

@@ -503,30 +503,37 @@ async fn shims_have_their_own_name_and_parent() {
     shims.delete(&spec.id).await.unwrap();
 }
 
-/// Not an assertion: prints how long the steps take, for `--nocapture`.
+/// Not an assertion: prints how long the steps take, with a user namespace and without in turns, for
+/// `--nocapture`.
 #[tokio::test]
 async fn times() {
     let world = World::new();
     let shims = world.shims();
-    let mut steps: [Vec<u128>; 3] = Default::default();
-    for round in 0..10 {
-        let spec = world.spec(&format!("time-{round}"), "exit 0");
+    let mut steps: [[Vec<u128>; 3]; 2] = Default::default();
+    for round in 0..20 {
+        let kind = round % 2;
+        let mut spec = world.spec(&format!("time-{round}"), "exit 0");
+        if kind == 1 {
+            World::map(&mut spec, None);
+        }
         let at = Instant::now();
         shims.create(&spec).await.unwrap();
-        steps[0].push(at.elapsed().as_micros());
+        steps[kind][0].push(at.elapsed().as_micros());
         let at = Instant::now();
         shims.start(&spec.id).await.unwrap();
-        steps[1].push(at.elapsed().as_micros());
+        steps[kind][1].push(at.elapsed().as_micros());
         exit(&shims, &spec.id.0).await;
         let at = Instant::now();
         shims.delete(&spec.id).await.unwrap();
-        steps[2].push(at.elapsed().as_micros());
+        steps[kind][2].push(at.elapsed().as_micros());
     }
-    for (name, times) in ["create", "start", "delete"].iter().zip(&mut steps) {
-        times.sort_unstable();
-        println!(
-            "{name}: median {} us, fastest {} us, slowest {} us",
-            times[5], times[0], times[9]
-        );
+    for (kind, steps) in ["own ids", "host's ids"].iter().zip(&mut steps) {
+        for (name, times) in ["create", "start", "delete"].iter().zip(steps) {
+            times.sort_unstable();
+            println!(
+                "{kind}: {name}: median {} us, fastest {} us, slowest {} us",
+                times[5], times[0], times[9]
+            );
+        }
     }
 }

@@ -10,6 +10,7 @@ use node::runtime::cgroup::{self, Cgroup};
 use node::runtime::process::Process;
 use node::runtime::wire::{SHIM, ShimRecord, read_record};
 use node::runtime::{ContainerSpec, Runtime, Shims, ShimsConfig};
+use node::userns::Block;
 use scheduler::model::InstanceId;
 
 /// Long enough for a loaded machine, and for one that is emulated (`deploy/check-v2`).
@@ -71,7 +72,21 @@ impl World {
         let group = self.group.join(name);
         let mut spec = ContainerSpec::new(InstanceId(name.to_owned()), self.rootfs(name), group);
         spec.args = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
+        Self::map(&mut spec, Block::number(std::process::id() % Block::COUNT));
         spec
+    }
+
+    /// Gives a container its ids, and its root filesystem to them, as an image's layers would be shown.
+    pub fn map(spec: &mut ContainerSpec, ids: Option<Block>) {
+        spec.ids = ids;
+        let root = ids.map_or(0, Block::root).to_string();
+        let owner = format!("{root}:{root}");
+        let args = ["-Rh", &owner];
+        let given = std::process::Command::new("chown")
+            .args(args)
+            .arg(&spec.rootfs)
+            .status();
+        assert!(given.unwrap().success());
     }
 
     pub fn instance(&self, name: &str) -> PathBuf {

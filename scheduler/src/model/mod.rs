@@ -3,6 +3,7 @@
 //! All types serialize the same way in JSON (stored, shown) and in bincode (between nodes), so no
 //! field is ever skipped or flattened; new fields carry `#[serde(default)]`.
 
+mod egress;
 mod ids;
 mod instance;
 mod node;
@@ -12,6 +13,7 @@ mod service;
 mod signal;
 pub mod units;
 
+pub use egress::{Egress, EgressError};
 pub use ids::{
     InstanceId, Name, NameError, NodeId, Now, RequestId, RevisionKey, ServiceKey, UnixMs,
 };

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Dns, HostAlias, IoLimits, Name, RevisionKey, ServiceKey, Tmpfs, Ulimit, UnixMs};
+use super::{
+    Dns, Egress, HostAlias, IoLimits, Name, RevisionKey, ServiceKey, Tmpfs, Ulimit, UnixMs,
+};
 
 /// A service as stored in the registry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +56,9 @@ pub struct RevisionSpec {
     pub containers: Vec<Container>,
     pub volumes: Vec<Volume>,
     pub place: PlacementRules,
+    /// Private networks its containers may reach; the public internet is open to all.
+    #[serde(default)]
+    pub egress: Vec<Egress>,
     /// SIGTERM to SIGKILL.
     pub termination_grace_seconds: u32,
     pub labels: BTreeMap<String, String>,
@@ -79,6 +84,7 @@ impl Default for RevisionSpec {
             containers: Vec::new(),
             volumes: Vec::new(),
             place: PlacementRules::default(),
+            egress: Vec::new(),
             termination_grace_seconds: 10,
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),

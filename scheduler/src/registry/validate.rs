@@ -53,6 +53,8 @@ pub mod limits {
     pub const HOST_NAMES: usize = 512;
     pub const VOLUMES: usize = 64;
     pub const TRAFFIC_TARGETS: usize = 64;
+    /// Each is a rule of the firewall that every packet may have to pass.
+    pub const EGRESS: usize = 64;
     pub const LABELS: usize = 256;
 }
 
@@ -165,6 +167,11 @@ fn validate_spec(spec: &RevisionSpec) -> Result<(), Refusal> {
         limits::GRACE_SECONDS.into(),
     )?;
     validate_place(&spec.place)?;
+    at_most(
+        "network.allow",
+        spec.egress.len() as u64,
+        limits::EGRESS as u64,
+    )?;
     let [container] = spec.containers.as_slice() else {
         return Err(invalid(
             "containers",

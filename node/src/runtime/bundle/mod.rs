@@ -6,18 +6,19 @@ mod mounts;
 mod process;
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use libcontainer::oci_spec::OciSpecError;
 use libcontainer::oci_spec::runtime::{
-    Linux, LinuxBuilder, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, RootBuilder,
-    Spec, SpecBuilder,
+    Linux, LinuxBuilder, LinuxIdMappingBuilder, LinuxNamespace, LinuxNamespaceBuilder,
+    LinuxNamespaceType, RootBuilder, Spec, SpecBuilder,
 };
 
 use super::cgroup;
 use super::seccomp;
 use super::spec::ContainerSpec;
 use super::user::Resolved;
+use crate::userns::Block;
 
 use limits::resources;
 use mounts::mounts;
@@ -47,11 +48,23 @@ const READ_ONLY: [&str; 5] = [
     "/proc/sysrq-trigger",
 ];
 
+/// Namespaces a container joins instead of getting new ones, as paths to open.
+#[derive(Debug, Default)]
+pub struct Joined {
+    pub network: Option<PathBuf>,
+    pub user: Option<PathBuf>,
+}
+
 /// The OCI configuration of `spec` for `user`; `etc` holds the files written for it.
 ///
 /// # Errors
 /// A builder refused, which would be a mistake here.
-pub fn oci_spec(spec: &ContainerSpec, user: &Resolved, etc: &Path) -> Result<Spec, OciSpecError> {
+pub fn oci_spec(
+    spec: &ContainerSpec,
+    user: &Resolved,
+    joined: &Joined,
+    etc: &Path,
+) -> Result<Spec, OciSpecError> {
     SpecBuilder::default()
         .version("1.2.0")
         .hostname(spec.hostname.clone())
@@ -63,18 +76,27 @@ pub fn oci_spec(spec: &ContainerSpec, user: &Resolved, etc: &Path) -> Result<Spe
         )
         .process(process(spec, user)?)
         .mounts(mounts(spec, etc)?)
-        .linux(linux(spec)?)
+        .linux(linux(spec, joined)?)
         .build()
 }
 
-fn linux(spec: &ContainerSpec) -> Result<Linux, OciSpecError> {
+fn linux(spec: &ContainerSpec, joined: &Joined) -> Result<Linux, OciSpecError> {
     let mut read_only: Vec<String> = READ_ONLY.map(str::to_owned).to_vec();
     if !cgroup::is_unified() {
         // The tmpfs that holds the controllers' folders must be writable while they are mounted.
         read_only.push("/sys/fs/cgroup".to_owned());
     }
-    LinuxBuilder::default()
-        .namespaces(namespaces(spec)?)
+    let mut linux = LinuxBuilder::default();
+    if let (Some(block), None) = (spec.ids, &joined.user) {
+        let ids = LinuxIdMappingBuilder::default()
+            .container_id(0_u32)
+            .host_id(block.root())
+            .size(Block::SIZE)
+            .build()?;
+        linux = linux.uid_mappings(vec![ids]).gid_mappings(vec![ids]);
+    }
+    linux
+        .namespaces(namespaces(spec, joined)?)
         .cgroups_path(spec.cgroup.clone())
         .resources(resources(spec)?)
         .sysctl(sysctls(spec))
@@ -92,7 +114,7 @@ fn sysctls(spec: &ContainerSpec) -> HashMap<String, String> {
     all.cloned().collect()
 }
 
-fn namespaces(spec: &ContainerSpec) -> Result<Vec<LinuxNamespace>, OciSpecError> {
+fn namespaces(spec: &ContainerSpec, joined: &Joined) -> Result<Vec<LinuxNamespace>, OciSpecError> {
     let mut all = Vec::new();
     for typ in [
         LinuxNamespaceType::Pid,
@@ -103,10 +125,16 @@ fn namespaces(spec: &ContainerSpec) -> Result<Vec<LinuxNamespace>, OciSpecError>
     ] {
         all.push(LinuxNamespaceBuilder::default().typ(typ).build()?);
     }
-    let mut network = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Network);
-    if let Some(path) = &spec.netns {
-        network = network.path(path.clone());
+    let mut given = vec![(LinuxNamespaceType::Network, &joined.network)];
+    if spec.ids.is_some() {
+        given.push((LinuxNamespaceType::User, &joined.user));
     }
-    all.push(network.build()?);
+    for (typ, path) in given {
+        let mut namespace = LinuxNamespaceBuilder::default().typ(typ);
+        if let Some(path) = path {
+            namespace = namespace.path(path.clone());
+        }
+        all.push(namespace.build()?);
+    }
     Ok(all)
 }

@@ -1,7 +1,7 @@
 //! The container's program: its user, environment, capabilities and rlimits.
 
 use std::collections::{BTreeMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use libcontainer::oci_spec::OciSpecError;
 use libcontainer::oci_spec::runtime::{
@@ -14,8 +14,13 @@ use super::super::spec::ContainerSpec;
 use super::super::user::Resolved;
 
 /// What root in a container keeps: enough to own files, drop to another user and bind low ports, as images
-/// that start as root do. Docker's set without `NET_RAW`, MKNOD, `AUDIT_WRITE`, `SYS_CHROOT`, SETFCAP
-/// and SETPCAP. Any other user keeps none.
+/// that start as root do (nginx, redis, postgres make their folders, give them away and become
+/// someone else). Docker's set without `NET_RAW`, MKNOD, `AUDIT_WRITE`, `SYS_CHROOT`, SETFCAP and
+/// SETPCAP. Any other user keeps none.
+///
+/// In a user namespace these are powers over the container's own ids, files and processes and over
+/// nothing of the host, so asking for them one by one would protect nobody. Without one they are
+/// bounded by what the container can see: its own mounts and processes.
 const ROOT_KEEPS: [Capability; 8] = [
     Capability::Chown,
     Capability::DacOverride,
@@ -62,10 +67,18 @@ pub(super) fn process(spec: &ContainerSpec, user: &Resolved) -> Result<Process, 
         .build()
 }
 
-/// The folder the program starts in.
+/// The folder the program starts in, without `..`: what is checked is what is entered.
 #[must_use]
 pub fn working_dir(spec: &ContainerSpec) -> PathBuf {
-    Path::new("/").join(&spec.cwd)
+    let mut plain = PathBuf::from("/");
+    for part in Path::new(&spec.cwd).components() {
+        match part {
+            Component::Normal(name) => plain.push(name),
+            Component::ParentDir => drop(plain.pop()),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    plain
 }
 
 /// `NAME=value` once per name. libcontainer would otherwise ask the image's own libc for HOME.

@@ -4,7 +4,7 @@
 use std::error::Error;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -17,15 +17,16 @@ use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use pathrs::Root;
 use pathrs::flags::OpenFlags;
-use rustix::fs::{Gid, Uid};
+use rustix::fs::{AtFlags, Gid, Uid};
 
-use super::super::bundle;
+use super::super::bundle::{self, Joined};
 use super::super::cgroup::{self, Cgroup};
 use super::super::disk;
 use super::super::spec::ContainerSpec;
 use super::super::user::{self, Resolved};
 use super::super::wire::{BUNDLE, ETC, FailCode, Failure, STATE};
 use super::{bad, etc, init, pipe, sysctl};
+use crate::userns::{self, Block};
 
 pub struct Built {
     pub container: Container,
@@ -41,14 +42,8 @@ pub fn container(
     folder: &Path,
     private: [RawFd; 2],
 ) -> Result<Built, Failure> {
-    if let Some(netns) = spec.netns.as_ref().filter(|path| !path.exists()) {
-        return Err(bad(
-            FailCode::Namespace,
-            format!("there is no {}", netns.display()),
-        ));
-    }
-    let user = user::resolve(&spec.rootfs, &spec.user, &spec.groups)
-        .map_err(|m| bad(FailCode::BadUser, m))?;
+    let held = Held::open(spec)?;
+    let user = user(spec)?;
     bundle::check_ulimits(spec).map_err(|m| bad(FailCode::BadLimit, m))?;
     if let Some(name) = spec
         .add_capabilities
@@ -66,21 +61,88 @@ pub fn container(
             format!("{} cannot be opened: {e}", spec.rootfs.display()),
         )
     })?;
+    let other = |what: &str, e: io::Error| bad(FailCode::CreateContainer, format!("{what}: {e}"));
     let cwd = working_dir(&root, spec)?;
     command(&root, spec, &user, &cwd)?;
     // A read-only lower file system may refuse; then what is missing shows below, by name.
-    mend(&root);
+    mend(&root, spec.ids);
     if let Some(netns) = &spec.netns {
         sysctl::set(netns, &spec.sysctls).map_err(|m| bad(FailCode::BadLimit, m))?;
     }
-    etc::write(spec).map_err(|e| bad(FailCode::CreateContainer, format!("{ETC}: {e}")))?;
-    write_bundle(spec, &user, folder)
-        .map_err(|e| bad(FailCode::CreateContainer, format!("{BUNDLE}: {e}")))?;
+    etc::write(spec).map_err(|e| other(ETC, e))?;
+    if let Some(block) = spec.ids {
+        let_through(block).map_err(|e| other("the instance's folder", e))?;
+    }
+    write_bundle(spec, &user, &held.joined(), folder).map_err(|e| other(BUNDLE, e))?;
+    let private = private.into_iter().chain(held.descriptors()).collect();
     let init = spec.init;
     let built = build(spec, &user, folder, Exec { private, init })?;
     disk::bound(&Cgroup::at(&spec.cgroup), &spec.io, folder)
         .map_err(|m| bad(FailCode::BadLimit, m))?;
     Ok(built)
+}
+
+/// Lets the container's root, and nobody else of the host's users, pass through the instance's folder to
+/// what it mounts. It sees none of that once it is in its own root file system.
+fn let_through(block: Block) -> io::Result<()> {
+    std::os::unix::fs::chown(".", None, Some(block.root()))?;
+    fs::set_permissions(".", fs::Permissions::from_mode(0o710))
+}
+
+/// The namespaces a container joins, open: its root cannot follow the host's paths to them.
+struct Held {
+    network: Option<File>,
+    user: Option<OwnedFd>,
+}
+
+impl Held {
+    fn open(spec: &ContainerSpec) -> Result<Self, Failure> {
+        let mut held = Self {
+            network: None,
+            user: None,
+        };
+        let Some(path) = &spec.netns else {
+            return Ok(held);
+        };
+        let failed = |e: io::Error| bad(FailCode::Namespace, format!("{}: {e}", path.display()));
+        let network = File::open(path).map_err(failed)?;
+        if spec.ids.is_some() {
+            held.user = Some(userns::owning(network.as_fd()).map_err(failed)?);
+        }
+        held.network = Some(network);
+        Ok(held)
+    }
+
+    fn joined(&self) -> Joined {
+        Joined {
+            network: self.network.as_ref().map(userns::path_of),
+            user: self.user.as_ref().map(userns::path_of),
+        }
+    }
+
+    fn descriptors(&self) -> impl Iterator<Item = RawFd> {
+        let (network, user) = (&self.network, &self.user);
+        let network = network.as_ref().map(AsRawFd::as_raw_fd);
+        network
+            .into_iter()
+            .chain(user.as_ref().map(AsRawFd::as_raw_fd))
+    }
+}
+
+/// Whose user the program runs as; in a user namespace only somebody who is in there.
+fn user(spec: &ContainerSpec) -> Result<Resolved, Failure> {
+    let refuse = |message| bad(FailCode::BadUser, message);
+    let user = user::resolve(&spec.rootfs, &spec.user, &spec.groups).map_err(refuse)?;
+    let all = [user.uid, user.gid];
+    let foreign = all.iter().chain(&user.groups).find(|id| !Block::has(**id));
+    match (spec.ids, foreign) {
+        (Some(_), Some(id)) => Err(refuse(format!(
+            "a container has the ids 0 to {}, and user `{}` needs {id}",
+            Block::SIZE - 1,
+            spec.user
+        ))),
+        _ => Ok(user),
+    }
 }
 
 /// The folder the program starts in, made if missing. The kernel's own trees are no place: a
@@ -105,11 +167,31 @@ fn working_dir(root: &Root, spec: &ContainerSpec) -> Result<PathBuf, Failure> {
             Ok(_) => refuse("not a folder".to_owned()),
             Err(error) => refuse(error.to_string()),
         },
-        Err(_) => match root.mkdir_all(&cwd, &fs::Permissions::from_mode(0o755)) {
-            Ok(_) => Ok(cwd),
+        Err(_) => match make_folder(root, &cwd, 0o755, spec.ids) {
+            Ok(()) => Ok(cwd),
             Err(error) => refuse(error.to_string()),
         },
     }
+}
+
+/// Makes a folder and those above it that are missing, all of them the container's root's.
+fn make_folder(root: &Root, path: &Path, mode: u32, ids: Option<Block>) -> io::Result<()> {
+    let mut above: Vec<&Path> = path.ancestors().collect();
+    above.reverse();
+    for folder in above {
+        if root.resolve(folder).is_ok() {
+            continue;
+        }
+        let made = root
+            .mkdir_all(folder, &fs::Permissions::from_mode(mode))
+            .map_err(io::Error::other)?;
+        if let Some(block) = ids {
+            let (uid, gid) = (Uid::from_raw(block.root()), Gid::from_raw(block.root()));
+            let made = OwnedFd::from(made);
+            rustix::fs::chownat(made, c"", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
+        }
+    }
+    Ok(())
 }
 
 /// Finds the command as `execvp` will, so that its absence has a name before anything is made.
@@ -154,9 +236,9 @@ fn command(root: &Root, spec: &ContainerSpec, user: &Resolved, cwd: &Path) -> Re
 
 /// Makes what minimal images lack: `/tmp`, and plain files to mount ours over where the image has
 /// links that lead nowhere (a Debian `resolv.conf` often does).
-fn mend(root: &Root) {
+fn mend(root: &Root, ids: Option<Block>) {
     if root.resolve("/tmp").is_err() {
-        let _ = root.mkdir_all("/tmp", &fs::Permissions::from_mode(0o1777));
+        let _ = make_folder(root, Path::new("/tmp"), 0o1777, ids);
         if let Ok(tmp) = root.open_subpath("/tmp", OpenFlags::O_DIRECTORY | OpenFlags::O_RDONLY) {
             // mkdir honours the umask, which a shared /tmp must not.
             let _ = tmp.set_permissions(fs::Permissions::from_mode(0o1777));
@@ -170,8 +252,14 @@ fn mend(root: &Root) {
     }
 }
 
-fn write_bundle(spec: &ContainerSpec, user: &Resolved, folder: &Path) -> io::Result<()> {
-    let config = bundle::oci_spec(spec, user, &folder.join(ETC)).map_err(io::Error::other)?;
+fn write_bundle(
+    spec: &ContainerSpec,
+    user: &Resolved,
+    joined: &Joined,
+    folder: &Path,
+) -> io::Result<()> {
+    let etc = folder.join(ETC);
+    let config = bundle::oci_spec(spec, user, joined, &etc).map_err(io::Error::other)?;
     fs::create_dir_all(BUNDLE)?;
     let mut file = io::BufWriter::new(File::create(Path::new(BUNDLE).join("config.json"))?);
     serde_json::to_writer(&mut file, &config)?;
@@ -187,9 +275,11 @@ fn build(
     let other = |e: io::Error| bad(FailCode::CreateContainer, e.to_string());
     let (stdout, out) = pipe().map_err(other)?;
     let (stderr, err) = pipe().map_err(other)?;
+    let on_host = |id| spec.ids.map_or(id, |block| block.host_id(id));
     for end in [&out, &err] {
         // The program's own user must be able to open /dev/stdout anew.
-        let owner = (Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)));
+        let (uid, gid) = (on_host(user.uid), on_host(user.gid));
+        let owner = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
         rustix::fs::fchown(end.as_fd(), owner.0, owner.1).map_err(|e| other(e.into()))?;
     }
     let null = File::open("/dev/null").map_err(other)?;
@@ -289,7 +379,7 @@ fn classify(error: &dyn Error, said: &str) -> Failure {
 /// another machine), the container's log says so and its exit code is a shell's.
 #[derive(Clone)]
 struct Exec {
-    private: [RawFd; 2],
+    private: Vec<RawFd>,
     /// Whether another process than the program is to be the container's first.
     init: bool,
 }
@@ -317,9 +407,9 @@ impl Executor for Exec {
     fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
         // The command was looked for before anything was made. This runs in the container, as its
         // user, last before it waits to be started.
-        for fd in self.private {
+        for fd in &self.private {
             // SAFETY: the shim's, inherited; nothing here uses them.
-            unsafe { libc::close(fd) };
+            unsafe { libc::close(*fd) };
         }
         // SAFETY: a flag on ourselves. Without its shim nothing would read the program's output;
         // a program that changes its user loses the flag, and the next daemon ends it.

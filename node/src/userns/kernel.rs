@@ -1,0 +1,184 @@
+//! The system calls no safe library has: a child in namespaces of its own, owners mapped on a mount,
+//! and whose a namespace is.
+
+use std::ffi::CStr;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+
+use super::Block;
+
+/// `NS_GET_USERNS` of linux/nsfs.h.
+const OWNING: libc::Ioctl = 0xb701;
+
+/// A child process in namespaces of its own. It waits until it is let go; dropped, it is ended.
+pub struct Child {
+    pid: libc::pid_t,
+    line: OwnedFd,
+}
+
+/// What a child does when it is let go, as root of its user namespace: it enters a folder and mounts
+/// file systems, each a kind and a place, in order.
+pub struct Errand<'a> {
+    pub enter: &'a CStr,
+    pub mounts: &'a [(&'a CStr, &'a CStr)],
+}
+
+/// Which of an [`Errand`]'s steps failed (entering is the first), and why.
+pub type Failed = (usize, io::Error);
+
+impl Child {
+    /// Starts one with the namespaces `flags` name.
+    pub fn start(flags: libc::c_int, errand: Option<&Errand<'_>>) -> io::Result<Self> {
+        let (line, end) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
+        let none: libc::c_long = 0;
+        let flags = libc::c_long::from(flags);
+        // SAFETY: like fork(2) without libc's preparations. The child has its own copy of memory and makes
+        // nothing but raw system calls with what was made before (see `live`), so no lock that another
+        // thread of ours held at this moment can matter to it.
+        match unsafe { libc::syscall(libc::SYS_clone, flags, none, none, none, none) } {
+            -1 => Err(io::Error::last_os_error()),
+            // SAFETY: this is the child.
+            0 => unsafe { live(end.as_raw_fd(), errand) },
+            pid => Ok(Self {
+                pid: libc::pid_t::try_from(pid).map_err(io::Error::other)?,
+                line,
+            }),
+        }
+    }
+
+    /// Gives its user namespace the ids of `block`.
+    pub fn map(&self, block: Block) -> io::Result<()> {
+        for file in ["uid_map", "gid_map"] {
+            fs::write(format!("/proc/{}/{file}", self.pid), block.map())?;
+        }
+        Ok(())
+    }
+
+    /// Holds one of its namespaces.
+    pub fn namespace(&self, kind: &str) -> io::Result<File> {
+        File::open(format!("/proc/{}/ns/{kind}", self.pid))
+    }
+
+    /// Lets it go and waits for its end.
+    pub fn run(mut self) -> Result<(), Failed> {
+        let lost = |error: rustix::io::Errno| (0, error.into());
+        rustix::net::send(&self.line, &[1], SendFlags::NOSIGNAL).map_err(lost)?;
+        self.reap();
+        let mut report = [0_u8; 8];
+        let (count, _) =
+            rustix::net::recv(&self.line, &mut report, RecvFlags::DONTWAIT).map_err(lost)?;
+        let [s0, s1, s2, s3, e0, e1, e2, e3] = report;
+        let step = u32::from_ne_bytes([s0, s1, s2, s3]);
+        match i32::from_ne_bytes([e0, e1, e2, e3]) {
+            0 if count == report.len() => Ok(()),
+            error => Err((step as usize, io::Error::from_raw_os_error(error))),
+        }
+    }
+
+    fn reap(&mut self) {
+        // SAFETY: a child of ours that nobody else waits for; it ends by itself or was killed.
+        unsafe { libc::waitpid(self.pid, std::ptr::null_mut(), libc::__WALL) };
+        self.pid = 0;
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if self.pid > 0 {
+            // SAFETY: ours and not waited for yet, so the number is still its own.
+            unsafe { libc::kill(self.pid, libc::SIGKILL) };
+            self.reap();
+        }
+    }
+}
+
+/// The child's life, to its end.
+///
+/// # Safety
+/// Only in a process that shares no memory with another. Allocates nothing and takes no lock.
+unsafe fn live(line: RawFd, errand: Option<&Errand<'_>>) -> ! {
+    unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        let mut gate = [0_u8; 1];
+        let let_go = libc::read(line, gate.as_mut_ptr().cast(), 1) == 1;
+        if let (true, Some(errand)) = (let_go, errand) {
+            let (step, error) = do_errand(errand);
+            let mut report = [0_u8; 8];
+            report[..4].copy_from_slice(&step.to_ne_bytes());
+            report[4..].copy_from_slice(&error.to_ne_bytes());
+            libc::write(line, report.as_ptr().cast(), report.len());
+        }
+        libc::_exit(0);
+    }
+}
+
+/// The last step that was tried and its error, which is 0 when all went well.
+unsafe fn do_errand(errand: &Errand<'_>) -> (u32, i32) {
+    // libc's own setresuid would talk to threads that are not there.
+    let root = unsafe {
+        libc::syscall(libc::SYS_setresgid, 0, 0, 0) | libc::syscall(libc::SYS_setresuid, 0, 0, 0)
+    };
+    if root != 0 || unsafe { libc::chdir(errand.enter.as_ptr()) } != 0 {
+        return (0, errno());
+    }
+    let mut step = 0;
+    for (kind, place) in errand.mounts {
+        step += 1;
+        let (kind, place) = (kind.as_ptr(), place.as_ptr());
+        let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC | libc::MS_RDONLY;
+        if unsafe { libc::mount(kind, place, kind, flags, std::ptr::null()) } != 0 {
+            return (step, errno());
+        }
+    }
+    (step, 0)
+}
+
+fn errno() -> i32 {
+    io::Error::last_os_error()
+        .raw_os_error()
+        .unwrap_or(libc::EIO)
+}
+
+/// Shows a detached mount with owners mapped by a user namespace, read-only.
+pub fn map_owners(tree: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> io::Result<()> {
+    let attr = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP | libc::MOUNT_ATTR_RDONLY,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: u64::try_from(namespace.as_raw_fd()).map_err(io::Error::other)?,
+    };
+    // SAFETY: both descriptors are open, the name is empty and ends, `attr` has the size that is told.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attr,
+            size_of_val(&attr),
+        )
+    };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// The user namespace a namespace belongs to.
+pub fn owning(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // SAFETY: takes no argument, returns a new descriptor (close-on-exec) or an error.
+    match unsafe { libc::ioctl(namespace.as_raw_fd(), OWNING) } {
+        -1 => Err(io::Error::last_os_error()),
+        // SAFETY: it is new and nobody else's.
+        fd => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+    }
+}
