@@ -9,6 +9,7 @@ mod bundle;
 pub mod cgroup;
 pub mod fake;
 pub mod logs;
+mod nursery;
 pub mod process;
 mod seccomp;
 pub mod shim;

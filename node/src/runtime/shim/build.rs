@@ -25,7 +25,7 @@ use super::super::cgroup::{self, Cgroup};
 use super::super::spec::ContainerSpec;
 use super::super::user::{self, Resolved};
 use super::super::wire::{BUNDLE, ETC, FailCode, Failure, STATE};
-use super::{bad, pipe};
+use super::{bad, give_back_memory, pipe};
 
 /// Files every container gets its own of.
 const ETC_FILES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
@@ -332,6 +332,7 @@ impl Executor for Exec {
         // SAFETY: a flag on ourselves. Without its shim nothing would read the program's output;
         // a program that changes its user loses the flag, and the next daemon ends it.
         unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        give_back_memory();
         Ok(())
     }
 }
