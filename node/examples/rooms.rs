@@ -6,6 +6,7 @@
 //! ```text
 //! networks N      keeps N networks ready from now on, says when they are
 //! program WORDS   what containers run from now on; without words, the image's entrypoint
+//! lease N PREFIX  networks for N containers, which stay theirs also when these are deleted
 //! create ID       everything but the program running       created ID ADDRESS PID
 //! start ID        its program                              started ID
 //! begin ID        both, telling the address in between     leased ID ADDRESS, started ID
@@ -17,7 +18,7 @@
 //! clear           deletes all                              cleared
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -46,6 +47,8 @@ struct Rooms {
     image: Arc<Image>,
     program: Mutex<Vec<String>>,
     known: Mutex<BTreeMap<InstanceId, Ipv4Addr>>,
+    /// Whose networks stay.
+    kept: Mutex<BTreeSet<InstanceId>>,
 }
 
 #[tokio::main]
@@ -109,6 +112,7 @@ impl Rooms {
             image: images.into_iter().next().context("an archive of nothing")?,
             program: Mutex::default(),
             known: Mutex::default(),
+            kept: Mutex::default(),
         }))
     }
 
@@ -166,6 +170,10 @@ impl Rooms {
             ["many" | "park" | "launch", count, prefix] => {
                 let took = self.many(words[0], count.parse()?, prefix).await?;
                 say(&format!("{} {count} {}", words[0], took.as_micros()));
+            }
+            ["lease", count, prefix] => {
+                self.lease(count.parse()?, prefix).await?;
+                say(&format!("lease {count}"));
             }
             ["clear"] => {
                 self.clear().await?;
@@ -230,7 +238,14 @@ impl Rooms {
 
     async fn delete(&self, id: &InstanceId) -> Result<()> {
         self.shims.delete(id).await?;
-        self.networks.release(id);
+        let kept = self
+            .kept
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(id);
+        if !kept {
+            self.networks.release(id);
+        }
         let dir = self.folder.join("instances").join(&id.0);
         self.store.remove_snapshot(&dir).await?;
         tokio::fs::remove_dir_all(&dir).await?;
