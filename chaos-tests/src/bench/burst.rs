@@ -34,8 +34,10 @@ pub fn run(plan: &Plan) -> Result<Board> {
             Err(error) => board.missing(peer.program, format!("{error:#}")),
         }
     }
-    let counts = COUNTS.into_iter().filter(|count| *count <= plan.most);
+    let mut counts = COUNTS.map(|count| count.min(plan.most)).to_vec();
+    counts.dedup();
     let cases: Vec<_> = counts
+        .into_iter()
         .flat_map(|count| ["sleep", "http"].map(|what| format!("{what}-{count}")))
         .collect();
     let cases: Vec<_> = cases.iter().map(String::as_str).collect();

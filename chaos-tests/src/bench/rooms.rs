@@ -1,5 +1,5 @@
 //! The rooms of the product that start containers, driven without the daemon around them: the
-//! program `rooms` on a host of its own, spoken to in lines (`node/examples/rooms.rs` says which). Owns
+//! program `rooms` on a host of its own, spoken to in lines (`src/bin/rooms.rs` says which). Owns
 //! that process; what is measured with it is the benchmarks'.
 
 use std::fs::{self, File};
@@ -33,8 +33,8 @@ pub struct Rooms {
 impl Rooms {
     /// Starts it on a host of its own in `world`, with the test image, below `group`.
     pub fn start(world: &World, plan: &Plan, group: Group) -> Result<Self> {
-        let program = plan.programs.join("examples/rooms");
-        let hint = "build it: cargo build --release -p node --example rooms";
+        let program = plan.programs.join("rooms");
+        let hint = "build it: cargo build --release -p chaos-tests --bin rooms";
         ensure!(program.exists(), "no {}; {hint}", program.display());
         let netns = yard::host(world, "rooms")?;
         // "selvedge" is in the folder's name: what is left running is found by it.
