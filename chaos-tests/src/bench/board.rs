@@ -20,6 +20,14 @@ pub const TTFB: Metric = Metric::new("ttfb_ms", "ms");
 /// The part of a start that is the container runtime's.
 pub const CONTAINER: Metric = Metric::new("container_ms", "ms");
 pub const STARTS: Metric = Metric::new("starts_per_s", "1/s");
+/// Proportional set size: what is shared is divided among those that share it.
+pub const PSS: Metric = Metric::new("pss_mb", "MB");
+/// What the kernel charges to a memory cgroup: pages and its own objects.
+pub const CHARGED: Metric = Metric::new("charged_mb", "MB");
+/// What the machine has less of.
+pub const TAKEN: Metric = Metric::new("taken_mb", "MB");
+/// A start among many instances.
+pub const START: Metric = Metric::new("start_ms", "ms");
 pub const RPS: Metric = Metric::new("rps", "1/s");
 pub const WRITES: Metric = Metric::new("writes_per_s", "1/s");
 pub const P50: Metric = Metric::new("p50_us", "us");

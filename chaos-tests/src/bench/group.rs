@@ -44,6 +44,12 @@ impl Group {
             .with_context(|| format!("{pid} in {}", self.path))
     }
 
+    pub fn pids(&self) -> Result<Vec<i32>> {
+        let text = fs::read_to_string(self.members())?;
+        let pids: Result<_, _> = text.split_whitespace().map(str::parse).collect();
+        Ok(pids?)
+    }
+
     /// Kills who is in it, and waits until none is.
     pub fn end(&self) -> Result<()> {
         until(&format!("{} is empty", self.path), PATIENCE, || {
@@ -54,6 +60,15 @@ impl Group {
             }
             Ok(pids.is_empty().then_some(()))
         })
+    }
+
+    /// The folder in which the same group's memory is charged.
+    pub fn memory(&self) -> Result<PathBuf> {
+        let root = Path::new("/sys/fs/cgroup/memory");
+        let root = if root.exists() { root } else { Path::new(V2) };
+        let dir = root.join(self.path.trim_start_matches('/'));
+        fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+        Ok(dir)
     }
 
     /// CPU time since it was made.

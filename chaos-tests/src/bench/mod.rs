@@ -5,14 +5,17 @@
 
 mod answer;
 pub mod board;
+mod burst;
 mod client;
 mod cold;
+mod density;
 mod group;
 mod load;
 mod peers;
 mod proxy;
 mod race;
 mod registry;
+mod rooms;
 pub mod stats;
 mod sync;
 mod yard;
@@ -29,6 +32,8 @@ pub struct Plan {
     pub rounds: usize,
     /// Where `floor`, the program of the floors, is.
     pub programs: PathBuf,
+    /// The most instances at once.
+    pub most: usize,
 }
 
 impl Plan {
@@ -54,11 +59,21 @@ pub struct Bench {
 }
 
 /// All there are, in the order in which `bench all` runs them.
-pub const ALL: [Bench; 3] = [
+pub const ALL: [Bench; 5] = [
     Bench {
         name: "cold-start",
         about: "a request to a service at zero, until its first byte; against crun and runc",
         run: cold::run,
+    },
+    Bench {
+        name: "burst",
+        about: "from none to hundreds of instances, starts a second; against crun and runc",
+        run: burst::run,
+    },
+    Bench {
+        name: "density",
+        about: "memory of a parked, a running, a frozen instance, and what a start costs among many",
+        run: density::run,
     },
     Bench {
         name: "proxy",

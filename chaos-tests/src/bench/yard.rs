@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::fd::AsFd as _;
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -27,6 +27,16 @@ const WAITING: &str = r#"
     read -r _
     exec "$@" </dev/null >&2
 "#;
+/// Joins, also where its memory may be weighed, and becomes the program, which itself says `waiting`
+/// and waits.
+const AT_ONCE: &str = r#"
+    set -e
+    group=$1; shift
+    echo $$ >"$group"
+    memory=/sys/fs/cgroup/memory/${group#*/cpuacct/}
+    if [ -e "$memory" ]; then echo $$ >"$memory"; fi
+    exec "$@"
+"#;
 
 /// A program in its place, about to begin.
 pub struct Waiting {
@@ -36,6 +46,20 @@ pub struct Waiting {
 
 /// Puts a program in its place. Its output goes to `log`.
 pub fn waiting(netns: &str, group: &Group, log: &Path, words: &[&str]) -> Result<Waiting> {
+    place(WAITING, (netns, group), log, words)
+}
+
+/// The same for a program that knows to wait: its own execution is over when it begins.
+pub fn waiting_itself(netns: &str, group: &Group, log: &Path, words: &[&str]) -> Result<Waiting> {
+    place(AT_ONCE, (netns, group), log, words)
+}
+
+fn place(
+    script: &str,
+    (netns, group): (&str, &Group),
+    log: &Path,
+    words: &[&str],
+) -> Result<Waiting> {
     let shown = words.join(" ");
     let netns = format!("--net=/run/netns/{netns}");
     let mut child = Command::new("nsenter")
@@ -47,7 +71,7 @@ pub fn waiting(netns: &str, group: &Group, log: &Path, words: &[&str]) -> Result
             "--propagation",
             "private",
         ])
-        .args(["sh", "-c", WAITING, "sh"])
+        .args(["sh", "-c", script, "sh"])
         .arg(group.members())
         .args(words)
         .stdin(Stdio::piped())
@@ -58,35 +82,51 @@ pub fn waiting(netns: &str, group: &Group, log: &Path, words: &[&str]) -> Result
     let (word, said) = (child.stdin.take(), child.stdout.take());
     let (word, said) = word.zip(said).context("no pipes")?;
     let mut line = String::new();
-    BufReader::new(said).read_line(&mut line)?;
+    let mut said = BufReader::new(said);
+    said.read_line(&mut line)?;
     ensure!(line == "waiting\n", "`{shown}` did not get to its place");
     Ok(Waiting {
-        child: Running(child),
+        child: Running { child, said },
         word,
     })
 }
 
 impl Waiting {
     pub fn begin(mut self) -> Result<Running> {
-        self.word.write_all(b"begin\n")?;
+        self.say()?;
         Ok(self.child)
+    }
+
+    /// Lets it begin; it goes on until its handle is dropped.
+    pub fn say(&mut self) -> Result<()> {
+        Ok(self.word.write_all(b"begin\n")?)
+    }
+
+    /// A line of what it says.
+    pub fn hear(&mut self) -> Result<String> {
+        let mut line = String::new();
+        self.child.said.read_line(&mut line)?;
+        Ok(line)
     }
 }
 
 /// A program that ends with its handle. What it started itself is found by its group or its host.
-pub struct Running(Child);
+pub struct Running {
+    child: Child,
+    said: BufReader<ChildStdout>,
+}
 
 impl Running {
     pub fn wait(&mut self) -> Result<ExitStatus> {
-        Ok(self.0.wait()?)
+        Ok(self.child.wait()?)
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
         // Fails when it has ended already.
-        self.0.kill().ok();
-        self.0.wait().ok();
+        self.child.kill().ok();
+        self.child.wait().ok();
     }
 }
 

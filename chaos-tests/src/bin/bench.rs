@@ -20,6 +20,9 @@ struct Args {
     /// Where selvedge, selvedged, box and floor are [default: beside this program]
     #[arg(long, value_name = "DIR")]
     programs: Option<PathBuf>,
+    /// The most instances at once in `burst` and `density`
+    #[arg(long, default_value_t = 1000, value_name = "COUNT")]
+    most: usize,
     /// One JSON object a line instead of tables
     #[arg(long)]
     json: bool,
@@ -43,6 +46,7 @@ fn main() -> Result<()> {
     let plan = Plan {
         rounds: args.rounds,
         programs,
+        most: args.most,
     };
     plan.announce();
     let mut wanting = Vec::new();

@@ -10,6 +10,7 @@ pub mod cgroup;
 mod disk;
 pub mod fake;
 pub mod logs;
+mod nursery;
 pub mod process;
 mod seccomp;
 pub mod shim;

@@ -6,7 +6,6 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,12 +17,13 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::cgroup::Cgroup;
+use super::nursery::Nursery;
 use super::spec::is_safe_id;
 use super::wire::{
     self, FailCode, Failure, MAX_LINE, Phase, Reply, Request, SOCKET, SPEC, ShimState,
 };
 use super::{
-    Adopted, AdoptedState, ContainerSpec, Handle, Ran, Runtime, RuntimeError, Usage, adopt, shim,
+    Adopted, AdoptedState, ContainerSpec, Handle, Ran, Runtime, RuntimeError, Usage, adopt,
 };
 
 /// Containers made at once. Making one mostly waits for the kernel, so this is above the number of
@@ -58,6 +58,7 @@ impl ShimsConfig {
 #[derive(Debug)]
 pub struct Shims {
     config: ShimsConfig,
+    nursery: Nursery,
     creates: Semaphore,
     known: Mutex<BTreeMap<InstanceId, Known>>,
 }
@@ -80,6 +81,7 @@ impl Shims {
         // Shims leave our working folder.
         config.instances = fs::canonicalize(&config.instances).map_err(RuntimeError::Folder)?;
         Ok(Self {
+            nursery: Nursery::new(&config.binary, &config.instances),
             config,
             creates: Semaphore::new(MAX_CREATES),
             known: Mutex::new(BTreeMap::new()),
@@ -103,34 +105,17 @@ impl Shims {
         Cgroup::at(&cgroup).freeze(frozen).map_err(failed(id, what))
     }
 
-    /// Starts a shim and waits for its report.
+    /// Has a shim forked and waits for its report.
     async fn spawn(&self, id: &InstanceId, folder: &Path) -> Result<ShimState, RuntimeError> {
-        let mut child = tokio::process::Command::new(&self.config.binary)
-            .arg0(shim::NAME)
-            .arg("shim")
-            .arg("--dir")
-            .arg(folder)
-            .env_clear()
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(failed(id, "starting the shim"))?;
+        let report = self.nursery.shim(folder);
+        let report = report.map_err(failed(id, "starting the shim"))?;
         fail::fail_point!("runtime::shim_spawned");
         let mut line = String::new();
-        if let Some(report) = child.stdout.take() {
-            // One line, not to its end: others may hold the pipe open.
-            BufReader::new(report.take(MAX_LINE))
-                .read_line(&mut line)
-                .await
-                .map_err(failed(id, "reading the shim's report"))?;
-        }
-        // What we started left at once; the shim is its child.
-        child
-            .wait()
+        // One line, not to its end: others may hold the pipe open.
+        BufReader::new(report.take(MAX_LINE))
+            .read_line(&mut line)
             .await
-            .map_err(failed(id, "reaping the shim's parent"))?;
+            .map_err(failed(id, "reading the shim's report"))?;
         match serde_json::from_str(&line) {
             Ok(Reply::State(state)) => Ok(state),
             Ok(Reply::Refused(failure)) => Err(failure.into()),
@@ -284,6 +269,8 @@ impl Runtime for Shims {
     }
 
     async fn adopt(&self) -> Result<Vec<Adopted>, RuntimeError> {
+        // The first start should not have to wait for it; should it fail, that start says why.
+        let _ = self.nursery.warm();
         let mut all = Vec::new();
         for entry in fs::read_dir(&self.config.instances).map_err(RuntimeError::Folder)? {
             let entry = entry.map_err(RuntimeError::Folder)?;

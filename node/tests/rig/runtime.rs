@@ -493,7 +493,7 @@ async fn shims_have_their_own_name_and_parent() {
     let pid = world.record("named").shim.pid;
     let read = |name| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap();
     assert_eq!(read("comm").trim(), "selvedge-shim");
-    assert!(read("cmdline").starts_with("selvedge-shim\0shim\0--dir\0"));
+    assert!(read("cmdline").starts_with("selvedge-shim\0shim\0--nursery\0"));
     assert_eq!(
         read("status").lines().find(|l| l.starts_with("Threads")),
         Some("Threads:\t1")

@@ -1,20 +1,21 @@
 //! The other ways to start the same server: OCI runtimes, and the floor that is none.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::{AT_ONCE, Starter, ask, sample};
+use super::{AT_ONCE, Case, Starter, ask, sample};
 use crate::bench::Plan;
 use crate::bench::board::Reading;
 use crate::bench::group::Group;
 use crate::bench::peers::{CRUN, Peer, RUNC};
 use crate::bench::race::Contestant;
-use crate::bench::yard::{self, Running};
+use crate::bench::yard::{self, Running, Waiting};
 use crate::world::{World, run};
 
 pub(super) const ALL: [Peer; 2] = [CRUN, RUNC];
@@ -31,6 +32,7 @@ pub(super) struct Runtime<'a> {
     /// What starts, and what ends, the server on the host of this number.
     begin: Vec<Vec<String>>,
     kill: Vec<Vec<String>>,
+    waiting: VecDeque<Waiting>,
     running: Vec<Running>,
 }
 
@@ -58,6 +60,7 @@ pub(super) fn floor<'a>(world: &World, hosts: &'a [String], plan: &Plan) -> Resu
         begin: begin?,
         kill: Vec::new(),
         home,
+        waiting: VecDeque::new(),
         running: Vec::new(),
     })
 }
@@ -104,17 +107,23 @@ pub(super) fn peer<'a>(world: &World, hosts: &'a [String], peer: Peer) -> Result
         home,
         begin,
         kill,
+        waiting: VecDeque::new(),
         running: Vec::new(),
     })
 }
 
 /// Files of the test image, as `World` lays them out.
-fn root(world: &World) -> PathBuf {
+pub(in crate::bench) fn root(world: &World) -> PathBuf {
     world.dir().join("root")
 }
 
 /// The runtime's own idea of a bundle, with our root and program, on the host's network.
-fn write_bundle(peer: Peer, bundle: &Path, root: &Path, cgroup: &str) -> Result<()> {
+pub(in crate::bench) fn write_bundle(
+    peer: Peer,
+    bundle: &Path,
+    root: &Path,
+    cgroup: &str,
+) -> Result<()> {
     let file = bundle.join("config.json");
     if !file.exists() {
         let script = "cd \"$1\" && \"$2\" spec";
@@ -136,27 +145,42 @@ fn write_bundle(peer: Peer, bundle: &Path, root: &Path, cgroup: &str) -> Result<
     Ok(())
 }
 
+impl Runtime<'_> {
+    /// Puts what starts the server of this number in its place.
+    fn place(&self, number: usize) -> Result<Waiting> {
+        let words: Vec<_> = self.begin[number].iter().map(String::as_str).collect();
+        let log = self.home.join("log");
+        let place = if self.kill.is_empty() {
+            yard::waiting_itself
+        } else {
+            yard::waiting
+        };
+        place(&self.hosts[number], &self.group, &log, &words)
+    }
+}
+
 impl Starter for Runtime<'_> {
-    fn start(&mut self, count: usize) -> Result<Vec<Duration>> {
-        let hosts = &self.hosts[..count];
-        let mut waiting = Vec::new();
-        for (host, words) in hosts.iter().zip(&self.begin) {
-            let words: Vec<_> = words.iter().map(String::as_str).collect();
-            waiting.push(yard::waiting(
-                host,
-                &self.group,
-                &self.home.join("log"),
-                &words,
-            )?);
-        }
+    fn ready(&mut self, _: &Case, count: usize) -> Result<()> {
+        let places: Result<_> = (0..count).map(|number| self.place(number)).collect();
+        self.waiting = places?;
+        Ok(())
+    }
+
+    fn one(&mut self, number: usize) -> Result<Duration> {
         let began = Instant::now();
-        for place in waiting {
+        let place = self.waiting.pop_front().context("nothing waits")?;
+        self.running.push(place.begin()?);
+        let took = ask(&[(&self.hosts[number], DOOR, "box")], began)?;
+        Ok(took[0].took)
+    }
+
+    fn together(&mut self, count: usize) -> Result<Vec<Duration>> {
+        let began = Instant::now();
+        for place in self.waiting.drain(..) {
             self.running.push(place.begin()?);
         }
-        let doors: Vec<_> = hosts
-            .iter()
-            .map(|host| (host.as_str(), DOOR, "box"))
-            .collect();
+        let doors = self.hosts[..count].iter();
+        let doors: Vec<_> = doors.map(|host| (host.as_str(), DOOR, "box")).collect();
         Ok(ask(&doors, began)?.iter().map(|first| first.took).collect())
     }
 
@@ -191,6 +215,6 @@ impl Contestant for Runtime<'_> {
     }
 
     fn take(&mut self, case: &str) -> Result<Vec<Reading>> {
-        sample(self, case)
+        sample(self, super::case(case)?)
     }
 }

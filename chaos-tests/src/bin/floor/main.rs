@@ -1,6 +1,6 @@
 //! The floors of benchmarks: the least that any system must do, with nothing around it. `floor
-//! serve PORT` is the backend behind proxies; `floor start ROOT WORK PROGRAM` is a container
-//! without a runtime.
+//! serve PORT` is the backend behind proxies; `floor start ROOT WORK PROGRAM…` is a container
+//! without a runtime, `floor many COUNT ROOT WORK PROGRAM…` is many.
 
 mod serve;
 mod start;
@@ -14,8 +14,8 @@ fn main() -> Result<()> {
         // As an image's entrypoint it has no words.
         [] => serve::serve(8080),
         ["serve", port] => serve::serve(port.parse()?),
-        ["start", root, work, program] => start::outside(root, work, program),
-        [start::INSIDE, root, work, program] => start::inside(root, work, program),
-        _ => bail!("floor serve PORT | floor start ROOT WORK PROGRAM"),
+        ["start", root, work, ref program @ ..] => start::one(root, work, program),
+        ["many", count, root, work, ref program @ ..] => start::many(count, root, work, program),
+        _ => bail!("floor serve PORT | floor start|many [COUNT] ROOT WORK PROGRAM..."),
     }
 }

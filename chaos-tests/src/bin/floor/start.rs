@@ -1,40 +1,77 @@
 //! A container without a runtime: namespaces, a root of its own over the image's, proc, sys and
-//! dev, exec. No cgroup, no filters, no network of its own: it starts on the host it is on.
-#![allow(unsafe_code)] // One call, see `outside`.
+//! dev, exec. No cgroup, no filters, no network of its own: it starts on the host it is on. One system
+//! call makes process and namespaces; the program is the only one that is executed.
+#![allow(unsafe_code)] // One call, see `clone`.
 
 use std::fs;
+use std::io::{BufRead as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount,
 };
-use rustix::process::pivot_root;
-use rustix::thread::{UnshareFlags, unshare_unsafe};
+use rustix::process::{Pid, WaitOptions, pivot_root, waitpid};
 
-/// The word by which the program calls itself.
-pub const INSIDE: &str = "inside";
-
-/// Makes the namespaces and waits for the first process in them.
-pub fn outside(root: &str, work: &str, program: &str) -> Result<()> {
-    let flags = UnshareFlags::NEWNS
-        | UnshareFlags::NEWPID
-        | UnshareFlags::NEWUTS
-        | UnshareFlags::NEWIPC
-        | UnshareFlags::NEWCGROUP;
-    // SAFETY: unsafe only for a table of open files that threads stop sharing; it stays shared, and
-    // there is one thread.
-    unsafe { unshare_unsafe(flags) }?;
-    let mut inside = Command::new("/proc/self/exe");
-    let ended = inside.args([INSIDE, root, work, program]).status()?;
-    ensure!(ended.success(), "{program}: {ended}");
+/// Waits for a line, then starts one container and waits for its end.
+pub fn one(root: &str, work: &str, program: &[&str]) -> Result<()> {
+    wait_for_a_line()?;
+    let pid = clone(|| inside(root, work, program, None))?;
+    waitpid(Some(pid), WaitOptions::empty())?;
     Ok(())
 }
 
+/// Waits for a line, then starts so many and says so; waits for another before it ends.
+pub fn many(count: &str, root: &str, work: &str, program: &[&str]) -> Result<()> {
+    let count: usize = count.parse()?;
+    wait_for_a_line()?;
+    // They are on one network: a server among them needs a port of its own.
+    let first: Option<usize> = std::env::var("PORT")
+        .ok()
+        .and_then(|port| port.parse().ok());
+    for number in 0..count {
+        let port = first.map(|first| first + number);
+        clone(|| inside(root, work, program, port))?;
+    }
+    println!("started");
+    std::io::stdin().lock().read_line(&mut String::new())?;
+    Ok(())
+}
+
+fn wait_for_a_line() -> Result<()> {
+    println!("waiting");
+    std::io::stdout().flush()?;
+    std::io::stdin().lock().read_line(&mut String::new())?;
+    Ok(())
+}
+
+/// Runs `child`, which does not come back, in a process with namespaces of its own.
+fn clone(child: impl FnOnce() -> Result<()>) -> Result<Pid> {
+    let flags = libc::CLONE_NEWNS
+        | libc::CLONE_NEWPID
+        | libc::CLONE_NEWUTS
+        | libc::CLONE_NEWIPC
+        | libc::CLONE_NEWCGROUP;
+    // SAFETY: plain data, and zero is its default.
+    let mut how: libc::clone_args = unsafe { std::mem::zeroed() };
+    how.flags = u64::from(flags.cast_unsigned());
+    how.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
+    // SAFETY: as fork(2): no memory is shared, and this process has one thread, so that the child's
+    // copy of memory is consistent.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut how, size_of_val(&how)) };
+    if pid == 0 {
+        let error = child();
+        eprintln!("floor: {error:?}");
+        std::process::exit(1);
+    }
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    pid.ok_or_else(|| std::io::Error::last_os_error().into())
+}
+
 /// In the namespaces: puts the root together and becomes the program.
-pub fn inside(root: &str, work: &str, program: &str) -> Result<()> {
+fn inside(root: &str, work: &str, program: &[&str], port: Option<usize>) -> Result<()> {
     let work = Path::new(work);
     let (upper, spare, merged) = (work.join("upper"), work.join("spare"), work.join("merged"));
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
@@ -49,35 +86,23 @@ pub fn inside(root: &str, work: &str, program: &str) -> Result<()> {
         spare.display()
     );
     let layers = std::ffi::CString::new(layers)?;
-    mount(
-        "overlay",
-        &merged,
-        "overlay",
-        MountFlags::empty(),
-        layers.as_c_str(),
-    )
-    .context("overlay")?;
+    let none = MountFlags::empty();
+    mount("overlay", &merged, "overlay", none, layers.as_c_str()).context("overlay")?;
     let strict = MountFlags::NOSUID | MountFlags::NOEXEC | MountFlags::NODEV;
     mount("proc", merged.join("proc"), "proc", strict, None).context("proc")?;
-    mount(
-        "sysfs",
-        merged.join("sys"),
-        "sysfs",
-        strict | MountFlags::RDONLY,
-        None,
-    )
-    .context("sys")?;
-    mount(
-        "tmpfs",
-        merged.join("dev"),
-        "tmpfs",
-        MountFlags::NOSUID,
-        None,
-    )
-    .context("dev")?;
+    let fixed = strict | MountFlags::RDONLY;
+    mount("sysfs", merged.join("sys"), "sysfs", fixed, None).context("sys")?;
+    let dev = merged.join("dev");
+    mount("tmpfs", dev, "tmpfs", MountFlags::NOSUID, None).context("dev")?;
     std::env::set_current_dir(&merged)?;
     pivot_root(".", ".").context("pivot_root")?;
     unmount(".", UnmountFlags::DETACH)?;
     std::env::set_current_dir("/")?;
-    Err(Command::new(program).exec()).with_context(|| format!("exec of {program}"))
+    let (name, words) = program.split_first().context("no program")?;
+    let mut program = Command::new(name);
+    program.args(words);
+    if let Some(port) = port {
+        program.env("PORT", port.to_string());
+    }
+    Err(program.exec()).with_context(|| format!("exec of {name}"))
 }

@@ -25,7 +25,7 @@ use super::super::disk;
 use super::super::spec::ContainerSpec;
 use super::super::user::{self, Resolved};
 use super::super::wire::{BUNDLE, ETC, FailCode, Failure, STATE};
-use super::{bad, etc, init, pipe, sysctl};
+use super::{bad, etc, give_back_memory, init, pipe, sysctl};
 use crate::userns::{self, Block};
 
 pub struct Built {
@@ -414,6 +414,7 @@ impl Executor for Exec {
         // SAFETY: a flag on ourselves. Without its shim nothing would read the program's output;
         // a program that changes its user loses the flag, and the next daemon ends it.
         unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        give_back_memory();
         Ok(())
     }
 }

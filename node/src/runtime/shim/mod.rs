@@ -1,5 +1,6 @@
-//! The process that stands between the daemon and one container: re-executed from the daemon's own
-//! binary before any thread exists, detached from it, alive as long as the container is.
+//! The process that stands between the daemon and one container: forked from a nursery, which is the
+//! daemon's own binary before any thread exists, detached from both, alive as long as the container
+//! is.
 //!
 //! It builds the container (libcontainer is safe only in a single thread), owns its output, reaps it,
 //! records how it ended and serves one unix socket. It decides nothing.
@@ -9,6 +10,7 @@ mod build;
 mod etc;
 mod init;
 mod log;
+mod nursery;
 mod serve;
 mod sysctl;
 
@@ -35,53 +37,45 @@ pub const NAME: &str = "selvedge-shim";
 /// How long the dying in a container's cgroup are waited for.
 const CLEANUP: Duration = Duration::from_secs(5);
 
-/// `selvedged shim --dir DIR`: `args` is what follows `shim`. Must be called before the process has
-/// a second thread.
+/// `selvedged shim --nursery INSTANCES`: `args` is what follows `shim`. Must be called before the
+/// process has a second thread. Returns in the nursery and in every shim forked from it.
 pub fn main(args: &[OsString]) -> ExitCode {
-    let [flag, folder] = args else { return usage() };
-    if flag != "--dir" {
+    // The folder of instances is there to be read in a list of processes.
+    let [flag, _instances] = args else {
+        return usage();
+    };
+    if flag != "--nursery" {
         return usage();
     }
-    match detach(Path::new(folder)) {
-        Ok(Side::Parent) => ExitCode::SUCCESS,
-        Ok(Side::Shim(report)) => run(Path::new(folder), report),
+    match nursery::run() {
+        Ok(None) => ExitCode::SUCCESS,
+        Ok(Some(birth)) => match detach(&birth.folder) {
+            Ok(()) => run(&birth.folder, birth.report),
+            Err(error) => {
+                let why = format!("{}: {error}", birth.folder.display());
+                let failure = bad(FailCode::CreateContainer, why);
+                say(&birth.report, &Reply::Refused(failure));
+                ExitCode::FAILURE
+            }
+        },
         Err(error) => {
-            eprintln!("{NAME}: {}: {error}", folder.display());
+            eprintln!("{NAME}: {error}");
             ExitCode::FAILURE
         }
     }
 }
 
 fn usage() -> ExitCode {
-    eprintln!("usage: selvedged shim --dir FOLDER (the daemon calls this itself)");
+    eprintln!("usage: selvedged shim --nursery FOLDER (the daemon calls this itself)");
     ExitCode::from(2)
 }
 
-enum Side {
-    Parent,
-    /// The detached process, and where the daemon waits for one line.
-    Shim(File),
-}
-
-/// Leaves the daemon: own session, parent init, nothing open but the report, working folder `folder`.
-fn detach(folder: &Path) -> io::Result<Side> {
-    // SAFETY: plain system calls with constant arguments; nothing above 2 is in use yet.
-    unsafe {
-        libc::close_range(3, libc::c_uint::MAX, 0);
-        libc::prctl(libc::PR_SET_NAME, c"selvedge-shim".as_ptr());
-    }
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+/// Leaves the nursery: own session, working folder `folder`, nothing of the nursery's open.
+fn detach(folder: &Path) -> io::Result<()> {
     rustix::process::setsid()?;
-    // SAFETY: this process has one thread, so the child's copy of memory is consistent.
-    match unsafe { libc::fork() } {
-        -1 => return Err(io::Error::last_os_error()),
-        0 => {}
-        _ => return Ok(Side::Parent),
-    }
     // SAFETY: a flag on ourselves.
     unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) };
     std::env::set_current_dir(folder)?;
-    let report = File::from(rustix::io::fcntl_dupfd_cloexec(io::stdout().as_fd(), 3)?);
     let null = OpenOptions::new()
         .read(true)
         .write(true)
@@ -97,30 +91,23 @@ fn detach(folder: &Path) -> io::Result<Side> {
             return Err(io::Error::last_os_error());
         }
     }
-    Ok(Side::Shim(report))
+    Ok(())
 }
 
-fn run(folder: &Path, mut report: File) -> ExitCode {
-    // libcontainer's reasons, for the shim's log; its child's come through the container's stderr.
-    tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::ERROR)
-        .with_writer(io::stderr)
-        .with_ansi(false)
-        .without_time()
-        .with_target(false)
-        .init();
+fn run(folder: &Path, report: File) -> ExitCode {
     let mut shim = match Shim::create(folder, &report) {
         Ok(shim) => shim,
         Err(failure) => {
             eprintln!("{NAME}: {failure}");
             // Records first: the reader of the report may look for them.
             let _ = wire::write_record(Path::new("."), FAILED, &failure);
-            say(&mut report, &Reply::Refused(failure));
+            say(&report, &Reply::Refused(failure));
             return ExitCode::FAILURE;
         }
     };
-    say(&mut report, &Reply::State(shim.state()));
+    say(&report, &Reply::State(shim.state()));
     drop(report);
+    give_back_memory();
     match shim.serve() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -130,7 +117,28 @@ fn run(folder: &Path, mut report: File) -> ExitCode {
     }
 }
 
-fn say(report: &mut File, reply: &Reply) {
+/// libcontainer's reasons, for the shim's log; its child's come through the container's stderr.
+fn log_errors() {
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::ERROR)
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .without_time()
+        .with_target(false)
+        .init();
+}
+
+/// Building a container takes memory that nothing needs again while hundreds of shims, and of
+/// programs waiting to be started, lie idle.
+fn give_back_memory() {
+    // SAFETY: returns free pages of the allocator to the kernel; this process has one thread.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+fn say(mut report: &File, reply: &Reply) {
     // A daemon that died meanwhile reads the records instead.
     if let Ok(mut line) = serde_json::to_vec(reply) {
         line.push(b'\n');

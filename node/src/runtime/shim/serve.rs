@@ -6,13 +6,15 @@ use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
+use libcontainer::container::ContainerStatus;
+use libcontainer::notify_socket::{NOTIFY_FILE, NotifySocket};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
 use scheduler::model::{Exit, UnixMs};
 
 use super::super::cgroup::Cgroup;
 use super::super::process;
-use super::super::wire::{self, EXIT, FailCode, Failure, MAX_LINE, Phase, Reply, Request};
+use super::super::wire::{self, EXIT, FailCode, Failure, MAX_LINE, Phase, Reply, Request, STATE};
 use super::{CLEANUP, Shim, bad};
 
 /// Connections served at once; the daemon needs two.
@@ -22,6 +24,9 @@ const SLOWED: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 50_000_000,
 };
+
+/// How far a shim that cleans up stands back from those that start.
+const DELETE_NICE: i32 = 10;
 
 struct Client {
     stream: UnixStream,
@@ -68,6 +73,7 @@ impl Shim {
                 match self.read(&mut clients[at]) {
                     Some(Answer::Now(reply)) => {
                         send(&mut clients[at], &reply);
+                        self.note_started();
                         ended.push(at);
                     }
                     Some(Answer::Last(reply)) => {
@@ -190,12 +196,27 @@ impl Shim {
         if self.phase != Phase::Created {
             return Reply::Refused(bad(FailCode::WrongState, "it was started before"));
         }
-        match self.container.start() {
+        // What libcontainer's own start does, without its reading and writing of files before the
+        // answer: see `note_started`.
+        let waiting = Path::new(STATE).join(&self.spec.id.0).join(NOTIFY_FILE);
+        match NotifySocket::new(waiting).notify_container_start() {
             Ok(()) => {
                 self.phase = Phase::Running;
                 Reply::State(self.state())
             }
             Err(error) => Reply::Refused(bad(FailCode::StartContainer, error.to_string())),
+        }
+    }
+
+    /// Tells libcontainer's records, which only further programs in the container ask, that it
+    /// runs. Nobody waits for this.
+    fn note_started(&mut self) {
+        if self.phase != Phase::Running || self.container.status() == ContainerStatus::Running {
+            return;
+        }
+        self.container.set_status(ContainerStatus::Running);
+        if let Err(error) = self.container.save() {
+            eprintln!("{}: the start could not be noted: {error}", super::NAME);
         }
     }
 
@@ -249,6 +270,8 @@ impl Shim {
     }
 
     fn delete(&mut self) -> Result<(), Failure> {
+        // Somebody may be waiting for a start; nobody waits for this.
+        let _ = rustix::process::nice(DELETE_NICE);
         if self.exit.is_none() {
             // Version 1 of cgroups keeps even this signal waiting while it is frozen.
             let _ = Cgroup::at(&self.spec.cgroup).freeze(false);
