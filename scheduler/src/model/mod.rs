@@ -3,6 +3,7 @@
 //! All types serialize the same way in JSON (stored, shown) and in bincode (between nodes), so no
 //! field is ever skipped or flattened; new fields carry `#[serde(default)]`.
 
+mod config;
 mod ids;
 mod instance;
 mod node;
@@ -10,6 +11,7 @@ mod revision;
 mod service;
 pub mod units;
 
+pub use config::{Blob, Config, LocalVolume, ObjectKey, Sealed, Secret};
 pub use ids::{
     InstanceId, Name, NameError, NodeId, Now, RequestId, RevisionKey, ServiceKey, UnixMs,
 };
