@@ -9,6 +9,8 @@ use std::time::Duration;
 use scheduler::model::{Name, units};
 use serde::{Deserialize, Deserializer};
 
+use crate::volumes::HostPath;
+
 /// Larger files are refused before they are parsed.
 const MAX_BYTES: u64 = 256 * 1024;
 
@@ -189,6 +191,8 @@ pub struct RuntimeSection {
     pub registries: BTreeMap<String, RegistrySection>,
     /// Prepared network namespaces kept in stock.
     pub network_pool: usize,
+    /// Paths of this machine that services may mount: `/srv/share`, or `/srv/data:rw` to write.
+    pub host_paths: Vec<HostPath>,
 }
 
 impl Default for RuntimeSection {
@@ -198,6 +202,7 @@ impl Default for RuntimeSection {
             subnet: "10.201.0.0/16".to_owned(),
             registries: BTreeMap::new(),
             network_pool: 4,
+            host_paths: Vec::new(),
         }
     }
 }

@@ -20,7 +20,7 @@ use chaos_tests::world::{Launch, Node, Outcome, PATIENCE, World, run, until};
 use serde_json::Value;
 
 use crate::SMALL;
-use points::Step::{self, Boot, Changes, Delete, Deploy, Import, Pull, Request};
+use points::Step::{self, Boot, Changes, Delete, Deploy, Equip, Import, Pull, Request};
 use points::{AWAITED, POINTS};
 
 /// The service that runs all the time.
@@ -145,6 +145,10 @@ impl Crashes {
                 self.world.deploy(name, &ONE)?.ok()?;
                 Ok(String::new())
             }
+            Equip => {
+                self.node.cli(&["config", "set", "app", "a=1"])?.ok()?;
+                Ok(format!("volume/{name}:/data"))
+            }
             Deploy | Boot => Ok(String::new()),
         }
     }
@@ -173,6 +177,17 @@ impl Crashes {
                 self.world.deploy(name, &[&ONE[..], &now].concat())?,
                 Promise::There,
             ),
+            Equip => {
+                let own = [
+                    "--mount",
+                    "config/app:/app",
+                    "--mount",
+                    "memory=1Mi:/scratch",
+                ];
+                let local = ["--mount", prepared];
+                let flags = [&ONE[..], &now, &own, &local].concat();
+                acked(self.world.deploy(name, &flags)?, Promise::There)
+            }
             Request => {
                 let answered = self.node.get(name, "/");
                 ensure!(answered.is_err(), "the request was answered: {answered:?}");
@@ -312,6 +327,11 @@ fn dies_at(steps: &[Step]) -> Result<()> {
     crashes.all(steps)?;
     crashes.world.hush();
     Ok(())
+}
+
+#[test]
+fn the_daemon_dies_while_volumes_are_made() -> Result<()> {
+    dies_at(&[Equip])
 }
 
 /// The list here is the daemon's: no step is left out.

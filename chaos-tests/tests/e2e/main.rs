@@ -25,6 +25,7 @@ mod scenarios;
 mod serving;
 mod streams;
 mod trust;
+mod volumes;
 mod wire;
 mod zero;
 

@@ -1,7 +1,9 @@
 //! The command line's grammar. Only words and their types; what they do is in `commands`.
 
 mod deploy;
+mod given;
 mod node;
+mod objects;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,7 +12,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use scheduler::model::{Name, units};
 
 pub use deploy::{DeployArgs, EnvChange, PortFlag, ScaleFlag, spread, user};
+pub use given::{MountFlag, SecretFlag};
 pub use node::{JoinArgs, NodeFlags, UpArgs};
+pub use objects::{ConfigCommand, SecretCommand, SetArgs, ValueFlag, ValueFrom, VolumeCommand};
 
 /// Serverless containers on your own edge.
 #[derive(Debug, Parser)]
@@ -117,6 +121,15 @@ pub enum Command {
     Scale(ScaleArgs),
     /// Delete services
     Delete(DeleteArgs),
+    /// Values for services that nobody reads back
+    #[command(subcommand)]
+    Secret(SecretCommand),
+    /// Values for services, as variables or files
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Folders of one node that outlive instances
+    #[command(subcommand)]
+    Volume(VolumeCommand),
     /// Images that nodes hold
     #[command(subcommand)]
     Image(ImageCommand),

@@ -2,9 +2,9 @@
 
 use scheduler::model::EnvVar;
 
-use super::Manifest;
 use super::lower::{env_line, probe, pull_policy, whole_seconds};
-use crate::args::{DeployArgs, EnvChange};
+use super::{Manifest, mount};
+use crate::args::{DeployArgs, EnvChange, SecretFlag};
 
 /// Applies the flags; `env_files` are the contents of `--env-file`, each with its name.
 ///
@@ -18,6 +18,7 @@ pub fn override_with(
     scale(&mut manifest, flags)?;
     container(&mut manifest, flags)?;
     environment(&mut manifest, flags, env_files)?;
+    mount::change(&mut manifest.spec, &flags.mounts)?;
     let spec = &mut manifest.spec;
     if let Some(limit) = flags.concurrency {
         spec.container_concurrency = limit;
@@ -110,16 +111,27 @@ fn environment(
                 env[at] = EnvVar {
                     name,
                     value,
-                    secret: None,
+                    ..EnvVar::default()
                 }
             }
             (Some(at), None) => drop(env.remove(at)),
             (None, Some(value)) => env.push(EnvVar {
                 name,
                 value,
-                secret: None,
+                ..EnvVar::default()
             }),
             (None, None) => {}
+        }
+    }
+    for SecretFlag { name, place } in &flags.secrets {
+        let var = EnvVar {
+            name: name.clone(),
+            secret: Some(place.clone()),
+            ..EnvVar::default()
+        };
+        match env.iter().position(|known| known.name == *name) {
+            Some(at) => env[at] = var,
+            None => env.push(var),
         }
     }
     Ok(())

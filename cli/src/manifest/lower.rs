@@ -6,7 +6,7 @@ use scheduler::model::{
 use toml_edit::{Document, Item};
 
 use super::section::{Section, Source};
-use super::{MAX_BYTES, Manifest, ManifestError};
+use super::{MAX_BYTES, Manifest, ManifestError, mount};
 use crate::args::{EnvChange, PortFlag, ScaleFlag, spread, user};
 
 const TOP: &[&str] = &[
@@ -28,6 +28,9 @@ const TOP: &[&str] = &[
     "read_only",
     "capabilities",
     "env",
+    "secrets",
+    "config",
+    "mount",
     "resources",
     "health",
     "place",
@@ -63,6 +66,7 @@ pub fn parse(file: &str, text: &str) -> Read<Manifest> {
     revision(&top, &mut manifest)?;
     container(&top, &mut manifest)?;
     place(&top, &mut manifest)?;
+    mount::mounts(&top, &mut manifest.spec)?;
     Ok(manifest)
 }
 
@@ -95,9 +99,10 @@ fn container(top: &Section<'_>, manifest: &mut Manifest) -> Read<()> {
         container.env.push(EnvVar {
             name,
             value,
-            secret: None,
+            ..EnvVar::default()
         });
     }
+    mount::variables(top, &mut container.env)?;
     if let Some(policy) = top.parsed("pull", pull_policy)? {
         policy.clone_into(&mut container.image_pull_policy);
     }
@@ -258,7 +263,7 @@ impl From<PortFlag> for ContainerPort {
 }
 
 /// One line of an env file, or nothing for blanks and comments.
-pub(super) fn env_line(line: &str) -> Result<Option<EnvChange>, String> {
+pub fn env_line(line: &str) -> Result<Option<EnvChange>, String> {
     let line = line.trim();
     if line.is_empty() || line.starts_with('#') {
         return Ok(None);

@@ -30,7 +30,7 @@ fn spec() -> RevisionSpec {
     let env = |n: &str, v: &str| EnvVar {
         name: n.into(),
         value: v.into(),
-        secret: None,
+        ..EnvVar::default()
     };
     let container = Container {
         name: "user-container".into(),

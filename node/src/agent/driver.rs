@@ -91,6 +91,7 @@ impl Driver {
             runtime: parts.runtime,
             network: parts.network,
             files,
+            volumes: parts.volumes,
             cgroup: parts.cgroup.into(),
         };
         let node = Node::new(parts.capacity);
@@ -454,7 +455,7 @@ fn refusal(FailReason { code, message }: FailReason) -> StartRefusal {
         code if code.starts_with("Image") || code == "RegistryUnavailable" => {
             StartRefusal::Image(message)
         }
-        "Network" | "Disk" | "Runtime" => StartRefusal::NoRoom(message),
+        "Network" | "Disk" | "Runtime" | "Volume" => StartRefusal::NoRoom(message),
         _ => StartRefusal::Failed {
             code,
             message,

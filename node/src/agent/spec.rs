@@ -3,7 +3,9 @@
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use scheduler::model::{Container, FailReason, InstanceId, ProbeAction, Revision, RevisionSpec};
+use scheduler::model::{
+    Container, EnvVar, FailReason, InstanceId, ProbeAction, Revision, RevisionSpec,
+};
 
 use crate::image::ImageConfig;
 use crate::runtime::{ContainerSpec, parse_signal};
@@ -29,12 +31,6 @@ pub fn unsupported(spec: &RevisionSpec) -> Option<&'static str> {
     }
     if container.liveness.is_some() || container.startup.is_some() {
         return Some("liveness and startup probes are not understood; use readiness");
-    }
-    if !spec.volumes.is_empty() || !container.volume_mounts.is_empty() {
-        return Some("volumes are not understood");
-    }
-    if container.env.iter().any(|e| e.secret.is_some()) {
-        return Some("env: secrets are not understood; pass a value");
     }
     None
 }
@@ -95,9 +91,12 @@ fn environment(
         text.split_once('=')
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
     };
+    // Those whose values stand elsewhere are the volumes' room's business.
+    let here = |e: &&EnvVar| e.secret.is_none() && e.config.is_none();
     let own = container
         .env
         .iter()
+        .filter(here)
         .map(|e| (e.name.clone(), e.value.clone()));
     let platform = [
         ("PORT", revision.spec.port().container_port.to_string()),
@@ -140,7 +139,7 @@ fn user(container: &Container, image: &ImageConfig) -> String {
 #[cfg(test)]
 mod tests {
     use scheduler::model::{
-        EnvVar, ImagePin, Name, RevisionKey, RevisionState, SecurityContext, ServiceKey, UnixMs,
+        ImagePin, Name, RevisionKey, RevisionState, SecurityContext, ServiceKey, UnixMs,
     };
 
     use super::*;
@@ -216,7 +215,7 @@ mod tests {
         let var = |name: &str, value: &str| EnvVar {
             name: name.into(),
             value: value.into(),
-            secret: None,
+            ..EnvVar::default()
         };
         let env = vec![var("LOG", "mine"), var("PORT", "9")];
         let spec = built(Container {

@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::cgroup::Cgroup;
-use super::spec::is_safe_id;
+use super::spec::{SecretEnv, is_safe_id};
 use super::wire::{
     self, FailCode, Failure, MAX_LINE, Phase, Reply, Request, SOCKET, SPEC, ShimState,
 };
@@ -101,7 +101,12 @@ impl Shims {
     }
 
     /// Starts a shim and waits for its report.
-    async fn spawn(&self, id: &InstanceId, folder: &Path) -> Result<ShimState, RuntimeError> {
+    async fn spawn(
+        &self,
+        id: &InstanceId,
+        folder: &Path,
+        secrets: &SecretEnv,
+    ) -> Result<ShimState, RuntimeError> {
         let mut child = tokio::process::Command::new(&self.config.binary)
             .arg0(shim::NAME)
             .arg("shim")
@@ -109,12 +114,18 @@ impl Shims {
             .arg(folder)
             .env_clear()
             .current_dir("/")
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
             .map_err(failed(id, "starting the shim"))?;
         fail::fail_point!("runtime::shim_spawned");
+        if let Some(mut pipe) = child.stdin.take() {
+            let told =
+                wire::secrets(secrets).map_err(|e| failed(id, "telling secrets")(e.into()))?;
+            // A shim that is gone says why in its report, or says nothing.
+            let _ = pipe.write_all(&told).await;
+        }
         let mut line = String::new();
         if let Some(report) = child.stdout.take() {
             // One line, not to its end: others may hold the pipe open.
@@ -171,7 +182,7 @@ impl Runtime for Shims {
             serde_json::to_vec(spec).map_err(|e| failed(id, "writing the spec")(e.into()))?;
         fs::write(folder.join(SPEC), text).map_err(failed(id, "writing the spec"))?;
         fail::fail_point!("runtime::spec_written");
-        let made = timeout(CREATE_DEADLINE, self.spawn(id, &folder))
+        let made = timeout(CREATE_DEADLINE, self.spawn(id, &folder, &spec.secret_env))
             .await
             .unwrap_or_else(|_| {
                 Err(RuntimeError::Deadline {

@@ -5,4 +5,5 @@
 
 mod network;
 mod runtime;
+mod secrets;
 mod world;

@@ -10,6 +10,8 @@ use crate::model::{
 
 /// Set by the platform, refused as Knative refuses them.
 const RESERVED_ENV: [&str; 4] = ["PORT", "K_SERVICE", "K_REVISION", "K_CONFIGURATION"];
+/// A volume's name in its service: `config-` and the longest name fit.
+const MAX_VOLUME_NAME: usize = 128;
 /// Mounting over them would hide what the sandbox masks.
 const RESERVED_MOUNTS: [&str; 3] = ["/proc", "/sys", "/dev"];
 /// What may be asked for: Docker's default set without `MKNOD` and `NET_RAW`. The rest of the
@@ -217,10 +219,10 @@ pub(super) fn validate_volumes(volumes: &[Volume], mounts: &[VolumeMount]) -> Re
 /// It names a folder on the node.
 fn validate_volume_name(name: &str) -> Result<(), Refusal> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
-    let good = name.len() <= 63 && name.bytes().all(plain);
+    let good = name.len() <= MAX_VOLUME_NAME && name.bytes().all(plain);
     ensure(good, "mount", || {
         format!(
-            "`{}` is no name of a volume: use up to 63 letters, digits, '-' and '_'",
+            "`{}` is no name of a volume: use up to 128 letters, digits, '-' and '_'",
             short(name)
         )
     })

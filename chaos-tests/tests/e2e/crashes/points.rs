@@ -5,6 +5,8 @@
 pub enum Step {
     /// A service is deployed, and its first instance starts.
     Deploy,
+    /// The same with volumes of every kind that a node makes.
+    Equip,
     /// A request comes for a service at zero.
     Request,
     /// A service with a running instance is deleted.
@@ -18,10 +20,10 @@ pub enum Step {
     Changes,
 }
 
-use Step::{Boot, Changes, Delete, Deploy, Import, Pull, Request};
+use Step::{Boot, Changes, Delete, Deploy, Equip, Import, Pull, Request};
 
 /// Every point of `selvedged --failpoints`, and what leads there.
-pub const POINTS: [(&str, Step); 59] = [
+pub const POINTS: [(&str, Step); 65] = [
     ("image::resolved", Pull),
     ("image::planned", Pull),
     ("image::received", Import),
@@ -51,6 +53,12 @@ pub const POINTS: [(&str, Step); 59] = [
     ("agent::folder_made", Deploy),
     ("agent::record_written", Deploy),
     ("agent::recorded", Deploy),
+    ("volumes::local_made", Equip),
+    ("volumes::laid_out", Equip),
+    ("volumes::mounted", Equip),
+    ("volumes::filled", Equip),
+    ("volumes::equipped", Equip),
+    ("volumes::unmounted", Delete),
     ("runtime::spec_written", Deploy),
     ("runtime::shim_spawned", Deploy),
     ("runtime::created", Deploy),

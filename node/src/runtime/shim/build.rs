@@ -22,7 +22,7 @@ use rustix::fs::{Gid, Uid};
 
 use super::super::bundle;
 use super::super::cgroup::{self, Cgroup};
-use super::super::spec::ContainerSpec;
+use super::super::spec::{ContainerSpec, SecretEnv};
 use super::super::user::{self, Resolved};
 use super::super::wire::{BUNDLE, ETC, FailCode, Failure, STATE};
 use super::{bad, pipe};
@@ -74,7 +74,8 @@ pub fn container(
     write_etc(spec).map_err(|e| bad(FailCode::CreateContainer, format!("{ETC}: {e}")))?;
     write_bundle(spec, &user, folder)
         .map_err(|e| bad(FailCode::CreateContainer, format!("{BUNDLE}: {e}")))?;
-    build(spec, &user, folder, Exec { private })
+    let secrets = spec.secret_env.clone();
+    build(spec, &user, folder, Exec { private, secrets })
 }
 
 /// The folder the program starts in, made if missing. The kernel's own trees are no place: a
@@ -306,6 +307,8 @@ fn classify(error: &dyn Error, said: &str) -> Failure {
 #[derive(Clone)]
 struct Exec {
     private: [RawFd; 2],
+    /// In memory only: the bundle's configuration, which holds the other variables, is a file.
+    secrets: SecretEnv,
 }
 
 impl Executor for Exec {
@@ -316,7 +319,10 @@ impl Executor for Exec {
             .and_then(|p| p.args().as_ref())
             .filter(|args| !args.is_empty())
             .ok_or(ExecutorError::InvalidArg)?;
-        let error = Command::new(&args[0]).args(&args[1..]).exec();
+        let error = Command::new(&args[0])
+            .args(&args[1..])
+            .envs(self.secrets.iter())
+            .exec();
         eprintln!("selvedge: cannot run `{}`: {error}", args[0]);
         let missing = error.kind() == io::ErrorKind::NotFound;
         std::process::exit(if missing { 127 } else { 126 });

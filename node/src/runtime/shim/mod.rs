@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use super::cgroup::Cgroup;
 use super::process::Process;
-use super::spec::ContainerSpec;
+use super::spec::{ContainerSpec, SecretEnv};
 use super::wire::{
     self, FAILED, FailCode, Failure, Phase, Reply, SHIM, SHIM_LOG, SOCKET, SPEC, STATE, ShimRecord,
     ShimState,
@@ -39,9 +39,17 @@ pub fn main(args: &[OsString]) -> ExitCode {
     if flag != "--dir" {
         return usage();
     }
+    // Whole before the daemon is left: what comes through the pipe is nowhere else.
+    let secrets = match wire::read_secrets(io::stdin().lock()) {
+        Ok(secrets) => secrets,
+        Err(error) => {
+            eprintln!("{NAME}: the secret variables cannot be read: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     match detach(Path::new(folder)) {
         Ok(Side::Parent) => ExitCode::SUCCESS,
-        Ok(Side::Shim(report)) => run(Path::new(folder), report),
+        Ok(Side::Shim(report)) => run(Path::new(folder), report, secrets),
         Err(error) => {
             eprintln!("{NAME}: {}: {error}", folder.display());
             ExitCode::FAILURE
@@ -97,7 +105,7 @@ fn detach(folder: &Path) -> io::Result<Side> {
     Ok(Side::Shim(report))
 }
 
-fn run(folder: &Path, mut report: File) -> ExitCode {
+fn run(folder: &Path, mut report: File, secrets: SecretEnv) -> ExitCode {
     // libcontainer's reasons, for the shim's log; its child's come through the container's stderr.
     tracing_subscriber::fmt()
         .with_max_level(tracing::Level::ERROR)
@@ -106,7 +114,7 @@ fn run(folder: &Path, mut report: File) -> ExitCode {
         .without_time()
         .with_target(false)
         .init();
-    let mut shim = match Shim::create(folder, &report) {
+    let mut shim = match Shim::create(folder, &report, secrets) {
         Ok(shim) => shim,
         Err(failure) => {
             eprintln!("{NAME}: {failure}");
@@ -147,9 +155,10 @@ struct Shim {
 }
 
 impl Shim {
-    fn create(folder: &Path, report: &File) -> Result<Self, Failure> {
-        let spec: ContainerSpec = wire::read_record(Path::new("."), SPEC)
+    fn create(folder: &Path, report: &File, secrets: SecretEnv) -> Result<Self, Failure> {
+        let mut spec: ContainerSpec = wire::read_record(Path::new("."), SPEC)
             .ok_or_else(|| bad(FailCode::BadSpec, "the specification cannot be read"))?;
+        spec.secret_env = secrets;
         spec.check()
             .map_err(|message| bad(FailCode::BadSpec, message))?;
         let me = Process::of(std::process::id().cast_signed())
@@ -172,6 +181,8 @@ impl Shim {
         })?;
         let private = [listener.as_raw_fd(), report.as_raw_fd()];
         let built = build::container(&spec, folder, private).inspect_err(|_| undo(&spec))?;
+        // The program that waits has its own copy.
+        spec.secret_env = SecretEnv::default();
         record.container = Process::of(built.pid);
         keep(&record).inspect_err(|_| undo(&spec))?;
         let output = log::Output::new(built.stdout, built.stderr)
