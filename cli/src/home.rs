@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use netfabric::identity::{Authority, Identity, sha256_hex};
+use netfabric::identity::{Authority, Identity, Vault, sha256_hex};
 
 use crate::args::NodeFlags;
 use crate::failure::{Exit, Failure};
@@ -77,15 +77,18 @@ impl Home {
     /// The files of a cluster's first node. The identity comes last: with it the node exists.
     pub fn found(&self, authority: &Authority, me: &Identity, config: &str) -> anyhow::Result<()> {
         authority.store(&self.identity())?;
+        Vault::create()?.store(&self.identity())?;
         write(&self.config, config.as_bytes())?;
         write(&self.data.join(FOUND), authority.cluster_id().as_bytes())?;
         Ok(me.store(&self.identity())?)
     }
 
-    /// The files of a node that was taken in; `authority` when it becomes a voter.
+    /// The files of a node that was taken in; `authority` when it becomes a voter, `vault` when the
+    /// cluster has a key for secrets.
     pub fn joined(
         &self,
         authority: Option<&Authority>,
+        vault: Option<&Vault>,
         me: &Identity,
         registry: &[u8],
         config: &str,
@@ -98,6 +101,9 @@ impl Home {
         write(&self.data.join(FOLLOWED), &followed)?;
         if let Some(authority) = authority {
             authority.store(&self.identity())?;
+        }
+        if let Some(vault) = vault {
+            vault.store(&self.identity())?;
         }
         Ok(me.store(&self.identity())?)
     }
@@ -113,6 +119,7 @@ impl Home {
             "node.json",
             "ca.pem",
             "ca.key",
+            "secrets.key",
             "operator.token",
         ] {
             let _ = std::fs::remove_file(identity.join(file));

@@ -230,6 +230,7 @@ impl JoinHandler for Door {
             certificate: self.authority.sign(&request.csr, node).map_err(invalid)?,
             ca: self.authority.ca_pem().to_owned(),
             ca_key: Some(self.authority.key_pem()),
+            secrets_key: None,
             peers: Vec::new(),
             registry: serde_json::to_vec(&State::default()).unwrap_or_default(),
         })

@@ -9,6 +9,8 @@ use std::time::Duration;
 use scheduler::model::{Name, units};
 use serde::{Deserialize, Deserializer};
 
+use crate::volumes::HostPath;
+
 /// Larger files are refused before they are parsed.
 const MAX_BYTES: u64 = 256 * 1024;
 
@@ -191,6 +193,8 @@ pub struct RuntimeSection {
     pub network_pool: usize,
     /// Containers kept prepared up to the start of their program, at most; 0 keeps none.
     pub parked: u32,
+    /// Paths of this machine that services may mount: `/srv/share`, or `/srv/data:rw` to write.
+    pub host_paths: Vec<HostPath>,
 }
 
 impl Default for RuntimeSection {
@@ -201,6 +205,7 @@ impl Default for RuntimeSection {
             registries: BTreeMap::new(),
             network_pool: 4,
             parked: 16,
+            host_paths: Vec::new(),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use netfabric::identity::{Authority, csr_public_key};
+use netfabric::identity::{Authority, Vault, csr_public_key};
 use netfabric::transport::join::{JoinHandler, JoinPeer, JoinRefusal, JoinRequest, JoinResponse};
 use netfabric::transport::{Kind, Mesh};
 use netfabric::wire::codec;
@@ -28,6 +28,8 @@ pub struct Enrol {
     pub registry: Registry,
     /// The CA, on voters.
     pub authority: Option<Authority>,
+    /// The key of the cluster's secrets, which every node is given.
+    pub vault: Option<Vault>,
     pub mesh: Mesh,
 }
 
@@ -104,6 +106,7 @@ impl Enrol {
             certificate,
             ca: authority.ca_pem().to_owned(),
             ca_key: (node.role == Role::Voter).then(|| authority.key_pem()),
+            secrets_key: self.vault.as_ref().map(|v| v.reveal().to_string()),
             peers: peers(&state, node.id),
             registry: serde_json::to_vec(&*state).map_err(|e| invalid(&e))?,
         })

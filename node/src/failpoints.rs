@@ -13,7 +13,7 @@ use rustix::process::{Signal, getpid, kill_process};
 const ORDER: &str = "SELVEDGE_DIE_AT";
 
 /// Every point: its name, and what has just been done; what comes next.
-const POINTS: [(&str, &str); 63] = [
+const POINTS: [(&str, &str); 69] = [
     ("image::resolved", "a name has its digest; it is told"),
     (
         "image::planned",
@@ -96,6 +96,24 @@ const POINTS: [(&str, &str); 63] = [
     (
         "agent::recorded",
         "the record is in its place; root and network are made",
+    ),
+    (
+        "volumes::local_made",
+        "a local volume has its folder; its claim is written",
+    ),
+    (
+        "volumes::laid_out",
+        "a volume has its folder; memory is mounted on it",
+    ),
+    ("volumes::mounted", "it is mounted; its files are written"),
+    ("volumes::filled", "its files are there; it is a volume"),
+    (
+        "volumes::equipped",
+        "an instance's volumes are there; its container is made",
+    ),
+    (
+        "volumes::unmounted",
+        "an instance's volumes are unmounted; their folders go",
     ),
     (
         "runtime::spec_written",

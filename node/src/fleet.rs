@@ -116,5 +116,9 @@ fn view(
             rtt_micros: Some(0),
         },
     );
-    Fleet { me, members }
+    Fleet {
+        me,
+        members,
+        volumes: state.volumes.clone(),
+    }
 }

@@ -22,3 +22,4 @@ pub mod runtime;
 pub mod stewardship;
 pub mod telemetry;
 pub mod userns;
+pub mod volumes;

@@ -21,7 +21,7 @@ use serde_json::Value;
 
 use crate::SMALL;
 use points::Step::{
-    self, Boot, Changes, Delete, Deploy, Idle, Import, Pull, Request, Thaw, Unparked,
+    self, Boot, Changes, Delete, Deploy, Equip, Idle, Import, Pull, Request, Thaw, Unparked,
 };
 use points::{AWAITED, POINTS};
 
@@ -158,6 +158,10 @@ impl Crashes {
                 self.world.deploy(name, &ONE)?.ok()?;
                 Ok(String::new())
             }
+            Equip => {
+                self.node.cli(&["config", "set", "app", "a=1"])?.ok()?;
+                Ok(format!("volume/{name}:/data"))
+            }
             Deploy | Boot => Ok(String::new()),
         }
     }
@@ -197,6 +201,17 @@ impl Crashes {
                 Promise::There,
             ),
             Idle => Promise::There,
+            Equip => {
+                let own = [
+                    "--mount",
+                    "config/app:/app",
+                    "--mount",
+                    "memory=1Mi:/scratch",
+                ];
+                let local = ["--mount", prepared];
+                let flags = [&ONE[..], &now, &own, &local].concat();
+                acked(self.world.deploy(name, &flags)?, Promise::There)
+            }
             Request | Unparked | Thaw => {
                 let answered = self.node.get(name, "/");
                 ensure!(answered.is_err(), "the request was answered: {answered:?}");
@@ -336,6 +351,11 @@ fn dies_at(steps: &[Step]) -> Result<()> {
     crashes.all(steps)?;
     crashes.world.hush();
     Ok(())
+}
+
+#[test]
+fn the_daemon_dies_while_volumes_are_made() -> Result<()> {
+    dies_at(&[Equip])
 }
 
 /// The list here is the daemon's: no step is left out.

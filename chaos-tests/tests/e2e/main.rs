@@ -29,6 +29,7 @@ mod scenarios;
 mod serving;
 mod streams;
 mod trust;
+mod volumes;
 mod wire;
 mod zero;
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use scheduler::model::{Protocol, Spread, units};
 
-use super::SandboxArgs;
+use super::{MountFlag, SandboxArgs, SecretFlag};
 
 #[derive(Debug, Clone, Default, Args)]
 #[command(
@@ -50,6 +50,16 @@ pub struct DeployArgs {
     /// A file of K=V lines
     #[arg(long, value_name = "FILE")]
     pub env_file: Vec<PathBuf>,
+    /// A variable from a secret: K=NAME:KEY
+    #[arg(long = "secret", value_name = "K=NAME:KEY")]
+    pub secrets: Vec<SecretFlag>,
+    #[arg(
+        long = "mount",
+        value_name = "SRC:PATH[:ro]",
+        help = "Show SRC at PATH: emptydir[=SIZE], memory[=SIZE], config/NAME, secret/NAME,\n\
+                volume/NAME or a /path of the node; PATH- takes it away"
+    )]
+    pub mounts: Vec<MountFlag>,
     /// Cores an instance may use; 0 is no limit
     #[arg(long, value_name = "CORES", value_parser = units::cpu_millis)]
     pub cpu: Option<u32>,

@@ -1,7 +1,9 @@
 //! The command line's grammar. Only words and their types; what they do is in `commands`.
 
 mod deploy;
+mod given;
 mod node;
+mod objects;
 mod sandbox;
 
 use std::path::PathBuf;
@@ -13,7 +15,9 @@ use scheduler::model::{Name, units};
 use crate::output::TopKind;
 
 pub use deploy::{DeployArgs, EnvChange, PortFlag, ScaleFlag, pair, spread};
+pub use given::{MountFlag, SecretFlag};
 pub use node::{JoinArgs, NodeFlags, UpArgs};
+pub use objects::{ConfigCommand, SecretCommand, SetArgs, ValueFlag, ValueFrom, VolumeCommand};
 pub use sandbox::{SandboxArgs, UserFlag, bound_io, host, ulimit};
 
 /// Serverless containers on your own edge.
@@ -129,6 +133,15 @@ pub enum Command {
     Scale(ScaleArgs),
     /// Delete services
     Delete(DeleteArgs),
+    /// Values for services that nobody reads back
+    #[command(subcommand)]
+    Secret(SecretCommand),
+    /// Values for services, as variables or files
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Folders of one node that outlive instances
+    #[command(subcommand)]
+    Volume(VolumeCommand),
     /// Images that nodes hold
     #[command(subcommand)]
     Image(ImageCommand),

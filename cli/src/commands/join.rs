@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use netfabric::identity::{Authority, Identity, JoinToken, NodeKeys, TokenError};
+use netfabric::identity::{Authority, Identity, JoinToken, NodeKeys, TokenError, Vault};
 use netfabric::transport::join::{JoinError, JoinRefusal, JoinRequest, JoinResponse, enroll};
 use netfabric::wire::api::{NodeStatus, Status};
 use scheduler::model::{Name, NodeId};
@@ -136,7 +136,10 @@ async fn become_a_node(
         seeds: seeds(target, &answer),
     };
     let config = nodefile::render(flags, name.as_str(), &reach)?;
-    home.joined(authority.as_ref(), &me, &answer.registry, &config)?;
+    let vault = answer.secrets_key.as_deref();
+    let vault = vault.map(Vault::from_hex).transpose()?;
+    let (authority, vault) = (authority.as_ref(), vault.as_ref());
+    home.joined(authority, vault, &me, &answer.registry, &config)?;
     Ok(me)
 }
 

@@ -1,6 +1,7 @@
 //! One file per verb.
 
 mod completion;
+mod config;
 mod confirm;
 mod delete;
 mod demo;
@@ -13,12 +14,15 @@ mod image;
 mod join;
 mod logs;
 mod node;
+mod object;
 mod scale;
+mod secret;
 mod status;
 mod token;
 mod top;
 mod up;
 mod version;
+mod volume;
 mod wait;
 
 use std::process::ExitCode;
@@ -47,6 +51,9 @@ pub async fn run(cli: Cli, out: Printer) -> anyhow::Result<ExitCode> {
         Command::Logs(args) => logs::run(args, &session()?).await?,
         Command::Scale(args) => scale::run(args, &session()?).await?,
         Command::Delete(args) => delete::run(args, &session()?).await?,
+        Command::Secret(command) => secret::run(command, &session()?).await?,
+        Command::Config(command) => config::run(command, &session()?).await?,
+        Command::Volume(command) => volume::run(command, &session()?).await?,
         Command::Image(command) => image::run(command, &session()?).await?,
         Command::Node(command) => node::run(command, &session()?).await?,
         Command::Token(command) => token::run(command, &session()?).await?,

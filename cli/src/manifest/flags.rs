@@ -4,8 +4,8 @@ use scheduler::model::EnvVar;
 
 use super::lower::{env_line, pull_policy, whole_seconds};
 use super::probe::probe;
-use super::{Manifest, sandbox};
-use crate::args::{DeployArgs, EnvChange};
+use super::{Manifest, mount, sandbox};
+use crate::args::{DeployArgs, EnvChange, SecretFlag};
 
 /// Applies the flags; `env_files` are the contents of `--env-file`, each with its name.
 ///
@@ -20,6 +20,7 @@ pub fn override_with(
     container(&mut manifest, flags)?;
     environment(&mut manifest, flags, env_files)?;
     sandbox::override_with(&mut manifest, &flags.sandbox)?;
+    mount::change(&mut manifest.spec, &flags.mounts)?;
     let spec = &mut manifest.spec;
     if let Some(limit) = flags.concurrency {
         spec.container_concurrency = limit;
@@ -118,16 +119,27 @@ fn environment(
                 env[at] = EnvVar {
                     name,
                     value,
-                    secret: None,
+                    ..EnvVar::default()
                 }
             }
             (Some(at), None) => drop(env.remove(at)),
             (None, Some(value)) => env.push(EnvVar {
                 name,
                 value,
-                secret: None,
+                ..EnvVar::default()
             }),
             (None, None) => {}
+        }
+    }
+    for SecretFlag { name, place } in &flags.secrets {
+        let var = EnvVar {
+            name: name.clone(),
+            secret: Some(place.clone()),
+            ..EnvVar::default()
+        };
+        match env.iter().position(|known| known.name == *name) {
+            Some(at) => env[at] = var,
+            None => env.push(var),
         }
     }
     Ok(())

@@ -6,7 +6,7 @@ use scheduler::model::{
 use toml_edit::{Document, Item};
 
 use super::section::{Section, Source};
-use super::{MAX_BYTES, Manifest, ManifestError, probe, sandbox};
+use super::{MAX_BYTES, Manifest, ManifestError, mount, probe, sandbox};
 use crate::args::{EnvChange, PortFlag, ScaleFlag, spread};
 
 /// Beside those of the sandbox.
@@ -26,6 +26,9 @@ const TOP: &[&str] = &[
     "workdir",
     "pull",
     "env",
+    "secrets",
+    "config",
+    "mount",
     "resources",
     "health",
     "place",
@@ -69,6 +72,7 @@ pub fn parse(file: &str, text: &str) -> Read<Manifest> {
     sandbox::read(&top, &mut manifest)?;
     place(&top, &mut manifest)?;
     network(&top, &mut manifest)?;
+    mount::mounts(&top, &mut manifest.spec)?;
     Ok(manifest)
 }
 
@@ -104,9 +108,10 @@ fn container(top: &Section<'_>, manifest: &mut Manifest) -> Read<()> {
         container.env.push(EnvVar {
             name,
             value,
-            secret: None,
+            ..EnvVar::default()
         });
     }
+    mount::variables(top, &mut container.env)?;
     if let Some(policy) = top.parsed("pull", pull_policy)? {
         policy.clone_into(&mut container.image_pull_policy);
     }
@@ -271,7 +276,7 @@ impl From<PortFlag> for ContainerPort {
 }
 
 /// One line of an env file, or nothing for blanks and comments.
-pub(super) fn env_line(line: &str) -> Result<Option<EnvChange>, String> {
+pub fn env_line(line: &str) -> Result<Option<EnvChange>, String> {
     let line = line.trim();
     if line.is_empty() || line.starts_with('#') {
         return Ok(None);

@@ -4,6 +4,7 @@
 mod error;
 mod flags;
 mod lower;
+mod mount;
 mod probe;
 mod sandbox;
 mod section;
@@ -16,7 +17,7 @@ use scheduler::model::{Container, Name, RevisionSpec, Scale, TrafficTarget};
 
 pub use error::ManifestError;
 pub use flags::override_with;
-pub use lower::parse;
+pub use lower::{env_line, parse};
 
 /// Larger manifests are refused before they are parsed.
 pub const MAX_BYTES: usize = 1 << 20;

@@ -89,6 +89,25 @@ impl<'a> Section<'a> {
             .transpose()
     }
 
+    /// The tables of a list (`[[key]]`), whose keys are all in `known`.
+    pub fn tables(&self, key: &str, known: &[&str]) -> Read<Vec<Self>> {
+        let Some(item) = self.item(key) else {
+            return Ok(Vec::new());
+        };
+        let wrong = || self.wrong_type(key, "a list of tables, each written [[…]]", item);
+        let tables: Vec<&'a dyn TableLike> = match item {
+            Item::ArrayOfTables(tables) => tables.iter().map(|t| t as &dyn TableLike).collect(),
+            Item::Value(Value::Array(values)) => {
+                let table = |v: &'a Value| v.as_inline_table().map(|t| t as &dyn TableLike);
+                let tables: Option<Vec<_>> = values.iter().map(table).collect();
+                tables.ok_or_else(wrong)?
+            }
+            _ => return Err(wrong()),
+        };
+        let section = |table| Self::new(self.source, table, known);
+        tables.into_iter().map(section).collect()
+    }
+
     fn table_at(&self, key: &str) -> Read<Option<&'a dyn TableLike>> {
         let Some(item) = self.item(key) else {
             return Ok(None);

@@ -1,6 +1,6 @@
 //! The manifest, by examples: what it lowers to and how it complains.
 
-use scheduler::model::{ProbeAction, Protocol, Spread};
+use scheduler::model::{ProbeAction, Protocol, Spread, VolumeSource};
 
 use super::*;
 use crate::args::{Cli, Command, DeployArgs};
@@ -408,4 +408,148 @@ proptest::proptest! {
             let _ = error.to_string();
         }
     }
+}
+
+const GIVEN: &str = r#"
+name = "web"
+image = "web:1"
+
+[secrets]
+DB_URL = "db/url"
+
+[config]
+LEVEL = "app:level"
+
+[[mount]]
+emptydir = "cache"
+at = "/cache"
+size = "64Mi"
+memory = true
+
+[[mount]]
+config = "app"
+at = "/etc/app"
+
+[[mount]]
+config = "app"
+at = "/etc/one"
+path = "one"
+
+[[mount]]
+secret = "db"
+at = "/run/db"
+optional = true
+
+[[mount]]
+volume = "data"
+at = "/data"
+read_only = true
+
+[[mount]]
+host = "/srv/share"
+at = "/share"
+"#;
+
+#[test]
+fn what_a_service_is_given_lowers() {
+    let web = parse("web.toml", GIVEN).unwrap();
+    let main = web.spec.main().unwrap();
+    let env: Vec<_> = main
+        .env
+        .iter()
+        .map(|e| (e.name.as_str(), e.secret.as_deref(), e.config.as_deref()))
+        .collect();
+    let want = [
+        ("DB_URL", Some("db:url"), None),
+        ("LEVEL", None, Some("app:level")),
+    ];
+    assert_eq!(env, want);
+    let volumes: Vec<_> = web.spec.volumes.iter().map(|v| v.name.as_str()).collect();
+    let names = [
+        "cache",
+        "config-app",
+        "secret-db",
+        "volume-data",
+        "host-srv-share",
+    ];
+    assert_eq!(volumes, names);
+    assert_eq!(
+        web.spec.volumes[0].source,
+        VolumeSource::EmptyDir {
+            memory: true,
+            size_bytes: 64 << 20
+        }
+    );
+    let mounts: Vec<_> = main
+        .volume_mounts
+        .iter()
+        .map(|m| (m.name.as_str(), m.mount_path.as_str(), m.read_only))
+        .collect();
+    assert_eq!(mounts[2], ("config-app", "/etc/one", false));
+    assert_eq!(mounts[4], ("volume-data", "/data", true));
+    assert_eq!(main.volume_mounts[2].sub_path.as_deref(), Some("one"));
+}
+
+#[test]
+fn a_mount_that_is_none_says_where() {
+    for (text, said) in [
+        ("[[mount]]\nat = \"/x\"", "exactly one of"),
+        (
+            "[[mount]]\nconfig = \"a\"\nsecret = \"b\"\nat = \"/x\"",
+            "exactly one of",
+        ),
+        ("[[mount]]\nconfig = \"a\"", "no `at`"),
+        (
+            "[[mount]]\nconfig = \"a\"\nat = \"/x\"\nsize = \"1Mi\"",
+            "only an emptydir",
+        ),
+        (
+            "[[mount]]\nvolume = \"a\"\nat = \"/x\"\noptional = true",
+            "optional",
+        ),
+        ("[[mount]]\nfoo = \"a\"\nat = \"/x\"", "unknown key `foo`"),
+        ("mount = \"x\"", "a list of tables"),
+        ("[secrets]\nA = \"db\"", "not NAME/KEY"),
+        ("[env]\nA = \"1\"\n[secrets]\nA = \"db/a\"", "given twice"),
+    ] {
+        let error = parse("web.toml", text).unwrap_err();
+        assert!(error.message.contains(said), "{text}: {}", error.message);
+        assert!(error.at.is_some(), "{text}");
+    }
+}
+
+#[test]
+fn mount_flags_add_replace_and_take_away() {
+    let with = |base: Manifest, words: &[&str]| {
+        let words = ["selvedge", "deploy", "web"].iter().chain(words);
+        let cli = <Cli as clap::Parser>::try_parse_from(words).unwrap();
+        let Command::Deploy(flags) = cli.command else {
+            panic!("another verb");
+        };
+        override_with(base, &flags, &[]).unwrap()
+    };
+    let base = parse("web.toml", GIVEN).unwrap();
+    let changed = with(
+        base,
+        &[
+            "--mount",
+            "config/other:/etc/app",
+            "--mount",
+            "/cache-",
+            "--secret",
+            "T=db:t",
+        ],
+    );
+    let names: Vec<_> = changed
+        .spec
+        .volumes
+        .iter()
+        .map(|v| v.name.as_str())
+        .collect();
+    assert!(!names.contains(&"cache"), "{names:?}");
+    assert!(names.contains(&"config-app"), "still mounted at /etc/one");
+    assert!(names.contains(&"config-other"));
+    let main = changed.spec.main().unwrap();
+    let token = main.env.iter().find(|e| e.name == "T").unwrap();
+    assert_eq!(token.secret.as_deref(), Some("db:t"));
 }

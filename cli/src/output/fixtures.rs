@@ -31,7 +31,7 @@ fn spec() -> RevisionSpec {
     let env = |n: &str, v: &str| EnvVar {
         name: n.into(),
         value: v.into(),
-        secret: None,
+        ..EnvVar::default()
     };
     let container = Container {
         name: "user-container".into(),

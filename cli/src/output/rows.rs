@@ -1,6 +1,8 @@
 //! The rows of `get`: which columns a kind has and what stands in them.
 
-use netfabric::wire::api::{ImageView, InstanceView, NodeStatus, ServiceView};
+use netfabric::wire::api::{
+    ImageView, InstanceView, NodeStatus, ObjectView, ServiceView, VolumeView,
+};
 use scheduler::model::{Name, Revision, RevisionState, Role, Scale};
 
 use super::words::{age, bytes, cores, first_line, micros, or_dash, short_digest};
@@ -294,5 +296,51 @@ impl Row for ImageView {
 
     fn wide_cells(&self, _: &View) -> Vec<String> {
         vec![self.digest.clone()]
+    }
+}
+
+/// A config or a secret: what keys it has, never their values.
+impl Row for ObjectView {
+    const KIND: &'static str = "object";
+    const PLURAL: &'static str = "objects";
+    const COLUMNS: &'static [&'static str] = &["NAME", "KEYS", "SIZE"];
+    const WIDE: &'static [&'static str] = &["VERSION"];
+
+    fn name(&self) -> String {
+        self.name.to_string()
+    }
+
+    fn cells(&self, view: &View) -> Vec<String> {
+        let keys: Vec<&str> = self.keys.keys().map(String::as_str).collect();
+        let size: usize = self.keys.values().sum();
+        vec![
+            qualified(&self.namespace, &self.name, view),
+            or_dash(keys.join(",")),
+            bytes(size as u64),
+        ]
+    }
+
+    fn wide_cells(&self, _: &View) -> Vec<String> {
+        vec![self.version.to_string()]
+    }
+}
+
+impl Row for VolumeView {
+    const KIND: &'static str = "volume";
+    const PLURAL: &'static str = "volumes";
+    const COLUMNS: &'static [&'static str] = &["NAME", "NODE"];
+    const WIDE: &'static [&'static str] = &[];
+
+    fn name(&self) -> String {
+        self.name.to_string()
+    }
+
+    fn cells(&self, view: &View) -> Vec<String> {
+        let name = qualified(&self.namespace, &self.name, view);
+        vec![name, or_dash(self.node_name.clone())]
+    }
+
+    fn wide_cells(&self, _: &View) -> Vec<String> {
+        Vec::new()
     }
 }

@@ -2,7 +2,7 @@
 //! configurations made of them. It opens no connection and knows no peer addresses.
 //!
 //! Every key is Ed25519. A node's private key is made on the node and never leaves it; the
-//! authority's key travels only to nodes that become voters.
+//! authority's key travels only to nodes that become voters, the key of the cluster's secrets to all.
 
 mod authority;
 mod files;
@@ -10,6 +10,7 @@ mod keys;
 mod node;
 mod tls;
 mod token;
+mod vault;
 
 use std::io;
 use std::path::PathBuf;
@@ -23,6 +24,7 @@ pub use keys::NodeKeys;
 pub use node::Identity;
 pub use tls::{ALPN_JOIN, ALPN_MESH, MESH_NAME, Peer, ca_hash, join_client_config};
 pub use token::{JoinToken, TokenError};
+pub use vault::{Label, Plain, Vault};
 
 /// What can go wrong with keys, certificates and their files.
 #[derive(Debug, thiserror::Error)]

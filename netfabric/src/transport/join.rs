@@ -54,7 +54,7 @@ pub struct JoinPeer {
     pub public_key: Vec<u8>,
 }
 
-/// What it is given. `Debug` does not show the CA's key.
+/// What it is given. `Debug` shows no key.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JoinResponse {
     pub node: NodeId,
@@ -65,6 +65,9 @@ pub struct JoinResponse {
     pub ca: String,
     /// PEM, for a node that becomes a voter.
     pub ca_key: Option<String>,
+    /// The key under which secrets are sealed, as text; a cluster founded before there was one
+    /// has none.
+    pub secrets_key: Option<String>,
     pub peers: Vec<JoinPeer>,
     /// The registry's state as JSON.
     pub registry: Vec<u8>,

@@ -47,6 +47,7 @@ impl JoinHandler for Door {
             certificate,
             ca: lock(&self.ca).clone(),
             ca_key: Some(authority.key_pem()),
+            secrets_key: None,
             peers: vec![],
             // Larger than a request may be: answers have a limit of their own.
             registry: vec![7; 1024 * 1024],

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use scheduler::model::{
-    FailReason, ImagePin, InstanceId, InstanceState, Name, NodeId, RequestId, Resources, Revision,
-    RevisionKey, RevisionSpec, RevisionState, Role, Scale, Service, ServiceKey, TrafficTarget,
-    UnixMs,
+    Blob, FailReason, ImagePin, InstanceId, InstanceState, Name, NodeId, ObjectKey, RequestId,
+    Resources, Revision, RevisionKey, RevisionSpec, RevisionState, Role, Scale, Service,
+    ServiceKey, TrafficTarget, UnixMs,
 };
 use scheduler::place::Receipt;
 use serde::{Deserialize, Serialize};
@@ -376,7 +376,8 @@ pub enum WatchLine {
     End { error: ApiError },
 }
 
-/// The whole new object, or the key of one that is no more. Join tokens are not shown.
+/// The whole new object, or the key of one that is no more. Join tokens are not shown, nor are the
+/// values of configs and secrets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum WatchChange {
@@ -386,6 +387,62 @@ pub enum WatchChange {
     Revision(Box<Revision>),
     RevisionGone(RevisionKey),
     Node(EnrolledNode),
+    Config(ObjectView),
+    ConfigGone(ObjectKey),
+    Secret(ObjectView),
+    SecretGone(ObjectKey),
+    Volume(VolumeView),
+    VolumeGone(ObjectKey),
+}
+
+/// A config or a secret without its values: `GET /v1/configs`, `GET /v1/secrets`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ObjectView {
+    pub namespace: Name,
+    pub name: Name,
+    /// Its keys and how many bytes each has.
+    pub keys: BTreeMap<String, usize>,
+    /// What `ifVersion` is compared with.
+    pub version: u64,
+}
+
+/// `GET /v1/configs/NS/NAME`. There is no such answer for secrets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConfigView {
+    pub namespace: Name,
+    pub name: Name,
+    pub data: BTreeMap<String, Blob>,
+    pub version: u64,
+}
+
+/// `PATCH /v1/configs/NS/NAME` and `PATCH /v1/secrets/NS/NAME`, answered with the [`ObjectView`]:
+/// sets and removes keys and leaves the others. `Debug` shows no values.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ObjectChange {
+    /// Values in lowercase hex.
+    #[serde(default)]
+    pub set: BTreeMap<String, Blob>,
+    #[serde(default)]
+    pub remove: Vec<String>,
+    /// Whether keys that are not set go.
+    #[serde(default)]
+    pub replace: bool,
+    #[serde(default)]
+    pub if_version: Option<u64>,
+}
+
+/// `GET /v1/volumes`: a local volume and where it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeView {
+    pub namespace: Name,
+    pub name: Name,
+    pub node: NodeId,
+    /// Empty when the node is not known any more.
+    pub node_name: String,
 }
 
 /// A node as the registry knows it.

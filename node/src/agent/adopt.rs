@@ -46,8 +46,10 @@ impl Driver {
             let dir = self.tools.files.dir(id);
             let removed = self.tools.runtime.delete(id).await;
             let unmounted = self.tools.images.store().remove_snapshot(&dir).await;
-            let gone = std::fs::remove_dir_all(&dir);
-            if removed.is_err() || unmounted.is_err() || gone.is_err() {
+            // Nothing below a mount that stays may be touched: it is not the instance's alone.
+            let freed = self.tools.volumes.remove(id, &dir).await;
+            let gone = freed.is_ok() && std::fs::remove_dir_all(&dir).is_ok();
+            if removed.is_err() || unmounted.is_err() || !gone {
                 tracing::warn!(instance = %id, "a leftover could not be removed");
             }
         }
@@ -84,6 +86,8 @@ impl Driver {
                     continue;
                 };
                 tracing::info!(instance = %id, "adopted");
+                let dir = self.tools.files.dir(&id);
+                self.tools.volumes.keep(&id, &dir, &work.record.revision);
                 let admission = admission(&id, &work.record.revision);
                 let effects = self.node.adopt(clock::now(), admission);
                 self.watch_exit(&id);

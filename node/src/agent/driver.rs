@@ -66,6 +66,7 @@ impl Driver {
             network: parts.network,
             meter: parts.meter,
             files,
+            volumes: parts.volumes,
             cgroup: parts.cgroup.into(),
         };
         parts

@@ -36,6 +36,7 @@ use crate::logs::LogQuery;
 use crate::meter::Meter;
 use crate::network::Network;
 use crate::runtime::Runtime;
+use crate::volumes::{Oversize, Volumes};
 use driver::{Driver, Input};
 use files::Files;
 use receipts::Receipts;
@@ -45,6 +46,8 @@ use starts::Start;
 const INPUTS: usize = 1024;
 /// How long a start waits for this node's registry to catch up with the asker's.
 const CATCH_UP: Duration = Duration::from_secs(1);
+/// Oversized folders on their way to being dealt with; found again at the next measurement.
+const OVERSIZED: usize = 16;
 
 /// What the agent works with.
 pub struct AgentParts {
@@ -61,6 +64,7 @@ pub struct AgentParts {
     pub runtime: Arc<dyn Runtime>,
     pub network: Network,
     pub meter: Meter,
+    pub volumes: Volumes,
     pub local: Arc<Local>,
     /// Requests held at this node's front door.
     pub demand: Arc<dyn Fn() -> Vec<Demand> + Send + Sync>,
@@ -95,6 +99,7 @@ impl Agent {
     pub async fn start_up(parts: AgentParts) -> anyhow::Result<Self> {
         let files = Files::open(&parts.data)?;
         let (inputs, received) = mpsc::channel(INPUTS);
+        let (volumes, runtime) = (parts.volumes.clone(), parts.runtime.clone());
         let (node_name, registry) = (parts.base.name.to_string(), parts.registry.clone());
         let (receipts, local) = (Receipts::default(), parts.local.clone());
         let (mut driver, record) = Driver::new(
@@ -115,7 +120,32 @@ impl Agent {
         });
         let agent = Self { shared, inputs };
         tokio::spawn(driver.run());
+        let (oversized, heard) = mpsc::channel(OVERSIZED);
+        tokio::spawn(volumes.run(oversized));
+        tokio::spawn(agent.clone().evict(runtime, heard));
         Ok(agent)
+    }
+
+    /// Ends instances whose folders on disk outgrow their limits: drained, but at once when it is
+    /// twice as much, because the disk is everybody's.
+    async fn evict(self, runtime: Arc<dyn Runtime>, mut oversized: mpsc::Receiver<Oversize>) {
+        while let Some(over) = oversized.recv().await {
+            let Oversize {
+                instance,
+                volume,
+                bytes,
+                limit,
+            } = over;
+            let cause = format!("evicted: its volume `{volume}` has {bytes} bytes of {limit}");
+            if bytes < limit.saturating_mul(2) {
+                self.stop(&instance, &cause);
+            } else {
+                tracing::warn!(%instance, cause, "killing an instance");
+                if let Err(error) = runtime.kill(&instance).await {
+                    tracing::warn!(%instance, %error, "cannot be killed");
+                }
+            }
+        }
     }
 
     /// Starts one instance and answers when it is ready or has failed.

@@ -3,7 +3,9 @@
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use scheduler::model::{Container, FailReason, InstanceId, Revision, RevisionSpec, parse_signal};
+use scheduler::model::{
+    Container, EnvVar, FailReason, InstanceId, Revision, RevisionSpec, parse_signal,
+};
 use scheduler::registry::limits;
 
 use super::expand::expand;
@@ -24,15 +26,8 @@ pub(super) struct Parts<'a> {
 
 /// What of a service this node cannot give; refused when it is deployed, never ignored.
 pub fn unsupported(spec: &RevisionSpec) -> Option<&'static str> {
-    let container = spec.main()?;
     if spec.annotations.get(FREEZE).is_some_and(|v| v != NEVER) {
         return Some("selvedge.dev/freeze can only be \"never\"");
-    }
-    if !spec.volumes.is_empty() || !container.volume_mounts.is_empty() {
-        return Some("volumes are not understood");
-    }
-    if container.env.iter().any(|e| e.secret.is_some()) {
-        return Some("env: secrets are not understood; pass a value");
     }
     None
 }
@@ -157,7 +152,9 @@ fn environment(
         .map(|(name, value)| (name.to_owned(), value))
         .into();
     let mut bytes = 0;
-    for var in &container.env {
+    // Those whose values stand elsewhere are the volumes' room's business.
+    let here = |var: &&EnvVar| var.secret.is_none() && var.config.is_none();
+    for var in container.env.iter().filter(here) {
         let value = expand(&var.value, |name| value_of(&env, name));
         // A few that name each other could fill the memory.
         bytes += value.len();
@@ -294,7 +291,7 @@ mod tests {
         let var = |name: &str, value: &str| EnvVar {
             name: name.into(),
             value: value.into(),
-            secret: None,
+            ..EnvVar::default()
         };
         let env = vec![var("LOG", "mine"), var("PORT", "9")];
         let spec = built(Container {
@@ -318,7 +315,7 @@ mod tests {
         let var = |name: &str, value: &str| EnvVar {
             name: name.into(),
             value: value.into(),
-            secret: None,
+            ..EnvVar::default()
         };
         let spec = built(Container {
             env: vec![
@@ -350,7 +347,7 @@ mod tests {
         let env = env.into_iter().map(|(name, value)| EnvVar {
             name,
             value,
-            secret: None,
+            ..EnvVar::default()
         });
         let container = Container {
             env: env.collect(),

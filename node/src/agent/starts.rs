@@ -200,7 +200,7 @@ pub(super) fn refusal(reason: FailReason) -> StartRefusal {
         code if code.starts_with("Image") || code == "RegistryUnavailable" => {
             StartRefusal::Image(message)
         }
-        "Network" | "Disk" | "Runtime" => StartRefusal::NoRoom(message),
+        "Network" | "Disk" | "Runtime" | "Volume" => StartRefusal::NoRoom(message),
         _ => failed(FailReason { code, message }),
     }
 }

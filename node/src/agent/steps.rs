@@ -11,11 +11,12 @@ use scheduler::model::{Exit, FailReason, InstanceId, Revision};
 use super::files::{Files, InstanceRecord};
 use super::spec::{self, Parts};
 use crate::clock;
-use crate::image::ImageError;
+use crate::image::{ImageConfig, ImageError};
 use crate::images::Images;
 use crate::meter::Meter;
 use crate::network::{Network, NetworkError};
 use crate::runtime::{ContainerSpec, Runtime, RuntimeError, logs};
+use crate::volumes::Volumes;
 
 /// Log lines told with a failure.
 const LAST_LINES: usize = 10;
@@ -30,6 +31,7 @@ pub(super) struct Tools {
     pub network: Network,
     pub meter: Meter,
     pub files: Files,
+    pub volumes: Volumes,
     /// `/selvedge/NODE`
     pub cgroup: PathBuf,
 }
@@ -105,11 +107,7 @@ impl Tools {
             ids: lease.ids,
             cgroup: self.cgroup.join(&id.0),
         };
-        let made = match spec::container(revision, &image.config, &parts) {
-            Ok(spec) => self.create(&spec).await.map(|()| spec.stop_signal),
-            Err(reason) => Err(reason),
-        };
-        match made {
+        match self.make(revision, &image.config, &parts).await {
             Ok(stop_signal) => {
                 fail::fail_point!("agent::prepared");
                 watch.lap("create");
@@ -124,6 +122,21 @@ impl Tools {
                 Err(reason)
             }
         }
+    }
+
+    /// The container with its volumes; what asks its program to end.
+    async fn make(
+        &self,
+        revision: &Revision,
+        image: &ImageConfig,
+        parts: &Parts<'_>,
+    ) -> Result<i32, FailReason> {
+        let mut spec = spec::container(revision, image, parts)?;
+        let dir = self.files.dir(parts.id);
+        let equipped = self.volumes.equip(revision, &dir, &mut spec).await;
+        equipped.map_err(|e| e.reason())?;
+        self.create(&spec).await?;
+        Ok(spec.stop_signal)
     }
 
     async fn create(&self, spec: &ContainerSpec) -> Result<(), FailReason> {
@@ -193,6 +206,8 @@ impl Tools {
         fail::fail_point!("agent::deleted");
         self.network.release(id);
         let dir = self.files.dir(id);
+        let unmounted = self.volumes.remove(id, &dir).await;
+        unmounted.map_err(|error| format!("volumes: {error}"))?;
         let cleared = self.images.store().remove_snapshot(&dir).await;
         cleared.map_err(|error| format!("root filesystem: {error}"))?;
         fail::fail_point!("agent::cleared");

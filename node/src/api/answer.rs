@@ -75,9 +75,10 @@ impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
         let code = match &refusal {
             Refusal::NotFound(_) => ErrorCode::NotFound,
-            Refusal::Conflict { .. } | Refusal::NameTaken(_) | Refusal::AlreadyFounded => {
-                ErrorCode::Conflict
-            }
+            Refusal::Conflict { .. }
+            | Refusal::NameTaken(_)
+            | Refusal::AlreadyFounded
+            | Refusal::InUse { .. } => ErrorCode::Conflict,
             Refusal::Invalid { .. } => ErrorCode::Invalid,
             Refusal::TokenUnknown | Refusal::TokenUsed | Refusal::TokenExpired => {
                 ErrorCode::Unauthorized
@@ -92,7 +93,7 @@ impl From<axum::extract::rejection::JsonRejection> for Failure {
         if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
             return Self(ApiError::new(
                 ErrorCode::TooLarge,
-                "the body is larger than 1 MiB",
+                "the body is larger than this call takes",
             ));
         }
         Self::invalid(rejection.body_text())

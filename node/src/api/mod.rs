@@ -2,15 +2,19 @@
 //! socket whoever may open it is root; on TCP every call but `healthz` carries the operator token.
 
 mod answer;
+mod configs;
 mod deploy;
 mod doctor;
 mod explain;
 mod images;
 mod logs;
 mod nodes;
+mod objects;
+mod secrets;
 mod services;
 mod usage;
 mod views;
+mod volumes;
 mod watch;
 
 use std::net::SocketAddr;
@@ -22,7 +26,8 @@ use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::header::{AUTHORIZATION, HOST, ORIGIN};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
+use netfabric::identity::Vault;
 use netfabric::ingress::Ingress;
 use netfabric::transport::Mesh;
 use netfabric::wire::api::{ApiError, ErrorCode};
@@ -42,6 +47,8 @@ pub(crate) use usage::local as usage_local;
 
 /// A JSON body; a manifest of the largest allowed size fits with room.
 const MAX_BODY: usize = 1024 * 1024;
+/// 1 MiB of values in hex, with room for their keys.
+const MAX_OBJECT_BODY: usize = 3 * 1024 * 1024;
 
 /// Everything an answer is made from.
 pub struct Api {
@@ -60,6 +67,8 @@ pub struct Api {
     pub protections: Protections,
     /// What TCP callers must show.
     pub operator_token: String,
+    /// Seals what becomes part of a secret.
+    pub vault: Option<Vault>,
 }
 
 impl Api {
@@ -124,10 +133,31 @@ fn routes(api: Arc<Api>) -> Router {
         .route("/v1/watch", get(watch::stream))
         .route("/v1/images", get(images::list))
         .route("/v1/images/pull", post(images::pull))
+        .route("/v1/volumes", get(volumes::list))
+        .route("/v1/volumes/{namespace}/{name}", delete(volumes::delete))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .merge(import)
+        .merge(objects())
         .fallback(|| async { Failure::not_found("no such path in this API") })
         .with_state(api)
+}
+
+/// Configs and secrets, whose bodies may be larger.
+fn objects() -> Router<Arc<Api>> {
+    let config = get(configs::get).patch(configs::patch);
+    let secret = get(secrets::get).patch(secrets::patch);
+    Router::new()
+        .route("/v1/configs", get(configs::list))
+        .route(
+            "/v1/configs/{namespace}/{name}",
+            config.delete(configs::delete),
+        )
+        .route("/v1/secrets", get(secrets::list))
+        .route(
+            "/v1/secrets/{namespace}/{name}",
+            secret.delete(secrets::delete),
+        )
+        .layer(DefaultBodyLimit::max(MAX_OBJECT_BODY))
 }
 
 /// The token, and no browser: a page that talks a browser into calling the loopback address sends

@@ -53,6 +53,11 @@ impl Api {
         Ok(self.registry.view().state())
     }
 
+    /// The newest state, to make a change upon.
+    pub(super) async fn newest(&self) -> Result<Arc<registry::State>, Failure> {
+        self.read(true).await.map_err(|f| cannot_change(self, f))
+    }
+
     fn service_view(&self, state: &registry::State, service: &Service) -> ServiceView {
         views::service(state, &self.fleet(), &self.origin, service)
     }
@@ -118,7 +123,7 @@ pub(super) async fn scale(
         )));
     }
     // The new scale is made from the present one, so that one must not be an old copy.
-    let state = api.read(true).await.map_err(|f| cannot_change(&api, f))?;
+    let state = api.newest().await?;
     let service = state.services.get(&key).ok_or_else(|| no_service(&key))?;
     let scale = Scale {
         min,

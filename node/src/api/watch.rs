@@ -18,7 +18,8 @@ use serde::Deserialize;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::{Interval, MissedTickBehavior};
 
-use super::{Api, Failure};
+use super::objects::{config_view, secret_view};
+use super::{Api, Failure, volumes};
 use crate::consensus::{Missing, Step, View};
 
 /// Watches this node serves at once; more are turned away.
@@ -98,7 +99,9 @@ impl Watch {
     async fn next(&mut self) -> Option<WatchLine> {
         loop {
             if let Some((index, changes)) = self.waiting.pop_front() {
-                let changes = changes.into_iter().filter_map(shown).collect();
+                let state = self.view.state();
+                let shown = changes.into_iter().filter_map(|c| shown(&state, c));
+                let changes = shown.collect();
                 return Some(WatchLine::Step { index, changes });
             }
             if self.over {
@@ -136,8 +139,9 @@ fn lines(watch: Watch) -> impl Stream<Item = WatchLine> {
     })
 }
 
-/// What callers may see of a change: nothing of join tokens, and of nodes no keys.
-fn shown(change: Change) -> Option<WatchChange> {
+/// What callers may see of a change: nothing of join tokens, of nodes no keys, and of configs and
+/// secrets no values.
+fn shown(state: &registry::State, change: Change) -> Option<WatchChange> {
     Some(match change {
         Change::Cluster(cluster) => WatchChange::Cluster(ClusterView { id: cluster.id }),
         Change::Service(service) => WatchChange::Service(service),
@@ -153,6 +157,12 @@ fn shown(change: Change) -> Option<WatchChange> {
             revoked: node.revoked,
         }),
         Change::Token { .. } | Change::TokenGone { .. } => return None,
+        Change::Config(config) => WatchChange::Config(config_view(&config)),
+        Change::ConfigGone(key) => WatchChange::ConfigGone(key),
+        Change::Secret(secret) => WatchChange::Secret(secret_view(&secret)),
+        Change::SecretGone(key) => WatchChange::SecretGone(key),
+        Change::Volume(volume) => WatchChange::Volume(volumes::view(state, &volume)),
+        Change::VolumeGone(key) => WatchChange::VolumeGone(key),
     })
 }
 

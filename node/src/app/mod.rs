@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use arc_swap::ArcSwap;
 use netfabric::dns::{CidrError, Dns, DnsConfig};
 use netfabric::gossip::{Gossip, GossipConfig, INTERVAL};
-use netfabric::identity::{Authority, Identity};
+use netfabric::identity::{Authority, Identity, Vault};
 use netfabric::ingress::{Ingress, IngressDeps, Local};
 use netfabric::transport::{Kind, Mesh};
 use scheduler::fleet::Fleet;
@@ -41,9 +41,11 @@ use crate::protections::Protections;
 use crate::runtime::{Shims, ShimsConfig};
 use crate::stewardship::Stewardship;
 use crate::telemetry::metrics;
+use crate::volumes::Volumes;
 use crate::{clock, logs};
 use settings::{
-    advertised, cgroup, founder, ingress_config, network_config, operator_token, record_base, seeds,
+    advertised, cgroup, founder, ingress_config, network_config, operator_token, record_base,
+    seeds, volumes_config,
 };
 
 /// Requests in flight at a shutdown have this long; containers are left running.
@@ -159,6 +161,7 @@ impl App {
             runtime,
             network,
             meter: meter.clone(),
+            volumes: Volumes::new(volumes_config(&config, &data, me)?, registry.clone()),
             local: local.clone(),
             demand: demand_at(&door),
             data: data.clone(),
@@ -243,11 +246,13 @@ impl App {
             mesh: self.mesh.clone(),
             protections: self.protections.clone(),
             operator_token: operator_token(&self.data)?,
+            vault: Vault::load(&self.data.join("identity"))?,
         });
         let enrol = Arc::new(Enrol {
             me: self.me,
             registry: self.registry.clone(),
             authority: authority(&self.data)?,
+            vault: Vault::load(&self.data.join("identity"))?,
             mesh: self.mesh.clone(),
         });
         peers::serve(&self.mesh, self.agent.clone(), api.clone(), enrol.clone());

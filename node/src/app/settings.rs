@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use netfabric::identity::Identity;
+use netfabric::identity::{Identity, Vault};
 use netfabric::ingress::IngressConfig;
 use netfabric::transport::join;
 use scheduler::model::{NodeId, NodeIdentity, Role};
@@ -17,6 +17,7 @@ use crate::clock;
 use crate::config::{Address, Auto, Config};
 use crate::consensus::Registry;
 use crate::network::NetworkConfig;
+use crate::volumes::VolumesConfig;
 
 /// What of this node's record stays as long as the daemon runs.
 pub(super) fn record_base(config: &Config, node: NodeId, mesh: SocketAddr) -> RecordBase {
@@ -103,6 +104,15 @@ fn own_ports(config: &Config) -> Vec<u16> {
     let metrics = config.observe.metrics.0.map(|address| address.port());
     let always = [config.mesh.listen.port(), config.api.listen.port()];
     always.into_iter().chain(metrics).collect()
+}
+
+pub(super) fn volumes_config(config: &Config, data: &Path, me: NodeId) -> Result<VolumesConfig> {
+    Ok(VolumesConfig {
+        me,
+        data: data.to_owned(),
+        host_paths: config.runtime.host_paths.clone(),
+        vault: Vault::load(&data.join("identity"))?,
+    })
 }
 
 pub(super) fn ingress_config(config: &Config) -> IngressConfig {

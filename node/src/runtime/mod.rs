@@ -28,8 +28,9 @@ use async_trait::async_trait;
 use scheduler::model::{Exit, FailReason, InstanceId};
 
 pub use shims::{Shims, ShimsConfig};
-pub use spec::{BindMount, ContainerSpec, DEFAULT_PIDS, is_safe_id};
+pub use spec::{BindMount, ContainerSpec, DEFAULT_PIDS, SecretEnv, is_safe_id};
 pub use usage::Usage;
+pub use user::resolve as resolve_user;
 pub use wire::{FailCode, Failure};
 
 /// What runs containers.

@@ -16,8 +16,7 @@ use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
     sendmsg, socketpair,
 };
-use rustix::pipe::{PipeFlags, pipe_with};
-use tokio::net::unix::pipe;
+use tokio::net::UnixStream;
 
 use super::shim;
 
@@ -49,9 +48,15 @@ impl Nursery {
         self.with(|_| Ok(()))
     }
 
-    /// Has a shim forked for the container in `folder`; its report comes through the pipe.
-    pub(super) fn shim(&self, folder: &Path) -> io::Result<pipe::Receiver> {
-        let (report, said) = pipe_with(PipeFlags::CLOEXEC)?;
+    /// Has a shim forked for the container in `folder`. It reads its secrets from the stream to
+    /// their end, and then reports.
+    pub(super) fn shim(&self, folder: &Path) -> io::Result<UnixStream> {
+        let (report, said) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
         let asked = self.with(|socket| ask(socket, folder, &said));
         match asked {
             // It was killed since: another one.
@@ -59,7 +64,7 @@ impl Nursery {
             other => other?,
         }
         rustix::io::ioctl_fionbio(&report, true)?;
-        pipe::Receiver::from_owned_fd(report)
+        UnixStream::from_std(report.into())
     }
 
     /// Works with the socket of a nursery that runs; one that turns out to be gone is forgotten.

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use super::cgroup::Cgroup;
 use super::nursery::Nursery;
-use super::spec::is_safe_id;
+use super::spec::{SecretEnv, is_safe_id};
 use super::wire::{
     self, FailCode, Failure, MAX_LINE, Phase, Reply, Request, SOCKET, SPEC, ShimState,
 };
@@ -105,11 +105,20 @@ impl Shims {
         Cgroup::at(&cgroup).freeze(frozen).map_err(failed(id, what))
     }
 
-    /// Has a shim forked and waits for its report.
-    async fn spawn(&self, id: &InstanceId, folder: &Path) -> Result<ShimState, RuntimeError> {
+    /// Has a shim forked, tells it the secrets, and waits for its report.
+    async fn spawn(
+        &self,
+        id: &InstanceId,
+        folder: &Path,
+        secrets: &SecretEnv,
+    ) -> Result<ShimState, RuntimeError> {
         let report = self.nursery.shim(folder);
-        let report = report.map_err(failed(id, "starting the shim"))?;
+        let mut report = report.map_err(failed(id, "starting the shim"))?;
         fail::fail_point!("runtime::shim_spawned");
+        let told = wire::secrets(secrets).map_err(|e| failed(id, "telling secrets")(e.into()))?;
+        // A shim that is gone says why in its report, or says nothing.
+        let _ = report.write_all(&told).await;
+        let _ = report.shutdown().await;
         let mut line = String::new();
         // One line, not to its end: others may hold the pipe open.
         BufReader::new(report.take(MAX_LINE))
@@ -159,7 +168,7 @@ impl Runtime for Shims {
             serde_json::to_vec(spec).map_err(|e| failed(id, "writing the spec")(e.into()))?;
         fs::write(folder.join(SPEC), text).map_err(failed(id, "writing the spec"))?;
         fail::fail_point!("runtime::spec_written");
-        let made = timeout(CREATE_DEADLINE, self.spawn(id, &folder))
+        let made = timeout(CREATE_DEADLINE, self.spawn(id, &folder, &spec.secret_env))
             .await
             .unwrap_or_else(|_| {
                 Err(RuntimeError::Deadline {

@@ -3,11 +3,13 @@
 //! Plain data: how it becomes an OCI bundle is `bundle`'s business, whose user a name is is
 //! `user`'s.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use scheduler::model::{HostAlias, InstanceId, IoLimits, Tmpfs, Ulimit};
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use crate::userns::Block;
 
@@ -53,6 +55,10 @@ pub struct ContainerSpec {
     /// What the service asks for; anything it would not have anyway is refused.
     pub add_capabilities: Vec<String>,
     pub mounts: Vec<BindMount>,
+    /// Further variables, which win over `env` and are never written anywhere: the shim is told
+    /// them through a pipe.
+    #[serde(skip)]
+    pub secret_env: SecretEnv,
     /// What asks the program to end; SIGTERM when the image names none.
     pub stop_signal: i32,
     /// Further groups of its user, by number or by the image's names.
@@ -95,6 +101,31 @@ pub struct BindMount {
     pub source: PathBuf,
     pub destination: PathBuf,
     pub read_only: bool,
+    /// Nothing in it can be run.
+    #[serde(default)]
+    pub no_exec: bool,
+}
+
+/// Variables nobody may see. They are wiped when dropped, and `Debug` shows their names only.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct SecretEnv(Vec<(String, Zeroizing<String>)>);
+
+impl SecretEnv {
+    pub fn push(&mut self, name: String, value: String) {
+        self.0.push((name, Zeroizing::new(value)));
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (&**name, value.as_str()))
+    }
+}
+
+impl fmt::Debug for SecretEnv {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set()
+            .entries(self.0.iter().map(|(n, _)| n))
+            .finish()
+    }
 }
 
 impl ContainerSpec {
@@ -121,6 +152,7 @@ impl ContainerSpec {
             cgroup: cgroup.into(),
             add_capabilities: Vec::new(),
             mounts: Vec::new(),
+            secret_env: SecretEnv::default(),
             stop_signal: libc::SIGTERM,
             groups: Vec::new(),
             cpu_request_millis: 0,
@@ -151,7 +183,9 @@ impl ContainerSpec {
         let texts = self
             .args
             .iter()
-            .chain(self.env.iter().flat_map(|(k, v)| [k, v]));
+            .chain(self.env.iter().flat_map(|(k, v)| [k, v]))
+            .map(String::as_str)
+            .chain(self.secret_env.iter().flat_map(|(k, v)| [k, v]));
         if texts.into_iter().any(|t| t.contains('\0')) {
             return Err("a command or an environment variable holds a NUL byte".to_owned());
         }
@@ -284,6 +318,7 @@ mod tests {
                     source: "/x".into(),
                     destination: "relative".into(),
                     read_only: true,
+                    no_exec: false,
                 });
             },
         ];

@@ -3,14 +3,16 @@
 
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use scheduler::model::{Exit, FailReason};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use super::process::Process;
+use super::spec::SecretEnv;
 
 /// Files in an instance's folder.
 pub const SPEC: &str = "spec.json";
@@ -139,6 +141,30 @@ impl fmt::Display for FailCode {
     }
 }
 
+/// Secret variables as a shim reads them from its stdin: the one way they take.
+///
+/// # Errors
+/// They cannot be written, which would be a mistake here.
+pub fn secrets(all: &SecretEnv) -> serde_json::Result<Zeroizing<Vec<u8>>> {
+    let pairs: Vec<_> = all.iter().collect();
+    serde_json::to_vec(&pairs).map(Zeroizing::new)
+}
+
+/// Reads what [`secrets`] wrote.
+///
+/// # Errors
+/// The pipe broke, or what it carried is no such text.
+pub fn read_secrets(from: impl Read) -> io::Result<SecretEnv> {
+    let mut text = Zeroizing::new(Vec::new());
+    from.take(MAX_SECRETS).read_to_end(&mut text)?;
+    let pairs: Vec<(String, String)> = serde_json::from_slice(&text)?;
+    let mut all = SecretEnv::default();
+    for (name, value) in pairs {
+        all.push(name, value);
+    }
+    Ok(all)
+}
+
 /// Writes `value` so that a reader sees all of it or none, and a power cut forgets nothing that was
 /// reported.
 ///
@@ -173,6 +199,8 @@ pub fn read_record<T: DeserializeOwned>(folder: &Path, name: &str) -> Option<T> 
     serde_json::from_slice(&fs::read(path).ok()?).ok()
 }
 
+/// A program takes no more variables than `execve` does, and JSON makes a byte six at most.
+const MAX_SECRETS: u64 = 16 << 20;
 /// No record of ours is nearly as large.
 const MAX_RECORD: u64 = 4 << 20;
 

@@ -147,10 +147,10 @@ fn errno() -> i32 {
         .unwrap_or(libc::EIO)
 }
 
-/// Shows a detached mount with owners mapped by a user namespace, read-only.
-pub fn map_owners(tree: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> io::Result<()> {
+/// Shows a detached mount with owners mapped by a user namespace, and with the attributes `more`.
+pub fn map_owners(tree: BorrowedFd<'_>, namespace: BorrowedFd<'_>, more: u64) -> io::Result<()> {
     let attr = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_IDMAP | libc::MOUNT_ATTR_RDONLY,
+        attr_set: libc::MOUNT_ATTR_IDMAP | more,
         attr_clr: 0,
         propagation: 0,
         userns_fd: u64::try_from(namespace.as_raw_fd()).map_err(io::Error::other)?,

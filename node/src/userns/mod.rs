@@ -100,10 +100,31 @@ impl Owner {
     /// # Errors
     /// The file system cannot be shown with other owners, or the kernel is older than 5.12.
     pub fn show(&self, folder: &Path) -> io::Result<Shown> {
+        self.mapped(folder, libc::MOUNT_ATTR_RDONLY).map(Shown)
+    }
+
+    /// Mounts `folder` at `place` with owners as the container is to see them: what its user 33
+    /// writes there belongs to 33 on the disk, whatever block the next container has.
+    ///
+    /// # Errors
+    /// As [`Owner::show`], and what `place` was refused for.
+    pub fn lend(&self, folder: &Path, place: &Path) -> io::Result<()> {
+        let tree = self.mapped(folder, libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV)?;
+        let from = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        Ok(rustix::mount::move_mount(
+            tree.as_fd(),
+            c"",
+            CWD,
+            place,
+            from,
+        )?)
+    }
+
+    fn mapped(&self, folder: &Path, attributes: u64) -> io::Result<OwnedFd> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let tree = rustix::mount::open_tree(CWD, folder, flags)?;
-        kernel::map_owners(tree.as_fd(), self.namespace.as_fd())?;
-        Ok(Shown(tree))
+        kernel::map_owners(tree.as_fd(), self.namespace.as_fd(), attributes)?;
+        Ok(tree)
     }
 }
 

@@ -8,5 +8,6 @@ mod hostile;
 mod network;
 mod runtime;
 mod sandbox;
+mod secrets;
 mod usage;
 mod world;

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use crate::model::{InstanceReport, NodeId, NodeRecord, RevisionKey};
+use crate::model::{InstanceReport, LocalVolume, NodeId, NodeRecord, ObjectKey, RevisionKey};
 
 /// This node's view of all nodes, itself included.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Fleet {
     pub me: NodeId,
     pub members: BTreeMap<NodeId, Member>,
+    /// Where local volumes are, as agreed in the registry.
+    pub volumes: BTreeMap<ObjectKey, LocalVolume>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

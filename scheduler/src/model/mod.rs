@@ -3,6 +3,7 @@
 //! All types serialize the same way in JSON (stored, shown) and in bincode (between nodes), so no
 //! field is ever skipped or flattened; new fields carry `#[serde(default)]`.
 
+mod config;
 mod egress;
 mod ids;
 mod instance;
@@ -13,6 +14,7 @@ mod service;
 mod signal;
 pub mod units;
 
+pub use config::{Blob, Config, LocalVolume, ObjectKey, Sealed, Secret};
 pub use egress::{Egress, EgressError};
 pub use ids::{
     InstanceId, Name, NameError, NodeId, Now, RequestId, RevisionKey, ServiceKey, UnixMs,

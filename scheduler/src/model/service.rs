@@ -152,6 +152,12 @@ pub struct EnvVar {
     pub value: String,
     /// `SECRET:KEY` when the value comes from a secret; `value` is then empty.
     pub secret: Option<String>,
+    /// `CONFIG:KEY` when it comes from a config, likewise.
+    #[serde(default)]
+    pub config: Option<String>,
+    /// Whether the instance goes without the variable when there is no such key.
+    #[serde(default)]
+    pub optional: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -210,10 +216,23 @@ pub struct Volume {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum VolumeSource {
+    /// Empty at first, gone with the instance. 0 is no size of its own.
     EmptyDir { memory: bool, size_bytes: u64 },
-    Secret { name: String },
-    ConfigMap { name: String },
+    /// A file for each key. `optional` goes without when there is no such object.
+    Secret {
+        name: String,
+        #[serde(default)]
+        optional: bool,
+    },
+    ConfigMap {
+        name: String,
+        #[serde(default)]
+        optional: bool,
+    },
+    /// A folder of one node that outlives instances.
     Local { name: String },
+    /// A path of the node, where its configuration allows it.
+    HostPath { path: String },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -320,6 +339,17 @@ impl RevisionSpec {
                 container_port: 8080,
                 protocol: Protocol::Http1,
             })
+    }
+}
+
+impl Volume {
+    /// The name of the local volume it is, if it is one.
+    #[must_use]
+    pub fn local(&self) -> Option<&str> {
+        match &self.source {
+            VolumeSource::Local { name } => Some(name),
+            _ => None,
+        }
     }
 }
 

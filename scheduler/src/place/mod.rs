@@ -15,7 +15,9 @@ pub use receipt::{Candidate, Receipt, Rejection, Verdict};
 use std::collections::BTreeSet;
 
 use crate::fleet::{Fleet, Member};
-use crate::model::{NodeId, NodeRecord, Resources, Revision, RevisionSpec, Spread};
+use crate::model::{
+    Name, NodeId, NodeRecord, ObjectKey, Resources, Revision, RevisionSpec, Spread,
+};
 
 /// The round trip to a node that was never measured: a quarter of the globe. It ranks behind
 /// measured neighbours and before a node that would have to pull the image.
@@ -85,7 +87,7 @@ pub fn place(fleet: &Fleet, revision: &Revision, ask: &Ask) -> Receipt {
             node: member.record.node,
             name: member.record.name.clone(),
             region: member.record.region.clone(),
-            outcome: match obstacle(member, revision, &needs, ask) {
+            outcome: match obstacle(fleet, member, revision, &needs, ask) {
                 Some(rejection) => Err(rejection),
                 None => Ok(score(fleet, member, revision, &needs, ask, &held)),
             },
@@ -105,6 +107,7 @@ pub fn place(fleet: &Fleet, revision: &Revision, ask: &Ask) -> Receipt {
 
 /// The first reason why the node cannot take it.
 fn obstacle(
+    fleet: &Fleet,
     member: &Member,
     revision: &Revision,
     needs: &Resources,
@@ -123,7 +126,28 @@ fn obstacle(
     if ask.avoid.contains(&record.node) {
         return Some(Rejection::Avoided);
     }
-    misplaced(record, revision).or_else(|| lacking(&record.free, needs))
+    misplaced(record, revision)
+        .or_else(|| elsewhere(fleet, record.node, revision))
+        .or_else(|| lacking(&record.free, needs))
+}
+
+/// A local volume of the revision that another node has. One that nobody has yet is made where the
+/// first instance starts.
+fn elsewhere(fleet: &Fleet, node: NodeId, revision: &Revision) -> Option<Rejection> {
+    let locals = revision.spec.volumes.iter().filter_map(|v| v.local());
+    let held = locals.filter_map(|name| {
+        let key = ObjectKey {
+            namespace: revision.key.namespace.clone(),
+            name: Name::new(name).ok()?,
+        };
+        fleet.volumes.get(&key)
+    });
+    let other = held.into_iter().find(|volume| volume.node != node)?;
+    let holder = fleet.members.get(&other.node);
+    Some(Rejection::Volume {
+        volume: other.key.name.to_string(),
+        on: holder.map_or_else(|| other.node.to_string(), |m| m.record.name.to_string()),
+    })
 }
 
 fn misplaced(record: &NodeRecord, revision: &Revision) -> Option<Rejection> {

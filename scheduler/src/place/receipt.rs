@@ -64,6 +64,8 @@ pub enum Rejection {
     Memory { want: u64, free: u64 },
     #[error("has as many instances as it may")]
     Instances,
+    #[error("its volume `{volume}` is on {on}")]
+    Volume { volume: String, on: String },
 }
 
 impl Receipt {

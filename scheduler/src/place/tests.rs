@@ -7,8 +7,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::{
-    Container, ImagePin, InstanceId, InstanceReport, Name, RevisionKey, RevisionState, ServiceKey,
-    UnixMs,
+    Container, ImagePin, InstanceId, InstanceReport, LocalVolume, Name, RevisionKey, RevisionState,
+    ServiceKey, UnixMs, Volume, VolumeSource,
 };
 
 const DIGEST: &str = "sha256:aa";
@@ -80,6 +80,7 @@ fn fleet() -> Fleet {
     Fleet {
         me: NodeId(1),
         members: members.into_iter().map(|m| (m.record.node, m)).collect(),
+        ..Fleet::default()
     }
 }
 
@@ -274,6 +275,39 @@ prop_compose! {
     }
 }
 
+#[test]
+fn a_local_volume_keeps_its_users_where_it_is() {
+    let mut revision = revision();
+    revision.spec.volumes.push(Volume {
+        name: "data".to_owned(),
+        source: VolumeSource::Local {
+            name: "db".to_owned(),
+        },
+    });
+    let mut fleet = fleet();
+    let ranked = |fleet: &Fleet| -> Vec<u64> {
+        let receipt = place(fleet, &revision, &ask());
+        receipt.ranked().map(|(node, _)| node.0).collect()
+    };
+    assert_eq!(ranked(&fleet).len(), 3, "nobody has it yet");
+    let volume = LocalVolume {
+        key: ObjectKey {
+            namespace: revision.key.namespace.clone(),
+            name: Name::new("db").unwrap(),
+        },
+        node: NodeId(2),
+        claimed: 7,
+    };
+    fleet.volumes.insert(volume.key.clone(), volume);
+    assert_eq!(ranked(&fleet), [2]);
+    let receipt = place(&fleet, &revision, &ask());
+    let name = &fleet.members[&NodeId(2)].record.name;
+    let said = format!("its volume `db` is on {name}");
+    assert!(receipt.refusals().iter().all(|r| r.ends_with(&said)));
+    fleet.members.get_mut(&NodeId(2)).unwrap().alive = false;
+    assert_eq!(ranked(&fleet), [0_u64; 0], "never where its data are not");
+}
+
 proptest! {
     #[test]
     fn all_get_a_verdict_and_none_that_cannot_is_ranked(
@@ -283,6 +317,7 @@ proptest! {
         let fleet = Fleet {
             me: NodeId(1),
             members: members.into_iter().map(|m| (m.record.node, m)).collect(),
+        ..Fleet::default()
         };
         let ask = Ask { from: NodeId(from), ..ask() };
         let receipt = place(&fleet, &revision(), &ask);

@@ -4,6 +4,9 @@
 use std::collections::BTreeSet;
 
 use super::members::{create_token, enroll, found, remove_node};
+use super::objects::{
+    claim_volume, delete_config, delete_secret, delete_volume, put_config, put_secret,
+};
 use super::validate::{invalid, validate, validate_scale, validate_traffic};
 use super::{Action, Change, Command, Outcome, PutService, Refusal, State};
 use crate::model::{
@@ -62,6 +65,20 @@ pub(super) fn plan(state: &State, command: &Command) -> Result<Plan, Refusal> {
         Action::CreateToken { hash, expires } => create_token(state, at, hash, *expires),
         Action::Enroll { token_hash, node } => enroll(state, at, token_hash, node),
         Action::RemoveNode { node } => remove_node(state, *node),
+        Action::PutConfig {
+            key,
+            data,
+            if_version,
+        } => put_config(state, key, data, *if_version),
+        Action::DeleteConfig { key } => delete_config(state, key),
+        Action::PutSecret {
+            key,
+            data,
+            if_version,
+        } => put_secret(state, key, data, *if_version),
+        Action::DeleteSecret { key } => delete_secret(state, key),
+        Action::ClaimVolume { key, node } => claim_volume(state, key, *node),
+        Action::DeleteVolume { key } => delete_volume(state, key),
     }
 }
 

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    ImagePin, Name, NodeId, NodeIdentity, Revision, RevisionKey, RevisionSpec, Scale, Service,
-    ServiceKey, TrafficTarget, UnixMs,
+    Blob, Config, ImagePin, LocalVolume, Name, NodeId, NodeIdentity, ObjectKey, Revision,
+    RevisionKey, RevisionSpec, Scale, Sealed, Secret, Service, ServiceKey, TrafficTarget, UnixMs,
 };
 
 /// A change someone asks for. `at` is the proposer's wall clock: apply reads no clock itself.
@@ -61,6 +61,34 @@ pub enum Action {
     RemoveNode {
         node: NodeId,
     },
+    /// Creates a config or replaces it whole.
+    PutConfig {
+        key: ObjectKey,
+        data: BTreeMap<String, Blob>,
+        /// Refuse unless the stored version is this; `Some(0)` means it must not exist.
+        if_version: Option<u64>,
+    },
+    /// Instances that run keep what they have; new ones that need it fail.
+    DeleteConfig {
+        key: ObjectKey,
+    },
+    PutSecret {
+        key: ObjectKey,
+        data: BTreeMap<String, Sealed>,
+        if_version: Option<u64>,
+    },
+    DeleteSecret {
+        key: ObjectKey,
+    },
+    /// A node wants to keep a local volume; the first that asks gets it. Idempotent.
+    ClaimVolume {
+        key: ObjectKey,
+        node: NodeId,
+    },
+    /// Its node removes its data. Refused while a service names it.
+    DeleteVolume {
+        key: ObjectKey,
+    },
 }
 
 /// Creates or changes a service.
@@ -108,6 +136,9 @@ pub enum Outcome {
         created_revision: Option<RevisionKey>,
     },
     Enrolled(NodeIdentity),
+    /// The new version of a config or secret.
+    Version(u64),
+    Volume(LocalVolume),
 }
 
 /// Why a command changed nothing.
@@ -133,6 +164,9 @@ pub enum Refusal {
     NameTaken(Name),
     #[error("the cluster was founded already")]
     AlreadyFounded,
+    /// A thing that others need is not removed.
+    #[error("{what} is used by {by}")]
+    InUse { what: String, by: String },
 }
 
 /// What followers of the feed are told: each carries the whole new object, so applying one twice
@@ -147,6 +181,12 @@ pub enum Change {
     Node(NodeIdentity),
     Token { hash: String, token: Token },
     TokenGone { hash: String },
+    Config(Box<Config>),
+    ConfigGone(ObjectKey),
+    Secret(Box<Secret>),
+    SecretGone(ObjectKey),
+    Volume(LocalVolume),
+    VolumeGone(ObjectKey),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,6 +1,7 @@
 //! Who belongs to the cluster: its founding, tokens, and nodes that come and go.
 
 use super::apply::Plan;
+use super::objects::volumes_of;
 use super::validate::{invalid, validate_hash, validate_public_key};
 use super::{Change, ClusterMeta, Outcome, Refusal, State, Token};
 use crate::model::{NodeId, NodeIdentity, Role, UnixMs};
@@ -165,5 +166,8 @@ pub(super) fn remove_node(state: &State, id: NodeId) -> Result<Plan, Refusal> {
         revoked: true,
         ..node.clone()
     };
-    Ok(Plan::quiet(vec![Change::Node(revoked)]))
+    // Its local volumes go with it: no other node has their data.
+    let mut changes: Vec<_> = volumes_of(state, id).collect();
+    changes.push(Change::Node(revoked));
+    Ok(Plan::quiet(changes))
 }

@@ -5,12 +5,15 @@
 mod apply;
 mod command;
 mod members;
+mod objects;
 mod size;
 mod validate;
 mod validate_container;
 mod validate_probe;
 mod validate_sandbox;
 
+#[cfg(test)]
+mod objects_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -25,9 +28,13 @@ use serde::{Deserialize, Serialize};
 pub use command::{
     Action, Change, ClusterMeta, Command, Outcome, PutService, Refusal, Reply, Token,
 };
+pub use objects::limits as object_limits;
 pub use validate::{limits, validate};
 
-use crate::model::{NodeId, NodeIdentity, Revision, RevisionKey, Service, ServiceKey};
+use crate::model::{
+    Config, LocalVolume, NodeId, NodeIdentity, ObjectKey, Revision, RevisionKey, Secret, Service,
+    ServiceKey,
+};
 
 /// How many deleted services' last generations are remembered.
 const MAX_RETIRED: usize = 10_000;
@@ -51,6 +58,12 @@ pub struct State {
     /// an instance of the old `web-00001` that still runs would pass for one of the new.
     #[serde(with = "pairs", default)]
     pub retired: BTreeMap<ServiceKey, Retired>,
+    #[serde(with = "pairs", default)]
+    pub configs: BTreeMap<ObjectKey, Config>,
+    #[serde(with = "pairs", default)]
+    pub secrets: BTreeMap<ObjectKey, Secret>,
+    #[serde(with = "pairs", default)]
+    pub volumes: BTreeMap<ObjectKey, LocalVolume>,
 }
 
 /// What is remembered of a deleted service.
@@ -121,6 +134,32 @@ impl State {
             Change::TokenGone { hash } => {
                 self.tokens.remove(hash);
             }
+            other => self.absorb_object(other),
+        }
+    }
+
+    fn absorb_object(&mut self, change: &Change) {
+        match change {
+            Change::Config(config) => {
+                self.configs.insert(config.key.clone(), (**config).clone());
+            }
+            Change::ConfigGone(key) => {
+                self.configs.remove(key);
+            }
+            Change::Secret(secret) => {
+                self.secrets.insert(secret.key.clone(), (**secret).clone());
+            }
+            Change::SecretGone(key) => {
+                self.secrets.remove(key);
+            }
+            Change::Volume(volume) => {
+                self.volumes.insert(volume.key.clone(), volume.clone());
+            }
+            Change::VolumeGone(key) => {
+                self.volumes.remove(key);
+            }
+            // The others' are `absorb`'s.
+            _ => {}
         }
     }
 

@@ -237,7 +237,7 @@ mod tests {
                 env: vec![EnvVar {
                     name: "A".to_owned(),
                     value,
-                    secret: None,
+                    ..EnvVar::default()
                 }],
                 ..Container::default()
             }],

@@ -6,7 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::{
-    Container, ImagePin, Name, RevisionSpec, RevisionState, Role, Scale, TrafficTarget, UnixMs,
+    Blob, Container, ImagePin, Name, RevisionSpec, RevisionState, Role, Scale, TrafficTarget,
+    UnixMs,
 };
 
 const HOUR: u64 = 3_600_000;
@@ -74,7 +75,7 @@ fn hash(digit: char) -> String {
     digit.to_string().repeat(64)
 }
 
-fn run(state: &mut State, at: u64, action: Action) -> Reply {
+pub(super) fn run(state: &mut State, at: u64, action: Action) -> Reply {
     let command = Command {
         at: UnixMs(at),
         action,
@@ -83,7 +84,7 @@ fn run(state: &mut State, at: u64, action: Action) -> Reply {
 }
 
 #[track_caller]
-fn done(reply: Reply) -> Outcome {
+pub(super) fn done(reply: Reply) -> Outcome {
     match reply {
         Reply::Done { outcome, .. } => outcome,
         Reply::Refused(refusal) => panic!("refused: {refusal}"),
@@ -109,7 +110,7 @@ fn deploy(state: &mut State, put: PutService) -> (Service, Option<RevisionKey>) 
     }
 }
 
-fn founded() -> State {
+pub(super) fn founded() -> State {
     let mut state = State::default();
     let cluster = ClusterMeta {
         id: "c".to_owned(),
@@ -495,6 +496,13 @@ fn any_put() -> impl Strategy<Value = Action> {
     })
 }
 
+fn object(text: &str) -> ObjectKey {
+    ObjectKey {
+        namespace: Name::default_namespace(),
+        name: name(text),
+    }
+}
+
 fn any_action() -> impl Strategy<Value = Action> {
     let revision = prop_oneof![Just("a-00001"), Just("a-00002"), Just("b-00001")].prop_map(rev);
     let digit = prop_oneof![Just('1'), Just('2'), Just('3'), Just('4')];
@@ -520,6 +528,17 @@ fn any_action() -> impl Strategy<Value = Action> {
             node: node(&format!("n-{byte}"), byte),
         }),
         1 => (1_u64..5).prop_map(|id| Action::RemoveNode { node: NodeId(id) }),
+        2 => (0_u8..3).prop_map(|byte| Action::PutConfig {
+            key: object("app"),
+            data: [("a".to_owned(), Blob(vec![byte]))].into(),
+            if_version: None,
+        }),
+        1 => Just(Action::DeleteConfig { key: object("app") }),
+        2 => (1_u64..5).prop_map(|id| Action::ClaimVolume {
+            key: object("db"),
+            node: NodeId(id),
+        }),
+        1 => Just(Action::DeleteVolume { key: object("db") }),
     ]
 }
 
@@ -575,5 +594,9 @@ fn check(state: &State) -> Result<(), TestCaseError> {
     prop_assert_eq!(names.len(), valid.len());
     let voters = valid.iter().filter(|n| n.role == Role::Voter).count();
     prop_assert!((1..=3).contains(&voters), "{voters} voters");
+    for volume in state.volumes.values() {
+        let holder = valid.iter().find(|n| n.id == volume.node);
+        prop_assert!(holder.is_some(), "{} is nowhere", volume.key);
+    }
     Ok(())
 }

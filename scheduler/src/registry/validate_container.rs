@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 
 use super::Refusal;
-use super::validate::{at_most, ensure, limits, short, validate_reference};
+use super::validate::{at_most, ensure, invalid, limits, short, validate_reference};
 use super::validate_probe::validate_probe;
-use crate::model::{Container, EnvVar, Volume, VolumeMount, VolumeSource};
+use crate::model::{Container, EnvVar, Name, Volume, VolumeMount, VolumeSource};
 
 /// Set by the platform, refused as Knative refuses them.
 const RESERVED_ENV: [&str; 4] = ["PORT", "K_SERVICE", "K_REVISION", "K_CONFIGURATION"];
+/// A volume's name in its service: `config-` and the longest name fit.
+const MAX_VOLUME_NAME: usize = 128;
 /// Mounting over them would hide what the sandbox masks.
 const RESERVED_MOUNTS: [&str; 3] = ["proc", "sys", "dev"];
 /// What may be asked for: Docker's default set without `MKNOD` and `NET_RAW`. The rest of the
@@ -130,17 +132,22 @@ fn validate_env(var: &EnvVar) -> Result<(), Refusal> {
     ensure(bytes <= limits::ENV_BYTES, &field, || {
         format!("has {bytes} bytes, above Linux's {}", limits::ENV_BYTES)
     })?;
-    let Some(secret) = &var.secret else {
-        return Ok(());
-    };
-    let halves = secret
-        .split_once(':')
-        .is_some_and(|(s, k)| !s.is_empty() && !k.is_empty());
-    ensure(halves, &field, || {
-        "a secret is written SECRET:KEY".to_owned()
-    })?;
-    ensure(var.value.is_empty(), &field, || {
-        "has both a value and a secret".to_owned()
+    for (source, what) in [
+        (&var.secret, "a secret is written SECRET:KEY"),
+        (&var.config, "a config is written CONFIG:KEY"),
+    ] {
+        let halves = |text: &String| {
+            let halves = text.split_once(':');
+            halves.is_some_and(|(name, key)| Name::new(name).is_ok() && !key.is_empty())
+        };
+        let good = source.as_ref().is_none_or(halves);
+        ensure(good, &field, || what.to_owned())?;
+    }
+    let sources = u8::from(!var.value.is_empty())
+        + u8::from(var.secret.is_some())
+        + u8::from(var.config.is_some());
+    ensure(sources <= 1, &field, || {
+        "has more than one of a value, a secret and a config".to_owned()
     })
 }
 
@@ -156,9 +163,8 @@ pub(super) fn validate_volumes(volumes: &[Volume], mounts: &[VolumeMount]) -> Re
         ensure(names.insert(volume.name.as_str()), "mount", || {
             format!("two volumes are named `{name}`")
         })?;
-        if let VolumeSource::EmptyDir { size_bytes, .. } = volume.source {
-            at_most("mount", size_bytes, limits::MAX_MEMORY)?;
-        }
+        validate_volume_name(&volume.name)?;
+        validate_source(&volume.source)?;
     }
     let mut paths = BTreeSet::new();
     for mount in mounts {
@@ -171,6 +177,39 @@ pub(super) fn validate_volumes(volumes: &[Volume], mounts: &[VolumeMount]) -> Re
         })?;
     }
     Ok(())
+}
+
+/// It names a folder on the node.
+fn validate_volume_name(name: &str) -> Result<(), Refusal> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+    let good = name.len() <= MAX_VOLUME_NAME && name.bytes().all(plain);
+    ensure(good, "mount", || {
+        format!(
+            "`{}` is no name of a volume: use up to 128 letters, digits, '-' and '_'",
+            short(name)
+        )
+    })
+}
+
+fn validate_source(source: &VolumeSource) -> Result<(), Refusal> {
+    match source {
+        VolumeSource::EmptyDir { memory, size_bytes } => {
+            at_most("mount", *size_bytes, limits::MAX_MEMORY)?;
+            // Less than a page the kernel takes for no limit at all.
+            let enough = *size_bytes == 0 || *size_bytes >= 4096;
+            let kind = if *memory { "in memory" } else { "on disk" };
+            ensure(enough, "mount", || {
+                format!("{size_bytes} bytes {kind} are less than 4Ki")
+            })
+        }
+        VolumeSource::Secret { name, .. }
+        | VolumeSource::ConfigMap { name, .. }
+        | VolumeSource::Local { name } => match Name::new(name.as_str()) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(invalid("mount", error.to_string())),
+        },
+        VolumeSource::HostPath { path } => validate_path("mount.host", path),
+    }
 }
 
 fn validate_mount(field: &str, mount: &VolumeMount) -> Result<(), Refusal> {

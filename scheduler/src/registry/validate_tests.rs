@@ -91,7 +91,7 @@ fn env(put: &mut PutService, name: &str, value: &str) {
     main(put).env.push(EnvVar {
         name: name.to_owned(),
         value: value.to_owned(),
-        secret: None,
+        ..EnvVar::default()
     });
 }
 

@@ -124,6 +124,7 @@ pub fn fleet() -> Fleet {
     Fleet {
         me: NodeId(1),
         members: members.into_iter().map(|m| (m.record.node, m)).collect(),
+        ..Fleet::default()
     }
 }
 

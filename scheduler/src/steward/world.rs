@@ -127,6 +127,7 @@ impl World {
                 .iter()
                 .map(|(id, r)| (*id, member(r)))
                 .collect(),
+            volumes: self.state.volumes.clone(),
         }
     }
 

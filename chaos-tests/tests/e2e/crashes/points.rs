@@ -5,6 +5,8 @@
 pub enum Step {
     /// A service is deployed, and its first instance starts.
     Deploy,
+    /// The same with volumes of every kind that a node makes.
+    Equip,
     /// A request comes for a service at zero that has a container parked.
     Request,
     /// A request comes for a service at zero, and nothing is parked.
@@ -24,10 +26,10 @@ pub enum Step {
     Changes,
 }
 
-use Step::{Boot, Changes, Delete, Deploy, Idle, Import, Pull, Request, Thaw, Unparked};
+use Step::{Boot, Changes, Delete, Deploy, Equip, Idle, Import, Pull, Request, Thaw, Unparked};
 
 /// Every point of `selvedged --failpoints`, and what leads there.
-pub const POINTS: [(&str, Step); 63] = [
+pub const POINTS: [(&str, Step); 69] = [
     ("image::resolved", Pull),
     ("image::planned", Pull),
     ("image::received", Import),
@@ -57,6 +59,12 @@ pub const POINTS: [(&str, Step); 63] = [
     ("agent::folder_made", Deploy),
     ("agent::record_written", Deploy),
     ("agent::recorded", Deploy),
+    ("volumes::local_made", Equip),
+    ("volumes::laid_out", Equip),
+    ("volumes::mounted", Equip),
+    ("volumes::filled", Equip),
+    ("volumes::equipped", Equip),
+    ("volumes::unmounted", Delete),
     ("runtime::spec_written", Deploy),
     ("runtime::shim_spawned", Deploy),
     ("runtime::created", Deploy),

@@ -312,6 +312,7 @@ impl World {
             let mut fleet = Fleet {
                 me: node.id,
                 members: members.clone(),
+                ..Fleet::default()
             };
             fleet.members.get_mut(&node.id).unwrap().rtt_micros = Some(0);
             let state = node.registry.borrow().clone();

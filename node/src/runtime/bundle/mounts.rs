@@ -81,7 +81,11 @@ pub(super) fn mounts(spec: &ContainerSpec, etc: &Path) -> Result<Vec<Mount>, Oci
         all.push(bind(&etc.join(file), &target, true)?);
     }
     for wanted in &spec.mounts {
-        all.push(bind(&wanted.source, &wanted.destination, wanted.read_only)?);
+        let mut made = bind(&wanted.source, &wanted.destination, wanted.read_only)?;
+        if let (true, Some(options)) = (wanted.no_exec, made.options_mut()) {
+            options.push("noexec".to_owned());
+        }
+        all.push(made);
     }
     Ok(all)
 }

@@ -22,7 +22,7 @@ use rustix::fs::{AtFlags, Gid, Uid};
 use super::super::bundle::{self, Joined};
 use super::super::cgroup::{self, Cgroup};
 use super::super::disk;
-use super::super::spec::ContainerSpec;
+use super::super::spec::{ContainerSpec, SecretEnv};
 use super::super::user::{self, Resolved};
 use super::super::wire::{BUNDLE, ETC, FailCode, Failure, STATE};
 use super::{bad, etc, give_back_memory, init, pipe, sysctl};
@@ -75,8 +75,12 @@ pub fn container(
     }
     write_bundle(spec, &user, &held.joined(), folder).map_err(|e| other(BUNDLE, e))?;
     let private = private.into_iter().chain(held.descriptors()).collect();
-    let init = spec.init;
-    let built = build(spec, &user, folder, Exec { private, init })?;
+    let exec = Exec {
+        private,
+        init: spec.init,
+        secrets: spec.secret_env.clone(),
+    };
+    let built = build(spec, &user, folder, exec)?;
     disk::bound(&Cgroup::at(&spec.cgroup), &spec.io, folder)
         .map_err(|m| bad(FailCode::BadLimit, m))?;
     Ok(built)
@@ -382,6 +386,8 @@ struct Exec {
     private: Vec<RawFd>,
     /// Whether another process than the program is to be the container's first.
     init: bool,
+    /// In memory only: the bundle's configuration, which holds the other variables, is a file.
+    secrets: SecretEnv,
 }
 
 impl Executor for Exec {
@@ -398,7 +404,10 @@ impl Executor for Exec {
             eprintln!("selvedge: no first process: {error}");
             std::process::exit(126);
         }
-        let error = Command::new(&args[0]).args(&args[1..]).exec();
+        let error = Command::new(&args[0])
+            .args(&args[1..])
+            .envs(self.secrets.iter())
+            .exec();
         eprintln!("selvedge: cannot run `{}`: {error}", args[0]);
         let missing = error.kind() == io::ErrorKind::NotFound;
         std::process::exit(if missing { 127 } else { 126 });

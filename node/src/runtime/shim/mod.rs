@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use super::cgroup::Cgroup;
 use super::process::Process;
-use super::spec::ContainerSpec;
+use super::spec::{ContainerSpec, SecretEnv};
 use super::wire::{
     self, FAILED, FailCode, Failure, Phase, Reply, SHIM, SHIM_LOG, SOCKET, SPEC, STATE, ShimRecord,
     ShimState,
@@ -49,8 +49,8 @@ pub fn main(args: &[OsString]) -> ExitCode {
     }
     match nursery::run() {
         Ok(None) => ExitCode::SUCCESS,
-        Ok(Some(birth)) => match detach(&birth.folder) {
-            Ok(()) => run(&birth.folder, birth.report),
+        Ok(Some(birth)) => match begin(&birth) {
+            Ok(secrets) => run(&birth.folder, birth.report, secrets),
             Err(error) => {
                 let why = format!("{}: {error}", birth.folder.display());
                 let failure = bad(FailCode::CreateContainer, why);
@@ -94,8 +94,14 @@ fn detach(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn run(folder: &Path, report: File) -> ExitCode {
-    let mut shim = match Shim::create(folder, &report) {
+/// Alone in its folder, and told what is told nowhere else.
+fn begin(birth: &nursery::Birth) -> io::Result<SecretEnv> {
+    detach(&birth.folder)?;
+    wire::read_secrets(&birth.report)
+}
+
+fn run(folder: &Path, report: File, secrets: SecretEnv) -> ExitCode {
+    let mut shim = match Shim::create(folder, &report, secrets) {
         Ok(shim) => shim,
         Err(failure) => {
             eprintln!("{NAME}: {failure}");
@@ -158,9 +164,10 @@ struct Shim {
 }
 
 impl Shim {
-    fn create(folder: &Path, report: &File) -> Result<Self, Failure> {
-        let spec: ContainerSpec = wire::read_record(Path::new("."), SPEC)
+    fn create(folder: &Path, report: &File, secrets: SecretEnv) -> Result<Self, Failure> {
+        let mut spec: ContainerSpec = wire::read_record(Path::new("."), SPEC)
             .ok_or_else(|| bad(FailCode::BadSpec, "the specification cannot be read"))?;
+        spec.secret_env = secrets;
         spec.check()
             .map_err(|message| bad(FailCode::BadSpec, message))?;
         let me = Process::of(std::process::id().cast_signed())
@@ -183,6 +190,8 @@ impl Shim {
         })?;
         let private = [listener.as_raw_fd(), report.as_raw_fd()];
         let built = build::container(&spec, folder, private).inspect_err(|_| undo(&spec))?;
+        // The program that waits has its own copy.
+        spec.secret_env = SecretEnv::default();
         record.container = Process::of(built.pid);
         keep(&record).inspect_err(|_| undo(&spec))?;
         let output = log::Output::new(built.stdout, built.stderr)
