@@ -4,3 +4,4 @@ pub mod api;
 pub mod codec;
 pub mod frame;
 pub mod peer;
+pub mod touch;
