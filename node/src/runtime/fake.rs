@@ -9,7 +9,10 @@ use async_trait::async_trait;
 use scheduler::model::{Exit, InstanceId, UnixMs};
 use tokio::sync::watch;
 
-use super::{Adopted, AdoptedState, ContainerSpec, Failure, Handle, Ran, Runtime, RuntimeError};
+use super::{
+    Adopted, AdoptedState, ContainerSpec, CopyJob, Exec, ExecSpec, Failure, Handle, Ran, Runtime,
+    RuntimeError,
+};
 
 /// Containers that exist only in memory. Signals end them; `refuse` makes the next one fail.
 #[derive(Debug)]
@@ -68,6 +71,17 @@ impl Fake {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A program that says nothing and ends well at once.
+fn silent() -> Exec {
+    Exec {
+        stdin: None,
+        stdout: Box::new(tokio::io::empty()),
+        stderr: None,
+        terminal: None,
+        ended: Box::pin(std::future::ready(Ok(0))),
     }
 }
 
@@ -135,6 +149,23 @@ impl Runtime for Fake {
             code: 0,
             said: String::new(),
         })
+    }
+
+    async fn exec(&self, id: &InstanceId, spec: &ExecSpec) -> Result<Exec, RuntimeError> {
+        self.lock()
+            .calls
+            .push(format!("exec {} in {id}", spec.args.join(" ")));
+        Ok(silent())
+    }
+
+    async fn copy(
+        &self,
+        id: &InstanceId,
+        _job: CopyJob,
+        _user: Option<String>,
+    ) -> Result<Exec, RuntimeError> {
+        self.lock().calls.push(format!("copy {id}"));
+        Ok(silent())
     }
 
     async fn exit(&self, id: &InstanceId) -> Result<Exit, RuntimeError> {

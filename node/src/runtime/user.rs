@@ -30,11 +30,15 @@ pub fn resolve(rootfs: &Path, user: &str) -> Result<Resolved, String> {
             rootfs.display()
         )
     })?;
-    resolve_in(
-        &read(&root, "/etc/passwd"),
-        &read(&root, "/etc/group"),
-        user,
-    )
+    resolve_below(&root, user)
+}
+
+/// The same below an open root.
+///
+/// # Errors
+/// A sentence naming the user or group that is not there.
+pub fn resolve_below(root: &Root, user: &str) -> Result<Resolved, String> {
+    resolve_in(&read(root, "/etc/passwd"), &read(root, "/etc/group"), user)
 }
 
 fn read(root: &Root, path: &str) -> String {

@@ -6,7 +6,11 @@
 #![allow(unsafe_code)] // fork, prctl, signalfd: each with its reason.
 
 mod build;
+pub mod exec;
+mod join;
 mod log;
+mod powers;
+pub mod pty;
 mod serve;
 
 use std::ffi::OsString;
