@@ -19,3 +19,4 @@ pub mod peers;
 pub mod runtime;
 pub mod stewardship;
 pub mod telemetry;
+pub mod touch;

@@ -8,6 +8,7 @@ mod images;
 mod logs;
 mod nodes;
 mod services;
+mod touch;
 mod views;
 mod watch;
 
@@ -31,6 +32,7 @@ use tokio::sync::watch::Receiver;
 use crate::agent::Agent;
 use crate::consensus::Registry;
 use crate::images::Images;
+use crate::touch::Toucher;
 
 pub(crate) use answer::Failure;
 pub(crate) use explain::local as explain_local;
@@ -51,6 +53,7 @@ pub struct Api {
     pub images: Images,
     pub ingress: Arc<Ingress>,
     pub mesh: Mesh,
+    pub toucher: Toucher,
     /// What TCP callers must show.
     pub operator_token: String,
 }
@@ -105,6 +108,9 @@ fn routes(api: Arc<Api>) -> Router {
         .route("/v1/revisions/{namespace}/{name}", get(services::revision))
         .route("/v1/instances", get(services::instances))
         .route("/v1/instances/{id}", get(services::instance))
+        .route("/v1/instances/{id}/exec", post(touch::exec))
+        .route("/v1/instances/{id}/copy", post(touch::copy))
+        .route("/v1/instances/{id}/port-forward", post(touch::forward))
         .route("/v1/explain/instance/{id}", get(explain::instance))
         .route(
             "/v1/explain/service/{namespace}/{name}",

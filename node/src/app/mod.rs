@@ -38,6 +38,7 @@ use crate::network::Network;
 use crate::peers::{self, Peers};
 use crate::runtime::{Shims, ShimsConfig};
 use crate::stewardship::Stewardship;
+use crate::touch::{self, Toucher};
 use crate::{clock, logs};
 use settings::{
     advertised, cgroup, founder, ingress_config, network_config, operator_token, record_base, seeds,
@@ -85,6 +86,7 @@ struct App {
     agent: Agent,
     images: Images,
     ingress: Arc<Ingress>,
+    toucher: Toucher,
     ca_hash: String,
     mesh_address: SocketAddr,
 }
@@ -118,13 +120,15 @@ impl App {
         let door = Door::default();
         let base = record_base(&config, me, mesh_address);
         let incarnation = base.incarnation;
+        let runtime = Arc::new(Shims::open(ShimsConfig::new(data.join("instances")))?);
+        let toucher = Toucher::new(me, mesh.clone(), runtime.clone());
         let agent = Agent::start_up(AgentParts {
             base,
             capacity: agent::offered(&config.capacity),
             cgroup: cgroup(&config),
             registry: registry.clone(),
             images: images.clone(),
-            runtime: Arc::new(Shims::open(ShimsConfig::new(data.join("instances")))?),
+            runtime,
             network: Network::open(network_config(&config, &data)?).await?,
             local: local.clone(),
             demand: demand_at(&door),
@@ -185,6 +189,7 @@ impl App {
             agent,
             images,
             ingress,
+            toucher,
             ca_hash,
             mesh_address,
         })
@@ -203,6 +208,7 @@ impl App {
             images: self.images.clone(),
             ingress: self.ingress.clone(),
             mesh: self.mesh.clone(),
+            toucher: self.toucher.clone(),
             operator_token: operator_token(&self.data)?,
         });
         let enrol = Arc::new(Enrol {
@@ -213,6 +219,7 @@ impl App {
         });
         peers::serve(&self.mesh, self.agent.clone(), api.clone(), enrol.clone());
         logs::serve(&self.mesh, self.agent.clone());
+        touch::serve(&self.mesh, self.toucher.clone());
         enrol::serve(&self.mesh, enrol);
         let _dns = self.start_dns().await?;
 
