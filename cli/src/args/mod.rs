@@ -2,6 +2,7 @@
 
 mod deploy;
 mod node;
+mod touch;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use scheduler::model::{Name, units};
 
 pub use deploy::{DeployArgs, EnvChange, PortFlag, ScaleFlag, spread, user};
 pub use node::{JoinArgs, NodeFlags, UpArgs};
+pub use touch::{CpArgs, ExecArgs, Place, PortForwardArgs, Ports};
 
 /// Serverless containers on your own edge.
 #[derive(Debug, Parser)]
@@ -113,6 +115,12 @@ pub enum Command {
     },
     /// What a service or an instance wrote to stdout and stderr
     Logs(LogsArgs),
+    /// Run a program in an instance
+    Exec(ExecArgs),
+    /// Copy files out of an instance or into it
+    Cp(CpArgs),
+    /// Lead ports of this machine to an instance
+    PortForward(PortForwardArgs),
     /// Set the bounds of a service's instances
     Scale(ScaleArgs),
     /// Delete services
@@ -267,10 +275,11 @@ mod tests {
     #[test]
     fn help_is_as_agreed() {
         insta::assert_snapshot!(Cli::command().term_width(100).render_help());
-        let deploy = Cli::command()
-            .term_width(100)
-            .find_subcommand("deploy")
-            .cloned();
-        insta::assert_snapshot!("deploy_help", deploy.expect("a verb").render_help());
+        for verb in ["deploy", "exec", "cp", "port-forward", "logs"] {
+            let command = Cli::command().term_width(100);
+            let command = command.find_subcommand(verb).cloned();
+            let name = format!("{verb}_help");
+            insta::assert_snapshot!(name, command.expect("a verb").render_help());
+        }
     }
 }

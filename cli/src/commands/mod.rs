@@ -2,16 +2,19 @@
 
 mod completion;
 mod confirm;
+mod cp;
 mod delete;
 mod demo;
 mod deploy;
 mod describe;
+mod exec;
 mod explain;
 mod get;
 mod image;
 mod join;
 mod logs;
 mod node;
+mod port_forward;
 mod scale;
 mod status;
 mod token;
@@ -40,6 +43,9 @@ pub async fn run(cli: Cli, out: Printer) -> anyhow::Result<ExitCode> {
         Command::Status => status::run(&session()?).await?,
         Command::Describe { subject } => describe::run(&subject, &session()?).await?,
         Command::Explain { subject } => explain::run(&subject, &session()?).await?,
+        Command::Exec(args) => return exec::run(args, &session()?).await,
+        Command::Cp(args) => cp::run(args, &session()?).await?,
+        Command::PortForward(args) => port_forward::run(args, &session()?).await?,
         Command::Logs(args) => logs::run(args, &session()?).await?,
         Command::Scale(args) => scale::run(args, &session()?).await?,
         Command::Delete(args) => delete::run(args, &session()?).await?,
