@@ -24,6 +24,7 @@ mod registry;
 mod scenarios;
 mod serving;
 mod streams;
+mod touch;
 mod trust;
 mod wire;
 mod zero;
