@@ -126,6 +126,17 @@ pub fn line(text: impl AsRef<str>) -> io::Result<()> {
     out.flush()
 }
 
+/// Another program's output, as it is.
+pub fn raw_out(bytes: &[u8]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(bytes)?;
+    out.flush()
+}
+
+pub fn raw_err(bytes: &[u8]) -> io::Result<()> {
+    io::stderr().lock().write_all(bytes)
+}
+
 /// A question, without a line's end.
 pub fn ask(text: &str) {
     let mut err = anstream::stderr().lock();

@@ -1,16 +1,19 @@
 //! What every asking command needs: the node, the namespace, the printer; and finding things by
 //! the names people type.
 
+use hyper::upgrade::Upgraded;
 use netfabric::wire::api::{Diagnosis, InstanceView, NodeStatus, ServiceView};
 use netfabric::wire::usage::{Amounts, UsageView};
-use scheduler::model::{Name, Revision};
+use scheduler::model::{InstanceId, InstanceState, Name, Revision};
+use serde::Serialize;
 
 use crate::args::Global;
-use crate::client::{Client, ClientError};
+use crate::client::{Client, ClientError, encoded};
 use crate::contexts;
 use crate::failure::Failure;
 use crate::output::Row;
 use crate::printer::Printer;
+use crate::subject::Subject;
 use crate::suggest;
 
 #[derive(Debug, Clone)]
@@ -88,6 +91,59 @@ impl Session {
     pub async fn diagnosis(&self, node: Option<&Name>) -> Result<Diagnosis, ClientError> {
         let which = node.map_or_else(String::new, |name| format!("?node={name}"));
         self.client.get(&format!("/v1/doctor{which}")).await
+    }
+
+    /// The instance that `text` names: an instance, the start of one's name, or a service, of which a
+    /// ready one is taken.
+    pub async fn instance_of(&self, text: &str) -> Result<InstanceId, Failure> {
+        let wanted = match Subject::parse(text)? {
+            Subject::Service(wanted) => {
+                let all = self.instances(false).await?;
+                let of = |i: &&InstanceView| i.service.as_str() == wanted;
+                let ready = |i: &&InstanceView| i.alive && i.state == InstanceState::Ready;
+                if let Some(ready) = all.iter().filter(of).find(ready) {
+                    return Ok(ready.id.clone());
+                }
+                // A service's name is also the start of its instances' names.
+                if all.iter().any(|i| of(&i)) || self.has_service(&wanted).await {
+                    let message = format!("service `{wanted}` has no ready instance");
+                    return Err(Failure::not_found(message)
+                        .hint("call the service once and it starts, or name an instance"));
+                }
+                wanted
+            }
+            Subject::Instance(wanted) => wanted,
+            _ => {
+                return Err(Failure::usage(format!("`{text}` is no instance"))
+                    .hint("name a service or instance/NAME"));
+            }
+        };
+        let found = find(self.instances(false).await?, &wanted).map(|found| found.id);
+        if found.is_ok() {
+            return found;
+        }
+        // One that has ended is known a while longer, and what is wrong with it then too.
+        let path = format!("/v1/instances/{}", encoded(&wanted));
+        let ended = self.client.get::<InstanceView>(&path).await;
+        ended.map(|ended| ended.id).or(found)
+    }
+
+    async fn has_service(&self, text: &str) -> bool {
+        match Name::new(text) {
+            Ok(name) => self.service(&name).await.is_ok(),
+            Err(_) => false,
+        }
+    }
+
+    /// A connection to an instance, for `what` is wanted of it.
+    pub async fn touch<Q: Serialize + Sync>(
+        &self,
+        instance: &InstanceId,
+        what: &str,
+        request: &Q,
+    ) -> Result<Upgraded, Failure> {
+        let path = format!("/v1/instances/{}/{what}", encoded(&instance.0));
+        Ok(self.client.switch(&path, request).await?)
     }
 
     fn scope(&self, all: bool) -> String {

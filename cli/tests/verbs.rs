@@ -392,7 +392,12 @@ fn logs_are_filtered_and_named() {
         "{query}"
     );
     let text = out(&selvedge(&node, "logs instance/web-00001-a --grep POST -t").success());
-    assert_eq!(text, "2023-11-14T22:13:20.123Z stdout POST /x 500\n");
+    assert!(
+        text.contains("2023-11-14T22:13:20.123Z stdout POST /x 500\n"),
+        "{text}"
+    );
+    let query = &node.asked("GET /v1/logs")[1].query;
+    assert!(query.ends_with("&grep=POST"), "{query}");
 }
 
 #[test]
@@ -540,4 +545,65 @@ fn joining_without_a_good_token_leaves_nothing() {
     join(&[]).code(2);
     join(&["--token", "sv1.short"]).code(2);
     assert!(!data.exists() && !config.exists());
+}
+
+#[test]
+fn touching_an_instance_says_what_is_wrong_and_ends_as_agreed() {
+    let node = FakeNode::start();
+    node.json(
+        "GET /v1/instances",
+        &json!([
+            instance("web-00001-a", "Ready", Value::Null),
+            instance("web-00001-b", "Starting", Value::Null),
+        ]),
+    );
+    let gone = "instance web-00001-a does not run any more: it is Stopped";
+    node.refuse(
+        "POST /v1/instances/web-00001-a/exec",
+        409,
+        "conflict",
+        gone,
+        "selvedge get instances",
+    );
+    // A service's ready instance, or the start of an instance's name; 125 as docker has it.
+    for name in ["web", "web-00001-a"] {
+        let text = err(&selvedge(&node, &format!("exec {name} -e A=b -- ls -l")).code(125));
+        assert!(text.contains(gone), "{text}");
+    }
+    let body = node.body("POST /v1/instances/web-00001-a/exec");
+    assert_eq!(body["args"], json!(["ls", "-l"]));
+    assert_eq!(body["env"], json!([["A", "b"]]));
+    assert_eq!(
+        (&body["tty"], &body["stdin"]),
+        (&Value::Null, &json!(false))
+    );
+    let text = err(&selvedge(&node, "exec web-00001 -- ls").code(125));
+    assert!(text.contains("is the start of 2 instances"), "{text}");
+    let text = err(&selvedge(&node, "exec wobble -- ls").code(125));
+    assert!(text.contains("there is no instance `wobble`"), "{text}");
+    let text = err(&selvedge(&node, "exec web -it -- ls").code(125));
+    assert!(text.contains("stdin is no terminal"), "{text}");
+    selvedge(&node, "exec web").code(2);
+
+    for (line, want) in [
+        ("cp web:/a web:/b", "both sides are in instances"),
+        ("cp a b", "neither side is in an instance"),
+        ("cp web:a b", "absolute path"),
+        ("port-forward web 80:0", "no pair of ports"),
+    ] {
+        let text = err(&selvedge(&node, line).code(2));
+        assert!(text.contains(want), "{line}: {text}");
+    }
+    let text = err(&selvedge(&node, "cp /nonexistent/file web:/tmp").code(1));
+    assert!(text.contains("/nonexistent/file"), "{text}");
+    // No switch of protocol: the node's answer says why.
+    node.refuse(
+        "POST /v1/instances/web-00001-a/copy",
+        503,
+        "unreachable",
+        "too far",
+        "",
+    );
+    let text = err(&selvedge(&node, "cp web:/a /tmp/never").code(8));
+    assert!(text.contains("too far"), "{text}");
 }

@@ -21,5 +21,6 @@ pub mod protections;
 pub mod runtime;
 pub mod stewardship;
 pub mod telemetry;
+pub mod touch;
 pub mod userns;
 pub mod volumes;

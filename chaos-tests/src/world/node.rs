@@ -50,9 +50,15 @@ impl Node {
 
     /// `selvedge ARGS…` as this host's operator types it.
     pub fn cli(&self, args: &[&str]) -> Result<Outcome> {
+        run_with(&mut self.cli_command(args), "")
+    }
+
+    /// The same, for one that goes on while the test does.
+    pub fn cli_command(&self, args: &[&str]) -> Command {
         let socket = format!("unix:{}", self.socket().display());
         let mut command = self.inside(self.programs.join("selvedge"));
-        run_with(command.args(["--addr", &socket]).args(args), "")
+        command.args(["--addr", &socket]).args(args);
+        command
     }
 
     /// `selvedge deploy` of an image with what a test usually wants.

@@ -28,6 +28,7 @@ mod registry;
 mod scenarios;
 mod serving;
 mod streams;
+mod touch;
 mod trust;
 mod volumes;
 mod wire;

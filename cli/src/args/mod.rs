@@ -5,6 +5,7 @@ mod given;
 mod node;
 mod objects;
 mod sandbox;
+mod touch;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,6 +20,7 @@ pub use given::{MountFlag, SecretFlag};
 pub use node::{JoinArgs, NodeFlags, UpArgs};
 pub use objects::{ConfigCommand, SecretCommand, SetArgs, ValueFlag, ValueFrom, VolumeCommand};
 pub use sandbox::{SandboxArgs, UserFlag, bound_io, host, ulimit};
+pub use touch::{CpArgs, ExecArgs, Place, PortForwardArgs, Ports};
 
 /// Serverless containers on your own edge.
 #[derive(Debug, Parser)]
@@ -129,6 +131,12 @@ pub enum Command {
     },
     /// What a service or an instance wrote to stdout and stderr
     Logs(LogsArgs),
+    /// Run a program in an instance
+    Exec(ExecArgs),
+    /// Copy files out of an instance or into it
+    Cp(CpArgs),
+    /// Lead ports of this machine to an instance
+    PortForward(PortForwardArgs),
     /// Set the bounds of a service's instances
     Scale(ScaleArgs),
     /// Delete services
@@ -302,10 +310,11 @@ mod tests {
     #[test]
     fn help_is_as_agreed() {
         insta::assert_snapshot!(Cli::command().term_width(100).render_help());
-        let deploy = Cli::command()
-            .term_width(100)
-            .find_subcommand("deploy")
-            .cloned();
-        insta::assert_snapshot!("deploy_help", deploy.expect("a verb").render_help());
+        for verb in ["deploy", "exec", "cp", "port-forward", "logs"] {
+            let command = Cli::command().term_width(100);
+            let command = command.find_subcommand(verb).cloned();
+            let name = format!("{verb}_help");
+            insta::assert_snapshot!(name, command.expect("a verb").render_help());
+        }
     }
 }

@@ -11,8 +11,10 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use netfabric::wire::api::{ApiError, ErrorCode};
+use netfabric::wire::touch;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -27,6 +29,8 @@ pub use target::{DEFAULT_SOCKET, Target};
 const CONNECT: Duration = Duration::from_secs(3);
 /// For reads and small changes.
 pub const ANSWER: Duration = Duration::from_secs(15);
+/// For a session in an instance to begin, wherever the instance is.
+const SWITCH_ANSWER: Duration = Duration::from_secs(30);
 /// For calls in which the node talks to an image registry.
 pub const REGISTRY_ANSWER: Duration = Duration::from_mins(2);
 /// For moving a whole image.
@@ -188,6 +192,27 @@ impl Client {
         .await
     }
 
+    /// Asks with `body` as JSON for a connection that is no HTTP any more.
+    pub async fn switch<Q: Serialize + Sync>(&self, path: &str, body: &Q) -> Answer<Upgraded> {
+        let mut request = self.request(Method::POST, path, Some(self.json(body)?))?;
+        let headers = request.headers_mut();
+        let word = header::HeaderValue::from_static;
+        headers.insert(header::CONNECTION, word("upgrade"));
+        headers.insert(header::UPGRADE, word(touch::PROTOCOL));
+        self.bounded(SWITCH_ANSWER, async {
+            let response = self.exchange(request).await?;
+            let status = response.status();
+            if status == http::StatusCode::SWITCHING_PROTOCOLS {
+                return hyper::upgrade::on(response)
+                    .await
+                    .map_err(|e| self.broken(e));
+            }
+            let bytes = self.bytes_of(response).await?;
+            Err(refusal(status, &bytes).into())
+        })
+        .await
+    }
+
     fn json<Q: Serialize>(&self, body: &Q) -> Answer<Bytes> {
         let strange = |source| ClientError::Strange {
             target: self.target.clone(),
@@ -280,7 +305,7 @@ impl Client {
             .await
             .map_err(|e| self.broken(e))?;
         // Ends when the sender and the answer's body are dropped.
-        tokio::spawn(connection);
+        tokio::spawn(connection.with_upgrades());
         sender
             .send_request(request)
             .await

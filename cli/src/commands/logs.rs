@@ -38,20 +38,17 @@ pub async fn run(args: LogsArgs, session: &Session) -> anyhow::Result<()> {
         let span = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
         format!("&since={}", now().0.saturating_sub(span))
     });
+    let grep = args
+        .grep
+        .map_or_else(String::new, |text| format!("&grep={}", encoded(&text)));
     let path = format!(
-        "/v1/logs?namespace={}&{who}&tail={}&follow={}{since}",
+        "/v1/logs?namespace={}&{who}&tail={}&follow={}{since}{grep}",
         session.namespace, args.tail, args.follow
     );
     let response = session.client.open(&path).await.map_err(Failure::from)?;
     let mut lines = Lines::new(response.into_body(), args.follow);
     while let Some(line) = lines.next().await? {
-        let wanted = args
-            .grep
-            .as_ref()
-            .is_none_or(|text| line.line.contains(text.as_str()));
-        if wanted {
-            session.out.log(&line, args.timestamps, many)?;
-        }
+        session.out.log(&line, args.timestamps, many)?;
     }
     Ok(())
 }

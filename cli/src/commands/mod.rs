@@ -3,11 +3,13 @@
 mod completion;
 mod config;
 mod confirm;
+mod cp;
 mod delete;
 mod demo;
 mod deploy;
 mod describe;
 mod doctor;
+mod exec;
 mod explain;
 mod get;
 mod image;
@@ -15,6 +17,7 @@ mod join;
 mod logs;
 mod node;
 mod object;
+mod port_forward;
 mod scale;
 mod secret;
 mod status;
@@ -48,6 +51,9 @@ pub async fn run(cli: Cli, out: Printer) -> anyhow::Result<ExitCode> {
         Command::Doctor { node } => return doctor::run(node.as_ref(), &session()?).await,
         Command::Explain { subject } => explain::run(&subject, &session()?).await?,
         Command::Top(args) => top::run(args, &session()?).await?,
+        Command::Exec(args) => return exec::run(args, &session()?).await,
+        Command::Cp(args) => cp::run(args, &session()?).await?,
+        Command::PortForward(args) => port_forward::run(args, &session()?).await?,
         Command::Logs(args) => logs::run(args, &session()?).await?,
         Command::Scale(args) => scale::run(args, &session()?).await?,
         Command::Delete(args) => delete::run(args, &session()?).await?,

@@ -83,6 +83,9 @@ pub fn plain_table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> St
     lines.join("\n")
 }
 
+/// After a piece of a line too long for one.
+const GOES_ON: &str = " \u{2026}";
+
 /// A log line; with its instance before it when several speak.
 pub fn log_line(line: &LogLine, stamped: bool, many: bool) -> String {
     let text = line.line.trim_end_matches(['\r', '\n']);
@@ -91,9 +94,10 @@ pub fn log_line(line: &LogLine, stamped: bool, many: bool) -> String {
     } else {
         String::new()
     };
+    let goes_on = if line.partial { GOES_ON } else { "" };
     if stamped {
-        format!("{from}{} {} {text}", time(line.time), line.stream)
+        format!("{from}{} {} {text}{goes_on}", time(line.time), line.stream)
     } else {
-        format!("{from}{text}")
+        format!("{from}{text}{goes_on}")
     }
 }

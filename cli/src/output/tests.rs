@@ -110,12 +110,13 @@ fn explanations() {
 
 #[test]
 fn log_lines() {
-    let line = LogLine {
+    let mut line = LogLine {
         time: UnixMs(1_700_000_000_123),
         node: "par-1".into(),
         instance: InstanceId("web-00002-a".into()),
         stream: "stderr".into(),
         line: "GET / 200\n".into(),
+        partial: false,
     };
     assert_eq!(log_line(&line, false, false), "GET / 200");
     assert_eq!(log_line(&line, false, true), "web-00002-a | GET / 200");
@@ -123,4 +124,6 @@ fn log_lines() {
         log_line(&line, true, false),
         "2023-11-14T22:13:20.123Z stderr GET / 200"
     );
+    line.partial = true;
+    assert_eq!(log_line(&line, false, false), "GET / 200 \u{2026}");
 }

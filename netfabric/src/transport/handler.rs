@@ -15,6 +15,8 @@ pub enum Kind {
     Proxy = 4,
     Feed = 5,
     Logs = 6,
+    /// An operator's hand on an instance of another node.
+    Touch = 7,
 }
 
 impl Kind {
@@ -26,6 +28,7 @@ impl Kind {
             4 => Self::Proxy,
             5 => Self::Feed,
             6 => Self::Logs,
+            7 => Self::Touch,
             _ => return None,
         })
     }
@@ -40,7 +43,8 @@ impl Kind {
             Self::Peer => 8 * 1024 * 1024,
             // Proxied bodies are not framed.
             Self::Proxy => 64 * 1024,
-            Self::Logs => 1024 * 1024,
+            // The wish and its answer; what follows has frames of its own.
+            Self::Logs | Self::Touch => 1024 * 1024,
         }
     }
 
@@ -50,7 +54,7 @@ impl Kind {
             Self::Raft | Self::Gossip => 2,
             Self::Peer => 1,
             Self::Proxy => 0,
-            Self::Feed | Self::Logs => -1,
+            Self::Feed | Self::Logs | Self::Touch => -1,
         }
     }
 }

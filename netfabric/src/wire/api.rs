@@ -358,6 +358,9 @@ pub struct LogLine {
     /// `stdout` or `stderr`.
     pub stream: String,
     pub line: String,
+    /// A piece of a longer line: the stream's next one goes on with it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
 }
 
 /// One line of `GET /v1/watch`.

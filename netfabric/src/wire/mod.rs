@@ -4,4 +4,5 @@ pub mod api;
 pub mod codec;
 pub mod frame;
 pub mod peer;
+pub mod touch;
 pub mod usage;

@@ -27,6 +27,7 @@ pub(super) struct LogsParams {
     #[serde(default)]
     follow: bool,
     since: Option<u64>,
+    grep: Option<String>,
 }
 
 pub(super) async fn stream(
@@ -43,6 +44,7 @@ pub(super) async fn stream(
         tail: params.tail.unwrap_or(DEFAULT_TAIL).min(MAX_TAIL),
         follow: params.follow,
         since: params.since.map(UnixMs),
+        grep: params.grep.filter(|text| !text.is_empty()),
     };
     let lines = logs::gather(&api.agent, &api.mesh, &api.fleet(), query).await;
     let body = Body::from_stream(lines.map(|line| {

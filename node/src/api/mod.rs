@@ -12,6 +12,7 @@ mod nodes;
 mod objects;
 mod secrets;
 mod services;
+mod touch;
 mod usage;
 mod views;
 mod volumes;
@@ -40,6 +41,7 @@ use crate::consensus::Registry;
 use crate::images::Images;
 use crate::meter::Meter;
 use crate::protections::Protections;
+use crate::touch::Toucher;
 
 pub(crate) use answer::Failure;
 pub(crate) use explain::local as explain_local;
@@ -65,6 +67,7 @@ pub struct Api {
     pub ingress: Arc<Ingress>,
     pub mesh: Mesh,
     pub protections: Protections,
+    pub toucher: Toucher,
     /// What TCP callers must show.
     pub operator_token: String,
     /// Seals what becomes part of a secret.
@@ -122,6 +125,9 @@ fn routes(api: Arc<Api>) -> Router {
         .route("/v1/revisions/{namespace}/{name}", get(services::revision))
         .route("/v1/instances", get(services::instances))
         .route("/v1/instances/{id}", get(services::instance))
+        .route("/v1/instances/{id}/exec", post(touch::exec))
+        .route("/v1/instances/{id}/copy", post(touch::copy))
+        .route("/v1/instances/{id}/port-forward", post(touch::forward))
         .route("/v1/explain/instance/{id}", get(explain::instance))
         .route(
             "/v1/explain/service/{namespace}/{name}",

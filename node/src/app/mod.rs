@@ -41,6 +41,7 @@ use crate::protections::Protections;
 use crate::runtime::{Shims, ShimsConfig};
 use crate::stewardship::Stewardship;
 use crate::telemetry::metrics;
+use crate::touch::{self, Toucher};
 use crate::volumes::Volumes;
 use crate::{clock, logs};
 use settings::{
@@ -112,6 +113,7 @@ struct App {
     images: Images,
     ingress: Arc<Ingress>,
     protections: Protections,
+    toucher: Toucher,
     ca_hash: String,
     mesh_address: SocketAddr,
 }
@@ -151,6 +153,7 @@ impl App {
         let runtime = Arc::new(Shims::open(ShimsConfig::new(data.join(INSTANCES)))?);
         let network = Network::open(network).await?;
         let meter = open_meter(&data, &runtime, &network, &local)?;
+        let toucher = Toucher::new(me, mesh.clone(), runtime.clone());
         let agent = Agent::start_up(AgentParts {
             base,
             capacity: agent::offered(&config.capacity),
@@ -223,6 +226,7 @@ impl App {
             images,
             ingress,
             protections,
+            toucher,
             ca_hash,
             mesh_address,
         })
@@ -245,6 +249,7 @@ impl App {
             ingress: self.ingress.clone(),
             mesh: self.mesh.clone(),
             protections: self.protections.clone(),
+            toucher: self.toucher.clone(),
             operator_token: operator_token(&self.data)?,
             vault: Vault::load(&self.data.join("identity"))?,
         });
@@ -257,6 +262,7 @@ impl App {
         });
         peers::serve(&self.mesh, self.agent.clone(), api.clone(), enrol.clone());
         logs::serve(&self.mesh, self.agent.clone());
+        touch::serve(&self.mesh, self.toucher.clone());
         enrol::serve(&self.mesh, enrol);
         let _dns = self.start_dns().await?;
         self.start_metrics().await?;

@@ -7,7 +7,7 @@ use scheduler::model::InstanceId;
 use tokio::sync::mpsc;
 
 use super::{FOLLOW_PERIOD, LogQuery};
-use crate::agent::{Agent, LogFolder};
+use crate::agent::Agent;
 use crate::runtime::logs::{self, Follower};
 
 fn named(line: logs::LogLine, node: &str, instance: &InstanceId) -> LogLine {
@@ -17,45 +17,56 @@ fn named(line: logs::LogLine, node: &str, instance: &InstanceId) -> LogLine {
         instance: instance.clone(),
         stream: line.stream,
         line: line.line,
+        partial: line.partial,
     }
 }
 
-/// The newest `query.tail` lines of this node, oldest first.
-pub(super) async fn past(agent: &Agent, query: &LogQuery) -> Vec<LogLine> {
+/// Where the reading of each instance's log goes on.
+pub(super) type Followed = BTreeMap<InstanceId, Follower>;
+
+/// The newest `query.tail` lines of this node, oldest first, and where to go on.
+pub(super) async fn past(agent: &Agent, query: &LogQuery) -> (Vec<LogLine>, Followed) {
     let (folders, node, query) = (agent.log_folders(query), agent.node_name(), query.clone());
     let read = move || {
-        let mut lines: Vec<LogLine> = folders
-            .iter()
-            .flat_map(|folder| tail(folder, &node, query.tail))
-            .collect();
-        lines.retain(|line| query.since.is_none_or(|since| line.time >= since));
+        let mut lines = Vec::new();
+        let mut followed = Followed::new();
+        for folder in folders {
+            let wanted = |line: &logs::LogLine| query.wants(line.time, &line.line);
+            // A log that cannot be read, or was taken away meanwhile, has no lines.
+            let Ok((last, follower)) = logs::tail_and_follow(&folder.path, query.tail, wanted)
+            else {
+                continue;
+            };
+            lines.extend(last.into_iter().map(|l| named(l, &node, &folder.instance)));
+            followed.insert(folder.instance, follower);
+        }
         lines.sort_by_key(|line| line.time);
-        lines.split_off(lines.len().saturating_sub(query.tail))
+        let surplus = lines.len().saturating_sub(query.tail);
+        (lines.split_off(surplus), followed)
     };
     tokio::task::spawn_blocking(read).await.unwrap_or_default()
 }
 
-fn tail(folder: &LogFolder, node: &str, count: usize) -> Vec<LogLine> {
-    // A log that cannot be read, or was taken away meanwhile, has no lines.
-    let lines = logs::tail(&folder.path, count).unwrap_or_default();
-    lines
-        .into_iter()
-        .map(|line| named(line, node, &folder.instance))
-        .collect()
-}
-
 /// Sends lines as they are appended, of instances that come later too, until nobody listens.
-pub(super) async fn follow(agent: Agent, query: LogQuery, lines: mpsc::Sender<LogLine>) {
+pub(super) async fn follow(
+    agent: Agent,
+    query: LogQuery,
+    mut followed: Followed,
+    lines: mpsc::Sender<LogLine>,
+) {
     let node = agent.node_name();
-    let mut followed: BTreeMap<InstanceId, Follower> = BTreeMap::new();
     loop {
-        for folder in agent.log_folders(&query) {
+        let folders = agent.log_folders(&query);
+        // Each keeps a file open; logs that are gone for good need none.
+        followed.retain(|id, _| folders.iter().any(|folder| folder.instance == *id));
+        for folder in folders {
             let follower = followed
                 .entry(folder.instance.clone())
                 .or_insert_with(|| Follower::from_start(&folder.path));
+            // The last lines of an instance that has ended are where its log was put away.
+            follower.moved_to(&folder.path);
             for line in follower.next_lines().unwrap_or_default() {
-                let wanted = query.since.is_none_or(|since| line.time >= since);
-                if wanted
+                if query.wants(line.time, &line.line)
                     && lines
                         .send(named(line, &node, &folder.instance))
                         .await

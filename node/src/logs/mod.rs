@@ -35,47 +35,47 @@ pub struct LogQuery {
     /// Then go on with what comes.
     pub follow: bool,
     pub since: Option<UnixMs>,
+    /// Only lines with this text in them.
+    #[serde(default)]
+    pub grep: Option<String>,
 }
 
-/// The lines of all live nodes: the past in order of time, then, when following, what comes.
+impl LogQuery {
+    fn wants(&self, time: UnixMs, line: &str) -> bool {
+        self.since.is_none_or(|since| time >= since)
+            && self.grep.as_ref().is_none_or(|text| line.contains(text))
+    }
+}
+
+/// The lines of all live nodes: the past in order of time, then, when following, what comes. Each
+/// node goes on right behind its own past: clocks that differ lose no line.
 pub async fn gather(
     agent: &Agent,
     mesh: &Mesh,
     fleet: &Fleet,
     query: LogQuery,
 ) -> BoxStream<'static, LogLine> {
-    let past_query = LogQuery {
-        follow: false,
-        ..query.clone()
-    };
     let peers: Vec<NodeId> = fleet
         .nearest()
         .iter()
         .map(|m| m.record.node)
         .filter(|n| *n != fleet.me)
         .collect();
-    let remote = join_all(peers.iter().map(|n| past_of(mesh, *n, &past_query))).await;
-    let mut past = files::past(agent, &past_query).await;
-    past.extend(remote.into_iter().flatten());
+    let remote = join_all(peers.iter().map(|n| past_of(mesh, *n, &query)));
+    let ((mut past, followed), remote) = tokio::join!(files::past(agent, &query), remote);
+    let (sender, receiver) = mpsc::channel(LINES_IN_FLIGHT);
+    for (lines, stream) in remote {
+        past.extend(lines);
+        if let Some(stream) = stream.filter(|_| query.follow) {
+            tokio::spawn(relay(stream, sender.clone()));
+        }
+    }
     past.sort_by_key(|line| line.time);
     let past = past.split_off(past.len().saturating_sub(query.tail));
     if !query.follow {
         return stream::iter(past).boxed();
     }
-    let since = past
-        .last()
-        .map(|line| UnixMs(line.time.0.saturating_add(1)))
-        .or(query.since);
-    let (sender, receiver) = mpsc::channel(LINES_IN_FLIGHT);
-    let live = LogQuery {
-        tail: 0,
-        since,
-        ..query
-    };
-    tokio::spawn(files::follow(agent.clone(), live.clone(), sender.clone()));
-    for node in peers {
-        tokio::spawn(relay(mesh.clone(), node, live.clone(), sender.clone()));
-    }
+    tokio::spawn(files::follow(agent.clone(), query, followed, sender));
     stream::iter(past).chain(receiver_stream(receiver)).boxed()
 }
 
@@ -86,21 +86,31 @@ fn receiver_stream(receiver: mpsc::Receiver<LogLine>) -> BoxStream<'static, LogL
     .boxed()
 }
 
-/// A peer's past lines; a peer that does not answer in time has none.
-async fn past_of(mesh: &Mesh, node: NodeId, query: &LogQuery) -> Vec<LogLine> {
+/// A peer's past lines, and its stream for what follows. One that does not send all of its past in
+/// time has that much; one that does not answer has none.
+async fn past_of(
+    mesh: &Mesh,
+    node: NodeId,
+    query: &LogQuery,
+) -> (Vec<LogLine>, Option<MeshStream>) {
+    let mut lines = Vec::new();
+    let Some(mut stream) = open(mesh, node, query).await else {
+        return (lines, None);
+    };
     let read = async {
-        let mut stream = open(mesh, node, query).await?;
-        let mut lines = Vec::new();
+        // The past ends with an empty frame, or with the stream.
         while let Ok(Some(frame)) = stream.read_frame().await {
+            if frame.is_empty() {
+                return true;
+            }
             lines.extend(serde_json::from_slice::<LogLine>(&frame).ok());
         }
-        Some(lines)
+        false
     };
-    tokio::time::timeout(PEER_DEADLINE, read)
-        .await
-        .ok()
-        .flatten()
-        .unwrap_or_default()
+    let whole = tokio::time::timeout(PEER_DEADLINE, read).await;
+    // Broken off within a frame, it cannot be read on.
+    let stream = matches!(whole, Ok(true)).then_some(stream);
+    (lines, stream)
 }
 
 async fn open(mesh: &Mesh, node: NodeId, query: &LogQuery) -> Option<MeshStream> {
@@ -112,10 +122,7 @@ async fn open(mesh: &Mesh, node: NodeId, query: &LogQuery) -> Option<MeshStream>
     Some(stream)
 }
 
-async fn relay(mesh: Mesh, node: NodeId, query: LogQuery, lines: mpsc::Sender<LogLine>) {
-    let Some(mut stream) = open(&mesh, node, &query).await else {
-        return;
-    };
+async fn relay(mut stream: MeshStream, lines: mpsc::Sender<LogLine>) {
     loop {
         tokio::select! {
             frame = stream.read_frame() => {
@@ -145,16 +152,17 @@ impl Handler for LogServer {
         let Ok(query) = serde_json::from_slice::<LogQuery>(&frame) else {
             return;
         };
-        if !query.follow {
-            for line in files::past(&self.agent, &query).await {
-                if send(&mut stream, &line).await.is_none() {
-                    return;
-                }
+        let (past, followed) = files::past(&self.agent, &query).await;
+        for line in past {
+            if send(&mut stream, &line).await.is_none() {
+                return;
             }
+        }
+        if !query.follow || stream.write_frame(b"").await.is_err() {
             return;
         }
         let (sender, mut receiver) = mpsc::channel(LINES_IN_FLIGHT);
-        tokio::spawn(files::follow(self.agent.clone(), query, sender));
+        tokio::spawn(files::follow(self.agent.clone(), query, followed, sender));
         while let Some(line) = receiver.recv().await {
             if send(&mut stream, &line).await.is_none() {
                 return;

@@ -74,6 +74,23 @@ impl Cgroup {
             .unwrap_or(0)
     }
 
+    /// Puts the calling process into it.
+    ///
+    /// # Errors
+    /// It is nowhere, or the kernel refused.
+    pub fn join(&self) -> io::Result<()> {
+        let mut joined = false;
+        for folder in self.folders.iter().filter(|folder| folder.exists()) {
+            fs::write(folder.join("cgroup.procs"), "0")?;
+            joined = true;
+        }
+        if joined {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::NotFound.into())
+        }
+    }
+
     /// Stops all processes in it, or lets them go on. Returns when the kernel has taken note; they
     /// are still within microseconds.
     ///

@@ -10,7 +10,8 @@ use scheduler::model::{Exit, InstanceId, UnixMs};
 use tokio::sync::watch;
 
 use super::{
-    Adopted, AdoptedState, ContainerSpec, Failure, Handle, Ran, Runtime, RuntimeError, Usage,
+    Adopted, AdoptedState, ContainerSpec, CopyJob, Exec, ExecSpec, Failure, Handle, Ran, Runtime,
+    RuntimeError, Usage,
 };
 
 /// Containers that exist only in memory. Signals end them; `refuse` makes the next one fail.
@@ -78,6 +79,17 @@ impl Fake {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A program that says nothing and ends well at once.
+fn silent() -> Exec {
+    Exec {
+        stdin: None,
+        stdout: Box::new(tokio::io::empty()),
+        stderr: None,
+        terminal: None,
+        ended: Box::pin(std::future::ready(Ok(0))),
     }
 }
 
@@ -151,6 +163,23 @@ impl Runtime for Fake {
     async fn usage(&self, id: &InstanceId, _: Option<&Usage>) -> Result<Usage, RuntimeError> {
         let usage = self.lock().containers.get(id).map(|c| c.usage);
         usage.ok_or_else(|| RuntimeError::Unknown(id.clone()))
+    }
+
+    async fn exec(&self, id: &InstanceId, spec: &ExecSpec) -> Result<Exec, RuntimeError> {
+        self.lock()
+            .calls
+            .push(format!("exec {} in {id}", spec.args.join(" ")));
+        Ok(silent())
+    }
+
+    async fn copy(
+        &self,
+        id: &InstanceId,
+        _job: CopyJob,
+        _user: Option<String>,
+    ) -> Result<Exec, RuntimeError> {
+        self.lock().calls.push(format!("copy {id}"));
+        Ok(silent())
     }
 
     async fn exit(&self, id: &InstanceId) -> Result<Exit, RuntimeError> {

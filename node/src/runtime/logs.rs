@@ -21,6 +21,9 @@ pub struct LogLine {
     /// `stdout` or `stderr`.
     pub stream: String,
     pub line: String,
+    /// A piece of a longer line: the stream's next one goes on with it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
 }
 
 /// The last `count` lines in `folder`, oldest first. No log is no lines.
@@ -28,54 +31,61 @@ pub struct LogLine {
 /// # Errors
 /// A file that is there but cannot be read.
 pub fn tail(folder: &Path, count: usize) -> io::Result<Vec<LogLine>> {
+    Ok(tail_and_follow(folder, count, |_| true)?.0)
+}
+
+/// The last `count` lines that are wanted, and a follower that goes on right behind what was read:
+/// no line is between them, and none in both.
+///
+/// # Errors
+/// A file that is there but cannot be read.
+pub fn tail_and_follow(
+    folder: &Path,
+    count: usize,
+    wanted: impl Fn(&LogLine) -> bool,
+) -> io::Result<(Vec<LogLine>, Follower)> {
+    let mut follower = Follower::from_start(folder);
     let mut last = VecDeque::new();
-    for name in [LOG_BEFORE, LOG] {
-        let file = match File::open(folder.join(name)) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-            Err(e) => return Err(e),
-        };
-        for line in BufReader::new(file).split(b'\n') {
-            // A line being written now is not one yet.
-            if let Ok(line) = serde_json::from_slice::<LogLine>(&line?) {
-                last.push_back(line);
-                if last.len() > count {
-                    last.pop_front();
-                }
-            }
+    let mut take = |line| {
+        if wanted(&line) {
+            last.push_back(line);
         }
+        if last.len() > count {
+            last.pop_front();
+        }
+    };
+    let (before, current) = both(folder)?;
+    for file in [before, current].into_iter().flatten() {
+        follower.offset = read_from(&file, 0, usize::MAX, &mut take)?;
+        follower.file = Some(file);
     }
-    Ok(last.into())
+    Ok((last.into(), follower))
 }
 
 /// Reads on where it stopped, across a change of files.
 #[derive(Debug)]
 pub struct Follower {
     folder: PathBuf,
-    inode: u64,
+    /// Kept open: so its rest can be read when it is gone, and no other file gets its number.
+    file: Option<File>,
     offset: u64,
 }
 
 impl Follower {
-    /// Follows the log in `folder` from its end.
-    #[must_use]
-    pub fn from_end(folder: &Path) -> Self {
-        let (inode, offset) =
-            std::fs::metadata(folder.join(LOG)).map_or((0, 0), |meta| (meta.ino(), meta.len()));
-        Self {
-            folder: folder.to_owned(),
-            inode,
-            offset,
-        }
-    }
-
-    /// Follows it from its first line.
+    /// Follows the log in `folder` from its first line.
     #[must_use]
     pub fn from_start(folder: &Path) -> Self {
         Self {
             folder: folder.to_owned(),
-            inode: 0,
+            file: None,
             offset: 0,
+        }
+    }
+
+    /// The log's folder has been moved as it is.
+    pub fn moved_to(&mut self, folder: &Path) {
+        if self.folder != folder {
+            folder.clone_into(&mut self.folder);
         }
     }
 
@@ -85,23 +95,46 @@ impl Follower {
     /// A log that is there but cannot be read.
     pub fn next_lines(&mut self) -> io::Result<Vec<LogLine>> {
         let mut lines = Vec::new();
-        let Some(current) = open(&self.folder.join(LOG))? else {
+        let mut push = |line| lines.push(line);
+        let (before, current) = both(&self.folder)?;
+        let Some(current) = current else {
             return Ok(lines);
         };
-        let inode = current.metadata()?.ino();
-        if inode != self.inode {
-            // The rest of the file that was put away, if it is the one we read.
-            if let Some(before) = open(&self.folder.join(LOG_BEFORE))?
-                && (before.metadata()?.ino() == self.inode || self.inode == 0)
-            {
-                read_from(before, self.offset, usize::MAX, &mut lines)?;
+        let read = self.file.as_ref().map(number).transpose()?;
+        if read != Some(number(&current)?) {
+            if let Some(file) = &self.file {
+                read_from(file, self.offset, usize::MAX, &mut push)?;
             }
-            self.inode = inode;
+            // Another one that came and was put away meanwhile.
+            if let Some(before) = before
+                && read != Some(number(&before)?)
+            {
+                read_from(&before, 0, usize::MAX, &mut push)?;
+            }
+            self.file = None;
             self.offset = 0;
         }
-        self.offset = read_from(current, self.offset, MAX_BATCH, &mut lines)?;
+        self.offset = read_from(&current, self.offset, MAX_BATCH, &mut push)?;
+        self.file = Some(current);
         Ok(lines)
     }
+}
+
+/// The file that was put away and the one that is written. The latter is opened first: when they
+/// change turns just then, it is both, and counts as the latter.
+fn both(folder: &Path) -> io::Result<(Option<File>, Option<File>)> {
+    let current = open(&folder.join(LOG))?;
+    let before = open(&folder.join(LOG_BEFORE))?;
+    let numbers = (
+        before.as_ref().map(number).transpose()?,
+        current.as_ref().map(number).transpose()?,
+    );
+    let before = before.filter(|_| numbers.0 != numbers.1);
+    Ok((before, current))
+}
+
+fn number(file: &File) -> io::Result<u64> {
+    Ok(file.metadata()?.ino())
 }
 
 fn open(path: &Path) -> io::Result<Option<File>> {
@@ -114,10 +147,10 @@ fn open(path: &Path) -> io::Result<Option<File>> {
 
 /// Whole lines from `offset` on; returns where the next one begins.
 fn read_from(
-    mut file: File,
+    mut file: &File,
     mut offset: u64,
     most: usize,
-    lines: &mut Vec<LogLine>,
+    take: &mut impl FnMut(LogLine),
 ) -> io::Result<u64> {
     file.seek(SeekFrom::Start(offset))?;
     let mut reader = BufReader::new(file);
@@ -130,7 +163,7 @@ fn read_from(
         }
         offset += count as u64;
         if let Ok(parsed) = serde_json::from_slice(&line) {
-            lines.push(parsed);
+            take(parsed);
         }
     }
     Ok(offset)
@@ -165,7 +198,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join(LOG);
         fs::write(&log, lines(0..2)).unwrap();
-        let mut follower = Follower::from_end(folder.path());
+        let (past, mut follower) = tail_and_follow(folder.path(), 1, |_| true).unwrap();
+        assert_eq!(texts(&past), ["1"]);
         assert!(follower.next_lines().unwrap().is_empty());
         fs::write(&log, lines(0..3)).unwrap();
         assert_eq!(texts(&follower.next_lines().unwrap()), ["2"]);
@@ -173,5 +207,28 @@ mod tests {
         fs::rename(&log, folder.path().join(LOG_BEFORE)).unwrap();
         fs::write(&log, lines(4..5)).unwrap();
         assert_eq!(texts(&follower.next_lines().unwrap()), ["3", "4"]);
+        // Twice since, the last words of the one that is gone by now among them.
+        fs::write(&log, lines(4..6)).unwrap();
+        for n in 6..8 {
+            fs::rename(&log, folder.path().join(LOG_BEFORE)).unwrap();
+            fs::write(&log, lines(n..n + 1)).unwrap();
+        }
+        assert_eq!(texts(&follower.next_lines().unwrap()), ["5", "6", "7"]);
+    }
+
+    #[test]
+    fn a_tail_counts_only_what_is_wanted() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(LOG), lines(0..100)).unwrap();
+        let odd = |line: &LogLine| line.time.0 % 2 == 1;
+        let (past, mut follower) = tail_and_follow(folder.path(), 2, odd).unwrap();
+        assert_eq!(texts(&past), ["97", "99"]);
+        assert!(follower.next_lines().unwrap().is_empty());
+        // Its folder is put away, as after the instance's end.
+        let shelf = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(LOG), lines(0..101)).unwrap();
+        fs::rename(folder.path().join(LOG), shelf.path().join(LOG)).unwrap();
+        follower.moved_to(shelf.path());
+        assert_eq!(texts(&follower.next_lines().unwrap()), ["100"]);
     }
 }

@@ -7,7 +7,9 @@
 mod adopt;
 mod bundle;
 pub mod cgroup;
+pub mod copy;
 mod disk;
+pub mod exec;
 pub mod fake;
 pub mod logs;
 mod nursery;
@@ -16,17 +18,21 @@ mod seccomp;
 pub mod shim;
 mod shims;
 mod spec;
+mod streams;
 mod usage;
 mod user;
 pub mod wire;
 
 use std::io;
-use std::path::PathBuf;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use scheduler::model::{Exit, FailReason, InstanceId};
 
+pub use copy::CopyJob;
+pub use exec::{Exec, ExecSpec};
 pub use shims::{Shims, ShimsConfig};
 pub use spec::{BindMount, ContainerSpec, DEFAULT_PIDS, SecretEnv, is_safe_id};
 pub use usage::Usage;
@@ -70,6 +76,18 @@ pub trait Runtime: Send + Sync {
     /// makes this one cheaper.
     async fn usage(&self, id: &InstanceId, before: Option<&Usage>) -> Result<Usage, RuntimeError>;
 
+    /// Starts a further program in a running container and hands out its streams.
+    async fn exec(&self, id: &InstanceId, spec: &ExecSpec) -> Result<Exec, RuntimeError>;
+
+    /// Packs files of a running container as a tar on stdout, or unpacks the tar on stdin there, as
+    /// the container's user or another one.
+    async fn copy(
+        &self,
+        id: &InstanceId,
+        job: CopyJob,
+        user: Option<String>,
+    ) -> Result<Exec, RuntimeError>;
+
     /// Waits for the program's end, however long, and says how it ended.
     async fn exit(&self, id: &InstanceId) -> Result<Exit, RuntimeError>;
 
@@ -84,6 +102,12 @@ pub trait Runtime: Send + Sync {
 
     /// Where a container's log is kept.
     fn folder(&self, id: &InstanceId) -> PathBuf;
+}
+
+/// The address of the container whose folder this is, if it has one.
+#[must_use]
+pub fn address(folder: &Path) -> Option<IpAddr> {
+    wire::read_record::<ContainerSpec>(folder, wire::SPEC)?.address
 }
 
 /// A created container.

@@ -17,6 +17,8 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::cgroup::Cgroup;
+use super::copy::CopyJob;
+use super::exec::{self, Exec, ExecSpec, Place};
 use super::nursery::Nursery;
 use super::spec::{SecretEnv, is_safe_id};
 use super::wire::{
@@ -220,10 +222,33 @@ impl Runtime for Shims {
     async fn run(
         &self,
         id: &InstanceId,
-        _args: &[String],
-        _patience: Duration,
+        args: &[String],
+        patience: Duration,
     ) -> Result<Ran, RuntimeError> {
-        Err(RuntimeError::Unknown(id.clone()))
+        let spec = ExecSpec {
+            args: args.to_vec(),
+            ..ExecSpec::default()
+        };
+        let folder = self.folder(id);
+        let place = self.place(id, &folder).await?;
+        let began = place.run(&spec, Duration::ZERO).await?;
+        exec::finish(began, patience).await
+    }
+
+    async fn exec(&self, id: &InstanceId, spec: &ExecSpec) -> Result<Exec, RuntimeError> {
+        let folder = self.folder(id);
+        let place = self.place(id, &folder).await?;
+        place.run(spec, exec::HANGUP_GRACE).await
+    }
+
+    async fn copy(
+        &self,
+        id: &InstanceId,
+        job: CopyJob,
+        user: Option<String>,
+    ) -> Result<Exec, RuntimeError> {
+        let folder = self.folder(id);
+        self.place(id, &folder).await?.copy(job, user).await
     }
 
     /// A few files of the kernel's: too short for a thread of its own.
@@ -304,6 +329,39 @@ impl Runtime for Shims {
 }
 
 impl Shims {
+    /// Where a further program goes: only into a container that runs, which a frozen one must first.
+    async fn place<'a>(
+        &'a self,
+        id: &'a InstanceId,
+        folder: &'a Path,
+    ) -> Result<Place<'a>, RuntimeError> {
+        let why = match self.call(id, &Request::State).await? {
+            ShimState {
+                phase: Phase::Running,
+                pid,
+                ..
+            } => {
+                self.thaw(id).await?;
+                let binary = &self.config.binary;
+                return Ok(Place {
+                    id,
+                    folder,
+                    binary,
+                    pid,
+                });
+            }
+            ShimState {
+                phase: Phase::Created,
+                ..
+            } => "the instance's program has not been started",
+            ShimState {
+                phase: Phase::Exited,
+                ..
+            } => "the instance has ended",
+        };
+        Err(Failure::new(FailCode::WrongState, why).into())
+    }
+
     async fn adopt_one(&self, id: InstanceId, folder: PathBuf) -> Adopted {
         let spec: Option<ContainerSpec> = wire::read_record(&folder, SPEC);
         let Ok(shim) = self.call(&id, &Request::State).await else {

@@ -30,9 +30,17 @@ pub fn resolve(rootfs: &Path, user: &str, further: &[String]) -> Result<Resolved
             rootfs.display()
         )
     })?;
+    resolve_below(&root, user, further)
+}
+
+/// The same below an open root.
+///
+/// # Errors
+/// A sentence naming the user or group that is not there.
+pub fn resolve_below(root: &Root, user: &str, further: &[String]) -> Result<Resolved, String> {
     resolve_in(
-        &read(&root, "/etc/passwd"),
-        &read(&root, "/etc/group"),
+        &read(root, "/etc/passwd"),
+        &read(root, "/etc/group"),
         user,
         further,
     )

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test's helpers may fail the test")]
 
 mod cycles;
+mod exec;
 mod hostile;
 mod network;
 mod runtime;

@@ -51,7 +51,7 @@ impl World {
         for applet in [
             "sh", "sleep", "cat", "ls", "mount", "unshare", "httpd", "wget", "nc", "id", "tail",
             "ping", "arping", "touch", "ps", "dd", "pwd", "true", "ip", "kill", "env", "hostname",
-            "seq", "sed", "chroot", "mkdir", "mknod", "wc", "head", "grep",
+            "seq", "sed", "chroot", "mkdir", "mknod", "wc", "head", "stty", "tty", "test", "grep",
         ] {
             std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
         }

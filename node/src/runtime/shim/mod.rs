@@ -8,9 +8,13 @@
 
 mod build;
 mod etc;
+pub mod exec;
 mod init;
+mod join;
 mod log;
 mod nursery;
+mod powers;
+pub mod pty;
 mod serve;
 mod sysctl;
 

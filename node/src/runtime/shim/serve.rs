@@ -64,6 +64,7 @@ impl Shim {
             for at in ready.pipes {
                 self.output.take(at);
             }
+            self.output.settle();
             if ready.child {
                 drain(&children);
                 self.reap();
