@@ -21,7 +21,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -203,6 +203,20 @@ impl Rooms {
         Ok(began.elapsed())
     }
 
+    async fn lease(&self, count: usize, prefix: &str) -> Result<()> {
+        let one = |number: usize| async move {
+            let id = InstanceId(format!("{prefix}-{number}"));
+            self.networks.acquire(&id).await?;
+            self.kept().insert(id);
+            anyhow::Ok(())
+        };
+        let mut all = futures::stream::iter((0..count).map(one)).buffer_unordered(AT_ONCE);
+        while let Some(leased) = all.next().await {
+            leased?;
+        }
+        Ok(())
+    }
+
     async fn create(&self, id: &InstanceId, leased: impl Fn(Ipv4Addr)) -> Result<(Ipv4Addr, i32)> {
         let dir = self.folder.join("instances").join(&id.0);
         let network = async {
@@ -238,11 +252,7 @@ impl Rooms {
 
     async fn delete(&self, id: &InstanceId) -> Result<()> {
         self.shims.delete(id).await?;
-        let kept = self
-            .kept
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .contains(id);
+        let kept = self.kept().contains(id);
         if !kept {
             self.networks.release(id);
         }
@@ -263,7 +273,11 @@ impl Rooms {
         Ok(())
     }
 
-    fn known(&self) -> std::sync::MutexGuard<'_, BTreeMap<InstanceId, Ipv4Addr>> {
+    fn kept(&self) -> MutexGuard<'_, BTreeSet<InstanceId>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn known(&self) -> MutexGuard<'_, BTreeMap<InstanceId, Ipv4Addr>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
