@@ -219,13 +219,10 @@ impl Rooms {
 
     async fn create(&self, id: &InstanceId, leased: impl Fn(Ipv4Addr)) -> Result<(Ipv4Addr, i32)> {
         let dir = self.folder.join("instances").join(&id.0);
-        let network = async {
-            let lease = self.networks.acquire(id).await?;
-            leased(lease.address);
-            anyhow::Ok(lease)
-        };
-        let (snapshot, lease) = tokio::join!(self.store.snapshot(&self.image, &dir), network);
-        let (snapshot, lease) = (snapshot?, lease?);
+        let lease = self.networks.acquire(id).await?;
+        leased(lease.address);
+        let owner = lease.owner()?;
+        let snapshot = self.store.snapshot(&self.image, &dir, owner).await?;
         let mut spec = ContainerSpec::new(id.clone(), snapshot.rootfs, self.cgroup.join(&id.0));
         let program = self
             .program
@@ -243,6 +240,7 @@ impl Rooms {
         } else {
             program
         };
+        spec.ids = lease.ids;
         spec.netns = Some(lease.netns);
         spec.address = Some(lease.address.into());
         self.known().insert(id.clone(), lease.address);

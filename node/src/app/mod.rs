@@ -153,7 +153,7 @@ impl App {
         let runtime = Arc::new(Shims::open(ShimsConfig::new(data.join(INSTANCES)))?);
         let network = Network::open(network).await?;
         let meter = open_meter(&data, &runtime, &network, &local)?;
-        let toucher = Toucher::new(me, mesh.clone(), runtime.clone());
+        let toucher = Toucher::new(me, mesh.clone(), runtime.clone(), local.clone());
         let agent = Agent::start_up(AgentParts {
             base,
             capacity: agent::offered(&config.capacity),

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use netfabric::ingress::{Awake, Local};
 use netfabric::transport::{Handler, Kind, Mesh, MeshStream, TransportError};
 use netfabric::wire::api::{ApiError, ErrorCode};
 use netfabric::wire::touch::{CopyRequest, ExecRequest, Touch, Touched, Way, Wish};
@@ -43,6 +44,7 @@ pub struct Toucher {
     me: NodeId,
     mesh: Mesh,
     runtime: Arc<dyn Runtime>,
+    local: Arc<Local>,
     programs: Arc<Semaphore>,
     forwards: Arc<Semaphore>,
     relays: Arc<Semaphore>,
@@ -52,6 +54,8 @@ pub struct Toucher {
 pub struct Session {
     far: Far,
     _permit: OwnedSemaphorePermit,
+    /// An instance that somebody works in is not held still.
+    _awake: Option<Awake>,
 }
 
 enum Far {
@@ -63,12 +67,13 @@ enum Far {
 }
 
 impl Toucher {
-    pub fn new(me: NodeId, mesh: Mesh, runtime: Arc<dyn Runtime>) -> Self {
+    pub fn new(me: NodeId, mesh: Mesh, runtime: Arc<dyn Runtime>, local: Arc<Local>) -> Self {
         let of = |count| Arc::new(Semaphore::new(count));
         Self {
             me,
             mesh,
             runtime,
+            local,
             programs: of(MAX_PROGRAMS),
             forwards: of(MAX_FORWARDS),
             relays: of(MAX_RELAYS),
@@ -91,6 +96,7 @@ impl Toucher {
         Ok(Session {
             far: Far::Peer(stream),
             _permit: permit,
+            _awake: None,
         })
     }
 
@@ -116,6 +122,10 @@ impl Toucher {
 
     async fn begin_here(&self, touch: Touch) -> Result<Session, ApiError> {
         let Touch { instance, wish } = touch;
+        let awake = self.local.keep_awake(&instance).await.map_err(|error| {
+            let message = format!("instance {instance} stays frozen: {error}");
+            ApiError::new(ErrorCode::Internal, message)
+        })?;
         let (far, permit) = match wish {
             Wish::Exec(request) => {
                 let permit = permit(&self.programs)?;
@@ -134,6 +144,7 @@ impl Toucher {
         Ok(Session {
             far,
             _permit: permit,
+            _awake: awake,
         })
     }
 
