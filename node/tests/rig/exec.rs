@@ -433,7 +433,8 @@ async fn files_go_out_and_in_as_the_containers_own() {
         std::os::unix::fs::MetadataExt::uid(&copy),
         std::os::unix::fs::MetadataExt::gid(&copy),
     );
-    assert_eq!(owner, (33, 44));
+    let block = World::ids().unwrap();
+    assert_eq!(owner, (block.host_id(33), block.host_id(44)));
     for (job, want) in [
         (unpack("/copy"), "Permission denied"),
         (unpack("/none/copy"), "there is no such folder"),

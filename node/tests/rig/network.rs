@@ -174,7 +174,8 @@ fn the_node_reaches_its_containers_and_they_the_world() {
     on_a_host(|world| async move {
         let net = Network::open(config(&world)).await.unwrap();
         let shims = world.shims();
-        let serve = "mkdir /www; echo hello > /www/index.html; exec httpd -f -p 80 -h /www";
+        let serve = "mkdir /www; seq 1000 > /www/index.html; echo hello >> /www/index.html; \
+                     exec httpd -f -p 80 -h /www";
         let lease = start(&world, &shims, &net, "web", serve).await;
         let page = get((lease.address, 80).into()).await;
         assert!(page.ends_with("hello\n"), "{page}");

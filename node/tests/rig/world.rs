@@ -72,8 +72,13 @@ impl World {
         let group = self.group.join(name);
         let mut spec = ContainerSpec::new(InstanceId(name.to_owned()), self.rootfs(name), group);
         spec.args = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
-        Self::map(&mut spec, Block::number(std::process::id() % Block::COUNT));
+        Self::map(&mut spec, Self::ids());
         spec
+    }
+
+    /// The ids of containers that are given none of their own.
+    pub fn ids() -> Option<Block> {
+        Block::number(std::process::id() % Block::COUNT)
     }
 
     /// Gives a container its ids, and its root filesystem to them, as an image's layers would be shown.

@@ -349,7 +349,7 @@ impl Sheet<'_> {
             .0
             .encode_descriptor(name, help, None, MetricType::Histogram)?;
         let bounds = BOUNDS.iter().map(|bound| seconds(*bound));
-        let bounds: Vec<f64> = bounds.chain([f64::MAX]).collect();
+        let bounds: Vec<f64> = bounds.chain([f64::INFINITY]).collect();
         for (labels, told) in rows {
             let classes = bounds.iter().copied().zip(told.classes);
             let classes: Vec<(f64, u64)> = classes.collect();
