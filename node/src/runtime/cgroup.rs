@@ -92,6 +92,8 @@ impl Cgroup {
     /// # Errors
     /// The last refusal when it could not be emptied in time.
     pub fn remove(&self, deadline: Duration) -> io::Result<()> {
+        // Under version 1 the frozen die of nothing. Not there, or no freezer: nothing is frozen.
+        let _ = self.freeze(false);
         let end = Instant::now() + deadline;
         for folder in &self.folders {
             loop {

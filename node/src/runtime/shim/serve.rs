@@ -274,6 +274,8 @@ impl Shim {
         let _ = rustix::process::nice(DELETE_NICE);
         if self.exit.is_none() {
             process::kill(self.pid, Signal::KILL);
+            // Under version 1 it dies of it only when it is not frozen.
+            let _ = Cgroup::at(&self.spec.cgroup).freeze(false);
             let mut status = 0;
             // SAFETY: waits for our own child, which was just killed, and fills in `status`.
             let pid = unsafe { libc::waitpid(self.pid, &raw mut status, 0) };
