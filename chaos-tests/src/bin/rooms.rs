@@ -161,7 +161,10 @@ impl Rooms {
             ["delete", id] => {
                 let (rooms, id) = (Arc::clone(self), InstanceId((*id).to_owned()));
                 tokio::spawn(async move {
-                    match rooms.delete(&id).await {
+                    let deleted = rooms.delete(&id).await;
+                    // What comes next may want them alone.
+                    drop(rooms);
+                    match deleted {
                         Ok(()) => say(&format!("deleted {id}")),
                         Err(error) => say(&format!("failed {id}: {error:#}")),
                     }

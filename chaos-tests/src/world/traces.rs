@@ -97,6 +97,7 @@ fn gone(removed: std::io::Result<()>) -> std::io::Result<()> {
 /// folder, and no program of ours has the folder among its words.
 pub(super) fn end_processes(dir: &Path, cgroup: &str, hosts: &[PathBuf]) -> Result<()> {
     until("the processes end", PATIENCE, || {
+        thaw(Path::new(&format!("/sys/fs/cgroup/freezer{cgroup}")));
         let pids = processes(dir, cgroup, hosts);
         let args: Vec<_> = pids.iter().map(ToString::to_string).collect();
         if !args.is_empty() {
@@ -104,6 +105,16 @@ pub(super) fn end_processes(dir: &Path, cgroup: &str, hosts: &[PathBuf]) -> Resu
         }
         Ok(pids.is_empty().then_some(()))
     })
+}
+
+/// The frozen die of nothing. A group that is not there has none.
+fn thaw(dir: &Path) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            thaw(&entry.path());
+        }
+    }
+    fs::write(dir.join("freezer.state"), "THAWED").ok();
 }
 
 /// Unmounts what is mounted below the folder, the last first.

@@ -112,6 +112,8 @@ impl Cgroup {
     /// # Errors
     /// The last refusal when it could not be emptied in time.
     pub fn remove(&self, deadline: Duration) -> io::Result<()> {
+        // Under version 1 the frozen die of nothing. Not there, or no freezer: nothing is frozen.
+        let _ = self.freeze(false);
         let end = Instant::now() + deadline;
         // The frozen do not die, and a group that was never frozen does not mind.
         let _ = self.freeze(false);

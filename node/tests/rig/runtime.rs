@@ -537,3 +537,45 @@ async fn times() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_frozen_container_can_be_deleted() {
+    let world = World::new();
+    let spec = world.spec("frozen", "echo up; sleep 1000");
+    let shims = world.shims();
+    shims.create(&spec).await.unwrap();
+    shims.start(&spec.id).await.unwrap();
+    until("the program to be up", || world.output("frozen") == "up").await;
+    shims.freeze(&spec.id).await.unwrap();
+    shims.delete(&spec.id).await.unwrap();
+    assert_eq!(world.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_nursery_that_was_killed_is_replaced_and_its_shims_live_on() {
+    let world = World::new();
+    let shims = world.shims();
+    let before = world.spec("before", "echo up; sleep 1000");
+    shims.create(&before).await.unwrap();
+    let shim = world.record("before").shim.pid;
+    let stat = fs::read_to_string(format!("/proc/{shim}/stat")).unwrap();
+    let parent: Vec<&str> = stat
+        .rsplit_once(')')
+        .unwrap()
+        .1
+        .split_whitespace()
+        .collect();
+    let nursery = node::runtime::process::Process::of(parent[1].parse().unwrap()).unwrap();
+    nursery.kill();
+    until("the nursery to be gone", || !nursery.is_alive()).await;
+    let after = world.spec("after", "exit 7");
+    shims.create(&after).await.unwrap();
+    shims.start(&after.id).await.unwrap();
+    assert_eq!(exit(&shims, "after").await.code, 7);
+    shims.start(&before.id).await.unwrap();
+    until("the program to be up", || world.output("before") == "up").await;
+    for spec in [&before, &after] {
+        shims.delete(&spec.id).await.unwrap();
+    }
+    assert_eq!(world.leftovers(), Vec::<String>::new());
+}

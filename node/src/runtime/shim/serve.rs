@@ -277,6 +277,8 @@ impl Shim {
             // Version 1 of cgroups keeps even this signal waiting while it is frozen.
             let _ = Cgroup::at(&self.spec.cgroup).freeze(false);
             process::kill(self.pid, Signal::KILL);
+            // Under version 1 it dies of it only when it is not frozen.
+            let _ = Cgroup::at(&self.spec.cgroup).freeze(false);
             let mut status = 0;
             // SAFETY: waits for our own child, which was just killed, and fills in `status`.
             let pid = unsafe { libc::waitpid(self.pid, &raw mut status, 0) };
