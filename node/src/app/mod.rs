@@ -125,10 +125,11 @@ impl App {
         let (known, admitted) = watch::channel(Arc::new(State::default()));
         let enrolled = Arc::new(Enrolled(admitted.clone()));
         let mesh = Mesh::bind(config.mesh.listen, identity.clone(), enrolled.clone())?;
-        let (fleet_in, fleet) = watch::channel(Arc::new(Fleet {
+        let nobody = Fleet {
             me,
             ..Fleet::default()
-        }));
+        };
+        let (fleet_in, fleet) = watch::channel(Arc::new(nobody));
         let registry = open_registry(
             &config,
             &data,
@@ -143,15 +144,12 @@ impl App {
         serve_registry(&mesh, &registry);
 
         let images = Images::open(&data, &config.runtime.registries)?;
-        let mut network = network_config(&config, &data)?;
-        let protections = Protections::look(&data, &data.join(INSTANCES), &network.table);
-        network.user_namespaces = protections.no_user_namespaces.is_none();
+        let (network, protections) = open_network(&config, &data).await?;
         let local = Local::new();
         let door = Door::default();
         let base = record_base(&config, me, mesh_address);
         let incarnation = base.incarnation;
         let runtime = Arc::new(Shims::open(ShimsConfig::new(data.join(INSTANCES)))?);
-        let network = Network::open(network).await?;
         let meter = open_meter(&data, &runtime, &network, &local)?;
         let toucher = Toucher::new(me, mesh.clone(), runtime.clone(), local.clone());
         let agent = Agent::start_up(AgentParts {
@@ -355,6 +353,14 @@ async fn forward(mut from: watch::Receiver<Arc<State>>, to: watch::Sender<Arc<St
             return;
         }
     }
+}
+
+/// The containers' network, with user namespaces where this kernel can.
+async fn open_network(config: &Config, data: &Path) -> Result<(Network, Protections)> {
+    let mut network = network_config(config, data)?;
+    let protections = Protections::look(data, &data.join(INSTANCES), &network.table);
+    network.user_namespaces = protections.no_user_namespaces.is_none();
+    Ok((Network::open(network).await?, protections))
 }
 
 fn open_meter(

@@ -41,6 +41,9 @@ pub(super) fn version(state: &State, namespace: &Name, source: &VolumeSource) ->
     }
 }
 
+/// An object's version and its files.
+type Found = Result<(u64, BTreeMap<String, Plain>), VolumeError>;
+
 /// The files of a config's or secret's volume, of which one that is optional has none until there is
 /// such an object; `None` for other volumes.
 pub(super) fn files(
@@ -55,7 +58,6 @@ pub(super) fn files(
         _ => return Ok(None),
     };
     let key = object(namespace, name)?;
-    type Found = Result<(u64, BTreeMap<String, Plain>), VolumeError>;
     let found: Option<Found> = match kind {
         Kind::Config => state.configs.get(&key).map(|config| {
             let files = config.data.iter();
