@@ -78,8 +78,8 @@ fn faults(rng: &mut StdRng, nodes: &[&str]) -> Vec<Fault> {
 /// Of two cuts one may hide the other; and where nobody's writes arrive, a slow disk shows nothing.
 fn hides(one: &Fault, other: &Fault) -> bool {
     let writes = |f: &Fault| matches!(f, Fault::SlowDisk { .. });
-    let (cut, another) = (one.cuts(), other.cuts());
-    cut && another || cut && writes(other) || another && writes(one)
+    let hidden = |f: &Fault| f.cuts() || writes(f);
+    one.cuts() && hidden(other) || other.cuts() && writes(one)
 }
 
 fn fault(rng: &mut StdRng, node: &str, nodes: &[&str]) -> Fault {

@@ -169,14 +169,8 @@ impl App {
         })
         .await?;
 
-        let heard = GossipConfig {
-            cluster_id: identity.cluster_id().to_owned(),
-            me,
-            incarnation,
-            advertise: mesh_address,
-            seeds: seeds(&config, &registry, me),
-            interval: INTERVAL,
-        };
+        let seeds = seeds(&config, &registry, me);
+        let heard = gossip_config(&identity, incarnation, mesh_address, seeds);
         let gossip = Gossip::start(mesh.clone(), heard, enrolled)?;
         let routes = Arc::new(ArcSwap::from_pointee(Routes::default()));
         let driver = FleetDriver {
@@ -352,6 +346,22 @@ async fn forward(mut from: watch::Receiver<Arc<State>>, to: watch::Sender<Arc<St
         if from.changed().await.is_err() {
             return;
         }
+    }
+}
+
+fn gossip_config(
+    identity: &Identity,
+    incarnation: u64,
+    advertise: SocketAddr,
+    seeds: Vec<SocketAddr>,
+) -> GossipConfig {
+    GossipConfig {
+        cluster_id: identity.cluster_id().to_owned(),
+        me: identity.node(),
+        incarnation,
+        advertise,
+        seeds,
+        interval: INTERVAL,
     }
 }
 
