@@ -177,7 +177,7 @@ fn a_sick_instance_is_ended_and_its_revision_held_back() -> Result<()> {
             };
             let said = failed["failure"]["message"].as_str().unwrap_or_default();
             ensure!(failed["state"] == "Failed", "{failed}");
-            ensure!(said.contains("GET /do?status=500: 500"), "{said}");
+            ensure!(said.contains("/do?status=500: status 500"), "{said}");
             Ok(Some(()))
         })?;
     }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use chaos_tests::world::{Node, World, until};
 use serde_json::Value;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A sample of the node's metrics, summed over the series whose labels contain `label`.
 fn metric(node: &Node, name: &str, label: &str) -> Result<f64> {
@@ -43,6 +43,11 @@ fn total(node: &Node, service: &str, what: &str) -> Result<u64> {
         .with_context(|| format!("{what} in {row}"))
 }
 
+/// Whole numbers, told as floats.
+fn is(told: f64, want: f64) -> bool {
+    (told - want).abs() < 0.5
+}
+
 #[test]
 fn requests_are_counted_once_over_restarts_and_the_end_of_their_instances() -> Result<()> {
     let world = World::of(&["par-1"])?;
@@ -53,9 +58,9 @@ fn requests_are_counted_once_over_restarts_and_the_end_of_their_instances() -> R
     ask(node, "web", 20)?;
     let label = r#"service="web""#;
     let counted = metric(node, "selvedge_instance_requests_total", label)?;
-    ensure!(counted == 20.0, "{counted} of 20 requests");
+    ensure!(is(counted, 20.0), "{counted} of 20 requests");
     let answered = metric(node, "selvedge_ingress_requests_total", r#"code="2xx""#)?;
-    ensure!(answered == 20.0, "{answered} of 20 answers");
+    ensure!(is(answered, 20.0), "{answered} of 20 answers");
     let cpu = metric(node, "selvedge_instance_cpu_seconds_total", label)?;
     ensure!(cpu > 0.0, "no CPU time");
 
@@ -63,7 +68,7 @@ fn requests_are_counted_once_over_restarts_and_the_end_of_their_instances() -> R
     node.stop()?;
     node.start()?;
     until("the instance is taken over", PATIENCE, || {
-        Ok((metric(node, "selvedge_instances", label)? == 1.0).then_some(()))
+        Ok(is(metric(node, "selvedge_instances", label)?, 1.0).then_some(()))
     })?;
     ensure!(
         total(node, "web", "requests")? == 20,
@@ -81,7 +86,7 @@ fn requests_are_counted_once_over_restarts_and_the_end_of_their_instances() -> R
     node.kill()?;
     node.start()?;
     until("the instance is taken over", PATIENCE, || {
-        Ok((metric(node, "selvedge_instances", label)? == 1.0).then_some(()))
+        Ok(is(metric(node, "selvedge_instances", label)?, 1.0).then_some(()))
     })?;
     let after = total(node, "web", "requests")?;
     ensure!((20..=30).contains(&after), "{after} requests after a crash");

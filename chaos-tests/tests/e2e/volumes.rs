@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::THREE;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 const ONE: [&str; 4] = ["--scale", "1..1", "--cpu", "0.1"];
 /// A change's way to a running instance's files.
 const SOON: Duration = Duration::from_secs(10);
@@ -64,7 +64,8 @@ fn a_config_changes_under_a_running_instance_all_at_once() -> Result<()> {
 
 /// The forms in which a text could lie somewhere.
 fn forms(text: &str) -> Result<Vec<String>> {
-    let hex: String = text.bytes().map(|b| format!("{b:02x}")).collect();
+    let hex: Vec<String> = text.bytes().map(|b| format!("{b:02x}")).collect();
+    let hex = hex.concat();
     let file = std::env::temp_dir().join(format!("selvedge-form-{}", std::process::id()));
     fs::write(&file, text)?;
     let base64 = run("base64", ["-w0".as_ref(), file.as_os_str()]);

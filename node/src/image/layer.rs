@@ -107,10 +107,17 @@ impl Layers {
         disk::write_synced(&scratch.path().join(MARKER), &bytes)?;
         disk::sync_dir(scratch.path())?;
         fail::fail_point!("image::layer_marked");
-        match fs::rename(scratch.path(), self.folder(&plan.diff_id)) {
+        let folder = self.folder(&plan.diff_id);
+        let mut kept = fs::rename(scratch.path(), &folder);
+        if kept.is_err() && self.marker(&plan.diff_id).is_none() {
+            // What is there is not whole: out of the way with it.
+            let _unsound = self.take_away(&plan.diff_id)?;
+            kept = fs::rename(scratch.path(), &folder);
+        }
+        match kept {
             Ok(()) => disk::sync_dir(&self.dir)?,
             Err(_) if self.marker(&plan.diff_id).is_some() => {}
-            Err(e) => return Err(ImageError::disk("keep", &self.folder(&plan.diff_id), e)),
+            Err(e) => return Err(ImageError::disk("keep", &folder, e)),
         }
         fail::fail_point!("image::layer_named");
         Ok(marker)

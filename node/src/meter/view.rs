@@ -1,7 +1,7 @@
 //! The books as others see them: of one service, of a namespace, or of all.
 
 use netfabric::wire::usage::{InstanceUsage, RevisionUsage, UsageView};
-use scheduler::model::{Name, NodeId, ServiceKey};
+use scheduler::model::{InstanceState, Name, NodeId, ServiceKey};
 use serde::{Deserialize, Serialize};
 
 use super::Meter;
@@ -21,12 +21,13 @@ impl UsageQuery {
 }
 
 impl Meter {
-    /// What is known on this node.
+    /// What is known on this node. A parked container is nobody's instance yet.
     #[must_use]
     pub fn view(&self, query: &UsageQuery, node: NodeId, node_name: &Name) -> UsageView {
         let ledger = self.ledger();
         let wanted = ledger.book.live.iter();
         let wanted = wanted.filter(|(_, live)| query.wants(&live.owner.service));
+        let wanted = wanted.filter(|(_, live)| live.state != InstanceState::Parked);
         let instances = wanted.map(|(id, live)| InstanceUsage {
             instance: id.clone(),
             namespace: live.owner.service.namespace.clone(),
