@@ -193,6 +193,21 @@ fn plan(packed: &[u8], raw: &[u8], packing: Packing) -> LayerPlan {
 }
 
 #[test]
+fn a_damaged_layer_makes_way_for_a_whole_one() {
+    let dir = temp();
+    let layers = layers(&dir);
+    let raw = Tar::default().file("f", "content").end();
+    let good = plan(&raw, &raw, Packing::Plain);
+    let budget = || Budget::new(Limits::default());
+    let marker = layers.bring_in(&raw[..], &good, &budget()).unwrap();
+    let complete = layers.content(&good.diff_id).with_file_name("complete");
+    fs::write(complete, "{").unwrap();
+    assert_eq!(layers.marker(&good.diff_id), None);
+    layers.bring_in(&raw[..], &good, &budget()).unwrap();
+    assert_eq!(layers.marker(&good.diff_id), Some(marker));
+}
+
+#[test]
 fn a_layer_is_kept_only_when_both_digests_fit() {
     let dir = temp();
     let layers = layers(&dir);
