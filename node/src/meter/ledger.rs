@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use netfabric::ingress::Served;
 use netfabric::wire::usage::Amounts;
+use scheduler::model::InstanceState::Parked;
 use scheduler::model::{InstanceId, InstanceState, Name, ServiceKey, UnixMs};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -151,6 +152,8 @@ impl Ledger {
             if live.state != state {
                 // The change happened a while ago: until then it was in the state before.
                 live.pass(now.saturating_sub(for_millis).max(live.at));
+                // A parked container is an instance only once it is started.
+                live.total.instances += u64::from(live.state == Parked && state.is_live());
                 live.state = state;
             }
             live.pass(now);
@@ -294,7 +297,7 @@ impl Live {
             owner,
             state,
             total: Amounts {
-                instances: 1,
+                instances: u64::from(state != Parked),
                 ..Amounts::default()
             },
             usage: Usage::default(),
@@ -313,14 +316,14 @@ impl Live {
 
     /// Time went by in the state it is in.
     fn pass(&mut self, now: u64) {
-        use InstanceState::{Draining, Failed, Ready, Starting, Stopped};
+        use InstanceState::{Draining, Failed, Frozen, Ready, Starting, Stopped};
         let millis = now.saturating_sub(self.at);
         self.at = self.at.max(now);
         if millis == 0 || matches!(self.state, Stopped | Failed) {
             return;
         }
         self.total.spend(self.state, millis);
-        if matches!(self.state, Starting | Ready | Draining) {
+        if matches!(self.state, Starting | Ready | Frozen | Draining) {
             let held = byte_seconds(self.owner.limit_bytes, millis);
             self.total.limit_byte_seconds = self.total.limit_byte_seconds.saturating_add(held);
         }

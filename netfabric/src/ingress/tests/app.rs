@@ -84,6 +84,9 @@ async fn counted(
     let path = request.uri().path().to_owned();
     let answer = match path.as_str() {
         "/reset" => Err(std::io::ErrorKind::ConnectionReset.into()),
+        _ if path.strip_prefix("/breaks/") == Some(name) => {
+            Err(std::io::ErrorKind::ConnectionReset.into())
+        }
         "/flaky" if nth == 0 => Err(std::io::ErrorKind::ConnectionReset.into()),
         _ => Ok(respond(name, &path, request).await),
     };
