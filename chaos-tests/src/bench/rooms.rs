@@ -26,8 +26,6 @@ pub struct Rooms {
     pub netns: String,
     pub group: Group,
     pub folder: PathBuf,
-    /// Networks it keeps ready.
-    networks: usize,
 }
 
 impl Rooms {
@@ -63,7 +61,6 @@ impl Rooms {
             netns,
             group,
             folder,
-            networks: 0,
         };
         rooms.hear("ready")?;
         Ok(rooms)
@@ -97,13 +94,9 @@ impl Rooms {
         self.hear(word)
     }
 
-    /// Keeps so many networks ready, and waits until they are.
+    /// Keeps so many networks ready, and waits until they are and those given back are gone.
     pub fn keep_networks(&mut self, count: usize) -> Result<()> {
-        if self.networks != count || count > 0 {
-            self.ask(&format!("networks {count}"), "networks")?;
-            self.networks = count;
-        }
-        Ok(())
+        self.ask(&format!("networks {count}"), "networks").map(drop)
     }
 
     /// Everything but the program running; where it will answer.

@@ -4,7 +4,7 @@
 //! it runs in, and whoever runs it takes those away.
 //!
 //! ```text
-//! networks N      keeps N networks ready from now on, says when they are
+//! networks N      keeps N networks ready from now on, says when they are and no others
 //! program WORDS   what containers run from now on; without words, the image's entrypoint
 //! lease N PREFIX  networks for N containers, which stay theirs also when these are deleted
 //! create ID       everything but the program running       created ID ADDRESS PID
@@ -121,11 +121,20 @@ impl Rooms {
         self.network.pool = count;
         self.networks = Network::open(self.network.clone()).await?;
         let end = Instant::now() + PATIENCE;
-        while self.networks.ready() < count {
+        // Also until those given back are gone: removing them is work too.
+        while self.networks.ready() < count || self.on_disk()? > count + self.leases() {
             ensure!(Instant::now() < end, "the networks are not ready");
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         Ok(())
+    }
+
+    fn on_disk(&self) -> Result<usize> {
+        Ok(std::fs::read_dir(self.folder.join("run/netns"))?.count())
+    }
+
+    fn leases(&self) -> usize {
+        self.networks.leases().len()
     }
 
     async fn hear(self: &Arc<Self>, words: &[&str]) -> Result<()> {

@@ -100,7 +100,8 @@ fn inside(root: &str, work: &str, program: &[&str], port: Option<usize>) -> Resu
     std::env::set_current_dir("/")?;
     let (name, words) = program.split_first().context("no program")?;
     let mut program = Command::new(name);
-    program.args(words);
+    // What it says is not what the floor says.
+    program.args(words).stdout(std::io::stderr());
     if let Some(port) = port {
         program.env("PORT", port.to_string());
     }
