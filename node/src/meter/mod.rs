@@ -226,8 +226,13 @@ impl Meter {
         let now = self.now();
         let mut ledger = self.ledger();
         if !ledger.book.live.contains_key(id) {
-            // It came and went between two looks at the record.
-            ledger.on_state(now, id, InstanceState::Stopped, 0, || Owner {
+            // It came and went between two looks at the record. One that no request could enter was
+            // parked, or as good as that.
+            let state = match reading.served {
+                Some(_) => InstanceState::Stopped,
+                None => InstanceState::Parked,
+            };
+            ledger.on_state(now, id, state, 0, || Owner {
                 service: revision.service.clone(),
                 revision: revision.key.name.clone(),
                 limit_bytes: place::needs(&revision.spec).memory_bytes,
