@@ -6,6 +6,7 @@
 //! forged sender shows), `ip` at what is routed. No IPv6 passes the first, so none is needed in
 //! the second, and a kernel without IPv6 does.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 use std::process::Stdio;
@@ -15,6 +16,7 @@ use scheduler::model::Egress;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
+use super::addresses::Run;
 use super::{NetworkConfig, NetworkError, Slot};
 
 /// Where containers may not go: this host, private and shared networks, link-local (the metadata
@@ -37,7 +39,12 @@ const DENIED: [&str; 12] = [
 /// A change of rules takes milliseconds.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// One port's line in the set of rightful senders.
+/// The lines of a run of numbers in the set of rightful senders. A number's port, hardware address and
+/// address are always the same, so that its line may stand there before and after its network.
+fn senders(config: &NetworkConfig, run: Run) -> impl Iterator<Item = String> {
+    run.numbers().map(|number| sender(&config.slot(number)))
+}
+
 fn sender(slot: &Slot) -> String {
     format!(
         "\"{}\" . {} . {}",
@@ -51,8 +58,8 @@ fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
-/// The whole firewall, replacing what was there, with the senders of `slots`.
-pub fn ruleset(config: &NetworkConfig, slots: &[Slot]) -> String {
+/// The whole firewall, replacing what was there, with the policies of `slots` and the senders of `runs`.
+pub fn ruleset(config: &NetworkConfig, slots: &[Slot], runs: &BTreeSet<Run>) -> String {
     let NetworkConfig {
         table,
         bridge,
@@ -60,7 +67,7 @@ pub fn ruleset(config: &NetworkConfig, slots: &[Slot]) -> String {
         ..
     } = config;
     let ports = config.port_prefix();
-    let senders = elements(slots.iter().map(sender));
+    let senders = elements(runs.iter().flat_map(|run| senders(config, *run)));
     let denied = elements(
         DENIED
             .into_iter()
@@ -187,11 +194,8 @@ pub fn open(config: &NetworkConfig, slot: &Slot) -> String {
     text
 }
 
-/// Takes a slot's policy away, if it had one.
-fn close(config: &NetworkConfig, slot: &Slot) -> String {
-    if slot.egress.is_empty() {
-        return String::new();
-    }
+/// Takes a slot's policy away.
+pub fn close(config: &NetworkConfig, slot: &Slot) -> String {
     let (table, chain, lead) = (&config.table, policy(slot), lead(slot));
     // Adding first makes deleting what is not there no error.
     format!(
@@ -223,23 +227,22 @@ pub fn clear(config: &NetworkConfig) -> String {
         .concat()
 }
 
-/// Lets a new port send.
-pub fn admit(config: &NetworkConfig, slot: &Slot) -> String {
-    format!(
-        "add element bridge {} senders {{ {} }}\n",
-        config.table,
-        sender(slot)
-    )
+/// Lets the ports of these numbers send.
+pub fn admit(config: &NetworkConfig, run: Run) -> String {
+    let senders: Vec<String> = senders(config, run).collect();
+    let (table, senders) = (&config.table, senders.join(", "));
+    format!("add element bridge {table} senders {{ {senders} }}\n")
 }
 
-/// Forgets a port.
-pub fn dismiss(config: &NetworkConfig, slot: &Slot) -> String {
+/// Forgets the ports of these numbers.
+pub fn dismiss(config: &NetworkConfig, run: Run) -> String {
+    let senders: Vec<String> = senders(config, run).collect();
+    let (table, senders) = (&config.table, senders.join(", "));
     // Adding first makes deleting one that is not there no error.
-    let (table, sender) = (&config.table, sender(slot));
     format!(
-        "add element bridge {table} senders {{ {sender} }}\n\
-         delete element bridge {table} senders {{ {sender} }}\n"
-    ) + &close(config, slot)
+        "add element bridge {table} senders {{ {senders} }}\n\
+         delete element bridge {table} senders {{ {senders} }}\n"
+    )
 }
 
 /// Has `nft` apply a script, all of it or nothing.
@@ -303,6 +306,7 @@ mod tests {
         let rules = ruleset(
             &config,
             &[slot(&config, 5, &["10.0.0.0/8:443", "172.16.0.9"])],
+            &BTreeSet::new(),
         );
         let at = |text: &str| {
             out(&rules)
@@ -328,7 +332,7 @@ mod tests {
             "{rules}"
         );
         assert!(rules.contains("ip daddr 172.16.0.9/32 accept"), "{rules}");
-        let bare = ruleset(&config, &[slot(&config, 5, &[])]);
+        let bare = ruleset(&config, &[slot(&config, 5, &[])], &BTreeSet::new());
         assert!(
             !bare.contains("jump policy") && !bare.contains("chain policy"),
             "{bare}"
@@ -348,22 +352,24 @@ mod tests {
             7,
             &["10.0.0.0/8:443", "10.1.0.0/16:443", "192.168.0.0/16"],
         );
-        let without = slot(&config, 8, &[]);
-        let whole = ruleset(&config, &[with.clone(), without.clone()]);
+        let (run, none) = (config.subnet.run_of(7), BTreeSet::new());
+        let whole = ruleset(&config, std::slice::from_ref(&with), &BTreeSet::from([run]));
+        let bare = ruleset(&config, &[], &none);
         for scripts in [
             vec![whole.clone()],
-            vec![whole.clone(), open(&config, &with), dismiss(&config, &with)],
             vec![
-                ruleset(&config, &[]),
-                admit(&config, &with),
+                whole.clone(),
+                open(&config, &with),
+                close(&config, &with),
+                dismiss(&config, run),
+            ],
+            vec![
+                bare.clone(),
+                admit(&config, run),
                 open(&config, &with),
                 whole,
             ],
-            vec![
-                ruleset(&config, &[]),
-                dismiss(&config, &with),
-                dismiss(&config, &without),
-            ],
+            vec![bare, dismiss(&config, run), close(&config, &with)],
         ] {
             // Checked, not applied: one transaction of all of them.
             let script = scripts.concat();
