@@ -124,7 +124,7 @@ impl Rate {
         for (row, hasher) in self.rows.iter_mut().zip(&self.hashers) {
             let slot = usize::try_from(hasher.hash_one(key) % SLOTS as u64).unwrap_or(0);
             let used_until = row[slot].max(now);
-            if used_until - now <= BURST - self.interval {
+            if used_until + self.interval <= now + BURST {
                 row[slot] = used_until + self.interval;
                 granted = true;
             }
