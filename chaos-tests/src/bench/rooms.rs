@@ -118,7 +118,11 @@ impl Rooms {
 
     /// The processes of an instance: its shim, its first.
     pub fn processes(&self, id: &str) -> Result<Vec<i32>> {
-        let record = self.folder.join("instances").join(id).join("shim.json");
+        let record = self
+            .folder
+            .join("instances")
+            .join(id)
+            .join("live/shim.json");
         pids(&record).with_context(|| format!("{}", record.display()))
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -65,7 +66,11 @@ impl Network {
     pub async fn open(config: NetworkConfig) -> Result<Self, NetworkError> {
         check(&config)?;
         for folder in ["netns", "leases"] {
-            fs::create_dir_all(config.run.join(folder)).map_err(failed("the run folder"))?;
+            let made = fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(config.run.join(folder));
+            made.map_err(failed("the run folder"))?;
         }
         let host = netns::connect()?;
         let bridge = netns::bridge(&host, &config).await?;

@@ -11,6 +11,7 @@ pub mod copy;
 mod disk;
 pub mod exec;
 pub mod fake;
+mod live;
 pub mod logs;
 mod nursery;
 pub mod process;
