@@ -13,7 +13,6 @@ pub mod image;
 pub mod images;
 pub mod links;
 pub mod logs;
-pub mod memory;
 pub mod meter;
 pub mod names;
 pub mod network;

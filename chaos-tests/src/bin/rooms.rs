@@ -95,14 +95,12 @@ impl Rooms {
         let images = store
             .import(tokio::fs::File::open(archive).await?, None)
             .await?;
-        let live = folder.join("live");
-        node::memory::folder(&live)?;
-        let mut config = ShimsConfig::new(folder.join("instances"), live.join("instances"));
+        let mut config = ShimsConfig::new(folder.join("instances"));
         config.binary = selvedged.into();
         let network = NetworkConfig {
             subnet: subnet.parse()?,
             pool: 0,
-            ..NetworkConfig::of("rooms", folder.join("live/network"))
+            ..NetworkConfig::of("rooms", folder.join("run"))
         };
         Ok(Arc::new(Self {
             folder: folder.to_owned(),
@@ -132,7 +130,7 @@ impl Rooms {
     }
 
     fn on_disk(&self) -> Result<usize> {
-        Ok(std::fs::read_dir(self.folder.join("live/network/netns"))?.count())
+        Ok(std::fs::read_dir(self.folder.join("run/netns"))?.count())
     }
 
     fn leases(&self) -> usize {

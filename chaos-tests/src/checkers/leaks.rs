@@ -74,24 +74,11 @@ fn held_by(node: &Node) -> Result<BTreeMap<&'static str, usize>> {
         ("zombies of the daemon", zombies_of(node)),
         ("links", inside("ip", &["-o", "link"])?),
         ("addresses", inside("ip", &["-o", "address"])?),
-        (
-            "lines of firewall",
-            inside("nft", &["--terse", "list", "ruleset"])?,
-        ),
+        ("lines of firewall", inside("nft", &["list", "ruleset"])?),
         ("instance folders", entries(&node.dir().join("instances"))),
         ("files in run", entries(&node.dir().join("run"))),
-        (
-            "instances in memory",
-            entries(&node.dir().join("live/instances")),
-        ),
-        (
-            "network leases",
-            entries(&node.dir().join("live/network/leases")),
-        ),
-        (
-            "namespaces' files",
-            entries(&node.dir().join("live/network/netns")),
-        ),
+        ("network leases", entries(&node.dir().join("run/leases"))),
+        ("namespaces' files", entries(&node.dir().join("run/netns"))),
         (
             "notes of image uses",
             entries(&node.dir().join("images/uses")),

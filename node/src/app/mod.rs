@@ -33,7 +33,6 @@ use crate::enrol::{self, Enrol};
 use crate::fleet::FleetDriver;
 use crate::images::Images;
 use crate::links::{DoorLink, Enrolled, FeedLink, FeedServer, ProxyServer, RaftLink};
-use crate::memory;
 use crate::meter::Meter;
 use crate::names::Names;
 use crate::network::Network;
@@ -56,10 +55,8 @@ const STOP_GRACE: Duration = Duration::from_secs(10);
 /// a founder that lost its registry never founds a second one.
 const FOUND_MARKER: &str = "found";
 
-/// A room of the data folder that containers may pass through (`runtime` says how far).
+/// The one room of the data folder that containers may pass through (`runtime` says how far).
 const INSTANCES: &str = "instances";
-/// What of it lies in memory, passed through likewise.
-const LIVE: &str = "live";
 /// The others, made before anything is in them.
 const ROOMS: [&str; 4] = ["images", "log", "registry", "run"];
 
@@ -67,19 +64,12 @@ const ROOMS: [&str; 4] = ["images", "log", "registry", "run"];
 pub async fn run(config: Config) -> Result<()> {
     let data = config.node.data.clone();
     let _lock = lock(&data)?;
-    let live = data.join(LIVE);
-    memory::folder(&live).with_context(|| format!("cannot use {}", live.display()))?;
     let identity = Arc::new(
         Identity::load(&data.join("identity"))
             .context("this machine is no node yet: run `selvedge up` or `selvedge join`")?,
     );
     let app = App::open(config, data, identity).await?;
     app.serve().await
-}
-
-/// The folders that containers are run from.
-fn shims_config(data: &Path) -> ShimsConfig {
-    ShimsConfig::new(data.join(INSTANCES), data.join(LIVE).join(INSTANCES))
 }
 
 /// One daemon per data folder.
@@ -102,10 +92,7 @@ fn seal(data: &Path) -> std::io::Result<()> {
     }
     for entry in fs::read_dir(data)? {
         let entry = entry?;
-        let passed = [INSTANCES, LIVE]
-            .iter()
-            .any(|room| entry.file_name() == *room);
-        if entry.file_type()?.is_dir() && !passed {
+        if entry.file_type()?.is_dir() && entry.file_name() != INSTANCES {
             fs::set_permissions(entry.path(), fs::Permissions::from_mode(0o700))?;
         }
     }
@@ -162,7 +149,7 @@ impl App {
         let door = Door::default();
         let base = record_base(&config, me, mesh_address);
         let incarnation = base.incarnation;
-        let runtime = Arc::new(Shims::open(shims_config(&data))?);
+        let runtime = Arc::new(Shims::open(ShimsConfig::new(data.join(INSTANCES)))?);
         let meter = open_meter(&data, &runtime, &network, &local)?;
         let toucher = Toucher::new(me, mesh.clone(), runtime.clone(), local.clone());
         let agent = Agent::start_up(AgentParts {

@@ -12,7 +12,6 @@ use netfabric::ingress::IngressConfig;
 use netfabric::transport::join;
 use scheduler::model::{NodeId, NodeIdentity, Role};
 
-use super::LIVE;
 use crate::agent::RecordBase;
 use crate::clock;
 use crate::config::{Address, Auto, Config};
@@ -96,7 +95,7 @@ pub(super) fn network_config(config: &Config, data: &Path) -> Result<NetworkConf
         subnet: subnet.map_err(|e| anyhow::anyhow!("[runtime] subnet: {e}"))?,
         pool: config.runtime.network_pool,
         deny_ports: own_ports(config),
-        ..NetworkConfig::of(config.node.name.as_str(), data.join(LIVE).join("network"))
+        ..NetworkConfig::of(config.node.name.as_str(), data.join("run"))
     })
 }
 

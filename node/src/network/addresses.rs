@@ -39,16 +39,6 @@ impl Subnet {
         self.prefix
     }
 
-    /// The run that a number belongs to.
-    #[must_use]
-    pub fn run_of(self, number: u32) -> Run {
-        let first = number / RUN * RUN;
-        Run {
-            first: first.max(FIRST),
-            last: (first + RUN - 1).min(self.last()),
-        }
-    }
-
     /// The last number that is an address, the broadcast address excluded.
     fn last(self) -> u32 {
         let host_bits = 32 - u32::from(self.prefix);
@@ -91,22 +81,6 @@ impl fmt::Display for Subnet {
     }
 }
 
-/// Numbers that are let through the firewall together: one change of rules for so many networks.
-const RUN: u32 = 64;
-
-/// Neighbouring numbers of a subnet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Run {
-    first: u32,
-    last: u32,
-}
-
-impl Run {
-    pub fn numbers(self) -> impl Iterator<Item = u32> {
-        self.first..=self.last
-    }
-}
-
 const GATEWAY: u32 = 1;
 const FIRST: u32 = 2;
 
@@ -128,13 +102,6 @@ impl Addresses {
             next: FIRST,
             used: BTreeSet::new(),
         }
-    }
-
-    /// Whether nobody has a number of this run, nor will get one soon.
-    #[must_use]
-    pub fn is_idle(&self, run: Run) -> bool {
-        let next = run.first <= self.next && self.next <= run.last;
-        !next && self.used.range(run.first..=run.last).next().is_none()
     }
 
     /// A number nobody has; `None` when all are taken.
@@ -206,19 +173,5 @@ mod tests {
         fresh.mark(2);
         fresh.mark(4);
         assert_eq!(fresh.take(), Some(5));
-    }
-    #[test]
-    fn a_run_is_idle_when_nobody_has_a_number_of_it_nor_gets_the_next() {
-        let subnet: Subnet = "10.0.0.0/24".parse().unwrap();
-        let mut addresses = Addresses::of(subnet);
-        let runs = [2, 64, 200].map(|number| subnet.run_of(number));
-        assert_eq!(runs.map(|run| run.numbers().count()), [62, 64, 63]);
-        assert_eq!(runs[2].numbers().last(), Some(254));
-        assert_eq!(runs.map(|run| addresses.is_idle(run)), [false, true, true]);
-        assert!((2..=64).all(|_| addresses.take().is_some()));
-        assert_eq!(runs.map(|run| addresses.is_idle(run)), [false, false, true]);
-        (2..=63).for_each(|number| addresses.give_back(number));
-        assert_eq!(runs.map(|run| addresses.is_idle(run)), [true, false, true]);
-        assert_eq!(subnet.run_of(63), runs[0]);
     }
 }

@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,7 +14,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
-use super::addresses::{Addresses, Run};
+use super::addresses::Addresses;
 use super::{Lease, NetworkConfig, NetworkError, Slot, Traffic, netns, rules};
 
 /// Making one takes tens of milliseconds; a machine under load, seconds.
@@ -35,8 +34,6 @@ struct Shared {
     config: NetworkConfig,
     host: Handle,
     bridge: u32,
-    /// Whose senders the firewall lets through. Locked while that changes.
-    senders: tokio::sync::Mutex<BTreeSet<Run>>,
     state: Mutex<State>,
     /// Something for the keeper to do.
     work: Notify,
@@ -66,11 +63,7 @@ impl Network {
     pub async fn open(config: NetworkConfig) -> Result<Self, NetworkError> {
         check(&config)?;
         for folder in ["netns", "leases"] {
-            let made = fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(config.run.join(folder));
-            made.map_err(failed("the run folder"))?;
+            fs::create_dir_all(config.run.join(folder)).map_err(failed("the run folder"))?;
         }
         let host = netns::connect()?;
         let bridge = netns::bridge(&host, &config).await?;
@@ -80,9 +73,7 @@ impl Network {
         let known = leases.values().chain(&dirty);
         known.for_each(|slot| addresses.mark(slot.number));
         let slots: Vec<Slot> = leases.values().cloned().collect();
-        let senders = slots.iter().map(|slot| config.subnet.run_of(slot.number));
-        let senders: BTreeSet<Run> = senders.collect();
-        rules::apply(&rules::ruleset(&config, &slots, &senders)).await?;
+        rules::apply(&rules::ruleset(&config, &slots)).await?;
         let state = State {
             addresses,
             ready: VecDeque::new(),
@@ -97,7 +88,6 @@ impl Network {
             config,
             host,
             bridge,
-            senders: tokio::sync::Mutex::new(senders),
             state: Mutex::new(state),
             work: Notify::new(),
             ready: Notify::new(),
@@ -318,7 +308,7 @@ impl Drop for Waiting<'_> {
 /// The keeper: makes what is missing, removes what was given back, rests in between.
 async fn keep(shared: Arc<Shared>) {
     let mut making: JoinSet<Result<Slot, (Slot, NetworkError)>> = JoinSet::new();
-    let mut removing: JoinSet<()> = JoinSet::new();
+    let mut removing: JoinSet<(Slot, Result<(), NetworkError>)> = JoinSet::new();
     loop {
         let closing = shared.state().closing;
         if closing && making.is_empty() && removing.is_empty() {
@@ -341,7 +331,9 @@ async fn keep(shared: Arc<Shared>) {
             Some(made) = making.join_next() => {
                 if let Ok(made) = made { took(&shared, made); }
             }
-            Some(_) = removing.join_next() => {}
+            Some(removed) = removing.join_next() => {
+                if let Ok((slot, result)) = removed { gave_back(&shared, &slot, result); }
+            }
         }
     }
     shared.state().keeper_gone = true;
@@ -371,7 +363,7 @@ async fn make(shared: Arc<Shared>, slot: Slot) -> Result<Slot, (Slot, NetworkErr
     let made = match made {
         Ok(()) => {
             fail::fail_point!("network::made");
-            admit(&shared, &slot).await
+            rules::apply(&rules::admit(&shared.config, &slot)).await
         }
         refused => refused,
     };
@@ -386,28 +378,6 @@ async fn make(shared: Arc<Shared>, slot: Slot) -> Result<Slot, (Slot, NetworkErr
             Err((slot, error))
         }
     }
-}
-
-/// Lets a number's port send, and its neighbours' with it.
-async fn admit(shared: &Shared, slot: &Slot) -> Result<(), NetworkError> {
-    let run = shared.config.subnet.run_of(slot.number);
-    let mut senders = shared.senders.lock().await;
-    if !senders.contains(&run) {
-        rules::apply(&rules::admit(&shared.config, run)).await?;
-        senders.insert(run);
-    }
-    Ok(())
-}
-
-/// Takes the lines of a number and its neighbours away once none of them has a network.
-async fn dismiss(shared: &Shared, number: u32) -> Result<(), NetworkError> {
-    let run = shared.config.subnet.run_of(number);
-    let mut senders = shared.senders.lock().await;
-    if shared.state().addresses.is_idle(run) && senders.contains(&run) {
-        rules::apply(&rules::dismiss(&shared.config, run)).await?;
-        senders.remove(&run);
-    }
-    Ok(())
 }
 
 fn took(shared: &Shared, made: Result<Slot, (Slot, NetworkError)>) {
@@ -427,17 +397,22 @@ fn took(shared: &Shared, made: Result<Slot, (Slot, NetworkError)>) {
     }
 }
 
-async fn discard(shared: Arc<Shared>, slot: Slot) {
-    if let Err(error) = remove(&shared.config, &shared.host, &slot).await {
-        tracing::warn!(%error, port = slot.port, "a container network could not be removed");
+async fn discard(shared: Arc<Shared>, slot: Slot) -> (Slot, Result<(), NetworkError>) {
+    let removed = remove(&shared.config, &shared.host, &slot).await;
+    if removed.is_err() {
         tokio::time::sleep(BACKOFF).await;
-        shared.state().dirty.push_back(slot);
-        return;
     }
-    shared.state().addresses.give_back(slot.number);
-    if let Err(error) = dismiss(&shared, slot.number).await {
-        // They let nobody through, as no port has their names; the run's next one tries again.
-        tracing::warn!(%error, "the firewall keeps the lines of ports that are gone");
+    (slot, removed)
+}
+
+fn gave_back(shared: &Shared, slot: &Slot, removed: Result<(), NetworkError>) {
+    let mut state = shared.state();
+    match removed {
+        Ok(()) => state.addresses.give_back(slot.number),
+        Err(error) => {
+            tracing::warn!(%error, port = slot.port, "a container network could not be removed");
+            state.dirty.push_back(slot.clone());
+        }
     }
 }
 
@@ -445,9 +420,7 @@ async fn discard(shared: Arc<Shared>, slot: Slot) {
 async fn remove(config: &NetworkConfig, host: &Handle, slot: &Slot) -> Result<(), NetworkError> {
     netns::remove_link(host, &slot.port).await?;
     fail::fail_point!("network::unplugged");
-    if !slot.egress.is_empty() {
-        rules::apply(&rules::close(config, slot)).await?;
-    }
+    rules::apply(&rules::dismiss(config, slot)).await?;
     fail::fail_point!("network::dismissed");
     netns::unbind(&slot.netns).map_err(failed("a namespace's file"))?;
     fail::fail_point!("network::removed");

@@ -6,7 +6,6 @@
 //! forged sender shows), `ip` at what is routed. No IPv6 passes the first, so none is needed in
 //! the second, and a kernel without IPv6 does.
 
-use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 use std::process::Stdio;
@@ -16,7 +15,6 @@ use scheduler::model::Egress;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
-use super::addresses::Run;
 use super::{NetworkConfig, NetworkError, Slot};
 
 /// Where containers may not go: this host, private and shared networks, link-local (the metadata
@@ -39,12 +37,7 @@ const DENIED: [&str; 12] = [
 /// A change of rules takes milliseconds.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// The lines of a run of numbers in the set of rightful senders. A number's port, hardware address and
-/// address are always the same, so that its line may stand there before and after its network.
-fn senders(config: &NetworkConfig, run: Run) -> impl Iterator<Item = String> {
-    run.numbers().map(|number| sender(&config.slot(number)))
-}
-
+/// One port's line in the set of rightful senders.
 fn sender(slot: &Slot) -> String {
     format!(
         "\"{}\" . {} . {}",
@@ -58,8 +51,8 @@ fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
-/// The whole firewall, replacing what was there, with the policies of `slots` and the senders of `runs`.
-pub fn ruleset(config: &NetworkConfig, slots: &[Slot], runs: &BTreeSet<Run>) -> String {
+/// The whole firewall, replacing what was there, with the senders of `slots`.
+pub fn ruleset(config: &NetworkConfig, slots: &[Slot]) -> String {
     let NetworkConfig {
         table,
         bridge,
@@ -67,7 +60,7 @@ pub fn ruleset(config: &NetworkConfig, slots: &[Slot], runs: &BTreeSet<Run>) -> 
         ..
     } = config;
     let ports = config.port_prefix();
-    let senders = elements(runs.iter().flat_map(|run| senders(config, *run)));
+    let senders = elements(slots.iter().map(sender));
     let denied = elements(
         DENIED
             .into_iter()
@@ -194,8 +187,11 @@ pub fn open(config: &NetworkConfig, slot: &Slot) -> String {
     text
 }
 
-/// Takes a slot's policy away.
-pub fn close(config: &NetworkConfig, slot: &Slot) -> String {
+/// Takes a slot's policy away, if it had one.
+fn close(config: &NetworkConfig, slot: &Slot) -> String {
+    if slot.egress.is_empty() {
+        return String::new();
+    }
     let (table, chain, lead) = (&config.table, policy(slot), lead(slot));
     // Adding first makes deleting what is not there no error.
     format!(
@@ -227,22 +223,23 @@ pub fn clear(config: &NetworkConfig) -> String {
         .concat()
 }
 
-/// Lets the ports of these numbers send.
-pub fn admit(config: &NetworkConfig, run: Run) -> String {
-    let senders: Vec<String> = senders(config, run).collect();
-    let (table, senders) = (&config.table, senders.join(", "));
-    format!("add element bridge {table} senders {{ {senders} }}\n")
+/// Lets a new port send.
+pub fn admit(config: &NetworkConfig, slot: &Slot) -> String {
+    format!(
+        "add element bridge {} senders {{ {} }}\n",
+        config.table,
+        sender(slot)
+    )
 }
 
-/// Forgets the ports of these numbers.
-pub fn dismiss(config: &NetworkConfig, run: Run) -> String {
-    let senders: Vec<String> = senders(config, run).collect();
-    let (table, senders) = (&config.table, senders.join(", "));
+/// Forgets a port.
+pub fn dismiss(config: &NetworkConfig, slot: &Slot) -> String {
     // Adding first makes deleting one that is not there no error.
+    let (table, sender) = (&config.table, sender(slot));
     format!(
-        "add element bridge {table} senders {{ {senders} }}\n\
-         delete element bridge {table} senders {{ {senders} }}\n"
-    )
+        "add element bridge {table} senders {{ {sender} }}\n\
+         delete element bridge {table} senders {{ {sender} }}\n"
+    ) + &close(config, slot)
 }
 
 /// Has `nft` apply a script, all of it or nothing.
@@ -306,7 +303,6 @@ mod tests {
         let rules = ruleset(
             &config,
             &[slot(&config, 5, &["10.0.0.0/8:443", "172.16.0.9"])],
-            &BTreeSet::new(),
         );
         let at = |text: &str| {
             out(&rules)
@@ -332,7 +328,7 @@ mod tests {
             "{rules}"
         );
         assert!(rules.contains("ip daddr 172.16.0.9/32 accept"), "{rules}");
-        let bare = ruleset(&config, &[slot(&config, 5, &[])], &BTreeSet::new());
+        let bare = ruleset(&config, &[slot(&config, 5, &[])]);
         assert!(
             !bare.contains("jump policy") && !bare.contains("chain policy"),
             "{bare}"
@@ -352,24 +348,22 @@ mod tests {
             7,
             &["10.0.0.0/8:443", "10.1.0.0/16:443", "192.168.0.0/16"],
         );
-        let (run, none) = (config.subnet.run_of(7), BTreeSet::new());
-        let whole = ruleset(&config, std::slice::from_ref(&with), &BTreeSet::from([run]));
-        let bare = ruleset(&config, &[], &none);
+        let without = slot(&config, 8, &[]);
+        let whole = ruleset(&config, &[with.clone(), without.clone()]);
         for scripts in [
             vec![whole.clone()],
+            vec![whole.clone(), open(&config, &with), dismiss(&config, &with)],
             vec![
-                whole.clone(),
-                open(&config, &with),
-                close(&config, &with),
-                dismiss(&config, run),
-            ],
-            vec![
-                bare.clone(),
-                admit(&config, run),
+                ruleset(&config, &[]),
+                admit(&config, &with),
                 open(&config, &with),
                 whole,
             ],
-            vec![bare, dismiss(&config, run), close(&config, &with)],
+            vec![
+                ruleset(&config, &[]),
+                dismiss(&config, &with),
+                dismiss(&config, &without),
+            ],
         ] {
             // Checked, not applied: one transaction of all of them.
             let script = scripts.concat();

@@ -10,7 +10,6 @@ use rustix::mount::UnmountFlags;
 use scheduler::model::{Exit, FailReason, UnixMs};
 
 use super::cgroup::Cgroup;
-use super::live;
 use super::process::Process;
 use super::wire::{self, EXIT, FAILED, FailCode, Failure, SHIM, ShimRecord};
 use super::{AdoptedState, ContainerSpec};
@@ -28,7 +27,7 @@ pub fn orphan(folder: &Path, spec: Option<&ContainerSpec>) -> (AdoptedState, Opt
         return (AdoptedState::Failed(failure.reason()), None);
     }
     let record: Option<ShimRecord> = wire::read_record(folder, SHIM);
-    let made = record.map_or_else(|| live::is_lost(folder), |r| r.container.is_some());
+    let made = record.as_ref().is_some_and(|r| r.container.is_some());
     if let (Some(_), true) = (spec, made || folder.join(EXIT).exists()) {
         return match end_orphan(folder) {
             Some(exit) => (AdoptedState::Exited, Some(exit)),

@@ -11,7 +11,6 @@ pub mod copy;
 mod disk;
 pub mod exec;
 pub mod fake;
-mod live;
 pub mod logs;
 mod nursery;
 pub mod process;

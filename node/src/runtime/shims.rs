@@ -19,7 +19,6 @@ use tokio::time::timeout;
 use super::cgroup::Cgroup;
 use super::copy::CopyJob;
 use super::exec::{self, Exec, ExecSpec, Place};
-use super::live;
 use super::nursery::Nursery;
 use super::spec::{SecretEnv, is_safe_id};
 use super::wire::{
@@ -42,19 +41,16 @@ const DELETE_DEADLINE: Duration = Duration::from_secs(20);
 pub struct ShimsConfig {
     /// Holds one folder per container, named by its id. Made when missing.
     pub instances: PathBuf,
-    /// Holds what of them is no good after a reboot, best in memory. Made when missing.
-    pub live: PathBuf,
     /// The binary whose `shim` command runs a container: this one.
     pub binary: PathBuf,
 }
 
 impl ShimsConfig {
     #[must_use]
-    pub fn new(instances: impl Into<PathBuf>, live: impl Into<PathBuf>) -> Self {
+    pub fn new(instances: impl Into<PathBuf>) -> Self {
         // Through /proc the binary is found even after an upgrade replaced it.
         Self {
             instances: instances.into(),
-            live: live.into(),
             binary: PathBuf::from("/proc/self/exe"),
         }
     }
@@ -80,14 +76,12 @@ impl Shims {
     /// # Errors
     /// [`RuntimeError::Folder`] when the folder of instances cannot be made.
     pub fn open(mut config: ShimsConfig) -> Result<Self, RuntimeError> {
-        for folder in [&mut config.instances, &mut config.live] {
-            make_folder(folder).map_err(RuntimeError::Folder)?;
-            // Containers' roots pass through to their own folder below; nobody can look around.
-            fs::set_permissions(&*folder, Permissions::from_mode(0o711))
-                .map_err(RuntimeError::Folder)?;
-            // Shims leave our working folder.
-            *folder = fs::canonicalize(&*folder).map_err(RuntimeError::Folder)?;
-        }
+        make_folder(&config.instances).map_err(RuntimeError::Folder)?;
+        // Containers' roots pass through to their own folder below; nobody can look around.
+        fs::set_permissions(&config.instances, Permissions::from_mode(0o711))
+            .map_err(RuntimeError::Folder)?;
+        // Shims leave our working folder.
+        config.instances = fs::canonicalize(&config.instances).map_err(RuntimeError::Folder)?;
         Ok(Self {
             nursery: Nursery::new(&config.binary, &config.instances),
             config,
@@ -175,7 +169,6 @@ impl Runtime for Shims {
         let text =
             serde_json::to_vec(spec).map_err(|e| failed(id, "writing the spec")(e.into()))?;
         fs::write(folder.join(SPEC), text).map_err(failed(id, "writing the spec"))?;
-        live::make(&self.config.live, &id.0, &folder).map_err(failed(id, "making the folder"))?;
         fail::fail_point!("runtime::spec_written");
         let made = timeout(CREATE_DEADLINE, self.spawn(id, &folder, &spec.secret_env))
             .await
@@ -312,7 +305,6 @@ impl Runtime for Shims {
     async fn adopt(&self) -> Result<Vec<Adopted>, RuntimeError> {
         // The first start should not have to wait for it; should it fail, that start says why.
         let _ = self.nursery.warm();
-        live::sweep(&self.config.live, &self.config.instances).map_err(RuntimeError::Folder)?;
         let mut all = Vec::new();
         for entry in fs::read_dir(&self.config.instances).map_err(RuntimeError::Folder)? {
             let entry = entry.map_err(RuntimeError::Folder)?;

@@ -11,28 +11,25 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::live;
 use super::process::Process;
 use super::spec::SecretEnv;
 
 /// Files in an instance's folder.
 pub const SPEC: &str = "spec.json";
+pub const SHIM: &str = "shim.json";
+pub const SOCKET: &str = "shim.sock";
 pub const EXIT: &str = "exit.json";
 pub const FAILED: &str = "failed.json";
+pub const BUNDLE: &str = "bundle";
+pub const STATE: &str = "state";
+pub const ETC: &str = "etc";
+pub const SHIM_LOG: &str = "shim.log";
 pub const LOG: &str = "log";
 pub const LOG_BEFORE: &str = "log.1";
 
-/// The link to what is in memory (`live`), and what is there.
-pub const LIVE: &str = "live";
-pub const SHIM: &str = "live/shim.json";
-pub const SOCKET: &str = "live/shim.sock";
-pub const SHIM_LOG: &str = "live/shim.log";
-pub const BUNDLE: &str = "live/bundle";
-pub const STATE: &str = "live/state";
-pub const ETC: &str = "live/etc";
-
-/// Everything on the disk but the container's log, which outlives it.
-pub const OWN_FILES: [&str; 3] = [SPEC, EXIT, FAILED];
+/// Everything but the container's log, which outlives it.
+pub const OWN_FILES: [&str; 6] = [SPEC, SHIM, SOCKET, EXIT, FAILED, SHIM_LOG];
+pub const OWN_FOLDERS: [&str; 3] = [BUNDLE, STATE, ETC];
 
 /// The longest line either side reads.
 pub const MAX_LINE: u64 = 64 << 10;
@@ -223,7 +220,9 @@ pub fn remove_own_files(folder: &Path) -> io::Result<()> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     };
-    live::remove(folder)?;
+    for name in OWN_FOLDERS {
+        absent_is_fine(fs::remove_dir_all(folder.join(name)))?;
+    }
     // The specification goes last: while it is there, so is the knowledge of what to clean up.
     for name in OWN_FILES.iter().rev() {
         absent_is_fine(fs::remove_file(folder.join(name)))?;

@@ -36,7 +36,7 @@ impl World {
     }
 
     pub fn shims(&self) -> Shims {
-        let mut config = ShimsConfig::new(self.folder.join("instances"), self.folder.join("live"));
+        let mut config = ShimsConfig::new(self.folder.join("instances"));
         config.binary = env!("CARGO_BIN_EXE_selvedged").into();
         Shims::open(config).unwrap()
     }

@@ -24,7 +24,7 @@ use super::super::cgroup::{self, Cgroup};
 use super::super::disk;
 use super::super::spec::{ContainerSpec, SecretEnv};
 use super::super::user::{self, Resolved};
-use super::super::wire::{BUNDLE, ETC, FailCode, Failure, LIVE, STATE};
+use super::super::wire::{BUNDLE, ETC, FailCode, Failure, STATE};
 use super::{bad, etc, give_back_memory, init, pipe, sysctl};
 use crate::userns::{self, Block};
 
@@ -89,11 +89,8 @@ pub fn container(
 /// Lets the container's root, and nobody else of the host's users, pass through the instance's folder to
 /// what it mounts. It sees none of that once it is in its own root file system.
 fn let_through(block: Block) -> io::Result<()> {
-    for folder in [".", LIVE] {
-        std::os::unix::fs::chown(folder, None, Some(block.root()))?;
-        fs::set_permissions(folder, fs::Permissions::from_mode(0o710))?;
-    }
-    Ok(())
+    std::os::unix::fs::chown(".", None, Some(block.root()))?;
+    fs::set_permissions(".", fs::Permissions::from_mode(0o710))
 }
 
 /// The namespaces a container joins, open: its root cannot follow the host's paths to them.
