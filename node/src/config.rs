@@ -9,6 +9,7 @@ use std::time::Duration;
 use scheduler::model::{Name, units};
 use serde::{Deserialize, Deserializer};
 
+use crate::image::Marks;
 use crate::volumes::HostPath;
 
 /// Larger files are refused before they are parsed.
@@ -195,6 +196,43 @@ pub struct RuntimeSection {
     pub parked: u32,
     /// Paths of this machine that services may mount: `/srv/share`, or `/srv/data:rw` to write.
     pub host_paths: Vec<HostPath>,
+    /// How full images may make the disk.
+    pub image_gc: ImageGcSection,
+}
+
+/// Beyond `high` per cent of the disk unused images are removed until it is `low`. With `limit`
+/// the same holds of that many bytes of images, whatever the disk has.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImageGcSection {
+    pub high: u8,
+    pub low: u8,
+    pub limit: Option<Bytes>,
+}
+
+impl Default for ImageGcSection {
+    fn default() -> Self {
+        let marks = Marks::default();
+        Self {
+            high: marks.high,
+            low: marks.low,
+            limit: None,
+        }
+    }
+}
+
+impl ImageGcSection {
+    /// The marks, or what is wrong with them.
+    pub fn marks(self) -> Result<Marks, &'static str> {
+        if self.high > 100 || self.low == 0 || self.low >= self.high {
+            return Err("0 < low < high <= 100, in per cent");
+        }
+        Ok(Marks {
+            high: self.high,
+            low: self.low,
+            limit: self.limit.map(|bytes| bytes.0),
+        })
+    }
 }
 
 impl Default for RuntimeSection {
@@ -206,6 +244,7 @@ impl Default for RuntimeSection {
             network_pool: 4,
             parked: 16,
             host_paths: Vec::new(),
+            image_gc: ImageGcSection::default(),
         }
     }
 }

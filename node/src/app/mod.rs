@@ -31,7 +31,8 @@ use crate::config::Config;
 use crate::consensus::{self, Registry};
 use crate::enrol::{self, Enrol};
 use crate::fleet::FleetDriver;
-use crate::images::Images;
+use crate::image::WantedFn;
+use crate::images::{Images, wanted};
 use crate::links::{DoorLink, Enrolled, FeedLink, FeedServer, ProxyServer, RaftLink};
 use crate::meter::Meter;
 use crate::names::Names;
@@ -168,6 +169,10 @@ impl App {
             data: data.clone(),
         })
         .await?;
+
+        let marks = config.runtime.image_gc.marks();
+        let marks = marks.map_err(|rule| anyhow::anyhow!("[runtime] image_gc: {rule}"))?;
+        images.keep_house(marks, images_wanted(&agent, &registry));
 
         let seeds = seeds(&config, &registry, me);
         let heard = gossip_config(&identity, incarnation, mesh_address, seeds);
@@ -337,6 +342,16 @@ type Door = Arc<OnceLock<Arc<Ingress>>>;
 fn demand_at(door: &Door) -> Arc<dyn Fn() -> Vec<Demand> + Send + Sync> {
     let door = door.clone();
     Arc::new(move || door.get().map(|d| d.demand()).unwrap_or_default())
+}
+
+/// Which images this node's instances and the cluster's services need.
+fn images_wanted(agent: &Agent, registry: &Registry) -> WantedFn {
+    let (record, registry) = (agent.record(), registry.clone());
+    Arc::new(move || {
+        let (record, state) = (record.borrow().clone(), registry.view().state());
+        let running = record.instances.iter().map(|i| i.revision.clone());
+        wanted(&state, &running.collect())
+    })
 }
 
 /// Keeps whom the mesh admits up to date with the registry, which opens after the mesh.
