@@ -437,6 +437,20 @@ mod tests {
     }
 
     #[test]
+    fn the_marks_of_images_keep_their_order() {
+        let marks = |values: &str| {
+            let text = format!("{SMALL}[runtime]\nimage_gc = {{{values}}}\n");
+            parse(&text).unwrap().runtime.image_gc.marks()
+        };
+        assert_eq!(marks(""), Ok(Marks::default()));
+        let own = marks("high=60, low=50, limit=\"20Gi\"").unwrap();
+        assert_eq!((own.high, own.low, own.limit), (60, 50, Some(20 << 30)));
+        for bad in ["low=85", "low=0", "high=101", "high=60"] {
+            assert!(marks(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn an_unknown_key_is_refused_with_its_line() {
         let error = parse(&format!("{SMALL}[ingress]\nhtpp=\":80\"\n")).unwrap_err();
         assert!(

@@ -98,8 +98,14 @@ impl Images {
         self.store.import(archive, reference.as_ref()).await
     }
 
-    /// From now on the disk is kept below its marks, sparing what `wanted` names.
-    pub fn keep_house(&self, marks: Marks, wanted: WantedFn) {
+    /// From now on the disk is kept below its marks, sparing what `wanted` names; `removed` is
+    /// called when something went.
+    pub fn keep_house(
+        &self,
+        marks: Marks,
+        wanted: WantedFn,
+        removed: impl Fn() + Send + Sync + 'static,
+    ) {
         self.store.keep_house(marks, wanted.clone());
         let store = self.store.clone();
         tokio::spawn(async move {
@@ -107,8 +113,10 @@ impl Images {
             look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
                 look.tick().await;
-                if let Err(error) = store.collect(marks, wanted()).await {
-                    tracing::warn!(%error, "images could not be collected");
+                match store.collect(marks, wanted()).await {
+                    Ok(gone) if gone.images.is_empty() => {}
+                    Ok(_) => removed(),
+                    Err(error) => tracing::warn!(%error, "images could not be collected"),
                 }
             }
         });

@@ -170,10 +170,6 @@ impl App {
         })
         .await?;
 
-        let marks = config.runtime.image_gc.marks();
-        let marks = marks.map_err(|rule| anyhow::anyhow!("[runtime] image_gc: {rule}"))?;
-        images.keep_house(marks, images_wanted(&agent, &registry));
-
         let seeds = seeds(&config, &registry, me);
         let heard = gossip_config(&identity, incarnation, mesh_address, seeds);
         let gossip = Gossip::start(mesh.clone(), heard, enrolled)?;
@@ -230,6 +226,7 @@ impl App {
     }
 
     async fn serve(self) -> Result<()> {
+        keep_house(&self.config, &self.images, &self.agent, &self.registry)?;
         let meter = self.meter.clone();
         tokio::spawn(meter.run(self.agent.record(), self.registry.clone()));
         let api = Arc::new(Api {
@@ -342,6 +339,17 @@ type Door = Arc<OnceLock<Arc<Ingress>>>;
 fn demand_at(door: &Door) -> Arc<dyn Fn() -> Vec<Demand> + Send + Sync> {
     let door = door.clone();
     Arc::new(move || door.get().map(|d| d.demand()).unwrap_or_default())
+}
+
+/// Keeps images from filling the disk.
+fn keep_house(config: &Config, images: &Images, agent: &Agent, registry: &Registry) -> Result<()> {
+    let marks = config.runtime.image_gc.marks();
+    let marks = marks.map_err(|rule| anyhow::anyhow!("[runtime] image_gc: {rule}"))?;
+    let publisher = agent.clone();
+    images.keep_house(marks, images_wanted(agent, registry), move || {
+        publisher.publish();
+    });
+    Ok(())
 }
 
 /// Which images this node's instances and the cluster's services need.

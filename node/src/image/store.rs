@@ -193,18 +193,16 @@ impl Inner {
 
     /// The marks, and what is needed now. Where nobody can say, everything is.
     pub(super) fn housekeeping(&self) -> (Marks, Wanted) {
-        match self.housekeeping.get() {
-            Some((marks, wanted)) => (*marks, wanted()),
-            None => {
-                let all = self.books().images();
-                let here = all.iter().map(|image| image.pin.digest.clone());
-                let wanted = Wanted {
-                    here: here.collect(),
-                    deployed: BTreeSet::new(),
-                };
-                (Marks::default(), wanted)
-            }
+        if let Some((marks, wanted)) = self.housekeeping.get() {
+            return (*marks, wanted());
         }
+        let all = self.books().images();
+        let here = all.iter().map(|image| image.pin.digest.clone());
+        let wanted = Wanted {
+            here: here.collect(),
+            deployed: BTreeSet::new(),
+        };
+        (Marks::default(), wanted)
     }
 
     pub(super) fn image(&self, digest: &Digest) -> Option<Arc<Image>> {
