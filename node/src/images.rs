@@ -1,14 +1,22 @@
 //! Images as this node uses them: the store together with how its registries are spoken to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use scheduler::model::ImagePin;
+use scheduler::model::{ImagePin, RevisionKey};
+use scheduler::registry::State;
 use tokio::io::AsyncRead;
 
 use crate::config::RegistrySection;
-use crate::image::{Image, ImageError, Limits, Reference, RegistryConfig, Store};
+use crate::image::{
+    Image, ImageError, Limits, Marks, Prune, Reference, RegistryConfig, Removed, Stocked, Store,
+    Wanted, WantedFn,
+};
+
+/// How often the disk is looked at: a system call, no more, while it is below its high mark.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
 
 /// The node's images. Cheap to clone.
 #[derive(Clone)]
@@ -90,8 +98,62 @@ impl Images {
         self.store.import(archive, reference.as_ref()).await
     }
 
+    /// From now on the disk is kept below its marks, sparing what `wanted` names; `removed` is
+    /// called when something went.
+    pub fn keep_house(
+        &self,
+        marks: Marks,
+        wanted: WantedFn,
+        removed: impl Fn() + Send + Sync + 'static,
+    ) {
+        self.store.keep_house(marks, wanted.clone());
+        let store = self.store.clone();
+        tokio::spawn(async move {
+            let mut look = tokio::time::interval(LOOK_EVERY);
+            look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                look.tick().await;
+                match store.collect(marks, wanted()).await {
+                    Ok(gone) if gone.images.is_empty() => {}
+                    Ok(_) => removed(),
+                    Err(error) => tracing::warn!(%error, "images could not be collected"),
+                }
+            }
+        });
+    }
+
+    /// What is held here, with sizes and last uses.
+    pub async fn stock(&self) -> Result<Vec<Stocked>, ImageError> {
+        self.store.stock().await
+    }
+
+    /// Removes what is not needed, or tells what that would be.
+    pub async fn prune(&self, what: Prune, dry_run: bool) -> Result<Removed, ImageError> {
+        self.store.prune(what, dry_run).await
+    }
+
+    /// Removes one image by its digest, unless an instance is made of it.
+    pub async fn remove(&self, digest: &str) -> Result<(), ImageError> {
+        self.store.remove(digest).await
+    }
+
     pub fn list(&self) -> Vec<Arc<Image>> {
         self.store.list()
+    }
+}
+
+/// What of the images is needed: by instances of this node, and by revisions that services route
+/// to or would start next.
+pub fn wanted(state: &State, placed: &BTreeSet<RevisionKey>) -> Wanted {
+    let digest = |key: &RevisionKey| Some(state.revisions.get(key)?.image.digest.clone());
+    let deployed = state.services.values().flat_map(|service| {
+        let mut keys = service.routed();
+        keys.extend(service.status.latest_created.clone());
+        keys
+    });
+    Wanted {
+        here: placed.iter().filter_map(digest).collect(),
+        deployed: deployed.filter_map(|key| digest(&key)).collect(),
     }
 }
 

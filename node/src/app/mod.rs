@@ -31,7 +31,8 @@ use crate::config::Config;
 use crate::consensus::{self, Registry};
 use crate::enrol::{self, Enrol};
 use crate::fleet::FleetDriver;
-use crate::images::Images;
+use crate::image::WantedFn;
+use crate::images::{Images, wanted};
 use crate::links::{DoorLink, Enrolled, FeedLink, FeedServer, ProxyServer, RaftLink};
 use crate::meter::Meter;
 use crate::names::Names;
@@ -225,6 +226,7 @@ impl App {
     }
 
     async fn serve(self) -> Result<()> {
+        keep_house(&self.config, &self.images, &self.agent, &self.registry)?;
         let meter = self.meter.clone();
         tokio::spawn(meter.run(self.agent.record(), self.registry.clone()));
         let api = Arc::new(Api {
@@ -337,6 +339,27 @@ type Door = Arc<OnceLock<Arc<Ingress>>>;
 fn demand_at(door: &Door) -> Arc<dyn Fn() -> Vec<Demand> + Send + Sync> {
     let door = door.clone();
     Arc::new(move || door.get().map(|d| d.demand()).unwrap_or_default())
+}
+
+/// Keeps images from filling the disk.
+fn keep_house(config: &Config, images: &Images, agent: &Agent, registry: &Registry) -> Result<()> {
+    let marks = config.runtime.image_gc.marks();
+    let marks = marks.map_err(|rule| anyhow::anyhow!("[runtime] image_gc: {rule}"))?;
+    let publisher = agent.clone();
+    images.keep_house(marks, images_wanted(agent, registry), move || {
+        publisher.publish();
+    });
+    Ok(())
+}
+
+/// Which images this node's instances and the cluster's services need.
+fn images_wanted(agent: &Agent, registry: &Registry) -> WantedFn {
+    let (record, registry) = (agent.record(), registry.clone());
+    Arc::new(move || {
+        let (record, state) = (record.borrow().clone(), registry.view().state());
+        let running = record.instances.iter().map(|i| i.revision.clone());
+        wanted(&state, &running.collect())
+    })
 }
 
 /// Keeps whom the mesh admits up to date with the registry, which opens after the mesh.

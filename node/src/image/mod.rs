@@ -6,7 +6,8 @@
 //! images/blobs/sha256/HEX     manifests and configurations, the exact bytes
 //! images/layers/HEX/fs        an unpacked layer, named by its diff id
 //! images/layers/HEX/complete  its marker, written last
-//! images/index/HEX.json       an image held here, named by its manifest's digest
+//! images/index/HEX.json       an image held here, named by its manifest's digest; its time is the
+//!                             image's last use
 //! images/uses/HEX.json        a snapshot made of one
 //! images/tmp/                 what is not finished; emptied at start
 //! ```
@@ -19,6 +20,7 @@ mod digest;
 mod disk;
 mod error;
 mod flight;
+mod gc;
 mod import;
 mod layer;
 mod manifest;
@@ -26,6 +28,7 @@ mod pax;
 mod pull;
 mod reference;
 mod registry;
+mod room;
 mod snapshot;
 mod spool;
 mod store;
@@ -39,13 +42,17 @@ pub use budget::Limits;
 pub use config::ImageConfig;
 pub use digest::Digest;
 pub use error::ImageError;
+pub use gc::{Marks, Wanted};
 pub use pull::{Progress, ProgressFn};
 pub use reference::Reference;
+pub use room::{Prune, Removed, Stocked};
 pub use snapshot::Snapshot;
-pub use store::Store;
+pub use store::{Store, WantedFn};
 
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests_gc;
 #[cfg(test)]
 mod tests_hostile;
 #[cfg(test)]

@@ -88,7 +88,7 @@ impl Store {
         };
         let (limit, key) = (config.patience.pull, digest.to_string());
         let work = async move {
-            match timeout(limit, pull.run(digest)).await {
+            match timeout(limit, pull.through(digest)).await {
                 Ok(outcome) => outcome,
                 Err(_) => Err(ImageError::TimedOut {
                     registry: reference.registry().to_owned(),
@@ -165,11 +165,28 @@ struct Pull {
 }
 
 impl Pull {
-    async fn run(self, digest: Digest) -> Result<Arc<Image>, ImageError> {
+    /// The pull, tried once more when the disk was full and room could be made.
+    async fn through(self, digest: Digest) -> Result<Arc<Image>, ImageError> {
+        match self.run(&digest).await {
+            Ok(image) => Ok(image),
+            Err(error) => {
+                self.store.after_full(&self.pin.reference, error).await?;
+                let again = self.run(&digest).await;
+                match again {
+                    Err(error) if error.is_full_disk() => {
+                        Err(self.store.no_room(&self.pin.reference).await?)
+                    }
+                    done => done,
+                }
+            }
+        }
+    }
+
+    async fn run(&self, digest: &Digest) -> Result<Arc<Image>, ImageError> {
         let limits = self.store.inner.limits;
         let (bytes, _) = self
             .registry
-            .manifest(Some(&digest), limits.document)
+            .manifest(Some(digest), limits.document)
             .await?;
         let manifest = self.manifest(&bytes)?;
         let config = self.config(&manifest, limits.document).await?;
@@ -180,11 +197,27 @@ impl Pull {
         fail::fail_point!("image::planned");
         let diff_ids = plans.iter().map(|plan| plan.diff_id.clone()).collect();
         let _hold = Hold::new(&self.store, diff_ids);
+        self.store
+            .make_room(&self.pin.reference, self.missing(&plans).await?)
+            .await?;
         let budget = Budget::new(limits);
         let layers = plans.iter().map(|plan| self.layer(plan, &budget));
         let markers = futures::future::try_join_all(layers).await?;
         self.store
             .finish(self.pin.clone(), (bytes, config), &plans, markers)
+            .await
+    }
+
+    /// Bytes of the layers that are not here, packed: what they take at the very least.
+    async fn missing(&self, plans: &[LayerPlan]) -> Result<u64, ImageError> {
+        let plans = plans.to_vec();
+        self.store
+            .blocking(move |inner| {
+                let missing = plans
+                    .iter()
+                    .filter(|plan| inner.layers.marker(&plan.diff_id).is_none());
+                Ok(missing.map(|plan| plan.size).sum())
+            })
             .await
     }
 
