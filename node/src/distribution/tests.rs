@@ -1,0 +1,1 @@
+//! The door over real HTTP: each verb, each bad input, and a real client.
