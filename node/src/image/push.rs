@@ -174,6 +174,9 @@ impl Pushes {
         }
         let mut upload = self.take(repository, id)?;
         let most = self.store.inner.limits.compressed;
+        if self.arrived().waiting() > most {
+            return Err(PushError::TooMany);
+        }
         let written = upload.receive(body, most).await;
         // A file that is not what its digest says is of no use to anybody.
         if matches!(written, Err(PushError::Image(_))) {
@@ -322,6 +325,15 @@ impl Pushes {
                 arrived.blobs.remove(&digest);
             }
         }
+    }
+}
+
+impl Arrived {
+    /// Bytes on the disk that are no image yet, less those of pieces being written.
+    fn waiting(&self) -> u64 {
+        let uploads = self.uploads.values().map(|upload| upload.size);
+        let blobs = self.blobs.values().map(|blob| blob.size);
+        uploads.chain(blobs).sum()
     }
 }
 
