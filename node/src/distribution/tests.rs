@@ -268,3 +268,26 @@ async fn skopeo_pushes() {
     assert_eq!(door.store.find(&name).unwrap().layers.len(), 1);
     assert_eq!(door.tmp(), 0);
 }
+
+#[tokio::test]
+async fn a_daemon_that_starts_again_has_no_half_an_image() {
+    let door = Door::open().await;
+    let (layer, config, _) = image();
+    door.push_blob(&config).await;
+    let upload = door.begin().await;
+    assert_eq!(
+        door.ask(&Method::PATCH, &upload, &layer[..700]).await.0,
+        202
+    );
+    assert_eq!(door.tmp(), 2);
+    // What a killed daemon leaves behind, byte for byte, in a store of its own.
+    let copy = tempfile::tempdir().unwrap();
+    let from = door.dir.path().join("images");
+    let mut cp = Command::new("cp");
+    let copied = cp.arg("-a").arg(from).arg(copy.path()).status();
+    assert!(copied.unwrap().success());
+    let store = Store::open(&copy.path().join("images"), Limits::default()).unwrap();
+    assert!(store.list().is_empty());
+    let left = std::fs::read_dir(copy.path().join("images/tmp")).unwrap();
+    assert_eq!(left.count(), 0);
+}

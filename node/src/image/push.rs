@@ -304,13 +304,13 @@ impl Pushes {
         };
         let work = async move {
             let inside = store.clone();
-            let work = inside.blocking(move |inner| match inner.layers.marker(&plan.diff_id) {
-                Some(marker) => Ok(marker),
-                None => {
-                    let path = blob.scratch.path();
-                    let file = File::open(path).map_err(|e| ImageError::disk("read", path, e))?;
-                    inner.layers.bring_in(file, &plan, &budget)
+            let work = inside.blocking(move |inner| {
+                if let Some(marker) = inner.layers.marker(&plan.diff_id) {
+                    return Ok(marker);
                 }
+                let path = blob.scratch.path();
+                let file = File::open(path).map_err(|e| ImageError::disk("read", path, e))?;
+                inner.layers.bring_in(file, &plan, &budget)
             });
             work.await
         };
