@@ -43,6 +43,8 @@ pub struct Config {
     #[serde(default)]
     pub api: ApiSection,
     #[serde(default)]
+    pub images: ImagesSection,
+    #[serde(default)]
     pub ingress: IngressSection,
     #[serde(default)]
     pub dns: DnsSection,
@@ -135,6 +137,21 @@ impl Default for ApiSection {
     fn default() -> Self {
         Self {
             listen: (std::net::Ipv4Addr::LOCALHOST, 8420).into(),
+        }
+    }
+}
+
+/// Where `docker push` reaches this node. Plain HTTP, so loopback alone; off unless asked for.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImagesSection {
+    pub listen: Listen,
+}
+
+impl Default for ImagesSection {
+    fn default() -> Self {
+        Self {
+            listen: Listen(None),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Images as this node uses them: the store together with how its registries are spoken to.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +24,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(30);
 pub struct Images {
     store: Store,
     registries: Arc<RegistryConfig>,
+    /// Where images are pushed to this node.
+    door: Option<SocketAddr>,
 }
 
 impl Images {
@@ -30,6 +33,7 @@ impl Images {
     pub fn open(
         data: &Path,
         registries: &BTreeMap<String, RegistrySection>,
+        door: Option<SocketAddr>,
     ) -> Result<Self, ImageError> {
         let insecure = registries
             .iter()
@@ -46,6 +50,7 @@ impl Images {
         Ok(Self {
             store,
             registries: Arc::new(config),
+            door,
         })
     }
 
@@ -58,7 +63,7 @@ impl Images {
     pub async fn pin(&self, text: &str, policy: &str) -> Result<ImagePin, ImageError> {
         let reference = Reference::parse(text)?;
         let held = self.held(&reference);
-        if policy == "Never" {
+        if policy == "Never" || self.is_door(&reference) {
             return held.ok_or_else(|| ImageError::NotHeld {
                 digest: reference.to_string(),
             });
@@ -67,6 +72,20 @@ impl Images {
             (Err(error), Some(held)) if error.is_passing() => Ok(held),
             (resolved, _) => resolved,
         }
+    }
+
+    /// Whether a reference names this node as its registry: then what was pushed here is the truth.
+    fn is_door(&self, reference: &Reference) -> bool {
+        let Some(door) = self.door else { return false };
+        let Some((host, port)) = reference.registry().rsplit_once(':') else {
+            return false;
+        };
+        let local = host == "localhost"
+            || host
+                .trim_matches(['[', ']'])
+                .parse::<IpAddr>()
+                .is_ok_and(|ip| ip.is_loopback());
+        local && port.parse() == Ok(door.port())
     }
 
     fn held(&self, reference: &Reference) -> Option<ImagePin> {

@@ -6,6 +6,7 @@ pub mod app;
 pub mod clock;
 pub mod config;
 pub mod consensus;
+pub mod distribution;
 pub mod enrol;
 pub mod failpoints;
 pub mod fleet;

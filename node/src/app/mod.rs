@@ -29,9 +29,10 @@ use crate::agent::{self, Agent, AgentParts};
 use crate::api::{self, Api};
 use crate::config::Config;
 use crate::consensus::{self, Registry};
+use crate::distribution::{self, Distribution};
 use crate::enrol::{self, Enrol};
 use crate::fleet::FleetDriver;
-use crate::image::WantedFn;
+use crate::image::{Pushes, WantedFn};
 use crate::images::{Images, wanted};
 use crate::links::{DoorLink, Enrolled, FeedLink, FeedServer, ProxyServer, RaftLink};
 use crate::meter::Meter;
@@ -144,7 +145,7 @@ impl App {
         tokio::spawn(forward(registry.view().watch(), known));
         serve_registry(&mesh, &registry);
 
-        let images = Images::open(&data, &config.runtime.registries)?;
+        let images = Images::open(&data, &config.runtime.registries, config.images.listen.0)?;
         let (network, protections) = open_network(&config, &data).await?;
         let local = Local::new();
         let door = Door::default();
@@ -260,6 +261,7 @@ impl App {
         enrol::serve(&self.mesh, enrol);
         let _dns = self.start_dns().await?;
         self.start_metrics().await?;
+        self.start_distribution(&api.operator_token).await?;
 
         let listen = self.config.api.listen;
         let tcp = TcpListener::bind(listen).await;
@@ -282,6 +284,23 @@ impl App {
         self.registry.shutdown().await;
         self.mesh.close().await;
         drop(self.gossip);
+        Ok(())
+    }
+
+    async fn start_distribution(&self, token: &str) -> Result<()> {
+        let Some(listen) = self.config.images.listen.0 else {
+            return Ok(());
+        };
+        anyhow::ensure!(
+            listen.ip().is_loopback(),
+            "`[images] listen = \"{listen}\"` is not loopback: pushes carry the operator token over plain HTTP"
+        );
+        let listener = TcpListener::bind(listen).await;
+        let listener = listener.with_context(|| format!("cannot listen for pushes on {listen}"))?;
+        let pushes = Pushes::new(self.images.store().clone());
+        let agent = self.agent.clone();
+        let door = Distribution::new(pushes, token.to_owned(), Box::new(move || agent.publish()));
+        tokio::spawn(distribution::serve(door, listener));
         Ok(())
     }
 

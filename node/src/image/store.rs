@@ -181,7 +181,7 @@ impl Inner {
         self.dir.join("tmp")
     }
 
-    fn blob(&self, digest: &Digest) -> PathBuf {
+    pub(super) fn blob(&self, digest: &Digest) -> PathBuf {
         self.dir.join("blobs/sha256").join(digest.hex())
     }
 
