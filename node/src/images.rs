@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use netfabric::wire::image::{ImageAnswer, ImageRequest};
 use scheduler::model::ImagePin;
 use tokio::io::AsyncRead;
+use tokio::sync::mpsc;
 
 use crate::config::RegistrySection;
-use crate::image::{Image, ImageError, Limits, Reference, RegistryConfig, Store};
+use crate::image::{self, Image, ImageError, Limits, Reference, RegistryConfig, Store};
 
 /// The node's images. Cheap to clone.
 #[derive(Clone)]
@@ -88,6 +90,11 @@ impl Images {
     ) -> Result<Vec<Arc<Image>>, ImageError> {
         let reference = reference.map(Reference::parse).transpose()?;
         self.store.import(archive, reference.as_ref()).await
+    }
+
+    /// Answers a peer's request.
+    pub async fn serve(&self, request: ImageRequest, answers: mpsc::Sender<ImageAnswer>) {
+        image::serve(&self.store, &self.registries, request, answers).await;
     }
 
     pub fn list(&self) -> Vec<Arc<Image>> {

@@ -31,6 +31,7 @@ use crate::config::Config;
 use crate::consensus::{self, Registry};
 use crate::enrol::{self, Enrol};
 use crate::fleet::FleetDriver;
+use crate::imagemesh::{self, ImageMesh};
 use crate::images::Images;
 use crate::links::{DoorLink, Enrolled, FeedLink, FeedServer, ProxyServer, RaftLink};
 use crate::meter::Meter;
@@ -144,6 +145,7 @@ impl App {
         serve_registry(&mesh, &registry);
 
         let images = Images::open(&data, &config.runtime.registries)?;
+        share_images(&images, me, &mesh, &fleet, &config);
         let (network, protections) = open_network(&config, &data).await?;
         let local = Local::new();
         let door = Door::default();
@@ -337,6 +339,22 @@ type Door = Arc<OnceLock<Arc<Ingress>>>;
 fn demand_at(door: &Door) -> Arc<dyn Fn() -> Vec<Demand> + Send + Sync> {
     let door = door.clone();
     Arc::new(move || door.get().map(|d| d.demand()).unwrap_or_default())
+}
+
+/// Images go to near peers and come from them.
+fn share_images(
+    images: &Images,
+    me: NodeId,
+    mesh: &Mesh,
+    fleet: &watch::Receiver<Arc<Fleet>>,
+    config: &Config,
+) {
+    let (mesh, fleet) = (mesh.clone(), fleet.clone());
+    let rate = config.runtime.image_peer_rate.map(|bytes| bytes.0);
+    imagemesh::serve(&mesh, images.clone(), rate);
+    images
+        .store()
+        .set_near(Arc::new(ImageMesh { me, mesh, fleet }));
 }
 
 /// Keeps whom the mesh admits up to date with the registry, which opens after the mesh.

@@ -26,12 +26,15 @@ mod import;
 mod layer;
 mod manifest;
 mod pax;
+mod peers;
 mod pull;
 mod recipe;
 mod record;
 mod reference;
 mod registry;
+mod serve;
 mod snapshot;
+mod source;
 mod spool;
 mod store;
 mod token;
@@ -46,7 +49,9 @@ pub use digest::Digest;
 pub use error::ImageError;
 pub use pull::{Progress, ProgressFn};
 pub use reference::Reference;
+pub use serve::serve;
 pub use snapshot::Snapshot;
+pub use source::{Answers, Near, Neighbour};
 pub use store::Store;
 
 #[cfg(test)]
@@ -57,6 +62,8 @@ mod tests_chunks;
 mod tests_hostile;
 #[cfg(test)]
 mod tests_import;
+#[cfg(test)]
+mod tests_peers;
 #[cfg(test)]
 mod tests_protocol;
 #[cfg(test)]

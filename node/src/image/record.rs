@@ -50,6 +50,11 @@ impl Recording {
 }
 
 impl Layers {
+    /// Whether the layer is whole and its tar can be given to others.
+    pub(super) fn serves(&self, diff_id: &Digest) -> bool {
+        self.marker(diff_id).is_some() && self.folder(diff_id).join(CHUNKS).is_file()
+    }
+
     /// How the layer's tar is cut; `None` when that was not recorded.
     pub(super) fn chunk_list(&self, diff_id: &Digest) -> Result<Option<ChunkList>, ImageError> {
         self.beside(diff_id, CHUNKS)?
