@@ -51,7 +51,7 @@ pub use pull::{Progress, ProgressFn};
 pub use reference::Reference;
 pub use serve::serve;
 pub use snapshot::Snapshot;
-pub use source::{Answers, Near, Neighbour};
+pub use source::{Answers, Near, Neighbour, Waits};
 pub use store::Store;
 
 #[cfg(test)]

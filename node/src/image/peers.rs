@@ -23,17 +23,9 @@ use super::layer::Marker;
 use super::manifest::{Document, LayerPlan, Packing};
 use super::pull::Arriving;
 use super::registry::Piece;
-use super::source::{self, Answers, Near, Neighbour, Source};
+use super::source::{self, Answers, Near, Neighbour, Source, Waits};
 use super::store::{Inner, Store};
 
-/// For each answer of a peer. One batch is small: a link that needs longer is slower than the
-/// registry.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// For whether a peer holds something: whoever is near knows at once.
-const QUICK: Duration = Duration::from_secs(1);
-/// The elected one has this long without a byte from the registry, and this long at most.
-const STALL: Duration = Duration::from_secs(5);
-const WAIT_MOST: Duration = Duration::from_secs(300);
 /// Nodes asked before the registry is; all the others only when it fails.
 const ASK_FIRST: usize = 16;
 /// Nodes asked at once.
@@ -52,6 +44,7 @@ pub(super) struct Company {
     pub pin: ImagePin,
     /// Whether the site's elected may be asked to pull; not when this pull is for a peer.
     pub elects: bool,
+    waits: Waits,
     left_out: Mutex<BTreeSet<NodeId>>,
 }
 
@@ -59,6 +52,7 @@ impl Company {
     pub(super) fn new(store: Store, near: Arc<dyn Near>, pin: ImagePin, elects: bool) -> Self {
         Self {
             store,
+            waits: near.waits(),
             near,
             pin,
             elects,
@@ -123,10 +117,8 @@ impl Company {
 
     async fn documents_of(&self, node: NodeId) -> io::Result<(Bytes, Bytes)> {
         let image = self.pin.digest.clone();
-        let mut answers = self
-            .ask(node, ImageRequest::Documents { image }, QUICK)
-            .await?;
-        let mut document = async || match next(&mut answers, PATIENCE).await? {
+        let mut answers = self.ask(node, ImageRequest::Documents { image }).await?;
+        let mut document = async || match next(&mut answers, self.waits.answer).await? {
             ImageAnswer::Document(bytes) => Ok(Bytes::from(bytes)),
             other => Err(unexpected(other)),
         };
@@ -169,8 +161,8 @@ impl Company {
             images: Vec::new(),
             layers: vec![layer.to_string()],
         };
-        let mut answers = self.ask(node, request, QUICK).await?;
-        match next(&mut answers, QUICK).await? {
+        let mut answers = self.ask(node, request).await?;
+        match next(&mut answers, self.waits.quick).await? {
             ImageAnswer::Holds { layers, .. } => Ok(layers == [true]),
             other => Err(unexpected(other)),
         }
@@ -178,7 +170,7 @@ impl Company {
 
     /// Has the elected node pull the image; true when this layer of it is there.
     pub(super) async fn brought(&self, node: NodeId, layer: &Digest) -> bool {
-        match timeout(WAIT_MOST, self.bring(node, layer)).await {
+        match timeout(self.waits.most, self.bring(node, layer)).await {
             Ok(Ok(())) => true,
             Ok(Err(error)) => {
                 self.leave_out(node, &error);
@@ -197,15 +189,15 @@ impl Company {
             image: self.pin.digest.clone(),
             layer: layer.to_string(),
         };
-        let mut answers = self.ask(node, request, QUICK).await?;
+        let mut answers = self.ask(node, request).await?;
         let (mut most, mut since) = (0, Instant::now());
         loop {
-            match next(&mut answers, PATIENCE).await? {
+            match next(&mut answers, self.waits.answer).await? {
                 ImageAnswer::End => return Ok(()),
                 ImageAnswer::Bringing { arrived } if arrived > most => {
                     (most, since) = (arrived, Instant::now());
                 }
-                ImageAnswer::Bringing { .. } if since.elapsed() < STALL => {}
+                ImageAnswer::Bringing { .. } if since.elapsed() < self.waits.stall => {}
                 ImageAnswer::Bringing { .. } => return Err(io::ErrorKind::TimedOut.into()),
                 other => return Err(unexpected(other)),
             }
@@ -243,12 +235,10 @@ impl Company {
 
     async fn list(&self, node: NodeId, layer: &Digest) -> io::Result<ChunkList> {
         let layer = layer.to_string();
-        let mut answers = self
-            .ask(node, ImageRequest::ChunkList { layer }, QUICK)
-            .await?;
+        let mut answers = self.ask(node, ImageRequest::ChunkList { layer }).await?;
         let mut bytes = Vec::new();
         loop {
-            match next(&mut answers, PATIENCE).await? {
+            match next(&mut answers, self.waits.answer).await? {
                 ImageAnswer::Piece(piece) if bytes.len() + piece.len() <= MAX_LIST => {
                     bytes.extend_from_slice(&piece);
                 }
@@ -342,12 +332,8 @@ impl Company {
         Some(holders.moved)
     }
 
-    async fn ask(
-        &self,
-        node: NodeId,
-        request: ImageRequest,
-        deadline: Duration,
-    ) -> io::Result<Box<dyn Answers>> {
+    async fn ask(&self, node: NodeId, request: ImageRequest) -> io::Result<Box<dyn Answers>> {
+        let deadline = self.waits.quick;
         timeout(deadline, self.near.ask(node, request, deadline)).await?
     }
 }
@@ -402,10 +388,10 @@ impl Holders<'_> {
             layer: self.layer.to_string(),
             ranges: ranges(missing),
         };
-        let mut answers = self.company.ask(node, request, QUICK).await?;
+        let mut answers = self.company.ask(node, request).await?;
         let mut due = missing;
         while !due.is_empty() {
-            match next(&mut answers, PATIENCE).await? {
+            match next(&mut answers, self.company.waits.answer).await? {
                 ImageAnswer::Chunks { count, packed } => {
                     let count = count as usize;
                     if count == 0 || count > due.len() {

@@ -22,10 +22,36 @@ pub struct Neighbour {
     pub images: Vec<String>,
 }
 
+/// How long another node is waited for.
+#[derive(Debug, Clone, Copy)]
+pub struct Waits {
+    /// For its first word: whoever is near has it at once.
+    pub quick: Duration,
+    /// For each answer after that. One is small: a link that needs longer is slower than the registry.
+    pub answer: Duration,
+    /// The elected one has this long without a byte from the registry, and so long in all.
+    pub stall: Duration,
+    pub most: Duration,
+}
+
+impl Default for Waits {
+    fn default() -> Self {
+        Self {
+            quick: Duration::from_secs(1),
+            answer: Duration::from_secs(5),
+            stall: Duration::from_secs(5),
+            most: Duration::from_mins(5),
+        }
+    }
+}
+
 /// The other nodes of the cluster.
 #[async_trait]
 pub trait Near: Send + Sync + 'static {
     fn me(&self) -> NodeId;
+    fn waits(&self) -> Waits {
+        Waits::default()
+    }
     /// Everybody alive, in any order.
     fn neighbours(&self) -> Vec<Neighbour>;
     /// Asks one node something; its answers come one by one.
