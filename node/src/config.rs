@@ -211,6 +211,9 @@ pub struct RuntimeSection {
     pub network_pool: usize,
     /// Containers kept prepared up to the start of their program, at most; 0 keeps none.
     pub parked: u32,
+    /// Bytes of images a second that each peer gets from this node; without it, as many as the
+    /// link carries beside everything else.
+    pub image_peer_rate: Option<Bytes>,
     /// Paths of this machine that services may mount: `/srv/share`, or `/srv/data:rw` to write.
     pub host_paths: Vec<HostPath>,
     /// How full images may make the disk.
@@ -260,6 +263,7 @@ impl Default for RuntimeSection {
             registries: BTreeMap::new(),
             network_pool: 4,
             parked: 16,
+            image_peer_rate: None,
             host_paths: Vec::new(),
             image_gc: ImageGcSection::default(),
         }

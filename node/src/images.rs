@@ -6,14 +6,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use netfabric::wire::image::{ImageAnswer, ImageRequest};
 use scheduler::model::{ImagePin, RevisionKey};
 use scheduler::registry::State;
 use tokio::io::AsyncRead;
+use tokio::sync::mpsc;
 
 use crate::config::RegistrySection;
 use crate::image::{
-    Image, ImageError, Limits, Marks, Prune, Reference, RegistryConfig, Removed, Stocked, Store,
-    Wanted, WantedFn,
+    self, Image, ImageError, Limits, Marks, Prune, Reference, RegistryConfig, Removed, Stocked,
+    Store, Wanted, WantedFn,
 };
 
 /// How often the disk is looked at: a system call, no more, while it is below its high mark.
@@ -154,6 +156,11 @@ impl Images {
     /// Removes one image by its digest, unless an instance is made of it.
     pub async fn remove(&self, digest: &str) -> Result<(), ImageError> {
         self.store.remove(digest).await
+    }
+
+    /// Answers a peer's request.
+    pub async fn serve(&self, request: ImageRequest, answers: mpsc::Sender<ImageAnswer>) {
+        image::serve(&self.store, &self.registries, request, answers).await;
     }
 
     pub fn list(&self) -> Vec<Arc<Image>> {

@@ -11,6 +11,7 @@ pub mod enrol;
 pub mod failpoints;
 pub mod fleet;
 pub mod image;
+pub mod imagemesh;
 pub mod images;
 pub mod links;
 pub mod logs;

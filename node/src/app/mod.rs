@@ -33,6 +33,7 @@ use crate::distribution::{self, Distribution};
 use crate::enrol::{self, Enrol};
 use crate::fleet::FleetDriver;
 use crate::image::{Pushes, WantedFn};
+use crate::imagemesh::{self, ImageMesh};
 use crate::images::{Images, wanted};
 use crate::links::{DoorLink, Enrolled, FeedLink, FeedServer, ProxyServer, RaftLink};
 use crate::meter::Meter;
@@ -146,6 +147,7 @@ impl App {
         serve_registry(&mesh, &registry);
 
         let images = Images::open(&data, &config.runtime.registries, config.images.listen.0)?;
+        share_images(&images, me, &mesh, &fleet, &config);
         let (network, protections) = open_network(&config, &data).await?;
         let local = Local::new();
         let door = Door::default();
@@ -379,6 +381,22 @@ fn images_wanted(agent: &Agent, registry: &Registry) -> WantedFn {
         let running = record.instances.iter().map(|i| i.revision.clone());
         wanted(&state, &running.collect())
     })
+}
+
+/// Images go to near peers and come from them.
+fn share_images(
+    images: &Images,
+    me: NodeId,
+    mesh: &Mesh,
+    fleet: &watch::Receiver<Arc<Fleet>>,
+    config: &Config,
+) {
+    let (mesh, fleet) = (mesh.clone(), fleet.clone());
+    let rate = config.runtime.image_peer_rate.map(|bytes| bytes.0);
+    imagemesh::serve(&mesh, images.clone(), rate);
+    images
+        .store()
+        .set_near(Arc::new(ImageMesh { me, mesh, fleet }));
 }
 
 /// Keeps whom the mesh admits up to date with the registry, which opens after the mesh.

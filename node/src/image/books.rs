@@ -53,6 +53,10 @@ impl Image {
         self.pin.digest.parse()
     }
 
+    pub(super) fn config_digest(&self) -> Result<Digest, ImageError> {
+        self.config_digest.parse()
+    }
+
     pub(super) fn diff_ids(&self) -> Result<Vec<Digest>, ImageError> {
         self.layers.iter().map(|id| id.parse()).collect()
     }

@@ -111,6 +111,16 @@ impl ImageError {
         self.is_network() || matches!(self, Self::Registry { .. } | Self::Interrupted { .. })
     }
 
+    /// Whether somebody else may have what this registry did not give.
+    pub(super) fn may_be_elsewhere(&self) -> bool {
+        let refused = matches!(self, Self::NotFound { .. } | Self::AuthRefused { .. });
+        let damaged = matches!(
+            self,
+            Self::DigestMismatch { .. } | Self::SizeMismatch { .. } | Self::Malformed { .. }
+        );
+        self.is_passing() || refused || damaged
+    }
+
     pub(super) fn is_network(&self) -> bool {
         matches!(self, Self::Unreachable { .. } | Self::TimedOut { .. })
     }

@@ -4,6 +4,7 @@
 
 use std::io::{self, Read};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use scheduler::model::ImagePin;
@@ -18,8 +19,10 @@ use super::digest::Digest;
 use super::error::ImageError;
 use super::layer::Marker;
 use super::manifest::{self, Document, LayerPlan, Manifest};
+use super::peers::Company;
 use super::reference::Reference;
 use super::registry::{Piece, Registry};
+use super::source::Source;
 use super::store::{Hold, Store};
 
 /// Pieces between the network and the disk: about half a megabyte. When the disk is slower the
@@ -75,13 +78,37 @@ impl Store {
         config: &RegistryConfig,
         progress: Option<ProgressFn>,
     ) -> Result<Arc<Image>, ImageError> {
+        self.bring_image(pin, config, progress, true).await
+    }
+
+    /// [`Store::pull`] for a peer that asked for it: not passed on to another.
+    pub(super) async fn pull_for_peer(
+        &self,
+        pin: &ImagePin,
+        config: &RegistryConfig,
+    ) -> Result<Arc<Image>, ImageError> {
+        self.bring_image(pin, config, None, false).await
+    }
+
+    async fn bring_image(
+        &self,
+        pin: &ImagePin,
+        config: &RegistryConfig,
+        progress: Option<ProgressFn>,
+        elects: bool,
+    ) -> Result<Arc<Image>, ImageError> {
         let reference = Reference::parse(&pin.reference)?;
         let digest: Digest = pin.digest.parse()?;
         if let Some(image) = self.held_as(&digest, &pin.reference).await? {
             return Ok(image);
         }
+        let company = self.inner.near.get().map(|near| {
+            let (near, pin) = (Arc::clone(near), pin.clone());
+            Arc::new(Company::new(self.clone(), near, pin, elects))
+        });
         let pull = Pull {
             store: self.clone(),
+            company,
             registry: Arc::new(self.registry(&reference, config)?),
             pin: pin.clone(),
             progress,
@@ -159,6 +186,8 @@ impl Store {
 /// One pull under way.
 struct Pull {
     store: Store,
+    /// Missing where there are no other nodes, as in tests of the store alone.
+    company: Option<Arc<Company>>,
     registry: Arc<Registry>,
     pin: ImagePin,
     progress: Option<ProgressFn>,
@@ -184,12 +213,8 @@ impl Pull {
 
     async fn run(&self, digest: &Digest) -> Result<Arc<Image>, ImageError> {
         let limits = self.store.inner.limits;
-        let (bytes, _) = self
-            .registry
-            .manifest(Some(digest), limits.document)
-            .await?;
+        let (bytes, config) = self.documents(digest, limits.document).await?;
         let manifest = self.manifest(&bytes)?;
-        let config = self.config(&manifest, limits.document).await?;
         let file = ConfigFile::parse(&config)?;
         file.check_platform(&self.pin.reference)?;
         let plans = manifest::plan(&manifest, &file, &limits)?;
@@ -221,6 +246,30 @@ impl Pull {
             .await
     }
 
+    /// From a near peer, from the registry, and when that fails from any peer there is.
+    async fn documents(&self, digest: &Digest, limit: u64) -> Result<(Bytes, Bytes), ImageError> {
+        if let Some(company) = &self.company
+            && let Some(documents) = company.documents(false).await
+        {
+            return Ok(documents);
+        }
+        let failure = match self.registered(digest, limit).await {
+            Ok(documents) => return Ok(documents),
+            Err(failure) => failure,
+        };
+        match &self.company {
+            Some(company) => company.documents(true).await.ok_or(failure),
+            None => Err(failure),
+        }
+    }
+
+    async fn registered(&self, digest: &Digest, limit: u64) -> Result<(Bytes, Bytes), ImageError> {
+        let (bytes, _) = self.registry.manifest(Some(digest), limit).await?;
+        let manifest = self.manifest(&bytes)?;
+        let config = self.config(&manifest, limit).await?;
+        Ok((bytes, config))
+    }
+
     fn manifest(&self, bytes: &[u8]) -> Result<Manifest, ImageError> {
         let what = format!("the manifest of {}", self.pin.reference);
         match Document::parse(&what, bytes)? {
@@ -242,10 +291,11 @@ impl Pull {
             .await
     }
 
-    /// One layer, from here or from the registry.
+    /// One layer, from here, from a peer or from the registry.
     async fn layer(&self, plan: &LayerPlan, budget: &Arc<Budget>) -> Result<Marker, ImageError> {
         let fetch = Fetch {
             store: self.store.clone(),
+            company: self.company.clone(),
             registry: Arc::clone(&self.registry),
             plan: plan.clone(),
             budget: Arc::clone(budget),
@@ -259,6 +309,7 @@ impl Pull {
 /// One layer's download under way.
 struct Fetch {
     store: Store,
+    company: Option<Arc<Company>>,
     registry: Arc<Registry>,
     plan: LayerPlan,
     budget: Arc<Budget>,
@@ -275,6 +326,39 @@ impl Fetch {
         if let Some(marker) = held {
             return Ok(marker);
         }
+        let Some(company) = self.company.clone() else {
+            return self.from_registry().await;
+        };
+        let diff_id = &self.plan.diff_id;
+        let mut failure = None;
+        for source in company.sources(diff_id).await {
+            let holders = match source {
+                Source::Holders(holders) => holders,
+                Source::Elected(node) if company.brought(node, diff_id).await => vec![node],
+                Source::Elected(_) => continue,
+                Source::Registry => match self.from_registry().await {
+                    Err(error) if error.may_be_elsewhere() => {
+                        failure = Some(error);
+                        continue;
+                    }
+                    outcome => return outcome,
+                },
+            };
+            if let Some(marker) = company.layer(&self.plan, &holders).await? {
+                return Ok(marker);
+            }
+        }
+        let everybody = company.holders(diff_id, true).await;
+        let holders: Vec<_> = everybody.into_iter().collect();
+        let last = company.layer(&self.plan, &holders).await?;
+        last.ok_or_else(|| {
+            failure.unwrap_or_else(|| ImageError::NotHeld {
+                digest: diff_id.to_string(),
+            })
+        })
+    }
+
+    async fn from_registry(&self) -> Result<Marker, ImageError> {
         let unpackers = Arc::clone(&self.store.inner.unpackers);
         let Ok(_permit) = unpackers.acquire_owned().await else {
             return Err(ImageError::Interrupted {
@@ -297,6 +381,7 @@ impl Fetch {
         let digest = &self.plan.digest;
         let total = self.plan.size;
         let progress = |received| {
+            self.store.inner.arrived.fetch_add(1, Ordering::Relaxed);
             if let Some(tell) = &self.progress {
                 tell(Progress {
                     layer: digest.clone(),
@@ -312,14 +397,14 @@ impl Fetch {
 }
 
 /// The download as a blocking reader. Its end is an end only when the download says so.
-struct Arriving {
+pub(super) struct Arriving {
     pieces: mpsc::Receiver<Piece>,
     current: Bytes,
     ended: bool,
 }
 
 impl Arriving {
-    fn new(pieces: mpsc::Receiver<Piece>) -> Self {
+    pub(super) fn new(pieces: mpsc::Receiver<Piece>) -> Self {
         Self {
             pieces,
             current: Bytes::new(),

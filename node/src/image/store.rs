@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use super::layer::{Layers, Marker};
 
 use super::reference::Reference;
 use super::room;
+use super::source::Near;
 
 /// Layers unpacked at once, by all pulls together: each costs a core, a connection and a window of
 /// memory.
@@ -47,6 +49,10 @@ pub(super) struct Inner {
     pub image_flights: Arc<Flights<Arc<Image>>>,
     pub layer_flights: Arc<Flights<Marker>>,
     pub unpackers: Arc<Semaphore>,
+    /// The other nodes, once there is a way to them.
+    pub near: OnceLock<Arc<dyn Near>>,
+    /// Rises with every piece that comes from a registry.
+    pub arrived: AtomicU64,
     books: Mutex<Books>,
     /// Taken by whoever changes `index/`, so that records and books tell the same story. Never
     /// together with waiting for anything but the disk.
@@ -79,6 +85,8 @@ impl Store {
             image_flights: Flights::new(),
             layer_flights: Flights::new(),
             unpackers: Arc::new(Semaphore::new(LAYERS_AT_ONCE)),
+            near: OnceLock::new(),
+            arrived: AtomicU64::new(0),
             books: Mutex::new(Books::default()),
             recording: Mutex::new(()),
             clients: Mutex::new(BTreeMap::new()),
@@ -96,6 +104,15 @@ impl Store {
     /// make room; said once.
     pub fn keep_house(&self, marks: Marks, wanted: WantedFn) {
         let _ = self.inner.housekeeping.set((marks, wanted));
+    }
+
+    /// From now on other nodes are asked for images too. Only the first call counts.
+    pub fn set_near(&self, near: Arc<dyn Near>) {
+        let _ = self.inner.near.set(near);
+    }
+
+    pub(super) fn arrived(&self) -> u64 {
+        self.inner.arrived.load(Ordering::Relaxed)
     }
 
     /// An image held here, by its manifest's digest.
@@ -183,6 +200,25 @@ impl Inner {
 
     pub(super) fn blob(&self, digest: &Digest) -> PathBuf {
         self.dir.join("blobs/sha256").join(digest.hex())
+    }
+
+    pub(super) fn holds(&self, digest: &str) -> bool {
+        digest
+            .parse()
+            .is_ok_and(|d| self.books().image(&d).is_some())
+    }
+
+    /// The manifest and the configuration of an image held here.
+    pub(super) fn documents(&self, digest: &Digest) -> Result<(Vec<u8>, Vec<u8>), ImageError> {
+        let image = self.books().image(digest);
+        let image = image.ok_or_else(|| ImageError::NotHeld {
+            digest: digest.to_string(),
+        })?;
+        let read = |digest: &Digest| {
+            let path = self.blob(digest);
+            std::fs::read(&path).map_err(|e| ImageError::disk("read", &path, e))
+        };
+        Ok((read(digest)?, read(&image.config_digest()?)?))
     }
 
     fn record(&self, digest: &Digest) -> PathBuf {
