@@ -84,8 +84,8 @@ pub(super) fn nearest(neighbours: &mut [Neighbour]) {
     neighbours.sort_by_key(|n| (!n.near, n.rtt, n.node));
 }
 
-/// The sources of a layer in the order they are tried: near holders, the site's elected, the
-/// registry, and holders far away when nothing else is left.
+/// The sources of a layer in the order they are tried: near holders, else the site's elected; holders
+/// far away; the registry.
 pub(super) fn order(
     me: NodeId,
     neighbours: &[Neighbour],
@@ -108,10 +108,10 @@ pub(super) fn order(
     } else {
         order.push(Source::Holders(near));
     }
-    order.push(Source::Registry);
     if !far.is_empty() {
         order.push(Source::Holders(far));
     }
+    order.push(Source::Registry);
     order
 }
 
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn the_near_come_first_and_the_registry_before_the_far() {
+    fn the_near_come_first_and_the_registry_last() {
         let all = [
             neighbour(1, true, 0),
             neighbour(2, true, 900),
@@ -155,11 +155,11 @@ mod tests {
         let cases = [
             (
                 holders(&[2, 3, 4]),
-                vec![held(&[3, 2]), Source::Registry, held(&[4])],
+                vec![held(&[3, 2]), held(&[4]), Source::Registry],
             ),
             (
                 holders(&[4]),
-                vec![Source::Elected(NodeId(3)), Source::Registry, held(&[4])],
+                vec![Source::Elected(NodeId(3)), held(&[4]), Source::Registry],
             ),
             (
                 holders(&[]),
