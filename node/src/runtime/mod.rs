@@ -1,7 +1,8 @@
 //! Containers on this node: made, started, signalled, awaited, removed, and found again after the
 //! daemon was gone.
 //!
-//! Owns nothing but what is in the instances' folders and below their cgroups. What should run
+//! Owns nothing but what is in the instances' folders, beside them in memory (`scratch`) and below their
+//! cgroups. What should run
 //! is the agent's business, root filesystems the image room's, addresses the network's.
 
 mod adopt;
@@ -14,6 +15,7 @@ pub mod fake;
 pub mod logs;
 mod nursery;
 pub mod process;
+pub mod scratch;
 mod seccomp;
 pub mod shim;
 mod shims;
