@@ -84,7 +84,12 @@ pub fn container(
         init: spec.init,
         secrets: spec.secret_env.clone(),
     };
-    let built = build(spec, &user, &scratch, exec)?;
+    // libcontainer's child resolves paths with `openat2` as long as it can read its working folder,
+    // and otherwise step by step in thousands of calls. The instance's folder is not its to read.
+    std::env::set_current_dir("/").map_err(|e| other("/", e))?;
+    let built = build(spec, &user, &scratch, exec);
+    std::env::set_current_dir(folder).map_err(|e| other("the instance's folder", e))?;
+    let built = built?;
     disk::bound(&Cgroup::at(&spec.cgroup), &spec.io, folder)
         .map_err(|m| bad(FailCode::BadLimit, m))?;
     Ok(built)
