@@ -48,6 +48,10 @@ pub trait Runtime: Send + Sync {
     /// nothing behind but the container's folder.
     async fn create(&self, spec: &ContainerSpec) -> Result<Handle, RuntimeError>;
 
+    /// A container will be made within moments: what the kernel takes long for may begin now, while
+    /// the network and the root file system are made.
+    fn expect(&self) {}
+
     /// Starts the program of a created container.
     async fn start(&self, id: &InstanceId) -> Result<(), RuntimeError>;
 

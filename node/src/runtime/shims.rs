@@ -6,7 +6,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,7 +17,7 @@ use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use super::cgroup::Cgroup;
+use super::cgroup::{self, Cgroup};
 use super::copy::CopyJob;
 use super::exec::{self, Exec, ExecSpec, Place};
 use super::nursery::Nursery;
@@ -63,6 +64,7 @@ pub struct Shims {
     config: ShimsConfig,
     nursery: Nursery,
     creates: Semaphore,
+    rousing: Arc<AtomicBool>,
     known: Mutex<BTreeMap<InstanceId, Known>>,
 }
 
@@ -88,6 +90,7 @@ impl Shims {
             nursery: Nursery::new(&config.binary, &config.instances),
             config,
             creates: Semaphore::new(MAX_CREATES),
+            rousing: Arc::default(),
             known: Mutex::new(BTreeMap::new()),
         })
     }
@@ -162,6 +165,7 @@ impl Runtime for Shims {
         spec.check()
             .map_err(|message| Failure::new(FailCode::BadSpec, message))?;
         let _one = self.creates.acquire().await;
+        self.expect();
         let folder = self.folder(id);
         make_folder(&folder).map_err(failed(id, "making the folder"))?;
         if folder.join(SPEC).exists() {
@@ -200,6 +204,19 @@ impl Runtime for Shims {
                 Err(error)
             }
         }
+    }
+
+    /// Beside those who wait for nothing of it; one at a time, as one is enough.
+    fn expect(&self) {
+        if self.rousing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let rousing = Arc::clone(&self.rousing);
+        tokio::task::spawn_blocking(move || {
+            // What is not ready takes longer.
+            let _ = cgroup::rouse();
+            rousing.store(false, Ordering::Release);
+        });
     }
 
     async fn start(&self, id: &InstanceId) -> Result<(), RuntimeError> {
