@@ -6,9 +6,9 @@
 //! Owns that place, not what is in it. What must outlive the machine's restart (the
 //! specification, how it ended, its log) stays in the instance's folder.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, Permissions};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::StatFs;
@@ -36,7 +36,9 @@ fn beside(instances: &Path) -> PathBuf {
 /// kernel refuses, the disk does.
 pub(super) fn open(instances: &Path) -> io::Result<()> {
     let at = beside(instances);
-    DirBuilder::new().recursive(true).mode(0o711).create(&at)?;
+    fs::create_dir_all(&at)?;
+    // Containers' roots pass through to their own, whatever our umask is; nobody can look around.
+    fs::set_permissions(&at, Permissions::from_mode(0o711))?;
     if is_memory(&rustix::fs::statfs(&at)?) {
         return Ok(());
     }
