@@ -265,8 +265,8 @@ impl Network {
                 .chain(leased)
                 .collect()
         };
-        for slot in slots {
-            remove(&self.shared, &slot).await?;
+        for slots in slots.chunks(REMOVERS) {
+            remove(&self.shared, slots).await?;
         }
         rules::apply(&rules::clear(config)).await?;
         netns::remove_link(host, &config.bridge).await?;
@@ -317,7 +317,7 @@ impl Drop for Waiting<'_> {
 /// The keeper: makes what is missing, removes what was given back, rests in between.
 async fn keep(shared: Arc<Shared>) {
     let mut making: JoinSet<Result<Slot, (Slot, NetworkError)>> = JoinSet::new();
-    let mut removing: JoinSet<(Slot, Result<(), NetworkError>)> = JoinSet::new();
+    let mut removing: JoinSet<Vec<(Slot, Result<(), NetworkError>)>> = JoinSet::new();
     loop {
         let closing = shared.state().closing;
         if closing && making.is_empty() && removing.is_empty() {
@@ -329,11 +329,11 @@ async fn keep(shared: Arc<Shared>) {
             };
             making.spawn(make(Arc::clone(&shared), slot));
         }
-        while !closing && removing.len() < REMOVERS {
-            let Some(slot) = next_unwanted(&shared) else {
-                break;
-            };
-            removing.spawn(discard(Arc::clone(&shared), slot));
+        if !closing && removing.is_empty() {
+            let unwanted = unwanted(&shared);
+            if !unwanted.is_empty() {
+                removing.spawn(discard(Arc::clone(&shared), unwanted));
+            }
         }
         let held = { shared.state().pace.until(Instant::now()) };
         tokio::select! {
@@ -343,7 +343,7 @@ async fn keep(shared: Arc<Shared>) {
                 if let Ok(made) = made { took(&shared, made); }
             }
             Some(removed) = removing.join_next() => {
-                if let Ok((slot, result)) = removed { gave_back(&shared, &slot, result); }
+                for (slot, result) in removed.into_iter().flatten() { gave_back(&shared, &slot, result); }
             }
         }
     }
@@ -366,14 +366,15 @@ fn next_wanted(shared: &Shared, making: usize) -> Option<Slot> {
     number.map(|number| shared.config.slot(number))
 }
 
-/// The next to remove: not beside a start, unless somebody waits for its address.
-fn next_unwanted(shared: &Shared) -> Option<Slot> {
+/// The next to remove: not beside a start, unless somebody waits for their addresses.
+fn unwanted(shared: &Shared) -> Vec<Slot> {
     let mut state = shared.state();
     let held = state.pace.until(Instant::now()).is_some();
     if held && !(state.waiting > 0 && state.addresses.is_full()) {
-        return None;
+        return Vec::new();
     }
-    state.dirty.pop_front()
+    let count = state.dirty.len().min(REMOVERS);
+    state.dirty.drain(..count).collect()
 }
 
 async fn make(shared: Arc<Shared>, slot: Slot) -> Result<Slot, (Slot, NetworkError)> {
@@ -417,12 +418,20 @@ fn took(shared: &Shared, made: Result<Slot, (Slot, NetworkError)>) {
     }
 }
 
-async fn discard(shared: Arc<Shared>, slot: Slot) -> (Slot, Result<(), NetworkError>) {
-    let removed = remove(&shared, &slot).await;
-    if removed.is_err() {
+async fn discard(shared: Arc<Shared>, slots: Vec<Slot>) -> Vec<(Slot, Result<(), NetworkError>)> {
+    if remove(&shared, &slots).await.is_ok() {
+        return slots.into_iter().map(|slot| (slot, Ok(()))).collect();
+    }
+    // One that cannot be removed must not keep the others.
+    let mut all = Vec::new();
+    for slot in slots {
+        let removed = remove(&shared, std::slice::from_ref(&slot)).await;
+        all.push((slot, removed));
+    }
+    if all.iter().any(|(_, removed)| removed.is_err()) {
         tokio::time::sleep(BACKOFF).await;
     }
-    (slot, removed)
+    all
 }
 
 fn gave_back(shared: &Shared, slot: &Slot, removed: Result<(), NetworkError>) {
@@ -436,14 +445,25 @@ fn gave_back(shared: &Shared, slot: &Slot, removed: Result<(), NetworkError>) {
     }
 }
 
-/// The cable first: from then on nothing reaches the container or comes from it.
-async fn remove(shared: &Shared, slot: &Slot) -> Result<(), NetworkError> {
-    netns::remove_link(&shared.host, &slot.port).await?;
+/// The cables first: from then on nothing reaches the containers or comes from them.
+async fn remove(shared: &Shared, slots: &[Slot]) -> Result<(), NetworkError> {
+    let ports: Vec<String> = slots.iter().map(|slot| slot.port.clone()).collect();
+    let unplugged = tokio::task::spawn_blocking(move || {
+        let ports: Vec<&str> = ports.iter().map(String::as_str).collect();
+        netns::remove_links(&ports)
+    });
+    unplugged
+        .await
+        .unwrap_or_else(|e| Err(failed("a thread")(io::Error::other(e))))?;
     fail::fail_point!("network::unplugged");
-    let forget = rules::dismiss(&shared.config, slot);
-    shared.firewall.apply(forget).await?;
+    let forget = slots
+        .iter()
+        .map(|slot| rules::dismiss(&shared.config, slot));
+    shared.firewall.apply(forget.collect()).await?;
     fail::fail_point!("network::dismissed");
-    netns::unbind(&slot.netns).map_err(failed("a namespace's file"))?;
+    for slot in slots {
+        netns::unbind(&slot.netns).map_err(failed("a namespace's file"))?;
+    }
     fail::fail_point!("network::removed");
     Ok(())
 }
