@@ -472,7 +472,8 @@ async fn what_was_half_made_is_cleaned_up() {
     let world = World::new();
     let spec = world.spec("half", "true");
     let folder = world.instance("half");
-    fs::create_dir_all(folder.join("state/half")).unwrap();
+    fs::create_dir_all(&folder).unwrap();
+    fs::create_dir_all(node::runtime::scratch::of(&folder).join("state/half")).unwrap();
     fs::write(folder.join("spec.json"), serde_json::to_vec(&spec).unwrap()).unwrap();
     let memory = node::runtime::cgroup::Cgroup::at(&spec.cgroup)
         .folder("memory")
