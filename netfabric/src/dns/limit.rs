@@ -179,7 +179,7 @@ mod tests {
         assert_eq!(spread(&mut limit, 220, same, start), [20, 100, 100]);
         let later = start + Duration::from_millis(500);
         assert_eq!(spread(&mut limit, 30, same, later), [10, 10, 10]);
-        let rested = start + Duration::from_secs(60);
+        let rested = start + Duration::from_mins(1);
         assert_eq!(spread(&mut limit, 20, same, rested), [20, 0, 0]);
     }
 

@@ -146,8 +146,7 @@ impl App {
         tokio::spawn(forward(registry.view().watch(), known));
         serve_registry(&mesh, &registry);
 
-        let images = Images::open(&data, &config.runtime.registries, config.images.listen.0)?;
-        share_images(&images, me, &mesh, &fleet, &config);
+        let images = open_images(&config, &data, me, &mesh, &fleet)?;
         let (network, protections) = open_network(&config, &data).await?;
         let local = Local::new();
         let door = Door::default();
@@ -383,20 +382,21 @@ fn images_wanted(agent: &Agent, registry: &Registry) -> WantedFn {
     })
 }
 
-/// Images go to near peers and come from them.
-fn share_images(
-    images: &Images,
+/// The node's images, which go to peers and come from them.
+fn open_images(
+    config: &Config,
+    data: &Path,
     me: NodeId,
     mesh: &Mesh,
     fleet: &watch::Receiver<Arc<Fleet>>,
-    config: &Config,
-) {
+) -> Result<Images> {
+    let images = Images::open(data, &config.runtime.registries, config.images.listen.0)?;
     let (mesh, fleet) = (mesh.clone(), fleet.clone());
     let rate = config.runtime.image_peer_rate.map(|bytes| bytes.0);
     imagemesh::serve(&mesh, images.clone(), rate);
-    images
-        .store()
-        .set_near(Arc::new(ImageMesh { me, mesh, fleet }));
+    let near = ImageMesh { me, mesh, fleet };
+    images.store().set_near(Arc::new(near));
+    Ok(images)
 }
 
 /// Keeps whom the mesh admits up to date with the registry, which opens after the mesh.

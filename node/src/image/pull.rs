@@ -327,7 +327,7 @@ impl Fetch {
             return Ok(marker);
         }
         let Some(company) = self.company.clone() else {
-            return self.from_registry().await;
+            return self.registry_layer().await;
         };
         let diff_id = &self.plan.diff_id;
         let mut failure = None;
@@ -336,7 +336,7 @@ impl Fetch {
                 Source::Holders(holders) => holders,
                 Source::Elected(node) if company.brought(node, diff_id).await => vec![node],
                 Source::Elected(_) => continue,
-                Source::Registry => match self.from_registry().await {
+                Source::Registry => match self.registry_layer().await {
                     Err(error) if error.may_be_elsewhere() => {
                         failure = Some(error);
                         continue;
@@ -358,7 +358,7 @@ impl Fetch {
         })
     }
 
-    async fn from_registry(&self) -> Result<Marker, ImageError> {
+    async fn registry_layer(&self) -> Result<Marker, ImageError> {
         let unpackers = Arc::clone(&self.store.inner.unpackers);
         let Ok(_permit) = unpackers.acquire_owned().await else {
             return Err(ImageError::Interrupted {
