@@ -52,6 +52,38 @@ fn an_image_of_one_node_runs_on_all_without_a_registry() -> Result<()> {
     Ok(())
 }
 
+/// Pushed to one node as a registry is pushed to, with the operator's token; again it moves nothing.
+#[test]
+fn a_pushed_image_runs_on_all_without_a_registry() -> Result<()> {
+    const NAME: &str = "127.0.0.1:5000/app:1";
+    let world = World::of(&THREE)?;
+    let archive = world.archive("oci-archive", "")?;
+    world.stop_registry()?;
+    let first = world.first();
+    first.configure("[images]\nlisten = \"127.0.0.1:5000\"\n")?;
+    world.settle()?;
+    let (from, to) = (
+        format!("oci-archive:{}", archive.display()),
+        format!("docker://{NAME}"),
+    );
+    let push = |creds: &str| {
+        let words = [
+            "--debug",
+            "copy",
+            "--dest-tls-verify=false",
+            "--dest-creds",
+            creds,
+        ];
+        first.run("skopeo", &[&words[..], &[&from, &to]].concat())
+    };
+    push("me:wrong")?.code(1)?.says("unauthorized")?;
+    let creds = format!("me:{}", first.token()?);
+    push(&creds)?.ok()?;
+    push(&creds)?.ok()?.says("(already present)")?;
+    first.deploy("app", NAME, &ONE_EACH)?.ok()?;
+    on_every_node(&world, "app")
+}
+
 /// Nodes of one region are behind one uplink: one of them asks the registry for all.
 #[test]
 fn a_site_asks_the_registry_once() -> Result<()> {
