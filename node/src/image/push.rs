@@ -196,7 +196,6 @@ impl Pushes {
             let expected = digest.clone();
             return Err(PushError::WrongDigest { expected, got });
         }
-        fail::fail_point!("image::push_blob_whole");
         self.arrived().blobs.insert(got, Arc::new(blob));
         Ok(())
     }

@@ -239,7 +239,6 @@ impl Inner {
         for (digest, bytes) in plan.evict {
             let held = inventory.images.iter().find(|held| held.digest == digest);
             let seen = held.map_or(0, |held| held.last_used);
-            fail::fail_point!("image::evicting");
             // Left alone when somebody came to use it since the plan was made.
             if !dry_run && !self.remove_idle(&digest, seen)? {
                 continue;
