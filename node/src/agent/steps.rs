@@ -175,6 +175,7 @@ impl Tools {
                 code: 255,
                 signal: None,
                 oom: false,
+                lost: true,
                 at: clock::unix(),
             }
         });

@@ -87,6 +87,7 @@ pub fn end_orphan(folder: &Path) -> Option<Exit> {
         code,
         signal,
         oom,
+        lost: true,
         at: UnixMs(wire::unix_ms()),
     };
     wire::write_record(folder, EXIT, &exit).ok()?;

@@ -420,7 +420,7 @@ async fn a_dead_shim_takes_its_container_along() {
         }
     };
     let (end, ()) = tokio::join!(waiting, killing);
-    assert!(matches!(end.code, 137 | 255), "{end:?}");
+    assert!(matches!(end.code, 137 | 255) && end.lost, "{end:?}");
     let found = world.shims().adopt().await.unwrap();
     assert!(
         found.iter().all(|a| a.state == AdoptedState::Exited),

@@ -265,6 +265,7 @@ impl Shim {
             code,
             signal,
             oom,
+            lost: false,
             at: UnixMs(wire::unix_ms()),
         };
         if let Err(error) = wire::write_record(Path::new("."), EXIT, &exit) {
