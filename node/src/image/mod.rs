@@ -15,6 +15,7 @@
 //! ```
 
 mod access;
+mod apart;
 mod books;
 mod budget;
 mod chunks;
@@ -46,6 +47,7 @@ mod tree;
 mod unpack;
 
 pub use access::{Credentials, Patience, RegistryConfig};
+pub use apart::main as unpack_main;
 pub use books::Image;
 pub use budget::Limits;
 pub use config::ImageConfig;
@@ -62,6 +64,8 @@ pub use snapshot::Snapshot;
 pub use source::{Answers, Near, Neighbour, Waits};
 pub use store::{Store, WantedFn};
 
+#[cfg(test)]
+mod field;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -1,59 +1,11 @@
 //! Layers that mean harm: what is refused and why, and that nothing is ever written outside.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
-
 use proptest::prelude::*;
 use tar::{EntryType, Header};
-use tempfile::TempDir;
 
-use super::Limits;
-use super::budget::Budget;
-use super::testing::{Tar, temp};
-use super::unpack::{Stop, Unpacked, unpack};
-
-/// A directory with a layer's place and something beside it that must not change.
-pub(super) struct Field {
-    dir: TempDir,
-}
-
-impl Field {
-    pub(super) fn new() -> Self {
-        let dir = temp();
-        fs::create_dir(dir.path().join("layer")).expect("made");
-        fs::create_dir(dir.path().join("outside")).expect("made");
-        fs::write(dir.path().join("outside/sentinel"), "untouched").expect("written");
-        Self { dir }
-    }
-
-    pub(super) fn layer(&self) -> PathBuf {
-        self.dir.path().join("layer")
-    }
-
-    pub(super) fn unpack(&self, tar: &[u8]) -> Result<Unpacked, Stop> {
-        let outcome = unpack(tar, &self.layer(), &Budget::new(Limits::default()), &());
-        let mut beside: Vec<_> = fs::read_dir(self.dir.path()).expect("there").collect();
-        beside.sort_by_key(|e| e.as_ref().expect("entry").file_name());
-        assert_eq!(
-            beside.len(),
-            2,
-            "something new beside the layer: {beside:?}"
-        );
-        let outside: Vec<_> = fs::read_dir(self.dir.path().join("outside"))
-            .expect("there")
-            .collect();
-        assert_eq!(outside.len(), 1, "something new outside: {outside:?}");
-        let sentinel = self.dir.path().join("outside/sentinel");
-        assert_eq!(fs::read_to_string(&sentinel).expect("there"), "untouched");
-        assert_eq!(
-            fs::metadata(&sentinel).expect("there").nlink(),
-            1,
-            "linked from inside"
-        );
-        outcome
-    }
-}
+use super::field::Field;
+use super::testing::Tar;
+use super::unpack::{Stop, Unpacked};
 
 fn reason(outcome: Result<Unpacked, Stop>) -> String {
     match outcome {

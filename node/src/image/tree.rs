@@ -2,11 +2,15 @@
 //! Every step goes through `openat2` below the root's descriptor and follows no symbolic link, so
 //! neither `..`, nor a link made a moment ago, nor a race leads out. It also speaks overlayfs:
 //! whiteouts and opaque directories. It knows nothing of tar.
+//!
+//! The mark of an opaque directory is the one thing in a tree that takes a right over the whole machine
+//! (`trusted.` attributes). Whoever writes a tree need not have it: the directories are listed in a file
+//! beside it, and [`mark_opaque`] is for the one who asked for the tree.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use rustix::fs::{
@@ -17,6 +21,10 @@ use rustix::io::Errno;
 /// Names longer than this are no path on Linux (its limit counts the ending NUL).
 const MAX_PATH: usize = 4095;
 const OPAQUE: &str = "trusted.overlay.opaque";
+/// The list of opaque directories, beside the tree while it is made: paths, each with a NUL after it.
+pub(super) const OPAQUE_LIST: &str = "opaque";
+/// What the names of an image may come to, and a NUL for each.
+const MAX_OPAQUE_LIST: u64 = 66 * 1024 * 1024;
 /// Directories nobody described get the mode every unpacker gives them.
 const IMPLIED: Mode = Mode::from_raw_mode(0o755);
 
@@ -179,6 +187,9 @@ pub(super) struct Tree {
     last_parent: Option<(Vec<u8>, Rc<OwnedFd>)>,
     /// Times of directories are set at the end: writing into one changes them.
     directory_times: Vec<(Vec<u8>, Timestamps)>,
+    /// To be marked once the tree is whole, and where that is written down.
+    opaque: Vec<u8>,
+    opaque_list: PathBuf,
     opaque_root: bool,
     /// A file that was written has lost a name since.
     replaced: bool,
@@ -191,6 +202,8 @@ impl Tree {
             root,
             last_parent: None,
             directory_times: Vec::new(),
+            opaque: Vec::new(),
+            opaque_list: path.with_file_name(OPAQUE_LIST),
             opaque_root: false,
             replaced: false,
         })
@@ -208,7 +221,7 @@ impl Tree {
             Rc::clone(&self.root)
         } else {
             let parent = self.parent_of(path)?;
-            self.make_directory(&parent, path.name())?
+            self.make_directory(&parent, path.bytes())?
         };
         meta.apply(&fd)?;
         self.directory_times
@@ -298,7 +311,10 @@ impl Tree {
                     device,
                 )?)
             }
-            Some(FileType::Directory) => set_opaque(&*self.make_directory(&parent, path.name())?),
+            Some(FileType::Directory) => {
+                self.hides_below(path.bytes());
+                Ok(())
+            }
             Some(_) => Ok(()),
         }
     }
@@ -310,7 +326,14 @@ impl Tree {
             self.opaque_root = true;
             return Ok(());
         }
-        set_opaque(&*self.parent_of(path)?)
+        self.parent_of(path)?;
+        self.hides_below(path.parent());
+        Ok(())
+    }
+
+    fn hides_below(&mut self, directory: &[u8]) {
+        self.opaque.extend_from_slice(directory);
+        self.opaque.push(0);
     }
 
     /// Sets what could not be set before and says whether the root hides the lower layers.
@@ -318,6 +341,9 @@ impl Tree {
         for (path, times) in std::mem::take(&mut self.directory_times) {
             let fd = self.walk(&path)?;
             rustix::fs::futimens(&*fd, &times)?;
+        }
+        if !self.opaque.is_empty() {
+            std::fs::write(&self.opaque_list, &self.opaque).map_err(Fault::Disk)?;
         }
         Ok(self.opaque_root)
     }
@@ -356,11 +382,14 @@ impl Tree {
 
     fn make_parents(&mut self, path: &[u8]) -> Result<Rc<OwnedFd>, Fault> {
         let mut fd = Rc::clone(&self.root);
+        let mut end = 0;
         for part in path.split(|b| *b == b'/') {
+            let at = &path[..end + part.len()];
+            end = at.len() + 1;
             fd = match kind_of(&fd, part)? {
-                Some(FileType::Directory) => self.make_directory(&fd, part)?,
+                Some(FileType::Directory) => self.make_directory(&fd, at)?,
                 None | Some(FileType::CharacterDevice) => {
-                    let made = self.make_directory(&fd, part)?;
+                    let made = self.make_directory(&fd, at)?;
                     rustix::fs::fchmod(&*made, IMPLIED)?;
                     made
                 }
@@ -371,16 +400,17 @@ impl Tree {
         Ok(fd)
     }
 
-    /// Opens `name` in `parent` as a directory, making it when it is not there. One that takes the
-    /// place of a whiteout of this layer is opaque: the lower layers' directory stays hidden.
-    fn make_directory(&mut self, parent: &OwnedFd, name: &[u8]) -> Result<Rc<OwnedFd>, Fault> {
+    /// Opens `path`, whose parent this is, as a directory, making it when it is not there. One that
+    /// takes the place of a whiteout of this layer is opaque: the lower layers' directory stays hidden.
+    fn make_directory(&mut self, parent: &OwnedFd, path: &[u8]) -> Result<Rc<OwnedFd>, Fault> {
+        let name = path.rsplit(|b| *b == b'/').next().unwrap_or(path);
         let way = self.clear(parent, name, true)?;
         if !matches!(way, Way::Directory) {
             rustix::fs::mkdirat(parent, name, IMPLIED)?;
         }
         let fd = rustix::fs::openat2(parent, name, WALK, Mode::empty(), CONFINED)?;
         if matches!(way, Way::WasWhiteout) {
-            set_opaque(&fd)?;
+            self.hides_below(path);
         }
         Ok(Rc::new(fd))
     }
@@ -434,13 +464,28 @@ fn kind_of(parent: &OwnedFd, name: &[u8]) -> Result<Option<FileType>, Fault> {
     }
 }
 
-fn set_opaque(fd: &OwnedFd) -> Result<(), Fault> {
-    Ok(rustix::fs::fsetxattr(
-        fd,
-        OPAQUE,
-        b"y",
-        XattrFlags::empty(),
-    )?)
+/// Marks the directories of the tree at `path` that are listed beside it, and removes the list. The
+/// list is not trusted: it can only name directories of the tree.
+pub(super) fn mark_opaque(path: &Path) -> io::Result<()> {
+    let list = path.with_file_name(OPAQUE_LIST);
+    let folder = open_root(path.parent().unwrap_or(path))?;
+    let mut file = match open_file(&folder, OPAQUE_LIST.as_bytes(), OFlags::RDONLY) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened?.take(MAX_OPAQUE_LIST),
+    };
+    let mut directories = Vec::new();
+    file.read_to_end(&mut directories)?;
+    let root = open_root(path)?;
+    for directory in directories.split(|b| *b == 0).filter(|d| !d.is_empty()) {
+        let fd = loop {
+            match rustix::fs::openat2(&root, directory, WALK, Mode::empty(), CONFINED) {
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                opened => break opened?,
+            }
+        };
+        rustix::fs::fsetxattr(fd, OPAQUE, b"y", XattrFlags::empty())?;
+    }
+    std::fs::remove_file(list)
 }
 
 #[cfg(test)]

@@ -10,5 +10,6 @@ mod network;
 mod runtime;
 mod sandbox;
 mod secrets;
+mod unpacker;
 mod usage;
 mod world;
