@@ -26,7 +26,12 @@ const BUFFER: usize = 128 * 1024;
 pub(super) const CONTENT: &str = "fs";
 const MARKER: &str = "complete";
 /// What else unpacking leaves in a layer's folder.
-pub(super) const BESIDE: [&str; 3] = [record::RECIPE, record::CHUNKS, tree::OPAQUE_LIST];
+pub(super) const BESIDE: [&str; 4] = [
+    record::RECIPE,
+    record::CHUNKS,
+    tree::OPAQUE_LIST,
+    tree::IMPLIED_LIST,
+];
 
 /// What is known of a complete layer. Written last, so that its presence proves the rest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,6 +7,7 @@
 //! images/layers/HEX/fs        an unpacked layer, named by its diff id
 //! images/layers/HEX/recipe    how the layer's tar is put together again from the tree
 //! images/layers/HEX/chunks    how that tar is cut, with the hash of every chunk
+//! images/layers/HEX/implied     the directories of the tree that no entry describes
 //! images/layers/HEX/complete  its marker, written last
 //! images/index/HEX.json       an image held here, named by its manifest's digest; its time is the
 //!                             image's last use
@@ -25,6 +26,7 @@ mod disk;
 mod error;
 mod flight;
 mod gc;
+mod implied;
 mod import;
 mod layer;
 mod manifest;

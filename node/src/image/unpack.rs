@@ -8,7 +8,7 @@ use std::path::Path;
 
 use tar::{Archive, Entry, EntryType};
 
-use super::budget::Budget;
+use super::budget::{Budget, Spent};
 use super::error::ImageError;
 use super::pax::Pax;
 use super::recipe::Notes;
@@ -179,7 +179,15 @@ impl<N: Notes> Unpacking<'_, N> {
             .map_err(|e| match e {
                 Wrong::Fault(fault) => stop(&raw, fault),
                 Wrong::Stream(e) => broken(&raw, e),
-            })
+            })?;
+        let (entries, names) = self.tree.take_made_up();
+        let made_up = Spent {
+            raw: 0,
+            entries,
+            names,
+        };
+        let within = self.budget.charge(made_up);
+        within.map_err(|error| Stop::Limit(at_entry(&raw, error)))
     }
 
     fn write<R: Read>(
