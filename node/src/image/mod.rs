@@ -71,7 +71,11 @@ mod field;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
+mod tests_bombs;
+#[cfg(test)]
 mod tests_chunks;
+#[cfg(test)]
+mod tests_documents;
 #[cfg(test)]
 mod tests_gc;
 #[cfg(test)]

@@ -307,7 +307,7 @@ fn broken(entry: &[u8], error: io::Error) -> Stop {
 
 fn at_entry(entry: &[u8], error: ImageError) -> ImageError {
     match error {
-        ImageError::TooLarge { what, limit } => ImageError::TooLarge {
+        ImageError::TooLarge { what, limit } if !entry.is_empty() => ImageError::TooLarge {
             what: format!("entry `{}`: {what}", shown(entry)),
             limit,
         },
