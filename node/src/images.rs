@@ -49,6 +49,8 @@ impl Images {
             config.load_docker_config(&path)?;
         }
         let store = Store::open(&data.join("images"), Limits::default())?;
+        // Through /proc the binary is found even after an upgrade replaced it.
+        store.unpack_apart("/proc/self/exe".into());
         Ok(Self {
             store,
             registries: Arc::new(config),

@@ -5,23 +5,33 @@
 use std::fs;
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use flate2::bufread::MultiGzDecoder;
 use serde::{Deserialize, Serialize};
 
+use super::apart;
 use super::budget::{Bounded, Budget, Counted};
 use super::chunks::Cutting;
 use super::digest::{Digest, Digesting};
 use super::disk::{self, Scratch};
 use super::error::ImageError;
 use super::manifest::{LayerPlan, Packing};
-use super::record::Recording;
+use super::record::{self, Recording};
+use super::tree;
 use super::unpack::{self, Stop, Unpacked};
 
 const BUFFER: usize = 128 * 1024;
 /// The folder of a layer's content, and the file that says it is all there.
-const CONTENT: &str = "fs";
+pub(super) const CONTENT: &str = "fs";
 const MARKER: &str = "complete";
+/// What else unpacking leaves in a layer's folder.
+pub(super) const BESIDE: [&str; 4] = [
+    record::RECIPE,
+    record::CHUNKS,
+    tree::OPAQUE_LIST,
+    tree::IMPLIED_LIST,
+];
 
 /// What is known of a complete layer. Written last, so that its presence proves the rest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,11 +53,19 @@ pub(super) struct Layers {
     dir: PathBuf,
     /// `tmp/`, on the same file system.
     tmp: PathBuf,
+    /// The program whose `unpack` command unpacks; without one it is done here.
+    unpacker: Arc<OnceLock<PathBuf>>,
 }
 
 impl Layers {
     pub(super) fn new(dir: PathBuf, tmp: PathBuf) -> Self {
-        Self { dir, tmp }
+        let unpacker = Arc::default();
+        Self { dir, tmp, unpacker }
+    }
+
+    /// From now on layers are unpacked by processes of `program`. Only the first call counts.
+    pub(super) fn unpack_apart(&self, program: PathBuf) {
+        let _ = self.unpacker.set(program);
     }
 
     /// The folder all of them are below.
@@ -103,7 +121,11 @@ impl Layers {
         let content = scratch.path().join(CONTENT);
         disk::create_dir(&content)?;
         fail::fail_point!("image::layer_begun");
-        let marker = unpack_verified(packed, plan, &content, budget)?;
+        let marker = match self.unpacker.get() {
+            Some(program) => apart::unpack(program, scratch.path(), packed, plan, budget)?,
+            None => unpack_verified(packed, plan, &content, budget)?,
+        };
+        tree::mark_opaque(&content).map_err(|e| ImageError::disk("mark", &content, e))?;
         fail::fail_point!("image::layer_unpacked");
         disk::sync_filesystem(&content)?;
         let bytes = serde_json::to_vec(&marker).map_err(|e| ImageError::malformed(MARKER, e))?;
@@ -127,7 +149,8 @@ impl Layers {
     }
 }
 
-fn unpack_verified(
+/// Reads, checks and writes, all in this process.
+pub(super) fn unpack_verified(
     packed: impl Read,
     plan: &LayerPlan,
     content: &Path,
@@ -219,9 +242,10 @@ fn judge(
     match unpacked {
         Ok(unpacked) => damage().map_or(Ok(unpacked), Err),
         Err(Stop::Stream(e)) => Err(carried(&e)
+            .map(|error| of_layer(name, error))
             .or_else(damage)
             .unwrap_or_else(|| ImageError::malformed(name, e))),
-        Err(Stop::Limit(error)) => Err(error),
+        Err(Stop::Limit(error)) => Err(of_layer(name, error)),
         Err(Stop::Refused { entry, reason }) => Err(damage().unwrap_or_else(|| {
             let layer = plan.diff_id.short().to_owned();
             ImageError::UnsafeLayer {
@@ -236,8 +260,19 @@ fn judge(
     }
 }
 
+/// Limits are shared by an image's layers: says which of them went over one.
+fn of_layer(name: &str, error: ImageError) -> ImageError {
+    match error {
+        ImageError::TooLarge { what, limit } => ImageError::TooLarge {
+            what: format!("{name}: {what}"),
+            limit,
+        },
+        other => other,
+    }
+}
+
 /// Our own error, when a reader below passed one up.
-fn carried(error: &io::Error) -> Option<ImageError> {
+pub(super) fn carried(error: &io::Error) -> Option<ImageError> {
     error.get_ref()?.downcast_ref::<ImageError>().cloned()
 }
 

@@ -7,6 +7,7 @@
 //! images/layers/HEX/fs        an unpacked layer, named by its diff id
 //! images/layers/HEX/recipe    how the layer's tar is put together again from the tree
 //! images/layers/HEX/chunks    how that tar is cut, with the hash of every chunk
+//! images/layers/HEX/implied     the directories of the tree that no entry describes
 //! images/layers/HEX/complete  its marker, written last
 //! images/index/HEX.json       an image held here, named by its manifest's digest; its time is the
 //!                             image's last use
@@ -15,6 +16,7 @@
 //! ```
 
 mod access;
+mod apart;
 mod books;
 mod budget;
 mod chunks;
@@ -24,6 +26,7 @@ mod disk;
 mod error;
 mod flight;
 mod gc;
+mod implied;
 mod import;
 mod layer;
 mod manifest;
@@ -46,6 +49,7 @@ mod tree;
 mod unpack;
 
 pub use access::{Credentials, Patience, RegistryConfig};
+pub use apart::main as unpack_main;
 pub use books::Image;
 pub use budget::Limits;
 pub use config::ImageConfig;
@@ -63,9 +67,15 @@ pub use source::{Answers, Near, Neighbour, Waits};
 pub use store::{Store, WantedFn};
 
 #[cfg(test)]
+mod field;
+#[cfg(test)]
 mod testing;
 #[cfg(test)]
+mod tests_bombs;
+#[cfg(test)]
 mod tests_chunks;
+#[cfg(test)]
+mod tests_documents;
 #[cfg(test)]
 mod tests_gc;
 #[cfg(test)]

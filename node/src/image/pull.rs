@@ -17,6 +17,7 @@ use super::budget::Budget;
 use super::config::{ConfigFile, ImageConfig};
 use super::digest::Digest;
 use super::error::ImageError;
+use super::implied;
 use super::layer::Marker;
 use super::manifest::{self, Document, LayerPlan, Manifest};
 use super::peers::Company;
@@ -160,12 +161,21 @@ impl Store {
         plans: &[LayerPlan],
         markers: Vec<Marker>,
     ) -> Result<Arc<Image>, ImageError> {
-        let diff_ids: Vec<Digest> = plans.iter().map(|plan| plan.diff_id.clone()).collect();
+        let mut diff_ids: Vec<Digest> = plans.iter().map(|plan| plan.diff_id.clone()).collect();
+        let below = diff_ids.clone();
+        let folders = self
+            .blocking(move |inner| implied::layer(&inner.layers, &below))
+            .await?;
+        diff_ids.extend(folders.as_ref().map(|folders| folders.plan.diff_id.clone()));
+        let _hold = Hold::new(self, diff_ids.clone());
         self.blocking(move |inner| {
             let total = Budget::new(inner.limits);
             for marker in &markers {
                 total.raw(marker.raw)?;
                 total.entries(marker.entries)?;
+            }
+            if let Some(folders) = folders {
+                folders.bring_in(&inner.layers, inner.limits)?;
             }
             super::snapshot::check_root(&inner.layers, &diff_ids)?;
             let (manifest, config) = documents;

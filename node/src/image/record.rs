@@ -18,8 +18,8 @@ use super::layer::Layers;
 use super::recipe::{Recipe, Recorder, Segment};
 use super::tree;
 
-const RECIPE: &str = "recipe";
-const CHUNKS: &str = "chunks";
+pub(super) const RECIPE: &str = "recipe";
+pub(super) const CHUNKS: &str = "chunks";
 
 /// A record in the making, beside the tree that is being written.
 pub(super) struct Recording {

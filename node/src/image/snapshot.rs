@@ -227,7 +227,7 @@ fn open_at(folder: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, ImageError> {
 /// The directories to mount, the top layer first. A layer that comes twice counts where it is
 /// highest (overlayfs takes none twice, and what the lower copy brings the higher one brings
 /// again); below a layer with an opaque root nothing shows.
-fn visible(layers: &Layers, diff_ids: &[Digest]) -> Result<Vec<PathBuf>, ImageError> {
+pub(super) fn visible(layers: &Layers, diff_ids: &[Digest]) -> Result<Vec<PathBuf>, ImageError> {
     let mut seen: Vec<&Digest> = Vec::new();
     for diff_id in diff_ids.iter().rev() {
         let Some(marker) = layers.marker(diff_id) else {
@@ -276,6 +276,8 @@ mod tests {
     fn the_options_of_the_most_layers_fit_in_a_page() {
         let longest = "/proc/self/fd/20000:".len();
         let fixed = "lowerdir=,upperdir=,workdir=,volatile".len() + 2 * longest;
-        assert!(Limits::default().layers * longest + fixed <= MAX_OPTIONS);
+        // One more: the layer of implied directories.
+        let layers = Limits::default().layers + 1;
+        assert!(layers * longest + fixed <= MAX_OPTIONS);
     }
 }

@@ -111,6 +111,12 @@ impl Store {
         let _ = self.inner.near.set(near);
     }
 
+    /// From now on layers are unpacked by processes of their own, which run `program unpack`: the
+    /// daemon's own binary. Only the first call counts.
+    pub fn unpack_apart(&self, program: PathBuf) {
+        self.inner.layers.unpack_apart(program);
+    }
+
     pub(super) fn arrived(&self) -> u64 {
         self.inner.arrived.load(Ordering::Relaxed)
     }

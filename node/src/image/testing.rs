@@ -32,7 +32,7 @@ pub(super) fn open_store(dir: &TempDir) -> Store {
 }
 
 /// A tar written byte by byte: any name, any kind.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Tar(Vec<u8>);
 
 impl Tar {

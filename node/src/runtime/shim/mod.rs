@@ -78,6 +78,13 @@ fn usage() -> ExitCode {
     ExitCode::from(2)
 }
 
+/// Closes all but the first three descriptors, whoever left them open. Must be called before anything
+/// of this process is.
+pub fn close_inherited() {
+    // SAFETY: nothing above 2 is in use yet.
+    unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
+}
+
 /// Leaves the nursery: own session, working folder `folder`, nothing of the nursery's open.
 fn detach(folder: &Path) -> io::Result<()> {
     rustix::process::setsid()?;
