@@ -23,6 +23,7 @@ mod import;
 mod layer;
 mod manifest;
 mod pax;
+mod pipeline;
 mod pull;
 mod reference;
 mod registry;
