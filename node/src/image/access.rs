@@ -59,6 +59,16 @@ impl fmt::Debug for Credentials {
     }
 }
 
+/// The user name by which Docker marks a password as an identity token.
+const IDENTITY: &str = "<token>";
+
+impl Credentials {
+    /// The long-lived token that stands in for a password, to be exchanged by `OAuth2`.
+    pub(super) fn identity_token(&self) -> Option<&str> {
+        (self.username == IDENTITY).then_some(&self.password)
+    }
+}
+
 /// A `config.json` larger than this is not one.
 const MAX_DOCKER_CONFIG: u64 = 1024 * 1024;
 
@@ -76,6 +86,8 @@ struct DockerAuth {
     username: Option<String>,
     #[serde(default)]
     password: Option<String>,
+    #[serde(default, rename = "identitytoken")]
+    identity_token: Option<String>,
 }
 
 impl RegistryConfig {
@@ -112,6 +124,10 @@ impl RegistryConfig {
 
 impl DockerAuth {
     fn credentials(self) -> Option<Credentials> {
+        if let Some(password) = self.identity_token.filter(|token| !token.is_empty()) {
+            let username = IDENTITY.to_owned();
+            return Some(Credentials { username, password });
+        }
         if let (Some(username), Some(password)) = (self.username, self.password) {
             return Some(Credentials { username, password });
         }
@@ -188,15 +204,19 @@ mod tests {
         let auth = STANDARD.encode("me:p:w");
         let text = format!(
             r#"{{"auths":{{"https://index.docker.io/v1/":{{"auth":"{auth}"}},
-               "r.example:5000":{{"username":"u","password":"secret"}},"empty.example":{{}}}},
+               "r.example:5000":{{"username":"u","password":"secret"}},
+               "i.example":{{"auth":"{auth}","identitytoken":"idsecret"}},"empty.example":{{}}}},
                "credsStore":"x"}}"#
         );
         std::fs::write(&path, text).expect("written");
         let mut config = RegistryConfig::default();
         config.load_docker_config(&path).expect("valid");
-        assert_eq!(config.credentials.len(), 2);
+        assert_eq!(config.credentials.len(), 3);
         assert_eq!(config.credentials["docker.io"].password, "p:w");
         assert_eq!(config.credentials["r.example:5000"].username, "u");
+        let identity = config.credentials["i.example"].identity_token();
+        assert_eq!(identity, Some("idsecret"));
+        assert_eq!(config.credentials["docker.io"].identity_token(), None);
         assert!(!format!("{config:?}").contains("secret"));
 
         config

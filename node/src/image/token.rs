@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use reqwest::header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use reqwest::redirect::Policy;
-use reqwest::{Client, Url};
+use reqwest::{Client, RequestBuilder, Url};
 use serde::Deserialize;
 
 use super::access::Credentials;
@@ -64,14 +64,34 @@ pub(super) fn client(tls: bool, connect: Duration) -> Result<Client, reqwest::Er
 }
 
 /// Whether a registry may send us on. A public one must neither drop TLS nor make this node knock
-/// at addresses inside the operator's network.
+/// at addresses inside the operator's network; and none at all may make it ask a link-local
+/// address, where clouds tell a machine its own secrets.
 pub(super) fn may_go(from: &Url, to: &Url) -> bool {
+    if is_link_local(to) && to.host() != from.host() {
+        return false;
+    }
     let inside = is_inside(from);
     match to.scheme() {
         "https" => inside || !is_inside(to),
         "http" => from.scheme() == "http" && (inside || !is_inside(to)),
         _ => false,
     }
+}
+
+fn is_link_local(url: &Url) -> bool {
+    match address_of(url) {
+        Some(IpAddr::V4(ip)) => ip.is_link_local(),
+        Some(IpAddr::V6(ip)) => ip
+            .to_ipv4_mapped()
+            .map_or(ip.is_unicast_link_local(), |ip| ip.is_link_local()),
+        None => false,
+    }
+}
+
+fn address_of(url: &Url) -> Option<IpAddr> {
+    let host = url.host_str()?;
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    bare.parse().ok()
 }
 
 /// Whether a URL names, by address, a host that is not on the public internet.
@@ -157,7 +177,9 @@ pub(super) async fn answer(
     challenge: &Challenge,
     credentials: Option<&Credentials>,
 ) -> Result<Option<HeaderValue>, Refusal> {
-    let basic = credentials.map(|c| {
+    let identity = credentials.and_then(Credentials::identity_token);
+    // An identity token is no password: where Basic is wanted there is nothing to answer with.
+    let basic = credentials.filter(|_| identity.is_none()).map(|c| {
         let pair = STANDARD.encode(format!("{}:{}", c.username, c.password));
         secret(&format!("Basic {pair}"))
     });
@@ -173,15 +195,17 @@ pub(super) async fn answer(
     if !may_go(registry, &url) {
         return Err(said("its token realm is at a place it must not send us"));
     }
+    let bare = url.clone();
     for (key, value) in [("service", service), ("scope", scope)] {
         if let Some(value) = value {
             url.query_pairs_mut().append_pair(key, value);
         }
     }
-    let mut request = http.get(url);
-    if let Some(basic) = basic.transpose()? {
-        request = request.header(reqwest::header::AUTHORIZATION, basic);
-    }
+    let request = match (identity, basic.transpose()?) {
+        (Some(identity), _) => refresh(http, bare, &url, identity),
+        (None, Some(basic)) => http.get(url).header(AUTHORIZATION, basic),
+        (None, None) => http.get(url),
+    };
     let mut response = request.send().await.map_err(Refusal::Network)?;
     if !response.status().is_success() {
         return Err(said(&format!(
@@ -201,6 +225,20 @@ pub(super) async fn answer(
     let text = token.token.or(token.access_token);
     let text = text.ok_or_else(|| said("the token service's answer is no token"))?;
     secret(&format!("Bearer {text}")).map(Some)
+}
+
+/// The `OAuth2` way to a token, for those who hold an identity token: it goes in the body, where no
+/// log of addresses keeps it. `asked` is the realm with what is wanted of it.
+fn refresh(http: &Client, realm: Url, asked: &Url, identity: &str) -> RequestBuilder {
+    let mut form = asked.clone();
+    form.query_pairs_mut()
+        .append_pair("grant_type", "refresh_token")
+        .append_pair("client_id", "selvedged")
+        .append_pair("refresh_token", identity);
+    let body = form.query().unwrap_or_default().to_owned();
+    http.post(realm)
+        .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+        .body(body)
 }
 
 #[derive(Deserialize)]
@@ -284,6 +322,10 @@ mod tests {
         for bad in inside {
             assert!(!may_go(&public, &url(bad)), "{bad}");
         }
+        for metadata in ["http://169.254.169.254/", "http://[fe80::1]/"] {
+            let private = url("http://10.0.0.1:5000/");
+            assert!(!may_go(&private, &url(metadata)), "{metadata}");
+        }
         assert!(may_go(
             &url("http://127.0.0.1:5000/"),
             &url("http://127.0.0.1:5001/")
@@ -292,6 +334,22 @@ mod tests {
             &url("http://10.0.0.1:5000/"),
             &url("http://10.0.0.2/")
         ));
+    }
+
+    #[test]
+    fn an_identity_token_goes_in_the_body_and_nowhere_else() {
+        crate::image::testing::install_tls();
+        let http = client(false, Duration::from_secs(1)).expect("client");
+        let realm = Url::parse("http://127.0.0.1:5000/token").expect("URL");
+        let mut asked = realm.clone();
+        asked.query_pairs_mut().append_pair("service", "reg");
+        let request = refresh(&http, realm.clone(), &asked, "s&cret").build();
+        let request = request.expect("request");
+        assert_eq!((request.method().as_str(), request.url()), ("POST", &realm));
+        let body = request.body().and_then(reqwest::Body::as_bytes);
+        let wanted =
+            "service=reg&grant_type=refresh_token&client_id=selvedged&refresh_token=s%26cret";
+        assert_eq!(body, Some(wanted.as_bytes()));
     }
 
     #[test]
