@@ -9,11 +9,13 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::budget::Budget;
+use super::chunks::Cutting;
 use super::digest::{Digest, Digesting};
 use super::disk::{self, Scratch};
 use super::error::ImageError;
 use super::manifest::LayerPlan;
 use super::pipeline;
+use super::record::Recording;
 use super::unpack::{self, Stop, Unpacked};
 
 const BUFFER: usize = 128 * 1024;
@@ -53,7 +55,8 @@ impl Layers {
         &self.dir
     }
 
-    fn folder(&self, diff_id: &Digest) -> PathBuf {
+    /// Everything of one layer lies here.
+    pub(super) fn folder(&self, diff_id: &Digest) -> PathBuf {
         self.dir.join(diff_id.hex())
     }
 
@@ -132,16 +135,20 @@ fn unpack_verified(
 ) -> Result<Marker, ImageError> {
     // One byte more than promised is enough to notice.
     let packed = packed.take(plan.size.saturating_add(1));
+    let recording = Recording::begin(content)?;
     let take = |raw| {
-        let mut raw = BufReader::with_capacity(BUFFER, Digesting::new(raw));
-        let unpacked = unpack::unpack(&mut raw, content, budget).and_then(|unpacked| {
+        let mut raw = BufReader::with_capacity(BUFFER, Cutting::new(Digesting::new(raw)));
+        let mut heard = recording.recorder.listen(&mut raw);
+        let unpacked = unpack::unpack(&mut heard, content, budget, &recording.recorder);
+        let unpacked = unpacked.and_then(|unpacked| {
             // The diff id covers what follows the archive's end.
-            io::copy(&mut raw, &mut io::sink()).map_err(Stop::Stream)?;
+            io::copy(&mut heard, &mut io::sink()).map_err(Stop::Stream)?;
             Ok(unpacked)
         });
-        (unpacked, raw.into_inner().finish())
+        let (digesting, chunks) = raw.into_inner().finish();
+        (unpacked, digesting.finish(), chunks)
     };
-    let ((unpacked, (diff_id, raw_bytes)), mut rest) =
+    let ((unpacked, (diff_id, raw_bytes), chunks), mut rest) =
         pipeline::run(packed, plan.packing, budget, take)?;
     if matches!(
         unpacked,
@@ -162,6 +169,7 @@ fn unpack_verified(
             got: diff_id,
         });
     }
+    recording.keep(chunks)?;
     Ok(Marker {
         diff_id: diff_id.to_string(),
         digest: digest.to_string(),

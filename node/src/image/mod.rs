@@ -5,8 +5,11 @@
 //! ```text
 //! images/blobs/sha256/HEX     manifests and configurations, the exact bytes
 //! images/layers/HEX/fs        an unpacked layer, named by its diff id
+//! images/layers/HEX/recipe    how the layer's tar is put together again from the tree
+//! images/layers/HEX/chunks    how that tar is cut, with the hash of every chunk
 //! images/layers/HEX/complete  its marker, written last
-//! images/index/HEX.json       an image held here, named by its manifest's digest
+//! images/index/HEX.json       an image held here, named by its manifest's digest; its time is the
+//!                             image's last use
 //! images/uses/HEX.json        a snapshot made of one
 //! images/tmp/                 what is not finished; emptied at start
 //! ```
@@ -14,20 +17,29 @@
 mod access;
 mod books;
 mod budget;
+mod chunks;
 mod config;
 mod digest;
 mod disk;
 mod error;
 mod flight;
+mod gc;
 mod import;
 mod layer;
 mod manifest;
 mod pax;
+mod peers;
 mod pipeline;
 mod pull;
+mod push;
+mod recipe;
+mod record;
 mod reference;
 mod registry;
+mod room;
+mod serve;
 mod snapshot;
+mod source;
 mod spool;
 mod store;
 mod token;
@@ -40,17 +52,29 @@ pub use budget::Limits;
 pub use config::ImageConfig;
 pub use digest::Digest;
 pub use error::ImageError;
+pub use gc::{Marks, Wanted};
+pub use manifest::media_type;
 pub use pull::{Progress, ProgressFn};
+pub use push::{PushError, Pushes};
 pub use reference::Reference;
+pub use room::{Prune, Removed, Stocked};
+pub use serve::serve;
 pub use snapshot::Snapshot;
-pub use store::Store;
+pub use source::{Answers, Near, Neighbour, Waits};
+pub use store::{Store, WantedFn};
 
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
+mod tests_chunks;
+#[cfg(test)]
+mod tests_gc;
+#[cfg(test)]
 mod tests_hostile;
 #[cfg(test)]
 mod tests_import;
+#[cfg(test)]
+mod tests_peers;
 #[cfg(test)]
 mod tests_protocol;
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! neither `..`, nor a link made a moment ago, nor a race leads out. It also speaks overlayfs:
 //! whiteouts and opaque directories. It knows nothing of tar.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -168,6 +169,7 @@ enum Way {
     Free,
     Directory,
     WasWhiteout,
+    WasFile,
 }
 
 /// The tree, open for writing.
@@ -178,17 +180,26 @@ pub(super) struct Tree {
     /// Times of directories are set at the end: writing into one changes them.
     directory_times: Vec<(Vec<u8>, Timestamps)>,
     opaque_root: bool,
+    /// A file that was written has lost a name since.
+    replaced: bool,
 }
 
 impl Tree {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
-        let root = Rc::new(rustix::fs::openat(CWD, path, WALK, Mode::empty())?);
+        let root = Rc::new(open_root(path)?);
         Ok(Self {
             root,
             last_parent: None,
             directory_times: Vec::new(),
             opaque_root: false,
+            replaced: false,
         })
+    }
+
+    /// Whether something took the place of a file of this very layer: then what was written as its
+    /// content cannot be found by its name.
+    pub(super) fn has_replaced(&self) -> bool {
+        self.replaced
     }
 
     /// Makes a directory, or describes one that is already there.
@@ -197,7 +208,7 @@ impl Tree {
             Rc::clone(&self.root)
         } else {
             let parent = self.parent_of(path)?;
-            make_directory(&parent, path.name())?
+            self.make_directory(&parent, path.name())?
         };
         meta.apply(&fd)?;
         self.directory_times
@@ -208,7 +219,7 @@ impl Tree {
     /// Makes a new regular file, empty; whatever non-directory had the name is gone from it.
     pub(super) fn file(&mut self, path: &Inside) -> Result<OwnedFd, Fault> {
         let parent = self.parent_of(path)?;
-        clear(&parent, path.name(), false)?;
+        self.clear(&parent, path.name(), false)?;
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(0o600);
@@ -232,7 +243,7 @@ impl Tree {
             return refused("its target is no path");
         }
         let parent = self.parent_of(path)?;
-        clear(&parent, path.name(), false)?;
+        self.clear(&parent, path.name(), false)?;
         rustix::fs::symlinkat(target, &*parent, path.name())?;
         let (uid, gid) = (Uid::from_raw(meta.uid), Gid::from_raw(meta.gid));
         let flags = AtFlags::SYMLINK_NOFOLLOW;
@@ -261,7 +272,7 @@ impl Tree {
             return refused("it is a hard link to something that is no file");
         }
         let parent = self.parent_of(path)?;
-        clear(&parent, path.name(), false)?;
+        self.clear(&parent, path.name(), false)?;
         let none = AtFlags::empty();
         Ok(rustix::fs::linkat(
             &*source,
@@ -287,7 +298,7 @@ impl Tree {
                     device,
                 )?)
             }
-            Some(FileType::Directory) => set_opaque(&*make_directory(&parent, path.name())?),
+            Some(FileType::Directory) => set_opaque(&*self.make_directory(&parent, path.name())?),
             Some(_) => Ok(()),
         }
     }
@@ -343,13 +354,13 @@ impl Tree {
         }
     }
 
-    fn make_parents(&self, path: &[u8]) -> Result<Rc<OwnedFd>, Fault> {
+    fn make_parents(&mut self, path: &[u8]) -> Result<Rc<OwnedFd>, Fault> {
         let mut fd = Rc::clone(&self.root);
         for part in path.split(|b| *b == b'/') {
             fd = match kind_of(&fd, part)? {
-                Some(FileType::Directory) => make_directory(&fd, part)?,
+                Some(FileType::Directory) => self.make_directory(&fd, part)?,
                 None | Some(FileType::CharacterDevice) => {
-                    let made = make_directory(&fd, part)?;
+                    let made = self.make_directory(&fd, part)?;
                     rustix::fs::fchmod(&*made, IMPLIED)?;
                     made
                 }
@@ -359,35 +370,60 @@ impl Tree {
         }
         Ok(fd)
     }
+
+    /// Opens `name` in `parent` as a directory, making it when it is not there. One that takes the
+    /// place of a whiteout of this layer is opaque: the lower layers' directory stays hidden.
+    fn make_directory(&mut self, parent: &OwnedFd, name: &[u8]) -> Result<Rc<OwnedFd>, Fault> {
+        let way = self.clear(parent, name, true)?;
+        if !matches!(way, Way::Directory) {
+            rustix::fs::mkdirat(parent, name, IMPLIED)?;
+        }
+        let fd = rustix::fs::openat2(parent, name, WALK, Mode::empty(), CONFINED)?;
+        if matches!(way, Way::WasWhiteout) {
+            set_opaque(&fd)?;
+        }
+        Ok(Rc::new(fd))
+    }
+
+    /// Makes way for `name`. A directory is only ever kept: turning one into something else within a
+    /// layer is how links get planted in paths.
+    fn clear(&mut self, parent: &OwnedFd, name: &[u8], for_directory: bool) -> Result<Way, Fault> {
+        let way = match kind_of(parent, name)? {
+            None => return Ok(Way::Free),
+            Some(FileType::Directory) if for_directory => return Ok(Way::Directory),
+            Some(FileType::Directory) => {
+                return refused("it replaces a directory of its own layer");
+            }
+            // The only devices in a tree are the whiteouts we made.
+            Some(FileType::CharacterDevice) => Way::WasWhiteout,
+            Some(FileType::RegularFile) => Way::WasFile,
+            Some(_) => Way::Free,
+        };
+        self.replaced |= matches!(way, Way::WasFile);
+        rustix::fs::unlinkat(parent, name, AtFlags::empty())?;
+        Ok(way)
+    }
 }
 
-/// Opens `name` in `parent` as a directory, making it when it is not there. One that takes the
-/// place of a whiteout of this layer is opaque: the lower layers' directory stays hidden.
-fn make_directory(parent: &OwnedFd, name: &[u8]) -> Result<Rc<OwnedFd>, Fault> {
-    let way = clear(parent, name, true)?;
-    if !matches!(way, Way::Directory) {
-        rustix::fs::mkdirat(parent, name, IMPLIED)?;
-    }
-    let fd = rustix::fs::openat2(parent, name, WALK, Mode::empty(), CONFINED)?;
-    if matches!(way, Way::WasWhiteout) {
-        set_opaque(&fd)?;
-    }
-    Ok(Rc::new(fd))
-}
-
-/// Makes way for `name`. A directory is only ever kept: turning one into something else within a
-/// layer is how links get planted in paths.
-fn clear(parent: &OwnedFd, name: &[u8], for_directory: bool) -> Result<Way, Fault> {
-    let way = match kind_of(parent, name)? {
-        None => return Ok(Way::Free),
-        Some(FileType::Directory) if for_directory => return Ok(Way::Directory),
-        Some(FileType::Directory) => return refused("it replaces a directory of its own layer"),
-        // The only devices in a tree are the whiteouts we made.
-        Some(FileType::CharacterDevice) => Way::WasWhiteout,
-        Some(_) => Way::Free,
+/// Opens a regular file below `root` for reading, following nothing.
+pub(super) fn open_file(root: &OwnedFd, path: &[u8], flags: OFlags) -> io::Result<File> {
+    // Whatever else the name may be, opening it must neither wait nor act.
+    let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let fd = loop {
+        match rustix::fs::openat2(root, path, flags, Mode::empty(), CONFINED) {
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            opened => break opened?,
+        }
     };
-    rustix::fs::unlinkat(parent, name, AtFlags::empty())?;
-    Ok(way)
+    if FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) != FileType::RegularFile {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    Ok(File::from(fd))
+}
+
+/// Opens the directory all paths of a layer are below.
+pub(super) fn open_root(path: &Path) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::openat(CWD, path, WALK, Mode::empty())?)
 }
 
 fn kind_of(parent: &OwnedFd, name: &[u8]) -> Result<Option<FileType>, Fault> {

@@ -11,6 +11,7 @@ use tar::{Archive, Entry, EntryType};
 use super::budget::Budget;
 use super::error::ImageError;
 use super::pax::Pax;
+use super::recipe::Notes;
 use super::tree::{Fault, Inside, Meta, Tree};
 
 /// Extended headers hold names, times and small attributes.
@@ -48,7 +49,13 @@ pub(super) enum Stop {
 
 /// Unpacks the tar in `reader` below `into`, an empty directory. Reads to the end of the archive,
 /// not of the reader.
-pub(super) fn unpack(reader: impl Read, into: &Path, budget: &Budget) -> Result<Unpacked, Stop> {
+/// What it reads, and whose content that is, is told to `notes`.
+pub(super) fn unpack(
+    reader: impl Read,
+    into: &Path,
+    budget: &Budget,
+    notes: &impl Notes,
+) -> Result<Unpacked, Stop> {
     let disk = |source| Stop::Disk {
         entry: into.display().to_string(),
         source,
@@ -56,6 +63,7 @@ pub(super) fn unpack(reader: impl Read, into: &Path, budget: &Budget) -> Result<
     let mut unpacking = Unpacking {
         tree: Tree::open(into).map_err(disk)?,
         budget,
+        notes,
         buffer: vec![0; COPY_BUFFER],
         pending: Pending::default(),
         entries: 0,
@@ -67,6 +75,9 @@ pub(super) fn unpack(reader: impl Read, into: &Path, budget: &Budget) -> Result<
     }
     if !unpacking.pending.is_empty() {
         return Err(refuse(b"", "the archive ends after an extended header"));
+    }
+    if unpacking.tree.has_replaced() {
+        notes.lose();
     }
     let opaque_root = unpacking.tree.finish().map_err(|fault| stop(b".", fault))?;
     Ok(Unpacked {
@@ -89,15 +100,16 @@ impl Pending {
     }
 }
 
-struct Unpacking<'a> {
+struct Unpacking<'a, N> {
     tree: Tree,
     budget: &'a Budget,
+    notes: &'a N,
     buffer: Vec<u8>,
     pending: Pending,
     entries: u64,
 }
 
-impl Unpacking<'_> {
+impl<N: Notes> Unpacking<'_, N> {
     fn entry<R: Read>(&mut self, entry: &mut Entry<'_, R>) -> Result<(), Stop> {
         match entry.header().entry_type() {
             EntryType::GNULongName => {
@@ -187,7 +199,9 @@ impl Unpacking<'_> {
         match (kind, target) {
             (EntryType::Regular | EntryType::Continuous, _) => {
                 let fd = self.tree.file(path)?;
+                self.notes.begin_file(path.bytes());
                 let fd = self.copy(entry, fd)?;
+                self.notes.end_file();
                 Ok(Tree::finish_file(&fd, meta)?)
             }
             (EntryType::Directory, _) => Ok(self.tree.directory(path, meta)?),
