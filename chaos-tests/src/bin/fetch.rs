@@ -14,6 +14,8 @@ async fn main() -> Result<()> {
     let [folder, reference] = &words[..] else {
         bail!(USAGE);
     };
+    // Fails when there is one already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let store = Store::open(&Path::new(folder).join("images"), Limits::default())?;
     let reference = Reference::parse(reference)?;
     let mut config = RegistryConfig::default();
