@@ -37,14 +37,16 @@ impl Images {
         registries: &BTreeMap<String, RegistrySection>,
         door: Option<SocketAddr>,
     ) -> Result<Self, ImageError> {
-        let insecure = registries
-            .iter()
-            .filter(|(_, section)| section.insecure)
-            .map(|(host, _)| host.clone());
-        let mut config = RegistryConfig {
-            insecure: insecure.collect(),
-            ..RegistryConfig::default()
-        };
+        let mut config = RegistryConfig::default();
+        for (host, section) in registries {
+            if section.insecure {
+                config.insecure.insert(host.clone());
+            }
+            if let Some(ca) = &section.ca {
+                config.load_authority(host, ca)?;
+            }
+            config.set_mirrors(host, &section.mirror)?;
+        }
         if let Some(path) = docker_config() {
             config.load_docker_config(&path)?;
         }

@@ -13,6 +13,7 @@ mod group;
 mod load;
 mod peers;
 mod proxy;
+mod pull;
 mod race;
 mod registry;
 mod rooms;
@@ -59,7 +60,7 @@ pub struct Bench {
 }
 
 /// All there are, in the order in which `bench all` runs them.
-pub const ALL: [Bench; 5] = [
+pub const ALL: [Bench; 6] = [
     Bench {
         name: "cold-start",
         about: "a request to a service at zero, until its first byte; against crun and runc",
@@ -84,5 +85,10 @@ pub const ALL: [Bench; 5] = [
         name: "registry",
         about: "durable writes to a registry of three nodes; against etcd",
         run: registry::run,
+    },
+    Bench {
+        name: "pull",
+        about: "an image from a registry to unpacked files; against skopeo with umoci and podman",
+        run: pull::run,
     },
 ];

@@ -283,6 +283,11 @@ impl World {
         door.is_ok_and(|door| request.send(door).is_ok_and(|said| said.status == 200))
     }
 
+    /// The host of the registry of images.
+    pub fn registry_host(&self) -> String {
+        format!("{}-registry", self.tag.name())
+    }
+
     /// The network between the hosts, to be broken and measured. Its ports are the nodes' names,
     /// [`OUTSIDE`] and [`REGISTRY`].
     pub fn wire(&self) -> &Arc<Wire> {

@@ -23,6 +23,10 @@ pub enum Standard {
     Nginx,
     /// Python's own web server with one file.
     Python,
+    /// 150 MB of a distribution's files, in one layer. Nothing runs it.
+    Debian,
+    /// The same files in four layers.
+    DebianInParts,
 }
 
 struct Recipe {
@@ -30,6 +34,8 @@ struct Recipe {
     packages: &'static str,
     files: &'static [(&'static str, &'static str)],
     entrypoint: &'static [&'static str],
+    /// Folders that are layers of their own, above the layer of all the rest.
+    parts: &'static [&'static str],
 }
 
 const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n";
@@ -54,6 +60,7 @@ const NGINX: Recipe = Recipe {
         ),
     ],
     entrypoint: &["/usr/sbin/nginx", "-c", "/etc/nginx/container.conf"],
+    parts: &[],
 };
 
 const PYTHON: Recipe = Recipe {
@@ -75,6 +82,21 @@ const PYTHON: Recipe = Recipe {
         ),
     ],
     entrypoint: &["/usr/bin/python3", "-u", "/srv/serve.py"],
+    parts: &[],
+};
+
+const DEBIAN: Recipe = Recipe {
+    name: "debian",
+    packages: "python3,perl,git,ca-certificates,busybox-static",
+    files: &[("etc/passwd", PASSWD), ("etc/group", GROUP)],
+    entrypoint: &["/bin/busybox"],
+    parts: &[],
+};
+
+const DEBIAN_IN_PARTS: Recipe = Recipe {
+    name: "debian-in-parts",
+    parts: &["usr/share", "usr/lib/x86_64-linux-gnu", "usr/bin"],
+    ..DEBIAN
 };
 
 impl World {
@@ -83,6 +105,8 @@ impl World {
         let recipe = match program {
             Standard::Nginx => NGINX,
             Standard::Python => PYTHON,
+            Standard::Debian => DEBIAN,
+            Standard::DebianInParts => DEBIAN_IN_PARTS,
         };
         let layout = recipe
             .cached()
@@ -100,8 +124,9 @@ impl Recipe {
             packages,
             files,
             entrypoint,
+            parts,
         } = self;
-        let whole = format!("{name} {SUITE} {packages} {files:?} {entrypoint:?}");
+        let whole = format!("{name} {SUITE} {packages} {files:?} {entrypoint:?} {parts:?}");
         let digest: [u8; 32] = Sha256::digest(whole.as_bytes()).into();
         let key = digest.first_chunk().map_or(0, |b| u64::from_be_bytes(*b));
         Path::new(CACHE).join(format!("rig-{name}-{key:016x}"))
@@ -147,10 +172,25 @@ impl Recipe {
             fs::create_dir_all(path.parent().context("a file has a folder")?)?;
             fs::write(path, content)?;
         }
-        let layer = work.join("layer.tar");
-        image::pack(&root, &layer)?;
+        let layers = self.layers(&root, work)?;
         let layout = image::layout(work)?;
-        image::assemble(&layout, self.name, &[layer], self.entrypoint)?;
+        image::assemble(&layout, self.name, &layers, self.entrypoint)?;
         Ok(layout)
+    }
+
+    /// Packs the files, each part out of the way of what is packed after it.
+    fn layers(&self, root: &Path, work: &Path) -> Result<Vec<PathBuf>> {
+        let mut layers = vec![work.join("layer.tar")];
+        for (number, part) in self.parts.iter().enumerate() {
+            let (alone, layer) = (work.join("part"), work.join(format!("part-{number}.tar")));
+            let inside = alone.join(part);
+            fs::create_dir_all(inside.parent().context("a part has a folder")?)?;
+            fs::rename(root.join(part), &inside)?;
+            image::pack(&alone, &layer)?;
+            fs::remove_dir_all(&alone)?;
+            layers.push(layer);
+        }
+        image::pack(root, &layers[0])?;
+        Ok(layers)
     }
 }

@@ -12,7 +12,7 @@ use super::digest::Digest;
 pub enum ImageError {
     #[error("`{text}` is not an image reference: {reason}")]
     BadReference { text: String, reason: &'static str },
-    #[error("`{text}` is not a digest: write `sha256:` and 64 of 0-9 and a-f")]
+    #[error("`{text}` is not a digest that is known here: `sha256:` and 64 of 0-9 and a-f")]
     BadDigest { text: String },
     #[error("registry {registry} cannot be reached: {detail}")]
     Unreachable { registry: String, detail: String },
@@ -114,11 +114,15 @@ impl ImageError {
     /// Whether somebody else may have what this registry did not give.
     pub(super) fn may_be_elsewhere(&self) -> bool {
         let refused = matches!(self, Self::NotFound { .. } | Self::AuthRefused { .. });
-        let damaged = matches!(
+        self.is_passing() || refused || self.is_damage()
+    }
+
+    /// Whether the bytes were not those that were promised.
+    pub(super) fn is_damage(&self) -> bool {
+        matches!(
             self,
             Self::DigestMismatch { .. } | Self::SizeMismatch { .. } | Self::Malformed { .. }
-        );
-        self.is_passing() || refused || damaged
+        )
     }
 
     pub(super) fn is_network(&self) -> bool {

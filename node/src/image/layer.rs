@@ -7,16 +7,16 @@ use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use flate2::bufread::MultiGzDecoder;
 use serde::{Deserialize, Serialize};
 
 use super::apart;
-use super::budget::{Bounded, Budget, Counted};
+use super::budget::Budget;
 use super::chunks::Cutting;
 use super::digest::{Digest, Digesting};
 use super::disk::{self, Scratch};
 use super::error::ImageError;
-use super::manifest::{LayerPlan, Packing};
+use super::manifest::LayerPlan;
+use super::pipeline;
 use super::record::{self, Recording};
 use super::tree;
 use super::unpack::{self, Stop, Unpacked};
@@ -113,7 +113,7 @@ impl Layers {
     /// Unpacks, verifies and keeps one layer.
     pub(super) fn bring_in(
         &self,
-        packed: impl Read,
+        packed: impl Read + Send,
         plan: &LayerPlan,
         budget: &Budget,
     ) -> Result<Marker, ImageError> {
@@ -151,38 +151,36 @@ impl Layers {
 
 /// Reads, checks and writes, all in this process.
 pub(super) fn unpack_verified(
-    packed: impl Read,
+    packed: impl Read + Send,
     plan: &LayerPlan,
     content: &Path,
     budget: &Budget,
 ) -> Result<Marker, ImageError> {
     // One byte more than promised is enough to notice.
-    let packed = Digesting::new(packed.take(plan.size.saturating_add(1)));
-    let (counted, count) = Counted::new(packed);
-    let decoder =
-        Decoder::new(plan.packing, counted).map_err(|e| ImageError::io("start the decoder", e))?;
-    let bounded = Bounded::new(decoder, budget, count);
-    let cutting = Cutting::new(Digesting::new(bounded));
-    let mut raw = BufReader::with_capacity(BUFFER, cutting);
-
+    let packed = packed.take(plan.size.saturating_add(1));
     let recording = Recording::begin(content)?;
-    let mut heard = recording.recorder.listen(&mut raw);
-    let unpacked = unpack::unpack(&mut heard, content, budget, &recording.recorder);
-    let unpacked = unpacked.and_then(|unpacked| {
-        // The diff id covers what follows the archive's end.
-        io::copy(&mut heard, &mut io::sink()).map_err(Stop::Stream)?;
-        Ok(unpacked)
-    });
-    let (digesting, chunks) = raw.into_inner().finish();
-    let (bounded, diff_id, raw_bytes) = digesting.into_inner_and_digest();
-    let mut rest = bounded.into_inner().into_inner();
+    let take = |raw| {
+        let mut raw = BufReader::with_capacity(BUFFER, Cutting::new(Digesting::new(raw)));
+        let mut heard = recording.recorder.listen(&mut raw);
+        let unpacked = unpack::unpack(&mut heard, content, budget, &recording.recorder);
+        let unpacked = unpacked.and_then(|unpacked| {
+            // The diff id covers what follows the archive's end.
+            io::copy(&mut heard, &mut io::sink()).map_err(Stop::Stream)?;
+            Ok(unpacked)
+        });
+        let (digesting, chunks) = raw.into_inner().finish();
+        (unpacked, digesting.finish(), chunks)
+    };
+    let ((unpacked, (diff_id, raw_bytes), chunks), mut rest) =
+        pipeline::run(packed, plan.packing, budget, take)?;
     if matches!(
         unpacked,
         Ok(_) | Err(Stop::Stream(_) | Stop::Refused { .. })
     ) {
-        drain(&mut rest)?;
+        rest.drain()
+            .map_err(|e| carried(&e).unwrap_or_else(|| ImageError::io("read the layer", e)))?;
     }
-    let (digest, packed_bytes) = rest.into_inner().finish();
+    let (digest, packed_bytes) = rest.finish();
 
     let name = format!("layer {}", plan.diff_id.short());
     let unpacked = judge(unpacked, plan, &name, &digest, packed_bytes)?;
@@ -203,14 +201,6 @@ pub(super) fn unpack_verified(
         entries: unpacked.entries,
         opaque_root: unpacked.opaque_root,
     })
-}
-
-/// Reads what a decoder left, so that the digest covers all of it.
-fn drain(rest: &mut impl Read) -> Result<(), ImageError> {
-    match io::copy(rest, &mut io::sink()) {
-        Ok(_) => Ok(()),
-        Err(e) => Err(carried(&e).unwrap_or_else(|| ImageError::io("read the layer", e))),
-    }
 }
 
 /// Says what is wrong, the deepest cause first: bytes that are not the promised ones explain every
@@ -274,41 +264,4 @@ fn of_layer(name: &str, error: ImageError) -> ImageError {
 /// Our own error, when a reader below passed one up.
 pub(super) fn carried(error: &io::Error) -> Option<ImageError> {
     error.get_ref()?.downcast_ref::<ImageError>().cloned()
-}
-
-/// The three packings, one reader.
-enum Decoder<R: Read> {
-    Plain(BufReader<R>),
-    Gzip(Box<MultiGzDecoder<BufReader<R>>>),
-    Zstd(zstd::Decoder<'static, BufReader<R>>),
-}
-
-impl<R: Read> Decoder<R> {
-    fn new(packing: Packing, packed: R) -> io::Result<Self> {
-        let packed = BufReader::with_capacity(BUFFER, packed);
-        Ok(match packing {
-            Packing::Plain => Self::Plain(packed),
-            Packing::Gzip => Self::Gzip(Box::new(MultiGzDecoder::new(packed))),
-            Packing::Zstd => Self::Zstd(zstd::Decoder::with_buffer(packed)?),
-        })
-    }
-
-    /// The reader behind. What was read ahead of the decoder's needs is already counted in it.
-    fn into_inner(self) -> R {
-        match self {
-            Self::Plain(reader) => reader.into_inner(),
-            Self::Gzip(decoder) => decoder.into_inner().into_inner(),
-            Self::Zstd(decoder) => decoder.finish().into_inner(),
-        }
-    }
-}
-
-impl<R: Read> Read for Decoder<R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Plain(reader) => reader.read(buf),
-            Self::Gzip(decoder) => decoder.read(buf),
-            Self::Zstd(decoder) => decoder.read(buf),
-        }
-    }
 }

@@ -22,7 +22,7 @@ use super::layer::Marker;
 use super::manifest::{self, Document, LayerPlan, Manifest};
 use super::peers::Company;
 use super::reference::Reference;
-use super::registry::{Piece, Registry};
+use super::registry::{Download, Piece, Registry};
 use super::source::Source;
 use super::store::{Hold, Store};
 
@@ -51,10 +51,22 @@ impl Store {
         reference: &Reference,
         config: &RegistryConfig,
     ) -> Result<ImagePin, ImageError> {
-        let registry = self.registry(reference, config)?;
+        let registry = Registry::new(self, reference, config)?;
         let limit = self.inner.limits.document;
         let name = reference.to_string();
         let mut wanted = reference.digest().cloned();
+        // What a tag meant the last time it most often still means: a head tells.
+        if wanted.is_none()
+            && let Some(held) = self.find(reference)
+            && let Some(digest) = registry.tagged().await
+        {
+            if held.pin.digest == digest.as_str() {
+                let reference = reference.name();
+                let digest = digest.to_string();
+                return Ok(ImagePin { reference, digest });
+            }
+            wanted = Some(digest);
+        }
         for _ in 0..MAX_NESTING {
             let (bytes, digest) = registry.manifest(wanted.as_ref(), limit).await?;
             match Document::parse(&format!("the manifest of {name}"), &bytes)? {
@@ -110,7 +122,7 @@ impl Store {
         let pull = Pull {
             store: self.clone(),
             company,
-            registry: Arc::new(self.registry(&reference, config)?),
+            registry: Arc::new(Registry::new(self, &reference, config)?),
             pin: pin.clone(),
             progress,
         };
@@ -141,16 +153,6 @@ impl Store {
     ) -> Result<Arc<Image>, ImageError> {
         let pin = self.resolve(reference, config).await?;
         self.pull(&pin, config, progress).await
-    }
-
-    fn registry(
-        &self,
-        reference: &Reference,
-        config: &RegistryConfig,
-    ) -> Result<Registry, ImageError> {
-        let tls = !config.is_plain_http(reference.registry());
-        let http = self.inner.client(tls, config.patience.connect)?;
-        Registry::new(http, reference, config)
     }
 
     /// The last steps of bringing an image in, whatever way it came.
@@ -368,7 +370,21 @@ impl Fetch {
         })
     }
 
+    /// From the registry or a mirror; from the next of them when what one sent was not the layer.
     async fn registry_layer(&self) -> Result<Marker, ImageError> {
+        let mut skip = 0;
+        loop {
+            skip += 1;
+            match self.layer_from(skip - 1).await {
+                Err(error) if error.is_damage() && skip < self.registry.places() => {
+                    tracing::warn!(layer = %self.plan.digest, %error, "a mirror is passed over");
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn layer_from(&self, skip: usize) -> Result<Marker, ImageError> {
         let unpackers = Arc::clone(&self.store.inner.unpackers);
         let Ok(_permit) = unpackers.acquire_owned().await else {
             return Err(ImageError::Interrupted {
@@ -382,14 +398,13 @@ impl Fetch {
                 .layers
                 .bring_in(Arriving::new(arriving), &plan, &budget)
         });
-        let (sent, unpacked) = tokio::join!(self.download(pieces), unpacked);
+        let (sent, unpacked) = tokio::join!(self.download(pieces, skip), unpacked);
         // A broken download is the cause, and the unpacker's complaint its echo.
         sent.and(unpacked)
     }
 
-    async fn download(&self, pieces: mpsc::Sender<Piece>) -> Result<(), ImageError> {
-        let digest = &self.plan.digest;
-        let total = self.plan.size;
+    async fn download(&self, pieces: mpsc::Sender<Piece>, skip: usize) -> Result<(), ImageError> {
+        let (digest, total) = (&self.plan.digest, self.plan.size);
         let progress = |received| {
             self.store.inner.arrived.fetch_add(1, Ordering::Relaxed);
             if let Some(tell) = &self.progress {
@@ -400,9 +415,14 @@ impl Fetch {
                 });
             }
         };
-        self.registry
-            .stream_blob(digest, total, &pieces, &progress)
-            .await
+        let mut download = Download {
+            digest,
+            size: total,
+            done: 0,
+            pieces,
+            progress: &progress,
+        };
+        self.registry.stream_blob(&mut download, skip).await
     }
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 use rustix::fs::{AtFlags, CWD, FlockOperation, Timespec, Timestamps, UTIME_NOW};
 use tokio::sync::Semaphore;
 
+use super::access::RegistryConfig;
 use super::books::{Books, Image, Use};
 use super::budget::Limits;
 use super::digest::Digest;
@@ -19,14 +20,23 @@ use super::error::ImageError;
 use super::flight::Flights;
 use super::gc::{Held, Marks, Wanted};
 use super::layer::{Layers, Marker};
-
+use super::reach::{self, Reach, Trust};
 use super::reference::Reference;
 use super::room;
 use super::source::Near;
+use super::token::Tokens;
 
 /// Layers unpacked at once, by all pulls together: each costs a core, a connection and a window of
 /// memory.
 const LAYERS_AT_ONCE: usize = 4;
+
+/// Clients kept for registries: one holds connections and a place in memory.
+const MAX_CLIENTS: usize = 64;
+
+/// A client, and where it may go.
+type Dialer = (reqwest::Client, Arc<Reach>);
+/// Its host, whether by TLS, how long it tries to connect, its own CA certificates.
+type DialerKey = (String, bool, Duration, Option<Digest>);
 
 /// Asks what of the images somebody outside needs.
 pub type WantedFn = Arc<dyn Fn() -> Wanted + Send + Sync>;
@@ -57,7 +67,8 @@ pub(super) struct Inner {
     /// Taken by whoever changes `index/`, so that records and books tell the same story. Never
     /// together with waiting for anything but the disk.
     recording: Mutex<()>,
-    clients: Mutex<BTreeMap<(bool, Duration), reqwest::Client>>,
+    clients: Mutex<BTreeMap<DialerKey, Dialer>>,
+    pub tokens: Arc<Tokens>,
     /// Set once the rooms that know what is needed are open.
     housekeeping: OnceLock<(Marks, WantedFn)>,
     /// Held for the life of the store: `tmp/` belongs to one process.
@@ -90,6 +101,7 @@ impl Store {
             books: Mutex::new(Books::default()),
             recording: Mutex::new(()),
             clients: Mutex::new(BTreeMap::new()),
+            tokens: Arc::default(),
             housekeeping: OnceLock::new(),
             _lock: lock,
         };
@@ -459,24 +471,34 @@ impl Inner {
         self.dir.join("uses").join(format!("{}.json", name.hex()))
     }
 
-    /// The client for a registry. Made when first needed: a node that never speaks TLS to a
-    /// registry needs no CA certificates.
+    /// The client for a registry, which `host` leads to. Made when first needed: a node that never
+    /// speaks TLS to a registry needs no CA certificates.
     pub(super) fn client(
         &self,
-        tls: bool,
-        connect: Duration,
-    ) -> Result<reqwest::Client, ImageError> {
+        host: &str,
+        registry: &str,
+        access: &RegistryConfig,
+    ) -> Result<Dialer, ImageError> {
+        let tls = !access.is_plain_http(registry);
+        let (own, digest) = access.authority(registry);
+        let connect = access.patience.connect;
+        let key = (host.to_owned(), tls, connect, digest);
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = clients.get(&(tls, connect)) {
+        if let Some(client) = clients.get(&key) {
             return Ok(client.clone());
         }
-        let made = super::token::client(tls, connect);
+        let trust = if tls { Trust::Tls(own) } else { Trust::Plain };
+        let reach = Reach::new(host);
+        let made = reach::client(&reach, &trust, connect);
         let client = made.map_err(|e| {
-            let detail = super::registry::chain(&e);
+            let detail = super::exchange::chain(&e);
             ImageError::io("set up TLS for registries", std::io::Error::other(detail))
         })?;
-        clients.insert((tls, connect), client.clone());
-        Ok(client)
+        if clients.len() >= MAX_CLIENTS {
+            clients.clear();
+        }
+        clients.insert(key, (client.clone(), Arc::clone(&reach)));
+        Ok((client, reach))
     }
 }
 
