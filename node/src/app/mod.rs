@@ -144,6 +144,7 @@ impl App {
         serve_registry(&mesh, &registry);
 
         let images = Images::open(&data, &config.runtime.registries)?;
+        tokio::spawn(images.store().clone().keep_verified());
         let (network, protections) = open_network(&config, &data).await?;
         let local = Local::new();
         let door = Door::default();

@@ -144,6 +144,11 @@ impl Books {
         self.uses.insert(held.instance.clone(), held);
     }
 
+    pub(super) fn uses_layer(&self, diff_id: &Digest) -> bool {
+        let mut uses = self.uses.values();
+        uses.any(|held| held.layers.iter().any(|id| id == diff_id.as_str()))
+    }
+
     pub(super) fn end_use(&mut self, instance: &Path) {
         self.uses.remove(instance);
     }

@@ -1,6 +1,7 @@
 //! What can go wrong with an image, told so that an operator knows whose turn it is: the name, the
 //! network, the registry, the bytes, or this node's disk. Never carries a credential.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -54,6 +55,11 @@ pub enum ImageError {
         entry: String,
         reason: String,
     },
+    #[error("layer {layer} is damaged on this node's disk: {}", text(.files))]
+    Damaged {
+        layer: String,
+        files: BTreeSet<String>,
+    },
     #[error("image is refused: /{path} must be a directory or absent")]
     UnsafeRoot { path: &'static str },
     #[error("this is no image archive: {detail}")]
@@ -83,7 +89,9 @@ impl ImageError {
             Self::NotFound { .. } => "ImageNotFound",
             Self::AuthRefused { .. } => "ImageAccessDenied",
             Self::Registry { .. } | Self::Interrupted { .. } => "ImagePull",
-            Self::DigestMismatch { .. } | Self::SizeMismatch { .. } => "ImageCorrupt",
+            Self::DigestMismatch { .. } | Self::SizeMismatch { .. } | Self::Damaged { .. } => {
+                "ImageCorrupt"
+            }
             Self::Malformed { .. } | Self::Unsupported { .. } | Self::NotAnArchive { .. } => {
                 "ImageInvalid"
             }
@@ -123,6 +131,11 @@ impl ImageError {
             detail: format!("{detail}"),
         }
     }
+}
+
+fn text(names: &BTreeSet<String>) -> String {
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    names.join(", ")
 }
 
 fn list(paths: &[PathBuf]) -> String {

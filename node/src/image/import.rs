@@ -121,9 +121,9 @@ impl Store {
         let key = plan.diff_id.to_string();
         let store = self.clone();
         let work = async move {
-            let work = store.blocking(move |inner| match inner.layers.marker(&plan.diff_id) {
+            let work = store.blocking(move |inner| match inner.usable(&plan.diff_id) {
                 Some(marker) => Ok(marker),
-                None => inner.layers.bring_in(spool.open(&member)?, &plan, &budget),
+                None => inner.take_in(spool.open(&member)?, &plan, &budget),
             });
             work.await
         };

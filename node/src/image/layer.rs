@@ -99,6 +99,18 @@ impl Layers {
         plan: &LayerPlan,
         budget: &Budget,
     ) -> Result<Marker, ImageError> {
+        let (scratch, marker) = self.unpack_aside(packed, plan, budget)?;
+        self.keep(&scratch, &plan.diff_id)?;
+        Ok(marker)
+    }
+
+    /// A layer complete in all but its name.
+    pub(super) fn unpack_aside(
+        &self,
+        packed: impl Read,
+        plan: &LayerPlan,
+        budget: &Budget,
+    ) -> Result<(Scratch, Marker), ImageError> {
         let scratch = Scratch::create(&self.tmp)?;
         let content = scratch.path().join(CONTENT);
         disk::create_dir(&content)?;
@@ -110,20 +122,25 @@ impl Layers {
         disk::write_synced(&scratch.path().join(MARKER), &bytes)?;
         disk::sync_dir(scratch.path())?;
         fail::fail_point!("image::layer_marked");
-        let folder = self.folder(&plan.diff_id);
+        Ok((scratch, marker))
+    }
+
+    /// Gives a layer its name, unless a whole one has it.
+    pub(super) fn keep(&self, scratch: &Scratch, diff_id: &Digest) -> Result<(), ImageError> {
+        let folder = self.folder(diff_id);
         let mut kept = fs::rename(scratch.path(), &folder);
-        if kept.is_err() && self.marker(&plan.diff_id).is_none() {
+        if kept.is_err() && self.marker(diff_id).is_none() {
             // What is there is not whole: out of the way with it.
-            let _unsound = self.take_away(&plan.diff_id)?;
+            let _unsound = self.take_away(diff_id)?;
             kept = fs::rename(scratch.path(), &folder);
         }
         match kept {
             Ok(()) => disk::sync_dir(&self.dir)?,
-            Err(_) if self.marker(&plan.diff_id).is_some() => {}
+            Err(_) if self.marker(diff_id).is_some() => {}
             Err(e) => return Err(ImageError::disk("keep", &folder, e)),
         }
         fail::fail_point!("image::layer_named");
-        Ok(marker)
+        Ok(())
     }
 }
 

@@ -14,6 +14,7 @@
 //! ```
 
 mod access;
+mod assemble;
 mod books;
 mod budget;
 mod chunks;
@@ -37,6 +38,7 @@ mod store;
 mod token;
 mod tree;
 mod unpack;
+mod verify;
 
 pub use access::{Credentials, Patience, RegistryConfig};
 pub use books::Image;

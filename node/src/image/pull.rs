@@ -78,7 +78,11 @@ impl Store {
         let reference = Reference::parse(&pin.reference)?;
         let digest: Digest = pin.digest.parse()?;
         if let Some(image) = self.held_as(&digest, &pin.reference).await? {
-            return Ok(image);
+            match self.verified(&image).await {
+                // Brought in again like any other: only what is damaged is fetched.
+                Err(ImageError::Damaged { .. }) => {}
+                verified => return verified.map(|()| image),
+            }
         }
         let pull = Pull {
             store: self.clone(),
@@ -237,7 +241,7 @@ impl Fetch {
         let diff_id = self.plan.diff_id.clone();
         let held = self
             .store
-            .blocking(move |inner| Ok(inner.layers.marker(&diff_id)))
+            .blocking(move |inner| Ok(inner.usable(&diff_id)))
             .await?;
         if let Some(marker) = held {
             return Ok(marker);
@@ -250,11 +254,9 @@ impl Fetch {
         };
         let (pieces, arriving) = mpsc::channel(PIECES_AHEAD);
         let (plan, budget) = (self.plan.clone(), Arc::clone(&self.budget));
-        let unpacked = self.store.blocking(move |inner| {
-            inner
-                .layers
-                .bring_in(Arriving::new(arriving), &plan, &budget)
-        });
+        let unpacked = self
+            .store
+            .blocking(move |inner| inner.take_in(Arriving::new(arriving), &plan, &budget));
         let (sent, unpacked) = tokio::join!(self.download(pieces), unpacked);
         // A broken download is the cause, and the unpacker's complaint its echo.
         sent.and(unpacked)

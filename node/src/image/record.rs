@@ -106,6 +106,19 @@ impl Layers {
     }
 }
 
+/// Puts a fresh copy's record in the place of an old one, or of none.
+pub(super) fn replace(fresh: &Path, folder: &Path) -> Result<(), ImageError> {
+    for name in [RECIPE, CHUNKS] {
+        match fs::rename(fresh.join(name), folder.join(name)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(ImageError::disk("replace", &folder.join(name), e));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// A layer's tar, put together from its tree as it is read.
 pub(super) struct Raw {
     layer: Digest,

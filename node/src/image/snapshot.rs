@@ -67,6 +67,7 @@ impl Store {
         owner: Option<Owner>,
     ) -> Result<Snapshot, ImageError> {
         let (digest, diff_ids) = (image.digest()?, image.diff_ids()?);
+        self.verified(image).await?;
         let instance = instance.to_owned();
         self.blocking(move |inner| {
             inner.begin_use(&instance, &digest)?;

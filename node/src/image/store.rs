@@ -17,8 +17,8 @@ use super::disk::{self, Scratch};
 use super::error::ImageError;
 use super::flight::Flights;
 use super::layer::{Layers, Marker};
-
 use super::reference::Reference;
+use super::verify::Health;
 
 /// Layers unpacked at once, by all pulls together: each costs a core, a connection and a window of
 /// memory.
@@ -37,6 +37,9 @@ pub(super) struct Inner {
     pub image_flights: Arc<Flights<Arc<Image>>>,
     pub layer_flights: Arc<Flights<Marker>>,
     pub unpackers: Arc<Semaphore>,
+    pub health: Health,
+    /// Layers being read before the first instance starts from them.
+    pub verify_flights: Arc<Flights<()>>,
     books: Mutex<Books>,
     /// Taken by whoever changes `index/`, so that records and books tell the same story. Never
     /// together with waiting for anything but the disk.
@@ -67,6 +70,8 @@ impl Store {
             image_flights: Flights::new(),
             layer_flights: Flights::new(),
             unpackers: Arc::new(Semaphore::new(LAYERS_AT_ONCE)),
+            health: Health::default(),
+            verify_flights: Flights::new(),
             books: Mutex::new(Books::default()),
             recording: Mutex::new(()),
             clients: Mutex::new(BTreeMap::new()),
@@ -265,6 +270,7 @@ impl Inner {
         for diff_id in self.layers.all()? {
             if !needed.layers.contains(&diff_id) {
                 graves.extend(self.layers.take_away(&diff_id)?);
+                self.health.forget(&diff_id);
             }
         }
         let blobs = self.dir.join("blobs/sha256");
@@ -307,6 +313,11 @@ impl Inner {
             .map_err(|e| ImageError::disk("write", &path, e))?;
         fail::fail_point!("image::use_noted");
         Ok(())
+    }
+
+    /// Whether an instance's root file system has this layer below it.
+    pub(super) fn layer_in_use(&self, diff_id: &Digest) -> bool {
+        self.books().uses_layer(diff_id)
     }
 
     pub(super) fn end_use(&self, instance: &Path) -> Result<(), ImageError> {
