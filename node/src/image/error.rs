@@ -55,10 +55,15 @@ pub enum ImageError {
         entry: String,
         reason: String,
     },
-    #[error("layer {layer} is damaged on this node's disk: {}", text(.files))]
+    #[error("{what} is damaged on this node's disk: {}", text(.files))]
     Damaged {
-        layer: String,
+        what: String,
         files: BTreeSet<String>,
+    },
+    #[error("{damage}; it could not be brought in again: {cause}")]
+    Unhealed {
+        damage: String,
+        cause: Box<ImageError>,
     },
     #[error("image is refused: /{path} must be a directory or absent")]
     UnsafeRoot { path: &'static str },
@@ -70,6 +75,15 @@ pub enum ImageError {
     InUse {
         digest: String,
         instances: Vec<PathBuf>,
+    },
+    #[error("no room for {what}: {}", figures(*.needed, *.free, *.freeable))]
+    NoRoom {
+        what: String,
+        /// Bytes it takes at least, where that is known.
+        needed: Option<u64>,
+        free: u64,
+        /// Bytes of images that nothing here uses.
+        freeable: u64,
     },
     #[error("the pull of {what} was cut off because this node is stopping")]
     Interrupted { what: String },
@@ -89,9 +103,10 @@ impl ImageError {
             Self::NotFound { .. } => "ImageNotFound",
             Self::AuthRefused { .. } => "ImageAccessDenied",
             Self::Registry { .. } | Self::Interrupted { .. } => "ImagePull",
-            Self::DigestMismatch { .. } | Self::SizeMismatch { .. } | Self::Damaged { .. } => {
-                "ImageCorrupt"
-            }
+            Self::DigestMismatch { .. }
+            | Self::SizeMismatch { .. }
+            | Self::Damaged { .. }
+            | Self::Unhealed { .. } => "ImageCorrupt",
             Self::Malformed { .. } | Self::Unsupported { .. } | Self::NotAnArchive { .. } => {
                 "ImageInvalid"
             }
@@ -100,17 +115,38 @@ impl ImageError {
             Self::UnsafeLayer { .. } | Self::UnsafeRoot { .. } => "ImageUnsafe",
             Self::NotHeld { .. } => "ImageNotHeld",
             Self::InUse { .. } => "ImageInUse",
+            Self::NoRoom { .. } => "ImageNoRoom",
             Self::Io { .. } => "ImageStore",
         }
     }
 
     /// Whether the same call may well succeed a little later, with nothing changed here.
     pub fn is_passing(&self) -> bool {
-        self.is_network() || matches!(self, Self::Registry { .. } | Self::Interrupted { .. })
+        match self {
+            Self::Unhealed { cause, .. } => cause.is_passing(),
+            Self::Registry { .. } | Self::Interrupted { .. } => true,
+            _ => self.is_network(),
+        }
+    }
+
+    /// Whether somebody else may have what this registry did not give.
+    pub(super) fn may_be_elsewhere(&self) -> bool {
+        let refused = matches!(self, Self::NotFound { .. } | Self::AuthRefused { .. });
+        let damaged = matches!(
+            self,
+            Self::DigestMismatch { .. } | Self::SizeMismatch { .. } | Self::Malformed { .. }
+        );
+        self.is_passing() || refused || damaged
     }
 
     pub(super) fn is_network(&self) -> bool {
         matches!(self, Self::Unreachable { .. } | Self::TimedOut { .. })
+    }
+
+    /// The disk took no more bytes.
+    pub(super) fn is_full_disk(&self) -> bool {
+        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+        matches!(self, Self::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
     }
 
     pub(super) fn io(what: impl Into<String>, source: impl Into<std::io::Error>) -> Self {
@@ -141,4 +177,15 @@ fn text(names: &BTreeSet<String>) -> String {
 fn list(paths: &[PathBuf]) -> String {
     let names: Vec<_> = paths.iter().map(|p| p.display().to_string()).collect();
     names.join(", ")
+}
+
+fn figures(needed: Option<u64>, free: u64, freeable: u64) -> String {
+    let needed = needed.map_or_else(
+        || "the disk is full".to_owned(),
+        |bytes| format!("it takes at least {bytes} bytes"),
+    );
+    format!(
+        "{needed}, {free} bytes are free and {freeable} more would be without images nothing here \
+         uses; make room on the disk, or raise `[runtime] image_gc` limit"
+    )
 }

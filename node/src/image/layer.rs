@@ -7,6 +7,8 @@ use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use flate2::bufread::MultiGzDecoder;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::budget::{Bounded, Budget, Counted};
@@ -21,7 +23,7 @@ use super::unpack::{self, Stop, Unpacked};
 const BUFFER: usize = 128 * 1024;
 /// The folder of a layer's content, and the file that says it is all there.
 const CONTENT: &str = "fs";
-const MARKER: &str = "complete";
+pub(super) const MARKER: &str = "complete";
 
 /// What is known of a complete layer. Written last, so that its presence proves the rest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,7 +94,8 @@ impl Layers {
         }
     }
 
-    /// Unpacks, verifies and keeps one layer.
+    /// Unpacks, verifies and keeps one layer that nobody has yet.
+    #[cfg(test)]
     pub(super) fn bring_in(
         &self,
         packed: impl Read,
@@ -141,6 +144,21 @@ impl Layers {
         }
         fail::fail_point!("image::layer_named");
         Ok(())
+    }
+
+    /// Gives a layer's name to another copy, at no time to none; the old one is deleted with the
+    /// scratch.
+    pub(super) fn exchange(&self, scratch: &Scratch, diff_id: &Digest) -> Result<(), ImageError> {
+        let folder = self.folder(diff_id);
+        match renameat_with(CWD, scratch.path(), CWD, &folder, RenameFlags::EXCHANGE) {
+            Ok(()) => disk::sync_dir(&self.dir),
+            // A file system that cannot: there is a moment without.
+            Err(Errno::INVAL | Errno::NOSYS) => {
+                let _old = self.take_away(diff_id)?;
+                self.keep(scratch, diff_id)
+            }
+            Err(errno) => Err(ImageError::disk("replace", &folder, errno)),
+        }
     }
 }
 

@@ -13,8 +13,9 @@ use rustix::fs::OFlags;
 
 use super::chunks::{Chunk, ChunkList};
 use super::digest::Digest;
+use super::disk;
 use super::error::ImageError;
-use super::layer::Layers;
+use super::layer::{Layers, MARKER};
 use super::recipe::{Recipe, Recorder, Segment};
 use super::tree;
 
@@ -50,6 +51,11 @@ impl Recording {
 }
 
 impl Layers {
+    /// Whether the layer's tar can be given back.
+    pub(super) fn is_recorded(&self, diff_id: &Digest) -> bool {
+        self.folder(diff_id).join(CHUNKS).is_file()
+    }
+
     /// How the layer's tar is cut; `None` when that was not recorded.
     pub(super) fn chunk_list(&self, diff_id: &Digest) -> Result<Option<ChunkList>, ImageError> {
         self.beside(diff_id, CHUNKS)?
@@ -79,21 +85,18 @@ impl Layers {
         }))
     }
 
-    /// One range of the layer's tar, not verified. For more than one, see [`Layers::raw`].
-    pub(super) fn read_raw(
-        &self,
-        diff_id: &Digest,
-        offset: u64,
-        len: u32,
-    ) -> Result<Vec<u8>, ImageError> {
-        let raw = self.raw(diff_id)?;
-        let mut raw = raw.ok_or_else(|| ImageError::Unsupported {
-            what: format!("layer {}", diff_id.short()),
-            detail: "giving back a tar that was not recorded".to_owned(),
-        })?;
-        let mut bytes = Vec::new();
-        raw.read_at(offset, len, &mut bytes)?;
-        Ok(bytes)
+    /// Puts a fresh copy's record and marker in the place of old ones, or of none.
+    pub(super) fn replace_record(&self, diff_id: &Digest, fresh: &Path) -> Result<(), ImageError> {
+        let folder = self.folder(diff_id);
+        for name in [RECIPE, CHUNKS, MARKER] {
+            match fs::rename(fresh.join(name), folder.join(name)) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return Err(ImageError::disk("replace", &folder.join(name), e));
+                }
+                _ => {}
+            }
+        }
+        disk::sync_dir(&folder)
     }
 
     fn beside(&self, diff_id: &Digest, name: &str) -> Result<Option<File>, ImageError> {
@@ -106,19 +109,6 @@ impl Layers {
     }
 }
 
-/// Puts a fresh copy's record in the place of an old one, or of none.
-pub(super) fn replace(fresh: &Path, folder: &Path) -> Result<(), ImageError> {
-    for name in [RECIPE, CHUNKS] {
-        match fs::rename(fresh.join(name), folder.join(name)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                return Err(ImageError::disk("replace", &folder.join(name), e));
-            }
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
 /// A layer's tar, put together from its tree as it is read.
 pub(super) struct Raw {
     layer: Digest,
@@ -129,8 +119,21 @@ pub(super) struct Raw {
 }
 
 impl Raw {
-    pub(super) fn recipe(&self) -> &Recipe {
-        &self.recipe
+    /// The tar's.
+    pub(super) fn size(&self) -> u64 {
+        self.recipe.raw()
+    }
+
+    /// The files a stretch of the tar has content of, for people to read.
+    pub(super) fn files(&self, chunk: &Chunk) -> Vec<String> {
+        let parts = self.recipe.range(chunk.offset, chunk.len.into());
+        let paths = parts.filter_map(|(segment, ..)| match segment {
+            Segment::Inline(_) => None,
+            Segment::File { path, .. } => Some(path),
+        });
+        paths
+            .map(|path| String::from_utf8_lossy(path).escape_debug().to_string())
+            .collect()
     }
 
     /// Puts exactly `len` bytes in the place of what `into` held.
@@ -171,18 +174,6 @@ impl Raw {
             return Err(ImageError::malformed(what, "its tar ends before the range"));
         }
         Ok(())
-    }
-
-    /// The files a stretch of the tar has content of, for people to read.
-    pub(super) fn files(&self, chunk: &Chunk) -> Vec<String> {
-        let parts = self.recipe.range(chunk.offset, chunk.len.into());
-        let paths = parts.filter_map(|(segment, ..)| match segment {
-            Segment::Inline(_) => None,
-            Segment::File { path, .. } => Some(path),
-        });
-        paths
-            .map(|path| String::from_utf8_lossy(path).escape_debug().to_string())
-            .collect()
     }
 }
 

@@ -71,7 +71,9 @@ impl Store {
         let instance = instance.to_owned();
         self.blocking(move |inner| {
             inner.begin_use(&instance, &digest)?;
-            let mounted = clear(&instance).and_then(|()| {
+            // Now that they are known to be in use they are mended, not replaced.
+            let sound = inner.none_damaged(&diff_ids);
+            let mounted = sound.and_then(|()| clear(&instance)).and_then(|()| {
                 lay_out(&instance, owner.as_ref())?;
                 fail::fail_point!("image::laid_out");
                 mount(&inner.layers, &diff_ids, &instance, owner.as_ref())

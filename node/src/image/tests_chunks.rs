@@ -1,10 +1,7 @@
-//! A tree gives its tar back, byte for byte; damage is found, named and mended; and a new version
-//! takes from the old what both have.
+//! A tree gives its tar back, byte for byte, and what is told of it is refused when it is nonsense.
 
 use std::fs;
 use std::io::Read as _;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
-use std::path::Path;
 
 use proptest::prelude::*;
 use tar::EntryType;
@@ -15,9 +12,8 @@ use super::chunks::{ChunkList, Cutting};
 use super::layer::Layers;
 use super::manifest::{LayerPlan, Packing};
 use super::recipe::{Recipe, Segment};
-use super::testing::{Tar, oci_archive, open_store, temp};
-use super::verify::Finding;
-use super::{Digest, ImageError, Limits};
+use super::testing::{Tar, temp};
+use super::{Digest, Limits};
 
 fn layers(dir: &TempDir) -> Layers {
     for part in ["layers", "tmp"] {
@@ -94,9 +90,10 @@ fn a_tree_gives_its_tar_back_whatever_is_in_it() {
     tar.extend_from_slice(&noise(70_000, 9));
     let diff_id = keep(&layers, &tar);
     assert!(read_back(&layers, &diff_id).unwrap() == tar);
-    let middle = layers.read_raw(&diff_id, 1000, 50_000).unwrap();
+    let (mut raw, mut middle) = (layers.raw(&diff_id).unwrap().unwrap(), Vec::new());
+    raw.read_at(1000, 50_000, &mut middle).unwrap();
     assert!(middle == tar[1000..51_000]);
-    assert!(layers.read_raw(&diff_id, tar.len() as u64 - 1, 2).is_err());
+    assert!(raw.read_at(tar.len() as u64 - 1, 2, &mut middle).is_err());
     // The contents are in the tree, and only there.
     let beside = |name| layers.folder(&diff_id).join(name).metadata().unwrap().len();
     assert!(beside("recipe") + beside("chunks") < 80_000);
@@ -116,9 +113,8 @@ fn a_tar_that_replaces_its_own_file_is_kept_without_a_record() {
         let tar = Tar::default().file("g", "other").file("f", "first");
         let diff_id = keep(&layers, &replace(tar).end());
         assert!(layers.marker(&diff_id).is_some());
-        assert_eq!(layers.recipe(&diff_id).unwrap(), None);
-        assert_eq!(layers.chunk_list(&diff_id).unwrap(), None);
-        assert_eq!(layers.verify(&diff_id), Finding::Unrecorded);
+        assert!(layers.recipe(&diff_id).unwrap().is_none());
+        assert!(layers.chunk_list(&diff_id).unwrap().is_none());
     }
 }
 
@@ -134,7 +130,7 @@ proptest! {
         let mut twice = false;
         let mut names = std::collections::BTreeSet::new();
         for (kind, name, size) in entries {
-            let path = format!("d{}/{}", name % 3, "n".repeat(usize::from(name) + 1));
+            let path = format!("d{}/{}", name % 3, "n".repeat(usize::from(name).max(1)));
             let data = noise(size, u64::from(name));
             twice |= !names.insert(path.clone());
             tar = match kind {
@@ -153,9 +149,6 @@ proptest! {
         match read_back(&layers, &diff_id) {
             Some(back) => prop_assert!(back == tar),
             None => prop_assert!(twice, "nothing was replaced"),
-        }
-        if layers.recipe(&diff_id).unwrap().is_some() {
-            prop_assert_eq!(layers.verify(&diff_id), Finding::Whole);
         }
     }
 
@@ -203,172 +196,4 @@ fn a_recipe_names_only_what_may_be_in_a_tree() {
     for cut in 0..bytes.len() {
         assert!(Recipe::decode(&bytes[..cut]).is_err(), "{cut}");
     }
-}
-
-/// Changes one byte of a file and nothing about it that `stat` shows.
-fn flip(path: &Path, at: u64) {
-    let times = fs::metadata(path).unwrap();
-    let file = fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .unwrap();
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, at).unwrap();
-    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
-    file.set_modified(times.modified().unwrap()).unwrap();
-}
-
-#[test]
-fn damage_at_rest_is_found_and_named() {
-    let dir = temp();
-    let layers = layers(&dir);
-    let diff_id = keep(&layers, &every_kind());
-    assert_eq!(layers.verify(&diff_id), Finding::Whole);
-    let big = layers.content(&diff_id).join("d/big");
-    let named = |expected: &str| match layers.verify(&diff_id) {
-        Finding::Damaged(damage) => {
-            assert!(
-                damage.files.iter().any(|f| f.contains(expected)),
-                "{damage:?}"
-            );
-        }
-        other => panic!("{expected}: {other:?}"),
-    };
-    flip(&big, 150_000);
-    named("d/big");
-    flip(&big, 150_000);
-    assert_eq!(layers.verify(&diff_id), Finding::Whole);
-    let exact = layers.content(&diff_id).join("d/exact");
-    let kept = fs::read(&exact).unwrap();
-    fs::remove_file(&exact).unwrap();
-    named("d/exact");
-    // Nothing is read through a link somebody planted.
-    fs::write(dir.path().join("outside"), &kept).unwrap();
-    std::os::unix::fs::symlink(dir.path().join("outside"), &exact).unwrap();
-    named("d/exact");
-    fs::remove_file(&exact).unwrap();
-    fs::write(&exact, kept).unwrap();
-    assert_eq!(layers.verify(&diff_id), Finding::Whole);
-    flip(&layers.folder(&diff_id).join("chunks"), 40);
-    named("record");
-}
-
-#[test]
-fn a_new_version_takes_from_the_old_what_both_have() {
-    let version = |changed: u64| {
-        let mut tar = Tar::default();
-        for n in 0..40 {
-            let seed = if n == 20 { changed } else { n + 100 };
-            let name = format!("f{n}");
-            tar = tar.entry(
-                EntryType::Regular,
-                name.as_bytes(),
-                b"",
-                &noise(100_000, seed),
-            );
-        }
-        tar.end()
-    };
-    let (old, new) = (version(1), version(2));
-    let dir = temp();
-    let layers = layers(&dir);
-    let old_id = keep(&layers, &old);
-    let mut cutting = Cutting::new(&new[..]);
-    std::io::copy(&mut cutting, &mut std::io::sink()).unwrap();
-    let list = cutting.finish().1.unwrap();
-
-    let assembly = layers.assembly(list.clone()).unwrap();
-    let expected: Vec<u64> = assembly.missing().map(|chunk| chunk.offset).collect();
-    let bytes: u64 = assembly.missing().map(|chunk| u64::from(chunk.len)).sum();
-    assert!(
-        (100_000..250_000).contains(&bytes),
-        "{bytes} of {}",
-        new.len()
-    );
-    let mut asked = Vec::new();
-    let mut from_new = |chunk: &super::chunks::Chunk| {
-        asked.push(chunk.offset);
-        let at = usize::try_from(chunk.offset).unwrap();
-        Ok(new[at..at + chunk.len as usize].to_vec())
-    };
-    let mut back = Vec::new();
-    assembly
-        .reader(&mut from_new)
-        .read_to_end(&mut back)
-        .unwrap();
-    assert!(back == new);
-    assert_eq!(asked, expected);
-
-    // A damaged local chunk is asked for like a missing one.
-    flip(&layers.content(&old_id).join("f3"), 50_000);
-    asked = Vec::new();
-    let mut from_new = |chunk: &super::chunks::Chunk| {
-        asked.push(chunk.offset);
-        let at = usize::try_from(chunk.offset).unwrap();
-        Ok(new[at..at + chunk.len as usize].to_vec())
-    };
-    let mut back = Vec::new();
-    let assembly = layers.assembly(list.clone()).unwrap();
-    assembly
-        .reader(&mut from_new)
-        .read_to_end(&mut back)
-        .unwrap();
-    assert!(back == new);
-    assert_eq!(asked.len(), expected.len() + 1);
-
-    // Wrong bytes from elsewhere go no further.
-    let lies = |chunk: &super::chunks::Chunk| Ok(vec![0; chunk.len as usize]);
-    let assembly = layers.assembly(list).unwrap();
-    assert!(assembly.reader(lies).read_to_end(&mut Vec::new()).is_err());
-}
-
-#[tokio::test]
-async fn nothing_starts_from_a_damaged_layer_until_it_is_whole_again() {
-    let dir = temp();
-    let tar = Tar::default()
-        .entry(EntryType::Regular, b"app", b"", &noise(200_000, 3))
-        .hardlink("again", "app")
-        .end();
-    let archive = oci_archive(std::slice::from_ref(&tar));
-    let store = open_store(&dir);
-    let image = store.import(&archive[..], None).await.unwrap().remove(0);
-    drop(store);
-    let layer = dir
-        .path()
-        .join("images/layers")
-        .join(Digest::of(&tar).hex());
-    let app = layer.join("fs/app");
-    flip(&app, 70_000);
-
-    // The next life of the daemon.
-    let store = open_store(&dir);
-    let instance = dir.path().join("instance");
-    let refused = store.snapshot(&image, &instance, None).await.unwrap_err();
-    match &refused {
-        ImageError::Damaged { files, .. } => assert!(files.contains("app"), "{refused}"),
-        other => panic!("{other}"),
-    }
-    assert!(!instance.join("rootfs/app").exists());
-    // As if an instance had been started before the damage was found: its tree stays where it is.
-    store
-        .inner
-        .begin_use(&instance, &image.digest().unwrap())
-        .unwrap();
-    let inode = fs::metadata(&app).unwrap().ino();
-    store.import(&archive[..], None).await.unwrap();
-    assert_eq!(fs::metadata(&app).unwrap().ino(), inode);
-    assert!(fs::read(layer.join("fs/again")).unwrap() == noise(200_000, 3));
-    assert_eq!(fs::metadata(&app).unwrap().mtime(), 1_000_000_000);
-    store.verified(&image).await.unwrap();
-    store.inner.end_use(&instance).unwrap();
-    drop(store);
-
-    // Without one it is replaced.
-    flip(&app, 70_000);
-    let store = open_store(&dir);
-    assert!(store.verified(&image).await.is_err());
-    store.import(&archive[..], None).await.unwrap();
-    store.verified(&image).await.unwrap();
-    assert!(fs::read(&app).unwrap() == noise(200_000, 3));
 }
