@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, Timespec, Timestamps, XattrFlags};
+use rustix::fs::{OFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::digest::Digest;
@@ -86,21 +86,13 @@ fn mend_file(good: &OwnedFd, bad: &OwnedFd, path: &[u8]) -> io::Result<()> {
 
 /// What writing to a file changes about it.
 fn restore(from: &File, to: &File) -> io::Result<()> {
-    let stat = rustix::fs::fstat(from)?;
+    let meta = from.metadata()?;
     let mut capability = [0; MAX_CAPABILITY];
     match rustix::fs::fgetxattr(from, CAPABILITY, &mut capability) {
         Ok(len) => rustix::fs::fsetxattr(to, CAPABILITY, &capability[..len], XattrFlags::empty())?,
         Err(Errno::NODATA | Errno::NOTSUP) => {}
         Err(errno) => return Err(errno.into()),
     }
-    rustix::fs::fchmod(to, Mode::from_raw_mode(stat.st_mode))?;
-    let time = Timespec {
-        tv_sec: stat.st_mtime,
-        tv_nsec: stat.st_mtime_nsec as _,
-    };
-    let times = Timestamps {
-        last_access: time,
-        last_modification: time,
-    };
-    Ok(rustix::fs::futimens(to, &times)?)
+    to.set_permissions(meta.permissions())?;
+    to.set_modified(meta.modified()?)
 }
