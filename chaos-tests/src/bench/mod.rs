@@ -18,6 +18,7 @@ mod registry;
 mod rooms;
 pub mod stats;
 mod sync;
+mod update;
 mod yard;
 
 use std::path::PathBuf;
@@ -59,7 +60,7 @@ pub struct Bench {
 }
 
 /// All there are, in the order in which `bench all` runs them.
-pub const ALL: [Bench; 5] = [
+pub const ALL: [Bench; 6] = [
     Bench {
         name: "cold-start",
         about: "a request to a service at zero, until its first byte; against crun and runc",
@@ -84,5 +85,10 @@ pub const ALL: [Bench; 5] = [
         name: "registry",
         about: "durable writes to a registry of three nodes; against etcd",
         run: registry::run,
+    },
+    Bench {
+        name: "pull-update",
+        about: "the next version of an image held here, from another node; against skopeo",
+        run: update::run,
     },
 ];

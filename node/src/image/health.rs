@@ -8,11 +8,14 @@ use std::io::Read;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use tokio::sync::Semaphore;
+
 use super::books::Image;
 use super::budget::Budget;
 use super::config::{ConfigFile, ImageConfig};
 use super::digest::Digest;
 use super::error::ImageError;
+use super::flight::Flights;
 use super::layer::Marker;
 use super::manifest::{self, Document, LayerPlan};
 use super::store::{Inner, Store};
@@ -21,14 +24,27 @@ use super::verify::{Damage, Finding};
 /// Reading in the background rests this many times as long as it works.
 const REST: u32 = 4;
 
-/// By diff id for layers, by the manifest's digest for an image's documents. Nothing is known of
-/// what was not yet read.
-#[derive(Default)]
+/// Layers read at once before starts: each keeps a core busy, and requests want some too.
+const READERS_AT_ONCE: usize = 2;
+
 pub(super) struct Health {
+    /// By diff id for layers, by the manifest's digest for an image's documents. Nothing is known
+    /// of what was not yet read.
     known: Mutex<BTreeMap<Digest, Option<Damage>>>,
+    /// Layers being read for starts that wait.
+    flights: Arc<Flights<()>>,
+    readers: Arc<Semaphore>,
 }
 
 impl Health {
+    pub(super) fn new() -> Self {
+        Self {
+            known: Mutex::default(),
+            flights: Flights::new(),
+            readers: Arc::new(Semaphore::new(READERS_AT_ONCE)),
+        }
+    }
+
     fn known(&self) -> MutexGuard<'_, BTreeMap<Digest, Option<Damage>>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -198,10 +214,12 @@ impl Store {
             }
             let (store, key) = (self.clone(), diff_id.to_string());
             let read = async move {
+                let readers = Arc::clone(&store.inner.health.readers);
+                let _turn = readers.acquire_owned().await;
                 let read = store.blocking(move |inner| inner.check_layer(&diff_id));
                 read.await
             };
-            self.inner.verify_flights.join(&key, read).await?;
+            self.inner.health.flights.join(&key, read).await?;
         }
         Ok(())
     }

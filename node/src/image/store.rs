@@ -55,8 +55,6 @@ pub(super) struct Inner {
     /// Rises with every piece that comes from a registry.
     pub arrived: AtomicU64,
     pub health: Health,
-    /// Layers being read before the first instance starts from them.
-    pub verify_flights: Arc<Flights<()>>,
     books: Mutex<Books>,
     /// Taken by whoever changes `index/`, so that records and books tell the same story. Never
     /// together with waiting for anything but the disk.
@@ -91,8 +89,7 @@ impl Store {
             unpackers: Arc::new(Semaphore::new(LAYERS_AT_ONCE)),
             near: OnceLock::new(),
             arrived: AtomicU64::new(0),
-            health: Health::default(),
-            verify_flights: Flights::new(),
+            health: Health::new(),
             books: Mutex::new(Books::default()),
             recording: Mutex::new(()),
             clients: Mutex::new(BTreeMap::new()),
