@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use netfabric::wire::image::{ImageAnswer, ImageRequest};
 use scheduler::model::{ImagePin, RevisionKey};
@@ -20,6 +20,11 @@ use crate::image::{
 
 /// How often the disk is looked at: a system call, no more, while it is below its high mark.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
+
+/// Disks lose bytes over months, not hours.
+const SCRUB_EVERY: Duration = Duration::from_hours(24);
+/// A damaged image that nobody could give again.
+const HEAL_AGAIN: Duration = Duration::from_mins(10);
 
 /// The node's images. Cheap to clone.
 #[derive(Clone)]
@@ -143,6 +148,29 @@ impl Images {
                     Ok(_) => removed(),
                     Err(error) => tracing::warn!(%error, "images could not be collected"),
                 }
+            }
+        });
+    }
+
+    /// From now on what is held here is read at leisure, first what was not yet read in this life of
+    /// the daemon and every day all of it; what is damaged is brought in again.
+    pub fn keep_sound(&self) {
+        let images = self.clone();
+        tokio::spawn(async move {
+            let mut scrubbed = Instant::now();
+            loop {
+                let all = scrubbed.elapsed() >= SCRUB_EVERY;
+                if all {
+                    scrubbed = Instant::now();
+                }
+                let mut pause = SCRUB_EVERY;
+                for image in images.store.scrub(all).await {
+                    if let Err(error) = images.pull(&image.pin).await {
+                        tracing::warn!(image = %image.pin.reference, %error, "an image stays damaged");
+                        pause = HEAL_AGAIN;
+                    }
+                }
+                tokio::time::sleep(pause).await;
             }
         });
     }

@@ -19,6 +19,7 @@ mod registry;
 mod rooms;
 pub mod stats;
 mod sync;
+mod update;
 mod yard;
 
 use std::path::PathBuf;
@@ -60,7 +61,7 @@ pub struct Bench {
 }
 
 /// All there are, in the order in which `bench all` runs them.
-pub const ALL: [Bench; 6] = [
+pub const ALL: [Bench; 7] = [
     Bench {
         name: "cold-start",
         about: "a request to a service at zero, until its first byte; against crun and runc",
@@ -90,5 +91,10 @@ pub const ALL: [Bench; 6] = [
         name: "pull",
         about: "an image from a registry to unpacked files; against skopeo with umoci and podman",
         run: pull::run,
+    },
+    Bench {
+        name: "pull-update",
+        about: "the next version of an image held here, from another node; against skopeo",
+        run: update::run,
     },
 ];

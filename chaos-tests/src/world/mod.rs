@@ -23,6 +23,7 @@ mod power;
 mod shell;
 mod standard;
 mod traces;
+mod version;
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -45,6 +46,7 @@ pub(crate) use node::{is_running, pids};
 pub use shell::{Outcome, run, until};
 pub use standard::Standard;
 use traces::Tag;
+pub use version::{change, noise};
 
 use crate::wire::{Preset, Wire};
 

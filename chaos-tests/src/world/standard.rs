@@ -27,6 +27,8 @@ pub enum Standard {
     Debian,
     /// The same files in four layers.
     DebianInParts,
+    /// The same packages as of the release's last point, without the security updates since.
+    DebianBefore,
 }
 
 struct Recipe {
@@ -36,6 +38,8 @@ struct Recipe {
     entrypoint: &'static [&'static str],
     /// Folders that are layers of their own, above the layer of all the rest.
     parts: &'static [&'static str],
+    /// Where packages come from; empty for all of the release's archives.
+    mirror: &'static str,
 }
 
 const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n";
@@ -61,6 +65,7 @@ const NGINX: Recipe = Recipe {
     ],
     entrypoint: &["/usr/sbin/nginx", "-c", "/etc/nginx/container.conf"],
     parts: &[],
+    mirror: "",
 };
 
 const PYTHON: Recipe = Recipe {
@@ -83,6 +88,7 @@ const PYTHON: Recipe = Recipe {
     ],
     entrypoint: &["/usr/bin/python3", "-u", "/srv/serve.py"],
     parts: &[],
+    mirror: "",
 };
 
 const DEBIAN: Recipe = Recipe {
@@ -91,6 +97,13 @@ const DEBIAN: Recipe = Recipe {
     files: &[("etc/passwd", PASSWD), ("etc/group", GROUP)],
     entrypoint: &["/bin/busybox"],
     parts: &[],
+    mirror: "",
+};
+
+const DEBIAN_BEFORE: Recipe = Recipe {
+    name: "debian-before",
+    mirror: "http://deb.debian.org/debian",
+    ..DEBIAN
 };
 
 const DEBIAN_IN_PARTS: Recipe = Recipe {
@@ -102,17 +115,30 @@ const DEBIAN_IN_PARTS: Recipe = Recipe {
 impl World {
     /// Pushes a real program's image, made if it never was on this machine; its reference.
     pub fn standard(&self, program: Standard) -> Result<String> {
-        let recipe = match program {
-            Standard::Nginx => NGINX,
-            Standard::Python => PYTHON,
-            Standard::Debian => DEBIAN,
-            Standard::DebianInParts => DEBIAN_IN_PARTS,
-        };
+        let (layout, name) = program.layout()?;
+        image::push(&layout, name, &super::registry_name(&self.tag))?;
+        Ok(self.image(name))
+    }
+}
+
+impl Standard {
+    fn recipe(self) -> Recipe {
+        match self {
+            Self::Nginx => NGINX,
+            Self::Python => PYTHON,
+            Self::Debian => DEBIAN,
+            Self::DebianInParts => DEBIAN_IN_PARTS,
+            Self::DebianBefore => DEBIAN_BEFORE,
+        }
+    }
+
+    /// Where the image is, and its name there.
+    pub(super) fn layout(self) -> Result<(PathBuf, &'static str)> {
+        let recipe = self.recipe();
         let layout = recipe
             .cached()
-            .with_context(|| format!("making the image of {program:?}"))?;
-        image::push(&layout, recipe.name, &super::registry_name(&self.tag))?;
-        Ok(self.image(recipe.name))
+            .with_context(|| format!("making the image of {self:?}"))?;
+        Ok((layout, recipe.name))
     }
 }
 
@@ -125,8 +151,9 @@ impl Recipe {
             files,
             entrypoint,
             parts,
+            mirror,
         } = self;
-        let whole = format!("{name} {SUITE} {packages} {files:?} {entrypoint:?} {parts:?}");
+        let whole = format!("{name} {SUITE} {packages} {files:?} {entrypoint:?} {parts:?}{mirror}");
         let digest: [u8; 32] = Sha256::digest(whole.as_bytes()).into();
         let key = digest.first_chunk().map_or(0, |b| u64::from_be_bytes(*b));
         Path::new(CACHE).join(format!("rig-{name}-{key:016x}"))
@@ -160,7 +187,8 @@ impl Recipe {
         let include = format!("--include={}", self.packages);
         let root_name = root.to_string_lossy().into_owned();
         let extract = ["--quiet", "--variant=extract", &include, SUITE, &root_name];
-        run("mmdebstrap", extract)?.ok()?;
+        let mirror = Some(self.mirror).filter(|mirror| !mirror.is_empty());
+        run("mmdebstrap", extract.into_iter().chain(mirror))?.ok()?;
         // Containers get their own devices and names; an image must not carry the machine's.
         fs::remove_dir_all(root.join("dev"))?;
         fs::create_dir(root.join("dev"))?;

@@ -11,13 +11,13 @@ use std::os::fd::OwnedFd;
 use rustix::io::Errno;
 use tar::{Builder, EntryType, Header};
 
-use super::Limits;
 use super::budget::Budget;
 use super::digest::Digest;
 use super::error::ImageError;
 use super::layer::{Layers, Marker};
 use super::manifest::{LayerPlan, Packing};
 use super::snapshot::visible;
+use super::store::Inner;
 use super::tree::{self, Meta};
 
 /// Directories opened in the search, some seconds' worth. Images that people make take thousands.
@@ -30,10 +30,10 @@ pub(super) struct Folders {
 }
 
 impl Folders {
-    pub(super) fn bring_in(self, layers: &Layers, limits: Limits) -> Result<Marker, ImageError> {
-        match layers.marker(&self.plan.diff_id) {
+    pub(super) fn bring_in(self, inner: &Inner) -> Result<Marker, ImageError> {
+        match inner.usable(&self.plan.diff_id) {
             Some(marker) => Ok(marker),
-            None => layers.bring_in(&self.tar[..], &self.plan, &Budget::new(limits)),
+            None => inner.take_in(&self.tar[..], &self.plan, &Budget::new(inner.limits)),
         }
     }
 }
@@ -66,14 +66,20 @@ pub(super) fn layer(layers: &Layers, diff_ids: &[Digest]) -> Result<Option<Folde
         return Ok(None);
     }
     let tar = pack(&found).map_err(of)?;
-    let digest = Digest::of(&tar);
-    let plan = LayerPlan {
+    Ok(Some(Folders {
+        plan: plan(&tar),
+        tar,
+    }))
+}
+
+fn plan(tar: &[u8]) -> LayerPlan {
+    let digest = Digest::of(tar);
+    LayerPlan {
         digest: digest.clone(),
         size: tar.len() as u64,
         packing: Packing::Plain,
         diff_id: digest,
-    };
-    Ok(Some(Folders { plan, tar }))
+    }
 }
 
 /// One layer of an image, as it lies on the disk.
@@ -215,6 +221,7 @@ fn time(seconds: i64, nanos: u32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::Limits;
     use crate::image::testing::{Tar, temp};
 
     /// Layers made of these tars, the lowest first, and what they lack.
@@ -225,25 +232,17 @@ mod tests {
         std::fs::create_dir(&tmp).expect("made");
         let layers = Layers::new(at, tmp);
         let bring = |tar: &[u8]| {
-            let digest = Digest::of(tar);
-            let plan = LayerPlan {
-                digest: digest.clone(),
-                size: tar.len() as u64,
-                packing: Packing::Plain,
-                diff_id: digest.clone(),
-            };
+            let plan = plan(tar);
             let brought = layers.bring_in(tar, &plan, &Budget::new(Limits::default()));
             brought.expect("a layer");
-            digest
+            plan.diff_id
         };
         let below: Vec<Digest> = tars.into_iter().map(|tar| bring(&tar.end())).collect();
         let Some(folders) = layer(&layers, &below).expect("found") else {
             return Vec::new();
         };
-        let id = folders.plan.diff_id.clone();
-        folders
-            .bring_in(&layers, Limits::default())
-            .expect("a layer");
+        let id = bring(&folders.tar);
+        assert_eq!(id, folders.plan.diff_id);
         let all = crate::image::field::facts_below(&layers.content(&id));
         let root = layers.content(&id);
         let named = all.into_iter().filter(|(path, _)| *path != root);

@@ -7,6 +7,8 @@ use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::apart;
@@ -24,7 +26,7 @@ use super::unpack::{self, Stop, Unpacked};
 const BUFFER: usize = 128 * 1024;
 /// The folder of a layer's content, and the file that says it is all there.
 pub(super) const CONTENT: &str = "fs";
-const MARKER: &str = "complete";
+pub(super) const MARKER: &str = "complete";
 /// What else unpacking leaves in a layer's folder.
 pub(super) const BESIDE: [&str; 4] = [
     record::RECIPE,
@@ -110,13 +112,26 @@ impl Layers {
         }
     }
 
-    /// Unpacks, verifies and keeps one layer.
+    /// Unpacks, verifies and keeps one layer that nobody has yet.
+    #[cfg(test)]
     pub(super) fn bring_in(
         &self,
         packed: impl Read + Send,
         plan: &LayerPlan,
         budget: &Budget,
     ) -> Result<Marker, ImageError> {
+        let (scratch, marker) = self.unpack_aside(packed, plan, budget)?;
+        self.keep(&scratch, &plan.diff_id)?;
+        Ok(marker)
+    }
+
+    /// A layer complete in all but its name.
+    pub(super) fn unpack_aside(
+        &self,
+        packed: impl Read + Send,
+        plan: &LayerPlan,
+        budget: &Budget,
+    ) -> Result<(Scratch, Marker), ImageError> {
         let scratch = Scratch::create(&self.tmp)?;
         let content = scratch.path().join(CONTENT);
         disk::create_dir(&content)?;
@@ -132,20 +147,40 @@ impl Layers {
         disk::write_synced(&scratch.path().join(MARKER), &bytes)?;
         disk::sync_dir(scratch.path())?;
         fail::fail_point!("image::layer_marked");
-        let folder = self.folder(&plan.diff_id);
+        Ok((scratch, marker))
+    }
+
+    /// Gives a layer its name, unless a whole one has it.
+    pub(super) fn keep(&self, scratch: &Scratch, diff_id: &Digest) -> Result<(), ImageError> {
+        let folder = self.folder(diff_id);
         let mut kept = fs::rename(scratch.path(), &folder);
-        if kept.is_err() && self.marker(&plan.diff_id).is_none() {
+        if kept.is_err() && self.marker(diff_id).is_none() {
             // What is there is not whole: out of the way with it.
-            let _unsound = self.take_away(&plan.diff_id)?;
+            let _unsound = self.take_away(diff_id)?;
             kept = fs::rename(scratch.path(), &folder);
         }
         match kept {
             Ok(()) => disk::sync_dir(&self.dir)?,
-            Err(_) if self.marker(&plan.diff_id).is_some() => {}
+            Err(_) if self.marker(diff_id).is_some() => {}
             Err(e) => return Err(ImageError::disk("keep", &folder, e)),
         }
         fail::fail_point!("image::layer_named");
-        Ok(marker)
+        Ok(())
+    }
+
+    /// Gives a layer's name to another copy, at no time to none; the old one is deleted with the
+    /// scratch.
+    pub(super) fn exchange(&self, scratch: &Scratch, diff_id: &Digest) -> Result<(), ImageError> {
+        let folder = self.folder(diff_id);
+        match renameat_with(CWD, scratch.path(), CWD, &folder, RenameFlags::EXCHANGE) {
+            Ok(()) => disk::sync_dir(&self.dir),
+            // A file system that cannot: there is a moment without.
+            Err(Errno::INVAL | Errno::NOSYS) => {
+                let _old = self.take_away(diff_id)?;
+                self.keep(scratch, diff_id)
+            }
+            Err(errno) => Err(ImageError::disk("replace", &folder, errno)),
+        }
     }
 }
 

@@ -27,11 +27,13 @@ mod error;
 mod exchange;
 mod flight;
 mod gc;
+mod health;
 mod helper;
 mod implied;
 mod import;
 mod layer;
 mod manifest;
+mod mend;
 mod pax;
 mod peers;
 mod pipeline;
@@ -51,6 +53,7 @@ mod store;
 mod token;
 mod tree;
 mod unpack;
+mod verify;
 
 pub use access::{Credentials, Patience, RegistryConfig};
 pub use apart::main as unpack_main;
@@ -82,6 +85,8 @@ mod tests_chunks;
 mod tests_documents;
 #[cfg(test)]
 mod tests_gc;
+#[cfg(test)]
+mod tests_health;
 #[cfg(test)]
 mod tests_hostile;
 #[cfg(test)]

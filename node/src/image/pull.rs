@@ -112,9 +112,13 @@ impl Store {
     ) -> Result<Arc<Image>, ImageError> {
         let reference = Reference::parse(&pin.reference)?;
         let digest: Digest = pin.digest.parse()?;
-        if let Some(image) = self.held_as(&digest, &pin.reference).await? {
-            return Ok(image);
-        }
+        let damage = match self.sound_as(&digest, &pin.reference).await {
+            Ok(Some(image)) => return Ok(image),
+            Ok(None) => None,
+            // Brought in again like any other: only what is damaged is fetched.
+            Err(error @ ImageError::Damaged { .. }) => Some(error.to_string()),
+            Err(error) => return Err(error),
+        };
         let company = self.inner.near.get().map(|near| {
             let (near, pin) = (Arc::clone(near), pin.clone());
             Arc::new(Company::new(self.clone(), near, pin, elects))
@@ -136,7 +140,14 @@ impl Store {
                 }),
             }
         };
-        let image = self.inner.image_flights.join(&key, work).await?;
+        let brought = self.inner.image_flights.join(&key, work).await;
+        let image = brought.map_err(|cause| match damage {
+            Some(damage) => {
+                let cause = Box::new(cause);
+                ImageError::Unhealed { damage, cause }
+            }
+            None => cause,
+        })?;
         // Who started the pull may have asked under another name.
         Ok(self
             .held_as(&image.digest()?, &pin.reference)
@@ -177,7 +188,7 @@ impl Store {
                 total.entries(marker.entries)?;
             }
             if let Some(folders) = folders {
-                folders.bring_in(&inner.layers, inner.limits)?;
+                folders.bring_in(inner)?;
             }
             super::snapshot::check_root(&inner.layers, &diff_ids)?;
             let (manifest, config) = documents;
@@ -252,14 +263,23 @@ impl Pull {
             .blocking(move |inner| {
                 let missing = plans
                     .iter()
-                    .filter(|plan| inner.layers.marker(&plan.diff_id).is_none());
+                    .filter(|plan| inner.usable(&plan.diff_id).is_none());
                 Ok(missing.map(|plan| plan.size).sum())
             })
             .await
     }
 
-    /// From a near peer, from the registry, and when that fails from any peer there is.
+    /// From here when only a layer is damaged, else from a near peer, from the registry, and when
+    /// that fails from any peer there is.
     async fn documents(&self, digest: &Digest, limit: u64) -> Result<(Bytes, Bytes), ImageError> {
+        let wanted = digest.clone();
+        let kept = self
+            .store
+            .blocking(move |inner| inner.documents(&wanted))
+            .await;
+        if let Ok((manifest, config)) = kept {
+            return Ok((manifest.into(), config.into()));
+        }
         if let Some(company) = &self.company
             && let Some(documents) = company.documents(false).await
         {
@@ -333,7 +353,7 @@ impl Fetch {
         let diff_id = self.plan.diff_id.clone();
         let held = self
             .store
-            .blocking(move |inner| Ok(inner.layers.marker(&diff_id)))
+            .blocking(move |inner| Ok(inner.usable(&diff_id)))
             .await?;
         if let Some(marker) = held {
             return Ok(marker);
@@ -393,11 +413,9 @@ impl Fetch {
         };
         let (pieces, arriving) = mpsc::channel(PIECES_AHEAD);
         let (plan, budget) = (self.plan.clone(), Arc::clone(&self.budget));
-        let unpacked = self.store.blocking(move |inner| {
-            inner
-                .layers
-                .bring_in(Arriving::new(arriving), &plan, &budget)
-        });
+        let unpacked = self
+            .store
+            .blocking(move |inner| inner.take_in(Arriving::new(arriving), &plan, &budget));
         let (sent, unpacked) = tokio::join!(self.download(pieces, skip), unpacked);
         // A broken download is the cause, and the unpacker's complaint its echo.
         sent.and(unpacked)

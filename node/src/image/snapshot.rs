@@ -67,10 +67,13 @@ impl Store {
         owner: Option<Owner>,
     ) -> Result<Snapshot, ImageError> {
         let (digest, diff_ids) = (image.digest()?, image.diff_ids()?);
+        self.verified(image).await?;
         let instance = instance.to_owned();
         self.blocking(move |inner| {
             inner.begin_use(&instance, &digest)?;
-            let mounted = clear(&instance).and_then(|()| {
+            // Now that they are known to be in use they are mended, not replaced.
+            let sound = inner.none_damaged(&diff_ids);
+            let mounted = sound.and_then(|()| clear(&instance)).and_then(|()| {
                 lay_out(&instance, owner.as_ref())?;
                 fail::fail_point!("image::laid_out");
                 mount(&inner.layers, &diff_ids, &instance, owner.as_ref())

@@ -19,7 +19,9 @@ use super::disk::{self, Scratch};
 use super::error::ImageError;
 use super::flight::Flights;
 use super::gc::{Held, Marks, Wanted};
+use super::health::Health;
 use super::layer::{Layers, Marker};
+use super::manifest::Document;
 use super::reach::{self, Reach, Trust};
 use super::reference::Reference;
 use super::room;
@@ -63,6 +65,7 @@ pub(super) struct Inner {
     pub near: OnceLock<Arc<dyn Near>>,
     /// Rises with every piece that comes from a registry.
     pub arrived: AtomicU64,
+    pub health: Health,
     books: Mutex<Books>,
     /// Taken by whoever changes `index/`, so that records and books tell the same story. Never
     /// together with waiting for anything but the disk.
@@ -98,6 +101,7 @@ impl Store {
             unpackers: Arc::new(Semaphore::new(LAYERS_AT_ONCE)),
             near: OnceLock::new(),
             arrived: AtomicU64::new(0),
+            health: Health::new(),
             books: Mutex::new(Books::default()),
             recording: Mutex::new(()),
             clients: Mutex::new(BTreeMap::new()),
@@ -226,17 +230,33 @@ impl Inner {
             .is_ok_and(|d| self.books().image(&d).is_some())
     }
 
-    /// The manifest and the configuration of an image held here.
+    /// The manifest and the configuration of an image held here, each what its digest says.
     pub(super) fn documents(&self, digest: &Digest) -> Result<(Vec<u8>, Vec<u8>), ImageError> {
-        let image = self.books().image(digest);
-        let image = image.ok_or_else(|| ImageError::NotHeld {
-            digest: digest.to_string(),
-        })?;
-        let read = |digest: &Digest| {
-            let path = self.blob(digest);
-            std::fs::read(&path).map_err(|e| ImageError::disk("read", &path, e))
+        if self.books().image(digest).is_none() {
+            let digest = digest.to_string();
+            return Err(ImageError::NotHeld { digest });
+        }
+        let manifest = self.read_blob("manifest", digest)?;
+        let Document::Manifest(parsed) = Document::parse("manifest", &manifest)? else {
+            return Err(ImageError::malformed("manifest", "it is an index"));
         };
-        Ok((read(digest)?, read(&image.config_digest()?)?))
+        let config = self.read_blob("configuration", &parsed.config.digest()?)?;
+        Ok((manifest, config))
+    }
+
+    fn read_blob(&self, what: &str, expected: &Digest) -> Result<Vec<u8>, ImageError> {
+        let path = self.blob(expected);
+        let bytes = std::fs::read(&path).map_err(|e| ImageError::disk("read", &path, e))?;
+        let got = Digest::of(&bytes);
+        if got != *expected {
+            let (what, expected) = (what.to_owned(), expected.clone());
+            return Err(ImageError::DigestMismatch {
+                what,
+                expected,
+                got,
+            });
+        }
+        Ok(bytes)
     }
 
     fn record(&self, digest: &Digest) -> PathBuf {
@@ -332,6 +352,7 @@ impl Inner {
             books.used(&digest, room::now());
             changed
         };
+        self.health.is_whole(&digest);
         self.record_all(&digest, changed)
     }
 
@@ -396,6 +417,7 @@ impl Inner {
     fn bury(&self, digest: &Digest, recording: MutexGuard<'_, ()>) -> Result<(), ImageError> {
         let record = self.record(digest);
         disk::remove_all(&record).map_err(|e| ImageError::disk("remove", &record, e))?;
+        self.health.forget(digest);
         let graves = self.sweep()?;
         // The slow part, with the records open to others again.
         drop(recording);
@@ -412,6 +434,7 @@ impl Inner {
         for diff_id in self.layers.all()? {
             if !needed.layers.contains(&diff_id) {
                 graves.extend(self.layers.take_away(&diff_id)?);
+                self.health.forget(&diff_id);
             }
         }
         let blobs = self.dir.join("blobs/sha256");
@@ -455,6 +478,11 @@ impl Inner {
             .map_err(|e| ImageError::disk("write", &path, e))?;
         fail::fail_point!("image::use_noted");
         Ok(())
+    }
+
+    /// Whether an instance's root file system has this layer below it.
+    pub(super) fn layer_in_use(&self, diff_id: &Digest) -> bool {
+        self.books().uses_layer(diff_id)
     }
 
     pub(super) fn end_use(&self, instance: &Path) -> Result<(), ImageError> {
