@@ -286,7 +286,7 @@ fn judge(
 }
 
 /// Limits are shared by an image's layers: says which of them went over one.
-fn of_layer(name: &str, error: ImageError) -> ImageError {
+pub(super) fn of_layer(name: &str, error: ImageError) -> ImageError {
     match error {
         ImageError::TooLarge { what, limit } => ImageError::TooLarge {
             what: format!("{name}: {what}"),

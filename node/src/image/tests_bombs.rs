@@ -3,6 +3,7 @@
 
 use std::fs;
 
+use proptest::prelude::*;
 use tar::EntryType;
 
 use super::budget::{Budget, Spent};
@@ -10,6 +11,7 @@ use super::field::Field;
 use super::layer::Layers;
 use super::manifest::{LayerPlan, Packing};
 use super::testing::{Tar, gzip, temp};
+use super::tests_documents::{mutate, mutations};
 use super::{Digest, Limits};
 
 fn zstd(bytes: &[u8]) -> Vec<u8> {
@@ -228,4 +230,30 @@ fn floods_of_attributes_and_headers_do_no_harm() {
         .end();
     assert_eq!(field.unpack(&tar).unwrap().entries, 2);
     assert!(super::field::xattrs(&field.layer().join("plain")).is_empty());
+}
+
+/// The beginnings of members, frames and blocks.
+const TOKENS: &[&[u8]] = &[
+    b"\x1f\x8b\x08\0\0\0\0\0\0\0",
+    b"\x28\xb5\x2f\xfd\0\xf8",
+    b"\x50\x2a\x4d\x18\xff\xff\xff\xff",
+    b"\x03\0\xff\xff",
+    b"\0\0\xff\xff",
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn changed_streams_are_unpacked_or_refused(which in 0..2_usize, changes in mutations(TOKENS)) {
+        let raw = Tar::default().dir("d").file("d/f", &"content ".repeat(300)).end();
+        let (packing, pack) = BOTH[which];
+        let mut packed = pack(&raw);
+        mutate(&mut packed, &changes);
+        let limits = Limits { raw: 1 << 20, ..Limits::default() };
+        // Described as it is now: only the diff id still speaks of the honest one.
+        if let Ok(entries) = bring_in(packing, &packed, &raw, limits) {
+            prop_assert_eq!(entries, 2);
+        }
+    }
 }

@@ -2,7 +2,7 @@
 //! on this machine, changed and packed again by umoci, are the same through our store, our process
 //! that unpacks and an overlay as in umoci's own tree.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
@@ -71,16 +71,16 @@ fn packages() -> Vec<String> {
 fn pack(package: &str, format: &str, tar: &Path) {
     let list = run("dpkg-query", &["-L", package]);
     // Some are still listed by where they were before Debian moved them behind a link.
-    let there = |line: &&str| {
+    let real = |line: &str| {
         let path = Path::new(line);
-        let parent = path.parent().filter(|_| fs::symlink_metadata(path).is_ok());
-        parent.is_some_and(|parent| fs::canonicalize(parent).is_ok_and(|real| real == parent))
+        fs::symlink_metadata(path).ok()?;
+        let folder = fs::canonicalize(path.parent()?).ok()?;
+        Some(folder.join(path.file_name()?))
     };
-    let names: Vec<String> = list
-        .lines()
-        .filter(there)
-        .map(|line| format!(".{line}"))
-        .collect();
+    let files: Vec<PathBuf> = list.lines().filter_map(real).collect();
+    let all = files.iter().flat_map(|path| path.ancestors());
+    let names: BTreeSet<String> = all.map(|path| format!(".{}", path.display())).collect();
+    let names = Vec::from_iter(names);
     let names_at = tar.with_extension("names");
     fs::write(&names_at, names.join("\n")).unwrap();
     let mut args = vec![
@@ -106,7 +106,7 @@ fn change(root: &Path) {
         .map(|f| f.0)
         .collect();
     let at = |n: usize| root.join(files[n % files.len()]);
-    fs::remove_file(at(0)).unwrap();
+    fs::remove_file(at(1)).unwrap();
     if files.len() > 4 {
         fs::write(at(files.len() / 2), "another").unwrap();
         let (flags, note) = (rustix::fs::XattrFlags::empty(), b"kept");

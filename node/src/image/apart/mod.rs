@@ -69,6 +69,7 @@ pub(super) fn unpack(
     if let Err(e) = fed {
         return Err(layer::carried(&e).unwrap_or_else(|| failed("read", e)));
     }
+    let heard = heard.map_err(|error| layer::of_layer(&name, error));
     let marker = match heard? {
         Some(verdict) => verdict?,
         None => return Err(died(&name, status, budget.limits().seconds)),
