@@ -133,7 +133,7 @@ impl Budget {
 
 fn spend(spent: &AtomicU64, more: u64, limit: u64, what: &str) -> Result<(), ImageError> {
     let before = spent.fetch_add(more, Ordering::Relaxed);
-    if before.saturating_add(more) > limit {
+    if more > 0 && before.saturating_add(more) > limit {
         return Err(ImageError::TooLarge {
             what: what.to_owned(),
             limit,

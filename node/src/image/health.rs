@@ -149,10 +149,12 @@ impl Inner {
             };
             let file = ConfigFile::parse(&config)?;
             let plans = manifest::plan(&manifest, &file, &self.limits)?;
-            let layers = plans.iter().map(|plan| plan.diff_id.to_string());
+            let layers: Vec<_> = plans.iter().map(|p| p.diff_id.to_string()).collect();
+            // And perhaps one of ours above: see `implied.rs`.
+            let ours = image.layers.strip_prefix(&layers[..]);
             let recorded = image.config == ImageConfig::from(&file)
                 && image.config_digest()? == Digest::of(&config)
-                && image.layers == layers.collect::<Vec<_>>();
+                && ours.is_some_and(|ours| ours.len() <= 1);
             let differs = || ImageError::malformed("its record", "it is of something else");
             recorded.then_some(()).ok_or_else(differs)
         });
