@@ -30,6 +30,8 @@ pub const TAKEN: Metric = Metric::new("taken_mb", "MB");
 pub const START: Metric = Metric::new("start_ms", "ms");
 /// From a name to files that may be mounted.
 pub const PULL: Metric = Metric::new("pull_ms", "ms");
+/// What the first start of an image waits for after the daemon was started again.
+pub const VERIFY: Metric = Metric::new("verify_ms", "ms");
 /// What the network carried.
 pub const MOVED: Metric = Metric::new("moved_mb", "MB");
 /// The same, of the image's unpacked bytes.
