@@ -67,9 +67,13 @@ pub use source::{Answers, Near, Neighbour, Waits};
 pub use store::{Store, WantedFn};
 
 #[cfg(test)]
+mod faulty;
+#[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests_chunks;
+#[cfg(test)]
+mod tests_faults;
 #[cfg(test)]
 mod tests_gc;
 #[cfg(test)]
