@@ -11,6 +11,7 @@
 //! images/index/HEX.json       an image held here, named by its manifest's digest; its time is the
 //!                             image's last use
 //! images/uses/HEX.json        a snapshot made of one
+//! images/partial/             packed layers of which the rest is still to come
 //! images/tmp/                 what is not finished; emptied at start
 //! ```
 
@@ -29,6 +30,7 @@ mod helper;
 mod import;
 mod layer;
 mod manifest;
+mod partial;
 mod pax;
 mod peers;
 mod pipeline;

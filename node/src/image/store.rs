@@ -20,6 +20,7 @@ use super::error::ImageError;
 use super::flight::Flights;
 use super::gc::{Held, Marks, Wanted};
 use super::layer::{Layers, Marker};
+use super::partial::Partials;
 use super::reach::{self, Reach, Trust};
 use super::reference::Reference;
 use super::room;
@@ -59,6 +60,7 @@ pub(super) struct Inner {
     pub image_flights: Arc<Flights<Arc<Image>>>,
     pub layer_flights: Arc<Flights<Marker>>,
     pub unpackers: Arc<Semaphore>,
+    pub partials: Partials,
     /// The other nodes, once there is a way to them.
     pub near: OnceLock<Arc<dyn Near>>,
     /// Rises with every piece that comes from a registry.
@@ -96,6 +98,7 @@ impl Store {
             image_flights: Flights::new(),
             layer_flights: Flights::new(),
             unpackers: Arc::new(Semaphore::new(LAYERS_AT_ONCE)),
+            partials: Partials::open(dir.join("partial"))?,
             near: OnceLock::new(),
             arrived: AtomicU64::new(0),
             books: Mutex::new(Books::default()),
@@ -262,8 +265,9 @@ impl Inner {
         self.books().holdings()
     }
 
-    /// Deletes what failed work left.
+    /// Deletes what failed work left, also what it could go on with.
     pub(super) fn tidy(&self) -> Result<(), ImageError> {
+        self.partials.clear()?;
         let graves = self.sweep()?;
         drop(graves);
         Ok(())

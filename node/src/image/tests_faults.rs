@@ -427,3 +427,64 @@ async fn a_tag_that_means_what_it_meant_is_not_fetched() {
     assert_eq!(faulty.sent(), before, "a head has no body");
     assert_eq!(faulty.asked().last().unwrap().method, "HEAD");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pull_that_ended_early_goes_on_where_it_was() {
+    install_tls();
+    let large = || {
+        let words = (0..400_000_u32).map(|n| n.wrapping_mul(2_654_435_761).rotate_left(n % 31));
+        words.flat_map(u32::to_le_bytes).collect::<Vec<u8>>()
+    };
+    let hub = Hub::start();
+    let layout =
+        Layout::new(&[&|root: &Path| std::fs::write(root.join("large"), large()).unwrap()]);
+    hub.push(&layout, "app:1", &[]);
+    let told: serde_json::Value = serde_json::from_slice(&hub.manifest("app", "1")).unwrap();
+    let layer = told["layers"][0]["digest"].as_str().unwrap().to_owned();
+    let config = impatient();
+    let is_layer = {
+        let layers = [layer];
+        move |asked: &Asked| asked.is_layer(&layers)
+    };
+    // What was kept is sound, or the disk has changed it since; how often the rest makes us ask.
+    for (changed, requests) in [(false, 1), (true, 2)] {
+        let dir = temp();
+        let kept = dir.path().join("images/partial");
+        let files = || {
+            std::fs::read_dir(&kept)
+                .unwrap()
+                .map(|entry| entry.unwrap().path())
+        };
+        let spoils = is_layer.clone();
+        let plan = move |asked: &Asked| match (spoils(asked), asked.number) {
+            (true, 0) => Fault::CutBody(1_000_000),
+            (true, _) => say("404 Not Found", &[]),
+            (false, _) => Fault::None,
+        };
+        let faulty = Faulty::before(hub.address, plan).await;
+        let name = |at: &Faulty| Reference::parse(&format!("{}/app:1", at.address)).unwrap();
+        let store = open_store(&dir);
+        let cut = store.pull_reference(&name(&faulty), &config, None).await;
+        cut.unwrap_err();
+        drop(store);
+        let path = files().next().expect("what came is kept");
+        let have = std::fs::metadata(&path).unwrap().len();
+        assert!(have > 500_000, "{have}");
+        if changed {
+            std::fs::write(&path, vec![0; usize::try_from(have).unwrap()]).unwrap();
+        }
+
+        let sound = Faulty::before(hub.address, |_| Fault::None).await;
+        let pulled = open_store(&dir)
+            .pull_reference(&name(&sound), &config, None)
+            .await;
+        let image = pulled.unwrap();
+        let hex = image.layers[0].strip_prefix("sha256:").unwrap();
+        let tree = dir.path().join("images/layers").join(hex).join("fs");
+        assert!(std::fs::read(tree.join("large")).unwrap() == large());
+        let asked: Vec<_> = sound.asked().into_iter().filter(|a| is_layer(a)).collect();
+        assert_eq!(asked.len(), requests);
+        assert_eq!(asked[0].range, Some(format!("bytes={have}-")));
+        assert_eq!(files().count(), 0);
+    }
+}
