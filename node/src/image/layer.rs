@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::apart;
 use super::budget::Budget;
 use super::chunks::Cutting;
-use super::digest::{Digest, Digesting};
+use super::digest::Digest;
 use super::disk::{self, Scratch};
 use super::error::ImageError;
 use super::manifest::LayerPlan;
@@ -195,7 +195,7 @@ pub(super) fn unpack_verified(
     let packed = packed.take(plan.size.saturating_add(1));
     let recording = Recording::begin(content)?;
     let take = |raw| {
-        let mut raw = BufReader::with_capacity(BUFFER, Cutting::new(Digesting::new(raw)));
+        let mut raw = BufReader::with_capacity(BUFFER, Cutting::new(raw));
         let mut heard = recording.recorder.listen(&mut raw);
         let unpacked = unpack::unpack(&mut heard, content, budget, &recording.recorder);
         let unpacked = unpacked.and_then(|unpacked| {
@@ -203,11 +203,10 @@ pub(super) fn unpack_verified(
             io::copy(&mut heard, &mut io::sink()).map_err(Stop::Stream)?;
             Ok(unpacked)
         });
-        let (digesting, chunks) = raw.into_inner().finish();
-        (unpacked, digesting.finish(), chunks)
+        let (_, chunks) = raw.into_inner().finish();
+        (unpacked, chunks)
     };
-    let ((unpacked, (diff_id, raw_bytes), chunks), mut rest) =
-        pipeline::run(packed, plan.packing, budget, take)?;
+    let ((unpacked, chunks), mut rest) = pipeline::run(packed, plan.packing, budget, take)?;
     if matches!(
         unpacked,
         Ok(_) | Err(Stop::Stream(_) | Stop::Refused { .. })
@@ -215,7 +214,7 @@ pub(super) fn unpack_verified(
         rest.drain()
             .map_err(|e| carried(&e).unwrap_or_else(|| ImageError::io("read the layer", e)))?;
     }
-    let (digest, packed_bytes) = rest.finish();
+    let [(digest, packed_bytes), (diff_id, raw_bytes)] = rest.finish();
 
     let name = format!("layer {}", plan.diff_id.short());
     let unpacked = judge(unpacked, plan, &name, &digest, packed_bytes)?;

@@ -12,6 +12,7 @@
 //! images/index/HEX.json       an image held here, named by its manifest's digest; its time is the
 //!                             image's last use
 //! images/uses/HEX.json        a snapshot made of one
+//! images/partial/             packed layers of which the rest is still to come
 //! images/tmp/                 what is not finished; emptied at start
 //! ```
 
@@ -34,6 +35,7 @@ mod import;
 mod layer;
 mod manifest;
 mod mend;
+mod partial;
 mod pax;
 mod peers;
 mod pipeline;
@@ -74,6 +76,8 @@ pub use source::{Answers, Near, Neighbour, Waits};
 pub use store::{Store, WantedFn};
 
 #[cfg(test)]
+mod faulty;
+#[cfg(test)]
 mod field;
 #[cfg(test)]
 mod testing;
@@ -83,6 +87,8 @@ mod tests_bombs;
 mod tests_chunks;
 #[cfg(test)]
 mod tests_documents;
+#[cfg(test)]
+mod tests_faults;
 #[cfg(test)]
 mod tests_gc;
 #[cfg(test)]

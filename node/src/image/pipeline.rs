@@ -1,7 +1,7 @@
-//! A layer's packed bytes on a thread of their own: received, digested and decoded ahead of the
-//! unpacker, which digests the raw bytes and writes files meanwhile. Two threads, because on a
-//! small node a layer costs about as much to inflate as to digest and write. What the bytes mean
-//! is not its business. Blocking.
+//! A layer's packed bytes on a thread of their own: received, digested, decoded, and digested again
+//! ahead of the unpacker, which cuts the raw bytes and writes files meanwhile. Two threads, because
+//! on a small node a layer costs about as much to inflate as to cut and write, and a digest more
+//! on this side makes both sides alike. What the bytes mean is not its business. Blocking.
 
 use std::io::{self, BufReader, Read};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -23,17 +23,21 @@ const RAW_BUFFER: usize = 256 * 1024;
 const RAW_AHEAD: usize = 4;
 
 /// The packed side after the last byte was decoded, or after nobody wanted more.
-pub(super) struct Rest<R>(Counted<Digesting<R>>);
+pub(super) struct Rest<R> {
+    packed: Counted<Digesting<R>>,
+    raw: (Digest, u64),
+}
 
 impl<R: Read> Rest<R> {
     /// Reads what the decoder left, so that the digest covers all of it.
     pub(super) fn drain(&mut self) -> io::Result<()> {
-        io::copy(&mut self.0, &mut io::sink()).map(drop)
+        io::copy(&mut self.packed, &mut io::sink()).map(drop)
     }
 
-    /// The digest of the packed bytes, and their number.
-    pub(super) fn finish(self) -> (Digest, u64) {
-        self.0.into_inner().finish()
+    /// The digests of the packed and of the raw bytes, each with their number. The raw ones are all
+    /// of them when the unpacker has read to the end.
+    pub(super) fn finish(self) -> [(Digest, u64); 2] {
+        [self.packed.into_inner().finish(), self.raw]
     }
 }
 
@@ -55,7 +59,7 @@ pub(super) fn run<R: Read + Send, T>(
             .map_err(|e| ImageError::io("start a thread that decodes a layer", e))?;
         let taken = take(Raw::new(pieces, emptied));
         match decoder.join() {
-            Ok(rest) => Ok((taken, Rest(rest?))),
+            Ok(rest) => Ok((taken, rest?)),
             // Our own fault, not the image's: as if it had happened on this thread.
             Err(panic) => std::panic::resume_unwind(panic),
         }
@@ -70,11 +74,11 @@ fn decode<R: Read>(
     budget: &Budget,
     filled: &SyncSender<Piece>,
     spare: &Receiver<Vec<u8>>,
-) -> Result<Counted<Digesting<R>>, ImageError> {
+) -> Result<Rest<R>, ImageError> {
     let (counted, count) = Counted::new(Digesting::new(packed));
     let decoder =
         Decoder::new(packing, counted).map_err(|e| ImageError::io("start the decoder", e))?;
-    let mut bounded = Bounded::new(decoder, budget, count);
+    let mut bounded = Digesting::new(Bounded::new(decoder, budget, count));
     loop {
         let mut buffer = spare.try_recv().unwrap_or_default();
         buffer.resize(RAW_BUFFER, 0);
@@ -92,7 +96,11 @@ fn decode<R: Read>(
             }
         }
     }
-    Ok(bounded.into_inner().into_inner())
+    let (bounded, diff_id, length) = bounded.into_inner_and_digest();
+    Ok(Rest {
+        packed: bounded.into_inner().into_inner(),
+        raw: (diff_id, length),
+    })
 }
 
 /// Fills `buffer` as far as the stream goes; says how far, and how the stream ended if it did.
@@ -215,7 +223,8 @@ mod tests {
             let (got, mut rest) = run(Cursor::new(&packed), packing, &budget, take).unwrap();
             assert_eq!(got.unwrap(), raw);
             rest.drain().unwrap();
-            assert_eq!(rest.finish(), (Digest::of(&packed), packed.len() as u64));
+            let of = |bytes: &[u8]| (Digest::of(bytes), bytes.len() as u64);
+            assert_eq!(rest.finish(), [of(&packed), of(&raw)]);
         }
     }
 
@@ -242,7 +251,7 @@ mod tests {
         let (taken, rest) = run(endless, Packing::Plain, &budget, take).unwrap();
         taken.unwrap();
         let most = (RAW_BUFFER * (RAW_AHEAD + 3)) as u64;
-        let (_, read) = rest.finish();
+        let [(_, read), _] = rest.finish();
         assert!(read <= most, "{read}");
     }
 }

@@ -20,6 +20,7 @@ use super::error::ImageError;
 use super::implied;
 use super::layer::Marker;
 use super::manifest::{self, Document, LayerPlan, Manifest};
+use super::partial::{self, Keeping, Partial};
 use super::peers::Company;
 use super::reference::Reference;
 use super::registry::{Download, Piece, Registry};
@@ -394,17 +395,32 @@ impl Fetch {
     async fn registry_layer(&self) -> Result<Marker, ImageError> {
         let mut skip = 0;
         loop {
-            skip += 1;
-            match self.layer_from(skip - 1).await {
-                Err(error) if error.is_damage() && skip < self.registry.places() => {
+            let plan = self.plan.clone();
+            let partial = self
+                .store
+                .blocking(move |inner| Ok(inner.partials.of(&plan)));
+            let partial = partial.await?;
+            let resumed = partial.as_ref().is_some_and(|partial| partial.have() > 0);
+            match self.layer_from(skip, partial).await {
+                Err(error) if error.is_passing() || error.is_full_disk() => return Err(error),
+                // What came earlier may be what is wrong: after a power cut it can be.
+                Err(error) if resumed => {
+                    tracing::debug!(layer = %self.plan.digest, %error, "fetched from the beginning");
+                }
+                Err(error) if error.is_damage() && skip + 1 < self.registry.places() => {
                     tracing::warn!(layer = %self.plan.digest, %error, "a mirror is passed over");
+                    skip += 1;
                 }
                 outcome => return outcome,
             }
         }
     }
 
-    async fn layer_from(&self, skip: usize) -> Result<Marker, ImageError> {
+    async fn layer_from(
+        &self,
+        skip: usize,
+        partial: Option<Partial>,
+    ) -> Result<Marker, ImageError> {
         let unpackers = Arc::clone(&self.store.inner.unpackers);
         let Ok(_permit) = unpackers.acquire_owned().await else {
             return Err(ImageError::Interrupted {
@@ -413,15 +429,29 @@ impl Fetch {
         };
         let (pieces, arriving) = mpsc::channel(PIECES_AHEAD);
         let (plan, budget) = (self.plan.clone(), Arc::clone(&self.budget));
+        let done = partial.as_ref().map_or(0, Partial::have);
+        let path = partial.as_ref().map(|partial| partial.path().to_owned());
+        let packed = Keeping::new(partial, Arriving::new(arriving));
         let unpacked = self
             .store
-            .blocking(move |inner| inner.take_in(Arriving::new(arriving), &plan, &budget));
-        let (sent, unpacked) = tokio::join!(self.download(pieces, skip), unpacked);
+            .blocking(move |inner| inner.take_in(packed, &plan, &budget));
+        let (sent, unpacked) = tokio::join!(self.download(pieces, skip, done), unpacked);
         // A broken download is the cause, and the unpacker's complaint its echo.
-        sent.and(unpacked)
+        let outcome = sent.and(unpacked);
+        if let (Err(error), Some(path)) = (&outcome, path)
+            && !error.is_passing()
+        {
+            partial::remove(&path)?;
+        }
+        outcome
     }
 
-    async fn download(&self, pieces: mpsc::Sender<Piece>, skip: usize) -> Result<(), ImageError> {
+    async fn download(
+        &self,
+        pieces: mpsc::Sender<Piece>,
+        skip: usize,
+        done: u64,
+    ) -> Result<(), ImageError> {
         let (digest, total) = (&self.plan.digest, self.plan.size);
         let progress = |received| {
             self.store.inner.arrived.fetch_add(1, Ordering::Relaxed);
@@ -436,7 +466,7 @@ impl Fetch {
         let mut download = Download {
             digest,
             size: total,
-            done: 0,
+            done,
             pieces,
             progress: &progress,
         };

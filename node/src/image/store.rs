@@ -22,6 +22,7 @@ use super::gc::{Held, Marks, Wanted};
 use super::health::Health;
 use super::layer::{Layers, Marker};
 use super::manifest::Document;
+use super::partial::Partials;
 use super::reach::{self, Reach, Trust};
 use super::reference::Reference;
 use super::room;
@@ -61,6 +62,7 @@ pub(super) struct Inner {
     pub image_flights: Arc<Flights<Arc<Image>>>,
     pub layer_flights: Arc<Flights<Marker>>,
     pub unpackers: Arc<Semaphore>,
+    pub partials: Partials,
     /// The other nodes, once there is a way to them.
     pub near: OnceLock<Arc<dyn Near>>,
     /// Rises with every piece that comes from a registry.
@@ -99,6 +101,7 @@ impl Store {
             image_flights: Flights::new(),
             layer_flights: Flights::new(),
             unpackers: Arc::new(Semaphore::new(LAYERS_AT_ONCE)),
+            partials: Partials::open(dir.join("partial"))?,
             near: OnceLock::new(),
             arrived: AtomicU64::new(0),
             health: Health::new(),
@@ -288,8 +291,9 @@ impl Inner {
         self.books().holdings()
     }
 
-    /// Deletes what failed work left.
+    /// Deletes what failed work left, also what it could go on with.
     pub(super) fn tidy(&self) -> Result<(), ImageError> {
+        self.partials.clear()?;
         let graves = self.sweep()?;
         drop(graves);
         Ok(())

@@ -285,6 +285,15 @@ impl Hub {
         run("skopeo", &[&args[..], more, &[&source, &to]].concat());
     }
 
+    /// The manifest behind a tag, as the registry keeps it.
+    pub(super) fn manifest(&self, repository: &str, tag: &str) -> Vec<u8> {
+        let root = self.dir.path().join("data/docker/registry/v2/repositories");
+        let link = root.join(repository).join("_manifests/tags").join(tag);
+        let digest = fs::read_to_string(link.join("current/link")).expect("a tag");
+        let digest: Digest = digest.trim().parse().expect("a digest");
+        fs::read(self.blob(&digest)).expect("a manifest")
+    }
+
     /// The file in which the registry keeps a blob.
     pub(super) fn blob(&self, digest: &Digest) -> PathBuf {
         let blobs = self.dir.path().join("data/docker/registry/v2/blobs/sha256");
