@@ -53,7 +53,7 @@ pub(super) enum Fault {
 /// In a field that is said, this proxy: no plan knows its address.
 pub(super) const REALM: &str = "REALM";
 
-type Plan = dyn Fn(&Asked) -> Fault + Send + Sync;
+pub(super) type Plan = dyn Fn(&Asked) -> Fault + Send + Sync;
 
 pub(super) struct Faulty {
     pub address: SocketAddr,
@@ -113,7 +113,8 @@ async fn answer(
     let asked = note(&head, all);
     let fault = plan(&asked);
     if let Fault::Say(status, fields, body) = &fault {
-        let fields: String = fields.iter().map(|f| format!("{f}\r\n")).collect();
+        let fields = fields.iter().flat_map(|f| [f.as_str(), "\r\n"]);
+        let fields = fields.collect::<String>();
         let fields = fields.replace(REALM, &client.local_addr()?.to_string());
         let length = body.len();
         let end = format!("content-length: {length}\r\nconnection: close\r\n\r\n");

@@ -167,7 +167,7 @@ mod tests {
         let dir = crate::image::testing::temp();
         let partials = Partials::open(dir.path().join("partial")).expect("opens");
         let plan = plan("a", LEAST);
-        let all: Vec<u8> = (0..=u8::MAX).cycle().take(LEAST as usize).collect();
+        let all: Vec<u8> = (0..=u8::MAX).cycle().take(1 << 20).collect();
         let (first, second) = all.split_at(300_000);
 
         let mut keeping = Keeping::new(partials.of(&plan), first);
@@ -200,7 +200,7 @@ mod tests {
         assert_eq!(count(), 2);
         partials.sweep(SystemTime::now(), 1500).expect("swept");
         assert_eq!(count(), 1);
-        let late = SystemTime::now() + EXPIRY + Duration::from_secs(60);
+        let late = SystemTime::now() + EXPIRY + Duration::from_mins(1);
         partials.sweep(late, MOST).expect("swept");
         assert_eq!(count(), 0);
     }

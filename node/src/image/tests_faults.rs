@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::faulty::{Asked, Fault, Faulty};
+use super::faulty::{Asked, Fault, Faulty, Plan};
 use super::testing::{Hub, Layout, impatient, install_tls, open_store, temp};
 use super::{Image, ImageError, Reference, RegistryConfig};
 
@@ -115,9 +115,12 @@ async fn a_connection_cut_at_any_kilobyte_costs_no_byte_twice() {
 async fn a_registry_that_cuts_every_connection_gives_the_image_all_the_same() {
     let real = Real::start();
     let layers = real.layers.clone();
-    let plan = move |asked: &Asked| match asked.is_layer(&layers) {
-        true => Fault::CutBody(1024),
-        false => Fault::None,
+    let plan = move |asked: &Asked| {
+        if asked.is_layer(&layers) {
+            Fault::CutBody(1024)
+        } else {
+            Fault::None
+        }
     };
     let faulty = real.spoilt(plan).await;
     pull(&faulty, &impatient()).await.unwrap();
@@ -132,7 +135,7 @@ fn say(status: &'static str, fields: &[&str]) -> Fault {
     Fault::Say(status, fields, "{}")
 }
 
-/// What a table's row spoils.
+/// What a row of the table spoils.
 #[derive(Clone, Copy)]
 enum Where {
     Manifest,
@@ -140,178 +143,132 @@ enum Where {
     Layers,
 }
 
-/// What comes of it.
-enum Comes {
-    /// The image.
-    Right,
-    /// An error with these words.
-    Error(&'static str),
+struct Row {
+    name: &'static str,
+    place: Where,
+    fault: Fault,
+    /// How many requests of one path are answered so.
+    times: usize,
+    /// Words of the error; `None` when the image comes all the same.
+    error: Option<&'static str>,
+    /// How often what is spoilt is asked for at most.
+    most: usize,
+}
+
+fn right(name: &'static str, place: Where, fault: Fault, times: usize, most: usize) -> Row {
+    let error = None;
+    Row {
+        name,
+        place,
+        fault,
+        times,
+        error,
+        most,
+    }
+}
+
+/// Spoilt whenever it is asked for.
+fn wrong(name: &'static str, place: Where, fault: Fault, words: &'static str, most: usize) -> Row {
+    let (times, error) = (usize::MAX, Some(words));
+    Row {
+        name,
+        place,
+        fault,
+        times,
+        error,
+        most,
+    }
+}
+
+fn around() -> Fault {
+    say("307 Temporary Redirect", &["location: /v2/around"])
+}
+
+fn cuts() -> Vec<Row> {
+    use Where::{Config, Layers, Manifest};
+    let (cut, pause) = (Fault::CutBody(100), Duration::from_millis(3));
+    vec![
+        right("cut manifest", Manifest, cut.clone(), 2, 6),
+        right("cut config", Config, cut.clone(), 2, 3),
+        wrong("cut for ever", Config, cut, "cannot be reached", 4),
+        right("no head", Config, Fault::Cut(0), 2, 3),
+        right("half a head", Layers, Fault::Cut(20), 2, 6),
+        right("short, unnoticed", Layers, Fault::Short(7000), 1, 4),
+        right("slow", Layers, Fault::Slow(2048, pause), usize::MAX, 2),
+        right("stalled once", Layers, Fault::Stall(3000), 1, 4),
+        wrong("stalled", Config, Fault::Stall(10), "stood still", 4),
+    ]
+}
+
+fn lies() -> Vec<Row> {
+    use Where::{Config, Layers, Manifest};
+    let (short, config) = (Fault::Short(100), "image configuration has digest");
+    let page = Fault::Say("200 OK", Vec::new(), "<html>");
+    vec![
+        wrong("short config", Config, short, config, 1),
+        wrong("other layer", Layers, Fault::Swap, "has digest", 2),
+        wrong("other config", Config, Fault::Swap, config, 1),
+        wrong("other manifest", Manifest, Fault::Swap, "has digest", 1),
+        wrong("long layer", Layers, Fault::Long, "its descriptor says", 2),
+        wrong("long config", Config, Fault::Long, "over the limit", 1),
+        wrong("no manifest", Manifest, page, "cannot be read", 1),
+    ]
+}
+
+fn refusals() -> Vec<Row> {
+    use Where::{Config, Layers, Manifest};
+    let later = say("503 Service Unavailable", &[]);
+    let soon = say("429 Too Many Requests", &["retry-after: 0"]);
+    let never = say("429 Too Many Requests", &["retry-after: 3600"]);
+    let secrets = "location: http://169.254.169.254/latest";
+    let metadata = say("307 Temporary Redirect", &[secrets]);
+    let closed = say("401 Unauthorized", &[]);
+    vec![
+        right("429, soon", Layers, soon.clone(), 2, 6),
+        wrong("429, late", Manifest, never, "left alone for 3600 s", 1),
+        wrong("429, always", Config, soon, "429 Too Many Requests", 4),
+        right("503, twice", Config, later.clone(), 2, 3),
+        wrong("503, always", Manifest, later, "503 Service Unavailable", 4),
+        wrong("in circles", Config, around(), "redirects without end", 1),
+        wrong(
+            "metadata",
+            Layers,
+            metadata,
+            "sends us where it must not",
+            2,
+        ),
+        wrong("closed", Manifest, closed, "refuses access", 1),
+    ]
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_fault_ends_in_the_right_bytes_or_a_clear_error() {
-    use Comes::{Error, Right};
-    use Where::{Config, Layers, Manifest};
     let real = Real::start();
-    let later = say("503 Service Unavailable", &[]);
-    let soon = say("429 Too Many Requests", &["retry-after: 0"]);
-    let never = say("429 Too Many Requests", &["retry-after: 3600"]);
-    let around = say("307 Temporary Redirect", &["location: /v2/around"]);
-    let metadata = say(
-        "307 Temporary Redirect",
-        &["location: http://169.254.169.254/latest"],
-    );
-    let page = Fault::Say(
-        "200 OK",
-        vec!["content-type: text/html".to_owned()],
-        "<html>",
-    );
-    let slow = Fault::Slow(2048, Duration::from_millis(3));
-    let closed = say("401 Unauthorized", &[]);
-    // What, how many times, what comes, how often what is spoilt is asked for at most.
-    let table: Vec<(&str, Where, Fault, usize, Comes, usize)> = vec![
-        ("cut manifest", Manifest, Fault::CutBody(100), 2, Right, 6),
-        ("cut config", Config, Fault::CutBody(100), 2, Right, 3),
-        (
-            "cut for ever",
-            Config,
-            Fault::CutBody(100),
-            99,
-            Error("cannot be reached"),
-            4,
-        ),
-        ("no head", Config, Fault::Cut(0), 2, Right, 3),
-        ("half a head", Layers, Fault::Cut(20), 2, Right, 6),
-        ("short, unnoticed", Layers, Fault::Short(7000), 1, Right, 4),
-        (
-            "short config",
-            Config,
-            Fault::Short(100),
-            99,
-            Error("configuration has digest"),
-            1,
-        ),
-        (
-            "other layer",
-            Layers,
-            Fault::Swap,
-            99,
-            Error("has digest"),
-            2,
-        ),
-        (
-            "other config",
-            Config,
-            Fault::Swap,
-            99,
-            Error("image configuration has digest"),
-            1,
-        ),
-        (
-            "other manifest",
-            Manifest,
-            Fault::Swap,
-            99,
-            Error("has digest"),
-            1,
-        ),
-        (
-            "long layer",
-            Layers,
-            Fault::Long,
-            99,
-            Error("its descriptor says"),
-            2,
-        ),
-        (
-            "long config",
-            Config,
-            Fault::Long,
-            99,
-            Error("over the limit"),
-            1,
-        ),
-        (
-            "no manifest",
-            Manifest,
-            page,
-            99,
-            Error("cannot be read"),
-            1,
-        ),
-        ("429, soon", Layers, soon.clone(), 2, Right, 6),
-        (
-            "429, too late",
-            Manifest,
-            never,
-            99,
-            Error("left alone for 3600 s"),
-            1,
-        ),
-        (
-            "429, always",
-            Config,
-            soon,
-            99,
-            Error("429 Too Many Requests"),
-            4,
-        ),
-        ("503, twice", Config, later.clone(), 2, Right, 3),
-        (
-            "503, always",
-            Manifest,
-            later,
-            99,
-            Error("503 Service Unavailable"),
-            4,
-        ),
-        ("slow", Layers, slow, 99, Right, 2),
-        ("stalled once", Layers, Fault::Stall(3000), 1, Right, 4),
-        (
-            "stalled",
-            Config,
-            Fault::Stall(10),
-            99,
-            Error("stood still"),
-            4,
-        ),
-        (
-            "in circles",
-            Config,
-            around,
-            99,
-            Error("redirects without end"),
-            1,
-        ),
-        (
-            "metadata",
-            Layers,
-            metadata,
-            99,
-            Error("sends us where it must not"),
-            2,
-        ),
-        ("closed", Manifest, closed, 99, Error("refuses access"), 1),
-    ];
-    for (name, place, fault, times, comes, most) in table {
+    for row in cuts().into_iter().chain(lies()).chain(refusals()) {
+        let Row {
+            name,
+            place,
+            fault,
+            times,
+            error,
+            most,
+        } = row;
         let (layers, config) = (real.layers.clone(), real.config.clone());
         let is_it = move |asked: &Asked| match place {
-            Manifest => asked.path.contains("/manifests/"),
-            Config => asked.path.contains(&config),
-            Layers => asked.is_layer(&layers),
+            Where::Manifest => asked.path.contains("/manifests/"),
+            Where::Config => asked.path.contains(&config),
+            Where::Layers => asked.is_layer(&layers),
         };
-        let around = say("307 Temporary Redirect", &["location: /v2/around"]);
         let spoils = is_it.clone();
         let plan = move |asked: &Asked| match asked.path.as_str() {
-            "/v2/around" => around.clone(),
+            "/v2/around" => around(),
             _ if spoils(asked) && asked.number < times => fault.clone(),
             _ => Fault::None,
         };
         let faulty = real.spoilt(plan).await;
-        let outcome = pull(&faulty, &impatient()).await;
-        match (&outcome, comes) {
-            (Ok(()), Right) => {}
-            (Err(error), Error(words)) => {
+        match (pull(&faulty, &impatient()).await, error) {
+            (Ok(()), None) => {}
+            (Err(error), Some(words)) => {
                 assert!(error.to_string().contains(words), "{name}: {error}");
             }
             (outcome, _) => panic!("{name}: {outcome:?}"),
@@ -326,8 +283,9 @@ async fn every_fault_ends_in_the_right_bytes_or_a_clear_error() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_token_serves_a_pull_and_a_new_one_replaces_it() {
     let real = Real::start();
-    // Each token is good for so many requests.
-    for (good_for, tokens) in [(99, 1), (3, 2)] {
+    // The first token is good for so many requests, any other for all: it ends while nothing but the
+    // configuration is asked for.
+    for (good_for, tokens) in [(99, 1), (2, 2)] {
         let issued = Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let used = Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let (issuing, using) = (issued.clone(), used.clone());
@@ -343,7 +301,11 @@ async fn one_token_serves_a_pull_and_a_new_one_replaces_it() {
                 );
             }
             let known = asked.authorization.as_deref() == Some("Bearer t0k3n");
-            if known && using.fetch_add(1, SeqCst) < good_for {
+            let most = match issuing.load(SeqCst) {
+                1 => good_for,
+                _ => usize::MAX,
+            };
+            if known && using.fetch_add(1, SeqCst) < most {
                 return Fault::None;
             }
             // The realm is beside the registry, whatever its port.
@@ -365,7 +327,7 @@ async fn a_mirror_is_asked_first_and_never_relied_on() {
     let real = Real::start();
     let own = real.hub.address.to_string();
     let layers = real.layers.clone();
-    let cases: Vec<(&str, Arc<dyn Fn(&Asked) -> Fault + Send + Sync>)> = vec![
+    let cases: Vec<(&str, Arc<Plan>)> = vec![
         ("sound", Arc::new(|_: &Asked| Fault::None)),
         (
             "failing",

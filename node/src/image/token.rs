@@ -156,7 +156,7 @@ async fn take(request: RequestBuilder) -> Result<Grant, Refusal> {
             return Err(said("the token service's answer is too large"));
         }
     }
-    let token: Token = serde_json::from_slice(&body)
+    let token: Given = serde_json::from_slice(&body)
         .map_err(|_| said("the token service's answer is no token"))?;
     let text = token.token.or(token.access_token);
     let text = text.ok_or_else(|| said("the token service's answer is no token"))?;
@@ -181,8 +181,9 @@ fn refresh(http: &Client, realm: Url, asked: &Url, identity: &str) -> RequestBui
         .body(body)
 }
 
+/// What a token service says, in the protocol's words.
 #[derive(Deserialize)]
-struct Token {
+struct Given {
     #[serde(default)]
     token: Option<String>,
     #[serde(default)]
