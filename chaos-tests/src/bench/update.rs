@@ -31,6 +31,8 @@ pub fn run(plan: &Plan) -> Result<Board> {
     for update in &updates {
         for image in [&update.old, &update.new] {
             world.first().cli(&["image", "pull", image])?.ok()?;
+            // The other one has it too when it was elected to ask the registry for both.
+            drop(world[NODES[1]].cli(&["-y", "image", "rm", image])?);
         }
     }
     let mut contestants: Vec<Box<dyn Contestant + '_>> = vec![Box::new(Ours {
