@@ -9,6 +9,7 @@ mod burst;
 mod client;
 mod cold;
 mod density;
+mod fleet;
 mod group;
 mod load;
 mod peers;
@@ -61,7 +62,7 @@ pub struct Bench {
 }
 
 /// All there are, in the order in which `bench all` runs them.
-pub const ALL: [Bench; 7] = [
+pub const ALL: [Bench; 8] = [
     Bench {
         name: "cold-start",
         about: "a request to a service at zero, until its first byte; against crun and runc",
@@ -96,5 +97,10 @@ pub const ALL: [Bench; 7] = [
         name: "pull-update",
         about: "the next version of an image held here, from another node; against skopeo",
         run: update::run,
+    },
+    Bench {
+        name: "pull-fleet",
+        about: "an image to twenty nodes behind one thin link to the registry; against skopeo",
+        run: fleet::run,
     },
 ];
