@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use netfabric::wire::image::{ImageAnswer, ImageRequest};
-use scheduler::model::{ImagePin, RevisionKey};
+use scheduler::model::{ImagePin, Revision, RevisionKey};
 use scheduler::registry::State;
 use tokio::io::AsyncRead;
 use tokio::sync::mpsc;
@@ -175,6 +175,11 @@ impl Images {
         });
     }
 
+    /// Whether there is room for an image that may never be needed.
+    pub async fn is_roomy(&self) -> Result<bool, ImageError> {
+        self.store.is_roomy().await
+    }
+
     /// What is held here, with sizes and last uses.
     pub async fn stock(&self) -> Result<Vec<Stocked>, ImageError> {
         self.store.stock().await
@@ -203,16 +208,22 @@ impl Images {
 /// What of the images is needed: by instances of this node, and by revisions that services route
 /// to or would start next.
 pub fn wanted(state: &State, placed: &BTreeSet<RevisionKey>) -> Wanted {
-    let digest = |key: &RevisionKey| Some(state.revisions.get(key)?.image.digest.clone());
-    let deployed = state.services.values().flat_map(|service| {
+    let digest = |revision: &Revision| revision.image.digest.clone();
+    let here = placed.iter().filter_map(|key| state.revisions.get(key));
+    Wanted {
+        here: here.map(digest).collect(),
+        deployed: deployed(state).map(digest).collect(),
+    }
+}
+
+/// The revisions that services route to or would start next.
+pub fn deployed(state: &State) -> impl Iterator<Item = &Revision> {
+    let keys = state.services.values().flat_map(|service| {
         let mut keys = service.routed();
         keys.extend(service.status.latest_created.clone());
         keys
     });
-    Wanted {
-        here: placed.iter().filter_map(digest).collect(),
-        deployed: deployed.filter_map(|key| digest(&key)).collect(),
-    }
+    keys.filter_map(|key| state.revisions.get(&key))
 }
 
 fn docker_config() -> Option<std::path::PathBuf> {

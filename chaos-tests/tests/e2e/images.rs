@@ -98,6 +98,40 @@ fn a_site_asks_the_registry_once() -> Result<()> {
     Ok(())
 }
 
+/// What one node runs is brought to the one that would be next, so that neither the first node nor
+/// the registry is needed when that day comes.
+#[test]
+fn an_image_goes_ahead_to_the_likely_next_host() -> Result<()> {
+    let world = World::of(&["par-1", "par-2", "fra-1"])?;
+    world.deploy("web", &["--scale", "1..1"])?.ok()?;
+    let holders = || -> Result<BTreeSet<String>> {
+        let images = world.first().read(&["image", "ls"])?;
+        let nodes = images[0]["nodes"].as_array().context("nodes")?;
+        Ok(nodes
+            .iter()
+            .filter_map(|n| n.as_str())
+            .map(str::to_owned)
+            .collect())
+    };
+    let two = until("another node has the image", PATIENCE, || {
+        Ok(Some(holders()?).filter(|nodes| nodes.len() > 1))
+    })?;
+    ensure!(two.len() == 2, "{two:?} have it");
+    let ready = world.first().instances("web")?;
+    let host = ready[0]["nodeName"].as_str().context("a node")?;
+    let next = two.iter().find(|node| *node != host).context("another")?;
+    ensure!(two.contains(host), "{host} is none of {two:?}");
+    world.stop_registry()?;
+    world[host].kill()?;
+    let next = &world[next.as_str()];
+    until("the next host has an instance", PATIENCE, || {
+        let all = next.instances("web")?;
+        let here = |i: &Value| i["nodeName"] == *next.name && i["state"] == "Ready";
+        Ok(all.iter().any(here).then_some(()))
+    })?;
+    next.get("web", "/")?.ok()?.says("box").map(drop)
+}
+
 /// What the log of a node says of the layers that came from peers: their sizes and what was moved.
 fn moved(node: &Node) -> Result<Vec<(u64, u64)>> {
     let log = std::fs::read_to_string(node.dir().join("log/selvedged.log"))?;

@@ -40,6 +40,7 @@ use crate::meter::Meter;
 use crate::names::Names;
 use crate::network::Network;
 use crate::peers::{self, Peers};
+use crate::prefetch::Prefetch;
 use crate::protections::Protections;
 use crate::runtime::{Shims, ShimsConfig};
 use crate::stewardship::Stewardship;
@@ -230,6 +231,7 @@ impl App {
     async fn serve(self) -> Result<()> {
         keep_house(&self.config, &self.images, &self.agent, &self.registry)?;
         self.images.keep_sound();
+        tokio::spawn(self.prefetch().run());
         let meter = self.meter.clone();
         tokio::spawn(meter.run(self.agent.record(), self.registry.clone()));
         let api = Arc::new(Api {
@@ -287,6 +289,17 @@ impl App {
         self.mesh.close().await;
         drop(self.gossip);
         Ok(())
+    }
+
+    fn prefetch(&self) -> Prefetch {
+        Prefetch {
+            me: self.me,
+            images: self.images.clone(),
+            registry: self.registry.clone(),
+            fleet: self.fleet.clone(),
+            agent: self.agent.clone(),
+            per_hour: self.config.runtime.image_prefetch.0,
+        }
     }
 
     async fn start_distribution(&self, token: &str) -> Result<()> {

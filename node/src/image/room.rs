@@ -70,6 +70,13 @@ impl Store {
         .await
     }
 
+    /// Whether an image that may never be needed is welcome: the disk is below its low mark.
+    pub async fn is_roomy(&self) -> Result<bool, ImageError> {
+        let (marks, _) = self.inner.housekeeping();
+        self.blocking(move |inner| Ok(marks.is_roomy(inner.fill()?, inner.inventory()?.total())))
+            .await
+    }
+
     /// Removes what nothing needs, or tells what that would be.
     pub async fn prune(&self, what: Prune, dry_run: bool) -> Result<Removed, ImageError> {
         let (_, wanted) = self.inner.housekeeping();
