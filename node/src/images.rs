@@ -14,8 +14,8 @@ use tokio::sync::mpsc;
 
 use crate::config::RegistrySection;
 use crate::image::{
-    self, Image, ImageError, Limits, Marks, Prune, Reference, RegistryConfig, Removed, Stocked,
-    Store, Wanted, WantedFn,
+    self, Image, ImageError, Limits, Marks, Prune, Reference, RegistryConfig, Removed, Share,
+    Stocked, Store, Wanted, WantedFn,
 };
 
 /// How often the disk is looked at: a system call, no more, while it is below its high mark.
@@ -69,8 +69,9 @@ impl Images {
         &self.store
     }
 
-    /// The digest a deploy of `text` pins. With the policy `Never`, and when the registry is out of
-    /// reach, an image held here under that name is taken as it is.
+    /// The digest a deploy of `text` pins. What is held here under that name is taken as it is with
+    /// the policy `Never`, when it was pushed to this node, and when the registry is out of reach;
+    /// with `IfNotPresent` it is, if it is held, without asking.
     pub async fn pin(&self, text: &str, policy: &str) -> Result<ImagePin, ImageError> {
         let reference = Reference::parse(text)?;
         let held = self.held(&reference);
@@ -79,6 +80,9 @@ impl Images {
                 digest: reference.to_string(),
             });
         }
+        if let ("IfNotPresent", Some(held)) = (policy, &held) {
+            return Ok(held.clone());
+        }
         match (self.store.resolve(&reference, &self.registries).await, held) {
             (Err(error), Some(held)) if error.is_passing() => Ok(held),
             (resolved, _) => resolved,
@@ -86,7 +90,11 @@ impl Images {
     }
 
     /// Whether a reference names this node as its registry: then what was pushed here is the truth.
+    /// `localhost` without a port is what has no registry at all.
     fn is_door(&self, reference: &Reference) -> bool {
+        if reference.registry() == "localhost" {
+            return true;
+        }
         let Some(door) = self.door else { return false };
         let Some((host, port)) = reference.registry().rsplit_once(':') else {
             return false;
@@ -183,6 +191,14 @@ impl Images {
     /// What is held here, with sizes and last uses.
     pub async fn stock(&self) -> Result<Vec<Stocked>, ImageError> {
         self.store.stock().await
+    }
+
+    /// What the images of each service take on this node's disk; see [`Store::shares`].
+    pub async fn shares(
+        &self,
+        services: BTreeMap<String, BTreeSet<String>>,
+    ) -> Result<BTreeMap<String, Share>, ImageError> {
+        self.store.shares(services).await
     }
 
     /// Removes what is not needed, or tells what that would be.

@@ -1,7 +1,7 @@
 //! Images: of real programs, and from a file, where no registry is asked.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use chaos_tests::disk::rot;
@@ -84,6 +84,48 @@ fn a_pushed_image_runs_on_all_without_a_registry() -> Result<()> {
     push(&creds)?.ok()?.says("(already present)")?;
     first.deploy("app", NAME, &ONE_EACH)?.ok()?;
     on_every_node(&world, "app")
+}
+
+/// With our own command, over the operator's API: the name needs no registry, and a second push moves
+/// nothing.
+#[test]
+fn an_image_is_pushed_over_the_api() -> Result<()> {
+    let world = World::of(&THREE)?;
+    let archive = world.archive("oci-archive", "")?;
+    let other = world.archive("docker-archive", "other:1")?;
+    world.stop_registry()?;
+    let (first, last) = (world.first(), &world["lis-1"]);
+    let push = |node: &Node, from: &Path| {
+        let from = from.to_string_lossy();
+        node.cli(&["image", "push", &from, "app:1"])
+    };
+    push(first, &archive)?.ok()?.says("sent 2 blobs")?;
+    push(first, &archive)?.ok()?.says("sent 0 blobs")?;
+    push(first, &other)?
+        .code(2)?
+        .says("selvedge image import")?;
+    push(first, &world.dir())?
+        .code(2)?
+        .says("it has no index.json")?;
+    last.deploy("app", "localhost/app:1", &ONE_EACH)?
+        .code(1)?
+        .says("image localhost/app:1 is not held on this node")?
+        .says("selvedge image push")?;
+    first.deploy("app", "localhost/app:1", &ONE_EACH)?.ok()?;
+    on_every_node(&world, "app")?;
+    let usage = first.read(&["image", "usage"])?;
+    let shares = usage.as_array().context("a list")?;
+    let nodes: Vec<_> = shares.iter().map(|share| share["node"].as_str()).collect();
+    ensure!(
+        nodes == [Some("fra-1"), Some("lis-1"), Some("par-1")],
+        "{usage}"
+    );
+    let all = |share: &Value| {
+        let whole = share["bytes"].as_u64() > Some(0) && share["bytes"] == share["ownBytes"];
+        share["service"] == "default/app" && share["images"] == 1 && whole
+    };
+    ensure!(shares.iter().all(all), "{usage}");
+    Ok(())
 }
 
 /// Nodes of one region are behind one uplink: one of them asks the registry for all.

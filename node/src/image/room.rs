@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::books::Image;
 use super::error::ImageError;
 use super::gc::{Ask, Fill, Inventory, Marks, Wanted};
+use super::shares::{Share, shares};
 use super::store::{Inner, Store};
 
 /// How the disk of the image store is filled.
@@ -52,6 +53,16 @@ impl Store {
     /// What is held, with sizes and last uses.
     pub async fn stock(&self) -> Result<Vec<Stocked>, ImageError> {
         self.blocking(Inner::stock).await
+    }
+
+    /// What the images of each user take, of whom each has these manifest digests; under the empty
+    /// name what nobody has.
+    pub async fn shares(
+        &self,
+        users: BTreeMap<String, BTreeSet<String>>,
+    ) -> Result<BTreeMap<String, Share>, ImageError> {
+        self.blocking(move |inner| Ok(shares(&inner.inventory()?, &users)))
+            .await
     }
 
     /// Brings the disk from above the high mark down to the low one.
