@@ -76,7 +76,7 @@ impl Site<'_> {
         let took = began.elapsed();
         #[expect(clippy::cast_precision_loss, reason = "bytes of one image")]
         let [moved, unique] =
-            [self.carried()? - before, self.packed(image)?].map(|bytes| bytes as f64);
+            [self.carried()? - before, Self::packed(image)?].map(|bytes| bytes as f64);
         Ok(vec![
             PULL.of(took.as_secs_f64() * 1e3),
             MOVED.of(moved / 1e6),
@@ -105,7 +105,7 @@ impl Site<'_> {
     }
 
     /// The manifest's bytes and those of all that it names.
-    fn packed(&self, image: &str) -> Result<u64> {
+    fn packed(image: &str) -> Result<u64> {
         let source = format!("docker://{image}");
         let words = ["inspect", "--raw", "--tls-verify=false", &source];
         let raw = world::run("skopeo", words)?.ok()?.out;
