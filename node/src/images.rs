@@ -14,8 +14,8 @@ use tokio::sync::mpsc;
 
 use crate::config::RegistrySection;
 use crate::image::{
-    self, Image, ImageError, Limits, Marks, Prune, Reference, RegistryConfig, Removed, Share,
-    Stocked, Store, Wanted, WantedFn,
+    self, Image, ImageCounts, ImageError, Limits, Marks, Prune, Reference, RegistryConfig, Removed,
+    Share, Stocked, Store, Wanted, WantedFn,
 };
 
 /// How often the disk is looked at: a system call, no more, while it is below its high mark.
@@ -218,6 +218,11 @@ impl Images {
 
     pub fn list(&self) -> Vec<Arc<Image>> {
         self.store.list()
+    }
+
+    /// What pulls did since the daemon began, and what is held now.
+    pub async fn counts(&self) -> Result<ImageCounts, ImageError> {
+        self.store.counts().await
     }
 }
 

@@ -12,16 +12,18 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use chaos_tests::checkers::images;
 use chaos_tests::checkers::leaks::{self, Footprint};
 use chaos_tests::disk::Prefix;
 use chaos_tests::workload::api::Door;
 use chaos_tests::workload::history::Phase;
-use chaos_tests::world::{Launch, Node, Outcome, PATIENCE, World, run, until};
+use chaos_tests::world::{Launch, Node, Outcome, PATIENCE, World, noise, run, until};
 use serde_json::Value;
 
 use crate::SMALL;
 use points::Step::{
-    self, Boot, Changes, Delete, Deploy, Equip, Idle, Import, Pull, Request, Thaw, Unparked,
+    self, Boot, Changes, Delete, Deploy, Equip, Idle, Import, Large, Pull, Push, Remove, Request,
+    Resume, Share, Thaw, Unparked,
 };
 use points::{AWAITED, POINTS};
 
@@ -34,6 +36,10 @@ const ONE: [&str; 4] = ["--scale", "1..1", "--cpu", "0.1"];
 const DYING: Duration = Duration::from_secs(20);
 /// More changes than there are between two snapshots.
 const MANY: u64 = 3000;
+/// Where images are pushed to the node.
+const DOOR: &str = "127.0.0.1:5000";
+/// Bytes of a layer of which a part is kept, as that of others is not.
+const LARGE: u64 = 4 << 20;
 
 /// What has to be so once the daemon runs again.
 enum Promise {
@@ -59,10 +65,22 @@ struct Crashes {
 }
 
 impl Crashes {
-    fn begin() -> Result<Self> {
-        let world = World::of(&["par-1"])?;
+    fn begin(steps: &[Step]) -> Result<Self> {
+        // The other node is in another region: it has no part in the service.
+        let shares = steps.contains(&Share);
+        let world = World::of(if shares {
+            &["par-1", "fra-1"]
+        } else {
+            &["par-1"]
+        })?;
         let node = world.first().clone();
-        world.deploy(KEPT, &ONE)?.ok()?;
+        if steps.contains(&Push) {
+            node.configure(&format!("[images]\nlisten = \"{DOOR}\"\n"))?;
+            world.settle()?;
+        }
+        world
+            .deploy(KEPT, &[&ONE[..], &["--region", "par"]].concat())?
+            .ok()?;
         let order = world.dir().join("die-at");
         let env = vec![(ORDER.into(), order.clone().into_os_string())];
         let prefix = Prefix {
@@ -115,9 +133,10 @@ impl Crashes {
         self.world.settle()?;
         self.holds(&name, &promise)?;
         self.images_are_whole()?;
-        if let Pull | Import = step {
+        if let Pull | Large | Resume | Share | Import | Push | Remove = step {
             self.fetch(step, &name, &prepared)?.ok()?;
             self.images_are_whole()?;
+            images::nothing_partial(&self.node.dir().join("images"))?;
         }
         self.nothing_is_left(&name)
     }
@@ -146,10 +165,7 @@ impl Crashes {
                 }
                 Ok(String::new())
             }
-            Pull => {
-                self.world.push(name, &[self.layer(name)?])?;
-                Ok(self.world.image(name))
-            }
+            Pull | Large | Resume | Share | Push | Remove => self.prepare_image(step, name),
             Import => {
                 let file = self.world.archive("oci-archive", "")?;
                 Ok(file.to_string_lossy().into_owned())
@@ -166,6 +182,36 @@ impl Crashes {
         }
     }
 
+    /// An image in the registry that the step needs, and what has to be done with it before.
+    fn prepare_image(&self, step: Step, name: &str) -> Result<String> {
+        self.world.push(name, &[self.layer(step, name)?])?;
+        let image = self.world.image(name);
+        match step {
+            Remove => drop(self.node.cli(&["image", "pull", &image])?.ok()?),
+            Share => {
+                let other = &self.world["fra-1"];
+                other.cli(&["image", "pull", &image])?.ok()?;
+                until("the node hears who holds it", PATIENCE, || {
+                    let all = self.node.read(&["image", "ls"])?;
+                    let all = all.as_array().context("images are no list")?;
+                    let only_there = |i: &Value| i["nodes"] == serde_json::json!(["fra-1"]);
+                    Ok(all.iter().any(only_there).then_some(()))
+                })?;
+            }
+            Resume => {
+                fs::write(&self.order, "image::piece_kept")?;
+                self.fetch(step, name, &image)?;
+                self.died_at("image::piece_kept")?;
+                self.deaths.set(self.deaths.get() + 1);
+                fs::remove_file(&self.order)?;
+                self.node.start_with(&self.launch)?;
+                self.world.settle()?;
+            }
+            _ => {}
+        }
+        Ok(image)
+    }
+
     /// Waits until an instance of the service is in this state.
     fn is(&self, service: &str, state: &str) -> Result<()> {
         until(&format!("{service} is {state}"), PATIENCE, || {
@@ -177,16 +223,14 @@ impl Crashes {
     }
 
     /// A layer that no other image has.
-    fn layer(&self, name: &str) -> Result<PathBuf> {
-        let (root, tar) = (
-            self.world.dir().join(name),
-            self.world.dir().join(format!("{name}.tar")),
-        );
+    fn layer(&self, step: Step, name: &str) -> Result<PathBuf> {
+        let root = self.world.dir().join(name);
         fs::create_dir(&root)?;
         fs::write(root.join(name), name)?;
-        let (root, file) = (root.to_string_lossy(), tar.to_string_lossy());
-        run("tar", ["-cf", &file, "-C", &root, "."])?.ok()?;
-        Ok(tar)
+        if let Large | Resume = step {
+            noise(&root.join("noise"), LARGE, self.deaths.get() as u64)?;
+        }
+        self.world.pack(&root, name)
     }
 
     fn provoke(&self, step: Step, name: &str, prepared: &str) -> Result<Promise> {
@@ -221,8 +265,12 @@ impl Crashes {
                 self.node.cli(&["delete", name, "--no-wait", "--yes"])?,
                 Promise::Gone,
             ),
-            Pull | Import => {
+            Pull | Large | Resume | Share | Import | Push => {
                 self.fetch(step, name, prepared)?;
+                Promise::Gone
+            }
+            Remove => {
+                self.node.cli(&["-y", "image", "rm", prepared])?;
                 Promise::Gone
             }
             Boot => {
@@ -235,9 +283,12 @@ impl Crashes {
     }
 
     fn fetch(&self, step: Step, name: &str, image: &str) -> Result<Outcome> {
-        let name = format!("imports.test/{name}:1");
         match step {
-            Import => self.node.cli(&["image", "import", image, "--as", &name]),
+            Import => {
+                let name = format!("imports.test/{name}:1");
+                self.node.cli(&["image", "import", image, "--as", &name])
+            }
+            Push => self.node.push(image, &format!("{DOOR}/{name}:1")),
             _ => self.node.cli(&["image", "pull", image]),
         }
     }
@@ -315,25 +366,8 @@ impl Crashes {
         Ok(services.to_string().contains(&format!("\"{service}\"")))
     }
 
-    /// Every layer on disk is some recorded image's, and every one of those is there.
     fn images_are_whole(&self) -> Result<()> {
-        let images = self.node.dir().join("images");
-        let mut recorded = BTreeSet::new();
-        for entry in fs::read_dir(images.join("index"))? {
-            let record: Value = serde_json::from_slice(&fs::read(entry?.path())?)?;
-            let layers = record["layers"].as_array().context("no layers")?;
-            let hex = layers
-                .iter()
-                .filter_map(|id| id.as_str()?.split(':').nth(1));
-            recorded.extend(hex.map(ToOwned::to_owned));
-        }
-        let there = fs::read_dir(images.join("layers"))?.flatten();
-        let there: BTreeSet<_> = there
-            .map(|entry| entry.file_name().to_string_lossy().into_owned())
-            .collect();
-        let odd: Vec<_> = there.symmetric_difference(&recorded).collect();
-        ensure!(odd.is_empty(), "layers and records differ: {odd:?}");
-        Ok(())
+        images::whole(&self.node.dir().join("images")).map(drop)
     }
 
     fn nothing_is_left(&self, name: &str) -> Result<()> {
@@ -347,7 +381,7 @@ impl Crashes {
 }
 
 fn dies_at(steps: &[Step]) -> Result<()> {
-    let mut crashes = Crashes::begin()?;
+    let mut crashes = Crashes::begin(steps)?;
     crashes.all(steps)?;
     crashes.world.hush();
     Ok(())
@@ -396,4 +430,14 @@ fn the_daemon_dies_while_an_instance_ends() -> Result<()> {
 #[test]
 fn the_daemon_dies_over_images_at_boot_and_over_snapshots() -> Result<()> {
     dies_at(&[Pull, Import, Boot, Changes])
+}
+
+#[test]
+fn the_daemon_dies_while_images_are_pushed_to_it_and_removed() -> Result<()> {
+    dies_at(&[Push, Remove])
+}
+
+#[test]
+fn the_daemon_dies_while_an_image_comes_piece_by_piece() -> Result<()> {
+    dies_at(&[Large, Resume, Share])
 }

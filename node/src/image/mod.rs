@@ -53,6 +53,7 @@ mod snapshot;
 mod source;
 mod spool;
 mod store;
+mod tally;
 mod token;
 mod tree;
 mod unpack;
@@ -76,6 +77,7 @@ pub use shares::Share;
 pub use snapshot::Snapshot;
 pub use source::{Answers, Near, Neighbour, Waits};
 pub use store::{Store, WantedFn};
+pub use tally::{ImageCounts, PULL_BOUNDS, Pulls};
 
 #[cfg(test)]
 mod faulty;
@@ -91,6 +93,8 @@ mod tests_chunks;
 mod tests_documents;
 #[cfg(test)]
 mod tests_faults;
+#[cfg(test)]
+mod tests_full;
 #[cfg(test)]
 mod tests_gc;
 #[cfg(test)]

@@ -223,6 +223,11 @@ impl Inner {
         })
     }
 
+    /// Bytes of layers, each counted once.
+    pub(super) fn stored(&self) -> Result<u64, ImageError> {
+        Ok(self.inventory()?.total())
+    }
+
     fn stock(&self) -> Result<Vec<Stocked>, ImageError> {
         let inventory = self.inventory()?;
         let sharers = inventory.sharers();
