@@ -4,7 +4,7 @@
 //! what a fleet does whose nodes know nothing of each other. Counted are whole frames, what the
 //! protocols add included; the share is of the image's own packed bytes, each once.
 
-use std::path::PathBuf;
+use std::fs;
 use std::thread;
 use std::time::Instant;
 
@@ -13,12 +13,15 @@ use anyhow::{Context as _, Result, ensure};
 use super::board::{Board, MOVED, OURS, PACKED_SHARE, PULL, Reading};
 use super::race::{Contestant, race};
 use super::{Plan, peers};
-use crate::world::{self, Node, REGISTRY, Standard, World, change};
+use crate::world::{self, Node, REGISTRY, World, change, noise};
 
 const NODES: usize = 20;
 const CASES: [&str; 2] = ["new", "next-version"];
+/// An image small enough that twenty copies of it pass the thin link in about a minute.
+const FILES: u64 = 80;
+const SIZE: u64 = 100_000;
 /// Of every so many files of the next version one is another.
-const ONE_IN: usize = 50;
+const ONE_IN: usize = 40;
 /// What leaves the registry, for all nodes together; the queue is a home router's.
 const UPLINK: &str = "tbf rate 20mbit burst 64kb latency 400ms";
 
@@ -27,8 +30,7 @@ pub fn run(plan: &Plan) -> Result<Board> {
     let names: Vec<String> = (1..=NODES).map(|n| format!("par-{n}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let world = World::of(&names)?;
-    let old = world.standard(Standard::Nginx)?;
-    let new = next(&world)?;
+    let (old, new) = versions(&world)?;
     let host = world.registry_host();
     let shape = format!("qdisc add dev eth0 root {UPLINK}");
     let words = ["netns", "exec", &host, "tc"].into_iter();
@@ -47,14 +49,17 @@ pub fn run(plan: &Plan) -> Result<Board> {
     Ok(board)
 }
 
-/// The next version of the first image, as one layer in its place.
-fn next(world: &World) -> Result<String> {
-    let root = world.files(Standard::Nginx)?;
-    let changed = change(&root, ONE_IN)?;
-    ensure!(changed > 3, "only {changed} files were changed");
-    let layer: PathBuf = world.pack(&root, "next")?;
-    world.push("next", &[layer])?;
-    Ok(world.image("next"))
+/// Two versions of one image, each of a layer of files that do not pack.
+fn versions(world: &World) -> Result<(String, String)> {
+    let root = world.dir().join("app");
+    fs::create_dir(&root)?;
+    for file in 0..FILES {
+        noise(&root.join(format!("f{file:03}")), SIZE, 1000 + file)?;
+    }
+    world.push("old", &[world.pack(&root, "old")?])?;
+    ensure!(change(&root, ONE_IN)? > 0, "nothing was changed");
+    world.push("next", &[world.pack(&root, "next")?])?;
+    Ok((world.image("old"), world.image("next")))
 }
 
 struct Site<'a> {
@@ -163,10 +168,10 @@ impl Contestant for Skopeo<'_> {
         let copy = |node: &Node, image: &str, tag: &str| {
             let from = format!("docker://{image}");
             let to = format!("oci:{}:{tag}", folder(node).display());
-            let words = ["300", "skopeo", "--insecure-policy", "copy", "--quiet"];
+            let words = ["--insecure-policy", "copy", "--quiet"];
             let more = ["--src-tls-verify=false", &from, &to];
             let words = [&words[..], &more].concat();
-            node.run("timeout", &words)?.ok().map(drop)
+            node.run("skopeo", &words)?.ok().map(drop)
         };
         if let Some(held) = held {
             // Not over the thin link: whoever holds it got it another day.
@@ -187,7 +192,7 @@ impl Contestant for Skopeo<'_> {
         }
         let readings = self.0.measured(image, |node| copy(node, image, "new"))?;
         for node in self.0.world.nodes() {
-            std::fs::remove_dir_all(folder(node))?;
+            fs::remove_dir_all(folder(node))?;
         }
         Ok(readings)
     }
