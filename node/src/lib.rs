@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod api;
 pub mod app;
+mod causes;
 pub mod clock;
 pub mod config;
 pub mod consensus;

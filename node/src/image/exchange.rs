@@ -16,6 +16,7 @@ use super::manifest::{DOCKER_INDEX, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
 use super::reach::{self, Reach};
 use super::reference::Reference;
 use super::token::{self, Tokens};
+use crate::causes::with_causes;
 
 /// Tries of one request that meets a passing trouble, and of one place in a download.
 pub(super) const TRIES: u32 = 4;
@@ -270,7 +271,7 @@ impl Exchange {
     }
 
     fn network_error(&self, error: reqwest::Error) -> ImageError {
-        let detail = chain(&error.without_url());
+        let detail = with_causes(&error.without_url());
         if detail.contains(reach::REFUSED) || detail.contains(reach::TOO_MANY) {
             // Asking again leads to the same place.
             return self.error(detail);
@@ -287,20 +288,6 @@ impl Exchange {
             detail,
         }
     }
-}
-
-/// An error with its causes: the innermost is the one that helps ("connection refused").
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let more = cause.to_string();
-        if !text.ends_with(&more) {
-            text = format!("{text}: {more}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 pub(super) fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {

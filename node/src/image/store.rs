@@ -544,7 +544,7 @@ impl Inner {
         let reach = Reach::new(host);
         let made = reach::client(&reach, &trust, connect);
         let client = made.map_err(|e| {
-            let detail = super::exchange::chain(&e);
+            let detail = crate::causes::with_causes(&e);
             ImageError::io("set up TLS for registries", std::io::Error::other(detail))
         })?;
         if clients.len() >= MAX_CLIENTS {
