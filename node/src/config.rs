@@ -9,7 +9,7 @@ use std::time::Duration;
 use scheduler::model::{Name, units};
 use serde::{Deserialize, Deserializer};
 
-use crate::image::Marks;
+use crate::image::{Marks, SignatureRule};
 use crate::volumes::HostPath;
 
 /// Larger files are refused before they are parsed.
@@ -141,17 +141,42 @@ impl Default for ApiSection {
     }
 }
 
-/// Where `docker push` reaches this node. Plain HTTP, so loopback alone; off unless asked for.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ImagesSection {
+    /// Where `docker push` reaches this node. Plain HTTP, so loopback alone; off unless asked for.
     pub listen: Listen,
+    /// Which images need whose signature; none by default.
+    pub signatures: Vec<SignaturesSection>,
+}
+
+/// One of `keys` (files in PEM form) must have signed every image that begins as one of `images`, in
+/// each of `namespaces`. Without `images` that is every image, without `namespaces` everywhere.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignaturesSection {
+    #[serde(default)]
+    pub namespaces: Vec<Name>,
+    #[serde(default)]
+    pub images: Vec<String>,
+    pub keys: Vec<PathBuf>,
+}
+
+impl SignaturesSection {
+    pub fn rule(&self) -> SignatureRule {
+        SignatureRule {
+            namespaces: self.namespaces.iter().map(ToString::to_string).collect(),
+            images: self.images.clone(),
+            keys: self.keys.clone(),
+        }
+    }
 }
 
 impl Default for ImagesSection {
     fn default() -> Self {
         Self {
             listen: Listen(None),
+            signatures: Vec::new(),
         }
     }
 }

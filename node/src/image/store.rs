@@ -23,6 +23,7 @@ use super::health::Health;
 use super::layer::{Layers, Marker};
 use super::manifest::Document;
 use super::partial::Partials;
+use super::proofs::Proofs;
 use super::reach::{self, Reach, Trust};
 use super::reference::Reference;
 use super::room;
@@ -68,6 +69,7 @@ pub(super) struct Inner {
     /// Rises with every piece that comes from a registry.
     pub arrived: AtomicU64,
     pub health: Health,
+    pub proofs: Proofs,
     books: Mutex<Books>,
     /// Taken by whoever changes `index/`, so that records and books tell the same story. Never
     /// together with waiting for anything but the disk.
@@ -105,6 +107,7 @@ impl Store {
             near: OnceLock::new(),
             arrived: AtomicU64::new(0),
             health: Health::new(),
+            proofs: Proofs::default(),
             books: Mutex::new(Books::default()),
             recording: Mutex::new(()),
             clients: Mutex::new(BTreeMap::new()),
@@ -422,6 +425,7 @@ impl Inner {
         let record = self.record(digest);
         disk::remove_all(&record).map_err(|e| ImageError::disk("remove", &record, e))?;
         self.health.forget(digest);
+        self.forget_proof(digest)?;
         let graves = self.sweep()?;
         // The slow part, with the records open to others again.
         drop(recording);
