@@ -502,6 +502,24 @@ mod tests {
     }
 
     #[test]
+    fn rules_for_signatures_name_their_keys() {
+        let text = |rule: &str| format!("{SMALL}[[images.signatures]]\n{rule}\n");
+        let config = parse(&text("namespaces=[\"prod\"]\nkeys=[\"/k\"]")).unwrap();
+        let rule = config.images.signatures[0].rule();
+        assert_eq!(
+            (rule.namespaces, rule.images),
+            (vec!["prod".to_owned()], vec![])
+        );
+        for bad in [
+            "",
+            "keys=[]\nnamespaces=[\"No!\"]",
+            "keys=[]\nimage=[\"r\"]",
+        ] {
+            assert!(parse(&text(bad)).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn an_unknown_key_is_refused_with_its_line() {
         let error = parse(&format!("{SMALL}[ingress]\nhtpp=\":80\"\n")).unwrap_err();
         assert!(

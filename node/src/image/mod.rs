@@ -109,4 +109,6 @@ mod tests_protocol;
 #[cfg(test)]
 mod tests_pull;
 #[cfg(test)]
+mod tests_signatures;
+#[cfg(test)]
 mod tests_unpack;
