@@ -201,7 +201,8 @@ impl Archive<'_> {
         for entry in images {
             match self.oci_image(entry) {
                 Ok(mut image) => {
-                    image.proof.signatures.clone_from(&signed);
+                    let index = image.proof.index.take();
+                    image.proof = Proof::of(&image.digest, index, &signed);
                     found.push(image);
                 }
                 // One archive may carry an image for each kind of machine.

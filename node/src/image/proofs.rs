@@ -18,7 +18,7 @@ use super::peers::Company;
 use super::policy::{Demand, Policy};
 use super::reference::Reference;
 use super::registry::Registry;
-use super::signature::{ANNOTATION, MAX_PAYLOAD, MAX_SIGNATURES, MEDIA_TYPE};
+use super::signature::{ANNOTATION, MAX_INDEX, MAX_PAYLOAD, MAX_SIGNATURES, MEDIA_TYPE};
 use super::signature::{Proof, Refusal, Signature};
 use super::store::{Inner, Store};
 
@@ -26,8 +26,6 @@ use super::store::{Inner, Store};
 pub(super) const MAX_PROOF: usize = 2 * 1024 * 1024;
 /// The manifest that lists an image's signatures.
 const MAX_LIST: u64 = 256 * 1024;
-/// An index that was signed in an image's place.
-const MAX_INDEX: u64 = 256 * 1024;
 
 /// What is demanded, and who signed what. Without a policy nothing is.
 #[derive(Default)]
@@ -259,7 +257,10 @@ async fn found(
         return Ok(Proof { signatures, index });
     }
     let registry = Registry::new(store, reference, config)?;
-    let (bytes, digest) = match registry.manifest(reference.digest(), MAX_INDEX).await {
+    let (bytes, digest) = match registry
+        .manifest(reference.digest(), MAX_INDEX as u64)
+        .await
+    {
         Ok(found) => found,
         // The name may be gone: the image itself is not signed.
         Err(ImageError::NotFound { .. }) => return Ok(Proof::default()),

@@ -29,6 +29,8 @@ pub(super) const ANNOTATION: &str = "dev.cosignproject.cosign/signature";
 pub(super) const MAX_SIGNATURES: usize = 32;
 /// Bytes of a signed document; cosign's have about 250, and what its user adds.
 pub(super) const MAX_PAYLOAD: u64 = 32 * 1024;
+/// An index that was signed in an image's place.
+pub(super) const MAX_INDEX: usize = 256 * 1024;
 /// In base64: RSA with 8192 bits takes 1368.
 const MAX_SIGNATURE: usize = 2048;
 const PAYLOAD_TYPE: &str = "cosign container image signature";
@@ -168,6 +170,25 @@ pub(super) struct Proof {
 }
 
 impl Proof {
+    /// Of many signatures those that can be of this image, else those of the index it was found by.
+    pub(super) fn of(image: &Digest, index: Option<String>, all: &[Signature]) -> Self {
+        let naming = |digest: &Digest| -> Vec<Signature> {
+            let these = all.iter().filter(|s| s.payload.contains(digest.as_str()));
+            these.take(MAX_SIGNATURES).cloned().collect()
+        };
+        let own = naming(image);
+        match index.filter(|index| own.is_empty() && index.len() <= MAX_INDEX) {
+            Some(index) => Self {
+                signatures: naming(&Digest::of(index.as_bytes())),
+                index: Some(index),
+            },
+            None => Self {
+                signatures: own,
+                index: None,
+            },
+        }
+    }
+
     /// The ids of those keys that signed the image with this digest, and why other signatures do not
     /// count.
     pub(super) fn signers(

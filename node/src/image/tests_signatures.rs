@@ -257,6 +257,22 @@ fn only_a_known_key_over_this_digest_counts() {
             assert!(!proof.signers(&image, &[]).0.contains(&strange.id));
         }
     }
+    let (signer, named) = (Signer::new(&CURVE), |digest: &Digest| {
+        Signature::new(&payload(digest), "x").unwrap()
+    });
+    let (own, of_index) = (named(&image), named(&Digest::of(index.as_bytes())));
+    let both = [named(&other), of_index.clone(), own.clone()];
+    let found = |all: &[Signature]| Proof::of(&image, Some(index.clone()), all);
+    assert_eq!(found(&both).signatures, [own]);
+    assert_eq!(found(&both).index, None);
+    assert_eq!(found(&both[..2]).signatures, [of_index]);
+    assert_eq!(found(&both[..2]).index, Some(index.clone()));
+    assert!(
+        found(&both[..2])
+            .signers(&image, &[&signer.key()])
+            .0
+            .is_empty()
+    );
     let large = vec![b' '; usize::try_from(MAX_PAYLOAD).unwrap() + 1];
     assert_eq!(Signature::new(&large, ""), Err(Refusal::TooLarge));
     assert_eq!(
