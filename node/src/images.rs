@@ -12,7 +12,7 @@ use scheduler::registry::State;
 use tokio::io::AsyncRead;
 use tokio::sync::mpsc;
 
-use crate::config::{ImagesSection, RegistrySection};
+use crate::config::{ImagesSection, RegistrySection, SignaturesSection};
 use crate::image::{
     self, Image, ImageError, Limits, Marks, Policy, Prune, Reference, RegistryConfig, Removed,
     Stocked, Store, Wanted, WantedFn,
@@ -58,7 +58,8 @@ impl Images {
         let store = Store::open(&data.join("images"), Limits::default())?;
         // Through /proc the binary is found even after an upgrade replaced it.
         store.unpack_apart("/proc/self/exe".into());
-        let rules: Vec<_> = section.signatures.iter().map(|rule| rule.rule()).collect();
+        let rules = section.signatures.iter();
+        let rules: Vec<_> = rules.map(SignaturesSection::rule).collect();
         store.require(Policy::load(&rules)?)?;
         Ok(Self {
             store,

@@ -160,13 +160,23 @@ fn refused(outcome: Result<(), ImageError>, words: &str) {
     assert!(error.to_string().contains(words), "{words}: {error}");
 }
 
+/// What is signed, by which signatures, with which index, whether it counts and what is said.
+type Case<'a> = (
+    &'a str,
+    Vec<Signature>,
+    Option<&'a str>,
+    bool,
+    &'a [Refusal],
+);
+
+fn listing(image: &Digest) -> String {
+    format!(r#"{{"manifests":[{{"digest":"{image}","size":1}}]}}"#)
+}
+
 #[test]
 fn only_a_known_key_over_this_digest_counts() {
     let image = Digest::of(b"image");
-    let (other, index) = (
-        Digest::of(b"other"),
-        format!(r#"{{"manifests":[{{"digest":"{image}","size":1}}]}}"#),
-    );
+    let (other, index) = (Digest::of(b"other"), listing(&image));
     let stranger = Signer::new(&CURVE);
     let kinds: [&[&str]; 3] = [&CURVE, &["-algorithm", "ED25519"], &["-algorithm", "RSA"]];
     for kind in kinds {
@@ -181,7 +191,7 @@ fn only_a_known_key_over_this_digest_counts() {
         let untyped = signed(&payload(&image).to_ascii_uppercase(), &signer);
         let garbled = Signature::new(&payload(&image), "?").unwrap();
         let swapped = Signature::new(&payload(&image), &signer.sign(&payload(&other))).unwrap();
-        let table: Vec<(&str, Vec<Signature>, Option<&str>, bool, &[Refusal])> = vec![
+        let table: Vec<Case<'_>> = vec![
             ("right", vec![right.clone()], None, true, &[]),
             ("none", vec![], None, false, &[]),
             (
@@ -257,9 +267,13 @@ fn only_a_known_key_over_this_digest_counts() {
             assert!(!proof.signers(&image, &[]).0.contains(&strange.id));
         }
     }
-    let (signer, named) = (Signer::new(&CURVE), |digest: &Digest| {
-        Signature::new(&payload(digest), "x").unwrap()
-    });
+}
+
+#[test]
+fn of_many_signatures_those_of_an_image_are_kept() {
+    let (image, other) = (Digest::of(b"image"), Digest::of(b"other"));
+    let index = listing(&image);
+    let named = |digest: &Digest| Signature::new(&payload(digest), "x").unwrap();
     let (own, of_index) = (named(&image), named(&Digest::of(index.as_bytes())));
     let both = [named(&other), of_index.clone(), own.clone()];
     let found = |all: &[Signature]| Proof::of(&image, Some(index.clone()), all);
@@ -267,12 +281,6 @@ fn only_a_known_key_over_this_digest_counts() {
     assert_eq!(found(&both).index, None);
     assert_eq!(found(&both[..2]).signatures, [of_index]);
     assert_eq!(found(&both[..2]).index, Some(index.clone()));
-    assert!(
-        found(&both[..2])
-            .signers(&image, &[&signer.key()])
-            .0
-            .is_empty()
-    );
     let large = vec![b' '; usize::try_from(MAX_PAYLOAD).unwrap() + 1];
     assert_eq!(Signature::new(&large, ""), Err(Refusal::TooLarge));
     assert_eq!(
@@ -423,6 +431,57 @@ async fn what_was_admitted_once_needs_no_registry_again() {
     refused(admit(&store, Some("prod"), &pin).await, "cannot be reached");
     store.remove(&pin.digest).await.unwrap();
     assert!(!kept.exists(), "it goes with its image");
+}
+
+/// `cosign sign` of a name that is an index signs the index, and instances run what it lists.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_signed_index_vouches_for_what_it_lists() {
+    let (hub, pin, digest) = pushed();
+    let (signer, dir, files) = (Signer::new(&CURVE), temp(), temp());
+    let layout = files.path().join("layout");
+    let from = format!("docker://{}/team/app:1", hub.address);
+    let to = format!("oci:{}:1", layout.display());
+    let copy = ["copy", "--insecure-policy", "--all"];
+    let plain = ["--src-tls-verify=false", &from, &to];
+    run("skopeo", &[&copy[..], &plain].concat());
+    let index = format!(
+        r#"{{"schemaVersion":2,"mediaType":"{0}","manifests":[{{"mediaType":"{1}","digest":"{digest}","size":{2},"platform":{{"os":"linux","architecture":"{3}"}}}}]}}"#,
+        super::manifest::OCI_INDEX,
+        super::manifest::OCI_MANIFEST,
+        hub.manifest("team/app", "1").len(),
+        super::manifest::host_architecture()
+    );
+    let whole = Digest::of(index.as_bytes());
+    fs::write(layout.join("blobs/sha256").join(whole.hex()), &index).unwrap();
+    let top = format!(
+        r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"{}","digest":"{whole}","size":{},"annotations":{{"org.opencontainers.image.ref.name":"m"}}}}]}}"#,
+        super::manifest::OCI_INDEX,
+        index.len()
+    );
+    fs::write(layout.join("index.json"), top).unwrap();
+    let from = format!("oci:{}:m", layout.display());
+    let to = format!("docker://{}/team/app:2", hub.address);
+    let plain = ["--dest-tls-verify=false", &from, &to];
+    run("skopeo", &[&copy[..], &plain].concat());
+
+    let store = strict(&dir, &[rule(&[], &[], &[&signer])]);
+    let name = hub.name("team/app:2");
+    let found = store.resolve(&name, &impatient()).await.unwrap();
+    assert_eq!(found.digest, pin.digest);
+    refused(
+        admit(&store, Some("prod"), &found).await,
+        "it has no signature",
+    );
+    let document = payload(&whole);
+    let signature = signer.sign(&document);
+    publish(&hub, "team/app", &whole, &[(document, signature)]);
+    // By the other name nothing leads to the index.
+    refused(
+        admit(&store, Some("prod"), &pin).await,
+        "it has no signature",
+    );
+    admit(&store, Some("prod"), &found).await.unwrap();
+    admit(&store, Some("prod"), &pin).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
