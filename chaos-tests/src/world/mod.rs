@@ -21,6 +21,7 @@ mod media;
 mod node;
 mod power;
 mod shell;
+mod signed;
 mod standard;
 mod traces;
 mod version;

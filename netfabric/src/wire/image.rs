@@ -36,6 +36,8 @@ pub enum ImageRequest {
         image: String,
         layer: String,
     },
+    /// What shows who signed an image, by its manifest's digest.
+    Proof { image: String },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -21,8 +21,10 @@ use super::digest::Digest;
 use super::error::ImageError;
 use super::layer::Marker;
 use super::manifest::{Document, LayerPlan, Packing};
+use super::proofs::MAX_PROOF;
 use super::pull::Arriving;
 use super::registry::Piece;
+use super::signature::Proof;
 use super::source::{self, Answers, Near, Neighbour, Source, Waits};
 use super::store::{Inner, Store};
 
@@ -136,6 +138,36 @@ impl Company {
             return Err(lie("a configuration is not the image's"));
         }
         Ok((manifest, config))
+    }
+
+    /// What peers know of who signed the image, one after the other, until one shows what is wanted.
+    pub(super) async fn proof(
+        &self,
+        everybody: bool,
+        shows: impl Fn(&Proof) -> bool + Sync,
+    ) -> Option<Proof> {
+        let asked = stream::iter(self.candidates(everybody)).map(|node| self.proof_of(node));
+        let given = asked.buffer_unordered(FAN_OUT);
+        let mut fitting = given
+            .filter_map(|proof| std::future::ready(proof.ok().filter(|proof| shows(proof))))
+            .boxed();
+        fitting.next().await
+    }
+
+    async fn proof_of(&self, node: NodeId) -> io::Result<Proof> {
+        let image = self.pin.digest.clone();
+        let mut answers = self.ask(node, ImageRequest::Proof { image }).await?;
+        let mut bytes = Vec::new();
+        loop {
+            match next(&mut answers, self.waits.answer).await? {
+                ImageAnswer::Piece(piece) if bytes.len() + piece.len() <= MAX_PROOF => {
+                    bytes.extend_from_slice(&piece);
+                }
+                ImageAnswer::End => break,
+                other => return Err(unexpected(other)),
+            }
+        }
+        serde_json::from_slice(&bytes).map_err(|_| lie("a proof is none"))
     }
 
     /// Where to look for a layer, in order.

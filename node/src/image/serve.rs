@@ -109,6 +109,7 @@ fn answer(inner: &Inner, request: ImageRequest, to: &Answering) -> Result<(), Im
             pieces(&recipe.encode()?, to)
         }
         ImageRequest::Chunks { layer, ranges } => chunks(inner, &layer.parse()?, &ranges, to),
+        ImageRequest::Proof { image } => pieces(&inner.proof_bytes(&image.parse()?)?, to),
         ImageRequest::Bring { .. } => Err(ImageError::malformed("a peer's request", "of no kind")),
     }
 }

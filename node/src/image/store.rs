@@ -23,6 +23,7 @@ use super::health::Health;
 use super::layer::{Layers, Marker};
 use super::manifest::Document;
 use super::partial::Partials;
+use super::proofs::Proofs;
 use super::reach::{self, Reach, Trust};
 use super::reference::Reference;
 use super::room;
@@ -70,6 +71,7 @@ pub(super) struct Inner {
     pub arrived: AtomicU64,
     pub tally: Tally,
     pub health: Health,
+    pub proofs: Proofs,
     books: Mutex<Books>,
     /// Taken by whoever changes `index/`, so that records and books tell the same story. Never
     /// together with waiting for anything but the disk.
@@ -108,6 +110,7 @@ impl Store {
             arrived: AtomicU64::new(0),
             tally: Tally::default(),
             health: Health::new(),
+            proofs: Proofs::default(),
             books: Mutex::new(Books::default()),
             recording: Mutex::new(()),
             clients: Mutex::new(BTreeMap::new()),
@@ -440,6 +443,7 @@ impl Inner {
         self.unrecord(&self.record(digest))?;
         fail::fail_point!("image::unrecorded");
         self.health.forget(digest);
+        self.forget_proof(digest)?;
         let graves = self.sweep()?;
         fail::fail_point!("image::buried");
         // The slow part, with the records open to others again.
