@@ -126,7 +126,7 @@ impl Company {
         };
         let (manifest, config) = (document().await?, document().await?);
         let tally = &self.store.inner.tally;
-        tally.from_peer(manifest.len() + config.len());
+        tally.add_peer(manifest.len() + config.len());
         if Digest::of(&manifest).as_str() != self.pin.digest {
             return Err(lie("a manifest is not the one asked for"));
         }
@@ -276,7 +276,7 @@ impl Company {
         loop {
             match next(&mut answers, self.waits.answer).await? {
                 ImageAnswer::Piece(piece) if bytes.len() + piece.len() <= MAX_LIST => {
-                    self.store.inner.tally.from_peer(piece.len());
+                    self.store.inner.tally.add_peer(piece.len());
                     bytes.extend_from_slice(&piece);
                 }
                 ImageAnswer::Piece(_) => return Err(lie("a chunk list is too long")),
@@ -358,7 +358,7 @@ impl Company {
                 .blocking(move |inner| Ok(read_local(inner, &wanted, range, &known)));
             let mut got = here.await.unwrap_or_default();
             let found: usize = got.values().map(Bytes::len).sum();
-            self.store.inner.tally.from_here(found as u64);
+            self.store.inner.tally.add_local(found as u64);
             if !holders.complete(window.clone(), &mut got).await {
                 return None;
             }
@@ -440,7 +440,7 @@ impl Holders<'_> {
                     }
                     let (now, later) = due.split_at(count);
                     self.moved += packed.len() as u64;
-                    self.company.store.inner.tally.from_peer(packed.len());
+                    self.company.store.inner.tally.add_peer(packed.len());
                     verify(self.list, now, &packed, got)?;
                     due = later;
                 }

@@ -329,7 +329,7 @@ impl Inner {
                 }
                 _ => {
                     tracing::warn!(image = %image.pin.digest, "image is not complete: forgotten");
-                    self.unrecord(&path)?;
+                    unrecord(&path)?;
                 }
             }
         }
@@ -346,7 +346,7 @@ impl Inner {
     /// Keeps an image's documents and records it as held under its name.
     pub(super) fn keep(
         &self,
-        image: Image,
+        image: &Image,
         manifest: &[u8],
         config: &[u8],
     ) -> Result<Arc<Image>, ImageError> {
@@ -357,7 +357,7 @@ impl Inner {
         fail::fail_point!("image::documents_kept");
         let _recording = self.recording();
         // On disk first: what is in the books may be used at once.
-        self.write_record(&digest, &image)?;
+        self.write_record(&digest, image)?;
         fail::fail_point!("image::recorded");
         let changed = {
             let mut books = self.books();
@@ -366,7 +366,7 @@ impl Inner {
             changed
         };
         self.health.is_whole(&digest);
-        self.record_all(&digest, changed, Some(&image))
+        self.record_all(&digest, changed, Some(image))
     }
 
     fn also_known_as(
@@ -430,17 +430,10 @@ impl Inner {
         Ok(true)
     }
 
-    /// Takes a record away for good: were it back after a power cut, so would an image be that
-    /// somebody was told is gone, and that may have lost layers since.
-    fn unrecord(&self, record: &Path) -> Result<(), ImageError> {
-        disk::remove_all(record).map_err(|e| ImageError::disk("remove", record, e))?;
-        record.parent().map_or(Ok(()), disk::sync_dir)
-    }
-
     /// Deletes what is on disk of an image struck from the books.
     fn bury(&self, digest: &Digest, recording: MutexGuard<'_, ()>) -> Result<(), ImageError> {
         fail::fail_point!("image::struck");
-        self.unrecord(&self.record(digest))?;
+        unrecord(&self.record(digest))?;
         fail::fail_point!("image::unrecorded");
         self.health.forget(digest);
         self.forget_proof(digest)?;
@@ -577,6 +570,13 @@ impl Drop for Hold {
     fn drop(&mut self) {
         self.inner.books().release(&self.layers);
     }
+}
+
+/// Takes a record away for good: were it back after a power cut, so would an image be that somebody
+/// was told is gone, and that may have lost layers since.
+fn unrecord(record: &Path) -> Result<(), ImageError> {
+    disk::remove_all(record).map_err(|e| ImageError::disk("remove", record, e))?;
+    record.parent().map_or(Ok(()), disk::sync_dir)
 }
 
 /// When a file was last written to, in seconds of the wall clock.
