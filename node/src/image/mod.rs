@@ -21,6 +21,7 @@ mod error;
 mod flight;
 mod import;
 mod layer;
+mod lazy;
 mod manifest;
 mod pax;
 mod pull;

@@ -3,7 +3,9 @@
 //! neither `..`, nor a link made a moment ago, nor a race leads out. It also speaks overlayfs:
 //! whiteouts and opaque directories. It knows nothing of tar.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::rc::Rc;
@@ -12,6 +14,8 @@ use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
 };
 use rustix::io::Errno;
+
+use super::unpack::Sink;
 
 /// Names longer than this are no path on Linux (its limit counts the ending NUL).
 const MAX_PATH: usize = 4095;
@@ -190,9 +194,12 @@ impl Tree {
             opaque_root: false,
         })
     }
+}
 
-    /// Makes a directory, or describes one that is already there.
-    pub(super) fn directory(&mut self, path: &Inside, meta: &Meta) -> Result<(), Fault> {
+impl Sink for Tree {
+    type File = File;
+
+    fn directory(&mut self, path: &Inside, meta: &Meta) -> Result<(), Fault> {
         let fd = if path.is_root() {
             Rc::clone(&self.root)
         } else {
@@ -205,32 +212,29 @@ impl Tree {
         Ok(())
     }
 
-    /// Makes a new regular file, empty; whatever non-directory had the name is gone from it.
-    pub(super) fn file(&mut self, path: &Inside) -> Result<OwnedFd, Fault> {
+    /// Empty at first; whatever non-directory had the name is gone from it.
+    fn file(&mut self, path: &Inside, _: Range<u64>) -> Result<File, Fault> {
         let parent = self.parent_of(path)?;
         clear(&parent, path.name(), false)?;
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(0o600);
-        Ok(rustix::fs::openat(&*parent, path.name(), flags, mode)?)
+        Ok(rustix::fs::openat(&*parent, path.name(), flags, mode)?.into())
     }
 
-    /// Describes a file whose content is written.
-    pub(super) fn finish_file(fd: &OwnedFd, meta: &Meta) -> Result<(), Fault> {
-        meta.apply(fd)?;
-        Ok(rustix::fs::futimens(fd, &meta.times())?)
+    fn write(file: &mut File, bytes: &[u8]) -> io::Result<()> {
+        file.write_all(bytes)
     }
 
-    /// Makes a symbolic link. Its target is for the container to follow, never for us.
-    pub(super) fn symlink(
-        &mut self,
-        path: &Inside,
-        target: &[u8],
-        meta: &Meta,
-    ) -> Result<(), Fault> {
-        if target.is_empty() || target.contains(&0) || target.len() > MAX_PATH {
-            return refused("its target is no path");
-        }
+    fn finish_file(&mut self, file: File, meta: &Meta) -> Result<(), Fault> {
+        let fd = OwnedFd::from(file);
+        meta.apply(&fd)?;
+        Ok(rustix::fs::futimens(&fd, &meta.times())?)
+    }
+
+    /// Its target is for the container to follow, never for us.
+    fn symlink(&mut self, path: &Inside, target: &[u8], meta: &Meta) -> Result<(), Fault> {
+        check_target(target)?;
         let parent = self.parent_of(path)?;
         clear(&parent, path.name(), false)?;
         rustix::fs::symlinkat(target, &*parent, path.name())?;
@@ -245,8 +249,7 @@ impl Tree {
         )?)
     }
 
-    /// Gives a file of this layer a second name.
-    pub(super) fn hardlink(&mut self, path: &Inside, target: &Inside) -> Result<(), Fault> {
+    fn hardlink(&mut self, path: &Inside, target: &Inside) -> Result<(), Fault> {
         if target.is_root() || target == path {
             return refused("it is a hard link to itself or to the root");
         }
@@ -272,8 +275,7 @@ impl Tree {
         )?)
     }
 
-    /// Hides the lower layers' `path`. What this layer itself has there stays visible.
-    pub(super) fn whiteout(&mut self, path: &Inside) -> Result<(), Fault> {
+    fn whiteout(&mut self, path: &Inside) -> Result<(), Fault> {
         let parent = self.parent_of(path)?;
         match kind_of(&parent, path.name())? {
             None => {
@@ -292,8 +294,7 @@ impl Tree {
         }
     }
 
-    /// Hides everything the lower layers have in the directory `path` lies in.
-    pub(super) fn opaque(&mut self, path: &Inside) -> Result<(), Fault> {
+    fn opaque(&mut self, path: &Inside) -> Result<(), Fault> {
         if path.parent().is_empty() {
             // Overlayfs does not look for the mark on a root: the snapshot has to.
             self.opaque_root = true;
@@ -302,15 +303,16 @@ impl Tree {
         set_opaque(&*self.parent_of(path)?)
     }
 
-    /// Sets what could not be set before and says whether the root hides the lower layers.
-    pub(super) fn finish(mut self) -> Result<bool, Fault> {
+    fn finish(&mut self) -> Result<bool, Fault> {
         for (path, times) in std::mem::take(&mut self.directory_times) {
             let fd = self.walk(&path)?;
             rustix::fs::futimens(&*fd, &times)?;
         }
         Ok(self.opaque_root)
     }
+}
 
+impl Tree {
     fn parent_of(&mut self, path: &Inside) -> Result<Rc<OwnedFd>, Fault> {
         if path.is_root() {
             return refused("it takes the place of the root");
@@ -396,6 +398,14 @@ fn kind_of(parent: &OwnedFd, name: &[u8]) -> Result<Option<FileType>, Fault> {
         Err(Errno::NOENT) => Ok(None),
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// Whether a symbolic link can lead there.
+pub(super) fn check_target(target: &[u8]) -> Result<(), Fault> {
+    if target.is_empty() || target.contains(&0) || target.len() > MAX_PATH {
+        return refused("its target is no path");
+    }
+    Ok(())
 }
 
 fn set_opaque(fd: &OwnedFd) -> Result<(), Fault> {

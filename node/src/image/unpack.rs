@@ -1,9 +1,9 @@
-//! One layer's tar, entry by entry, into a [`Tree`]. Decides what an entry may be; where it may go
-//! is the tree's. Whiteouts of the image specification become overlayfs's. Blocking.
+//! One layer's tar, entry by entry, into a [`Sink`]: a [`Tree`] on the disk, or one in memory. Decides
+//! what an entry may be; where it may go is the sink's. Whiteouts of the image specification become
+//! overlayfs's. Blocking.
 
-use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::io::{self, Read};
+use std::ops::Range;
 use std::path::Path;
 
 use tar::{Archive, Entry, EntryType};
@@ -21,6 +21,29 @@ const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// The old AUFS driver's own marks, which some images still carry.
 const AUFS: &[u8] = b".wh..wh.";
+
+/// What a layer's entries are put into. Every kind of it takes and refuses the same ones.
+pub(super) trait Sink {
+    /// A regular file that is being written.
+    type File;
+
+    /// Makes a directory, or describes one that is already there.
+    fn directory(&mut self, path: &Inside, meta: &Meta) -> Result<(), Fault>;
+    /// Makes a new regular file, whose content is these bytes of the raw tar.
+    fn file(&mut self, path: &Inside, content: Range<u64>) -> Result<Self::File, Fault>;
+    fn write(file: &mut Self::File, bytes: &[u8]) -> io::Result<()>;
+    /// Describes a file whose content is written.
+    fn finish_file(&mut self, file: Self::File, meta: &Meta) -> Result<(), Fault>;
+    fn symlink(&mut self, path: &Inside, target: &[u8], meta: &Meta) -> Result<(), Fault>;
+    /// Gives a file of this layer a second name.
+    fn hardlink(&mut self, path: &Inside, target: &Inside) -> Result<(), Fault>;
+    /// Hides the lower layers' `path`. What this layer itself has there stays visible.
+    fn whiteout(&mut self, path: &Inside) -> Result<(), Fault>;
+    /// Hides everything the lower layers have in the directory `path` lies in.
+    fn opaque(&mut self, path: &Inside) -> Result<(), Fault>;
+    /// Sets what could not be set before and says whether the root hides the lower layers.
+    fn finish(&mut self) -> Result<bool, Fault>;
+}
 
 /// What came out of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,8 +76,17 @@ pub(super) fn unpack(reader: impl Read, into: &Path, budget: &Budget) -> Result<
         entry: into.display().to_string(),
         source,
     };
+    unpack_into(reader, &mut Tree::open(into).map_err(disk)?, budget)
+}
+
+/// The same into any kind of tree, an empty one.
+pub(super) fn unpack_into(
+    reader: impl Read,
+    tree: &mut impl Sink,
+    budget: &Budget,
+) -> Result<Unpacked, Stop> {
     let mut unpacking = Unpacking {
-        tree: Tree::open(into).map_err(disk)?,
+        tree,
         budget,
         buffer: vec![0; COPY_BUFFER],
         pending: Pending::default(),
@@ -89,15 +121,15 @@ impl Pending {
     }
 }
 
-struct Unpacking<'a> {
-    tree: Tree,
+struct Unpacking<'a, S> {
+    tree: &'a mut S,
     budget: &'a Budget,
     buffer: Vec<u8>,
     pending: Pending,
     entries: u64,
 }
 
-impl Unpacking<'_> {
+impl<S: Sink> Unpacking<'_, S> {
     fn entry<R: Read>(&mut self, entry: &mut Entry<'_, R>) -> Result<(), Stop> {
         match entry.header().entry_type() {
             EntryType::GNULongName => {
@@ -186,9 +218,11 @@ impl Unpacking<'_> {
         }
         match (kind, target) {
             (EntryType::Regular | EntryType::Continuous, _) => {
-                let fd = self.tree.file(path)?;
-                let fd = self.copy(entry, fd)?;
-                Ok(Tree::finish_file(&fd, meta)?)
+                let at = entry.raw_file_position();
+                let content = at..at.saturating_add(entry.size());
+                let mut file = self.tree.file(path, content)?;
+                self.copy(entry, &mut file)?;
+                Ok(self.tree.finish_file(file, meta)?)
             }
             (EntryType::Directory, _) => Ok(self.tree.directory(path, meta)?),
             (EntryType::Symlink, Some(to)) => Ok(self.tree.symlink(path, to, meta)?),
@@ -217,8 +251,7 @@ impl Unpacking<'_> {
         }
     }
 
-    fn copy<R: Read>(&mut self, entry: &mut Entry<'_, R>, fd: OwnedFd) -> Result<OwnedFd, Wrong> {
-        let mut file = File::from(fd);
+    fn copy<R: Read>(&mut self, entry: &mut Entry<'_, R>, file: &mut S::File) -> Result<(), Wrong> {
         let mut left = entry.size();
         while left > 0 {
             let n = match entry.read(&mut self.buffer) {
@@ -228,10 +261,10 @@ impl Unpacking<'_> {
             if n == 0 {
                 return Err(Wrong::Stream(io::ErrorKind::UnexpectedEof.into()));
             }
-            file.write_all(&self.buffer[..n]).map_err(Fault::Disk)?;
+            S::write(file, &self.buffer[..n]).map_err(Fault::Disk)?;
             left = left.saturating_sub(n as u64);
         }
-        Ok(file.into())
+        Ok(())
     }
 }
 
