@@ -10,10 +10,12 @@ use flate2::bufread::MultiGzDecoder;
 use serde::{Deserialize, Serialize};
 
 use super::budget::{Bounded, Budget, Counted};
+use super::chunks::Cutting;
 use super::digest::{Digest, Digesting};
 use super::disk::{self, Scratch};
 use super::error::ImageError;
 use super::manifest::{LayerPlan, Packing};
+use super::record::Recording;
 use super::unpack::{self, Stop, Unpacked};
 
 const BUFFER: usize = 128 * 1024;
@@ -53,7 +55,8 @@ impl Layers {
         &self.dir
     }
 
-    fn folder(&self, diff_id: &Digest) -> PathBuf {
+    /// Everything of one layer lies here.
+    pub(super) fn folder(&self, diff_id: &Digest) -> PathBuf {
         self.dir.join(diff_id.hex())
     }
 
@@ -136,14 +139,19 @@ fn unpack_verified(
     let decoder =
         Decoder::new(plan.packing, counted).map_err(|e| ImageError::io("start the decoder", e))?;
     let bounded = Bounded::new(decoder, budget, count);
-    let mut raw = BufReader::with_capacity(BUFFER, Digesting::new(bounded));
+    let cutting = Cutting::new(Digesting::new(bounded));
+    let mut raw = BufReader::with_capacity(BUFFER, cutting);
 
-    let unpacked = unpack::unpack(&mut raw, content, budget).and_then(|unpacked| {
+    let recording = Recording::begin(content)?;
+    let mut heard = recording.recorder.listen(&mut raw);
+    let unpacked = unpack::unpack(&mut heard, content, budget, &recording.recorder);
+    let unpacked = unpacked.and_then(|unpacked| {
         // The diff id covers what follows the archive's end.
-        io::copy(&mut raw, &mut io::sink()).map_err(Stop::Stream)?;
+        io::copy(&mut heard, &mut io::sink()).map_err(Stop::Stream)?;
         Ok(unpacked)
     });
-    let (bounded, diff_id, raw_bytes) = raw.into_inner().into_inner_and_digest();
+    let (digesting, chunks) = raw.into_inner().finish();
+    let (bounded, diff_id, raw_bytes) = digesting.into_inner_and_digest();
     let mut rest = bounded.into_inner().into_inner();
     if matches!(
         unpacked,
@@ -163,6 +171,7 @@ fn unpack_verified(
             got: diff_id,
         });
     }
+    recording.keep(chunks)?;
     Ok(Marker {
         diff_id: diff_id.to_string(),
         digest: digest.to_string(),

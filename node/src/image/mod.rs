@@ -5,6 +5,8 @@
 //! ```text
 //! images/blobs/sha256/HEX     manifests and configurations, the exact bytes
 //! images/layers/HEX/fs        an unpacked layer, named by its diff id
+//! images/layers/HEX/recipe    how the layer's tar is put together again from the tree
+//! images/layers/HEX/chunks    how that tar is cut, with the hash of every chunk
 //! images/layers/HEX/complete  its marker, written last
 //! images/index/HEX.json       an image held here, named by its manifest's digest
 //! images/uses/HEX.json        a snapshot made of one
@@ -14,6 +16,7 @@
 mod access;
 mod books;
 mod budget;
+mod chunks;
 mod config;
 mod digest;
 mod disk;
@@ -21,10 +24,14 @@ mod error;
 mod flight;
 mod import;
 mod layer;
+// No start uses it yet.
+#[cfg(test)]
 mod lazy;
 mod manifest;
 mod pax;
 mod pull;
+mod recipe;
+mod record;
 mod reference;
 mod registry;
 mod snapshot;
@@ -47,6 +54,8 @@ pub use store::Store;
 
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests_chunks;
 #[cfg(test)]
 mod tests_hostile;
 #[cfg(test)]

@@ -32,7 +32,7 @@ impl Field {
     }
 
     pub(super) fn unpack(&self, tar: &[u8]) -> Result<Unpacked, Stop> {
-        let outcome = unpack(tar, &self.layer(), &Budget::new(Limits::default()));
+        let outcome = unpack(tar, &self.layer(), &Budget::new(Limits::default()), &());
         let mut beside: Vec<_> = fs::read_dir(self.dir.path()).expect("there").collect();
         beside.sort_by_key(|e| e.as_ref().expect("entry").file_name());
         assert_eq!(

@@ -172,6 +172,7 @@ enum Way {
     Free,
     Directory,
     WasWhiteout,
+    WasFile,
 }
 
 /// The tree, open for writing.
@@ -182,16 +183,19 @@ pub(super) struct Tree {
     /// Times of directories are set at the end: writing into one changes them.
     directory_times: Vec<(Vec<u8>, Timestamps)>,
     opaque_root: bool,
+    /// A file that was written has lost a name since.
+    replaced: bool,
 }
 
 impl Tree {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
-        let root = Rc::new(rustix::fs::openat(CWD, path, WALK, Mode::empty())?);
+        let root = Rc::new(open_root(path)?);
         Ok(Self {
             root,
             last_parent: None,
             directory_times: Vec::new(),
             opaque_root: false,
+            replaced: false,
         })
     }
 }
@@ -204,7 +208,7 @@ impl Sink for Tree {
             Rc::clone(&self.root)
         } else {
             let parent = self.parent_of(path)?;
-            make_directory(&parent, path.name())?
+            self.make_directory(&parent, path.name())?
         };
         meta.apply(&fd)?;
         self.directory_times
@@ -215,7 +219,7 @@ impl Sink for Tree {
     /// Empty at first; whatever non-directory had the name is gone from it.
     fn file(&mut self, path: &Inside, _: Range<u64>) -> Result<File, Fault> {
         let parent = self.parent_of(path)?;
-        clear(&parent, path.name(), false)?;
+        self.clear(&parent, path.name(), false)?;
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(0o600);
@@ -236,7 +240,7 @@ impl Sink for Tree {
     fn symlink(&mut self, path: &Inside, target: &[u8], meta: &Meta) -> Result<(), Fault> {
         check_target(target)?;
         let parent = self.parent_of(path)?;
-        clear(&parent, path.name(), false)?;
+        self.clear(&parent, path.name(), false)?;
         rustix::fs::symlinkat(target, &*parent, path.name())?;
         let (uid, gid) = (Uid::from_raw(meta.uid), Gid::from_raw(meta.gid));
         let flags = AtFlags::SYMLINK_NOFOLLOW;
@@ -264,7 +268,7 @@ impl Sink for Tree {
             return refused("it is a hard link to something that is no file");
         }
         let parent = self.parent_of(path)?;
-        clear(&parent, path.name(), false)?;
+        self.clear(&parent, path.name(), false)?;
         let none = AtFlags::empty();
         Ok(rustix::fs::linkat(
             &*source,
@@ -289,7 +293,7 @@ impl Sink for Tree {
                     device,
                 )?)
             }
-            Some(FileType::Directory) => set_opaque(&*make_directory(&parent, path.name())?),
+            Some(FileType::Directory) => set_opaque(&*self.make_directory(&parent, path.name())?),
             Some(_) => Ok(()),
         }
     }
@@ -313,6 +317,12 @@ impl Sink for Tree {
 }
 
 impl Tree {
+    /// Whether something took the place of a file of this very layer: then what was written as its
+    /// content cannot be found by its name.
+    pub(super) fn has_replaced(&self) -> bool {
+        self.replaced
+    }
+
     fn parent_of(&mut self, path: &Inside) -> Result<Rc<OwnedFd>, Fault> {
         if path.is_root() {
             return refused("it takes the place of the root");
@@ -345,13 +355,13 @@ impl Tree {
         }
     }
 
-    fn make_parents(&self, path: &[u8]) -> Result<Rc<OwnedFd>, Fault> {
+    fn make_parents(&mut self, path: &[u8]) -> Result<Rc<OwnedFd>, Fault> {
         let mut fd = Rc::clone(&self.root);
         for part in path.split(|b| *b == b'/') {
             fd = match kind_of(&fd, part)? {
-                Some(FileType::Directory) => make_directory(&fd, part)?,
+                Some(FileType::Directory) => self.make_directory(&fd, part)?,
                 None | Some(FileType::CharacterDevice) => {
-                    let made = make_directory(&fd, part)?;
+                    let made = self.make_directory(&fd, part)?;
                     rustix::fs::fchmod(&*made, IMPLIED)?;
                     made
                 }
@@ -361,35 +371,60 @@ impl Tree {
         }
         Ok(fd)
     }
+
+    /// Opens `name` in `parent` as a directory, making it when it is not there. One that takes the
+    /// place of a whiteout of this layer is opaque: the lower layers' directory stays hidden.
+    fn make_directory(&mut self, parent: &OwnedFd, name: &[u8]) -> Result<Rc<OwnedFd>, Fault> {
+        let way = self.clear(parent, name, true)?;
+        if !matches!(way, Way::Directory) {
+            rustix::fs::mkdirat(parent, name, IMPLIED)?;
+        }
+        let fd = rustix::fs::openat2(parent, name, WALK, Mode::empty(), CONFINED)?;
+        if matches!(way, Way::WasWhiteout) {
+            set_opaque(&fd)?;
+        }
+        Ok(Rc::new(fd))
+    }
+
+    /// Makes way for `name`. A directory is only ever kept: turning one into something else within a
+    /// layer is how links get planted in paths.
+    fn clear(&mut self, parent: &OwnedFd, name: &[u8], for_directory: bool) -> Result<Way, Fault> {
+        let way = match kind_of(parent, name)? {
+            None => return Ok(Way::Free),
+            Some(FileType::Directory) if for_directory => return Ok(Way::Directory),
+            Some(FileType::Directory) => {
+                return refused("it replaces a directory of its own layer");
+            }
+            // The only devices in a tree are the whiteouts we made.
+            Some(FileType::CharacterDevice) => Way::WasWhiteout,
+            Some(FileType::RegularFile) => Way::WasFile,
+            Some(_) => Way::Free,
+        };
+        self.replaced |= matches!(way, Way::WasFile);
+        rustix::fs::unlinkat(parent, name, AtFlags::empty())?;
+        Ok(way)
+    }
 }
 
-/// Opens `name` in `parent` as a directory, making it when it is not there. One that takes the
-/// place of a whiteout of this layer is opaque: the lower layers' directory stays hidden.
-fn make_directory(parent: &OwnedFd, name: &[u8]) -> Result<Rc<OwnedFd>, Fault> {
-    let way = clear(parent, name, true)?;
-    if !matches!(way, Way::Directory) {
-        rustix::fs::mkdirat(parent, name, IMPLIED)?;
-    }
-    let fd = rustix::fs::openat2(parent, name, WALK, Mode::empty(), CONFINED)?;
-    if matches!(way, Way::WasWhiteout) {
-        set_opaque(&fd)?;
-    }
-    Ok(Rc::new(fd))
-}
-
-/// Makes way for `name`. A directory is only ever kept: turning one into something else within a
-/// layer is how links get planted in paths.
-fn clear(parent: &OwnedFd, name: &[u8], for_directory: bool) -> Result<Way, Fault> {
-    let way = match kind_of(parent, name)? {
-        None => return Ok(Way::Free),
-        Some(FileType::Directory) if for_directory => return Ok(Way::Directory),
-        Some(FileType::Directory) => return refused("it replaces a directory of its own layer"),
-        // The only devices in a tree are the whiteouts we made.
-        Some(FileType::CharacterDevice) => Way::WasWhiteout,
-        Some(_) => Way::Free,
+/// Opens a regular file below `root` for reading, following nothing.
+pub(super) fn open_file(root: &OwnedFd, path: &[u8], flags: OFlags) -> io::Result<File> {
+    // Whatever else the name may be, opening it must neither wait nor act.
+    let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let fd = loop {
+        match rustix::fs::openat2(root, path, flags, Mode::empty(), CONFINED) {
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            opened => break opened?,
+        }
     };
-    rustix::fs::unlinkat(parent, name, AtFlags::empty())?;
-    Ok(way)
+    if FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) != FileType::RegularFile {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    Ok(File::from(fd))
+}
+
+/// Opens the directory all paths of a layer are below.
+pub(super) fn open_root(path: &Path) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::openat(CWD, path, WALK, Mode::empty())?)
 }
 
 fn kind_of(parent: &OwnedFd, name: &[u8]) -> Result<Option<FileType>, Fault> {

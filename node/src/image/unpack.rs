@@ -11,6 +11,7 @@ use tar::{Archive, Entry, EntryType};
 use super::budget::Budget;
 use super::error::ImageError;
 use super::pax::Pax;
+use super::recipe::Notes;
 use super::tree::{Fault, Inside, Meta, Tree};
 
 /// Extended headers hold names, times and small attributes.
@@ -71,12 +72,23 @@ pub(super) enum Stop {
 
 /// Unpacks the tar in `reader` below `into`, an empty directory. Reads to the end of the archive,
 /// not of the reader.
-pub(super) fn unpack(reader: impl Read, into: &Path, budget: &Budget) -> Result<Unpacked, Stop> {
+/// What it reads, and whose content that is, is told to `notes`.
+pub(super) fn unpack(
+    reader: impl Read,
+    into: &Path,
+    budget: &Budget,
+    notes: &impl Notes,
+) -> Result<Unpacked, Stop> {
     let disk = |source| Stop::Disk {
         entry: into.display().to_string(),
         source,
     };
-    unpack_into(reader, &mut Tree::open(into).map_err(disk)?, budget)
+    let mut tree = Tree::open(into).map_err(disk)?;
+    let unpacked = unpack_into(reader, &mut tree, budget, notes)?;
+    if tree.has_replaced() {
+        notes.lose();
+    }
+    Ok(unpacked)
 }
 
 /// The same into any kind of tree, an empty one.
@@ -84,10 +96,12 @@ pub(super) fn unpack_into(
     reader: impl Read,
     tree: &mut impl Sink,
     budget: &Budget,
+    notes: &impl Notes,
 ) -> Result<Unpacked, Stop> {
     let mut unpacking = Unpacking {
         tree,
         budget,
+        notes,
         buffer: vec![0; COPY_BUFFER],
         pending: Pending::default(),
         entries: 0,
@@ -121,15 +135,16 @@ impl Pending {
     }
 }
 
-struct Unpacking<'a, S> {
+struct Unpacking<'a, S, N> {
     tree: &'a mut S,
     budget: &'a Budget,
+    notes: &'a N,
     buffer: Vec<u8>,
     pending: Pending,
     entries: u64,
 }
 
-impl<S: Sink> Unpacking<'_, S> {
+impl<S: Sink, N: Notes> Unpacking<'_, S, N> {
     fn entry<R: Read>(&mut self, entry: &mut Entry<'_, R>) -> Result<(), Stop> {
         match entry.header().entry_type() {
             EntryType::GNULongName => {
@@ -221,7 +236,9 @@ impl<S: Sink> Unpacking<'_, S> {
                 let at = entry.raw_file_position();
                 let content = at..at.saturating_add(entry.size());
                 let mut file = self.tree.file(path, content)?;
+                self.notes.begin_file(path.bytes());
                 self.copy(entry, &mut file)?;
+                self.notes.end_file();
                 Ok(self.tree.finish_file(file, meta)?)
             }
             (EntryType::Directory, _) => Ok(self.tree.directory(path, meta)?),

@@ -1,48 +1,49 @@
-//! A tar of which only the headers are here, read as if all of it were. The content of files is holes:
-//! a reader gets whatever its buffer held, and must not look.
+//! A tar of which only the recipe is here, read as if all of it were. The content of files is holes,
+//! and what a reader gets of them means nothing.
 
 use std::io::{self, Read};
 
-/// A piece of a tar, in its order.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Piece {
-    Here(Vec<u8>),
-    /// So many bytes of a file's content.
-    Hole(u64),
-}
+use super::super::recipe::{Recipe, Segment};
 
-/// Reads pieces one after another.
+/// A header that a recipe left out reads as none: the archive's end.
+const HEADER: usize = 512;
+
+/// Reads segments one after another.
 pub(super) struct Holes<'a> {
-    pieces: &'a [Piece],
+    segments: &'a [Segment],
     /// Already read of the first.
     read: u64,
 }
 
 impl<'a> Holes<'a> {
-    pub(super) fn new(pieces: &'a [Piece]) -> Self {
-        Self { pieces, read: 0 }
+    pub(super) fn new(recipe: &'a Recipe) -> Self {
+        let segments = &recipe.segments;
+        Self { segments, read: 0 }
     }
 }
 
 impl Read for Holes<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        while let Some((piece, rest)) = self.pieces.split_first() {
-            let n = match piece {
-                Piece::Here(bytes) => {
+        while let Some((segment, rest)) = self.segments.split_first() {
+            let n = match segment {
+                Segment::Inline(bytes) => {
                     let at = usize::try_from(self.read).unwrap_or(usize::MAX);
                     let mut left = bytes.get(at..).unwrap_or_default();
                     left.read(buf)?
                 }
-                Piece::Hole(length) => {
-                    let left = length.saturating_sub(self.read);
-                    buf.len().min(usize::try_from(left).unwrap_or(usize::MAX))
+                Segment::File { len, .. } => {
+                    let left = len.saturating_sub(self.read);
+                    let n = buf.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+                    // Not all of it: half a gigabyte of zeros takes longer than all headers.
+                    buf[..n.min(HEADER)].fill(0);
+                    n
                 }
             };
             if n > 0 || buf.is_empty() {
                 self.read += n as u64;
                 return Ok(n);
             }
-            (self.pieces, self.read) = (rest, 0);
+            (self.segments, self.read) = (rest, 0);
         }
         Ok(0)
     }

@@ -53,7 +53,7 @@ impl Outline {
     /// Reads the tar, of which only what is no file's content has to be there.
     pub(super) fn read(tar: Holes<'_>, budget: &Budget) -> Result<Self, Stop> {
         let mut outline = Self::empty();
-        unpack_into(tar, &mut outline, budget)?;
+        unpack_into(tar, &mut outline, budget, &())?;
         Ok(outline)
     }
 

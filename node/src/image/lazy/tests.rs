@@ -14,10 +14,11 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use tempfile::TempDir;
 
 use super::super::budget::{Budget, Limits};
+use super::super::recipe::{Recipe, Segment};
 use super::super::testing::{Tar, temp};
 use super::super::unpack::{Stop, unpack};
 use super::fs::{LayerFs, Supply, Then};
-use super::holes::{Holes, Piece};
+use super::holes::Holes;
 use super::outline::Outline;
 use crate::userns::Block;
 
@@ -32,25 +33,28 @@ impl Supply for Whole {
 }
 
 /// What a recipe says of a tar: all but the files' content.
-pub(super) fn pieces(tar: &[u8]) -> Vec<Piece> {
-    let (mut pieces, mut at) = (Vec::new(), 0_usize);
+fn recipe(tar: &[u8]) -> Recipe {
+    let (mut segments, mut at) = (Vec::new(), 0_usize);
     let mut archive = tar::Archive::new(tar);
     for entry in archive.entries().unwrap().raw(true) {
         let entry = entry.unwrap();
         if entry.header().entry_type() == tar::EntryType::Regular && entry.size() > 0 {
             let start = entry.raw_file_position() as usize;
-            pieces.push(Piece::Here(tar[at..start].to_vec()));
-            pieces.push(Piece::Hole(entry.size()));
+            segments.push(Segment::Inline(tar[at..start].to_vec()));
+            segments.push(Segment::File {
+                path: entry.path_bytes().into_owned(),
+                offset: 0,
+                len: entry.size(),
+            });
             at = start + entry.size() as usize;
         }
     }
-    pieces.push(Piece::Here(tar[at..].to_vec()));
-    pieces
+    segments.push(Segment::Inline(tar[at..].to_vec()));
+    Recipe::new(segments)
 }
 
 fn outline(tar: &[u8]) -> Result<Outline, Stop> {
-    let pieces = pieces(tar);
-    Outline::read(Holes::new(&pieces), &Budget::new(Limits::default()))
+    Outline::read(Holes::new(&recipe(tar)), &Budget::new(Limits::default()))
 }
 
 /// A mount that is gone with its value.
@@ -75,7 +79,7 @@ impl Both {
             fs::create_dir(dir.path().join(name)).unwrap();
         }
         let budget = Budget::new(Limits::default());
-        let unpacked = unpack(tar, &dir.path().join("eager"), &budget).unwrap();
+        let unpacked = unpack(tar, &dir.path().join("eager"), &budget, &()).unwrap();
         let outline = outline(tar).unwrap();
         assert_eq!(unpacked.opaque_root, outline.opaque_root());
         let served = LayerFs::new(outline, Whole(Arc::new(tar.to_vec())), block);
@@ -289,7 +293,7 @@ fn what_is_refused_on_disk_is_refused_in_memory() {
             Stop::Refused { entry, reason } => (entry, reason),
             other => panic!("{other:?}"),
         };
-        let eager = told(unpack(&tar[..], dir.path(), &budget).unwrap_err());
+        let eager = told(unpack(&tar[..], dir.path(), &budget, &()).unwrap_err());
         let lazy = told(outline(&tar).unwrap_err());
         assert_eq!(eager, lazy);
     }

@@ -1,0 +1,180 @@
+//! The shown layer's side of the daemon's socket: which chunks are here, and the reads that wait for
+//! others. Without a daemon they go on waiting, and what is here is still read.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use rustix::net::{SendFlags, send};
+
+use super::super::chunks::ChunkList;
+use super::fs::{Supply, Then};
+use super::wire;
+
+/// How long a daemon that is away is left alone.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// Serves what has arrived. Its thread ends with it.
+pub(super) struct Arrivals(Arc<Shared>);
+
+struct Shared {
+    list: ChunkList,
+    /// The raw tar; what has not arrived is holes.
+    tar: File,
+    state: Mutex<State>,
+}
+
+struct State {
+    here: Vec<bool>,
+    /// As many as the kernel has reads under way.
+    waiting: Vec<Waiting>,
+    link: Option<UnixStream>,
+}
+
+struct Waiting {
+    range: Range<u64>,
+    chunks: Range<usize>,
+    then: Then,
+}
+
+impl Arrivals {
+    /// `tar` is filled by the daemon that listens at `socket`, now or later.
+    pub(super) fn follow(list: ChunkList, tar: File, socket: &Path) -> io::Result<Self> {
+        let state = State {
+            here: vec![false; list.chunks.len()],
+            waiting: Vec::new(),
+            link: None,
+        };
+        let state = Mutex::new(state);
+        let shared = Arc::new(Shared { list, tar, state });
+        let (weak, socket) = (Arc::downgrade(&shared), socket.to_owned());
+        std::thread::Builder::new()
+            .name("arrivals".to_owned())
+            .spawn(move || follow(&weak, &socket))?;
+        Ok(Self(shared))
+    }
+}
+
+impl Drop for Arrivals {
+    fn drop(&mut self) {
+        if let Some(link) = &self.0.lock().link {
+            // Its thread waits in a read.
+            let _ = link.shutdown(std::net::Shutdown::Both);
+        }
+    }
+}
+
+impl Supply for Arrivals {
+    fn read(&self, range: Range<u64>, then: Then) {
+        let shared = &self.0;
+        let chunks = covering(&shared.list, &range);
+        let mut state = shared.lock();
+        if state.here[chunks.clone()].iter().all(|here| *here) {
+            drop(state);
+            return then(shared.read(&range));
+        }
+        state.want(&chunks);
+        state.waiting.push(Waiting {
+            range,
+            chunks,
+            then,
+        });
+    }
+}
+
+impl State {
+    /// Says that a read waits. A daemon that does not take it gets it on its next connection.
+    fn want(&mut self, chunks: &Range<usize>) {
+        let Some(link) = &self.link else { return };
+        let frame = wire::encode(&wire::run(chunks));
+        let sent = send(link, &frame, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+        if sent != Ok(frame.len()) {
+            let _ = link.shutdown(std::net::Shutdown::Both);
+            self.link = None;
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read(&self, range: &Range<u64>) -> io::Result<Vec<u8>> {
+        let length = usize::try_from(range.end - range.start).map_err(io::Error::other)?;
+        let mut bytes = vec![0; length];
+        self.tar.read_exact_at(&mut bytes, range.start)?;
+        Ok(bytes)
+    }
+
+    /// A new connection: everything that is waited for is said again.
+    fn connected(&self, link: &UnixStream) -> io::Result<()> {
+        let mut state = self.lock();
+        state.link = Some(link.try_clone()?);
+        let wanted: Vec<_> = state.waiting.iter().map(|w| w.chunks.clone()).collect();
+        for chunks in wanted {
+            state.want(&chunks);
+        }
+        Ok(())
+    }
+
+    fn arrived(&self, run: Range<usize>) {
+        let mut state = self.lock();
+        state.here[run].fill(true);
+        let state = &mut *state;
+        let here = &state.here;
+        let ready: Vec<_> = state
+            .waiting
+            .extract_if(.., |w| here[w.chunks.clone()].iter().all(|here| *here))
+            .collect();
+        for Waiting { range, then, .. } in ready {
+            then(self.read(&range));
+        }
+    }
+}
+
+/// The places of the chunks that hold `range`, which is not empty.
+fn covering(list: &ChunkList, range: &Range<u64>) -> Range<usize> {
+    let first = list
+        .chunks
+        .partition_point(|chunk| chunk.offset + u64::from(chunk.len) <= range.start);
+    let end = list
+        .chunks
+        .partition_point(|chunk| chunk.offset < range.end);
+    first..end.max(first)
+}
+
+/// Hears what arrives, from one daemon after another.
+fn follow(shared: &Weak<Shared>, socket: &PathBuf) {
+    while shared.strong_count() > 0 {
+        match UnixStream::connect(socket) {
+            Ok(link) => hear(shared, link),
+            Err(_) => std::thread::sleep(RETRY),
+        }
+    }
+}
+
+/// Until the daemon, or what is served, has gone.
+fn hear(shared: &Weak<Shared>, mut link: UnixStream) {
+    if let Some(shared) = shared.upgrade()
+        && shared.connected(&link).is_err()
+    {
+        return;
+    }
+    let mut frame = [0; wire::FRAME];
+    while link.read_exact(&mut frame).is_ok() {
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        // No run of this list: not a daemon that knows this layer.
+        let Some(run) = wire::decode(frame, shared.list.chunks.len()) else {
+            return;
+        };
+        shared.arrived(run);
+    }
+}

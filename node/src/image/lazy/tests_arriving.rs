@@ -1,0 +1,153 @@
+//! A layer that is read while it arrives: no byte before its chunk, every byte after it, whatever
+//! happens to the daemon.
+
+use std::fs::{self, File};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
+use tokio::net::UnixListener;
+
+use super::super::chunks::{Chunk, ChunkList};
+use super::super::testing::temp;
+use super::arrivals::Arrivals;
+use super::arriving::Arriving;
+use super::fs::Supply as _;
+use super::wire;
+
+const CHUNK: usize = 1000;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn bytes() -> Vec<u8> {
+    (0..10 * CHUNK).map(|n| (n / 7 % 251) as u8).collect()
+}
+
+fn list(bytes: &[u8]) -> ChunkList {
+    let chunks = bytes.chunks(CHUNK).enumerate().map(|(place, chunk)| Chunk {
+        hash: Sha256::digest(chunk).into(),
+        offset: (place * CHUNK) as u64,
+        len: CHUNK as u32,
+    });
+    ChunkList {
+        chunks: chunks.collect(),
+        raw: bytes.len() as u64,
+    }
+}
+
+fn chunk(bytes: &[u8], place: usize) -> &[u8] {
+    &bytes[place * CHUNK..][..CHUNK]
+}
+
+/// A daemon's socket; gone when it is dropped, with its connections.
+fn serve(arriving: &Arc<Arriving>, socket: &Path) -> tokio::runtime::Runtime {
+    let _ = fs::remove_file(socket);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let listener = {
+        let _inside = runtime.enter();
+        UnixListener::bind(socket).unwrap()
+    };
+    let arriving = Arc::clone(arriving);
+    runtime.spawn(async move {
+        loop {
+            let (link, _) = listener.accept().await.unwrap();
+            let arriving = Arc::clone(&arriving);
+            tokio::spawn(async move { arriving.serve(link).await });
+        }
+    });
+    runtime
+}
+
+fn read(arrivals: &Arrivals, range: Range<u64>) -> Receiver<Vec<u8>> {
+    let (says, heard) = channel();
+    let then = Box::new(move |read: std::io::Result<Vec<u8>>| says.send(read.unwrap()).unwrap());
+    arrivals.read(range, then);
+    heard
+}
+
+fn until(mut held: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while !held() {
+        assert!(std::time::Instant::now() < deadline, "never came");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn a_read_waits_for_its_chunks_through_a_daemons_death() {
+    let (dir, bytes) = (temp(), bytes());
+    let (tar, socket) = (dir.path().join("tar"), dir.path().join("socket"));
+    let arriving = Arc::new(Arriving::open(&tar, list(&bytes), &[]).unwrap());
+    let daemon = serve(&arriving, &socket);
+    let arrivals = Arrivals::follow(list(&bytes), File::open(&tar).unwrap(), &socket).unwrap();
+
+    // Across two chunks, which are fetched before all others.
+    let waits = read(&arrivals, 4500..5500);
+    until(|| arriving.profile() == [4, 5]);
+    assert_eq!(arriving.next(), Some(4));
+    assert!(arriving.put(4, chunk(&bytes, 4)).unwrap());
+    // What comes later is told later: when this one is answered, the other still waits.
+    assert_eq!(
+        read(&arrivals, 4000..4100).recv_timeout(PATIENCE).unwrap(),
+        &bytes[4000..4100]
+    );
+    assert!(waits.try_recv().is_err(), "chunk 5 is not here");
+
+    drop(daemon);
+    drop(arriving);
+    assert_eq!(
+        read(&arrivals, 4000..4010).recv_timeout(PATIENCE).unwrap(),
+        &bytes[4000..4010],
+        "what is here needs no daemon"
+    );
+    // The next daemon finds what the first one kept, and hears again what is waited for.
+    let arriving = Arc::new(Arriving::open(&tar, list(&bytes), &[7]).unwrap());
+    let _daemon = serve(&arriving, &socket);
+    until(|| arriving.profile() == [4, 5]);
+    let order: Vec<_> = std::iter::from_fn(|| arriving.next()).collect();
+    assert_eq!(
+        order[..2],
+        [5, 7],
+        "waited for, then read by earlier starts"
+    );
+    assert!(!order.contains(&4), "it is here");
+    assert!(!arriving.is_whole());
+    for place in order {
+        arriving.put(place, chunk(&bytes, place)).unwrap();
+    }
+    assert_eq!(waits.recv_timeout(PATIENCE).unwrap(), &bytes[4500..5500]);
+    let whole = read(&arrivals, 0..bytes.len() as u64);
+    assert_eq!(whole.recv_timeout(PATIENCE).unwrap(), bytes);
+    assert!(arriving.is_whole());
+}
+
+#[test]
+fn a_wrong_chunk_is_never_handed_out() {
+    let (dir, bytes) = (temp(), bytes());
+    let tar = dir.path().join("tar");
+    let arriving = Arriving::open(&tar, list(&bytes), &[]).unwrap();
+    let place = arriving.next().unwrap();
+    assert!(!arriving.put(place, chunk(&bytes, place + 1)).unwrap());
+    assert!(!arriving.put(place, &[]).unwrap());
+    assert!(
+        !arriving.put(10, chunk(&bytes, 0)).unwrap(),
+        "no such chunk"
+    );
+    assert_eq!(arriving.next(), Some(place), "asked for again");
+    assert_eq!(fs::read(&tar).unwrap(), vec![0; bytes.len()]);
+}
+
+#[test]
+fn runs_are_of_the_list_or_refused() {
+    let table = [(0..10, true), (9..10, true), (9..11, false), (5..5, false)];
+    for (run, good) in table {
+        let decoded = wire::decode(wire::encode(&run), 10);
+        assert_eq!(decoded.is_some(), good, "{run:?}");
+    }
+}
