@@ -124,14 +124,15 @@ impl Shared {
     }
 
     fn arrived(&self, run: Range<usize>) {
-        let mut state = self.lock();
-        state.here[run].fill(true);
-        let state = &mut *state;
+        let mut guard = self.lock();
+        guard.here[run].fill(true);
+        let state = &mut *guard;
         let here = &state.here;
         let ready: Vec<_> = state
             .waiting
             .extract_if(.., |w| here[w.chunks.clone()].iter().all(|here| *here))
             .collect();
+        drop(guard);
         for Waiting { range, then, .. } in ready {
             then(self.read(&range));
         }

@@ -212,6 +212,34 @@ fn what_is_shown_equals_what_is_unpacked() {
     assert!(!both.at("lazy/etc/absent").exists());
 }
 
+/// As real tools write them: long names, links of both kinds, setuid programs, odd modes.
+#[test]
+fn layers_of_real_files_are_shown_as_they_are_unpacked() {
+    for format in ["--format=gnu", "--format=posix", "--format=ustar"] {
+        let tar = Command::new("tar")
+            .args([
+                format,
+                "-C",
+                "/",
+                "-cf",
+                "-",
+                "usr/share/perl5",
+                "usr/bin/su",
+            ])
+            .output()
+            .unwrap();
+        assert!(tar.status.success(), "{tar:?}");
+        let both = Both::new(&tar.stdout, None);
+        let implied = ["", "usr", "usr/share", "usr/bin"];
+        let (eager, lazy) = (
+            describe(&both.at("eager"), &implied),
+            describe(&both.at("lazy"), &implied),
+        );
+        assert!(eager == lazy, "{format}");
+        assert!(eager.len() > 100, "{}", eager.len());
+    }
+}
+
 #[test]
 fn owners_are_shown_in_an_instances_block() {
     let block = Block::number(7).unwrap();

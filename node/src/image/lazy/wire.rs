@@ -16,9 +16,8 @@ pub(super) fn encode(run: &Range<u32>) -> [u8; FRAME] {
 
 /// `None` when it is no run of a list this long.
 pub(super) fn decode(frame: [u8; FRAME], chunks: usize) -> Option<Range<usize>> {
-    let [a, b, c, d, e, f, g, h] = frame;
-    let place = |bytes| usize::try_from(u32::from_le_bytes(bytes)).ok();
-    let run = place([a, b, c, d])?..place([e, f, g, h])?;
+    let place = |bytes: &[u8]| usize::try_from(u32::from_le_bytes(bytes.try_into().ok()?)).ok();
+    let run = place(&frame[..4])?..place(&frame[4..])?;
     (run.start < run.end && run.end <= chunks).then_some(run)
 }
 
