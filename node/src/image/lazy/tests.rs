@@ -57,8 +57,23 @@ fn outline(tar: &[u8]) -> Result<Outline, Stop> {
     Outline::read(Holes::new(&recipe(tar)), &Budget::new(Limits::default()))
 }
 
+/// Shows a layer at a folder.
+pub(super) fn show(tar: &[u8], supply: impl Supply, at: &Path, block: Option<Block>) -> Mount {
+    let served = LayerFs::new(outline(tar).unwrap(), supply, block);
+    let mut config = Config::default();
+    config.mount_options = vec![
+        MountOption::RO,
+        MountOption::Suid,
+        MountOption::DefaultPermissions,
+    ];
+    config.acl = SessionACL::All;
+    let session = Session::new(served, at, &config).unwrap();
+    std::thread::spawn(move || session.run());
+    Mount(at.to_owned())
+}
+
 /// A mount that is gone with its value.
-struct Mount(PathBuf);
+pub(super) struct Mount(PathBuf);
 
 impl Drop for Mount {
     fn drop(&mut self) {
@@ -80,21 +95,11 @@ impl Both {
         }
         let budget = Budget::new(Limits::default());
         let unpacked = unpack(tar, &dir.path().join("eager"), &budget, &()).unwrap();
-        let outline = outline(tar).unwrap();
-        assert_eq!(unpacked.opaque_root, outline.opaque_root());
-        let served = LayerFs::new(outline, Whole(Arc::new(tar.to_vec())), block);
-        let at = dir.path().join("lazy");
-        let mut config = Config::default();
-        config.mount_options = vec![
-            MountOption::RO,
-            MountOption::Suid,
-            MountOption::DefaultPermissions,
-        ];
-        config.acl = SessionACL::All;
-        let session = Session::new(served, &at, &config).unwrap();
-        std::thread::spawn(move || session.run());
-        let _mount = Mount(at);
-        Self { dir, _mount }
+        let opaque = outline(tar).unwrap().opaque_root();
+        assert_eq!(unpacked.opaque_root, opaque);
+        let whole = Whole(Arc::new(tar.to_vec()));
+        let mount = show(tar, whole, &dir.path().join("lazy"), block);
+        Self { dir, _mount: mount }
     }
 
     fn at(&self, name: &str) -> PathBuf {

@@ -12,10 +12,11 @@ use sha2::{Digest as _, Sha256};
 use tokio::net::UnixListener;
 
 use super::super::chunks::{Chunk, ChunkList};
-use super::super::testing::temp;
+use super::super::testing::{Tar, temp};
 use super::arrivals::Arrivals;
 use super::arriving::Arriving;
 use super::fs::Supply as _;
+use super::tests::show;
 use super::wire;
 
 const CHUNK: usize = 1000;
@@ -29,7 +30,7 @@ fn list(bytes: &[u8]) -> ChunkList {
     let chunks = bytes.chunks(CHUNK).enumerate().map(|(place, chunk)| Chunk {
         hash: Sha256::digest(chunk).into(),
         offset: (place * CHUNK) as u64,
-        len: CHUNK as u32,
+        len: chunk.len() as u32,
     });
     ChunkList {
         chunks: chunks.collect(),
@@ -150,4 +151,46 @@ fn runs_are_of_the_list_or_refused() {
         let decoded = wire::decode(wire::encode(&run), 10);
         assert_eq!(decoded.is_some(), good, "{run:?}");
     }
+}
+
+#[test]
+fn a_file_is_read_as_its_chunks_come_and_holds_up_no_other() {
+    let dir = temp();
+    let content: String = (0..40_000).map(|n| format!("{n} ")).collect();
+    let tar = Tar::default()
+        .file("late", &content)
+        .file("early", &content)
+        .end();
+    let (path, socket) = (dir.path().join("tar"), dir.path().join("socket"));
+    let cut = list(&tar);
+    let arriving = Arc::new(Arriving::open(&path, cut.clone(), &[]).unwrap());
+    let _daemon = serve(&arriving, &socket);
+    let arrivals = Arrivals::follow(cut.clone(), File::open(&path).unwrap(), &socket).unwrap();
+    let at = dir.path().join("lazy");
+    fs::create_dir(&at).unwrap();
+    let _mount = show(&tar, arrivals, &at, None);
+
+    let late = at.join("late");
+    let reading = std::thread::spawn(move || fs::read_to_string(late).unwrap());
+    until(|| !arriving.profile().is_empty());
+    // Its read waits; names, attributes and other files are there.
+    assert_eq!(fs::read_dir(&at).unwrap().count(), 2);
+    let first = content.len() / CHUNK;
+    for place in first..cut.chunks.len() {
+        arriving
+            .put(place, piece(&tar, &cut.chunks[place]))
+            .unwrap();
+    }
+    let early = fs::read_to_string(at.join("early"));
+    for place in 0..first {
+        arriving
+            .put(place, piece(&tar, &cut.chunks[place]))
+            .unwrap();
+    }
+    assert!(early.unwrap() == content);
+    assert!(reading.join().unwrap() == content);
+}
+
+fn piece<'a>(tar: &'a [u8], chunk: &Chunk) -> &'a [u8] {
+    &tar[chunk.offset as usize..][..chunk.len as usize]
 }
