@@ -20,7 +20,7 @@ use super::outline::{Kind, Node, Outline, ROOT};
 use crate::userns::Block;
 
 /// What is asked for never changes.
-const KEPT: Duration = Duration::from_secs(365 * 24 * 3600);
+const KEPT: Duration = Duration::from_hours(365 * 24);
 const FIRST: Generation = Generation(0);
 const BLOCK: u32 = 4096;
 /// What stat counts a file's size in.

@@ -1,6 +1,7 @@
 //! A layer shown lazily against the same layer unpacked: names, attributes and content are equal.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt as _;
@@ -27,9 +28,13 @@ struct Whole(Arc<Vec<u8>>);
 
 impl Supply for Whole {
     fn read(&self, range: Range<u64>, then: Then) {
-        let range = range.start as usize..range.end as usize;
+        let range = size(range.start)..size(range.end);
         then(Ok(self.0[range].to_vec()));
     }
+}
+
+pub(super) fn size(number: u64) -> usize {
+    usize::try_from(number).unwrap()
 }
 
 /// What a recipe says of a tar: all but the files' content.
@@ -39,14 +44,14 @@ fn recipe(tar: &[u8]) -> Recipe {
     for entry in archive.entries().unwrap().raw(true) {
         let entry = entry.unwrap();
         if entry.header().entry_type() == tar::EntryType::Regular && entry.size() > 0 {
-            let start = entry.raw_file_position() as usize;
+            let start = size(entry.raw_file_position());
             segments.push(Segment::Inline(tar[at..start].to_vec()));
             segments.push(Segment::File {
                 path: entry.path_bytes().into_owned(),
                 offset: 0,
                 len: entry.size(),
             });
-            at = start + entry.size() as usize;
+            at = start + size(entry.size());
         }
     }
     segments.push(Segment::Inline(tar[at..].to_vec()));
@@ -121,7 +126,7 @@ fn describe(root: &Path, implied: &[&str]) -> Described {
         let mut said = format!("{:o} {}:{}", meta.mode(), meta.uid(), meta.gid());
         // Nobody said when a whiteout was made, or a directory without an entry.
         if !kind.is_char_device() && !implied.iter().any(|name| path == Path::new(name)) {
-            said += &format!(" {}.{}", meta.mtime(), meta.mtime_nsec());
+            write!(said, " {}.{}", meta.mtime(), meta.mtime_nsec()).unwrap();
         }
         if kind.is_dir() {
             let names = fs::read_dir(&full).unwrap();
@@ -133,16 +138,21 @@ fn describe(root: &Path, implied: &[&str]) -> Described {
         } else {
             // Names of one file are told by their first.
             let first = numbers.entry(meta.ino()).or_insert_with(|| path.clone());
-            said += &format!(" {} names, {} bytes", meta.nlink(), meta.size());
-            said += &format!(" like {}", first.display());
+            write!(said, " {} names, {} bytes", meta.nlink(), meta.size()).unwrap();
+            write!(said, " like {}", first.display()).unwrap();
         }
         if kind.is_file() {
-            said += &format!(" {:?}", super::super::Digest::of(&fs::read(&full).unwrap()));
+            write!(
+                said,
+                " {:?}",
+                super::super::Digest::of(&fs::read(&full).unwrap())
+            )
+            .unwrap();
         }
         if kind.is_symlink() {
-            said += &format!(" to {:?}", fs::read_link(&full).unwrap());
+            write!(said, " to {:?}", fs::read_link(&full).unwrap()).unwrap();
         } else if !kind.is_char_device() {
-            said += &format!(" {:?}", xattrs(&full));
+            write!(said, " {:?}", xattrs(&full)).unwrap();
         }
         all.insert(path, said);
     }
@@ -163,10 +173,18 @@ fn xattrs(path: &Path) -> BTreeMap<String, Vec<u8>> {
         .collect()
 }
 
+/// Text that nowhere repeats.
+pub(super) fn text(numbers: u32) -> String {
+    (0..numbers).fold(String::new(), |mut text, number| {
+        write!(text, "{number} ").unwrap();
+        text
+    })
+}
+
 /// Everything an honest layer may hold.
 fn honest() -> Vec<u8> {
     let long = "long/".to_owned() + &"n".repeat(150);
-    let big: String = (0..100_000).map(|n| format!("{n} ")).collect();
+    let big = text(100_000);
     Tar::default()
         .dir("./")
         .dir("etc/")

@@ -16,21 +16,21 @@ use super::super::testing::{Tar, temp};
 use super::arrivals::Arrivals;
 use super::arriving::Arriving;
 use super::fs::Supply as _;
-use super::tests::show;
+use super::tests::{show, size, text};
 use super::wire;
 
 const CHUNK: usize = 1000;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn bytes() -> Vec<u8> {
-    (0..10 * CHUNK).map(|n| (n / 7 % 251) as u8).collect()
+    text(10_000).into_bytes()[..10 * CHUNK].to_vec()
 }
 
 fn list(bytes: &[u8]) -> ChunkList {
     let chunks = bytes.chunks(CHUNK).enumerate().map(|(place, chunk)| Chunk {
         hash: Sha256::digest(chunk).into(),
         offset: (place * CHUNK) as u64,
-        len: chunk.len() as u32,
+        len: u32::try_from(chunk.len()).unwrap(),
     });
     ChunkList {
         chunks: chunks.collect(),
@@ -156,7 +156,7 @@ fn runs_are_of_the_list_or_refused() {
 #[test]
 fn a_file_is_read_as_its_chunks_come_and_holds_up_no_other() {
     let dir = temp();
-    let content: String = (0..40_000).map(|n| format!("{n} ")).collect();
+    let content = text(40_000);
     let tar = Tar::default()
         .file("late", &content)
         .file("early", &content)
@@ -192,5 +192,5 @@ fn a_file_is_read_as_its_chunks_come_and_holds_up_no_other() {
 }
 
 fn piece<'a>(tar: &'a [u8], chunk: &Chunk) -> &'a [u8] {
-    &tar[chunk.offset as usize..][..chunk.len as usize]
+    &tar[size(chunk.offset)..][..chunk.len as usize]
 }
