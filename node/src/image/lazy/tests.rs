@@ -15,6 +15,9 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use tempfile::TempDir;
 
 use super::super::budget::{Budget, Limits};
+use super::super::digest::Digest;
+use super::super::layer::Layers;
+use super::super::manifest::{LayerPlan, Packing};
 use super::super::recipe::{Recipe, Segment};
 use super::super::testing::{Tar, temp};
 use super::super::unpack::{Stop, unpack};
@@ -142,12 +145,7 @@ fn describe(root: &Path, implied: &[&str]) -> Described {
             write!(said, " like {}", first.display()).unwrap();
         }
         if kind.is_file() {
-            write!(
-                said,
-                " {:?}",
-                super::super::Digest::of(&fs::read(&full).unwrap())
-            )
-            .unwrap();
+            write!(said, " {:?}", Digest::of(&fs::read(&full).unwrap())).unwrap();
         }
         if kind.is_symlink() {
             write!(said, " to {:?}", fs::read_link(&full).unwrap()).unwrap();
@@ -261,6 +259,36 @@ fn layers_of_real_files_are_shown_as_they_are_unpacked() {
         assert!(eager == lazy, "{format}");
         assert!(eager.len() > 100, "{}", eager.len());
     }
+}
+
+#[test]
+fn the_recipe_a_layer_leaves_behind_gives_its_tree() {
+    let dir = temp();
+    let at = |name: &str| dir.path().join(name);
+    fs::create_dir(at("layers")).unwrap();
+    fs::create_dir(at("tmp")).unwrap();
+    let layers = Layers::new(at("layers"), at("tmp"));
+    let raw = Tar::default()
+        .dir("etc")
+        .file("etc/file", &text(1000))
+        .hardlink("etc/again", "etc/file")
+        .file("empty", "")
+        .end();
+    let digest = Digest::of(&raw);
+    let plan = LayerPlan {
+        digest: digest.clone(),
+        size: raw.len() as u64,
+        packing: Packing::Plain,
+        diff_id: digest.clone(),
+    };
+    let budget = Budget::new(Limits::default());
+    layers.bring_in(&raw[..], &plan, &budget).unwrap();
+    let left = layers.recipe(&digest).unwrap().expect("recorded");
+    assert_eq!(left.raw(), raw.len() as u64);
+    let whole = u32::try_from(raw.len()).unwrap();
+    assert!(layers.read_raw(&digest, 0, whole).unwrap() == raw);
+    let outline = Outline::read(Holes::new(&left), &budget).unwrap();
+    assert_eq!(outline.len(), 4, "the root, a folder and two files");
 }
 
 #[test]
