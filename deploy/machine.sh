@@ -6,8 +6,8 @@ PACKAGES=(
     ca-certificates gcc libc6-dev libseccomp-dev pkg-config
     bind9-dnsutils busybox-static curl iproute2 iputils-ping jq nftables procps util-linux
     docker-registry mmdebstrap skopeo umoci
-    # What faults are made with.
-    conntrack e2fsprogs libfaketime mount strace
+    # What faults are made with, and what announces the tests' nodes.
+    bird2 conntrack e2fsprogs libfaketime mount strace
 )
 
 say() { printf '== %s\n' "$*" >&2; }
@@ -63,10 +63,15 @@ install_packages() {
     without_starting_services quietly apt-get update
     without_starting_services quietly apt-get install -y --no-install-recommends "${missing[@]}" ||
         refuse "apt-get could not install: ${missing[*]}"
-    # The demo runs its own registry on its own host; the machine gets no service from us.
-    if [[ " ${missing[*]} " == *" docker-registry "* ]] && command -v systemctl >/dev/null; then
-        systemctl disable docker-registry >/dev/null 2>&1 || true
-    fi
+    # The demo and the tests run their own on their own hosts; the machine gets no service from us.
+    disable_new docker-registry docker-registry
+    disable_new bird2 bird
+}
+
+# Disables a package's service if the package was just installed.
+disable_new() {
+    [[ " ${missing[*]} " == *" $1 "* ]] && command -v systemctl >/dev/null || return 0
+    systemctl disable "$2" >/dev/null 2>&1 || true
 }
 
 # Runs a command while packages may not start services at their installation.

@@ -201,6 +201,33 @@ fn a_wait_that_takes_too_long_is_exit_4() {
 }
 
 #[test]
+fn images_are_pruned_after_a_look_and_never_without_a_yes() {
+    let node = FakeNode::start();
+    let digest = format!("sha256:{}", "ab".repeat(32));
+    let image = json!({"reference": "hub/web:1", "digest": digest, "bytes": 2048});
+    let (prune, rm) = (
+        "POST /v1/images/prune",
+        format!("DELETE /v1/images/sha256%3A{}", "ab".repeat(32)),
+    );
+    node.json(prune, &json!({"images": [image], "bytes": 2048}));
+    let run = selvedge(&node, "image prune --all --dry-run").code(0);
+    assert_eq!(
+        out(&run),
+        format!("hub/web:1 {digest} 2Ki\nwould free 2Ki\n")
+    );
+    assert_eq!(node.body(prune), json!({"all": true, "dryRun": true}));
+    selvedge(&node, "image prune").code(2);
+    assert_eq!(node.asked(prune).len(), 1, "nobody said yes");
+
+    let held = json!([{"reference": "hub/web:1", "digest": digest, "bytes": 1, "nodes": []}]);
+    node.json("GET /v1/images", &held);
+    node.refuse(&rm, 422, "image", "image is in use by /i", "");
+    let run = selvedge(&node, "image rm hub/web:1 -y").code(1);
+    assert!(err(&run).contains("in use by /i"), "{}", err(&run));
+    assert_eq!(node.asked(&rm).len(), 1);
+}
+
+#[test]
 fn errors_of_the_node_become_exit_codes() {
     let table = [
         (404, "notFound", 3),

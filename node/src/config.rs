@@ -9,6 +9,7 @@ use std::time::Duration;
 use scheduler::model::{Name, units};
 use serde::{Deserialize, Deserializer};
 
+use crate::image::Marks;
 use crate::volumes::HostPath;
 
 /// Larger files are refused before they are parsed.
@@ -41,6 +42,8 @@ pub struct Config {
     pub mesh: MeshSection,
     #[serde(default)]
     pub api: ApiSection,
+    #[serde(default)]
+    pub images: ImagesSection,
     #[serde(default)]
     pub ingress: IngressSection,
     #[serde(default)]
@@ -138,6 +141,21 @@ impl Default for ApiSection {
     }
 }
 
+/// Where `docker push` reaches this node. Plain HTTP, so loopback alone; off unless asked for.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImagesSection {
+    pub listen: Listen,
+}
+
+impl Default for ImagesSection {
+    fn default() -> Self {
+        Self {
+            listen: Listen(None),
+        }
+    }
+}
+
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct IngressSection {
@@ -193,8 +211,48 @@ pub struct RuntimeSection {
     pub network_pool: usize,
     /// Containers kept prepared up to the start of their program, at most; 0 keeps none.
     pub parked: u32,
+    /// Bytes of images a second that each peer gets from this node; without it, as many as the
+    /// link carries beside everything else.
+    pub image_peer_rate: Option<Bytes>,
     /// Paths of this machine that services may mount: `/srv/share`, or `/srv/data:rw` to write.
     pub host_paths: Vec<HostPath>,
+    /// How full images may make the disk.
+    pub image_gc: ImageGcSection,
+}
+
+/// Beyond `high` per cent of the disk unused images are removed until it is `low`. With `limit`
+/// the same holds of that many bytes of images, whatever the disk has.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImageGcSection {
+    pub high: u8,
+    pub low: u8,
+    pub limit: Option<Bytes>,
+}
+
+impl Default for ImageGcSection {
+    fn default() -> Self {
+        let marks = Marks::default();
+        Self {
+            high: marks.high,
+            low: marks.low,
+            limit: None,
+        }
+    }
+}
+
+impl ImageGcSection {
+    /// The marks, or what is wrong with them.
+    pub fn marks(self) -> Result<Marks, &'static str> {
+        if self.high > 100 || self.low == 0 || self.low >= self.high {
+            return Err("0 < low < high <= 100, in per cent");
+        }
+        Ok(Marks {
+            high: self.high,
+            low: self.low,
+            limit: self.limit.map(|bytes| bytes.0),
+        })
+    }
 }
 
 impl Default for RuntimeSection {
@@ -205,7 +263,9 @@ impl Default for RuntimeSection {
             registries: BTreeMap::new(),
             network_pool: 4,
             parked: 16,
+            image_peer_rate: None,
             host_paths: Vec::new(),
+            image_gc: ImageGcSection::default(),
         }
     }
 }
@@ -395,6 +455,20 @@ mod tests {
         assert_eq!(config.capacity.memory, Auto::Set(Bytes(2 << 30)));
         assert_eq!(config.ingress.http.0, Some(([127, 0, 0, 1], 8080).into()));
         assert_eq!(config.dns.listen, Listen(None));
+    }
+
+    #[test]
+    fn the_marks_of_images_keep_their_order() {
+        let marks = |values: &str| {
+            let text = format!("{SMALL}[runtime]\nimage_gc = {{{values}}}\n");
+            parse(&text).unwrap().runtime.image_gc.marks()
+        };
+        assert_eq!(marks(""), Ok(Marks::default()));
+        let own = marks("high=60, low=50, limit=\"20Gi\"").unwrap();
+        assert_eq!((own.high, own.low, own.limit), (60, 50, Some(20 << 30)));
+        for bad in ["low=85", "low=0", "high=101", "high=60"] {
+            assert!(marks(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

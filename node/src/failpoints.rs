@@ -66,7 +66,7 @@ const POINTS: [(&str, &str); 69] = [
     ),
     (
         "network::made",
-        "the network is whole; the firewall admits it",
+        "the network is whole; the firewall may admit it already",
     ),
     ("network::admitted", "it is admitted; it joins the pool"),
     ("network::taken", "it left the pool; its lease is written"),

@@ -1,20 +1,33 @@
 //! Images as this node uses them: the store together with how its registries are spoken to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use scheduler::model::ImagePin;
+use netfabric::wire::image::{ImageAnswer, ImageRequest};
+use scheduler::model::{ImagePin, RevisionKey};
+use scheduler::registry::State;
 use tokio::io::AsyncRead;
+use tokio::sync::mpsc;
 
 use crate::config::RegistrySection;
-use crate::image::{Image, ImageError, Limits, Reference, RegistryConfig, Store};
+use crate::image::{
+    self, Image, ImageError, Limits, Marks, Prune, Reference, RegistryConfig, Removed, Stocked,
+    Store, Wanted, WantedFn,
+};
+
+/// How often the disk is looked at: a system call, no more, while it is below its high mark.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
 
 /// The node's images. Cheap to clone.
 #[derive(Clone)]
 pub struct Images {
     store: Store,
     registries: Arc<RegistryConfig>,
+    /// Where images are pushed to this node.
+    door: Option<SocketAddr>,
 }
 
 impl Images {
@@ -22,6 +35,7 @@ impl Images {
     pub fn open(
         data: &Path,
         registries: &BTreeMap<String, RegistrySection>,
+        door: Option<SocketAddr>,
     ) -> Result<Self, ImageError> {
         let insecure = registries
             .iter()
@@ -38,6 +52,7 @@ impl Images {
         Ok(Self {
             store,
             registries: Arc::new(config),
+            door,
         })
     }
 
@@ -50,7 +65,7 @@ impl Images {
     pub async fn pin(&self, text: &str, policy: &str) -> Result<ImagePin, ImageError> {
         let reference = Reference::parse(text)?;
         let held = self.held(&reference);
-        if policy == "Never" {
+        if policy == "Never" || self.is_door(&reference) {
             return held.ok_or_else(|| ImageError::NotHeld {
                 digest: reference.to_string(),
             });
@@ -59,6 +74,20 @@ impl Images {
             (Err(error), Some(held)) if error.is_passing() => Ok(held),
             (resolved, _) => resolved,
         }
+    }
+
+    /// Whether a reference names this node as its registry: then what was pushed here is the truth.
+    fn is_door(&self, reference: &Reference) -> bool {
+        let Some(door) = self.door else { return false };
+        let Some((host, port)) = reference.registry().rsplit_once(':') else {
+            return false;
+        };
+        let local = host == "localhost"
+            || host
+                .trim_matches(['[', ']'])
+                .parse::<IpAddr>()
+                .is_ok_and(|ip| ip.is_loopback());
+        local && port.parse() == Ok(door.port())
     }
 
     fn held(&self, reference: &Reference) -> Option<ImagePin> {
@@ -90,8 +119,67 @@ impl Images {
         self.store.import(archive, reference.as_ref()).await
     }
 
+    /// From now on the disk is kept below its marks, sparing what `wanted` names; `removed` is
+    /// called when something went.
+    pub fn keep_house(
+        &self,
+        marks: Marks,
+        wanted: WantedFn,
+        removed: impl Fn() + Send + Sync + 'static,
+    ) {
+        self.store.keep_house(marks, wanted.clone());
+        let store = self.store.clone();
+        tokio::spawn(async move {
+            let mut look = tokio::time::interval(LOOK_EVERY);
+            look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                look.tick().await;
+                match store.collect(marks, wanted()).await {
+                    Ok(gone) if gone.images.is_empty() => {}
+                    Ok(_) => removed(),
+                    Err(error) => tracing::warn!(%error, "images could not be collected"),
+                }
+            }
+        });
+    }
+
+    /// What is held here, with sizes and last uses.
+    pub async fn stock(&self) -> Result<Vec<Stocked>, ImageError> {
+        self.store.stock().await
+    }
+
+    /// Removes what is not needed, or tells what that would be.
+    pub async fn prune(&self, what: Prune, dry_run: bool) -> Result<Removed, ImageError> {
+        self.store.prune(what, dry_run).await
+    }
+
+    /// Removes one image by its digest, unless an instance is made of it.
+    pub async fn remove(&self, digest: &str) -> Result<(), ImageError> {
+        self.store.remove(digest).await
+    }
+
+    /// Answers a peer's request.
+    pub async fn serve(&self, request: ImageRequest, answers: mpsc::Sender<ImageAnswer>) {
+        image::serve(&self.store, &self.registries, request, answers).await;
+    }
+
     pub fn list(&self) -> Vec<Arc<Image>> {
         self.store.list()
+    }
+}
+
+/// What of the images is needed: by instances of this node, and by revisions that services route
+/// to or would start next.
+pub fn wanted(state: &State, placed: &BTreeSet<RevisionKey>) -> Wanted {
+    let digest = |key: &RevisionKey| Some(state.revisions.get(key)?.image.digest.clone());
+    let deployed = state.services.values().flat_map(|service| {
+        let mut keys = service.routed();
+        keys.extend(service.status.latest_created.clone());
+        keys
+    });
+    Wanted {
+        here: placed.iter().filter_map(digest).collect(),
+        deployed: deployed.filter_map(|key| digest(&key)).collect(),
     }
 }
 

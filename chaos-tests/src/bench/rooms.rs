@@ -118,7 +118,7 @@ impl Rooms {
 
     /// The processes of an instance: its shim, its first.
     pub fn processes(&self, id: &str) -> Result<Vec<i32>> {
-        let record = self.folder.join("instances").join(id).join("shim.json");
+        let record = self.folder.join("scratch").join(id).join("shim.json");
         pids(&record).with_context(|| format!("{}", record.display()))
     }
 }

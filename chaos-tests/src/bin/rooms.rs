@@ -231,6 +231,7 @@ impl Rooms {
 
     async fn create(&self, id: &InstanceId, leased: impl Fn(Ipv4Addr)) -> Result<(Ipv4Addr, i32)> {
         let dir = self.folder.join("instances").join(&id.0);
+        self.shims.expect();
         let lease = self.networks.acquire(id).await?;
         leased(lease.address);
         let owner = lease.owner()?;

@@ -1,6 +1,7 @@
 //! The catalogue of faults by their names. A fault is plain data, so that a seed can be told as the
 //! faults it meant; injecting one returns only after it was seen to hold, and healing it undoes it.
 
+mod announcing;
 mod catalogue;
 mod machine;
 mod network;
@@ -45,6 +46,12 @@ pub enum Fault {
     Flap { node: String, period: Duration },
     /// N12: a NAT before this node gives its mesh another port; healed, it gets its own back.
     Rebind { node: String },
+    /// N14, the session: what announces this node and the router do not hear each other.
+    SessionLost { node: String },
+    /// N14, BIRD: what announces this node is killed; healed by a start.
+    BirdKilled { node: String },
+    /// N14, BIRD: what announces this node stands still.
+    BirdHangs { node: String },
     /// P1, P2: the daemon, and the front door in it, is killed; healed by a start.
     Kill { node: String },
     /// P3: every shim of this node is killed.
@@ -124,6 +131,7 @@ impl Fault {
             Self::BlackHole { .. } => "N10",
             Self::Flap { .. } => "N11",
             Self::Rebind { .. } => "N12",
+            Self::SessionLost { .. } | Self::BirdKilled { .. } | Self::BirdHangs { .. } => "N14",
             Self::Kill { .. } => "P1",
             Self::KillShims { .. } | Self::KillContainers { .. } => "P3",
             Self::Pause { .. } => "P4",
@@ -246,6 +254,9 @@ impl Fault {
             Self::OutOfMemory { node } => machine::out_of_memory(world, node),
             Self::NoPorts { node } => machine::no_ports(world, node),
             Self::Rebind { node } => network::rebind(world, node),
+            Self::SessionLost { node } => announcing::session_lost(world, node),
+            Self::BirdKilled { node } => announcing::bird_killed(world, node),
+            Self::BirdHangs { node } => announcing::bird_hangs(world, node),
         };
         Ok(Active {
             undo: undo.with_context(|| format!("injecting {self}"))?,
@@ -299,7 +310,7 @@ mod tests {
                     let file = tests.join(module).with_extension("rs");
                     assert!(file.exists(), "{name}: no {}", file.display());
                 }
-                Place::Room(_) | Place::Not(_) => {}
+                Place::Room(_) => {}
             }
         }
     }

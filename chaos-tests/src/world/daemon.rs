@@ -1,6 +1,7 @@
 //! The daemon of a node as its supervisor and its misfortunes handle it: started, ended, killed,
 //! standing still, exchanged for another build.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::PoisonError;
@@ -135,6 +136,20 @@ impl Node {
         // Whoever started it takes note of its end: an ended daemon would stay a zombie.
         std::thread::spawn(move || daemon.wait());
         Ok(())
+    }
+
+    /// Adds lines to the daemon's configuration, and starts it anew with them.
+    pub fn configure(&self, lines: &str) -> Result<()> {
+        self.stop()?;
+        let file = std::fs::File::options().append(true).open(self.config());
+        writeln!(file?, "\n{lines}")?;
+        self.start()
+    }
+
+    /// The operator's token of this node.
+    pub fn token(&self) -> Result<String> {
+        let token = std::fs::read_to_string(self.dir.join("identity/operator.token"))?;
+        Ok(token.trim().to_owned())
     }
 
     /// Waits until the daemon has ended by itself, and its lock is free.

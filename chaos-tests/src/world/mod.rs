@@ -13,6 +13,7 @@
 //! # }
 //! ```
 
+mod anycast;
 mod daemon;
 mod http;
 mod image;
@@ -34,6 +35,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
+pub use anycast::{ANYCAST, Anycast};
 pub use daemon::Launch;
 pub use http::{Request, Response};
 use media::Disks;
@@ -54,6 +56,7 @@ pub const OUTSIDE: &str = "outside";
 pub const REGISTRY: &str = "registry";
 const GATEWAY: u8 = 1;
 const REGISTRY_HOST: u8 = 10;
+const ROUTER_HOST: u8 = 9;
 const FIRST_NODE: u8 = 11;
 /// What the network's draws begin with: the same in every run.
 const SEED: u64 = 1;
@@ -65,6 +68,7 @@ pub struct World {
     registry: Mutex<Child>,
     wire: Arc<Wire>,
     disks: Disks,
+    anycast: Option<Anycast>,
     /// Whether nobody wants to see the daemons' logs any more.
     hushed: bool,
 }
@@ -124,6 +128,7 @@ impl World {
             registry: Mutex::new(registry),
             wire: Arc::new(wire),
             disks: Disks::new(),
+            anycast: None,
             hushed: false,
         })
     }

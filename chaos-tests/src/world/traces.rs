@@ -51,10 +51,10 @@ impl Tag {
 /// Removes the worlds of processes that are no more. One sweeper of the machine at a time: each ends
 /// whatever has a dead world's folder among its words, the other's `umount` too.
 pub(super) fn sweep() -> Result<()> {
-    let lock = std::env::temp_dir().join("selvedge-e2e.lock");
-    let lock = fs::File::create(&lock).with_context(|| format!("creating {}", lock.display()))?;
+    let all = std::env::temp_dir();
+    let lock = fs::File::open(&all).with_context(|| format!("opening {}", all.display()))?;
     lock.lock().context("waiting for other sweeps to end")?;
-    let folders = [std::env::temp_dir(), PathBuf::from("/run/netns")];
+    let folders = [all, PathBuf::from("/run/netns")];
     let entries = folders
         .iter()
         .flat_map(|folder| fs::read_dir(folder).into_iter().flatten());

@@ -22,6 +22,10 @@ const MEMORY: u64 = 96 << 20;
 const LARGEST: usize = 1232;
 /// An answer is at most so many times as large as its question.
 const FACTOR: usize = 8;
+/// Questions of one flooder in each pause of a millisecond: some 20,000 a second of all.
+const QUESTIONS: usize = 5;
+/// A client's address (RFC 5737).
+const OTHER: &str = "198.51.100.7";
 
 /// A request's lines with a second request in its body, which only a server that reads its length
 /// differently would find. `{host}` is the service's name.
@@ -289,4 +293,67 @@ fn dns_answers_are_small() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// One client asks the same without end; its answers come to fewer bytes than its questions, and
+/// a client of another network is answered all the while.
+#[test]
+fn a_flood_of_questions_keeps_nobody_else_out() -> Result<()> {
+    let world = World::of(&["par-1", "fra-1"])?;
+    let (node, other) = (world.first(), &world.nodes()[1]);
+    world.deploy("web", &SMALL)?.ok()?;
+    let (door, name) = (
+        SocketAddr::from((node.address, 53)),
+        format!("web.{ORIGIN}"),
+    );
+    let pid = node.daemon().context("a daemon")?;
+    let before = resident(pid)?;
+    let (asked, at) = (question(&name, 1), format!("@{}", node.address));
+    // The other client is of another network than the flood.
+    let (net, via) = (format!("{OTHER}/32"), other.address.to_string());
+    other
+        .run("ip", &["address", "add", &net, "dev", "eth0"])?
+        .ok()?;
+    node.run("ip", &["route", "add", &net, "via", &via])?.ok()?;
+    let over = AtomicBool::new(false);
+    let (seen, floods) = std::thread::scope(|scope| {
+        let flooders: Vec<_> = (0..FLOODERS)
+            .map(|_| scope.spawn(|| questions(door, &asked, &over)))
+            .collect();
+        let seen = meanwhile(|| {
+            let said = other.run("dig", &["-b", OTHER, "+short", "+tries=5", &at, &name])?;
+            said.ok()?.says(&node.address.to_string())?;
+            resident(pid)
+        });
+        over.store(true, Ordering::Relaxed);
+        let floods: Vec<_> = flooders.into_iter().filter_map(|f| f.join().ok()).collect();
+        (seen, floods)
+    });
+    let ((served, most), floods) = (seen?, floods.into_iter().collect::<Result<Vec<_>>>()?);
+    let (sent, heard) = floods
+        .iter()
+        .fold((0, 0), |sum, f| (sum.0 + f.0, sum.1 + f.1));
+    eprintln!("{served} others answered; {sent} bytes asked, {heard} answered");
+    ensure!(heard * 2 <= sent * 3, "{heard} bytes for {sent}");
+    ensure!(most < before + MEMORY, "{before} became {most} bytes");
+    Ok(())
+}
+
+/// Asks at its rate until it is over: the bytes sent and the bytes that came back.
+fn questions(door: SocketAddr, asked: &[u8], over: &AtomicBool) -> Result<(usize, usize)> {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    socket.connect(door)?;
+    socket.set_nonblocking(true)?;
+    let (mut sent, mut heard, mut answer) = (0, 0, [0; 4096]);
+    while !over.load(Ordering::Relaxed) {
+        for _ in 0..QUESTIONS {
+            // A full queue takes no more for the moment.
+            sent += socket.send(asked).unwrap_or(0);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+        while let Ok(length) = socket.recv(&mut answer) {
+            heard += length;
+        }
+    }
+    Ok((sent, heard))
 }

@@ -1,12 +1,103 @@
 //! Images: of real programs, and from a file, where no registry is asked.
 
-use anyhow::{Result, ensure};
-use chaos_tests::world::{PATIENCE, Standard, World, until};
+use std::collections::BTreeSet;
 
-use crate::SMALL;
+use anyhow::{Result, ensure};
+use chaos_tests::world::{Node, PATIENCE, Standard, World, until};
+use serde_json::Value;
+
+use crate::{SMALL, THREE};
+
+/// One instance for each node, and no room for two.
+const ONE_EACH: [&str; 4] = ["--scale", "3..3", "--cpu", "1.2"];
+/// What a daemon logs of a layer that no registry gave.
+const FROM_PEERS: &str = "a layer came from peers";
+
+/// Waits until every node has an instance of its own that answers.
+fn on_every_node(world: &World, service: &str) -> Result<()> {
+    until("every node has an instance", PATIENCE, || {
+        let all = world.first().instances(service)?;
+        let serves = |i: &&Value| i["state"] == "Ready" || i["state"] == "Frozen";
+        let ready = all.iter().filter(serves);
+        let on: BTreeSet<_> = ready.filter_map(|i| i["nodeName"].as_str()).collect();
+        ensure!(
+            on.len() == world.nodes().len(),
+            "on {on:?}, of {all:?}\n{}",
+            world.first().cli(&["explain", service])?.out
+        );
+        Ok(Some(()))
+    })?;
+    for node in world.nodes() {
+        node.get(service, "/")?.ok()?.says("box")?;
+    }
+    Ok(())
+}
+
+/// One node was given it; the others, in other regions, get it from there.
+#[test]
+fn an_image_of_one_node_runs_on_all_without_a_registry() -> Result<()> {
+    let world = World::of(&THREE)?;
+    let archive = world.archive("oci-archive", "")?;
+    world.stop_registry()?;
+    let (archive, name) = (archive.to_string_lossy(), "imports.test/oci:1");
+    let first = world.first();
+    let import = ["image", "import", &archive, "--as", name];
+    first.cli(&import)?.ok()?;
+    let deploy = [&ONE_EACH[..], &["--pull", "never"]].concat();
+    first.deploy("oci", name, &deploy)?.ok()?;
+    on_every_node(&world, "oci")?;
+    for node in &world.nodes()[1..] {
+        ensure!(node.log().contains(FROM_PEERS), "{}", node.name);
+    }
+    Ok(())
+}
+
+/// Pushed to one node as a registry is pushed to, with the operator's token; again it moves nothing.
+#[test]
+fn a_pushed_image_runs_on_all_without_a_registry() -> Result<()> {
+    const NAME: &str = "127.0.0.1:5000/app:1";
+    let world = World::of(&THREE)?;
+    let archive = world.archive("oci-archive", "")?;
+    world.stop_registry()?;
+    let first = world.first();
+    first.configure("[images]\nlisten = \"127.0.0.1:5000\"\n")?;
+    world.settle()?;
+    let (from, to) = (
+        format!("oci-archive:{}", archive.display()),
+        format!("docker://{NAME}"),
+    );
+    let push = |creds: &str| {
+        let words = [
+            "--debug",
+            "copy",
+            "--dest-tls-verify=false",
+            "--dest-creds",
+            creds,
+        ];
+        first.run("skopeo", &[&words[..], &[&from, &to]].concat())
+    };
+    push("me:wrong")?.code(1)?.says("unauthorized")?;
+    let creds = format!("me:{}", first.token()?);
+    push(&creds)?.ok()?;
+    push(&creds)?.ok()?.says("(already present)")?;
+    first.deploy("app", NAME, &ONE_EACH)?.ok()?;
+    on_every_node(&world, "app")
+}
+
+/// Nodes of one region are behind one uplink: one of them asks the registry for all.
+#[test]
+fn a_site_asks_the_registry_once() -> Result<()> {
+    let world = World::of(&["par-1", "par-2", "par-3"])?;
+    world.deploy("web", &ONE_EACH)?.ok()?;
+    on_every_node(&world, "web")?;
+    let helped = |node: &&Node| node.log().contains(FROM_PEERS);
+    let helped = world.nodes().iter().filter(helped).count();
+    ensure!(helped == 2, "{helped} nodes got it from a peer");
+    Ok(())
+}
 
 /// Both kinds of archives, with the registry gone: imported on one node, deployed, and served from
-/// zero there and through another node, which has no way to the image.
+/// zero there and through another node.
 #[test]
 fn an_imported_image_is_served_without_a_registry() -> Result<()> {
     let world = World::of(&["par-1", "fra-1"])?;
@@ -44,9 +135,6 @@ fn an_imported_image_is_served_without_a_registry() -> Result<()> {
             Ok(services.to_string().contains(service).then_some(()))
         })?;
         fra.get(service, "/")?.ok()?.says("box")?;
-        let on = par.instances(service)?;
-        let here = on.iter().all(|i| i["nodeName"] == "par-1");
-        ensure!(here && !on.is_empty(), "only one node has it: {on:?}");
     }
     Ok(())
 }

@@ -103,6 +103,8 @@ fn a_frozen_instance_costs_nothing_and_answers_everyone() -> Result<()> {
             failed.map(|e| format!("{e:#}")).collect()
         });
         ensure!(failures.is_empty(), "{}: {failures:?}", failures.len());
+        // The node's record follows a little later; else what comes next would see the old one.
+        is(node, "web", "Ready")?;
     }
     // A frozen one ends like any other, and so does one whose daemon never froze it.
     is(node, "web", "Frozen")?;

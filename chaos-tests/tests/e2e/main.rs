@@ -10,6 +10,7 @@
 //! ```
 
 mod accounting;
+mod anycast;
 mod confinement;
 mod crashes;
 mod death;

@@ -272,6 +272,21 @@ pub enum ImageCommand {
     /// Images and the nodes that hold them
     #[command(alias = "list")]
     Ls,
+    /// Remove an image from the node, unless an instance is made of it
+    #[command(alias = "delete")]
+    Rm {
+        /// Its reference or its digest
+        image: String,
+    },
+    /// Remove the images no deployed revision runs from the node
+    Prune {
+        /// Also those of revisions that run on other nodes only
+        #[arg(long)]
+        all: bool,
+        /// Only tell what would go
+        #[arg(long)]
+        dry_run: bool,
+    },
 }
 
 #[derive(Debug, Clone, Subcommand)]

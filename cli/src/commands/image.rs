@@ -1,4 +1,4 @@
-//! `image pull`, `image import`, `image ls`.
+//! `image pull`, `image import`, `image ls`, `image rm`, `image prune`.
 
 use std::path::{Path, PathBuf};
 
@@ -8,31 +8,79 @@ use futures::stream;
 use http::Method;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
-use netfabric::wire::api::{HeldImage, ImageView, PullRequest};
+use netfabric::wire::api::{HeldImage, ImageView, PruneRequest, PrunedImages, PullRequest};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
+use super::confirm;
 use crate::args::ImageCommand;
 use crate::client::{Body, IMAGE_ANSWER, encoded};
 use crate::failure::Failure;
 use crate::output;
-use crate::session::Session;
+use crate::session::{Session, find};
 
 /// How much of a file is read at a time.
 const CHUNK: usize = 256 * 1024;
 
 pub async fn run(command: ImageCommand, session: &Session) -> anyhow::Result<()> {
     match command {
-        ImageCommand::Ls => {
-            let images: Vec<ImageView> = session
-                .client
-                .get("/v1/images")
-                .await
-                .map_err(Failure::from)?;
-            session.out.list(&images, false)
-        }
+        ImageCommand::Ls => session.out.list(&list(session).await?, false),
+        ImageCommand::Rm { image } => remove(&image, session).await,
+        ImageCommand::Prune { all, dry_run } => prune(all, dry_run, session).await,
         ImageCommand::Pull { reference } => pull(reference, session).await,
         ImageCommand::Import { file, reference } => import(file, reference, session).await,
     }
+}
+
+async fn list(session: &Session) -> anyhow::Result<Vec<ImageView>> {
+    let images = session.client.get("/v1/images").await;
+    Ok(images.map_err(Failure::from)?)
+}
+
+async fn remove(image: &str, session: &Session) -> anyhow::Result<()> {
+    let images = list(session).await?;
+    let by_digest = images.iter().find(|i| i.digest == image).cloned();
+    let found = match by_digest {
+        Some(found) => found,
+        None => find(images, image)?,
+    };
+    confirm::destructive(session, "remove image", &found.reference)?;
+    let path = format!("/v1/images/{}", encoded(&found.digest));
+    let removed = session.client.change(Method::DELETE, &path).await;
+    removed.map_err(Failure::from)?;
+    session
+        .out
+        .progress(&format!("image/{} removed", found.reference));
+    Ok(())
+}
+
+async fn prune(all: bool, dry_run: bool, session: &Session) -> anyhow::Result<()> {
+    if !dry_run {
+        confirm::destructive(session, "remove all", "unused-images")?;
+    }
+    let request = PruneRequest { all, dry_run };
+    let pruned: PrunedImages = session
+        .client
+        .send(Method::POST, "/v1/images/prune", &request, IMAGE_ANSWER)
+        .await
+        .map_err(Failure::from)?;
+    let names = || {
+        let names = pruned
+            .images
+            .iter()
+            .map(|i| format!("image/{}", i.reference));
+        names.collect::<Vec<_>>().join("\n")
+    };
+    session
+        .out
+        .text_or(&pruned, names, |_| told(&pruned, dry_run))
+}
+
+/// What went, one image a line, and how much that is.
+fn told(pruned: &PrunedImages, dry_run: bool) -> String {
+    let verb = if dry_run { "would free" } else { "freed" };
+    let sum = format!("{verb} {}", output::bytes(pruned.bytes));
+    let lines = pruned.images.iter().map(sentence);
+    lines.chain([sum]).collect::<Vec<_>>().join("\n")
 }
 
 async fn pull(reference: String, session: &Session) -> anyhow::Result<()> {

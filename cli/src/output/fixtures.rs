@@ -182,6 +182,9 @@ pub fn images() -> Vec<ImageView> {
         digest: format!("sha256:{}", "ab".repeat(32)),
         bytes: 31 << 20,
         nodes: vec!["par-1".into(), "fra-1".into()],
+        own_bytes: 5 << 20,
+        last_used: Some(UnixMs(NOW.0 - 90_000)),
+        services: vec!["default/web".into()],
     }]
 }
 

@@ -279,7 +279,7 @@ impl Row for ImageView {
     const KIND: &'static str = "image";
     const PLURAL: &'static str = "images";
     const COLUMNS: &'static [&'static str] = &["REFERENCE", "DIGEST", "SIZE", "NODES"];
-    const WIDE: &'static [&'static str] = &["FULL-DIGEST"];
+    const WIDE: &'static [&'static str] = &["OWN", "USED", "SERVICES", "FULL-DIGEST"];
 
     fn name(&self) -> String {
         self.reference.clone()
@@ -294,8 +294,17 @@ impl Row for ImageView {
         ]
     }
 
-    fn wide_cells(&self, _: &View) -> Vec<String> {
-        vec![self.digest.clone()]
+    fn wide_cells(&self, view: &View) -> Vec<String> {
+        vec![
+            bytes(self.own_bytes),
+            or_dash(
+                self.last_used
+                    .map(|at| age(at, view.now))
+                    .unwrap_or_default(),
+            ),
+            or_dash(self.services.join(",")),
+            self.digest.clone(),
+        ]
     }
 }
 

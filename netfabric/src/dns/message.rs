@@ -15,6 +15,9 @@ const EDNS_PAYLOAD: u16 = 1232;
 /// The limit without EDNS (RFC 1035).
 const PLAIN_PAYLOAD: u16 = 512;
 const HEADER_BYTES: usize = 12;
+/// Flags in a header's third byte.
+const RESPONSE: u8 = 0x80;
+const TRUNCATED: u8 = 0x02;
 /// A query carries OPT and perhaps a signature, no more; a count is not worth decoding for.
 const MAX_ADDITIONALS: u16 = 4;
 
@@ -39,7 +42,7 @@ impl Claimed {
         let field = |at: usize| Some(u16::from_be_bytes([*bytes.get(at)?, *bytes.get(at + 1)?]));
         let header = Self {
             id: field(0)?,
-            response: bytes.get(2)? & 0x80 != 0,
+            response: bytes.get(2)? & RESPONSE != 0,
             op_code: OpCode::from_u8(bytes.get(2)? >> 3 & 0x0f),
             questions: field(4)?,
             records: field(6)?.saturating_add(field(8)?),
@@ -163,4 +166,20 @@ fn encode(message: &Message, limit: usize) -> Option<Vec<u8>> {
     shorter.authorities.clear();
     shorter.metadata.truncation = true;
     shorter.to_vec().ok()
+}
+
+/// "Ask over TCP", without a look at what is asked: no larger than the query.
+pub(super) fn refer_to_tcp(query: &[u8]) -> Option<Vec<u8>> {
+    let claimed = Claimed::read(query)?;
+    if claimed.response || claimed.questions != 1 {
+        return None;
+    }
+    let name = query[HEADER_BYTES..].iter().position(|byte| *byte == 0)?;
+    // The name's end, its type and its class.
+    let mut reply = query.get(..HEADER_BYTES + name + 5)?.to_vec();
+    reply[2] |= RESPONSE | TRUNCATED;
+    reply[3] = 0;
+    // No answers, authorities or additional records.
+    reply[6..HEADER_BYTES].fill(0);
+    Some(reply)
 }

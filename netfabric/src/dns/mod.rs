@@ -9,6 +9,7 @@
 //! Known limit: replies to a wildcard listener leave from the address the kernel's routing picks;
 //! a host with several addresses names the one it serves DNS on in `[dns] listen`.
 
+mod limit;
 mod message;
 mod serve;
 mod subnets;

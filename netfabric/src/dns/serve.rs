@@ -1,7 +1,8 @@
 //! The sockets: datagrams in and out, and framed queries over TCP within bounds. Holds no policy.
+//! Over TCP the client is who it says it is, so only its connections are bounded, not its answers.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,9 +10,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-use super::message::{Carrier, reply};
+use super::limit::{Limit, Verdict};
+use super::message::{Carrier, refer_to_tcp, reply};
 use super::zone::Zone;
 
 /// Largest query looked at; real ones are below 300 bytes.
@@ -51,6 +53,7 @@ pub(super) async fn supervise(listener: Listener, zone: Arc<Zone>) {
 
 async fn udp(socket: Arc<UdpSocket>, zone: Arc<Zone>) {
     let mut buffer = vec![0; MAX_QUERY];
+    let (mut limit, started) = (Limit::new(), Instant::now());
     loop {
         let (length, from) = match socket.recv_from(&mut buffer).await {
             Ok(received) => received,
@@ -64,12 +67,33 @@ async fn udp(socket: Arc<UdpSocket>, zone: Arc<Zone>) {
         if REFUSED_SOURCES.contains(&from.port()) {
             continue;
         }
-        if let Some(bytes) = reply(&zone, &buffer[..length], Carrier::Udp) {
+        let query = &buffer[..length];
+        if let Some(bytes) = limited(&zone, &mut limit, query, from.ip(), started.elapsed()) {
             // A full socket buffer drops the reply, as the network would: never wait here.
             if let Err(error) = socket.try_send_to(&bytes, from) {
                 tracing::debug!(%error, %from, "sending a DNS reply");
             }
         }
+    }
+}
+
+/// What a query by UDP gets, within its network's rates.
+fn limited(
+    zone: &Zone,
+    limit: &mut Limit,
+    query: &[u8],
+    from: IpAddr,
+    now: Duration,
+) -> Option<Vec<u8>> {
+    let answer = match limit.query(from, now) {
+        Verdict::Answer => reply(zone, query, Carrier::Udp)?,
+        Verdict::Refer => return refer_to_tcp(query),
+        Verdict::Nothing => return None,
+    };
+    match limit.reply(from, &answer, now) {
+        Verdict::Answer => Some(answer),
+        Verdict::Refer => refer_to_tcp(query),
+        Verdict::Nothing => None,
     }
 }
 

@@ -329,6 +329,33 @@ async fn a_large_answer_is_truncated_over_udp_and_whole_over_tcp() {
 }
 
 #[tokio::test]
+async fn who_asks_the_same_too_often_is_sent_to_tcp() {
+    let dns = server().await;
+    let web = with_edns(question("web.edge.example.", RecordType::A), 4096, None);
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.connect(dns.local_addr()).await.unwrap();
+    let asked = web.to_vec().unwrap();
+    // One answer or referral after the other; twenty are answered at once.
+    let mut buffer = [0; 512];
+    let referral = loop {
+        socket.send(&asked).await.unwrap();
+        let patience = Duration::from_millis(200);
+        let Ok(Ok(length)) = timeout(patience, socket.recv(&mut buffer)).await else {
+            continue;
+        };
+        let reply = Message::from_vec(&buffer[..length]).unwrap();
+        if reply.metadata.truncation {
+            break reply;
+        }
+        assert_eq!(data(&reply), ["10.77.0.11"]);
+    };
+    assert!(referral.answers.is_empty() && referral.metadata.id == web.metadata.id);
+    assert_eq!(referral.queries, web.queries);
+    let replies = tcp(&dns, &[web]).await;
+    assert_eq!(data(&replies[0]), ["10.77.0.11"]);
+}
+
+#[tokio::test]
 async fn malformed_queries_get_an_error_or_silence() {
     let dns = server().await;
     let web = question("web.edge.example.", RecordType::A);
@@ -389,5 +416,7 @@ proptest::proptest! {
             let _ = message::reply(&zone, &bytes, carrier);
             let _ = message::reply(&zone, &query, carrier);
         }
+        let referred = message::refer_to_tcp(&bytes);
+        proptest::prop_assert!(referred.is_none_or(|reply| reply.len() <= bytes.len()));
     }
 }

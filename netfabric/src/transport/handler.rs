@@ -17,6 +17,8 @@ pub enum Kind {
     Logs = 6,
     /// An operator's hand on an instance of another node.
     Touch = 7,
+    /// Images and their layers.
+    Images = 8,
 }
 
 impl Kind {
@@ -29,6 +31,7 @@ impl Kind {
             5 => Self::Feed,
             6 => Self::Logs,
             7 => Self::Touch,
+            8 => Self::Images,
             _ => return None,
         })
     }
@@ -40,7 +43,8 @@ impl Kind {
             Self::Gossip => 65_507,
             // Batches of commands, chunks of a snapshot.
             Self::Raft | Self::Feed => 32 * 1024 * 1024,
-            Self::Peer => 8 * 1024 * 1024,
+            // A manifest whole; chunks in batches.
+            Self::Peer | Self::Images => 8 * 1024 * 1024,
             // Proxied bodies are not framed.
             Self::Proxy => 64 * 1024,
             // The wish and its answer; what follows has frames of its own.
@@ -55,6 +59,8 @@ impl Kind {
             Self::Peer => 1,
             Self::Proxy => 0,
             Self::Feed | Self::Logs | Self::Touch => -1,
+            // Bulk: whatever else there is goes first.
+            Self::Images => -2,
         }
     }
 }

@@ -485,6 +485,36 @@ pub struct ImageView {
     pub bytes: u64,
     /// Names of the nodes that hold it.
     pub nodes: Vec<String>,
+    /// What of `bytes` no other image of the answering node has.
+    #[serde(default)]
+    pub own_bytes: u64,
+    /// When an instance of the answering node was last made of it.
+    #[serde(default)]
+    pub last_used: Option<UnixMs>,
+    /// `NAMESPACE/NAME` of the services that have revisions of it.
+    #[serde(default)]
+    pub services: Vec<String>,
+}
+
+/// `POST /v1/images/prune`: removes what the answering node does not need.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PruneRequest {
+    /// Also images of deployed revisions that this node does not run.
+    #[serde(default)]
+    pub all: bool,
+    /// Only tell what would go.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// What a prune removed, or would.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PrunedImages {
+    /// Their `bytes` are those set free.
+    pub images: Vec<HeldImage>,
+    pub bytes: u64,
 }
 
 /// `POST /v1/tokens`

@@ -160,7 +160,7 @@ impl Driver {
             }
             Input::Frozen(id, came) => self.node.on_frozen(now, &id, came),
             Input::Exited(id, exit, said) => {
-                tracing::info!(instance = %id, code = exit.code, oom = exit.oom, "exited");
+                tracing::info!(instance = %id, code = exit.code, oom = exit.oom, lost = exit.lost, "exited");
                 self.node.on_exit(now, &id, &exit, &said)
             }
             Input::Drained(id) => self.node.on_drained(now, &id),

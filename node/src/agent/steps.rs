@@ -83,6 +83,7 @@ impl Tools {
             .record(record)
             .map_err(|e| disk_failed("its record", &e))?;
         let dir = self.files.dir(id);
+        self.runtime.expect();
         // The network first: whose the files are follows from it, and the pool has it at once.
         let network_failed = |e: NetworkError| failed("Network", e.to_string());
         let lease = self.network.acquire(id).await.map_err(network_failed)?;
@@ -174,6 +175,7 @@ impl Tools {
                 code: 255,
                 signal: None,
                 oom: false,
+                lost: true,
                 at: clock::unix(),
             }
         });

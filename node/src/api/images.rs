@@ -1,4 +1,4 @@
-//! Images of this node: pull, import, list.
+//! Images of this node: pull, import, list, remove.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -6,12 +6,15 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{Query, State};
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
 use futures::TryStreamExt;
-use netfabric::wire::api::{HeldImage, ImageView, PullRequest};
+use netfabric::wire::api::{HeldImage, ImageView, PruneRequest, PrunedImages, PullRequest};
+use scheduler::model::UnixMs;
 use serde::Deserialize;
 
 use super::{Api, Failure};
+use crate::image::Prune;
 
 pub(super) async fn pull(
     State(api): State<Arc<Api>>,
@@ -62,27 +65,84 @@ pub(super) async fn list(State(api): State<Arc<Api>>) -> Result<Json<Vec<ImageVi
                 .insert(member.record.name.to_string());
         }
     }
-    let state = api.registry.view().state();
+    let services = services(&api);
+    let of = |digest: &str| services.get(digest).cloned().unwrap_or_default();
     let mut views = Vec::new();
-    for image in api.images.list() {
-        let mut nodes = holders.remove(&image.pin.digest).unwrap_or_default();
+    for stocked in api.images.stock().await? {
+        let pin = &stocked.image.pin;
+        let mut nodes = holders.remove(&pin.digest).unwrap_or_default();
         nodes.insert(api.name.to_string());
         views.push(ImageView {
-            reference: image.pin.reference.clone(),
-            digest: image.pin.digest.clone(),
-            bytes: image.bytes,
+            reference: pin.reference.clone(),
+            digest: pin.digest.clone(),
+            bytes: stocked.own + stocked.shared,
             nodes: nodes.into_iter().collect(),
+            own_bytes: stocked.own,
+            last_used: Some(UnixMs(stocked.last_used.saturating_mul(1000))),
+            services: of(&pin.digest).1.into_iter().collect(),
         });
     }
     for (digest, nodes) in holders {
-        let known = state.revisions.values().find(|r| r.image.digest == digest);
-        let reference = known.map(|r| r.image.reference.clone()).unwrap_or_default();
+        let (reference, services) = of(&digest);
         views.push(ImageView {
             reference,
             digest,
             bytes: 0,
             nodes: nodes.into_iter().collect(),
+            own_bytes: 0,
+            last_used: None,
+            services: services.into_iter().collect(),
         });
     }
     Ok(Json(views))
+}
+
+/// By digest: the name it was deployed under and the services with revisions of it.
+fn services(api: &Api) -> BTreeMap<String, (String, BTreeSet<String>)> {
+    let mut all: BTreeMap<String, (String, BTreeSet<String>)> = BTreeMap::new();
+    for revision in api.registry.view().state().revisions.values() {
+        let (reference, services) = all.entry(revision.image.digest.clone()).or_default();
+        reference.clone_from(&revision.image.reference);
+        services.insert(revision.service.to_string());
+    }
+    all
+}
+
+pub(super) async fn prune(
+    State(api): State<Arc<Api>>,
+    body: Result<Json<PruneRequest>, JsonRejection>,
+) -> Result<Json<PrunedImages>, Failure> {
+    let request = body?.0;
+    let what = if request.all {
+        Prune::All
+    } else {
+        Prune::Unneeded
+    };
+    let names: BTreeMap<String, String> = api
+        .images
+        .list()
+        .iter()
+        .map(|image| (image.pin.digest.clone(), image.pin.reference.clone()))
+        .collect();
+    let removed = api.images.prune(what, request.dry_run).await?;
+    api.agent.publish();
+    let image = |(digest, bytes): (String, u64)| HeldImage {
+        reference: names.get(&digest).cloned().unwrap_or_default(),
+        digest,
+        bytes,
+    };
+    Ok(Json(PrunedImages {
+        images: removed.images.into_iter().map(image).collect(),
+        bytes: removed.bytes,
+    }))
+}
+
+/// Removes one image of this node.
+pub(super) async fn delete(
+    State(api): State<Arc<Api>>,
+    Path(digest): Path<String>,
+) -> Result<StatusCode, Failure> {
+    api.images.remove(&digest).await?;
+    api.agent.publish();
+    Ok(StatusCode::NO_CONTENT)
 }

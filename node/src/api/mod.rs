@@ -139,6 +139,8 @@ fn routes(api: Arc<Api>) -> Router {
         .route("/v1/watch", get(watch::stream))
         .route("/v1/images", get(images::list))
         .route("/v1/images/pull", post(images::pull))
+        .route("/v1/images/prune", post(images::prune))
+        .route("/v1/images/{digest}", delete(images::delete))
         .route("/v1/volumes", get(volumes::list))
         .route("/v1/volumes/{namespace}/{name}", delete(volumes::delete))
         .layer(DefaultBodyLimit::max(MAX_BODY))
@@ -197,7 +199,7 @@ fn is_operator(api: &Api, request: &Request) -> bool {
 }
 
 /// Compares without telling by its time how much was right.
-fn same_secret(a: &str, b: &str) -> bool {
+pub(crate) fn same_secret(a: &str, b: &str) -> bool {
     a.len() == b.len()
         && a.bytes()
             .zip(b.bytes())

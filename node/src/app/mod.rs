@@ -29,9 +29,12 @@ use crate::agent::{self, Agent, AgentParts};
 use crate::api::{self, Api};
 use crate::config::Config;
 use crate::consensus::{self, Registry};
+use crate::distribution::{self, Distribution};
 use crate::enrol::{self, Enrol};
 use crate::fleet::FleetDriver;
-use crate::images::Images;
+use crate::image::{Pushes, WantedFn};
+use crate::imagemesh::{self, ImageMesh};
+use crate::images::{Images, wanted};
 use crate::links::{DoorLink, Enrolled, FeedLink, FeedServer, ProxyServer, RaftLink};
 use crate::meter::Meter;
 use crate::names::Names;
@@ -143,7 +146,7 @@ impl App {
         tokio::spawn(forward(registry.view().watch(), known));
         serve_registry(&mesh, &registry);
 
-        let images = Images::open(&data, &config.runtime.registries)?;
+        let images = open_images(&config, &data, me, &mesh, &fleet)?;
         let (network, protections) = open_network(&config, &data).await?;
         let local = Local::new();
         let door = Door::default();
@@ -225,6 +228,7 @@ impl App {
     }
 
     async fn serve(self) -> Result<()> {
+        keep_house(&self.config, &self.images, &self.agent, &self.registry)?;
         let meter = self.meter.clone();
         tokio::spawn(meter.run(self.agent.record(), self.registry.clone()));
         let api = Arc::new(Api {
@@ -258,6 +262,7 @@ impl App {
         enrol::serve(&self.mesh, enrol);
         let _dns = self.start_dns().await?;
         self.start_metrics().await?;
+        self.start_distribution(&api.operator_token).await?;
 
         let listen = self.config.api.listen;
         let tcp = TcpListener::bind(listen).await;
@@ -280,6 +285,23 @@ impl App {
         self.registry.shutdown().await;
         self.mesh.close().await;
         drop(self.gossip);
+        Ok(())
+    }
+
+    async fn start_distribution(&self, token: &str) -> Result<()> {
+        let Some(listen) = self.config.images.listen.0 else {
+            return Ok(());
+        };
+        anyhow::ensure!(
+            listen.ip().is_loopback(),
+            "`[images] listen = \"{listen}\"` is not loopback: pushes carry the operator token over plain HTTP"
+        );
+        let listener = TcpListener::bind(listen).await;
+        let listener = listener.with_context(|| format!("cannot listen for pushes on {listen}"))?;
+        let pushes = Pushes::new(self.images.store().clone());
+        let agent = self.agent.clone();
+        let door = Distribution::new(pushes, token.to_owned(), Box::new(move || agent.publish()));
+        tokio::spawn(distribution::serve(door, listener));
         Ok(())
     }
 
@@ -337,6 +359,44 @@ type Door = Arc<OnceLock<Arc<Ingress>>>;
 fn demand_at(door: &Door) -> Arc<dyn Fn() -> Vec<Demand> + Send + Sync> {
     let door = door.clone();
     Arc::new(move || door.get().map(|d| d.demand()).unwrap_or_default())
+}
+
+/// Keeps images from filling the disk.
+fn keep_house(config: &Config, images: &Images, agent: &Agent, registry: &Registry) -> Result<()> {
+    let marks = config.runtime.image_gc.marks();
+    let marks = marks.map_err(|rule| anyhow::anyhow!("[runtime] image_gc: {rule}"))?;
+    let publisher = agent.clone();
+    images.keep_house(marks, images_wanted(agent, registry), move || {
+        publisher.publish();
+    });
+    Ok(())
+}
+
+/// Which images this node's instances and the cluster's services need.
+fn images_wanted(agent: &Agent, registry: &Registry) -> WantedFn {
+    let (record, registry) = (agent.record(), registry.clone());
+    Arc::new(move || {
+        let (record, state) = (record.borrow().clone(), registry.view().state());
+        let running = record.instances.iter().map(|i| i.revision.clone());
+        wanted(&state, &running.collect())
+    })
+}
+
+/// The node's images, which go to peers and come from them.
+fn open_images(
+    config: &Config,
+    data: &Path,
+    me: NodeId,
+    mesh: &Mesh,
+    fleet: &watch::Receiver<Arc<Fleet>>,
+) -> Result<Images> {
+    let images = Images::open(data, &config.runtime.registries, config.images.listen.0)?;
+    let (mesh, fleet) = (mesh.clone(), fleet.clone());
+    let rate = config.runtime.image_peer_rate.map(|bytes| bytes.0);
+    imagemesh::serve(&mesh, images.clone(), rate);
+    let near = ImageMesh { me, mesh, fleet };
+    images.store().set_near(Arc::new(near));
+    Ok(images)
 }
 
 /// Keeps whom the mesh admits up to date with the registry, which opens after the mesh.

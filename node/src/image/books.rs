@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::config::ImageConfig;
 use super::digest::Digest;
 use super::error::ImageError;
+use super::gc::Held;
 
 /// An image held on this node, complete and verified.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +53,10 @@ impl Image {
         self.pin.digest.parse()
     }
 
+    pub(super) fn config_digest(&self) -> Result<Digest, ImageError> {
+        self.config_digest.parse()
+    }
+
     pub(super) fn diff_ids(&self) -> Result<Vec<Digest>, ImageError> {
         self.layers.iter().map(|id| id.parse()).collect()
     }
@@ -80,9 +85,48 @@ pub(super) struct Books {
     uses: BTreeMap<PathBuf, Use>,
     /// Layers that pulls and imports under way count on, and how many of them do.
     held: BTreeMap<Digest, usize>,
+    /// When an instance was last made of an image, or it was asked for: seconds of the wall clock.
+    last_used: BTreeMap<Digest, u64>,
 }
 
 impl Books {
+    /// Notes a use of an image held here.
+    pub(super) fn used(&mut self, digest: &Digest, at: u64) {
+        if self.images.contains_key(digest) {
+            self.last_used.insert(digest.clone(), at);
+        }
+    }
+
+    /// Strikes an image unless it was used since `seen`.
+    pub(super) fn strike_idle(&mut self, digest: &Digest, seen: u64) -> Result<bool, ImageError> {
+        if self.last_used.get(digest).copied().unwrap_or(0) != seen {
+            return Ok(false);
+        }
+        match self.strike(digest) {
+            Ok(()) => Ok(true),
+            Err(ImageError::InUse { .. } | ImageError::NotHeld { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The images as collecting sees them, and the layers that stay without them.
+    pub(super) fn holdings(&self) -> Result<(Vec<Held>, BTreeSet<Digest>), ImageError> {
+        let using: BTreeSet<&str> = self.uses.values().map(|u| u.digest.as_str()).collect();
+        let mut images = Vec::new();
+        for (digest, image) in &self.images {
+            images.push(Held {
+                digest: digest.clone(),
+                layers: image.diff_ids()?,
+                last_used: self.last_used.get(digest).copied().unwrap_or(0),
+                in_use: using.contains(digest.as_str()),
+            });
+        }
+        let mut kept: BTreeSet<Digest> = self.held.keys().cloned().collect();
+        let mounted = self.uses.values().flat_map(|held| &held.layers);
+        kept.extend(mounted.filter_map(|id| id.parse().ok()));
+        Ok((images, kept))
+    }
+
     pub(super) fn image(&self, digest: &Digest) -> Option<Arc<Image>> {
         self.images.get(digest).cloned()
     }
@@ -133,7 +177,10 @@ impl Books {
             });
         }
         match self.images.remove(digest) {
-            Some(_) => Ok(()),
+            Some(_) => {
+                self.last_used.remove(digest);
+                Ok(())
+            }
             None => Err(ImageError::NotHeld {
                 digest: digest.to_string(),
             }),
@@ -144,8 +191,9 @@ impl Books {
         self.uses.insert(held.instance.clone(), held);
     }
 
-    pub(super) fn end_use(&mut self, instance: &Path) {
-        self.uses.remove(instance);
+    /// Returns the image the instance was made of.
+    pub(super) fn end_use(&mut self, instance: &Path) -> Option<Digest> {
+        self.uses.remove(instance)?.digest.parse().ok()
     }
 
     pub(super) fn hold(&mut self, layers: &[Digest]) {

@@ -35,6 +35,10 @@ impl Digest {
         &self.0
     }
 
+    pub(super) fn from_sha256(hash: &[u8; 32]) -> Self {
+        Self(format!("{PREFIX}{}", hex::encode(hash)))
+    }
+
     pub(super) fn from_hex(hex: &str) -> Option<Self> {
         format!("{PREFIX}{hex}").parse().ok()
     }

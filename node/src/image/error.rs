@@ -65,6 +65,15 @@ pub enum ImageError {
         digest: String,
         instances: Vec<PathBuf>,
     },
+    #[error("no room for {what}: {}", figures(*.needed, *.free, *.freeable))]
+    NoRoom {
+        what: String,
+        /// Bytes it takes at least, where that is known.
+        needed: Option<u64>,
+        free: u64,
+        /// Bytes of images that nothing here uses.
+        freeable: u64,
+    },
     #[error("the pull of {what} was cut off because this node is stopping")]
     Interrupted { what: String },
     #[error("{what}: {source}")]
@@ -92,6 +101,7 @@ impl ImageError {
             Self::UnsafeLayer { .. } | Self::UnsafeRoot { .. } => "ImageUnsafe",
             Self::NotHeld { .. } => "ImageNotHeld",
             Self::InUse { .. } => "ImageInUse",
+            Self::NoRoom { .. } => "ImageNoRoom",
             Self::Io { .. } => "ImageStore",
         }
     }
@@ -101,8 +111,24 @@ impl ImageError {
         self.is_network() || matches!(self, Self::Registry { .. } | Self::Interrupted { .. })
     }
 
+    /// Whether somebody else may have what this registry did not give.
+    pub(super) fn may_be_elsewhere(&self) -> bool {
+        let refused = matches!(self, Self::NotFound { .. } | Self::AuthRefused { .. });
+        let damaged = matches!(
+            self,
+            Self::DigestMismatch { .. } | Self::SizeMismatch { .. } | Self::Malformed { .. }
+        );
+        self.is_passing() || refused || damaged
+    }
+
     pub(super) fn is_network(&self) -> bool {
         matches!(self, Self::Unreachable { .. } | Self::TimedOut { .. })
+    }
+
+    /// The disk took no more bytes.
+    pub(super) fn is_full_disk(&self) -> bool {
+        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+        matches!(self, Self::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
     }
 
     pub(super) fn io(what: impl Into<String>, source: impl Into<std::io::Error>) -> Self {
@@ -128,4 +154,15 @@ impl ImageError {
 fn list(paths: &[PathBuf]) -> String {
     let names: Vec<_> = paths.iter().map(|p| p.display().to_string()).collect();
     names.join(", ")
+}
+
+fn figures(needed: Option<u64>, free: u64, freeable: u64) -> String {
+    let needed = needed.map_or_else(
+        || "the disk is full".to_owned(),
+        |bytes| format!("it takes at least {bytes} bytes"),
+    );
+    format!(
+        "{needed}, {free} bytes are free and {freeable} more would be without images nothing here \
+         uses; make room on the disk, or raise `[runtime] image_gc` limit"
+    )
 }

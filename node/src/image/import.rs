@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::stream::{self, StreamExt, TryStreamExt};
+use futures::stream::{self, StreamExt};
 use scheduler::model::ImagePin;
 use serde::Deserialize;
 use tokio::io::AsyncRead;
@@ -52,7 +52,11 @@ impl Store {
     ) -> Result<Vec<Arc<Image>>, ImageError> {
         let limits = self.inner.limits;
         let most = limits.raw.saturating_add(OVERHEAD);
-        let (scratch, file) = spool::receive(reader, &self.inner.tmp(), most).await?;
+        let received = spool::receive(reader, &self.inner.tmp(), most).await;
+        let (scratch, file) = match received {
+            Ok(received) => received,
+            Err(error) => return Err(self.told_full("the archive", error).await),
+        };
         fail::fail_point!("image::received");
         let name = name.map(Reference::name);
         let (spool, found) = self
@@ -82,7 +86,15 @@ impl Store {
             .await?;
         let mut images = Vec::new();
         for image in found {
-            images.push(self.bring(image, &spool).await?);
+            let name = image.reference.clone();
+            match self.bring(image, &spool).await {
+                Ok(image) => images.push(image),
+                Err(error) => {
+                    // The archive's own bytes first: what is told free is free.
+                    drop(spool);
+                    return Err(self.told_full(&name, error).await);
+                }
+            }
         }
         Ok(images)
     }
@@ -101,12 +113,15 @@ impl Store {
             plans.iter().map(|plan| plan.diff_id.clone()).collect(),
         );
         let budget = Budget::new(self.inner.limits);
+        // All of them are waited for, so that a failed import leaves nobody writing.
         // Owned items: the compiler cannot see through borrows held across these awaits.
         let markers: Vec<Marker> = stream::iter(found.layers)
             .map(|(plan, member)| self.layer(plan, member, Arc::clone(spool), Arc::clone(&budget)))
             .buffered(LAYERS_AT_ONCE)
-            .try_collect()
-            .await?;
+            .collect::<Vec<Result<Marker, ImageError>>>()
+            .await
+            .into_iter()
+            .collect::<Result<_, _>>()?;
         self.finish(pin, (found.manifest, found.config), &plans, markers)
             .await
     }

@@ -139,6 +139,15 @@ fn is_known(media_type: &str) -> bool {
     )
 }
 
+/// The type a manifest gives itself; one that gives none is OCI's.
+pub fn media_type(bytes: &[u8]) -> String {
+    let shape = serde_json::from_slice::<Shape>(bytes).ok();
+    let given = shape.and_then(|shape| shape.media_type);
+    given
+        .filter(|t| is_known(t))
+        .unwrap_or_else(|| OCI_MANIFEST.to_owned())
+}
+
 /// This machine, in the words of the image specification.
 pub(super) fn host_architecture() -> &'static str {
     match std::env::consts::ARCH {

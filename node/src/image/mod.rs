@@ -8,7 +8,8 @@
 //! images/layers/HEX/recipe    how the layer's tar is put together again from the tree
 //! images/layers/HEX/chunks    how that tar is cut, with the hash of every chunk
 //! images/layers/HEX/complete  its marker, written last
-//! images/index/HEX.json       an image held here, named by its manifest's digest
+//! images/index/HEX.json       an image held here, named by its manifest's digest; its time is the
+//!                             image's last use
 //! images/uses/HEX.json        a snapshot made of one
 //! images/tmp/                 what is not finished; emptied at start
 //! ```
@@ -22,6 +23,7 @@ mod digest;
 mod disk;
 mod error;
 mod flight;
+mod gc;
 mod import;
 mod layer;
 // No start uses it yet.
@@ -29,12 +31,17 @@ mod layer;
 mod lazy;
 mod manifest;
 mod pax;
+mod peers;
 mod pull;
+mod push;
 mod recipe;
 mod record;
 mod reference;
 mod registry;
+mod room;
+mod serve;
 mod snapshot;
+mod source;
 mod spool;
 mod store;
 mod token;
@@ -47,19 +54,29 @@ pub use budget::Limits;
 pub use config::ImageConfig;
 pub use digest::Digest;
 pub use error::ImageError;
+pub use gc::{Marks, Wanted};
+pub use manifest::media_type;
 pub use pull::{Progress, ProgressFn};
+pub use push::{PushError, Pushes};
 pub use reference::Reference;
+pub use room::{Prune, Removed, Stocked};
+pub use serve::serve;
 pub use snapshot::Snapshot;
-pub use store::Store;
+pub use source::{Answers, Near, Neighbour, Waits};
+pub use store::{Store, WantedFn};
 
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests_chunks;
 #[cfg(test)]
+mod tests_gc;
+#[cfg(test)]
 mod tests_hostile;
 #[cfg(test)]
 mod tests_import;
+#[cfg(test)]
+mod tests_peers;
 #[cfg(test)]
 mod tests_protocol;
 #[cfg(test)]

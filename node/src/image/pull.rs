@@ -4,6 +4,7 @@
 
 use std::io::{self, Read};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use scheduler::model::ImagePin;
@@ -18,8 +19,10 @@ use super::digest::Digest;
 use super::error::ImageError;
 use super::layer::Marker;
 use super::manifest::{self, Document, LayerPlan, Manifest};
+use super::peers::Company;
 use super::reference::Reference;
 use super::registry::{Piece, Registry};
+use super::source::Source;
 use super::store::{Hold, Store};
 
 /// Pieces between the network and the disk: about half a megabyte. When the disk is slower the
@@ -75,20 +78,44 @@ impl Store {
         config: &RegistryConfig,
         progress: Option<ProgressFn>,
     ) -> Result<Arc<Image>, ImageError> {
+        self.bring_image(pin, config, progress, true).await
+    }
+
+    /// [`Store::pull`] for a peer that asked for it: not passed on to another.
+    pub(super) async fn pull_for_peer(
+        &self,
+        pin: &ImagePin,
+        config: &RegistryConfig,
+    ) -> Result<Arc<Image>, ImageError> {
+        self.bring_image(pin, config, None, false).await
+    }
+
+    async fn bring_image(
+        &self,
+        pin: &ImagePin,
+        config: &RegistryConfig,
+        progress: Option<ProgressFn>,
+        elects: bool,
+    ) -> Result<Arc<Image>, ImageError> {
         let reference = Reference::parse(&pin.reference)?;
         let digest: Digest = pin.digest.parse()?;
         if let Some(image) = self.held_as(&digest, &pin.reference).await? {
             return Ok(image);
         }
+        let company = self.inner.near.get().map(|near| {
+            let (near, pin) = (Arc::clone(near), pin.clone());
+            Arc::new(Company::new(self.clone(), near, pin, elects))
+        });
         let pull = Pull {
             store: self.clone(),
+            company,
             registry: Arc::new(self.registry(&reference, config)?),
             pin: pin.clone(),
             progress,
         };
         let (limit, key) = (config.patience.pull, digest.to_string());
         let work = async move {
-            match timeout(limit, pull.run(digest)).await {
+            match timeout(limit, pull.through(digest)).await {
                 Ok(outcome) => outcome,
                 Err(_) => Err(ImageError::TimedOut {
                     registry: reference.registry().to_owned(),
@@ -159,20 +186,35 @@ impl Store {
 /// One pull under way.
 struct Pull {
     store: Store,
+    /// Missing where there are no other nodes, as in tests of the store alone.
+    company: Option<Arc<Company>>,
     registry: Arc<Registry>,
     pin: ImagePin,
     progress: Option<ProgressFn>,
 }
 
 impl Pull {
-    async fn run(self, digest: Digest) -> Result<Arc<Image>, ImageError> {
+    /// The pull, tried once more when the disk was full and room could be made.
+    async fn through(self, digest: Digest) -> Result<Arc<Image>, ImageError> {
+        match self.run(&digest).await {
+            Ok(image) => Ok(image),
+            Err(error) => {
+                self.store.after_full(&self.pin.reference, error).await?;
+                let again = self.run(&digest).await;
+                match again {
+                    Err(error) if error.is_full_disk() => {
+                        Err(self.store.no_room(&self.pin.reference).await?)
+                    }
+                    done => done,
+                }
+            }
+        }
+    }
+
+    async fn run(&self, digest: &Digest) -> Result<Arc<Image>, ImageError> {
         let limits = self.store.inner.limits;
-        let (bytes, _) = self
-            .registry
-            .manifest(Some(&digest), limits.document)
-            .await?;
+        let (bytes, config) = self.documents(digest, limits.document).await?;
         let manifest = self.manifest(&bytes)?;
-        let config = self.config(&manifest, limits.document).await?;
         let file = ConfigFile::parse(&config)?;
         file.check_platform(&self.pin.reference)?;
         let plans = manifest::plan(&manifest, &file, &limits)?;
@@ -180,12 +222,52 @@ impl Pull {
         fail::fail_point!("image::planned");
         let diff_ids = plans.iter().map(|plan| plan.diff_id.clone()).collect();
         let _hold = Hold::new(&self.store, diff_ids);
+        self.store
+            .make_room(&self.pin.reference, self.missing(&plans).await?)
+            .await?;
         let budget = Budget::new(limits);
         let layers = plans.iter().map(|plan| self.layer(plan, &budget));
         let markers = futures::future::try_join_all(layers).await?;
         self.store
             .finish(self.pin.clone(), (bytes, config), &plans, markers)
             .await
+    }
+
+    /// Bytes of the layers that are not here, packed: what they take at the very least.
+    async fn missing(&self, plans: &[LayerPlan]) -> Result<u64, ImageError> {
+        let plans = plans.to_vec();
+        self.store
+            .blocking(move |inner| {
+                let missing = plans
+                    .iter()
+                    .filter(|plan| inner.layers.marker(&plan.diff_id).is_none());
+                Ok(missing.map(|plan| plan.size).sum())
+            })
+            .await
+    }
+
+    /// From a near peer, from the registry, and when that fails from any peer there is.
+    async fn documents(&self, digest: &Digest, limit: u64) -> Result<(Bytes, Bytes), ImageError> {
+        if let Some(company) = &self.company
+            && let Some(documents) = company.documents(false).await
+        {
+            return Ok(documents);
+        }
+        let failure = match self.registered(digest, limit).await {
+            Ok(documents) => return Ok(documents),
+            Err(failure) => failure,
+        };
+        match &self.company {
+            Some(company) => company.documents(true).await.ok_or(failure),
+            None => Err(failure),
+        }
+    }
+
+    async fn registered(&self, digest: &Digest, limit: u64) -> Result<(Bytes, Bytes), ImageError> {
+        let (bytes, _) = self.registry.manifest(Some(digest), limit).await?;
+        let manifest = self.manifest(&bytes)?;
+        let config = self.config(&manifest, limit).await?;
+        Ok((bytes, config))
     }
 
     fn manifest(&self, bytes: &[u8]) -> Result<Manifest, ImageError> {
@@ -209,10 +291,11 @@ impl Pull {
             .await
     }
 
-    /// One layer, from here or from the registry.
+    /// One layer, from here, from a peer or from the registry.
     async fn layer(&self, plan: &LayerPlan, budget: &Arc<Budget>) -> Result<Marker, ImageError> {
         let fetch = Fetch {
             store: self.store.clone(),
+            company: self.company.clone(),
             registry: Arc::clone(&self.registry),
             plan: plan.clone(),
             budget: Arc::clone(budget),
@@ -226,6 +309,7 @@ impl Pull {
 /// One layer's download under way.
 struct Fetch {
     store: Store,
+    company: Option<Arc<Company>>,
     registry: Arc<Registry>,
     plan: LayerPlan,
     budget: Arc<Budget>,
@@ -242,6 +326,39 @@ impl Fetch {
         if let Some(marker) = held {
             return Ok(marker);
         }
+        let Some(company) = self.company.clone() else {
+            return self.registry_layer().await;
+        };
+        let diff_id = &self.plan.diff_id;
+        let mut failure = None;
+        for source in company.sources(diff_id).await {
+            let holders = match source {
+                Source::Holders(holders) => holders,
+                Source::Elected(node) if company.brought(node, diff_id).await => vec![node],
+                Source::Elected(_) => continue,
+                Source::Registry => match self.registry_layer().await {
+                    Err(error) if error.may_be_elsewhere() => {
+                        failure = Some(error);
+                        continue;
+                    }
+                    outcome => return outcome,
+                },
+            };
+            if let Some(marker) = company.layer(&self.plan, &holders).await? {
+                return Ok(marker);
+            }
+        }
+        let everybody = company.holders(diff_id, true).await;
+        let holders: Vec<_> = everybody.into_iter().collect();
+        let last = company.layer(&self.plan, &holders).await?;
+        last.ok_or_else(|| {
+            failure.unwrap_or_else(|| ImageError::NotHeld {
+                digest: diff_id.to_string(),
+            })
+        })
+    }
+
+    async fn registry_layer(&self) -> Result<Marker, ImageError> {
         let unpackers = Arc::clone(&self.store.inner.unpackers);
         let Ok(_permit) = unpackers.acquire_owned().await else {
             return Err(ImageError::Interrupted {
@@ -264,6 +381,7 @@ impl Fetch {
         let digest = &self.plan.digest;
         let total = self.plan.size;
         let progress = |received| {
+            self.store.inner.arrived.fetch_add(1, Ordering::Relaxed);
             if let Some(tell) = &self.progress {
                 tell(Progress {
                     layer: digest.clone(),
@@ -279,14 +397,14 @@ impl Fetch {
 }
 
 /// The download as a blocking reader. Its end is an end only when the download says so.
-struct Arriving {
+pub(super) struct Arriving {
     pieces: mpsc::Receiver<Piece>,
     current: Bytes,
     ended: bool,
 }
 
 impl Arriving {
-    fn new(pieces: mpsc::Receiver<Piece>) -> Self {
+    pub(super) fn new(pieces: mpsc::Receiver<Piece>) -> Self {
         Self {
             pieces,
             current: Bytes::new(),

@@ -82,7 +82,7 @@ impl Recipe {
         within.map_while(move |(segment, end)| {
             let begin = end - segment.len();
             let (from, to) = (begin.max(offset), (*end).min(until));
-            (from < to).then_some((segment, from - begin, to - from))
+            (from < to).then(|| (segment, from - begin, to - from))
         })
     }
 

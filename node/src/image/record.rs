@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
-use super::chunks::{Chunk, ChunkList};
+use super::chunks::ChunkList;
 use super::digest::Digest;
 use super::error::ImageError;
 use super::layer::Layers;
@@ -50,6 +50,11 @@ impl Recording {
 }
 
 impl Layers {
+    /// Whether the layer is whole and its tar can be given to others.
+    pub(super) fn serves(&self, diff_id: &Digest) -> bool {
+        self.marker(diff_id).is_some() && self.folder(diff_id).join(CHUNKS).is_file()
+    }
+
     /// How the layer's tar is cut; `None` when that was not recorded.
     pub(super) fn chunk_list(&self, diff_id: &Digest) -> Result<Option<ChunkList>, ImageError> {
         self.beside(diff_id, CHUNKS)?
@@ -79,23 +84,6 @@ impl Layers {
         }))
     }
 
-    /// One range of the layer's tar, not verified. For more than one, see [`Layers::raw`].
-    pub(super) fn read_raw(
-        &self,
-        diff_id: &Digest,
-        offset: u64,
-        len: u32,
-    ) -> Result<Vec<u8>, ImageError> {
-        let raw = self.raw(diff_id)?;
-        let mut raw = raw.ok_or_else(|| ImageError::Unsupported {
-            what: format!("layer {}", diff_id.short()),
-            detail: "giving back a tar that was not recorded".to_owned(),
-        })?;
-        let mut bytes = Vec::new();
-        raw.read_at(offset, len, &mut bytes)?;
-        Ok(bytes)
-    }
-
     fn beside(&self, diff_id: &Digest, name: &str) -> Result<Option<File>, ImageError> {
         let path = self.folder(diff_id).join(name);
         match File::open(&path) {
@@ -116,10 +104,6 @@ pub(super) struct Raw {
 }
 
 impl Raw {
-    pub(super) fn recipe(&self) -> &Recipe {
-        &self.recipe
-    }
-
     /// Puts exactly `len` bytes in the place of what `into` held.
     pub(super) fn read_at(
         &mut self,
@@ -158,18 +142,6 @@ impl Raw {
             return Err(ImageError::malformed(what, "its tar ends before the range"));
         }
         Ok(())
-    }
-
-    /// The files a stretch of the tar has content of, for people to read.
-    pub(super) fn files(&self, chunk: &Chunk) -> Vec<String> {
-        let parts = self.recipe.range(chunk.offset, chunk.len.into());
-        let paths = parts.filter_map(|(segment, ..)| match segment {
-            Segment::Inline(_) => None,
-            Segment::File { path, .. } => Some(path),
-        });
-        paths
-            .map(|path| String::from_utf8_lossy(path).escape_debug().to_string())
-            .collect()
     }
 }
 

@@ -1,13 +1,14 @@
 //! The node's images as a whole, kept on disk: opening, recording, removing, sweeping. What may go is
 //! decided by the books; the layers' folders are the truth about layers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{AtFlags, CWD, FlockOperation, Timespec, Timestamps, UTIME_NOW};
 use tokio::sync::Semaphore;
 
 use super::books::{Books, Image, Use};
@@ -16,13 +17,24 @@ use super::digest::Digest;
 use super::disk::{self, Scratch};
 use super::error::ImageError;
 use super::flight::Flights;
+use super::gc::{Held, Marks, Wanted};
 use super::layer::{Layers, Marker};
 
 use super::reference::Reference;
+use super::room;
+use super::source::Near;
 
 /// Layers unpacked at once, by all pulls together: each costs a core, a connection and a window of
 /// memory.
 const LAYERS_AT_ONCE: usize = 4;
+
+/// Asks what of the images somebody outside needs.
+pub type WantedFn = Arc<dyn Fn() -> Wanted + Send + Sync>;
+
+const UTIME: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: UTIME_NOW,
+};
 
 /// The image store. Cheap to clone; all clones are the same store.
 #[derive(Clone)]
@@ -37,11 +49,17 @@ pub(super) struct Inner {
     pub image_flights: Arc<Flights<Arc<Image>>>,
     pub layer_flights: Arc<Flights<Marker>>,
     pub unpackers: Arc<Semaphore>,
+    /// The other nodes, once there is a way to them.
+    pub near: OnceLock<Arc<dyn Near>>,
+    /// Rises with every piece that comes from a registry.
+    pub arrived: AtomicU64,
     books: Mutex<Books>,
     /// Taken by whoever changes `index/`, so that records and books tell the same story. Never
     /// together with waiting for anything but the disk.
     recording: Mutex<()>,
     clients: Mutex<BTreeMap<(bool, Duration), reqwest::Client>>,
+    /// Set once the rooms that know what is needed are open.
+    housekeeping: OnceLock<(Marks, WantedFn)>,
     /// Held for the life of the store: `tmp/` belongs to one process.
     _lock: File,
 }
@@ -67,9 +85,12 @@ impl Store {
             image_flights: Flights::new(),
             layer_flights: Flights::new(),
             unpackers: Arc::new(Semaphore::new(LAYERS_AT_ONCE)),
+            near: OnceLock::new(),
+            arrived: AtomicU64::new(0),
             books: Mutex::new(Books::default()),
             recording: Mutex::new(()),
             clients: Mutex::new(BTreeMap::new()),
+            housekeeping: OnceLock::new(),
             _lock: lock,
         };
         inner.read_books()?;
@@ -77,6 +98,21 @@ impl Store {
         Ok(Self {
             inner: Arc::new(inner),
         })
+    }
+
+    /// Says how full the disk may be and who knows what is needed. Until then nothing is removed to
+    /// make room; said once.
+    pub fn keep_house(&self, marks: Marks, wanted: WantedFn) {
+        let _ = self.inner.housekeeping.set((marks, wanted));
+    }
+
+    /// From now on other nodes are asked for images too. Only the first call counts.
+    pub fn set_near(&self, near: Arc<dyn Near>) {
+        let _ = self.inner.near.set(near);
+    }
+
+    pub(super) fn arrived(&self) -> u64 {
+        self.inner.arrived.load(Ordering::Relaxed)
     }
 
     /// An image held here, by its manifest's digest.
@@ -110,6 +146,7 @@ impl Store {
         digest: &Digest,
         name: &str,
     ) -> Result<Option<Arc<Image>>, ImageError> {
+        self.inner.books().used(digest, room::now());
         match self.get(digest.as_str()) {
             Some(image) if !image.names.contains(name) => {
                 let (digest, name) = (digest.clone(), name.to_owned());
@@ -136,6 +173,15 @@ impl Store {
     }
 }
 
+#[cfg(test)]
+impl Store {
+    /// Makes an image look unused for long.
+    pub(super) fn age(&self, image: &Image, last_used: u64) {
+        let digest = image.digest().expect("valid");
+        self.inner.books().used(&digest, last_used);
+    }
+}
+
 impl Inner {
     fn books(&self) -> MutexGuard<'_, Books> {
         // A panic elsewhere leaves the books as they were between two whole changes.
@@ -152,8 +198,27 @@ impl Inner {
         self.dir.join("tmp")
     }
 
-    fn blob(&self, digest: &Digest) -> PathBuf {
+    pub(super) fn blob(&self, digest: &Digest) -> PathBuf {
         self.dir.join("blobs/sha256").join(digest.hex())
+    }
+
+    pub(super) fn holds(&self, digest: &str) -> bool {
+        digest
+            .parse()
+            .is_ok_and(|d| self.books().image(&d).is_some())
+    }
+
+    /// The manifest and the configuration of an image held here.
+    pub(super) fn documents(&self, digest: &Digest) -> Result<(Vec<u8>, Vec<u8>), ImageError> {
+        let image = self.books().image(digest);
+        let image = image.ok_or_else(|| ImageError::NotHeld {
+            digest: digest.to_string(),
+        })?;
+        let read = |digest: &Digest| {
+            let path = self.blob(digest);
+            std::fs::read(&path).map_err(|e| ImageError::disk("read", &path, e))
+        };
+        Ok((read(digest)?, read(&image.config_digest()?)?))
     }
 
     fn record(&self, digest: &Digest) -> PathBuf {
@@ -162,14 +227,58 @@ impl Inner {
             .join(format!("{}.json", digest.hex()))
     }
 
+    /// The marks, and what is needed now. Where nobody can say, everything is.
+    pub(super) fn housekeeping(&self) -> (Marks, Wanted) {
+        if let Some((marks, wanted)) = self.housekeeping.get() {
+            return (*marks, wanted());
+        }
+        let all = self.books().images();
+        let here = all.iter().map(|image| image.pin.digest.clone());
+        let wanted = Wanted {
+            here: here.collect(),
+            deployed: BTreeSet::new(),
+        };
+        (Marks::default(), wanted)
+    }
+
+    pub(super) fn image(&self, digest: &Digest) -> Option<Arc<Image>> {
+        self.books().image(digest)
+    }
+
+    /// The images and the layers that stay without them.
+    pub(super) fn holdings(&self) -> Result<(Vec<Held>, BTreeSet<Digest>), ImageError> {
+        self.books().holdings()
+    }
+
+    /// Deletes what failed work left.
+    pub(super) fn tidy(&self) -> Result<(), ImageError> {
+        let graves = self.sweep()?;
+        drop(graves);
+        Ok(())
+    }
+
+    /// An instance is made of an image now, or was until now. The time of its record remembers it over a restart: one call, not
+    /// synced, and no harm when lost.
+    pub(super) fn used(&self, digest: &Digest) {
+        self.books().used(digest, room::now());
+        let now = Timestamps {
+            last_access: UTIME,
+            last_modification: UTIME,
+        };
+        let _ = rustix::fs::utimensat(CWD, self.record(digest), &now, AtFlags::empty());
+    }
+
     fn read_books(&self) -> Result<(), ImageError> {
         let mut books = self.books();
-        for (_, image) in read_all::<Image>(&self.dir.join("index"))? {
+        for (path, image) in read_all::<Image>(&self.dir.join("index"))? {
             let whole = image
                 .diff_ids()
                 .is_ok_and(|ids| ids.iter().all(|id| self.layers.marker(id).is_some()));
             match image.digest() {
-                Ok(digest) if whole => drop(books.enter(&digest, image)),
+                Ok(digest) if whole => {
+                    drop(books.enter(&digest, image));
+                    books.used(&digest, last_change(&path));
+                }
                 _ => tracing::warn!(image = %image.pin.digest, "image is not complete: forgotten"),
             }
         }
@@ -199,7 +308,12 @@ impl Inner {
         // On disk first: what is in the books may be used at once.
         self.write_record(&digest, &image)?;
         fail::fail_point!("image::recorded");
-        let changed = self.books().enter(&digest, image);
+        let changed = {
+            let mut books = self.books();
+            let changed = books.enter(&digest, image);
+            books.used(&digest, room::now());
+            changed
+        };
         self.record_all(&digest, changed)
     }
 
@@ -247,6 +361,21 @@ impl Inner {
     fn remove(&self, digest: &Digest) -> Result<(), ImageError> {
         let recording = self.recording();
         self.books().strike(digest)?;
+        self.bury(digest, recording)
+    }
+
+    /// Removes an image unless it was used since `seen`; says whether it is gone.
+    pub(super) fn remove_idle(&self, digest: &Digest, seen: u64) -> Result<bool, ImageError> {
+        let recording = self.recording();
+        if !self.books().strike_idle(digest, seen)? {
+            return Ok(false);
+        }
+        self.bury(digest, recording)?;
+        Ok(true)
+    }
+
+    /// Deletes what is on disk of an image struck from the books.
+    fn bury(&self, digest: &Digest, recording: MutexGuard<'_, ()>) -> Result<(), ImageError> {
         let record = self.record(digest);
         disk::remove_all(&record).map_err(|e| ImageError::disk("remove", &record, e))?;
         let graves = self.sweep()?;
@@ -299,6 +428,7 @@ impl Inner {
             books.begin_use(held.clone());
             held
         };
+        self.used(digest);
         let bytes = serde_json::to_vec(&held).map_err(|e| ImageError::malformed("use", e))?;
         // Not synced: after a power cut there is no instance left to protect.
         let (scratch, path) = (Scratch::reserve(&self.tmp()), self.use_file(instance));
@@ -310,7 +440,10 @@ impl Inner {
     }
 
     pub(super) fn end_use(&self, instance: &Path) -> Result<(), ImageError> {
-        self.books().end_use(instance);
+        let digest = self.books().end_use(instance);
+        if let Some(digest) = digest {
+            self.used(&digest);
+        }
         let path = self.use_file(instance);
         disk::remove_all(&path).map_err(|e| ImageError::disk("remove", &path, e))
     }
@@ -359,6 +492,13 @@ impl Drop for Hold {
     fn drop(&mut self) {
         self.inner.books().release(&self.layers);
     }
+}
+
+/// When a file was last written to, in seconds of the wall clock.
+fn last_change(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    let seconds = std::fs::metadata(path).map_or(0, |meta| meta.mtime());
+    u64::try_from(seconds).unwrap_or(0)
 }
 
 fn lock(dir: &Path) -> Result<File, ImageError> {

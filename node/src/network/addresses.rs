@@ -117,6 +117,12 @@ impl Addresses {
         None
     }
 
+    /// Whether nobody can have one until another is given back.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        u32::try_from(self.used.len()).is_ok_and(|used| used > self.last - FIRST)
+    }
+
     /// Marks a number that is in use already.
     pub fn mark(&mut self, n: u32) {
         self.used.insert(n);
@@ -162,8 +168,10 @@ mod tests {
         let mut addresses = Addresses::of(subnet);
         let all: Vec<_> = std::iter::from_fn(|| addresses.take()).collect();
         assert_eq!(all, [2, 3, 4, 5, 6]);
+        assert!(addresses.is_full());
         assert_eq!(subnet.address(6).to_string(), "10.0.0.6");
         addresses.give_back(5);
+        assert!(!addresses.is_full());
         addresses.give_back(3);
         assert_eq!(
             [addresses.take(), addresses.take(), addresses.take()],

@@ -5,7 +5,9 @@
 //! instances by name only; what runs in a namespace is the runtime's business.
 
 mod addresses;
+mod firewall;
 mod netns;
+mod pace;
 mod pool;
 mod rules;
 mod traffic;

@@ -12,15 +12,19 @@ use rtnetlink::Handle;
 use scheduler::model::{Egress, InstanceId};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::addresses::Addresses;
+use super::firewall::Firewall;
+use super::pace::Pace;
 use super::{Lease, NetworkConfig, NetworkError, Slot, Traffic, netns, rules};
 
 /// Making one takes tens of milliseconds; a machine under load, seconds.
 const ACQUIRE_DEADLINE: Duration = Duration::from_secs(10);
 /// Networks made at once: the kernel makes them one after the other anyway.
 const MAKERS: usize = 2;
+/// Networks removed at once: the firewall forgets them together.
+const REMOVERS: usize = 16;
 /// After a failure, so that a broken machine is not kept busy failing.
 const BACKOFF: Duration = Duration::from_millis(500);
 
@@ -34,6 +38,7 @@ struct Shared {
     config: NetworkConfig,
     host: Handle,
     bridge: u32,
+    firewall: Firewall,
     state: Mutex<State>,
     /// Something for the keeper to do.
     work: Notify,
@@ -49,6 +54,7 @@ struct State {
     leases: BTreeMap<InstanceId, Slot>,
     dirty: VecDeque<Slot>,
     waiting: usize,
+    pace: Pace,
     last_failure: Option<String>,
     closing: bool,
     keeper_gone: bool,
@@ -80,6 +86,7 @@ impl Network {
             leases,
             dirty,
             waiting: 0,
+            pace: Pace::default(),
             last_failure: None,
             closing: false,
             keeper_gone: false,
@@ -88,6 +95,7 @@ impl Network {
             config,
             host,
             bridge,
+            firewall: Firewall::default(),
             state: Mutex::new(state),
             work: Notify::new(),
             ready: Notify::new(),
@@ -140,6 +148,7 @@ impl Network {
         }
         fail::fail_point!("network::leased");
         state.leases.insert(instance.clone(), slot);
+        state.pace.taken(Instant::now());
         Ok(Some(lease))
     }
 
@@ -163,7 +172,7 @@ impl Network {
         };
         // Written first: a later daemon takes away what it knows of.
         write_lease(config, &lease(config, instance, &slot)).map_err(failed("the lease"))?;
-        rules::apply(&rules::open(config, &slot)).await
+        self.shared.firewall.apply(rules::open(config, &slot)).await
     }
 
     /// Takes an instance's network back; it is removed in the background.
@@ -256,8 +265,8 @@ impl Network {
                 .chain(leased)
                 .collect()
         };
-        for slot in slots {
-            remove(config, host, &slot).await?;
+        for slots in slots.chunks(REMOVERS) {
+            remove(&self.shared, slots).await?;
         }
         rules::apply(&rules::clear(config)).await?;
         netns::remove_link(host, &config.bridge).await?;
@@ -308,7 +317,7 @@ impl Drop for Waiting<'_> {
 /// The keeper: makes what is missing, removes what was given back, rests in between.
 async fn keep(shared: Arc<Shared>) {
     let mut making: JoinSet<Result<Slot, (Slot, NetworkError)>> = JoinSet::new();
-    let mut removing: JoinSet<(Slot, Result<(), NetworkError>)> = JoinSet::new();
+    let mut removing: JoinSet<Vec<(Slot, Result<(), NetworkError>)>> = JoinSet::new();
     loop {
         let closing = shared.state().closing;
         if closing && making.is_empty() && removing.is_empty() {
@@ -320,19 +329,21 @@ async fn keep(shared: Arc<Shared>) {
             };
             making.spawn(make(Arc::clone(&shared), slot));
         }
-        if !closing
-            && removing.is_empty()
-            && let Some(slot) = { shared.state().dirty.pop_front() }
-        {
-            removing.spawn(discard(Arc::clone(&shared), slot));
+        if !closing && removing.is_empty() {
+            let unwanted = unwanted(&shared);
+            if !unwanted.is_empty() {
+                removing.spawn(discard(Arc::clone(&shared), unwanted));
+            }
         }
+        let held = { shared.state().pace.until(Instant::now()) };
         tokio::select! {
             () = shared.work.notified() => {}
+            () = sleep_until(held.unwrap_or_else(Instant::now)), if held.is_some() => {}
             Some(made) = making.join_next() => {
                 if let Ok(made) = made { took(&shared, made); }
             }
             Some(removed) = removing.join_next() => {
-                if let Ok((slot, result)) = removed { gave_back(&shared, &slot, result); }
+                for (slot, result) in removed.into_iter().flatten() { gave_back(&shared, &slot, result); }
             }
         }
     }
@@ -343,7 +354,9 @@ async fn keep(shared: Arc<Shared>) {
 /// A number for one more network, if one is wanted.
 fn next_wanted(shared: &Shared, making: usize) -> Option<Slot> {
     let mut state = shared.state();
-    if state.ready.len() + making >= shared.config.pool + state.waiting {
+    let held = state.pace.until(Instant::now()).is_some();
+    let pool = if held { 0 } else { shared.config.pool };
+    if state.ready.len() + making >= pool + state.waiting {
         return None;
     }
     let number = state.addresses.take();
@@ -353,26 +366,34 @@ fn next_wanted(shared: &Shared, making: usize) -> Option<Slot> {
     number.map(|number| shared.config.slot(number))
 }
 
+/// The next to remove: not beside a start, unless somebody waits for their addresses.
+fn unwanted(shared: &Shared) -> Vec<Slot> {
+    let mut state = shared.state();
+    let held = state.pace.until(Instant::now()).is_some();
+    if held && !(state.waiting > 0 && state.addresses.is_full()) {
+        return Vec::new();
+    }
+    let count = state.dirty.len().min(REMOVERS);
+    state.dirty.drain(..count).collect()
+}
+
 async fn make(shared: Arc<Shared>, slot: Slot) -> Result<Slot, (Slot, NetworkError)> {
     let work = Arc::clone(&shared);
     let wanted = slot.clone();
     let made = tokio::task::spawn_blocking(move || netns::make(&work.config, work.bridge, &wanted));
-    let made = made
-        .await
-        .unwrap_or_else(|e| Err(failed("a thread")(io::Error::other(e))));
-    let made = match made {
-        Ok(()) => {
-            fail::fail_point!("network::made");
-            rules::apply(&rules::admit(&shared.config, &slot)).await
-        }
-        refused => refused,
+    let made = async {
+        let made = made.await;
+        fail::fail_point!("network::made");
+        made.unwrap_or_else(|e| Err(failed("a thread")(io::Error::other(e))))
     };
-    match made {
-        Ok(()) => {
+    // By its name, which is known before it is there.
+    let admitted = shared.firewall.apply(rules::admit(&shared.config, &slot));
+    match tokio::join!(made, admitted) {
+        (Ok(()), Ok(())) => {
             fail::fail_point!("network::admitted");
             Ok(slot)
         }
-        Err(error) => {
+        (Err(error), _) | (_, Err(error)) => {
             // Its place in the keeper's hands is what slows the next try.
             tokio::time::sleep(BACKOFF).await;
             Err((slot, error))
@@ -397,12 +418,20 @@ fn took(shared: &Shared, made: Result<Slot, (Slot, NetworkError)>) {
     }
 }
 
-async fn discard(shared: Arc<Shared>, slot: Slot) -> (Slot, Result<(), NetworkError>) {
-    let removed = remove(&shared.config, &shared.host, &slot).await;
-    if removed.is_err() {
+async fn discard(shared: Arc<Shared>, slots: Vec<Slot>) -> Vec<(Slot, Result<(), NetworkError>)> {
+    if remove(&shared, &slots).await.is_ok() {
+        return slots.into_iter().map(|slot| (slot, Ok(()))).collect();
+    }
+    // One that cannot be removed must not keep the others.
+    let mut all = Vec::new();
+    for slot in slots {
+        let removed = remove(&shared, std::slice::from_ref(&slot)).await;
+        all.push((slot, removed));
+    }
+    if all.iter().any(|(_, removed)| removed.is_err()) {
         tokio::time::sleep(BACKOFF).await;
     }
-    (slot, removed)
+    all
 }
 
 fn gave_back(shared: &Shared, slot: &Slot, removed: Result<(), NetworkError>) {
@@ -416,13 +445,25 @@ fn gave_back(shared: &Shared, slot: &Slot, removed: Result<(), NetworkError>) {
     }
 }
 
-/// The cable first: from then on nothing reaches the container or comes from it.
-async fn remove(config: &NetworkConfig, host: &Handle, slot: &Slot) -> Result<(), NetworkError> {
-    netns::remove_link(host, &slot.port).await?;
+/// The cables first: from then on nothing reaches the containers or comes from them.
+async fn remove(shared: &Shared, slots: &[Slot]) -> Result<(), NetworkError> {
+    let ports: Vec<String> = slots.iter().map(|slot| slot.port.clone()).collect();
+    let unplugged = tokio::task::spawn_blocking(move || {
+        let ports: Vec<&str> = ports.iter().map(String::as_str).collect();
+        netns::remove_links(&ports)
+    });
+    unplugged
+        .await
+        .unwrap_or_else(|e| Err(failed("a thread")(io::Error::other(e))))?;
     fail::fail_point!("network::unplugged");
-    rules::apply(&rules::dismiss(config, slot)).await?;
+    let forget = slots
+        .iter()
+        .map(|slot| rules::dismiss(&shared.config, slot));
+    shared.firewall.apply(forget.collect()).await?;
     fail::fail_point!("network::dismissed");
-    netns::unbind(&slot.netns).map_err(failed("a namespace's file"))?;
+    for slot in slots {
+        netns::unbind(&slot.netns).map_err(failed("a namespace's file"))?;
+    }
     fail::fail_point!("network::removed");
     Ok(())
 }

@@ -11,7 +11,8 @@ use scheduler::model::{Exit, FailReason, UnixMs};
 
 use super::cgroup::Cgroup;
 use super::process::Process;
-use super::wire::{self, EXIT, FAILED, FailCode, Failure, SHIM, ShimRecord};
+use super::scratch;
+use super::wire::{self, EXIT, FAILED, FailCode, Failure, LOG, SHIM, ShimRecord};
 use super::{AdoptedState, ContainerSpec};
 
 const KILLED: i32 = 128 + libc::SIGKILL;
@@ -26,9 +27,11 @@ pub fn orphan(folder: &Path, spec: Option<&ContainerSpec>) -> (AdoptedState, Opt
         clean(folder, spec);
         return (AdoptedState::Failed(failure.reason()), None);
     }
-    let record: Option<ShimRecord> = wire::read_record(folder, SHIM);
+    let record: Option<ShimRecord> = wire::read_record(&scratch::of(folder), SHIM);
+    // A restart of the machine takes the record; a log is begun with the container and stays.
     let made = record.as_ref().is_some_and(|r| r.container.is_some());
-    if let (Some(_), true) = (spec, made || folder.join(EXIT).exists()) {
+    let made = made || [LOG, EXIT].iter().any(|name| folder.join(name).exists());
+    if let (Some(_), true) = (spec, made) {
         return match end_orphan(folder) {
             Some(exit) => (AdoptedState::Exited, Some(exit)),
             None => (AdoptedState::Failed(lost()), None),
@@ -59,7 +62,7 @@ pub fn end_orphan(folder: &Path) -> Option<Exit> {
     if let Some(exit) = wire::read_record::<Exit>(folder, EXIT) {
         return Some(exit);
     }
-    let record: Option<ShimRecord> = wire::read_record(folder, SHIM);
+    let record: Option<ShimRecord> = wire::read_record(&scratch::of(folder), SHIM);
     let alive = record
         .as_ref()
         .and_then(|r| r.container)
@@ -84,6 +87,7 @@ pub fn end_orphan(folder: &Path) -> Option<Exit> {
         code,
         signal,
         oom,
+        lost: true,
         at: UnixMs(wire::unix_ms()),
     };
     wire::write_record(folder, EXIT, &exit).ok()?;
@@ -95,7 +99,7 @@ pub fn end_orphan(folder: &Path) -> Option<Exit> {
 /// # Errors
 /// What could not be removed.
 pub fn sweep(folder: &Path, spec: Option<&ContainerSpec>) -> io::Result<()> {
-    let record: Option<ShimRecord> = wire::read_record(folder, SHIM);
+    let record: Option<ShimRecord> = wire::read_record(&scratch::of(folder), SHIM);
     thaw(spec);
     end_processes(record.as_ref());
     if let Some(spec) = spec {

@@ -59,6 +59,7 @@ impl Fake {
                 code,
                 signal,
                 oom,
+                lost: false,
                 at: UnixMs(0),
             }));
         }

@@ -1,7 +1,8 @@
 //! Containers on this node: made, started, signalled, awaited, removed, and found again after the
 //! daemon was gone.
 //!
-//! Owns nothing but what is in the instances' folders and below their cgroups. What should run
+//! Owns nothing but what is in the instances' folders, beside them in memory (`scratch`) and below their
+//! cgroups. What should run
 //! is the agent's business, root filesystems the image room's, addresses the network's.
 
 mod adopt;
@@ -14,6 +15,7 @@ pub mod fake;
 pub mod logs;
 mod nursery;
 pub mod process;
+pub mod scratch;
 mod seccomp;
 pub mod shim;
 mod shims;
@@ -45,6 +47,10 @@ pub trait Runtime: Send + Sync {
     /// Makes the container up to the point where only its program has to start. A failure leaves
     /// nothing behind but the container's folder.
     async fn create(&self, spec: &ContainerSpec) -> Result<Handle, RuntimeError>;
+
+    /// A container will be made within moments: what the kernel takes long for may begin now, while
+    /// the network and the root file system are made.
+    fn expect(&self) {}
 
     /// Starts the program of a created container.
     async fn start(&self, id: &InstanceId) -> Result<(), RuntimeError>;

@@ -6,7 +6,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,10 +17,11 @@ use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use super::cgroup::Cgroup;
+use super::cgroup::{self, Cgroup};
 use super::copy::CopyJob;
 use super::exec::{self, Exec, ExecSpec, Place};
 use super::nursery::Nursery;
+use super::scratch;
 use super::spec::{SecretEnv, is_safe_id};
 use super::wire::{
     self, FailCode, Failure, MAX_LINE, Phase, Reply, Request, SOCKET, SPEC, ShimState,
@@ -62,6 +64,7 @@ pub struct Shims {
     config: ShimsConfig,
     nursery: Nursery,
     creates: Semaphore,
+    rousing: Arc<AtomicBool>,
     known: Mutex<BTreeMap<InstanceId, Known>>,
 }
 
@@ -82,10 +85,12 @@ impl Shims {
             .map_err(RuntimeError::Folder)?;
         // Shims leave our working folder.
         config.instances = fs::canonicalize(&config.instances).map_err(RuntimeError::Folder)?;
+        scratch::open(&config.instances).map_err(RuntimeError::Folder)?;
         Ok(Self {
             nursery: Nursery::new(&config.binary, &config.instances),
             config,
             creates: Semaphore::new(MAX_CREATES),
+            rousing: Arc::default(),
             known: Mutex::new(BTreeMap::new()),
         })
     }
@@ -160,6 +165,7 @@ impl Runtime for Shims {
         spec.check()
             .map_err(|message| Failure::new(FailCode::BadSpec, message))?;
         let _one = self.creates.acquire().await;
+        self.expect();
         let folder = self.folder(id);
         make_folder(&folder).map_err(failed(id, "making the folder"))?;
         if folder.join(SPEC).exists() {
@@ -170,6 +176,7 @@ impl Runtime for Shims {
             serde_json::to_vec(spec).map_err(|e| failed(id, "writing the spec")(e.into()))?;
         fs::write(folder.join(SPEC), text).map_err(failed(id, "writing the spec"))?;
         fail::fail_point!("runtime::spec_written");
+        scratch::make(&folder).map_err(failed(id, "making the scratch"))?;
         let made = timeout(CREATE_DEADLINE, self.spawn(id, &folder, &spec.secret_env))
             .await
             .unwrap_or_else(|_| {
@@ -197,6 +204,19 @@ impl Runtime for Shims {
                 Err(error)
             }
         }
+    }
+
+    /// Beside those who wait for nothing of it; one at a time, as one is enough.
+    fn expect(&self) {
+        if self.rousing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let rousing = Arc::clone(&self.rousing);
+        tokio::task::spawn_blocking(move || {
+            // What is not ready takes longer.
+            let _ = cgroup::rouse();
+            rousing.store(false, Ordering::Release);
+        });
     }
 
     async fn start(&self, id: &InstanceId) -> Result<(), RuntimeError> {
@@ -305,6 +325,9 @@ impl Runtime for Shims {
     async fn adopt(&self) -> Result<Vec<Adopted>, RuntimeError> {
         // The first start should not have to wait for it; should it fail, that start says why.
         let _ = self.nursery.warm();
+        if let Err(error) = scratch::sweep(&self.config.instances) {
+            tracing::warn!(%error, "passing files of instances that are gone stay");
+        }
         let mut all = Vec::new();
         for entry in fs::read_dir(&self.config.instances).map_err(RuntimeError::Folder)? {
             let entry = entry.map_err(RuntimeError::Folder)?;
@@ -435,7 +458,7 @@ async fn connect(folder: &Path) -> io::Result<UnixStream> {
     let folder: File = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_PATH | libc::O_DIRECTORY)
-        .open(folder)?;
+        .open(scratch::of(folder))?;
     UnixStream::connect(format!("/proc/self/fd/{}/{SOCKET}", folder.as_raw_fd())).await
 }
 
@@ -464,7 +487,7 @@ fn failed(id: &InstanceId, what: &'static str) -> impl FnOnce(io::Error) -> Runt
 
 /// A shim that ended without a report: what it wrote before is all there is to say.
 fn died(id: &InstanceId, folder: &Path) -> RuntimeError {
-    let said = fs::read_to_string(folder.join(wire::SHIM_LOG)).unwrap_or_default();
+    let said = fs::read_to_string(scratch::of(folder).join(wire::SHIM_LOG)).unwrap_or_default();
     let said = said.trim();
     let message = if said.is_empty() {
         format!("the shim of {id} ended without a word")

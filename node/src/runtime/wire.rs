@@ -1,5 +1,5 @@
 //! What the daemon and a shim say to each other: one JSON line each way per connection; and the
-//! records a shim leaves in the instance's folder.
+//! records a shim leaves in the instance's folder and scratch.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -12,24 +12,26 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::process::Process;
+use super::scratch;
 use super::spec::SecretEnv;
 
 /// Files in an instance's folder.
 pub const SPEC: &str = "spec.json";
-pub const SHIM: &str = "shim.json";
-pub const SOCKET: &str = "shim.sock";
 pub const EXIT: &str = "exit.json";
 pub const FAILED: &str = "failed.json";
+pub const LOG: &str = "log";
+pub const LOG_BEFORE: &str = "log.1";
+
+/// Files in its scratch.
+pub const SHIM: &str = "shim.json";
+pub const SOCKET: &str = "shim.sock";
 pub const BUNDLE: &str = "bundle";
 pub const STATE: &str = "state";
 pub const ETC: &str = "etc";
 pub const SHIM_LOG: &str = "shim.log";
-pub const LOG: &str = "log";
-pub const LOG_BEFORE: &str = "log.1";
 
-/// Everything but the container's log, which outlives it.
-pub const OWN_FILES: [&str; 6] = [SPEC, SHIM, SOCKET, EXIT, FAILED, SHIM_LOG];
-pub const OWN_FOLDERS: [&str; 3] = [BUNDLE, STATE, ETC];
+/// Everything in the folder but the container's log, which outlives it.
+const OWN_FILES: [&str; 3] = [SPEC, EXIT, FAILED];
 
 /// The longest line either side reads.
 pub const MAX_LINE: u64 = 64 << 10;
@@ -211,7 +213,7 @@ pub fn unix_ms() -> u64 {
     u64::try_from(elapsed.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Removes what the runtime keeps in an instance's folder, but not the container's log.
+/// Removes what the runtime keeps of an instance, but not the container's log.
 ///
 /// # Errors
 /// The first removal that failed for another reason than nothing being there.
@@ -220,9 +222,7 @@ pub fn remove_own_files(folder: &Path) -> io::Result<()> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     };
-    for name in OWN_FOLDERS {
-        absent_is_fine(fs::remove_dir_all(folder.join(name)))?;
-    }
+    absent_is_fine(fs::remove_dir_all(scratch::of(folder)))?;
     // The specification goes last: while it is there, so is the knowledge of what to clean up.
     for name in OWN_FILES.iter().rev() {
         absent_is_fine(fs::remove_file(folder.join(name)))?;

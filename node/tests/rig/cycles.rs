@@ -193,7 +193,7 @@ async fn image(world: &World, store: &Store) -> Arc<Image> {
 /// Everything of this test's that can be left: by kind, what there is.
 fn footprint(world: &World) -> BTreeMap<&'static str, Vec<String>> {
     let lines = |text: String| text.lines().map(str::to_owned).collect::<Vec<_>>();
-    let folder = world.folder.display().to_string();
+    let folder = format!("{}/", world.folder.display());
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let ours = |line: &&str| line.contains(&folder);
     BTreeMap::from([

@@ -4,7 +4,7 @@ use super::probing::{Ask, Kind, pause_ms};
 use super::slot::{Origin, Phase, Slot};
 use super::{
     Effect, Exit, FREEZE_AFTER_MS, FailReason, Froze, InstanceId, Node, Now, REMEMBER_MS,
-    UNHEALTHY, UNREADY_MOST_MS,
+    SHIM_LOST, UNHEALTHY, UNREADY_MOST_MS,
 };
 
 impl Node {
@@ -328,10 +328,11 @@ impl Node {
         slot.map_or_else(Vec::new, |slot| slot.give_up(now, reason))
     }
 
-    /// A failure of a program that ran counts against its revision; returns it as it is told.
+    /// A failure of a program that ran counts against its revision; returns it as it is told. One
+    /// that served and went with its shim did not fail by itself.
     fn counted(&mut self, now: Now, id: &InstanceId, reason: FailReason) -> FailReason {
         match self.slots.get(id) {
-            Some(slot) if slot.phase.runs() => {
+            Some(slot) if slot.phase.runs() && reason.code != SHIM_LOST => {
                 let ran_ms = slot.ready_at.map_or(0, |at| now.since(at));
                 let revision = &slot.admission.revision;
                 self.backoff.failed(now, revision, ran_ms, reason)
@@ -365,6 +366,9 @@ fn on_readiness(now: Now, slot: &mut Slot, good: bool) -> Vec<Effect> {
 
 fn exit_reason(exit: &Exit, early: bool, said: &str) -> FailReason {
     let how = match exit.signal {
+        _ if exit.lost => {
+            "its shim, the process that keeps it, was gone and it was ended".to_owned()
+        }
         Some(signal) => format!("was killed by signal {signal}"),
         None => format!("exited with code {}", exit.code),
     };
@@ -373,6 +377,8 @@ fn exit_reason(exit: &Exit, early: bool, said: &str) -> FailReason {
             "OOMKilled",
             "ran out of memory and was killed: raise its memory limit".to_owned(),
         )
+    } else if exit.lost && !early {
+        (SHIM_LOST, how)
     } else if early {
         ("Exited", format!("{how} before it was ready"))
     } else {

@@ -39,6 +39,8 @@ use slot::{Origin, Phase, Slot};
 pub const NEVER_READY: &str = "NeverReady";
 /// The code word of an instance that its liveness probe gave up.
 pub const UNHEALTHY: &str = "Unhealthy";
+/// The code word of an instance that went with its shim, the process that keeps it.
+pub const SHIM_LOST: &str = "ShimLost";
 /// How long other nodes may not have heard of an instance that became ready.
 const FRESH_MS: u64 = 2_000;
 /// How long an ended instance is still told about, so that others see why.

@@ -60,6 +60,7 @@ pub(super) fn exit(code: i32, oom: bool) -> Exit {
         code,
         signal: None,
         oom,
+        lost: false,
         at: UnixMs(0),
     }
 }
@@ -462,4 +463,30 @@ fn a_revision_that_fails_in_a_row_is_refused_for_a_while() {
     node.on_timeout(Now(33_001));
     assert_eq!(node.seen().count(), 3, "all are told about");
     node.admit(Now(33_002), admission("y")).unwrap();
+}
+
+#[test]
+fn an_instance_that_served_and_went_with_its_shim_does_not_count() {
+    let lost = Exit {
+        lost: true,
+        ..exit(255, false)
+    };
+    let mut node = node();
+    let mut lose = |now: u64, served: bool| {
+        let (id, _) = node.admit(Now(now), admission(&format!("i{now}"))).unwrap();
+        node.on_prepared(Now(now), &id, Ok(()));
+        node.on_launched(Now(now), &id, Ok(()));
+        if served {
+            node.on_probed(Now(now), &id, ask(Kind::Readiness, 0), Ok(()));
+        }
+        node.on_exit(Now(now + 1), &id, &lost, "");
+        node.on_removed(Now(now + 2), &id);
+        node.failure(&id).unwrap().code.clone()
+    };
+    for now in [1_000, 3_000, 5_000] {
+        assert_eq!(lose(now, true), SHIM_LOST);
+    }
+    // Shims that do not live until it is ready would be started without end.
+    assert_eq!(lose(7_000, false), "Exited");
+    assert_eq!(lose(9_000, false), CRASH_LOOP);
 }

@@ -74,8 +74,8 @@ pub struct InstanceReport {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FailReason {
-    /// A code word: `ImagePull`, `CreateContainer`, `Exited`, `OOMKilled`, `NeverReady`,
-    /// `Unhealthy`, `CrashLoopBackOff`, …
+    /// A code word: `ImagePull`, `CreateContainer`, `Exited`, `OOMKilled`, `ShimLost`,
+    /// `NeverReady`, `Unhealthy`, `CrashLoopBackOff`, …
     pub code: String,
     /// For people: what happened, with the last log lines where that helps.
     pub message: String,
@@ -89,5 +89,8 @@ pub struct Exit {
     pub code: i32,
     pub signal: Option<i32>,
     pub oom: bool,
+    /// Its shim was gone first and the container was ended with it: our doing, not the program's.
+    #[serde(default)]
+    pub lost: bool,
     pub at: UnixMs,
 }

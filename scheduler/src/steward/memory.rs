@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::scale::FAILURES_TO_GIVE_UP;
 use super::scene::Scene;
 use crate::autoscale::Autoscaler;
-use crate::converge::{CRASH_LOOP, NEVER_READY};
+use crate::converge::{CRASH_LOOP, NEVER_READY, SHIM_LOST};
 use crate::model::{FailReason, InstanceId, InstanceState, Now};
 
 /// A start nobody reported on is forgotten after this: longer than an instance may take to
@@ -149,6 +149,9 @@ impl Memory {
     }
 
     fn crashed(&mut self, now: Now, failure: Option<FailReason>, initial: bool) {
+        if failure.as_ref().is_some_and(|f| f.code == SHIM_LOST) {
+            return;
+        }
         // One that had all its time and never listened will not do better the second time.
         let conclusive = failure.as_ref().is_some_and(|f| f.code == NEVER_READY);
         self.failed_in_row += if conclusive { FAILURES_TO_GIVE_UP } else { 1 };

@@ -4,7 +4,8 @@ use proptest::prelude::*;
 
 use super::world::{World, rev, scale, starts, stops, warm, web};
 use super::*;
-use crate::model::{InstanceState, Scale, TrafficTarget};
+use crate::converge::SHIM_LOST;
+use crate::model::{FailReason, InstanceState, Scale, TrafficTarget};
 use crate::registry::Action;
 
 #[test]
@@ -371,6 +372,25 @@ fn crashes_are_replaced_at_once_and_then_ever_later() {
         world.tick();
     }
     assert_eq!(waits, [1, 11, 21, 41, 81, 161, 301, 301]);
+}
+
+#[test]
+fn instances_lost_with_their_shims_are_replaced_at_once() {
+    let mut world = warm(scale(1, 0));
+    let orders = world.tick();
+    let mut id = world.obey(&orders).remove(0);
+    world.tick();
+    for _ in 0..4 {
+        world.report(&id).state = InstanceState::Failed;
+        world.report(&id).failure = Some(FailReason {
+            code: SHIM_LOST.to_owned(),
+            message: String::new(),
+        });
+        let (wait, orders) = world.next(400);
+        assert_eq!((wait, starts(&orders)), (1, vec![(1, "minimum")]));
+        id = world.obey(&orders).remove(0);
+        world.tick();
+    }
 }
 
 #[test]

@@ -22,6 +22,7 @@ use rustix::fs::{AtFlags, Gid, Uid};
 use super::super::bundle::{self, Joined};
 use super::super::cgroup::{self, Cgroup};
 use super::super::disk;
+use super::super::scratch;
 use super::super::spec::{ContainerSpec, SecretEnv};
 use super::super::user::{self, Resolved};
 use super::super::wire::{BUNDLE, ETC, FailCode, Failure, STATE};
@@ -35,7 +36,7 @@ pub struct Built {
     pub stderr: OwnedFd,
 }
 
-/// Makes the container; `folder` is the instance's folder, which is also the working folder. The
+/// Makes the container of the instance whose folder is `folder` (afterwards the working folder). The
 /// waiting program does not keep the descriptors in `private` open.
 pub fn container(
     spec: &ContainerSpec,
@@ -69,18 +70,26 @@ pub fn container(
     if let Some(netns) = &spec.netns {
         sysctl::set(netns, &spec.sysctls).map_err(|m| bad(FailCode::BadLimit, m))?;
     }
-    etc::write(spec).map_err(|e| other(ETC, e))?;
+    let scratch = scratch::of(folder);
+    etc::write(spec, &scratch).map_err(|e| other(ETC, e))?;
     if let Some(block) = spec.ids {
-        let_through(block).map_err(|e| other("the instance's folder", e))?;
+        for folder in [Path::new("."), &scratch] {
+            let_through(folder, block).map_err(|e| other("the instance's folder", e))?;
+        }
     }
-    write_bundle(spec, &user, &held.joined(), folder).map_err(|e| other(BUNDLE, e))?;
+    write_bundle(spec, &user, &held.joined(), &scratch).map_err(|e| other(BUNDLE, e))?;
     let private = private.into_iter().chain(held.descriptors()).collect();
     let exec = Exec {
         private,
         init: spec.init,
         secrets: spec.secret_env.clone(),
     };
-    let built = build(spec, &user, folder, exec)?;
+    // libcontainer's child resolves paths with `openat2` as long as it can read its working folder,
+    // and otherwise step by step in thousands of calls. The instance's folder is not its to read.
+    std::env::set_current_dir("/").map_err(|e| other("/", e))?;
+    let built = build(spec, &user, &scratch, exec);
+    std::env::set_current_dir(folder).map_err(|e| other("the instance's folder", e))?;
+    let built = built?;
     disk::bound(&Cgroup::at(&spec.cgroup), &spec.io, folder)
         .map_err(|m| bad(FailCode::BadLimit, m))?;
     Ok(built)
@@ -88,9 +97,9 @@ pub fn container(
 
 /// Lets the container's root, and nobody else of the host's users, pass through the instance's folder to
 /// what it mounts. It sees none of that once it is in its own root file system.
-fn let_through(block: Block) -> io::Result<()> {
-    std::os::unix::fs::chown(".", None, Some(block.root()))?;
-    fs::set_permissions(".", fs::Permissions::from_mode(0o710))
+fn let_through(folder: &Path, block: Block) -> io::Result<()> {
+    std::os::unix::fs::chown(folder, None, Some(block.root()))?;
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o710))
 }
 
 /// The namespaces a container joins, open: its root cannot follow the host's paths to them.
@@ -260,12 +269,13 @@ fn write_bundle(
     spec: &ContainerSpec,
     user: &Resolved,
     joined: &Joined,
-    folder: &Path,
+    scratch: &Path,
 ) -> io::Result<()> {
-    let etc = folder.join(ETC);
+    let etc = scratch.join(ETC);
     let config = bundle::oci_spec(spec, user, joined, &etc).map_err(io::Error::other)?;
-    fs::create_dir_all(BUNDLE)?;
-    let mut file = io::BufWriter::new(File::create(Path::new(BUNDLE).join("config.json"))?);
+    let bundle = scratch.join(BUNDLE);
+    fs::create_dir_all(&bundle)?;
+    let mut file = io::BufWriter::new(File::create(bundle.join("config.json"))?);
     serde_json::to_writer(&mut file, &config)?;
     file.flush()
 }
@@ -273,7 +283,7 @@ fn write_bundle(
 fn build(
     spec: &ContainerSpec,
     user: &Resolved,
-    folder: &Path,
+    scratch: &Path,
     exec: Exec,
 ) -> Result<Built, Failure> {
     let other = |e: io::Error| bad(FailCode::CreateContainer, e.to_string());
@@ -290,7 +300,7 @@ fn build(
     // Rust ignores SIGPIPE at start; the program must inherit the default.
     pipe_signal(libc::SIG_DFL);
     let made = ContainerBuilder::new(spec.id.0.clone(), SyscallType::default())
-        .with_root_path(folder.join(STATE))
+        .with_root_path(scratch.join(STATE))
         .map(|builder| {
             builder
                 .with_executor(exec)
@@ -300,7 +310,7 @@ fn build(
         })
         .and_then(|builder| {
             builder
-                .as_init(folder.join(BUNDLE))
+                .as_init(scratch.join(BUNDLE))
                 .with_systemd(false)
                 .build()
         });

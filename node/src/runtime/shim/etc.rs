@@ -11,10 +11,10 @@ use super::super::wire::ETC;
 /// Below `/etc`.
 pub const FILES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
 
-/// Writes them into the instance's folder, which is the working folder.
-pub fn write(spec: &ContainerSpec) -> io::Result<()> {
-    let folder = Path::new(ETC);
-    fs::create_dir_all(folder)?;
+/// Writes them into the instance's scratch.
+pub fn write(spec: &ContainerSpec, scratch: &Path) -> io::Result<()> {
+    let folder = scratch.join(ETC);
+    fs::create_dir_all(&folder)?;
     let hostname = format!("{}\n", spec.hostname);
     for (name, text) in FILES.into_iter().zip([hosts(spec), hostname, resolv(spec)]) {
         fs::write(folder.join(name), text)?;

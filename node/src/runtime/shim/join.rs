@@ -19,6 +19,7 @@ use rustix::thread::ThreadNameSpaceType;
 use super::super::cgroup::Cgroup;
 use super::super::copy;
 use super::super::exec::{Request, Work};
+use super::super::scratch;
 use super::super::user::{self, Resolved};
 use super::super::wire::{self, BUNDLE, FailCode, Failure, SHIM, ShimRecord};
 use super::{bad, powers};
@@ -40,13 +41,14 @@ impl Place {
         let init = Pid::from_raw(request.pid)
             .and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok())
             .ok_or_else(gone)?;
+        let scratch = scratch::of(folder);
         // Checked after it was opened: the number is the record's process, and stays it.
-        let record: Option<ShimRecord> = wire::read_record(folder, SHIM);
+        let record: Option<ShimRecord> = wire::read_record(&scratch, SHIM);
         let container = record.and_then(|r| r.container).ok_or_else(gone)?;
         if container.pid != request.pid || !container.is_alive() {
             return Err(gone());
         }
-        let config = folder.join(BUNDLE).join("config.json");
+        let config = scratch.join(BUNDLE).join("config.json");
         let config = Spec::load(&config)
             .map_err(|e| bad(FailCode::BadSpec, format!("{}: {e}", config.display())))?;
         let own = own_user(&config)?;

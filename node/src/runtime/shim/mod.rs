@@ -23,12 +23,13 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use super::cgroup::Cgroup;
 use super::process::Process;
+use super::scratch;
 use super::spec::{ContainerSpec, SecretEnv};
 use super::wire::{
     self, FAILED, FailCode, Failure, Phase, Reply, SHIM, SHIM_LOG, SOCKET, SPEC, STATE, ShimRecord,
@@ -88,7 +89,7 @@ fn detach(folder: &Path) -> io::Result<()> {
         .create(true)
         .write(true)
         .truncate(true)
-        .open(SHIM_LOG)?;
+        .open(scratch::of(folder).join(SHIM_LOG))?;
     for (from, to) in [(&null, 0), (&null, 1), (&log, 2)] {
         // SAFETY: both are open; what was behind 0 to 2 is meant to be closed.
         if unsafe { libc::dup2(from.as_raw_fd(), to) } == -1 {
@@ -159,6 +160,8 @@ fn say(mut report: &File, reply: &Reply) {
 /// One container and all that is known of it.
 struct Shim {
     spec: ContainerSpec,
+    folder: PathBuf,
+    scratch: PathBuf,
     container: libcontainer::container::Container,
     pid: i32,
     phase: Phase,
@@ -174,6 +177,7 @@ impl Shim {
         spec.secret_env = secrets;
         spec.check()
             .map_err(|message| bad(FailCode::BadSpec, message))?;
+        let scratch = scratch::of(folder);
         let me = Process::of(std::process::id().cast_signed())
             .ok_or_else(|| bad(FailCode::CreateContainer, "/proc cannot be read"))?;
         let mut record = ShimRecord {
@@ -182,27 +186,30 @@ impl Shim {
             started: false,
         };
         let keep = |record: &ShimRecord| {
-            wire::write_note(Path::new("."), SHIM, record)
+            wire::write_note(&scratch, SHIM, record)
                 .map_err(|e| bad(FailCode::CreateContainer, format!("no record written: {e}")))
         };
         keep(&record)?;
-        let listener = listen().map_err(|e| {
+        let listener = listen(&scratch).map_err(|e| {
             bad(
                 FailCode::CreateContainer,
                 format!("no socket to serve: {e}"),
             )
         })?;
         let private = [listener.as_raw_fd(), report.as_raw_fd()];
-        let built = build::container(&spec, folder, private).inspect_err(|_| undo(&spec))?;
+        let built =
+            build::container(&spec, folder, private).inspect_err(|_| undo(&spec, &scratch))?;
         // The program that waits has its own copy.
         spec.secret_env = SecretEnv::default();
         record.container = Process::of(built.pid);
-        keep(&record).inspect_err(|_| undo(&spec))?;
+        keep(&record).inspect_err(|_| undo(&spec, &scratch))?;
         let output = log::Output::new(built.stdout, built.stderr)
             .map_err(|e| bad(FailCode::CreateContainer, format!("no log: {e}")))
-            .inspect_err(|_| undo(&spec))?;
+            .inspect_err(|_| undo(&spec, &scratch))?;
         Ok(Self {
             spec,
+            folder: folder.to_owned(),
+            scratch,
             container: built.container,
             pid: built.pid,
             phase: Phase::Created,
@@ -221,21 +228,22 @@ impl Shim {
     }
 }
 
-/// Relative to the working folder: a socket's path has room for 108 bytes only.
-fn listen() -> io::Result<UnixListener> {
-    let _ = fs::remove_file(SOCKET);
-    let listener = UnixListener::bind(SOCKET)?;
+/// Through the folder's descriptor: a socket's path has room for 108 bytes only.
+fn listen(scratch: &Path) -> io::Result<UnixListener> {
+    let folder = File::open(scratch)?;
+    let at = format!("/proc/self/fd/{}/{SOCKET}", folder.as_raw_fd());
+    let listener = UnixListener::bind(at)?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }
 
 /// Takes back what a failed build left.
-fn undo(spec: &ContainerSpec) {
+fn undo(spec: &ContainerSpec, scratch: &Path) {
     if let Err(error) = Cgroup::at(&spec.cgroup).remove(CLEANUP) {
         eprintln!("{NAME}: cgroup left behind: {error}");
     }
-    let _ = fs::remove_dir_all(STATE);
-    let _ = fs::remove_file(SOCKET);
+    let _ = fs::remove_dir_all(scratch.join(STATE));
+    let _ = fs::remove_file(scratch.join(SOCKET));
 }
 
 fn bad(code: FailCode, message: impl Into<String>) -> Failure {

@@ -199,7 +199,11 @@ impl Shim {
         }
         // What libcontainer's own start does, without its reading and writing of files before the
         // answer: see `note_started`.
-        let waiting = Path::new(STATE).join(&self.spec.id.0).join(NOTIFY_FILE);
+        let waiting = self
+            .scratch
+            .join(STATE)
+            .join(&self.spec.id.0)
+            .join(NOTIFY_FILE);
         match NotifySocket::new(waiting).notify_container_start() {
             Ok(()) => {
                 self.phase = Phase::Running;
@@ -261,6 +265,7 @@ impl Shim {
             code,
             signal,
             oom,
+            lost: false,
             at: UnixMs(wire::unix_ms()),
         };
         if let Err(error) = wire::write_record(Path::new("."), EXIT, &exit) {
@@ -274,8 +279,6 @@ impl Shim {
         // Somebody may be waiting for a start; nobody waits for this.
         let _ = rustix::process::nice(DELETE_NICE);
         if self.exit.is_none() {
-            // Version 1 of cgroups keeps even this signal waiting while it is frozen.
-            let _ = Cgroup::at(&self.spec.cgroup).freeze(false);
             process::kill(self.pid, Signal::KILL);
             // Under version 1 it dies of it only when it is not frozen.
             let _ = Cgroup::at(&self.spec.cgroup).freeze(false);
@@ -289,7 +292,7 @@ impl Shim {
         Cgroup::at(&self.spec.cgroup)
             .remove(CLEANUP)
             .map_err(|e| bad(FailCode::Cgroup, format!("the cgroup stays: {e}")))?;
-        wire::remove_own_files(Path::new("."))
+        wire::remove_own_files(&self.folder)
             .map_err(|e| bad(FailCode::StartContainer, format!("records stay: {e}")))
     }
 }

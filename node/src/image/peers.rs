@@ -1,0 +1,512 @@
+//! The asker's side of images between nodes: finds who holds a layer, waits for the one who pulls
+//! for the site, and puts the layer's tar together from chunks held here and chunks of peers. Every
+//! chunk is verified as it arrives and the whole by its diff id; whoever fails is left out for the
+//! rest of this pull, and whoever lies is named in the log.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::stream::{self, StreamExt};
+use netfabric::wire::image::{ImageAnswer, ImageRequest};
+use scheduler::model::{ImagePin, NodeId};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+
+use super::budget::Budget;
+use super::chunks::ChunkList;
+use super::digest::Digest;
+use super::error::ImageError;
+use super::layer::Marker;
+use super::manifest::{Document, LayerPlan, Packing};
+use super::pull::Arriving;
+use super::registry::Piece;
+use super::source::{self, Answers, Near, Neighbour, Source, Waits};
+use super::store::{Inner, Store};
+
+/// Nodes asked before the registry is; all the others only when it fails.
+const ASK_FIRST: usize = 16;
+/// Nodes asked at once.
+const FAN_OUT: usize = 8;
+/// Raw bytes of the tar prepared at a time, in memory.
+const WINDOW: u64 = 4 << 20;
+/// What a chunk list may have, encoded: 32 bytes a chunk and a little.
+const MAX_LIST: usize = 80 << 20;
+/// Windows and local pieces between peers and the unpacker.
+const PIECES_AHEAD: usize = 32;
+
+/// The peers of one pull.
+pub(super) struct Company {
+    pub store: Store,
+    pub near: Arc<dyn Near>,
+    pub pin: ImagePin,
+    /// Whether the site's elected may be asked to pull; not when this pull is for a peer.
+    pub elects: bool,
+    waits: Waits,
+    left_out: Mutex<BTreeSet<NodeId>>,
+}
+
+impl Company {
+    pub(super) fn new(store: Store, near: Arc<dyn Near>, pin: ImagePin, elects: bool) -> Self {
+        Self {
+            store,
+            waits: near.waits(),
+            near,
+            pin,
+            elects,
+            left_out: Mutex::default(),
+        }
+    }
+
+    fn left_out(&self) -> MutexGuard<'_, BTreeSet<NodeId>> {
+        self.left_out.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn leave_out(&self, node: NodeId, error: &io::Error) {
+        self.left_out().insert(node);
+        let image = &self.pin.reference;
+        if error.kind() == io::ErrorKind::InvalidData {
+            tracing::warn!(%node, image, %error, "a peer gave wrong bytes: left out of this pull");
+        } else {
+            tracing::debug!(%node, image, %error, "a peer is left out of this pull");
+        }
+    }
+
+    /// Live peers still counted on, near ones first.
+    fn peers(&self) -> Vec<Neighbour> {
+        let mut peers = self.near.neighbours();
+        let (me, left_out) = (self.near.me(), self.left_out());
+        peers.retain(|n| n.node != me && !left_out.contains(&n.node));
+        drop(left_out);
+        source::nearest(&mut peers);
+        peers
+    }
+
+    /// The peers that say they hold the image, or all of them.
+    fn candidates(&self, everybody: bool) -> Vec<NodeId> {
+        let peers = self.peers();
+        let says = |n: &&Neighbour| n.images.contains(&self.pin.digest);
+        let (told, rest): (Vec<_>, Vec<_>) = peers.iter().partition(says);
+        let rest = rest.into_iter().filter(|n| everybody || n.near);
+        let most = if everybody { usize::MAX } else { ASK_FIRST };
+        let all = told.into_iter().chain(rest).take(most);
+        all.map(|n| n.node).collect()
+    }
+
+    /// The image's documents from whoever has them, each what its digest says.
+    pub(super) async fn documents(&self, everybody: bool) -> Option<(Bytes, Bytes)> {
+        let asked = self.candidates(everybody);
+        let mut found = stream::iter(asked)
+            .map(|node| async move {
+                match self.documents_of(node).await {
+                    Ok(documents) => Some(documents),
+                    Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                        self.leave_out(node, &error);
+                        None
+                    }
+                    Err(_) => None,
+                }
+            })
+            .buffer_unordered(FAN_OUT)
+            .filter_map(std::future::ready)
+            .boxed();
+        found.next().await
+    }
+
+    async fn documents_of(&self, node: NodeId) -> io::Result<(Bytes, Bytes)> {
+        let image = self.pin.digest.clone();
+        let mut answers = self.ask(node, ImageRequest::Documents { image }).await?;
+        let mut document = async || match next(&mut answers, self.waits.answer).await? {
+            ImageAnswer::Document(bytes) => Ok(Bytes::from(bytes)),
+            other => Err(unexpected(other)),
+        };
+        let (manifest, config) = (document().await?, document().await?);
+        if Digest::of(&manifest).as_str() != self.pin.digest {
+            return Err(lie("a manifest is not the one asked for"));
+        }
+        let named = match Document::parse("a peer's manifest", &manifest) {
+            Ok(Document::Manifest(manifest)) => manifest.config.digest,
+            _ => return Err(lie("a manifest is none")),
+        };
+        if Digest::of(&config).as_str() != named {
+            return Err(lie("a configuration is not the image's"));
+        }
+        Ok((manifest, config))
+    }
+
+    /// Where to look for a layer, in order.
+    pub(super) async fn sources(&self, layer: &Digest) -> Vec<Source> {
+        let holders = self.holders(layer, false).await;
+        let neighbours = self.near.neighbours();
+        let elected = source::elect(&neighbours, &self.pin.digest)
+            .filter(|node| self.elects && !self.left_out().contains(node));
+        source::order(self.near.me(), &neighbours, &holders, elected)
+    }
+
+    /// Who holds a layer of those asked.
+    pub(super) async fn holders(&self, layer: &Digest, everybody: bool) -> BTreeSet<NodeId> {
+        let asked = self.candidates(everybody);
+        let asking = stream::iter(asked).map(|node| async move {
+            let held = self.holds(node, layer).await;
+            held.unwrap_or(false).then_some(node)
+        });
+        let answered = asking.buffer_unordered(FAN_OUT);
+        answered.filter_map(std::future::ready).collect().await
+    }
+
+    async fn holds(&self, node: NodeId, layer: &Digest) -> io::Result<bool> {
+        let request = ImageRequest::Holds {
+            images: Vec::new(),
+            layers: vec![layer.to_string()],
+        };
+        let mut answers = self.ask(node, request).await?;
+        match next(&mut answers, self.waits.quick).await? {
+            ImageAnswer::Holds { layers, .. } => Ok(layers == [true]),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Has the elected node pull the image; true when this layer of it is there.
+    pub(super) async fn brought(&self, node: NodeId, layer: &Digest) -> bool {
+        match timeout(self.waits.most, self.bring(node, layer)).await {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) => {
+                self.leave_out(node, &error);
+                false
+            }
+            Err(_) => {
+                self.leave_out(node, &io::ErrorKind::TimedOut.into());
+                false
+            }
+        }
+    }
+
+    async fn bring(&self, node: NodeId, layer: &Digest) -> io::Result<()> {
+        let request = ImageRequest::Bring {
+            reference: self.pin.reference.clone(),
+            image: self.pin.digest.clone(),
+            layer: layer.to_string(),
+        };
+        let mut answers = self.ask(node, request).await?;
+        let (mut most, mut since) = (0, Instant::now());
+        loop {
+            match next(&mut answers, self.waits.answer).await? {
+                ImageAnswer::End => return Ok(()),
+                ImageAnswer::Bringing { arrived } if arrived > most => {
+                    (most, since) = (arrived, Instant::now());
+                }
+                ImageAnswer::Bringing { .. } if since.elapsed() < self.waits.stall => {}
+                ImageAnswer::Bringing { .. } => return Err(io::ErrorKind::TimedOut.into()),
+                other => return Err(unexpected(other)),
+            }
+        }
+    }
+
+    /// A layer from these peers, the first one first; `None` when they could not give it.
+    pub(super) async fn layer(
+        &self,
+        plan: &LayerPlan,
+        holders: &[NodeId],
+    ) -> Result<Option<Marker>, ImageError> {
+        for (at, author) in holders.iter().enumerate() {
+            if self.left_out().contains(author) {
+                continue;
+            }
+            let list = match self.list(*author, &plan.diff_id).await {
+                Ok(list) => Arc::new(list),
+                Err(error) => {
+                    self.leave_out(*author, &error);
+                    continue;
+                }
+            };
+            match self.assemble(plan, &list, &holders[at..]).await {
+                Ok(marker) => return Ok(Some(marker)),
+                Err(error @ ImageError::Io { .. }) => return Err(error),
+                // Nobody is left who could go on.
+                Err(ImageError::Interrupted { .. }) => {}
+                // All chunks were what the list says: the list is wrong.
+                Err(error) => self.leave_out(*author, &lie(error)),
+            }
+        }
+        Ok(None)
+    }
+
+    async fn list(&self, node: NodeId, layer: &Digest) -> io::Result<ChunkList> {
+        let layer = layer.to_string();
+        let mut answers = self.ask(node, ImageRequest::ChunkList { layer }).await?;
+        let mut bytes = Vec::new();
+        loop {
+            match next(&mut answers, self.waits.answer).await? {
+                ImageAnswer::Piece(piece) if bytes.len() + piece.len() <= MAX_LIST => {
+                    bytes.extend_from_slice(&piece);
+                }
+                ImageAnswer::Piece(_) => return Err(lie("a chunk list is too long")),
+                ImageAnswer::End => break,
+                other => return Err(unexpected(other)),
+            }
+        }
+        let decoded = tokio::task::spawn_blocking(move || ChunkList::decode(&bytes[..])).await;
+        let list = decoded.map_err(io::Error::other)?.map_err(lie)?;
+        if list.raw > self.store.inner.limits.raw {
+            return Err(lie("a chunk list is of more than an image may be"));
+        }
+        Ok(list)
+    }
+
+    async fn assemble(
+        &self,
+        plan: &LayerPlan,
+        list: &Arc<ChunkList>,
+        holders: &[NodeId],
+    ) -> Result<Marker, ImageError> {
+        let interrupted = || ImageError::Interrupted {
+            what: plan.diff_id.to_string(),
+        };
+        let unpackers = Arc::clone(&self.store.inner.unpackers);
+        let _permit = unpackers.acquire_owned().await.map_err(|_| interrupted())?;
+        let plain = LayerPlan {
+            digest: plan.diff_id.clone(),
+            size: list.raw,
+            packing: Packing::Plain,
+            diff_id: plan.diff_id.clone(),
+        };
+        let (pieces, arriving) = mpsc::channel(PIECES_AHEAD);
+        let unpacked = self.store.blocking(move |inner| {
+            // A budget of its own: what a liar wasted is not the image's.
+            let budget = Budget::new(inner.limits);
+            let arriving = Arriving::new(arriving);
+            inner.layers.bring_in(arriving, &plain, &budget)
+        });
+        let feeding = self.feed(&plan.diff_id, list, holders, pieces);
+        let (fed, unpacked) = tokio::join!(feeding, unpacked);
+        match (fed, unpacked) {
+            (Some(moved), Ok(marker)) => {
+                let (layer, raw) = (plan.diff_id.short(), list.raw);
+                tracing::info!(layer, raw, moved, "a layer came from peers");
+                Ok(marker)
+            }
+            (None, _) => Err(interrupted()),
+            (_, unpacked) => unpacked,
+        }
+    }
+
+    /// The tar in its order, window by window; the packed bytes that peers sent. `None` when no
+    /// peer is left. An unpacker that gave up says why itself.
+    async fn feed(
+        &self,
+        layer: &Digest,
+        list: &Arc<ChunkList>,
+        holders: &[NodeId],
+        pieces: mpsc::Sender<Piece>,
+    ) -> Option<u64> {
+        let wanted = Arc::clone(list);
+        let local = self.store.blocking(move |inner| Ok(locate(inner, &wanted)));
+        let local = Arc::new(local.await.unwrap_or_default());
+        let mut holders = Holders {
+            company: self,
+            layer,
+            list,
+            left: holders.iter().copied().collect(),
+            compared: 1,
+            moved: 0,
+        };
+        for window in windows(list) {
+            let (wanted, known) = (Arc::clone(list), Arc::clone(&local));
+            let range = window.clone();
+            let here = self
+                .store
+                .blocking(move |inner| Ok(read_local(inner, &wanted, range, &known)));
+            let mut got = here.await.unwrap_or_default();
+            if !holders.complete(window.clone(), &mut got).await {
+                return None;
+            }
+            for bytes in got.into_values() {
+                if pieces.send(Piece::Data(bytes)).await.is_err() {
+                    return Some(holders.moved);
+                }
+            }
+        }
+        let _ = pieces.send(Piece::End).await;
+        Some(holders.moved)
+    }
+
+    async fn ask(&self, node: NodeId, request: ImageRequest) -> io::Result<Box<dyn Answers>> {
+        let deadline = self.waits.quick;
+        timeout(deadline, self.near.ask(node, request, deadline)).await?
+    }
+}
+
+/// Those who may still give chunks of one layer by one list.
+struct Holders<'a> {
+    company: &'a Company,
+    layer: &'a Digest,
+    list: &'a ChunkList,
+    left: std::collections::VecDeque<NodeId>,
+    /// 1 while the first one is the list's author; the others' lists are compared first: a lying
+    /// list must not make liars of them.
+    compared: usize,
+    moved: u64,
+}
+
+type Got = BTreeMap<u32, Bytes>;
+
+impl Holders<'_> {
+    /// Fetches what of the window is not there yet; what one peer gave stays when it fails.
+    async fn complete(&mut self, window: std::ops::Range<u32>, got: &mut Got) -> bool {
+        loop {
+            let missing: Vec<u32> = window.clone().filter(|i| !got.contains_key(i)).collect();
+            if missing.is_empty() {
+                return true;
+            }
+            let Some(node) = self.left.front().copied() else {
+                return false;
+            };
+            if let Err(error) = self.from(node, &missing, got).await {
+                self.left.pop_front();
+                self.compared = 0;
+                // Another list than the author's: no fault as long as nobody knows whose is right.
+                if error.kind() != io::ErrorKind::Unsupported {
+                    self.company.leave_out(node, &error);
+                }
+            }
+        }
+    }
+
+    async fn from(&mut self, node: NodeId, missing: &[u32], got: &mut Got) -> io::Result<()> {
+        if self.compared == 0 {
+            if self.company.left_out().contains(&node) {
+                return Err(io::ErrorKind::Unsupported.into());
+            }
+            if self.company.list(node, self.layer).await? != *self.list {
+                return Err(io::ErrorKind::Unsupported.into());
+            }
+            self.compared = 1;
+        }
+        let request = ImageRequest::Chunks {
+            layer: self.layer.to_string(),
+            ranges: ranges(missing),
+        };
+        let mut answers = self.company.ask(node, request).await?;
+        let mut due = missing;
+        while !due.is_empty() {
+            match next(&mut answers, self.company.waits.answer).await? {
+                ImageAnswer::Chunks { count, packed } => {
+                    let count = count as usize;
+                    if count == 0 || count > due.len() {
+                        return Err(lie("chunks nobody asked for"));
+                    }
+                    let (now, later) = due.split_at(count);
+                    self.moved += packed.len() as u64;
+                    verify(self.list, now, &packed, got)?;
+                    due = later;
+                }
+                ImageAnswer::End => return Err(lie("chunks are left out")),
+                other => return Err(unexpected(other)),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn verify(list: &ChunkList, indexes: &[u32], packed: &[u8], got: &mut Got) -> io::Result<()> {
+    let chunks = indexes.iter().map(|i| &list.chunks[*i as usize]);
+    let total: usize = chunks.clone().map(|chunk| chunk.len as usize).sum();
+    let mut raw = Bytes::from(zstd::bulk::decompress(packed, total).map_err(lie)?);
+    if raw.len() != total {
+        return Err(lie("chunks of another size"));
+    }
+    for (index, chunk) in indexes.iter().zip(chunks) {
+        let bytes = raw.split_to(chunk.len as usize);
+        if !chunk.holds(&bytes) {
+            return Err(lie("a chunk has not the hash it should have"));
+        }
+        got.insert(*index, bytes);
+    }
+    Ok(())
+}
+
+/// Stretches of the list that are handled at once.
+fn windows(list: &ChunkList) -> Vec<std::ops::Range<u32>> {
+    let (mut windows, mut start, mut bytes) = (Vec::new(), 0, 0);
+    for (index, chunk) in (0u32..).zip(&list.chunks) {
+        if bytes >= WINDOW {
+            windows.push(start..index);
+            (start, bytes) = (index, 0);
+        }
+        bytes += u64::from(chunk.len);
+    }
+    let end = u32::try_from(list.chunks.len()).unwrap_or(u32::MAX);
+    windows.push(start..end);
+    windows
+}
+
+fn ranges(indexes: &[u32]) -> Vec<(u32, u32)> {
+    let mut ranges: Vec<(u32, u32)> = Vec::new();
+    for index in indexes {
+        match ranges.last_mut() {
+            Some((first, many)) if *first + *many == *index => *many += 1,
+            _ => ranges.push((*index, 1)),
+        }
+    }
+    ranges
+}
+
+/// Where chunks of the list lie in other layers held here.
+type Local = BTreeMap<[u8; 32], (Digest, u64)>;
+
+fn locate(inner: &Inner, list: &ChunkList) -> Local {
+    let wanted: BTreeSet<&[u8; 32]> = list.chunks.iter().map(|chunk| &chunk.hash).collect();
+    let mut local = Local::new();
+    for layer in inner.layers.all().unwrap_or_default() {
+        if inner.layers.marker(&layer).is_none() {
+            continue;
+        }
+        // One that cannot be read has nothing for us; healing it is not this room's.
+        let Ok(Some(held)) = inner.layers.chunk_list(&layer) else {
+            continue;
+        };
+        for chunk in held.chunks {
+            if wanted.contains(&chunk.hash) {
+                local.insert(chunk.hash, (layer.clone(), chunk.offset));
+            }
+        }
+    }
+    local
+}
+
+/// What of a window can be read here, verified.
+fn read_local(inner: &Inner, list: &ChunkList, window: std::ops::Range<u32>, local: &Local) -> Got {
+    let mut open = BTreeMap::new();
+    let (mut got, mut bytes) = (Got::new(), Vec::new());
+    for index in window {
+        let chunk = &list.chunks[index as usize];
+        let Some((layer, offset)) = local.get(&chunk.hash) else {
+            continue;
+        };
+        let raw = open
+            .entry(layer)
+            .or_insert_with(|| inner.layers.raw(layer).ok().flatten());
+        let Some(raw) = raw else { continue };
+        if raw.read_at(*offset, chunk.len, &mut bytes).is_ok() && chunk.holds(&bytes) {
+            got.insert(index, Bytes::copy_from_slice(&bytes));
+        }
+    }
+    got
+}
+
+async fn next(answers: &mut Box<dyn Answers>, deadline: Duration) -> io::Result<ImageAnswer> {
+    timeout(deadline, answers.next()).await?
+}
+
+fn unexpected(answer: ImageAnswer) -> io::Error {
+    match answer {
+        ImageAnswer::Refused(why) => io::Error::other(why),
+        _ => lie("an answer to another question"),
+    }
+}
+
+fn lie(why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
