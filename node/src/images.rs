@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use scheduler::registry::State;
 use tokio::io::AsyncRead;
 use tokio::sync::mpsc;
 
-use crate::config::RegistrySection;
+use crate::config::{ImageLazy, RegistrySection};
 use crate::image::{
     self, Image, ImageError, Limits, Marks, Prune, Reference, RegistryConfig, Removed, Stocked,
     Store, Wanted, WantedFn,
@@ -28,6 +28,7 @@ pub struct Images {
     registries: Arc<RegistryConfig>,
     /// Where images are pushed to this node.
     door: Option<SocketAddr>,
+    lazy: ImageLazy,
 }
 
 impl Images {
@@ -53,7 +54,28 @@ impl Images {
             store,
             registries: Arc::new(config),
             door,
+            lazy: ImageLazy::Off,
         })
+    }
+
+    /// Whether instances may start while their image arrives.
+    #[must_use]
+    pub fn lazy(self, lazy: ImageLazy) -> Self {
+        Self { lazy, ..self }
+    }
+
+    /// Goes on with images that were read while they arrived, whatever is set now. Tells the folders of
+    /// instances that can read nothing more.
+    pub fn resume(&self) -> mpsc::Receiver<PathBuf> {
+        self.store.resume(&self.registries)
+    }
+
+    /// Brings a pinned image here as far as an instance needs it to start.
+    pub async fn pull_to_start(&self, pin: &ImagePin) -> Result<Arc<Image>, ImageError> {
+        match self.lazy {
+            ImageLazy::Off => self.pull(pin).await,
+            ImageLazy::On => self.store.pull_to_start(pin, &self.registries).await,
+        }
     }
 
     pub fn store(&self) -> &Store {
@@ -134,6 +156,7 @@ impl Images {
             look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
                 look.tick().await;
+                store.let_go();
                 match store.collect(marks, wanted()).await {
                     Ok(gone) if gone.images.is_empty() => {}
                     Ok(_) => removed(),

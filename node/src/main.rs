@@ -16,6 +16,9 @@ fn main() -> ExitCode {
     if args.first().is_some_and(|word| word == "exec") {
         return node::runtime::shim::exec::main(&args[1..]);
     }
+    if args.first().is_some_and(|word| word == "lazy") {
+        return node::image::lazy::main(&args[1..]);
+    }
     let path = match args.as_slice() {
         [] => PathBuf::from("/etc/selvedge/selvedge.toml"),
         [flag, path] if flag == "--config" => PathBuf::from(path),

@@ -36,6 +36,8 @@ pub enum ImageRequest {
         image: String,
         layer: String,
     },
+    /// Which chunks of a layer starts read first: their places, four bytes each.
+    Profile { layer: String },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,6 +11,7 @@
 //! images/index/HEX.json       an image held here, named by its manifest's digest; its time is the
 //!                             image's last use
 //! images/uses/HEX.json        a snapshot made of one
+//! images/coming/              layers that are read while they arrive (see `lazy`)
 //! images/tmp/                 what is not finished; emptied at start
 //! ```
 
@@ -26,9 +27,7 @@ mod flight;
 mod gc;
 mod import;
 mod layer;
-// No start uses it yet.
-#[cfg(test)]
-mod lazy;
+pub mod lazy;
 mod manifest;
 mod pax;
 mod peers;

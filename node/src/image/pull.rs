@@ -18,12 +18,13 @@ use super::config::{ConfigFile, ImageConfig};
 use super::digest::Digest;
 use super::error::ImageError;
 use super::layer::Marker;
+use super::lazy;
 use super::manifest::{self, Document, LayerPlan, Manifest};
 use super::peers::Company;
 use super::reference::Reference;
 use super::registry::{Piece, Registry};
 use super::source::Source;
-use super::store::{Hold, Store};
+use super::store::{Hold, Inner, Store};
 
 /// Pieces between the network and the disk: about half a megabyte. When the disk is slower the
 /// network waits.
@@ -167,7 +168,7 @@ impl Store {
                 total.raw(marker.raw)?;
                 total.entries(marker.entries)?;
             }
-            super::snapshot::check_root(&inner.layers, &diff_ids)?;
+            super::snapshot::check_root(inner, &diff_ids)?;
             let (manifest, config) = documents;
             let file = ConfigFile::parse(&config)?;
             let image = Image::new(
@@ -329,6 +330,22 @@ impl Fetch {
         let Some(company) = self.company.clone() else {
             return self.registry_layer().await;
         };
+        let arrival = self.store.inner.coming().layer(&self.plan.diff_id);
+        let Some(arrival) = arrival else {
+            return self.through_sources(&company).await;
+        };
+        if let Some(marker) = lazy::arrive(&self.store, &company, &arrival).await? {
+            return Ok(marker);
+        }
+        // Whoever reads it waits for the layer as a whole.
+        let marker = self.through_sources(&company).await?;
+        let settle = move |inner: &Inner| lazy::settle(inner, &arrival);
+        self.store.blocking(settle).await?;
+        Ok(marker)
+    }
+
+    /// From whichever source has it, in their order.
+    async fn through_sources(&self, company: &Company) -> Result<Marker, ImageError> {
         let diff_id = &self.plan.diff_id;
         let mut failure = None;
         for source in company.sources(diff_id).await {

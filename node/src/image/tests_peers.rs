@@ -19,7 +19,7 @@ use super::{Answers, Image, ImageError, Near, Neighbour, Reference, Store, Waits
 
 /// What is wrong with a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fault {
+pub(super) enum Fault {
     None,
     Dead,
     Silent,
@@ -39,11 +39,11 @@ struct Peer {
     near: bool,
 }
 
-struct Room {
+pub(super) struct Room {
     peers: BTreeMap<NodeId, Peer>,
     /// Another layer that peers with the wrong list give instead.
     other: String,
-    moved: Arc<Mutex<u64>>,
+    pub(super) moved: Arc<Mutex<u64>>,
 }
 
 #[async_trait]
@@ -154,7 +154,7 @@ impl Answers for Faulty {
 }
 
 /// Bytes that neither pack nor repeat, the same for the same seed.
-fn noise(seed: u64, len: usize) -> String {
+pub(super) fn noise(seed: u64, len: usize) -> String {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let step = || {
         state ^= state << 13;
@@ -175,9 +175,9 @@ fn layer(changed: u64) -> Vec<u8> {
     tar.end()
 }
 
-const NAME: &str = "peers.test/app:1";
+pub(super) const NAME: &str = "peers.test/app:1";
 
-async fn import(store: &Store, tar: Vec<u8>, name: &str) -> Arc<Image> {
+pub(super) async fn import(store: &Store, tar: Vec<u8>, name: &str) -> Arc<Image> {
     let archive = oci_archive(&[tar]);
     let name = Reference::parse(name).unwrap();
     let mut images = store.import(&archive[..], Some(&name)).await.unwrap();
@@ -194,7 +194,7 @@ async fn holder() -> (TempDir, Store, ImagePin, String) {
 }
 
 /// Its registry does not exist: nobody listens there.
-fn nowhere(pin: &ImagePin) -> (ImagePin, super::RegistryConfig) {
+pub(super) fn nowhere(pin: &ImagePin) -> (ImagePin, super::RegistryConfig) {
     let (address, mut config) = (free_address().to_string(), impatient());
     config.insecure.insert(address.clone());
     let reference = format!("{address}/app:1");
@@ -202,7 +202,7 @@ fn nowhere(pin: &ImagePin) -> (ImagePin, super::RegistryConfig) {
     (ImagePin { reference, digest }, config)
 }
 
-fn room(store: &Store, other: &str, faults: &[(Fault, bool)]) -> Room {
+pub(super) fn room(store: &Store, other: &str, faults: &[(Fault, bool)]) -> Room {
     let peers = (1..).zip(faults).map(|(node, (fault, near))| {
         let (store, fault, near) = (store.clone(), *fault, *near);
         (NodeId(node), Peer { store, fault, near })
@@ -214,7 +214,7 @@ fn room(store: &Store, other: &str, faults: &[(Fault, bool)]) -> Room {
     }
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+pub(super) fn runtime() -> tokio::runtime::Runtime {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     builder.enable_all().build().unwrap()
 }

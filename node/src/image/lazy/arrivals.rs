@@ -2,7 +2,7 @@
 //! others. Without a daemon they go on waiting, and what is here is still read.
 
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::UnixStream;
@@ -14,7 +14,7 @@ use rustix::net::{SendFlags, send};
 
 use super::super::chunks::ChunkList;
 use super::fs::{Supply, Then};
-use super::wire;
+use super::wire::{self, Hello, News};
 
 /// How long a daemon that is away is left alone.
 const RETRY: Duration = Duration::from_millis(100);
@@ -31,6 +31,10 @@ struct Shared {
 
 struct State {
     here: Vec<bool>,
+    /// Nothing more comes.
+    settled: bool,
+    /// Nothing of it is to be read any more.
+    void: bool,
     /// As many as the kernel has reads under way.
     waiting: Vec<Waiting>,
     link: Option<UnixStream>,
@@ -44,9 +48,17 @@ struct Waiting {
 
 impl Arrivals {
     /// `tar` is filled by the daemon that listens at `socket`, now or later.
-    pub(super) fn follow(list: ChunkList, tar: File, socket: &Path) -> io::Result<Self> {
+    pub(super) fn follow(
+        list: ChunkList,
+        tar: File,
+        socket: &Path,
+        hello: &Hello,
+    ) -> io::Result<Self> {
+        let hello = hello.encode()?;
         let state = State {
             here: vec![false; list.chunks.len()],
+            settled: false,
+            void: false,
             waiting: Vec::new(),
             link: None,
         };
@@ -55,7 +67,7 @@ impl Arrivals {
         let (weak, socket) = (Arc::downgrade(&shared), socket.to_owned());
         std::thread::Builder::new()
             .name("arrivals".to_owned())
-            .spawn(move || follow(&weak, &socket))?;
+            .spawn(move || follow(&weak, &socket, &hello))?;
         Ok(Self(shared))
     }
 }
@@ -74,7 +86,15 @@ impl Supply for Arrivals {
         let shared = &self.0;
         let chunks = covering(&shared.list, &range);
         let mut state = shared.lock();
-        if state.here[chunks.clone()].iter().all(|here| *here) {
+        if state.settled {
+            shared.find(&mut state, chunks.clone());
+        }
+        let all = state.here[chunks.clone()].iter().all(|here| *here);
+        if state.void || (state.settled && !all) {
+            drop(state);
+            return then(Err(io::ErrorKind::InvalidData.into()));
+        }
+        if all {
             drop(state);
             return then(shared.read(&range));
         }
@@ -91,7 +111,7 @@ impl State {
     /// Says that a read waits. A daemon that does not take it gets it on its next connection.
     fn want(&mut self, chunks: &Range<usize>) {
         let Some(link) = &self.link else { return };
-        let frame = wire::encode(&wire::run(chunks));
+        let frame = wire::encode(&wire::places(chunks));
         let sent = send(link, &frame, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
         if sent != Ok(frame.len()) {
             let _ = link.shutdown(std::net::Shutdown::Both);
@@ -123,9 +143,57 @@ impl Shared {
         Ok(())
     }
 
-    fn arrived(&self, run: Range<usize>) {
+    /// Marks what of these chunks is in the tar, by their hashes.
+    fn find(&self, state: &mut State, chunks: Range<usize>) {
+        for place in chunks {
+            let chunk = &self.list.chunks[place];
+            let range = chunk.offset..chunk.offset + u64::from(chunk.len);
+            let held = || self.read(&range).is_ok_and(|bytes| chunk.holds(&bytes));
+            state.here[place] = state.here[place] || held();
+        }
+    }
+
+    /// The daemon is done with the tar.
+    fn settle(&self) {
+        let mut state = self.lock();
+        if std::mem::replace(&mut state.settled, true) {
+            return;
+        }
+        let wanted: Vec<_> = state.waiting.iter().map(|w| w.chunks.clone()).collect();
+        for chunks in wanted {
+            self.find(&mut state, chunks);
+        }
+        drop(state);
+        self.answer();
+        self.fail();
+    }
+
+    /// Nobody can give what is waited for.
+    fn fail(&self) {
+        let waiting = std::mem::take(&mut self.lock().waiting);
+        for Waiting { then, .. } in waiting {
+            then(Err(io::ErrorKind::HostUnreachable.into()));
+        }
+    }
+
+    fn hear(&self, news: News) {
+        match news {
+            News::Here(run) => {
+                self.lock().here[run].fill(true);
+                self.answer();
+            }
+            News::Failed => self.fail(),
+            News::Done => self.settle(),
+            News::Void => {
+                self.lock().void = true;
+                self.fail();
+            }
+        }
+    }
+
+    /// Reads that have all their chunks.
+    fn answer(&self) {
         let mut guard = self.lock();
-        guard.here[run].fill(true);
         let state = &mut *guard;
         let here = &state.here;
         let ready: Vec<_> = state
@@ -151,31 +219,34 @@ fn covering(list: &ChunkList, range: &Range<u64>) -> Range<usize> {
 }
 
 /// Hears what arrives, from one daemon after another.
-fn follow(shared: &Weak<Shared>, socket: &PathBuf) {
+fn follow(shared: &Weak<Shared>, socket: &PathBuf, hello: &[u8]) {
     while shared.strong_count() > 0 {
-        match UnixStream::connect(socket) {
-            Ok(link) => hear(shared, link),
-            Err(_) => std::thread::sleep(RETRY),
+        if let Ok(link) = UnixStream::connect(socket) {
+            hear(shared, link, hello);
         }
+        std::thread::sleep(RETRY);
     }
 }
 
 /// Until the daemon, or what is served, has gone.
-fn hear(shared: &Weak<Shared>, mut link: UnixStream) {
+fn hear(shared: &Weak<Shared>, mut link: UnixStream, hello: &[u8]) {
+    if link.write_all(hello).is_err() {
+        return;
+    }
     if let Some(shared) = shared.upgrade()
         && shared.connected(&link).is_err()
     {
         return;
     }
-    let mut frame = [0; wire::FRAME];
+    let mut frame = [0; wire::NEWS];
     while link.read_exact(&mut frame).is_ok() {
         let Some(shared) = shared.upgrade() else {
             return;
         };
-        // No run of this list: not a daemon that knows this layer.
-        let Some(run) = wire::decode(frame, shared.list.chunks.len()) else {
+        // No news of this list: not a daemon that knows this layer.
+        let Some(news) = News::decode(frame, shared.list.chunks.len()) else {
             return;
         };
-        shared.arrived(run);
+        shared.hear(news);
     }
 }

@@ -11,36 +11,56 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::unix::{ReadHalf, WriteHalf};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::super::chunks::ChunkList;
 use super::super::error::ImageError;
-use super::wire;
-
-/// First-read chunks that are kept of a start: what the next one has brought first.
-const MAX_PROFILE: usize = 8 * 1024;
+use super::super::record::MAX_PROFILE;
+use super::wire::{self, News};
 
 pub(super) struct Arriving {
-    list: ChunkList,
+    pub list: ChunkList,
     path: PathBuf,
     tar: File,
     state: Mutex<State>,
-    news: watch::Sender<()>,
+    /// Something arrived, is waited for, or failed.
+    stir: watch::Sender<()>,
 }
 
-#[derive(Default)]
 struct State {
     here: Vec<bool>,
     /// In the order they came.
     arrived: Vec<usize>,
     /// Somebody waits for them, the first the longest.
     wanted: VecDeque<usize>,
-    /// The order in which the others are fetched.
+    /// All that are waited for: `wanted` and those of them that are being fetched.
+    waiting: BTreeSet<usize>,
+    fetching: BTreeSet<usize>,
+    /// What an earlier start read, in its order.
+    known: VecDeque<usize>,
+    /// The others.
     rest: VecDeque<usize>,
     /// The order in which they were first waited for, each once.
     profile: Vec<usize>,
     profiled: BTreeSet<usize>,
+    last_want: Instant,
+    /// How often nobody could give what was waited for.
+    failures: u64,
+    void: bool,
+    closed: bool,
+}
+
+/// What may be fetched next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pick {
+    /// What is waited for.
+    Wanted,
+    /// That first, then what an earlier start read.
+    Known,
+    /// Everything.
+    Any,
 }
 
 impl Arriving {
@@ -55,22 +75,35 @@ impl Arriving {
         let mut options = File::options();
         let opened = options.read(true).write(true).create(true).truncate(false);
         let tar = opened.open(path).map_err(disk)?;
+        let found = tar.metadata().map_err(disk)?.len() > 0;
         tar.set_len(list.raw).map_err(disk)?;
         let count = list.chunks.len();
         let known = profile.iter().copied().filter(|place| *place < count);
         let state = State {
             here: vec![false; count],
-            rest: known.chain(0..count).collect(),
-            ..State::default()
+            arrived: Vec::new(),
+            wanted: VecDeque::new(),
+            waiting: BTreeSet::new(),
+            fetching: BTreeSet::new(),
+            known: known.take(MAX_PROFILE).collect(),
+            rest: (0..count).collect(),
+            profile: Vec::new(),
+            profiled: BTreeSet::new(),
+            last_want: Instant::now(),
+            failures: 0,
+            void: false,
+            closed: false,
         };
         let arriving = Self {
             list,
             path: path.to_owned(),
             tar,
             state: Mutex::new(state),
-            news: watch::Sender::new(()),
+            stir: watch::Sender::new(()),
         };
-        arriving.look_through()?;
+        if found {
+            arriving.look_through()?;
+        }
         Ok(arriving)
     }
 
@@ -93,33 +126,52 @@ impl Arriving {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The chunk to fetch next, each once: those that are waited for come first.
-    pub(super) fn next(&self) -> Option<usize> {
+    /// The chunks to fetch next, of about so many bytes, in the list's order: those that are waited
+    /// for come first. Nobody else is given them before they are put, or given back.
+    pub(super) fn take(&self, pick: Pick, bytes: u64) -> Vec<usize> {
+        let (mut taken, mut size) = (Vec::new(), 0);
         let mut state = self.lock();
-        loop {
-            let place = match state.wanted.pop_front() {
-                Some(place) => place,
-                None => state.rest.pop_front()?,
-            };
-            if !state.here[place] {
-                return Some(place);
-            }
+        while size < bytes
+            && let Some(place) = state.next(pick)
+        {
+            state.fetching.insert(place);
+            size += u64::from(self.list.chunks[place].len);
+            taken.push(place);
         }
+        taken.sort_unstable();
+        taken
     }
 
-    /// Keeps a chunk that came. One that is not what the list says is refused, and asked for again.
+    /// These could not be fetched: somebody else is to.
+    pub(super) fn give_back(&self, places: &[usize]) {
+        let mut state = self.lock();
+        for place in places.iter().rev().copied() {
+            state.fetching.remove(&place);
+            if state.here[place] {
+                continue;
+            }
+            if state.waiting.contains(&place) {
+                state.wanted.push_front(place);
+            } else {
+                state.rest.push_front(place);
+            }
+        }
+        drop(state);
+        self.stir.send_replace(());
+    }
+
+    /// Keeps a chunk that came. One that is not what the list says is refused.
     pub(super) fn put(&self, place: usize, bytes: &[u8]) -> Result<bool, ImageError> {
         let Some(chunk) = self.list.chunks.get(place) else {
             return Ok(false);
         };
         if !chunk.holds(bytes) {
-            self.lock().rest.push_front(place);
             return Ok(false);
         }
         let written = self.tar.write_all_at(bytes, chunk.offset);
         written.map_err(|e| ImageError::disk("write", &self.path, e))?;
         self.lock().arrive(place);
-        self.news.send_replace(());
+        self.stir.send_replace(());
         Ok(true)
     }
 
@@ -134,16 +186,55 @@ impl Arriving {
         self.lock().profile.clone()
     }
 
-    /// Speaks with one process that shows the layer, until it ends.
-    pub(super) async fn serve(&self, link: UnixStream) -> std::io::Result<()> {
-        let (from, to) = link.into_split();
+    /// When somebody last asked.
+    pub(super) fn last_want(&self) -> Instant {
+        self.lock().last_want
+    }
+
+    /// Told whenever there is something new to fetch, or fetched.
+    pub(super) fn stirs(&self) -> watch::Receiver<()> {
+        self.stir.subscribe()
+    }
+
+    /// Whoever waits is told that nobody can give it. Says whether anybody did.
+    pub(super) fn fail_waiting(&self) -> bool {
+        let mut state = self.lock();
+        let waited = !state.waiting.is_empty();
+        state.waiting.clear();
+        let given_up = std::mem::take(&mut state.wanted);
+        state.rest.extend(given_up);
+        state.failures += 1;
+        drop(state);
+        self.stir.send_replace(());
+        waited
+    }
+
+    /// Nothing of it is to be read any more.
+    pub(super) fn void(&self) {
+        self.lock().void = true;
+        self.stir.send_replace(());
+    }
+
+    /// Nothing more comes, and what came is what it was said to be.
+    pub(super) fn close(&self) {
+        self.lock().closed = true;
+        self.stir.send_replace(());
+    }
+
+    pub(super) fn is_void(&self) -> bool {
+        self.lock().void
+    }
+
+    /// Speaks with one process that shows the layer, until it ends or has been told all.
+    pub(super) async fn serve(&self, link: &mut UnixStream) -> std::io::Result<()> {
+        let (from, to) = link.split();
         tokio::select! {
             heard = self.hear(from) => heard,
             told = self.tell(to) => told,
         }
     }
 
-    async fn hear(&self, mut from: OwnedReadHalf) -> std::io::Result<()> {
+    async fn hear(&self, mut from: ReadHalf<'_>) -> std::io::Result<()> {
         let mut frame = [0; wire::FRAME];
         loop {
             from.read_exact(&mut frame).await?;
@@ -151,48 +242,87 @@ impl Arriving {
                 return Err(std::io::ErrorKind::InvalidData.into());
             };
             self.lock().want(run);
+            self.stir.send_replace(());
         }
     }
 
-    async fn tell(&self, mut to: OwnedWriteHalf) -> std::io::Result<()> {
-        let mut news = self.news.subscribe();
-        let mut told = 0;
+    async fn tell(&self, mut to: WriteHalf<'_>) -> std::io::Result<()> {
+        let mut stir = self.stir.subscribe();
+        let mut told = Told {
+            arrived: 0,
+            failures: self.lock().failures,
+        };
         loop {
-            let frames = self.lock().frames(&mut told);
+            let (frames, all) = self.lock().news(&mut told);
             to.write_all(&frames).await?;
-            if news.changed().await.is_err() {
+            if all || stir.changed().await.is_err() {
                 return Ok(());
             }
         }
     }
 }
 
+/// What one process has been told.
+struct Told {
+    arrived: usize,
+    failures: u64,
+}
+
 impl State {
+    fn next(&mut self, pick: Pick) -> Option<usize> {
+        loop {
+            let mut place = self.wanted.pop_front();
+            if place.is_none() && pick != Pick::Wanted {
+                place = self.known.pop_front();
+            }
+            if place.is_none() && pick == Pick::Any {
+                place = self.rest.pop_front();
+            }
+            let place = place?;
+            if !self.here[place] && !self.fetching.contains(&place) {
+                return Some(place);
+            }
+        }
+    }
+
     fn arrive(&mut self, place: usize) {
+        self.fetching.remove(&place);
+        self.waiting.remove(&place);
         if !std::mem::replace(&mut self.here[place], true) {
             self.arrived.push(place);
         }
     }
 
     fn want(&mut self, run: Range<usize>) {
+        self.last_want = Instant::now();
         for place in run {
             if self.profile.len() < MAX_PROFILE && self.profiled.insert(place) {
                 self.profile.push(place);
             }
-            // As many as there are chunks at most.
-            if !self.here[place] && !self.wanted.contains(&place) {
+            let new = !self.here[place] && self.waiting.insert(place);
+            // One that is being fetched is waited for all the same, should that fail.
+            if new && !self.fetching.contains(&place) {
                 self.wanted.push_back(place);
             }
         }
     }
 
-    /// What arrived since `told`, neighbours together.
-    fn frames(&self, told: &mut usize) -> Vec<u8> {
-        let fresh = &self.arrived[*told..];
-        *told = self.arrived.len();
+    /// What is new since `told`, neighbours together, and whether it is the last of all.
+    fn news(&self, told: &mut Told) -> (Vec<u8>, bool) {
+        let fresh = &self.arrived[told.arrived..];
+        told.arrived = self.arrived.len();
         let runs = fresh.chunk_by(|a, b| a + 1 == *b);
-        let runs = runs.filter_map(|run| Some(*run.first()?..run.last()? + 1));
-        runs.flat_map(|run| wire::encode(&wire::run(&run)))
-            .collect()
+        let runs = runs.filter_map(|run| Some(*run.first()?..*run.last()? + 1));
+        let mut frames: Vec<u8> = runs.flat_map(|run| News::Here(run).encode()).collect();
+        if std::mem::replace(&mut told.failures, self.failures) != self.failures {
+            frames.extend(News::Failed.encode());
+        }
+        if self.void {
+            frames.extend(News::Void.encode());
+        } else if self.closed {
+            frames.extend(News::Done.encode());
+        }
+        // Until then what is whole may still be found to be another layer.
+        (frames, self.void || self.closed)
     }
 }

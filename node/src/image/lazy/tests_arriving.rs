@@ -3,21 +3,24 @@
 
 use std::fs::{self, File};
 use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
-use tokio::net::UnixListener;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::{UnixListener, UnixStream};
 
 use super::super::chunks::{Chunk, ChunkList};
+use super::super::digest::Digest;
 use super::super::testing::{Tar, temp};
 use super::arrivals::Arrivals;
-use super::arriving::Arriving;
+use super::arriving::{Arriving, Pick};
 use super::fs::Supply as _;
 use super::tests::{show, size, text};
-use super::wire;
+use super::wire::{self, Hello, News};
 
 const CHUNK: usize = 1000;
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -59,10 +62,36 @@ fn serve(arriving: &Arc<Arriving>, socket: &Path) -> tokio::runtime::Runtime {
         loop {
             let (link, _) = listener.accept().await.unwrap();
             let arriving = Arc::clone(&arriving);
-            tokio::spawn(async move { arriving.serve(link).await });
+            tokio::spawn(async move { speak(&arriving, link).await });
         }
     });
     runtime
+}
+
+async fn speak(arriving: &Arriving, mut link: UnixStream) {
+    let length = link.read_u16_le().await.unwrap();
+    let mut text = vec![0; length.into()];
+    link.read_exact(&mut text).await.unwrap();
+    assert_eq!(serde_json::from_slice::<Hello>(&text).unwrap(), hello());
+    let _ = arriving.serve(&mut link).await;
+    // The link stays as long as both are there, whatever was told.
+    std::future::pending::<()>().await;
+}
+
+fn hello() -> Hello {
+    Hello {
+        layer: Digest::of(b"layer").to_string(),
+        instance: "/instances/web-00001-a".into(),
+    }
+}
+
+fn follow(list: ChunkList, tar: &Path, socket: &Path) -> Arrivals {
+    Arrivals::follow(list, File::open(tar).unwrap(), socket, &hello()).unwrap()
+}
+
+/// One chunk to fetch.
+fn next(arriving: &Arriving) -> Option<usize> {
+    arriving.take(Pick::Any, 1).pop()
 }
 
 fn read(arrivals: &Arrivals, range: Range<u64>) -> Receiver<Vec<u8>> {
@@ -86,12 +115,12 @@ fn a_read_waits_for_its_chunks_through_a_daemons_death() {
     let (tar, socket) = (dir.path().join("tar"), dir.path().join("socket"));
     let arriving = Arc::new(Arriving::open(&tar, list(&bytes), &[]).unwrap());
     let daemon = serve(&arriving, &socket);
-    let arrivals = Arrivals::follow(list(&bytes), File::open(&tar).unwrap(), &socket).unwrap();
+    let arrivals = follow(list(&bytes), &tar, &socket);
 
     // Across two chunks, which are fetched before all others.
     let waits = read(&arrivals, 4500..5500);
     until(|| arriving.profile() == [4, 5]);
-    assert_eq!(arriving.next(), Some(4));
+    assert_eq!(next(&arriving), Some(4));
     assert!(arriving.put(4, chunk(&bytes, 4)).unwrap());
     // What comes later is told later: when this one is answered, the other still waits.
     assert_eq!(
@@ -111,7 +140,7 @@ fn a_read_waits_for_its_chunks_through_a_daemons_death() {
     let arriving = Arc::new(Arriving::open(&tar, list(&bytes), &[7]).unwrap());
     let _daemon = serve(&arriving, &socket);
     until(|| arriving.profile() == [4, 5]);
-    let order: Vec<_> = std::iter::from_fn(|| arriving.next()).collect();
+    let order: Vec<_> = std::iter::from_fn(|| next(&arriving)).collect();
     assert_eq!(
         order[..2],
         [5, 7],
@@ -133,24 +162,88 @@ fn a_wrong_chunk_is_never_handed_out() {
     let (dir, bytes) = (temp(), bytes());
     let tar = dir.path().join("tar");
     let arriving = Arriving::open(&tar, list(&bytes), &[]).unwrap();
-    let place = arriving.next().unwrap();
+    let place = next(&arriving).unwrap();
     assert!(!arriving.put(place, chunk(&bytes, place + 1)).unwrap());
     assert!(!arriving.put(place, &[]).unwrap());
     assert!(
         !arriving.put(10, chunk(&bytes, 0)).unwrap(),
         "no such chunk"
     );
-    assert_eq!(arriving.next(), Some(place), "asked for again");
+    assert_ne!(next(&arriving), Some(place), "it is being fetched");
+    arriving.give_back(&[place]);
+    assert_eq!(next(&arriving), Some(place), "asked for again");
     assert_eq!(fs::read(&tar).unwrap(), vec![0; bytes.len()]);
+}
+
+#[test]
+fn what_nobody_can_give_fails_and_may_be_asked_for_again() {
+    let (dir, bytes) = (temp(), bytes());
+    let (tar, socket) = (dir.path().join("tar"), dir.path().join("socket"));
+    let arriving = Arc::new(Arriving::open(&tar, list(&bytes), &[]).unwrap());
+    let _daemon = serve(&arriving, &socket);
+    let arrivals = follow(list(&bytes), &tar, &socket);
+    let fails = failure(&arrivals, 0..10);
+    until(|| !arriving.profile().is_empty());
+    assert!(arriving.fail_waiting());
+    fails.recv_timeout(PATIENCE).unwrap();
+
+    let waits = read(&arrivals, 0..10);
+    until(|| arriving.take(Pick::Wanted, 1) == [0]);
+    arriving.put(0, chunk(&bytes, 0)).unwrap();
+    assert_eq!(waits.recv_timeout(PATIENCE).unwrap(), &bytes[..10]);
+
+    let fails = failure(&arrivals, 5000..5010);
+    until(|| !arriving.take(Pick::Wanted, 1).is_empty());
+    arriving.void();
+    fails.recv_timeout(PATIENCE).unwrap();
+    let also_what_is_here = failure(&arrivals, 0..10);
+    also_what_is_here.recv_timeout(PATIENCE).unwrap();
+}
+
+/// Hears when a read fails.
+fn failure(arrivals: &Arrivals, range: Range<u64>) -> Receiver<()> {
+    let (says, heard) = channel();
+    let then = Box::new(move |read: std::io::Result<Vec<u8>>| {
+        read.unwrap_err();
+        says.send(()).unwrap();
+    });
+    arrivals.read(range, then);
+    heard
+}
+
+/// Whoever did not hear all looks for itself.
+#[test]
+fn what_a_daemon_is_done_with_is_read_by_its_hashes() {
+    let (dir, bytes) = (temp(), bytes());
+    let (tar, socket) = (dir.path().join("tar"), dir.path().join("socket"));
+    let arriving = Arc::new(Arriving::open(&tar, list(&bytes), &[]).unwrap());
+    let file = File::options().write(true).open(&tar).unwrap();
+    file.write_all_at(chunk(&bytes, 3), 3000).unwrap();
+    let arrivals = follow(list(&bytes), &tar, &socket);
+    let (waits, fails) = (read(&arrivals, 3000..4000), failure(&arrivals, 0..1));
+    arriving.close();
+    let _daemon = serve(&arriving, &socket);
+    assert_eq!(waits.recv_timeout(PATIENCE).unwrap(), chunk(&bytes, 3));
+    fails.recv_timeout(PATIENCE).unwrap();
+    file.write_all_at(chunk(&bytes, 4), 4000).unwrap();
+    let later = read(&arrivals, 3500..4500);
+    assert_eq!(later.recv_timeout(PATIENCE).unwrap(), &bytes[3500..4500]);
+    failure(&arrivals, 4500..5500)
+        .recv_timeout(PATIENCE)
+        .unwrap();
 }
 
 #[test]
 fn runs_are_of_the_list_or_refused() {
     let table = [(0..10, true), (9..10, true), (9..11, false), (5..5, false)];
     for (run, good) in table {
-        let decoded = wire::decode(wire::encode(&run), 10);
+        let decoded = wire::decode(wire::encode(&wire::places(&run)), 10);
         assert_eq!(decoded.is_some(), good, "{run:?}");
+        let news = News::Here(run);
+        let decoded = News::decode(news.encode(), 10);
+        assert_eq!(decoded, good.then_some(news));
     }
+    assert_eq!(News::decode([9; wire::NEWS], usize::MAX), None);
 }
 
 #[test]
@@ -165,7 +258,7 @@ fn a_file_is_read_as_its_chunks_come_and_holds_up_no_other() {
     let cut = list(&tar);
     let arriving = Arc::new(Arriving::open(&path, cut.clone(), &[]).unwrap());
     let _daemon = serve(&arriving, &socket);
-    let arrivals = Arrivals::follow(cut.clone(), File::open(&path).unwrap(), &socket).unwrap();
+    let arrivals = follow(cut.clone(), &path, &socket);
     let at = dir.path().join("lazy");
     fs::create_dir(&at).unwrap();
     let _mount = show(&tar, arrivals, &at, None);
