@@ -10,6 +10,7 @@ mod client;
 mod cold;
 mod density;
 mod group;
+mod lazy;
 mod load;
 mod peers;
 mod proxy;
@@ -59,7 +60,7 @@ pub struct Bench {
 }
 
 /// All there are, in the order in which `bench all` runs them.
-pub const ALL: [Bench; 5] = [
+pub const ALL: [Bench; 6] = [
     Bench {
         name: "cold-start",
         about: "a request to a service at zero, until its first byte; against crun and runc",
@@ -74,6 +75,11 @@ pub const ALL: [Bench; 5] = [
         name: "density",
         about: "memory of a parked, a running, a frozen instance, and what a start costs among many",
         run: density::run,
+    },
+    Bench {
+        name: "lazy",
+        about: "a request to a node without the image, until its first byte; against an eager start",
+        run: lazy::run,
     },
     Bench {
         name: "proxy",
