@@ -27,9 +27,10 @@ use super::show::DEVICE;
 use super::told::Told;
 use super::{SOCKET, links, supply};
 
-/// Where fewer raw bytes are missing, an ordinary pull is as quick: see the bench `lazy`.
+/// Where fewer raw bytes are missing, an ordinary pull is taken to be as quick. Chosen, not measured:
+/// the bench `lazy` is there to move it.
 const LINE: u64 = 32 << 20;
-/// A layer below this comes whole before the start: the process that would show it costs more.
+/// A layer below this comes whole before the start, and needs no process that shows it. Chosen too.
 const LAYER_LINE: u64 = 8 << 20;
 /// The tar, and the tree that is made of it.
 const COPIES: u64 = 2;
