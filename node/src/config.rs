@@ -289,6 +289,11 @@ impl Default for RuntimeSection {
 pub struct RegistrySection {
     /// Plain HTTP, without TLS.
     pub insecure: bool,
+    /// A file of CA certificates (PEM) that its certificate may be signed by too.
+    pub ca: Option<PathBuf>,
+    /// Registries (`host:port`) that are asked before it, in this order. How they are spoken to
+    /// stands in sections of their own.
+    pub mirror: Vec<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use netfabric::wire::image::{ImageAnswer, ImageRequest};
 use scheduler::model::{ImagePin, RevisionKey};
@@ -20,6 +20,11 @@ use crate::image::{
 
 /// How often the disk is looked at: a system call, no more, while it is below its high mark.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
+
+/// Disks lose bytes over months, not hours.
+const SCRUB_EVERY: Duration = Duration::from_hours(24);
+/// A damaged image that nobody could give again.
+const HEAL_AGAIN: Duration = Duration::from_mins(10);
 
 /// The node's images. Cheap to clone.
 #[derive(Clone)]
@@ -38,18 +43,22 @@ impl Images {
         registries: &BTreeMap<String, RegistrySection>,
         door: Option<SocketAddr>,
     ) -> Result<Self, ImageError> {
-        let insecure = registries
-            .iter()
-            .filter(|(_, section)| section.insecure)
-            .map(|(host, _)| host.clone());
-        let mut config = RegistryConfig {
-            insecure: insecure.collect(),
-            ..RegistryConfig::default()
-        };
+        let mut config = RegistryConfig::default();
+        for (host, section) in registries {
+            if section.insecure {
+                config.insecure.insert(host.clone());
+            }
+            if let Some(ca) = &section.ca {
+                config.load_authority(host, ca)?;
+            }
+            config.set_mirrors(host, &section.mirror)?;
+        }
         if let Some(path) = docker_config() {
             config.load_docker_config(&path)?;
         }
         let store = Store::open(&data.join("images"), Limits::default())?;
+        // Through /proc the binary is found even after an upgrade replaced it.
+        store.unpack_apart("/proc/self/exe".into());
         Ok(Self {
             store,
             registries: Arc::new(config),
@@ -162,6 +171,29 @@ impl Images {
                     Ok(_) => removed(),
                     Err(error) => tracing::warn!(%error, "images could not be collected"),
                 }
+            }
+        });
+    }
+
+    /// From now on what is held here is read at leisure, first what was not yet read in this life of
+    /// the daemon and every day all of it; what is damaged is brought in again.
+    pub fn keep_sound(&self) {
+        let images = self.clone();
+        tokio::spawn(async move {
+            let mut scrubbed = Instant::now();
+            loop {
+                let all = scrubbed.elapsed() >= SCRUB_EVERY;
+                if all {
+                    scrubbed = Instant::now();
+                }
+                let mut pause = SCRUB_EVERY;
+                for image in images.store.scrub(all).await {
+                    if let Err(error) = images.pull(&image.pin).await {
+                        tracing::warn!(image = %image.pin.reference, %error, "an image stays damaged");
+                        pause = HEAL_AGAIN;
+                    }
+                }
+                tokio::time::sleep(pause).await;
             }
         });
     }

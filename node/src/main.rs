@@ -1,4 +1,5 @@
-//! `selvedged`: a shim or the daemon. A plain `fn main()`: shims must exist before any thread does.
+//! `selvedged`: a shim, an unpacker of layers or the daemon. A plain `fn main()`: the first two must
+//! exist before any thread does.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -18,6 +19,10 @@ fn main() -> ExitCode {
     }
     if args.first().is_some_and(|word| word == "lazy") {
         return node::image::lazy::main(&args[1..]);
+    }
+    if args.first().is_some_and(|word| word == "unpack") {
+        node::runtime::shim::close_inherited();
+        return node::image::unpack_main(&args[1..]);
     }
     let path = match args.as_slice() {
         [] => PathBuf::from("/etc/selvedge/selvedge.toml"),

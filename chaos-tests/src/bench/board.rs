@@ -28,6 +28,14 @@ pub const CHARGED: Metric = Metric::new("charged_mb", "MB");
 pub const TAKEN: Metric = Metric::new("taken_mb", "MB");
 /// A start among many instances.
 pub const START: Metric = Metric::new("start_ms", "ms");
+/// From a name to files that may be mounted.
+pub const PULL: Metric = Metric::new("pull_ms", "ms");
+/// What the first start of an image waits for after the daemon was started again.
+pub const VERIFY: Metric = Metric::new("verify_ms", "ms");
+/// What the network carried.
+pub const MOVED: Metric = Metric::new("moved_mb", "MB");
+/// The same, of the image's unpacked bytes.
+pub const SHARE: Metric = Metric::new("moved_pct", "%");
 pub const RPS: Metric = Metric::new("rps", "1/s");
 pub const WRITES: Metric = Metric::new("writes_per_s", "1/s");
 pub const P50: Metric = Metric::new("p50_us", "us");

@@ -14,11 +14,13 @@ mod lazy;
 mod load;
 mod peers;
 mod proxy;
+mod pull;
 mod race;
 mod registry;
 mod rooms;
 pub mod stats;
 mod sync;
+mod update;
 mod yard;
 
 use std::path::PathBuf;
@@ -60,7 +62,7 @@ pub struct Bench {
 }
 
 /// All there are, in the order in which `bench all` runs them.
-pub const ALL: [Bench; 6] = [
+pub const ALL: [Bench; 8] = [
     Bench {
         name: "cold-start",
         about: "a request to a service at zero, until its first byte; against crun and runc",
@@ -90,5 +92,15 @@ pub const ALL: [Bench; 6] = [
         name: "registry",
         about: "durable writes to a registry of three nodes; against etcd",
         run: registry::run,
+    },
+    Bench {
+        name: "pull",
+        about: "an image from a registry to unpacked files; against skopeo with umoci and podman",
+        run: pull::run,
+    },
+    Bench {
+        name: "pull-update",
+        about: "the next version of an image held here, from another node; against skopeo",
+        run: update::run,
     },
 ];

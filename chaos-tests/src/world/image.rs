@@ -37,9 +37,16 @@ pub(super) fn make_box(work: &Path, program: &Path) -> Result<PathBuf> {
     Ok(layout)
 }
 
-/// Makes a layer of what is below a folder.
+/// Makes a layer of what is below a folder, in the order in which builders of images go through one.
 pub(super) fn pack(root: &Path, layer: &Path) -> Result<()> {
-    let args = ["--numeric-owner", "--owner=0", "--group=0", "-cf"].map(Path::new);
+    let args = [
+        "--sort=name",
+        "--numeric-owner",
+        "--owner=0",
+        "--group=0",
+        "-cf",
+    ]
+    .map(Path::new);
     let what = [layer, Path::new("-C"), root, Path::new(".")];
     run("tar", args.iter().chain(&what))?.ok().map(drop)
 }

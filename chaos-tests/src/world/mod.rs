@@ -23,6 +23,7 @@ mod power;
 mod shell;
 mod standard;
 mod traces;
+mod version;
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -45,6 +46,7 @@ pub(crate) use node::{is_running, pids};
 pub use shell::{Outcome, run, until};
 pub use standard::Standard;
 use traces::Tag;
+pub use version::{change, noise};
 
 use crate::wire::{Preset, Wire};
 
@@ -281,6 +283,11 @@ impl World {
         };
         let door = registry_name(&self.tag).parse();
         door.is_ok_and(|door| request.send(door).is_ok_and(|said| said.status == 200))
+    }
+
+    /// The host of the registry of images.
+    pub fn registry_host(&self) -> String {
+        format!("{}-registry", self.tag.name())
     }
 
     /// The network between the hosts, to be broken and measured. Its ports are the nodes' names,

@@ -23,6 +23,12 @@ pub enum Standard {
     Nginx,
     /// Python's own web server with one file.
     Python,
+    /// 150 MB of a distribution's files, in one layer. Nothing runs it.
+    Debian,
+    /// The same files in four layers.
+    DebianInParts,
+    /// The same packages as of the release's last point, without the security updates since.
+    DebianBefore,
 }
 
 struct Recipe {
@@ -30,6 +36,10 @@ struct Recipe {
     packages: &'static str,
     files: &'static [(&'static str, &'static str)],
     entrypoint: &'static [&'static str],
+    /// Folders that are layers of their own, above the layer of all the rest.
+    parts: &'static [&'static str],
+    /// Where packages come from; empty for all of the release's archives.
+    mirror: &'static str,
 }
 
 const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n";
@@ -54,6 +64,8 @@ const NGINX: Recipe = Recipe {
         ),
     ],
     entrypoint: &["/usr/sbin/nginx", "-c", "/etc/nginx/container.conf"],
+    parts: &[],
+    mirror: "",
 };
 
 const PYTHON: Recipe = Recipe {
@@ -75,20 +87,58 @@ const PYTHON: Recipe = Recipe {
         ),
     ],
     entrypoint: &["/usr/bin/python3", "-u", "/srv/serve.py"],
+    parts: &[],
+    mirror: "",
+};
+
+const DEBIAN: Recipe = Recipe {
+    name: "debian",
+    packages: "python3,perl,git,ca-certificates,busybox-static",
+    files: &[("etc/passwd", PASSWD), ("etc/group", GROUP)],
+    entrypoint: &["/bin/busybox"],
+    parts: &[],
+    mirror: "",
+};
+
+const DEBIAN_BEFORE: Recipe = Recipe {
+    name: "debian-before",
+    mirror: "http://deb.debian.org/debian",
+    ..DEBIAN
+};
+
+const DEBIAN_IN_PARTS: Recipe = Recipe {
+    name: "debian-in-parts",
+    parts: &["usr/share", "usr/lib/x86_64-linux-gnu", "usr/bin"],
+    ..DEBIAN
 };
 
 impl World {
     /// Pushes a real program's image, made if it never was on this machine; its reference.
     pub fn standard(&self, program: Standard) -> Result<String> {
-        let recipe = match program {
-            Standard::Nginx => NGINX,
-            Standard::Python => PYTHON,
-        };
+        let (layout, name) = program.layout()?;
+        image::push(&layout, name, &super::registry_name(&self.tag))?;
+        Ok(self.image(name))
+    }
+}
+
+impl Standard {
+    fn recipe(self) -> Recipe {
+        match self {
+            Self::Nginx => NGINX,
+            Self::Python => PYTHON,
+            Self::Debian => DEBIAN,
+            Self::DebianInParts => DEBIAN_IN_PARTS,
+            Self::DebianBefore => DEBIAN_BEFORE,
+        }
+    }
+
+    /// Where the image is, and its name there.
+    pub(super) fn layout(self) -> Result<(PathBuf, &'static str)> {
+        let recipe = self.recipe();
         let layout = recipe
             .cached()
-            .with_context(|| format!("making the image of {program:?}"))?;
-        image::push(&layout, recipe.name, &super::registry_name(&self.tag))?;
-        Ok(self.image(recipe.name))
+            .with_context(|| format!("making the image of {self:?}"))?;
+        Ok((layout, recipe.name))
     }
 }
 
@@ -100,8 +150,10 @@ impl Recipe {
             packages,
             files,
             entrypoint,
+            parts,
+            mirror,
         } = self;
-        let whole = format!("{name} {SUITE} {packages} {files:?} {entrypoint:?}");
+        let whole = format!("{name} {SUITE} {packages} {files:?} {entrypoint:?} {parts:?}{mirror}");
         let digest: [u8; 32] = Sha256::digest(whole.as_bytes()).into();
         let key = digest.first_chunk().map_or(0, |b| u64::from_be_bytes(*b));
         Path::new(CACHE).join(format!("rig-{name}-{key:016x}"))
@@ -135,7 +187,8 @@ impl Recipe {
         let include = format!("--include={}", self.packages);
         let root_name = root.to_string_lossy().into_owned();
         let extract = ["--quiet", "--variant=extract", &include, SUITE, &root_name];
-        run("mmdebstrap", extract)?.ok()?;
+        let mirror = Some(self.mirror).filter(|mirror| !mirror.is_empty());
+        run("mmdebstrap", extract.into_iter().chain(mirror))?.ok()?;
         // Containers get their own devices and names; an image must not carry the machine's.
         fs::remove_dir_all(root.join("dev"))?;
         fs::create_dir(root.join("dev"))?;
@@ -147,10 +200,25 @@ impl Recipe {
             fs::create_dir_all(path.parent().context("a file has a folder")?)?;
             fs::write(path, content)?;
         }
-        let layer = work.join("layer.tar");
-        image::pack(&root, &layer)?;
+        let layers = self.layers(&root, work)?;
         let layout = image::layout(work)?;
-        image::assemble(&layout, self.name, &[layer], self.entrypoint)?;
+        image::assemble(&layout, self.name, &layers, self.entrypoint)?;
         Ok(layout)
+    }
+
+    /// Packs the files, each part out of the way of what is packed after it.
+    fn layers(&self, root: &Path, work: &Path) -> Result<Vec<PathBuf>> {
+        let mut layers = vec![work.join("layer.tar")];
+        for (number, part) in self.parts.iter().enumerate() {
+            let (alone, layer) = (work.join("part"), work.join(format!("part-{number}.tar")));
+            let inside = alone.join(part);
+            fs::create_dir_all(inside.parent().context("a part has a folder")?)?;
+            fs::rename(root.join(part), &inside)?;
+            image::pack(&alone, &layer)?;
+            fs::remove_dir_all(&alone)?;
+            layers.push(layer);
+        }
+        image::pack(root, &layers[0])?;
+        Ok(layers)
     }
 }

@@ -257,8 +257,7 @@ fn a_voter_with_flipped_bits_stays_out_and_says_so() -> Result<()> {
 }
 
 /// What a node holds besides is fetched anew when it is damaged: a follower's copy of the registry,
-/// and an image whose layer cannot be vouched for. (The bytes of files in an unpacked layer are not
-/// looked at again; that they stay is the file system's business.)
+/// and an image whose layer cannot be vouched for. (Of the bytes of its files see `images`.)
 #[test]
 fn what_others_have_too_is_fetched_anew_when_it_is_damaged() -> Result<()> {
     let mut world = World::of(&THREE)?;

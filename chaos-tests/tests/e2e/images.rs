@@ -1,9 +1,11 @@
 //! Images: of real programs, and from a file, where no registry is asked.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
-use chaos_tests::world::{Node, PATIENCE, Standard, World, until};
+use anyhow::{Context as _, Result, ensure};
+use chaos_tests::disk::rot;
+use chaos_tests::world::{Node, PATIENCE, Standard, World, change, noise, until};
 use serde_json::Value;
 
 use crate::{SMALL, THREE};
@@ -94,6 +96,115 @@ fn a_site_asks_the_registry_once() -> Result<()> {
     let helped = world.nodes().iter().filter(helped).count();
     ensure!(helped == 2, "{helped} nodes got it from a peer");
     Ok(())
+}
+
+/// What the log of a node says of the layers that came from peers: their sizes and what was moved.
+fn moved(node: &Node) -> Result<Vec<(u64, u64)>> {
+    let log = std::fs::read_to_string(node.dir().join("log/selvedged.log"))?;
+    let number = |line: &str, field: &str| -> Option<u64> {
+        let (_, rest) = line.split_once(&format!("{field}="))?;
+        rest.split_whitespace().next()?.parse().ok()
+    };
+    let lines = log.lines().filter(|line| line.contains(FROM_PEERS));
+    let both = lines.map(|line| number(line, "raw").zip(number(line, "moved")));
+    both.map(|both| both.with_context(|| format!("no figures in the log of {}", node.name)))
+        .collect()
+}
+
+/// The second version of an image crosses the mesh only where it differs from the first.
+#[test]
+fn a_new_version_moves_only_what_changed() -> Result<()> {
+    const FILES: u64 = 200;
+    const SIZE: u64 = 20_000;
+    let world = World::of(&THREE)?;
+    let root = world.dir().join("data");
+    std::fs::create_dir(&root)?;
+    for file in 0..FILES {
+        noise(&root.join(format!("f{file:03}")), SIZE, 1000 + file)?;
+    }
+    world.push("one", &[world.pack(&root, "one")?])?;
+    ensure!(change(&root, 100)? == 2);
+    world.push("two", &[world.pack(&root, "two")?])?;
+    let (one, two) = (world.image("one"), world.image("two"));
+    let first = world.first();
+    for image in [&one, &two] {
+        first.cli(&["image", "pull", image])?.ok()?;
+    }
+    let others = &world.nodes()[1..];
+    for node in others {
+        node.cli(&["image", "pull", &one])?.ok()?;
+    }
+    let before: Result<Vec<_>> = others.iter().map(moved).collect();
+    world.stop_registry()?;
+    let deploy = [&ONE_EACH[..], &["--pull", "never"]].concat();
+    first.deploy("two", &two, &deploy)?.ok()?;
+    on_every_node(&world, "two")?;
+    for (node, before) in others.iter().zip(before?) {
+        let moved = moved(node)?;
+        // The layer of `box` was there already, whole.
+        let [(raw, moved)] = moved[before.len()..] else {
+            anyhow::bail!("{}: {moved:?}", node.name);
+        };
+        ensure!(raw > FILES * SIZE, "{raw} bytes are not all");
+        ensure!(moved > 2 * SIZE && moved * 10 < raw, "{moved} of {raw}");
+    }
+    Ok(())
+}
+
+/// Turns over a byte in the middle of the program that all instances run.
+fn damage(node: &Node) -> Result<PathBuf> {
+    for layer in std::fs::read_dir(node.dir().join("images/layers"))? {
+        let program = layer?.path().join("fs/bin/box");
+        if program.exists() {
+            rot::flip(&program, std::fs::metadata(&program)?.len() / 2)?;
+            return Ok(program);
+        }
+    }
+    anyhow::bail!("{} has no image", node.name)
+}
+
+/// A bit flips in a file while the daemon is down: it is fetched from another node before anything
+/// starts from it, and with no other node that has it nothing starts.
+#[test]
+fn a_flipped_bit_never_runs() -> Result<()> {
+    let world = World::of(&["par-1", "fra-1"])?;
+    let (par, fra) = (&world["par-1"], &world["fra-1"]);
+    let image = world.image("box");
+    for node in world.nodes() {
+        node.cli(&["image", "pull", &image])?.ok()?;
+    }
+    let there = ["--region", "fra", "--scale", "0..1", "--cpu", "0.1"];
+    world.deploy("web", &there)?.ok()?;
+    world.rest("web")?;
+    world.stop_registry()?;
+
+    fra.stop()?;
+    let program = damage(fra)?;
+    fra.start()?;
+    world.settle()?;
+    until("it serves", PATIENCE, || {
+        fra.get("web", "/")?.ok()?.says("box").map(Some)
+    })?;
+    let same = std::fs::read(&program)? == std::fs::read(world.dir().join("root/bin/box"))?;
+    ensure!(same, "it serves, but not what it should");
+    let log = std::fs::read_to_string(fra.dir().join("log/selvedged.log"))?;
+    for words in ["bin/box", "damaged on this node's disk", "whole again"] {
+        ensure!(log.contains(words), "the log does not say `{words}`");
+    }
+
+    world.rest("web")?;
+    par.cli(&["-y", "image", "rm", &image])?.ok()?;
+    fra.stop()?;
+    damage(fra)?;
+    fra.start()?;
+    world.settle()?;
+    let said = fra.get("web", "/")?;
+    ensure!(said.status >= 500, "{said:?}");
+    until("the log says why", PATIENCE, || {
+        let log = std::fs::read_to_string(fra.dir().join("log/selvedged.log"))?;
+        let says = log.contains("could not be brought in again");
+        Ok(says.then_some(()))
+    })
 }
 
 /// Both kinds of archives, with the registry gone: imported on one node, deployed, and served from

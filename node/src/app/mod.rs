@@ -229,6 +229,7 @@ impl App {
 
     async fn serve(self) -> Result<()> {
         keep_house(&self.config, &self.images, &self.agent, &self.registry)?;
+        self.images.keep_sound();
         let meter = self.meter.clone();
         tokio::spawn(meter.run(self.agent.record(), self.registry.clone()));
         let api = Arc::new(Api {

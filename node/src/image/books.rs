@@ -191,6 +191,12 @@ impl Books {
         self.uses.insert(held.instance.clone(), held);
     }
 
+    /// Whether an instance runs from it.
+    pub(super) fn uses_layer(&self, diff_id: &Digest) -> bool {
+        let mut uses = self.uses.values();
+        uses.any(|held| held.layers.iter().any(|id| id == diff_id.as_str()))
+    }
+
     /// Returns the image the instance was made of.
     pub(super) fn end_use(&mut self, instance: &Path) -> Option<Digest> {
         self.uses.remove(instance)?.digest.parse().ok()

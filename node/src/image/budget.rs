@@ -4,10 +4,13 @@ use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use serde::{Deserialize, Serialize};
+
 use super::error::ImageError;
 
 /// Bounds on what an image may be. The defaults are far above images people run.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Limits {
     /// Bytes of all layers as the registry sends them.
     pub compressed: u64,
@@ -22,6 +25,9 @@ pub struct Limits {
     pub layers: usize,
     /// Bytes of a manifest, an index or a configuration.
     pub document: u64,
+    /// Seconds of CPU that a layer's unpacking may take, in a process of its own. A stream of empty
+    /// gzip members costs time and gives no byte that another limit would count.
+    pub seconds: u64,
 }
 
 impl Default for Limits {
@@ -35,6 +41,7 @@ impl Default for Limits {
             depth: 64,
             layers: 128,
             document: 4 * 1024 * 1024,
+            seconds: 300,
         }
     }
 }
@@ -43,6 +50,15 @@ impl Default for Limits {
 const RATIO_FREE: u64 = 16 * 1024 * 1024;
 /// Names are kept in memory until a layer is done.
 const MAX_NAME_BYTES: u64 = 64 * 1024 * 1024;
+
+/// What of an image's budget is gone.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Spent {
+    pub raw: u64,
+    pub entries: u64,
+    /// Bytes of names.
+    pub names: u64,
+}
 
 #[derive(Debug)]
 pub(super) struct Budget {
@@ -54,13 +70,25 @@ pub(super) struct Budget {
 
 impl Budget {
     pub(super) fn new(limits: Limits) -> Arc<Self> {
-        let (raw, entries, names) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
-        Arc::new(Self {
+        Arc::new(Self::resumed(limits, Spent::default()))
+    }
+
+    /// One that was begun elsewhere.
+    pub(super) fn resumed(limits: Limits, spent: Spent) -> Self {
+        Self {
             limits,
-            raw,
-            entries,
-            names,
-        })
+            raw: AtomicU64::new(spent.raw),
+            entries: AtomicU64::new(spent.entries),
+            names: AtomicU64::new(spent.names),
+        }
+    }
+
+    pub(super) fn spent(&self) -> Spent {
+        Spent {
+            raw: self.raw.load(Ordering::Relaxed),
+            entries: self.entries.load(Ordering::Relaxed),
+            names: self.names.load(Ordering::Relaxed),
+        }
     }
 
     pub(super) fn limits(&self) -> &Limits {
@@ -77,18 +105,20 @@ impl Budget {
     }
 
     pub(super) fn entry(&self, name: usize) -> Result<(), ImageError> {
-        spend(
-            &self.entries,
-            1,
-            self.limits.files,
-            "the image's number of files",
-        )?;
-        spend(
-            &self.names,
-            name as u64,
-            MAX_NAME_BYTES,
-            "the size of the image's file names",
-        )
+        self.entries(1)?;
+        self.names(name as u64)
+    }
+
+    fn names(&self, bytes: u64) -> Result<(), ImageError> {
+        let what = "the size of the image's file names";
+        spend(&self.names, bytes, MAX_NAME_BYTES, what)
+    }
+
+    /// What somebody else has spent of it.
+    pub(super) fn charge(&self, more: Spent) -> Result<(), ImageError> {
+        self.raw(more.raw)?;
+        self.entries(more.entries)?;
+        self.names(more.names)
     }
 
     pub(super) fn entries(&self, number: u64) -> Result<(), ImageError> {
@@ -103,7 +133,7 @@ impl Budget {
 
 fn spend(spent: &AtomicU64, more: u64, limit: u64, what: &str) -> Result<(), ImageError> {
     let before = spent.fetch_add(more, Ordering::Relaxed);
-    if before.saturating_add(more) > limit {
+    if more > 0 && before.saturating_add(more) > limit {
         return Err(ImageError::TooLarge {
             what: what.to_owned(),
             limit,

@@ -85,14 +85,13 @@ impl<R: Read> Digesting<R> {
         }
     }
 
-    /// The digest of, and the number of bytes read so far.
+    /// The digest of the bytes read so far, and their number.
     pub(super) fn finish(self) -> (Digest, u64) {
-        (
-            Digest(format!("{PREFIX}{}", hex::encode(self.state.finalize()))),
-            self.count,
-        )
+        let (_, digest, count) = self.into_inner_and_digest();
+        (digest, count)
     }
 
+    /// The reader behind, and the same.
     pub(super) fn into_inner_and_digest(self) -> (R, Digest, u64) {
         let digest = Digest(format!("{PREFIX}{}", hex::encode(self.state.finalize())));
         (self.inner, digest, self.count)

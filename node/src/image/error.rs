@@ -1,6 +1,7 @@
 //! What can go wrong with an image, told so that an operator knows whose turn it is: the name, the
 //! network, the registry, the bytes, or this node's disk. Never carries a credential.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use super::digest::Digest;
 pub enum ImageError {
     #[error("`{text}` is not an image reference: {reason}")]
     BadReference { text: String, reason: &'static str },
-    #[error("`{text}` is not a digest: write `sha256:` and 64 of 0-9 and a-f")]
+    #[error("`{text}` is not a digest that is known here: `sha256:` and 64 of 0-9 and a-f")]
     BadDigest { text: String },
     #[error("registry {registry} cannot be reached: {detail}")]
     Unreachable { registry: String, detail: String },
@@ -54,6 +55,16 @@ pub enum ImageError {
         entry: String,
         reason: String,
     },
+    #[error("{what} is damaged on this node's disk: {}", text(.files))]
+    Damaged {
+        what: String,
+        files: BTreeSet<String>,
+    },
+    #[error("{damage}; it could not be brought in again: {cause}")]
+    Unhealed {
+        damage: String,
+        cause: Box<ImageError>,
+    },
     #[error("image is refused: /{path} must be a directory or absent")]
     UnsafeRoot { path: &'static str },
     #[error("this is no image archive: {detail}")]
@@ -92,7 +103,10 @@ impl ImageError {
             Self::NotFound { .. } => "ImageNotFound",
             Self::AuthRefused { .. } => "ImageAccessDenied",
             Self::Registry { .. } | Self::Interrupted { .. } => "ImagePull",
-            Self::DigestMismatch { .. } | Self::SizeMismatch { .. } => "ImageCorrupt",
+            Self::DigestMismatch { .. }
+            | Self::SizeMismatch { .. }
+            | Self::Damaged { .. }
+            | Self::Unhealed { .. } => "ImageCorrupt",
             Self::Malformed { .. } | Self::Unsupported { .. } | Self::NotAnArchive { .. } => {
                 "ImageInvalid"
             }
@@ -108,17 +122,25 @@ impl ImageError {
 
     /// Whether the same call may well succeed a little later, with nothing changed here.
     pub fn is_passing(&self) -> bool {
-        self.is_network() || matches!(self, Self::Registry { .. } | Self::Interrupted { .. })
+        match self {
+            Self::Unhealed { cause, .. } => cause.is_passing(),
+            Self::Registry { .. } | Self::Interrupted { .. } => true,
+            _ => self.is_network(),
+        }
     }
 
     /// Whether somebody else may have what this registry did not give.
     pub(super) fn may_be_elsewhere(&self) -> bool {
         let refused = matches!(self, Self::NotFound { .. } | Self::AuthRefused { .. });
-        let damaged = matches!(
+        self.is_passing() || refused || self.is_damage()
+    }
+
+    /// Whether the bytes were not those that were promised.
+    pub(super) fn is_damage(&self) -> bool {
+        matches!(
             self,
             Self::DigestMismatch { .. } | Self::SizeMismatch { .. } | Self::Malformed { .. }
-        );
-        self.is_passing() || refused || damaged
+        )
     }
 
     pub(super) fn is_network(&self) -> bool {
@@ -149,6 +171,11 @@ impl ImageError {
             detail: format!("{detail}"),
         }
     }
+}
+
+fn text(names: &BTreeSet<String>) -> String {
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    names.join(", ")
 }
 
 fn list(paths: &[PathBuf]) -> String {

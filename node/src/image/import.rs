@@ -104,8 +104,10 @@ impl Store {
             reference: found.reference,
             digest: found.digest.to_string(),
         };
-        if let Some(image) = self.held_as(&found.digest, &pin.reference).await? {
-            return Ok(image);
+        match self.sound_as(&found.digest, &pin.reference).await {
+            Ok(Some(image)) => return Ok(image),
+            Ok(None) | Err(ImageError::Damaged { .. }) => {}
+            Err(error) => return Err(error),
         }
         let plans: Vec<LayerPlan> = found.layers.iter().map(|(plan, _)| plan.clone()).collect();
         let _hold = Hold::new(
@@ -136,9 +138,9 @@ impl Store {
         let key = plan.diff_id.to_string();
         let store = self.clone();
         let work = async move {
-            let work = store.blocking(move |inner| match inner.layers.marker(&plan.diff_id) {
+            let work = store.blocking(move |inner| match inner.usable(&plan.diff_id) {
                 Some(marker) => Ok(marker),
-                None => inner.layers.bring_in(spool.open(&member)?, &plan, &budget),
+                None => inner.take_in(spool.open(&member)?, &plan, &budget),
             });
             work.await
         };

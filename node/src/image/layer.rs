@@ -5,23 +5,35 @@
 use std::fs;
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
-use flate2::bufread::MultiGzDecoder;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::budget::{Bounded, Budget, Counted};
+use super::apart;
+use super::budget::Budget;
 use super::chunks::Cutting;
-use super::digest::{Digest, Digesting};
+use super::digest::Digest;
 use super::disk::{self, Scratch};
 use super::error::ImageError;
-use super::manifest::{LayerPlan, Packing};
-use super::record::Recording;
+use super::manifest::LayerPlan;
+use super::pipeline;
+use super::record::{self, Recording};
+use super::tree;
 use super::unpack::{self, Stop, Unpacked};
 
 const BUFFER: usize = 128 * 1024;
 /// The folder of a layer's content, and the file that says it is all there.
-const CONTENT: &str = "fs";
-const MARKER: &str = "complete";
+pub(super) const CONTENT: &str = "fs";
+pub(super) const MARKER: &str = "complete";
+/// What else unpacking leaves in a layer's folder.
+pub(super) const BESIDE: [&str; 4] = [
+    record::RECIPE,
+    record::CHUNKS,
+    tree::OPAQUE_LIST,
+    tree::IMPLIED_LIST,
+];
 
 /// What is known of a complete layer. Written last, so that its presence proves the rest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,11 +55,19 @@ pub(super) struct Layers {
     dir: PathBuf,
     /// `tmp/`, on the same file system.
     tmp: PathBuf,
+    /// The program whose `unpack` command unpacks; without one it is done here.
+    unpacker: Arc<OnceLock<PathBuf>>,
 }
 
 impl Layers {
     pub(super) fn new(dir: PathBuf, tmp: PathBuf) -> Self {
-        Self { dir, tmp }
+        let unpacker = Arc::default();
+        Self { dir, tmp, unpacker }
+    }
+
+    /// From now on layers are unpacked by processes of `program`. Only the first call counts.
+    pub(super) fn unpack_apart(&self, program: PathBuf) {
+        let _ = self.unpacker.set(program);
     }
 
     /// The folder all of them are below.
@@ -92,74 +112,109 @@ impl Layers {
         }
     }
 
-    /// Unpacks, verifies and keeps one layer.
+    /// Unpacks, verifies and keeps one layer that nobody has yet.
+    #[cfg(test)]
     pub(super) fn bring_in(
         &self,
-        packed: impl Read,
+        packed: impl Read + Send,
         plan: &LayerPlan,
         budget: &Budget,
     ) -> Result<Marker, ImageError> {
+        let (scratch, marker) = self.unpack_aside(packed, plan, budget)?;
+        self.keep(&scratch, &plan.diff_id)?;
+        Ok(marker)
+    }
+
+    /// A layer complete in all but its name.
+    pub(super) fn unpack_aside(
+        &self,
+        packed: impl Read + Send,
+        plan: &LayerPlan,
+        budget: &Budget,
+    ) -> Result<(Scratch, Marker), ImageError> {
         let scratch = Scratch::create(&self.tmp)?;
         let content = scratch.path().join(CONTENT);
         disk::create_dir(&content)?;
         fail::fail_point!("image::layer_begun");
-        let marker = unpack_verified(packed, plan, &content, budget)?;
+        let marker = match self.unpacker.get() {
+            Some(program) => apart::unpack(program, scratch.path(), packed, plan, budget)?,
+            None => unpack_verified(packed, plan, &content, budget)?,
+        };
+        tree::mark_opaque(&content).map_err(|e| ImageError::disk("mark", &content, e))?;
         fail::fail_point!("image::layer_unpacked");
         disk::sync_filesystem(&content)?;
         let bytes = serde_json::to_vec(&marker).map_err(|e| ImageError::malformed(MARKER, e))?;
         disk::write_synced(&scratch.path().join(MARKER), &bytes)?;
         disk::sync_dir(scratch.path())?;
         fail::fail_point!("image::layer_marked");
-        let folder = self.folder(&plan.diff_id);
+        Ok((scratch, marker))
+    }
+
+    /// Gives a layer its name, unless a whole one has it.
+    pub(super) fn keep(&self, scratch: &Scratch, diff_id: &Digest) -> Result<(), ImageError> {
+        let folder = self.folder(diff_id);
         let mut kept = fs::rename(scratch.path(), &folder);
-        if kept.is_err() && self.marker(&plan.diff_id).is_none() {
+        if kept.is_err() && self.marker(diff_id).is_none() {
             // What is there is not whole: out of the way with it.
-            let _unsound = self.take_away(&plan.diff_id)?;
+            let _unsound = self.take_away(diff_id)?;
             kept = fs::rename(scratch.path(), &folder);
         }
         match kept {
             Ok(()) => disk::sync_dir(&self.dir)?,
-            Err(_) if self.marker(&plan.diff_id).is_some() => {}
+            Err(_) if self.marker(diff_id).is_some() => {}
             Err(e) => return Err(ImageError::disk("keep", &folder, e)),
         }
         fail::fail_point!("image::layer_named");
-        Ok(marker)
+        Ok(())
+    }
+
+    /// Gives a layer's name to another copy, at no time to none; the old one is deleted with the
+    /// scratch.
+    pub(super) fn exchange(&self, scratch: &Scratch, diff_id: &Digest) -> Result<(), ImageError> {
+        let folder = self.folder(diff_id);
+        match renameat_with(CWD, scratch.path(), CWD, &folder, RenameFlags::EXCHANGE) {
+            Ok(()) => disk::sync_dir(&self.dir),
+            // A file system that cannot: there is a moment without.
+            Err(Errno::INVAL | Errno::NOSYS) => {
+                let _old = self.take_away(diff_id)?;
+                self.keep(scratch, diff_id)
+            }
+            Err(errno) => Err(ImageError::disk("replace", &folder, errno)),
+        }
     }
 }
 
-fn unpack_verified(
-    packed: impl Read,
+/// Reads, checks and writes, all in this process.
+pub(super) fn unpack_verified(
+    packed: impl Read + Send,
     plan: &LayerPlan,
     content: &Path,
     budget: &Budget,
 ) -> Result<Marker, ImageError> {
     // One byte more than promised is enough to notice.
-    let packed = Digesting::new(packed.take(plan.size.saturating_add(1)));
-    let (counted, count) = Counted::new(packed);
-    let decoder =
-        Decoder::new(plan.packing, counted).map_err(|e| ImageError::io("start the decoder", e))?;
-    let bounded = Bounded::new(decoder, budget, count);
-    let cutting = Cutting::new(Digesting::new(bounded));
-    let mut raw = BufReader::with_capacity(BUFFER, cutting);
-
+    let packed = packed.take(plan.size.saturating_add(1));
     let recording = Recording::begin(content)?;
-    let mut heard = recording.recorder.listen(&mut raw);
-    let unpacked = unpack::unpack(&mut heard, content, budget, &recording.recorder);
-    let unpacked = unpacked.and_then(|unpacked| {
-        // The diff id covers what follows the archive's end.
-        io::copy(&mut heard, &mut io::sink()).map_err(Stop::Stream)?;
-        Ok(unpacked)
-    });
-    let (digesting, chunks) = raw.into_inner().finish();
-    let (bounded, diff_id, raw_bytes) = digesting.into_inner_and_digest();
-    let mut rest = bounded.into_inner().into_inner();
+    let take = |raw| {
+        let mut raw = BufReader::with_capacity(BUFFER, Cutting::new(raw));
+        let mut heard = recording.recorder.listen(&mut raw);
+        let unpacked = unpack::unpack(&mut heard, content, budget, &recording.recorder);
+        let unpacked = unpacked.and_then(|unpacked| {
+            // The diff id covers what follows the archive's end.
+            io::copy(&mut heard, &mut io::sink()).map_err(Stop::Stream)?;
+            Ok(unpacked)
+        });
+        let (_, chunks) = raw.into_inner().finish();
+        (unpacked, chunks)
+    };
+    let ((unpacked, chunks), mut rest) = pipeline::run(packed, plan.packing, budget, take)?;
     if matches!(
         unpacked,
         Ok(_) | Err(Stop::Stream(_) | Stop::Refused { .. })
     ) {
-        drain(&mut rest)?;
+        rest.drain()
+            .map_err(|e| carried(&e).unwrap_or_else(|| ImageError::io("read the layer", e)))?;
     }
-    let (digest, packed_bytes) = rest.into_inner().finish();
+    let [(digest, packed_bytes), (diff_id, raw_bytes)] = rest.finish();
 
     let name = format!("layer {}", plan.diff_id.short());
     let unpacked = judge(unpacked, plan, &name, &digest, packed_bytes)?;
@@ -180,14 +235,6 @@ fn unpack_verified(
         entries: unpacked.entries,
         opaque_root: unpacked.opaque_root,
     })
-}
-
-/// Reads what a decoder left, so that the digest covers all of it.
-fn drain(rest: &mut impl Read) -> Result<(), ImageError> {
-    match io::copy(rest, &mut io::sink()) {
-        Ok(_) => Ok(()),
-        Err(e) => Err(carried(&e).unwrap_or_else(|| ImageError::io("read the layer", e))),
-    }
 }
 
 /// Says what is wrong, the deepest cause first: bytes that are not the promised ones explain every
@@ -219,9 +266,10 @@ fn judge(
     match unpacked {
         Ok(unpacked) => damage().map_or(Ok(unpacked), Err),
         Err(Stop::Stream(e)) => Err(carried(&e)
+            .map(|error| of_layer(name, error))
             .or_else(damage)
             .unwrap_or_else(|| ImageError::malformed(name, e))),
-        Err(Stop::Limit(error)) => Err(error),
+        Err(Stop::Limit(error)) => Err(of_layer(name, error)),
         Err(Stop::Refused { entry, reason }) => Err(damage().unwrap_or_else(|| {
             let layer = plan.diff_id.short().to_owned();
             ImageError::UnsafeLayer {
@@ -236,44 +284,18 @@ fn judge(
     }
 }
 
+/// Limits are shared by an image's layers: says which of them went over one.
+pub(super) fn of_layer(name: &str, error: ImageError) -> ImageError {
+    match error {
+        ImageError::TooLarge { what, limit } => ImageError::TooLarge {
+            what: format!("{name}: {what}"),
+            limit,
+        },
+        other => other,
+    }
+}
+
 /// Our own error, when a reader below passed one up.
-fn carried(error: &io::Error) -> Option<ImageError> {
+pub(super) fn carried(error: &io::Error) -> Option<ImageError> {
     error.get_ref()?.downcast_ref::<ImageError>().cloned()
-}
-
-/// The three packings, one reader.
-enum Decoder<R: Read> {
-    Plain(BufReader<R>),
-    Gzip(Box<MultiGzDecoder<BufReader<R>>>),
-    Zstd(zstd::Decoder<'static, BufReader<R>>),
-}
-
-impl<R: Read> Decoder<R> {
-    fn new(packing: Packing, packed: R) -> io::Result<Self> {
-        let packed = BufReader::with_capacity(BUFFER, packed);
-        Ok(match packing {
-            Packing::Plain => Self::Plain(packed),
-            Packing::Gzip => Self::Gzip(Box::new(MultiGzDecoder::new(packed))),
-            Packing::Zstd => Self::Zstd(zstd::Decoder::with_buffer(packed)?),
-        })
-    }
-
-    /// The reader behind. What was read ahead of the decoder's needs is already counted in it.
-    fn into_inner(self) -> R {
-        match self {
-            Self::Plain(reader) => reader.into_inner(),
-            Self::Gzip(decoder) => decoder.into_inner().into_inner(),
-            Self::Zstd(decoder) => decoder.finish().into_inner(),
-        }
-    }
-}
-
-impl<R: Read> Read for Decoder<R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Plain(reader) => reader.read(buf),
-            Self::Gzip(decoder) => decoder.read(buf),
-            Self::Zstd(decoder) => decoder.read(buf),
-        }
-    }
 }

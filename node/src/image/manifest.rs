@@ -21,7 +21,8 @@ pub(super) const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manif
 pub(super) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 
 /// How a layer's tar is packed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub(super) enum Packing {
     Plain,
     Gzip,

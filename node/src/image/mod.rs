@@ -7,15 +7,18 @@
 //! images/layers/HEX/fs        an unpacked layer, named by its diff id
 //! images/layers/HEX/recipe    how the layer's tar is put together again from the tree
 //! images/layers/HEX/chunks    how that tar is cut, with the hash of every chunk
+//! images/layers/HEX/implied   the directories of the tree that no entry describes
 //! images/layers/HEX/complete  its marker, written last
 //! images/index/HEX.json       an image held here, named by its manifest's digest; its time is the
 //!                             image's last use
 //! images/uses/HEX.json        a snapshot made of one
 //! images/coming/              layers that are read while they arrive (see `lazy`)
+//! images/partial/             packed layers of which the rest is still to come
 //! images/tmp/                 what is not finished; emptied at start
 //! ```
 
 mod access;
+mod apart;
 mod books;
 mod budget;
 mod chunks;
@@ -23,16 +26,24 @@ mod config;
 mod digest;
 mod disk;
 mod error;
+mod exchange;
 mod flight;
 mod gc;
+mod health;
+mod helper;
+mod implied;
 mod import;
 mod layer;
 pub mod lazy;
 mod manifest;
+mod mend;
+mod partial;
 mod pax;
 mod peers;
+mod pipeline;
 mod pull;
 mod push;
+mod reach;
 mod recipe;
 mod record;
 mod reference;
@@ -46,8 +57,10 @@ mod store;
 mod token;
 mod tree;
 mod unpack;
+mod verify;
 
 pub use access::{Credentials, Patience, RegistryConfig};
+pub use apart::main as unpack_main;
 pub use books::Image;
 pub use budget::Limits;
 pub use config::ImageConfig;
@@ -65,11 +78,23 @@ pub use source::{Answers, Near, Neighbour, Waits};
 pub use store::{Store, WantedFn};
 
 #[cfg(test)]
+mod faulty;
+#[cfg(test)]
+mod field;
+#[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests_bombs;
 #[cfg(test)]
 mod tests_chunks;
 #[cfg(test)]
+mod tests_documents;
+#[cfg(test)]
+mod tests_faults;
+#[cfg(test)]
 mod tests_gc;
+#[cfg(test)]
+mod tests_health;
 #[cfg(test)]
 mod tests_hostile;
 #[cfg(test)]

@@ -220,14 +220,14 @@ impl Company {
             if self.left_out().contains(author) {
                 continue;
             }
-            let list = match self.list(*author, &plan.diff_id).await {
-                Ok(list) => Arc::new(list),
+            let (list, moved) = match self.list(*author, &plan.diff_id).await {
+                Ok((list, moved)) => (Arc::new(list), moved),
                 Err(error) => {
                     self.leave_out(*author, &error);
                     continue;
                 }
             };
-            match self.assemble(plan, &list, &holders[at..]).await {
+            match self.assemble(plan, (&list, moved), &holders[at..]).await {
                 Ok(marker) => return Ok(Some(marker)),
                 Err(error @ ImageError::Io { .. }) => return Err(error),
                 // Nobody is left who could go on.
@@ -277,22 +277,24 @@ impl Company {
         }
     }
 
-    pub(super) async fn list(&self, node: NodeId, layer: &Digest) -> io::Result<ChunkList> {
+    /// How a layer is cut, and how many bytes it took to say that.
+    pub(super) async fn list(&self, node: NodeId, layer: &Digest) -> io::Result<(ChunkList, u64)> {
         let layer = layer.to_string();
         let request = ImageRequest::ChunkList { layer };
         let bytes = self.pieces(node, request, MAX_LIST).await?;
+        let moved = bytes.len() as u64;
         let decoded = tokio::task::spawn_blocking(move || ChunkList::decode(&bytes[..])).await;
         let list = decoded.map_err(io::Error::other)?.map_err(lie)?;
         if list.raw > self.store.inner.limits.raw {
             return Err(lie("a chunk list is of more than an image may be"));
         }
-        Ok(list)
+        Ok((list, moved))
     }
 
     async fn assemble(
         &self,
         plan: &LayerPlan,
-        list: &Arc<ChunkList>,
+        (list, told): (&Arc<ChunkList>, u64),
         holders: &[NodeId],
     ) -> Result<Marker, ImageError> {
         let interrupted = || ImageError::Interrupted {
@@ -311,13 +313,13 @@ impl Company {
             // A budget of its own: what a liar wasted is not the image's.
             let budget = Budget::new(inner.limits);
             let arriving = Arriving::new(arriving);
-            inner.layers.bring_in(arriving, &plain, &budget)
+            inner.take_in(arriving, &plain, &budget)
         });
         let feeding = self.feed(&plan.diff_id, list, holders, pieces);
         let (fed, unpacked) = tokio::join!(feeding, unpacked);
         match (fed, unpacked) {
             (Some(moved), Ok(marker)) => {
-                let (layer, raw) = (plan.diff_id.short(), list.raw);
+                let (layer, raw, moved) = (plan.diff_id.short(), list.raw, told + moved);
                 tracing::info!(layer, raw, moved, "a layer came from peers");
                 Ok(marker)
             }
@@ -408,7 +410,7 @@ impl Holders<'_> {
             if self.company.left_out().contains(&node) {
                 return Err(io::ErrorKind::Unsupported.into());
             }
-            if self.company.list(node, self.layer).await? != *self.list {
+            if self.company.list(node, self.layer).await?.0 != *self.list {
                 return Err(io::ErrorKind::Unsupported.into());
             }
             self.compared = 1;
@@ -492,7 +494,7 @@ pub(super) fn locate(inner: &Inner, list: &ChunkList) -> Local {
         if inner.layers.marker(&layer).is_none() {
             continue;
         }
-        // One that cannot be read has nothing for us; healing it is not this room's.
+        // One that cannot be read has nothing for us. A damaged one has all but what is damaged.
         let Ok(Some(held)) = inner.layers.chunk_list(&layer) else {
             continue;
         };

@@ -17,12 +17,14 @@ use super::budget::Budget;
 use super::config::{ConfigFile, ImageConfig};
 use super::digest::Digest;
 use super::error::ImageError;
+use super::implied;
 use super::layer::Marker;
 use super::lazy;
 use super::manifest::{self, Document, LayerPlan, Manifest};
+use super::partial::{self, Keeping, Partial};
 use super::peers::Company;
 use super::reference::Reference;
-use super::registry::{Piece, Registry};
+use super::registry::{Download, Piece, Registry};
 use super::source::Source;
 use super::store::{Hold, Inner, Store};
 
@@ -51,10 +53,22 @@ impl Store {
         reference: &Reference,
         config: &RegistryConfig,
     ) -> Result<ImagePin, ImageError> {
-        let registry = self.registry(reference, config)?;
+        let registry = Registry::new(self, reference, config)?;
         let limit = self.inner.limits.document;
         let name = reference.to_string();
         let mut wanted = reference.digest().cloned();
+        // What a tag meant the last time it most often still means: a head tells.
+        if wanted.is_none()
+            && let Some(held) = self.find(reference)
+            && let Some(digest) = registry.tagged().await
+        {
+            if held.pin.digest == digest.as_str() {
+                let reference = reference.name();
+                let digest = digest.to_string();
+                return Ok(ImagePin { reference, digest });
+            }
+            wanted = Some(digest);
+        }
         for _ in 0..MAX_NESTING {
             let (bytes, digest) = registry.manifest(wanted.as_ref(), limit).await?;
             match Document::parse(&format!("the manifest of {name}"), &bytes)? {
@@ -100,9 +114,13 @@ impl Store {
     ) -> Result<Arc<Image>, ImageError> {
         let reference = Reference::parse(&pin.reference)?;
         let digest: Digest = pin.digest.parse()?;
-        if let Some(image) = self.held_as(&digest, &pin.reference).await? {
-            return Ok(image);
-        }
+        let damage = match self.sound_as(&digest, &pin.reference).await {
+            Ok(Some(image)) => return Ok(image),
+            Ok(None) => None,
+            // Brought in again like any other: only what is damaged is fetched.
+            Err(error @ ImageError::Damaged { .. }) => Some(error.to_string()),
+            Err(error) => return Err(error),
+        };
         let company = self.inner.near.get().map(|near| {
             let (near, pin) = (Arc::clone(near), pin.clone());
             Arc::new(Company::new(self.clone(), near, pin, elects))
@@ -110,7 +128,7 @@ impl Store {
         let pull = Pull {
             store: self.clone(),
             company,
-            registry: Arc::new(self.registry(&reference, config)?),
+            registry: Arc::new(Registry::new(self, &reference, config)?),
             pin: pin.clone(),
             progress,
         };
@@ -124,7 +142,14 @@ impl Store {
                 }),
             }
         };
-        let image = self.inner.image_flights.join(&key, work).await?;
+        let brought = self.inner.image_flights.join(&key, work).await;
+        let image = brought.map_err(|cause| match damage {
+            Some(damage) => {
+                let cause = Box::new(cause);
+                ImageError::Unhealed { damage, cause }
+            }
+            None => cause,
+        })?;
         // Who started the pull may have asked under another name.
         Ok(self
             .held_as(&image.digest()?, &pin.reference)
@@ -143,16 +168,6 @@ impl Store {
         self.pull(&pin, config, progress).await
     }
 
-    fn registry(
-        &self,
-        reference: &Reference,
-        config: &RegistryConfig,
-    ) -> Result<Registry, ImageError> {
-        let tls = !config.is_plain_http(reference.registry());
-        let http = self.inner.client(tls, config.patience.connect)?;
-        Registry::new(http, reference, config)
-    }
-
     /// The last steps of bringing an image in, whatever way it came.
     pub(super) async fn finish(
         &self,
@@ -161,12 +176,21 @@ impl Store {
         plans: &[LayerPlan],
         markers: Vec<Marker>,
     ) -> Result<Arc<Image>, ImageError> {
-        let diff_ids: Vec<Digest> = plans.iter().map(|plan| plan.diff_id.clone()).collect();
+        let mut diff_ids: Vec<Digest> = plans.iter().map(|plan| plan.diff_id.clone()).collect();
+        let below = diff_ids.clone();
+        let folders = self
+            .blocking(move |inner| implied::layer(inner, &below))
+            .await?;
+        diff_ids.extend(folders.as_ref().map(|folders| folders.plan.diff_id.clone()));
+        let _hold = Hold::new(self, diff_ids.clone());
         self.blocking(move |inner| {
             let total = Budget::new(inner.limits);
             for marker in &markers {
                 total.raw(marker.raw)?;
                 total.entries(marker.entries)?;
+            }
+            if let Some(folders) = folders {
+                folders.bring_in(inner)?;
             }
             super::snapshot::check_root(inner, &diff_ids)?;
             let (manifest, config) = documents;
@@ -241,14 +265,23 @@ impl Pull {
             .blocking(move |inner| {
                 let missing = plans
                     .iter()
-                    .filter(|plan| inner.layers.marker(&plan.diff_id).is_none());
+                    .filter(|plan| inner.usable(&plan.diff_id).is_none());
                 Ok(missing.map(|plan| plan.size).sum())
             })
             .await
     }
 
-    /// From a near peer, from the registry, and when that fails from any peer there is.
+    /// From here when only a layer is damaged, else from a near peer, from the registry, and when
+    /// that fails from any peer there is.
     async fn documents(&self, digest: &Digest, limit: u64) -> Result<(Bytes, Bytes), ImageError> {
+        let wanted = digest.clone();
+        let kept = self
+            .store
+            .blocking(move |inner| inner.documents(&wanted))
+            .await;
+        if let Ok((manifest, config)) = kept {
+            return Ok((manifest.into(), config.into()));
+        }
         if let Some(company) = &self.company
             && let Some(documents) = company.documents(false).await
         {
@@ -322,7 +355,7 @@ impl Fetch {
         let diff_id = self.plan.diff_id.clone();
         let held = self
             .store
-            .blocking(move |inner| Ok(inner.layers.marker(&diff_id)))
+            .blocking(move |inner| Ok(inner.usable(&diff_id)))
             .await?;
         if let Some(marker) = held {
             return Ok(marker);
@@ -375,7 +408,36 @@ impl Fetch {
         })
     }
 
+    /// From the registry or a mirror; from the next of them when what one sent was not the layer.
     async fn registry_layer(&self) -> Result<Marker, ImageError> {
+        let mut skip = 0;
+        loop {
+            let plan = self.plan.clone();
+            let partial = self
+                .store
+                .blocking(move |inner| Ok(inner.partials.of(&plan)));
+            let partial = partial.await?;
+            let resumed = partial.as_ref().is_some_and(|partial| partial.have() > 0);
+            match self.layer_from(skip, partial).await {
+                Err(error) if error.is_passing() || error.is_full_disk() => return Err(error),
+                // What came earlier may be what is wrong: after a power cut it can be.
+                Err(error) if resumed => {
+                    tracing::debug!(layer = %self.plan.digest, %error, "fetched from the beginning");
+                }
+                Err(error) if error.is_damage() && skip + 1 < self.registry.places() => {
+                    tracing::warn!(layer = %self.plan.digest, %error, "a mirror is passed over");
+                    skip += 1;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn layer_from(
+        &self,
+        skip: usize,
+        partial: Option<Partial>,
+    ) -> Result<Marker, ImageError> {
         let unpackers = Arc::clone(&self.store.inner.unpackers);
         let Ok(_permit) = unpackers.acquire_owned().await else {
             return Err(ImageError::Interrupted {
@@ -384,19 +446,30 @@ impl Fetch {
         };
         let (pieces, arriving) = mpsc::channel(PIECES_AHEAD);
         let (plan, budget) = (self.plan.clone(), Arc::clone(&self.budget));
-        let unpacked = self.store.blocking(move |inner| {
-            inner
-                .layers
-                .bring_in(Arriving::new(arriving), &plan, &budget)
-        });
-        let (sent, unpacked) = tokio::join!(self.download(pieces), unpacked);
+        let done = partial.as_ref().map_or(0, Partial::have);
+        let path = partial.as_ref().map(|partial| partial.path().to_owned());
+        let packed = Keeping::new(partial, Arriving::new(arriving));
+        let unpacked = self
+            .store
+            .blocking(move |inner| inner.take_in(packed, &plan, &budget));
+        let (sent, unpacked) = tokio::join!(self.download(pieces, skip, done), unpacked);
         // A broken download is the cause, and the unpacker's complaint its echo.
-        sent.and(unpacked)
+        let outcome = sent.and(unpacked);
+        if let (Err(error), Some(path)) = (&outcome, path)
+            && !error.is_passing()
+        {
+            partial::remove(&path)?;
+        }
+        outcome
     }
 
-    async fn download(&self, pieces: mpsc::Sender<Piece>) -> Result<(), ImageError> {
-        let digest = &self.plan.digest;
-        let total = self.plan.size;
+    async fn download(
+        &self,
+        pieces: mpsc::Sender<Piece>,
+        skip: usize,
+        done: u64,
+    ) -> Result<(), ImageError> {
+        let (digest, total) = (&self.plan.digest, self.plan.size);
         let progress = |received| {
             self.store.inner.arrived.fetch_add(1, Ordering::Relaxed);
             if let Some(tell) = &self.progress {
@@ -407,9 +480,14 @@ impl Fetch {
                 });
             }
         };
-        self.registry
-            .stream_blob(digest, total, &pieces, &progress)
-            .await
+        let mut download = Download {
+            digest,
+            size: total,
+            done,
+            pieces,
+            progress: &progress,
+        };
+        self.registry.stream_blob(&mut download, skip).await
     }
 }
 

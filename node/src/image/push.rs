@@ -228,7 +228,7 @@ impl Pushes {
         let packed = packed.to_string();
         let found = self.store.blocking(move |inner| {
             let all = inner.layers.all()?;
-            let mut markers = all.iter().filter_map(|id| inner.layers.marker(id));
+            let mut markers = all.iter().filter_map(|id| inner.usable(id));
             Ok(markers.find(|marker| marker.digest == packed))
         });
         Ok(found.await?)
@@ -242,8 +242,11 @@ impl Pushes {
             return Err(ImageError::Unsupported { what, detail }.into());
         };
         let digest = Digest::of(&bytes);
-        if let Some(image) = self.store.held_as(&digest, &name.name()).await? {
-            return Ok(image);
+        match self.store.sound_as(&digest, &name.name()).await {
+            Ok(Some(image)) => return Ok(image),
+            // What is damaged of it was asked for like what is missing.
+            Ok(None) | Err(ImageError::Damaged { .. }) => {}
+            Err(error) => return Err(error.into()),
         }
         let config = self.config(&manifest).await?;
         let file = ConfigFile::parse(&config)?;
@@ -295,21 +298,19 @@ impl Pushes {
         let Some(blob) = blob else {
             // Only a layer that came from these very bytes stands in for them.
             let id = plan.diff_id.clone();
-            let held = store
-                .blocking(move |inner| Ok(inner.layers.marker(&id)))
-                .await?;
+            let held = store.blocking(move |inner| Ok(inner.usable(&id))).await?;
             let same = held.filter(|marker| marker.digest == packed.as_str());
             return same.ok_or(PushError::BlobUnknown(packed));
         };
         let work = async move {
             let inside = store.clone();
             let work = inside.blocking(move |inner| {
-                if let Some(marker) = inner.layers.marker(&plan.diff_id) {
+                if let Some(marker) = inner.usable(&plan.diff_id) {
                     return Ok(marker);
                 }
                 let path = blob.scratch.path();
                 let file = File::open(path).map_err(|e| ImageError::disk("read", path, e))?;
-                inner.layers.bring_in(file, &plan, &budget)
+                inner.take_in(file, &plan, &budget)
             });
             work.await
         };

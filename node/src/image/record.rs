@@ -12,15 +12,16 @@ use std::sync::Arc;
 
 use rustix::fs::OFlags;
 
-use super::chunks::ChunkList;
+use super::chunks::{Chunk, ChunkList};
 use super::digest::Digest;
+use super::disk;
 use super::error::ImageError;
-use super::layer::Layers;
+use super::layer::{Layers, MARKER};
 use super::recipe::{Recipe, Recorder, Segment};
 use super::tree;
 
-const RECIPE: &str = "recipe";
-const CHUNKS: &str = "chunks";
+pub(super) const RECIPE: &str = "recipe";
+pub(super) const CHUNKS: &str = "chunks";
 const PROFILE: &str = "profile";
 /// First-read chunks that are kept of a start.
 pub(super) const MAX_PROFILE: usize = 8 * 1024;
@@ -54,9 +55,9 @@ impl Recording {
 }
 
 impl Layers {
-    /// Whether the layer is whole and its tar can be given to others.
-    pub(super) fn serves(&self, diff_id: &Digest) -> bool {
-        self.marker(diff_id).is_some() && self.folder(diff_id).join(CHUNKS).is_file()
+    /// Whether the layer's tar can be given back.
+    pub(super) fn is_recorded(&self, diff_id: &Digest) -> bool {
+        self.folder(diff_id).join(CHUNKS).is_file()
     }
 
     /// How the layer's tar is cut; `None` when that was not recorded.
@@ -112,6 +113,20 @@ impl Layers {
         })
     }
 
+    /// Puts a fresh copy's record and marker in the place of old ones, or of none.
+    pub(super) fn replace_record(&self, diff_id: &Digest, fresh: &Path) -> Result<(), ImageError> {
+        let folder = self.folder(diff_id);
+        for name in [RECIPE, CHUNKS, MARKER] {
+            match fs::rename(fresh.join(name), folder.join(name)) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return Err(ImageError::disk("replace", &folder.join(name), e));
+                }
+                _ => {}
+            }
+        }
+        disk::sync_dir(&folder)
+    }
+
     fn beside(&self, diff_id: &Digest, name: &str) -> Result<Option<File>, ImageError> {
         let path = self.folder(diff_id).join(name);
         match File::open(&path) {
@@ -132,6 +147,23 @@ pub(super) struct Raw {
 }
 
 impl Raw {
+    /// The tar's.
+    pub(super) fn size(&self) -> u64 {
+        self.recipe.raw()
+    }
+
+    /// The files a stretch of the tar has content of, for people to read.
+    pub(super) fn files(&self, chunk: &Chunk) -> Vec<String> {
+        let parts = self.recipe.range(chunk.offset, chunk.len.into());
+        let paths = parts.filter_map(|(segment, ..)| match segment {
+            Segment::Inline(_) => None,
+            Segment::File { path, .. } => Some(path),
+        });
+        paths
+            .map(|path| String::from_utf8_lossy(path).escape_debug().to_string())
+            .collect()
+    }
+
     /// Puts exactly `len` bytes in the place of what `into` held.
     pub(super) fn read_at(
         &mut self,

@@ -77,8 +77,13 @@ impl Store {
             Prune::Unneeded => Ask::Unneeded,
             Prune::All => Ask::All,
         };
-        self.blocking(move |inner| inner.evict(&inner.inventory()?, ask, &wanted, dry_run))
-            .await
+        self.blocking(move |inner| {
+            if !dry_run {
+                inner.partials.clear()?;
+            }
+            inner.evict(&inner.inventory()?, ask, &wanted, dry_run)
+        })
+        .await
     }
 
     /// Sees to it that `bytes` more fit, or says why they do not.

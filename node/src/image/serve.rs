@@ -77,7 +77,7 @@ async fn bring(
     tokio::pin!(pull);
     let mut told = Instant::now();
     loop {
-        if store.inner.layers.marker(&layer).is_some() {
+        if store.inner.usable(&layer).is_some() {
             // The pull goes on without us: it is a task of its own.
             return Ok(());
         }
@@ -130,7 +130,7 @@ fn holds(
     let images = images.iter().map(|i| inner.holds(i)).collect();
     let layers = layers.iter().map(|layer| {
         let id: Result<Digest, _> = layer.parse();
-        id.is_ok_and(|id| inner.layers.serves(&id))
+        id.is_ok_and(|id| inner.serves(&id))
     });
     let layers = layers.collect();
     say(to, ImageAnswer::Holds { images, layers })

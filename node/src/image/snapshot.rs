@@ -71,10 +71,13 @@ impl Store {
         owner: Option<Owner>,
     ) -> Result<Snapshot, ImageError> {
         let (digest, diff_ids) = (image.digest()?, image.diff_ids()?);
+        self.verified(image).await?;
         let instance = instance.to_owned();
         self.blocking(move |inner| {
             inner.begin_use(&instance, &digest)?;
-            let mounted = clear(&instance).and_then(|()| {
+            // Now that they are known to be in use they are mended, not replaced.
+            let sound = inner.none_damaged(&diff_ids);
+            let mounted = sound.and_then(|()| clear(&instance)).and_then(|()| {
                 lay_out(&instance, owner.as_ref())?;
                 fail::fail_point!("image::laid_out");
                 mount(inner, &diff_ids, &instance, owner.as_ref())
@@ -277,7 +280,7 @@ fn open_at(folder: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, ImageError> {
 /// The directories to mount, the top layer first. A layer that comes twice counts where it is
 /// highest (overlayfs takes none twice, and what the lower copy brings the higher one brings
 /// again); below a layer with an opaque root nothing shows.
-fn visible(inner: &Inner, diff_ids: &[Digest]) -> Result<Vec<Lower>, ImageError> {
+pub(super) fn visible(inner: &Inner, diff_ids: &[Digest]) -> Result<Vec<Lower>, ImageError> {
     let mut seen: Vec<&Digest> = Vec::new();
     let mut lowers = Vec::new();
     for diff_id in diff_ids.iter().rev() {
@@ -294,7 +297,7 @@ fn visible(inner: &Inner, diff_ids: &[Digest]) -> Result<Vec<Lower>, ImageError>
 }
 
 /// A layer, as its tree is to be had.
-enum Lower {
+pub(super) enum Lower {
     Here(PathBuf),
     Coming(Arc<Arrival>),
 }
@@ -360,6 +363,8 @@ mod tests {
     fn the_options_of_the_most_layers_fit_in_a_page() {
         let longest = "/proc/self/fd/20000:".len();
         let fixed = "lowerdir=,upperdir=,workdir=,volatile".len() + 2 * longest;
-        assert!(Limits::default().layers * longest + fixed <= MAX_OPTIONS);
+        // One more: the layer of implied directories.
+        let layers = Limits::default().layers + 1;
+        assert!(layers * longest + fixed <= MAX_OPTIONS);
     }
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use rustix::fs::{AtFlags, CWD, FlockOperation, Timespec, Timestamps, UTIME_NOW};
 use tokio::sync::{Semaphore, mpsc};
 
+use super::access::RegistryConfig;
 use super::books::{Books, Image, Use};
 use super::budget::Limits;
 use super::digest::Digest;
@@ -18,16 +19,29 @@ use super::disk::{self, Scratch};
 use super::error::ImageError;
 use super::flight::Flights;
 use super::gc::{Held, Marks, Wanted};
+use super::health::Health;
 use super::layer::{Layers, Marker};
 use super::lazy::Coming;
+use super::manifest::Document;
+use super::partial::Partials;
+use super::reach::{self, Reach, Trust};
 use super::reference::Reference;
 use super::room;
 use super::serve::Recent;
 use super::source::Near;
+use super::token::Tokens;
 
 /// Layers unpacked at once, by all pulls together: each costs a core, a connection and a window of
 /// memory.
 const LAYERS_AT_ONCE: usize = 4;
+
+/// Clients kept for registries: one holds connections and a place in memory.
+const MAX_CLIENTS: usize = 64;
+
+/// A client, and where it may go.
+type Dialer = (reqwest::Client, Arc<Reach>);
+/// Its host, whether by TLS, how long it tries to connect, its own CA certificates.
+type DialerKey = (String, bool, Duration, Option<Digest>);
 
 /// Asks what of the images somebody outside needs.
 pub type WantedFn = Arc<dyn Fn() -> Wanted + Send + Sync>;
@@ -51,10 +65,12 @@ pub(super) struct Inner {
     pub layer_flights: Arc<Flights<Marker>>,
     pub lazy_flights: Arc<Flights<Option<Arc<Image>>>>,
     pub unpackers: Arc<Semaphore>,
+    pub partials: Partials,
     /// The other nodes, once there is a way to them.
     pub near: OnceLock<Arc<dyn Near>>,
     /// Rises with every piece that comes from a registry.
     pub arrived: AtomicU64,
+    pub health: Health,
     /// Told of instances that can read nothing more, once somebody ends them.
     pub broken: OnceLock<mpsc::Sender<PathBuf>>,
     pub recent: Recent,
@@ -63,7 +79,8 @@ pub(super) struct Inner {
     /// Taken by whoever changes `index/`, so that records and books tell the same story. Never
     /// together with waiting for anything but the disk.
     recording: Mutex<()>,
-    clients: Mutex<BTreeMap<(bool, Duration), reqwest::Client>>,
+    clients: Mutex<BTreeMap<DialerKey, Dialer>>,
+    pub tokens: Arc<Tokens>,
     /// Set once the rooms that know what is needed are open.
     housekeeping: OnceLock<(Marks, WantedFn)>,
     /// Held for the life of the store: `tmp/` belongs to one process.
@@ -92,14 +109,17 @@ impl Store {
             layer_flights: Flights::new(),
             lazy_flights: Flights::new(),
             unpackers: Arc::new(Semaphore::new(LAYERS_AT_ONCE)),
+            partials: Partials::open(dir.join("partial"))?,
             near: OnceLock::new(),
             arrived: AtomicU64::new(0),
+            health: Health::new(),
             broken: OnceLock::new(),
             recent: Recent::default(),
             coming: Mutex::new(Coming::new(dir.join("coming"))),
             books: Mutex::new(Books::default()),
             recording: Mutex::new(()),
             clients: Mutex::new(BTreeMap::new()),
+            tokens: Arc::default(),
             housekeeping: OnceLock::new(),
             _lock: lock,
         };
@@ -119,6 +139,12 @@ impl Store {
     /// From now on other nodes are asked for images too. Only the first call counts.
     pub fn set_near(&self, near: Arc<dyn Near>) {
         let _ = self.inner.near.set(near);
+    }
+
+    /// From now on layers are unpacked by processes of their own, which run `program unpack`: the
+    /// daemon's own binary. Only the first call counts.
+    pub fn unpack_apart(&self, program: PathBuf) {
+        self.inner.layers.unpack_apart(program);
     }
 
     pub(super) fn arrived(&self) -> u64 {
@@ -238,17 +264,33 @@ impl Inner {
             .is_ok_and(|d| self.books().image(&d).is_some())
     }
 
-    /// The manifest and the configuration of an image held here.
+    /// The manifest and the configuration of an image held here, each what its digest says.
     pub(super) fn documents(&self, digest: &Digest) -> Result<(Vec<u8>, Vec<u8>), ImageError> {
-        let image = self.books().image(digest);
-        let image = image.ok_or_else(|| ImageError::NotHeld {
-            digest: digest.to_string(),
-        })?;
-        let read = |digest: &Digest| {
-            let path = self.blob(digest);
-            std::fs::read(&path).map_err(|e| ImageError::disk("read", &path, e))
+        if self.books().image(digest).is_none() {
+            let digest = digest.to_string();
+            return Err(ImageError::NotHeld { digest });
+        }
+        let manifest = self.read_blob("manifest", digest)?;
+        let Document::Manifest(parsed) = Document::parse("manifest", &manifest)? else {
+            return Err(ImageError::malformed("manifest", "it is an index"));
         };
-        Ok((read(digest)?, read(&image.config_digest()?)?))
+        let config = self.read_blob("configuration", &parsed.config.digest()?)?;
+        Ok((manifest, config))
+    }
+
+    fn read_blob(&self, what: &str, expected: &Digest) -> Result<Vec<u8>, ImageError> {
+        let path = self.blob(expected);
+        let bytes = std::fs::read(&path).map_err(|e| ImageError::disk("read", &path, e))?;
+        let got = Digest::of(&bytes);
+        if got != *expected {
+            let (what, expected) = (what.to_owned(), expected.clone());
+            return Err(ImageError::DigestMismatch {
+                what,
+                expected,
+                got,
+            });
+        }
+        Ok(bytes)
     }
 
     fn record(&self, digest: &Digest) -> PathBuf {
@@ -280,8 +322,9 @@ impl Inner {
         self.books().holdings()
     }
 
-    /// Deletes what failed work left.
+    /// Deletes what failed work left, also what it could go on with.
     pub(super) fn tidy(&self) -> Result<(), ImageError> {
+        self.partials.clear()?;
         let graves = self.sweep()?;
         drop(graves);
         Ok(())
@@ -344,6 +387,7 @@ impl Inner {
             books.used(&digest, room::now());
             changed
         };
+        self.health.is_whole(&digest);
         self.record_all(&digest, changed)
     }
 
@@ -408,6 +452,7 @@ impl Inner {
     fn bury(&self, digest: &Digest, recording: MutexGuard<'_, ()>) -> Result<(), ImageError> {
         let record = self.record(digest);
         disk::remove_all(&record).map_err(|e| ImageError::disk("remove", &record, e))?;
+        self.health.forget(digest);
         let graves = self.sweep()?;
         // The slow part, with the records open to others again.
         drop(recording);
@@ -424,6 +469,7 @@ impl Inner {
         for diff_id in self.layers.all()? {
             if !needed.layers.contains(&diff_id) {
                 graves.extend(self.layers.take_away(&diff_id)?);
+                self.health.forget(&diff_id);
             }
         }
         let blobs = self.dir.join("blobs/sha256");
@@ -470,6 +516,11 @@ impl Inner {
         Ok(())
     }
 
+    /// Whether an instance's root file system has this layer below it.
+    pub(super) fn layer_in_use(&self, diff_id: &Digest) -> bool {
+        self.books().uses_layer(diff_id)
+    }
+
     pub(super) fn end_use(&self, instance: &Path) -> Result<(), ImageError> {
         let digest = self.books().end_use(instance);
         if let Some(digest) = digest {
@@ -484,24 +535,34 @@ impl Inner {
         self.dir.join("uses").join(format!("{}.json", name.hex()))
     }
 
-    /// The client for a registry. Made when first needed: a node that never speaks TLS to a
-    /// registry needs no CA certificates.
+    /// The client for a registry, which `host` leads to. Made when first needed: a node that never
+    /// speaks TLS to a registry needs no CA certificates.
     pub(super) fn client(
         &self,
-        tls: bool,
-        connect: Duration,
-    ) -> Result<reqwest::Client, ImageError> {
+        host: &str,
+        registry: &str,
+        access: &RegistryConfig,
+    ) -> Result<Dialer, ImageError> {
+        let tls = !access.is_plain_http(registry);
+        let (own, digest) = access.authority(registry);
+        let connect = access.patience.connect;
+        let key = (host.to_owned(), tls, connect, digest);
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = clients.get(&(tls, connect)) {
+        if let Some(client) = clients.get(&key) {
             return Ok(client.clone());
         }
-        let made = super::token::client(tls, connect);
+        let trust = if tls { Trust::Tls(own) } else { Trust::Plain };
+        let reach = Reach::new(host);
+        let made = reach::client(&reach, &trust, connect);
         let client = made.map_err(|e| {
-            let detail = super::registry::chain(&e);
+            let detail = super::exchange::chain(&e);
             ImageError::io("set up TLS for registries", std::io::Error::other(detail))
         })?;
-        clients.insert((tls, connect), client.clone());
-        Ok(client)
+        if clients.len() >= MAX_CLIENTS {
+            clients.clear();
+        }
+        clients.insert(key, (client.clone(), Arc::clone(&reach)));
+        Ok((client, reach))
     }
 }
 

@@ -32,7 +32,7 @@ pub(super) fn open_store(dir: &TempDir) -> Store {
 }
 
 /// A tar written byte by byte: any name, any kind.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Tar(Vec<u8>);
 
 impl Tar {
@@ -283,6 +283,15 @@ impl Hub {
         let source = layout.source();
         let args = ["copy", "--insecure-policy", "--dest-tls-verify=false"];
         run("skopeo", &[&args[..], more, &[&source, &to]].concat());
+    }
+
+    /// The manifest behind a tag, as the registry keeps it.
+    pub(super) fn manifest(&self, repository: &str, tag: &str) -> Vec<u8> {
+        let root = self.dir.path().join("data/docker/registry/v2/repositories");
+        let link = root.join(repository).join("_manifests/tags").join(tag);
+        let digest = fs::read_to_string(link.join("current/link")).expect("a tag");
+        let digest: Digest = digest.trim().parse().expect("a digest");
+        fs::read(self.blob(&digest)).expect("a manifest")
     }
 
     /// The file in which the registry keeps a blob.

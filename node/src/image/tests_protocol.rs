@@ -230,7 +230,7 @@ async fn a_broken_download_goes_on_where_it_broke() {
 async fn a_registry_that_stays_broken_is_given_up_on() {
     let cases = [
         (Trouble::Status(500), "500"),
-        (Trouble::StallAfter(10), "stood still"),
+        (Trouble::StallAfter(0), "stood still"),
     ];
     for (trouble, said) in cases {
         let Served {

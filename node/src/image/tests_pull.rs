@@ -47,7 +47,8 @@ async fn a_pulled_image_is_seen_through_the_overlay_in_both_packings() {
         assert_eq!(image.config.cmd, ["/bin/sh"]);
         assert_eq!(image.config.exposed_ports, [8080]);
         assert!(image.config.env.contains(&"GREETING=hello".to_owned()));
-        assert_eq!(image.layers.len(), 2);
+        // Two of its own, and ours for the directories that the second one implies.
+        assert_eq!(image.layers.len(), 3);
 
         let instance = dir.path().join("instances/i1");
         let guard = Mounted(instance.clone());

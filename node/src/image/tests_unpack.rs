@@ -15,7 +15,7 @@ use super::testing::{Tar, gzip, temp};
 use super::unpack::{Stop, Unpacked};
 use super::{Digest, ImageError, Limits};
 
-use super::tests_hostile::Field;
+use super::field::{Field, xattrs};
 
 #[test]
 fn a_cut_off_or_damaged_tar_is_an_error_of_the_stream() {
@@ -110,22 +110,6 @@ fn what_a_layer_says_of_its_files_is_kept() {
     );
     assert_eq!(fs::read_to_string(at("f")).unwrap(), "second");
     assert!(at("old-style-dir").is_dir());
-}
-
-fn xattrs(path: &Path) -> BTreeMap<String, Vec<u8>> {
-    let mut names = vec![0; 4096];
-    let n = rustix::fs::llistxattr(path, &mut names[..]).unwrap();
-    let names = names[..n]
-        .split(|b| *b == 0)
-        .filter(|name| !name.is_empty());
-    names
-        .map(|name| {
-            let name = String::from_utf8(name.to_vec()).unwrap();
-            let mut value = vec![0; 4096];
-            let n = rustix::fs::lgetxattr(path, &name, &mut value[..]).unwrap();
-            (name, value[..n].to_vec())
-        })
-        .collect()
 }
 
 fn is_whiteout(path: &Path) -> bool {

@@ -1,22 +1,27 @@
-//! Answers a registry's `WWW-Authenticate`: a token from the realm it names, or Basic. Also says
-//! where a registry may send us at all. Knows nothing of images.
+//! Answers a registry's `WWW-Authenticate`: a token from the realm it names, or Basic; and keeps
+//! answers for as long as they are good, in memory only. Knows nothing of images.
 
-use std::net::IpAddr;
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use reqwest::header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE};
-use reqwest::redirect::Policy;
-use reqwest::{Client, Url};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use reqwest::{Client, RequestBuilder, Url};
 use serde::Deserialize;
 
 use super::access::Credentials;
+use super::reach::Reach;
 
 /// A token's answer is a few kilobytes even from the wordiest registry.
 const MAX_TOKEN_BODY: usize = 256 * 1024;
-const MAX_REDIRECTS: usize = 5;
-const IDLE_CONNECTION: Duration = Duration::from_secs(30);
+/// What a token is good for when its service does not say.
+const LIFETIME: u64 = 60;
+/// A token this close to its end is not begun with.
+const MARGIN: u64 = 5;
+/// Tokens kept for later pulls.
+const MAX_KEPT: usize = 256;
 
 /// What the registry wants to see.
 #[derive(Debug, PartialEq, Eq)]
@@ -33,69 +38,6 @@ pub(super) enum Challenge {
 pub(super) enum Refusal {
     Network(reqwest::Error),
     Said(String),
-}
-
-/// The client for registries. `tls: false` is for plain HTTP and trusts no certificate at all, so
-/// that it can be made on a machine without CA certificates.
-pub(super) fn client(tls: bool, connect: Duration) -> Result<Client, reqwest::Error> {
-    let redirects = Policy::custom(|attempt| {
-        let from = attempt.previous().first().cloned();
-        let fits = from.is_some_and(|from| may_go(&from, attempt.url()));
-        if attempt.previous().len() > MAX_REDIRECTS {
-            attempt.error("too many redirects")
-        } else if fits {
-            attempt.follow()
-        } else {
-            attempt.error("the registry redirects to a place it must not send us")
-        }
-    });
-    let builder = Client::builder()
-        .user_agent(concat!("selvedged/", env!("CARGO_PKG_VERSION")))
-        .redirect(redirects)
-        .no_proxy()
-        .pool_idle_timeout(IDLE_CONNECTION)
-        .connect_timeout(connect);
-    let builder = if tls {
-        builder
-    } else {
-        builder.tls_certs_only(std::iter::empty())
-    };
-    builder.build()
-}
-
-/// Whether a registry may send us on. A public one must neither drop TLS nor make this node knock
-/// at addresses inside the operator's network.
-pub(super) fn may_go(from: &Url, to: &Url) -> bool {
-    let inside = is_inside(from);
-    match to.scheme() {
-        "https" => inside || !is_inside(to),
-        "http" => from.scheme() == "http" && (inside || !is_inside(to)),
-        _ => false,
-    }
-}
-
-/// Whether a URL names, by address, a host that is not on the public internet.
-fn is_inside(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default();
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    match bare.parse::<IpAddr>() {
-        Ok(IpAddr::V4(ip)) => !is_public_v4(ip),
-        Ok(IpAddr::V6(ip)) => ip
-            .to_ipv4_mapped()
-            .map_or(!is_public_v6(ip), |ip| !is_public_v4(ip)),
-        Err(_) => bare == "localhost" || bare.ends_with(".localhost"),
-    }
-}
-
-fn is_public_v6(ip: std::net::Ipv6Addr) -> bool {
-    let local = ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local();
-    !(local || ip.is_unspecified() || ip.is_multicast())
-}
-
-fn is_public_v4(ip: std::net::Ipv4Addr) -> bool {
-    let shared = ip.octets()[0] == 100 && (ip.octets()[1] & 0xc0) == 64;
-    let local = ip.is_loopback() || ip.is_private() || ip.is_link_local() || shared;
-    !(local || ip.is_unspecified() || ip.is_broadcast() || ip.is_multicast())
 }
 
 /// The first challenge we can answer; a token before a password.
@@ -149,20 +91,31 @@ fn parameters(mut text: &str) -> Vec<(String, String)> {
     found
 }
 
-/// The `Authorization` header that answers `challenge`; `None` when it wants credentials and
-/// there are none.
+/// An `Authorization` header, and how long it is good for.
+pub(super) struct Grant {
+    pub header: HeaderValue,
+    pub lifetime: Duration,
+}
+
+/// What answers `challenge`; `None` when it wants credentials and there are none.
 pub(super) async fn answer(
     http: &Client,
-    registry: &Url,
+    (registry, reach): (&Url, &Reach),
     challenge: &Challenge,
     credentials: Option<&Credentials>,
-) -> Result<Option<HeaderValue>, Refusal> {
-    let basic = credentials.map(|c| {
+) -> Result<Option<Grant>, Refusal> {
+    let identity = credentials.and_then(Credentials::identity_token);
+    // An identity token is no password: where Basic is wanted there is nothing to answer with.
+    let basic = credentials.filter(|_| identity.is_none()).map(|c| {
         let pair = STANDARD.encode(format!("{}:{}", c.username, c.password));
         secret(&format!("Basic {pair}"))
     });
     let (realm, service, scope) = match challenge {
-        Challenge::Basic => return basic.transpose(),
+        Challenge::Basic => {
+            let lifetime = Duration::from_secs(LIFETIME);
+            let header = basic.transpose()?;
+            return Ok(header.map(|header| Grant { header, lifetime }));
+        }
         Challenge::Bearer {
             realm,
             service,
@@ -170,18 +123,25 @@ pub(super) async fn answer(
         } => (realm, service, scope),
     };
     let mut url = Url::parse(realm).map_err(|_| said("its token realm is no URL"))?;
-    if !may_go(registry, &url) {
-        return Err(said("its token realm is at a place it must not send us"));
+    if !reach.may_go(registry, &url) {
+        return Err(said("its token realm is at a place it must not send us to"));
     }
+    let bare = url.clone();
     for (key, value) in [("service", service), ("scope", scope)] {
         if let Some(value) = value {
             url.query_pairs_mut().append_pair(key, value);
         }
     }
-    let mut request = http.get(url);
-    if let Some(basic) = basic.transpose()? {
-        request = request.header(reqwest::header::AUTHORIZATION, basic);
-    }
+    let request = match (identity, basic.transpose()?) {
+        (Some(identity), _) => refresh(http, bare, &url, identity),
+        (None, Some(basic)) => http.get(url).header(AUTHORIZATION, basic),
+        (None, None) => http.get(url),
+    };
+    take(request).await.map(Some)
+}
+
+/// Asks a token service and reads what it gives.
+async fn take(request: RequestBuilder) -> Result<Grant, Refusal> {
     let mut response = request.send().await.map_err(Refusal::Network)?;
     if !response.status().is_success() {
         return Err(said(&format!(
@@ -196,19 +156,77 @@ pub(super) async fn answer(
             return Err(said("the token service's answer is too large"));
         }
     }
-    let token: Token = serde_json::from_slice(&body)
+    let token: Given = serde_json::from_slice(&body)
         .map_err(|_| said("the token service's answer is no token"))?;
     let text = token.token.or(token.access_token);
     let text = text.ok_or_else(|| said("the token service's answer is no token"))?;
-    secret(&format!("Bearer {text}")).map(Some)
+    let lifetime = token.expires_in.unwrap_or(LIFETIME).saturating_sub(MARGIN);
+    Ok(Grant {
+        header: secret(&format!("Bearer {text}"))?,
+        lifetime: Duration::from_secs(lifetime),
+    })
 }
 
+/// The `OAuth2` way to a token, for those who hold an identity token: it goes in the body, where no
+/// log of addresses keeps it. `asked` is the realm with what is wanted of it.
+fn refresh(http: &Client, realm: Url, asked: &Url, identity: &str) -> RequestBuilder {
+    let mut form = asked.clone();
+    form.query_pairs_mut()
+        .append_pair("grant_type", "refresh_token")
+        .append_pair("client_id", "selvedged")
+        .append_pair("refresh_token", identity);
+    let body = form.query().unwrap_or_default().to_owned();
+    http.post(realm)
+        .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+        .body(body)
+}
+
+/// What a token service says, in the protocol's words.
 #[derive(Deserialize)]
-struct Token {
+struct Given {
     #[serde(default)]
     token: Option<String>,
     #[serde(default)]
     access_token: Option<String>,
+    #[serde(default)]
+    expires_in: Option<u64>,
+}
+
+/// What a token was given for: the repository's URL, and who asked.
+type Scope = (String, Option<String>);
+
+/// Tokens that are still good.
+#[derive(Default)]
+pub(super) struct Tokens(Mutex<BTreeMap<Scope, (HeaderValue, Instant)>>);
+
+impl Tokens {
+    pub(super) fn get(&self, scope: &Scope, now: Instant) -> Option<HeaderValue> {
+        let kept = self.kept();
+        let (header, until) = kept.get(scope)?;
+        (now < *until).then(|| header.clone())
+    }
+
+    pub(super) fn keep(&self, scope: Scope, grant: &Grant, now: Instant) {
+        let Some(until) = now.checked_add(grant.lifetime) else {
+            return;
+        };
+        let mut kept = self.kept();
+        if kept.len() >= MAX_KEPT {
+            kept.retain(|_, (_, until)| now < *until);
+        }
+        if kept.len() < MAX_KEPT {
+            kept.insert(scope, (grant.header.clone(), until));
+        }
+    }
+
+    /// The registry did not take it.
+    pub(super) fn forget(&self, scope: &Scope) {
+        self.kept().remove(scope);
+    }
+
+    fn kept(&self) -> MutexGuard<'_, BTreeMap<Scope, (HeaderValue, Instant)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 fn said(detail: &str) -> Refusal {
@@ -263,42 +281,46 @@ mod tests {
     }
 
     #[test]
-    fn a_public_registry_cannot_send_us_inside() {
-        let url = |text: &str| Url::parse(text).expect("URL");
-        let public = url("https://r.example/v2/");
-        for fine in ["https://cdn.example/x", "https://93.184.216.34/x"] {
-            assert!(may_go(&public, &url(fine)), "{fine}");
+    fn a_token_is_kept_until_it_ends() {
+        let (tokens, now) = (Tokens::default(), Instant::now());
+        let scope = |text: &str| (text.to_owned(), None);
+        let grant = |seconds| Grant {
+            header: HeaderValue::from_static("Bearer x"),
+            lifetime: Duration::from_secs(seconds),
+        };
+        tokens.keep(scope("a"), &grant(55), now);
+        let later = |seconds| now + Duration::from_secs(seconds);
+        assert!(tokens.get(&scope("a"), later(54)).is_some());
+        assert!(tokens.get(&scope("a"), later(55)).is_none());
+        assert!(tokens.get(&scope("b"), now).is_none());
+        let other = ("a".to_owned(), Some("me".to_owned()));
+        assert!(tokens.get(&other, now).is_none(), "another's");
+        tokens.forget(&scope("a"));
+        assert!(tokens.get(&scope("a"), now).is_none());
+
+        for number in 0..2 * MAX_KEPT {
+            tokens.keep(scope(&number.to_string()), &grant(u64::MAX), now);
+            tokens.keep(scope(&number.to_string()), &grant(10), now);
         }
-        let inside = [
-            "http://cdn.example/",
-            "https://127.0.0.1/",
-            "https://10.1.2.3/",
-            "https://[::1]/",
-            "https://169.254.169.254/latest/meta-data",
-            "https://localhost/",
-            "https://100.64.0.1/",
-            "https://[::ffff:10.0.0.1]/",
-            "https://[fd00::1]/",
-            "ftp://cdn.example/",
-        ];
-        for bad in inside {
-            assert!(!may_go(&public, &url(bad)), "{bad}");
-        }
-        assert!(may_go(
-            &url("http://127.0.0.1:5000/"),
-            &url("http://127.0.0.1:5001/")
-        ));
-        assert!(may_go(
-            &url("http://10.0.0.1:5000/"),
-            &url("http://10.0.0.2/")
-        ));
+        assert_eq!(tokens.kept().len(), MAX_KEPT);
+        tokens.keep(scope("new"), &grant(10), later(11));
+        assert_eq!(tokens.kept().len(), 1);
     }
 
     #[test]
-    fn the_plain_client_needs_no_certificates() {
+    fn an_identity_token_goes_in_the_body_and_nowhere_else() {
         crate::image::testing::install_tls();
-        client(false, Duration::from_secs(1)).expect("nothing it needs can be missing");
-        // Where there are none, this is an error to tell, and nothing worse.
-        let _ = client(true, Duration::from_secs(1));
+        let http = Client::builder().tls_certs_only(std::iter::empty()).build();
+        let http = http.expect("client");
+        let realm = Url::parse("http://127.0.0.1:5000/token").expect("URL");
+        let mut asked = realm.clone();
+        asked.query_pairs_mut().append_pair("service", "reg");
+        let request = refresh(&http, realm.clone(), &asked, "s&cret").build();
+        let request = request.expect("request");
+        assert_eq!((request.method().as_str(), request.url()), ("POST", &realm));
+        let body = request.body().and_then(reqwest::Body::as_bytes);
+        let wanted =
+            "service=reg&grant_type=refresh_token&client_id=selvedged&refresh_token=s%26cret";
+        assert_eq!(body, Some(wanted.as_bytes()));
     }
 }

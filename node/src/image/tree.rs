@@ -2,12 +2,17 @@
 //! Every step goes through `openat2` below the root's descriptor and follows no symbolic link, so
 //! neither `..`, nor a link made a moment ago, nor a race leads out. It also speaks overlayfs:
 //! whiteouts and opaque directories. It knows nothing of tar.
+//!
+//! The mark of an opaque directory is the one thing in a tree that takes a right over the whole machine
+//! (`trusted.` attributes). Whoever writes a tree need not have it: the directories are listed in a file
+//! beside it, and [`mark_opaque`] is for the one who asked for the tree.
 
+use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use rustix::fs::{
@@ -20,6 +25,14 @@ use super::unpack::Sink;
 /// Names longer than this are no path on Linux (its limit counts the ending NUL).
 const MAX_PATH: usize = 4095;
 const OPAQUE: &str = "trusted.overlay.opaque";
+/// The list of opaque directories, beside the tree while it is made: paths, each with a NUL after it.
+pub(super) const OPAQUE_LIST: &str = "opaque";
+/// The list of directories that nobody described, in the same form. It stays beside the tree.
+pub(super) const IMPLIED_LIST: &str = "implied";
+/// What the names of an image may come to, and a NUL for each.
+const MAX_LIST: u64 = 66 * 1024 * 1024;
+/// The kernel's limit for the names, and for one value.
+const MAX_XATTRS: usize = 64 * 1024;
 /// Directories nobody described get the mode every unpacker gives them.
 const IMPLIED: Mode = Mode::from_raw_mode(0o755);
 
@@ -140,6 +153,35 @@ pub(super) struct Meta {
 }
 
 impl Meta {
+    /// What an open directory has of it, as far as an image can give it.
+    pub(super) fn of(fd: &OwnedFd) -> io::Result<Self> {
+        let stat = rustix::fs::fstat(fd)?;
+        let mut names = vec![0; MAX_XATTRS];
+        let len = match rustix::fs::flistxattr(fd, &mut names[..]) {
+            Err(Errno::OPNOTSUPP) => 0,
+            listed => listed?,
+        };
+        let mut xattrs = Vec::new();
+        for name in names[..len].split(|b| *b == 0) {
+            if name.starts_with(b"user.") {
+                let mut value = vec![0; MAX_XATTRS];
+                let len = rustix::fs::fgetxattr(fd, name, &mut value[..])?;
+                value.truncate(len);
+                xattrs.push((name.to_vec(), value));
+            }
+        }
+        Ok(Self {
+            mode: stat.st_mode & 0o7777,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            mtime: (
+                stat.st_mtime,
+                u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
+            ),
+            xattrs,
+        })
+    }
+
     fn times(&self) -> Timestamps {
         let time = Timespec {
             tv_sec: self.mtime.0,
@@ -182,6 +224,13 @@ pub(super) struct Tree {
     last_parent: Option<(Vec<u8>, Rc<OwnedFd>)>,
     /// Times of directories are set at the end: writing into one changes them.
     directory_times: Vec<(Vec<u8>, Timestamps)>,
+    /// To be marked once the tree is whole, and where that is written down.
+    opaque: Vec<u8>,
+    opaque_list: PathBuf,
+    /// Made because something lies in them, and so far no entry says more of them.
+    implied: BTreeSet<Vec<u8>>,
+    /// How many were made since somebody asked, and the bytes of their names.
+    made_up: (u64, u64),
     opaque_root: bool,
     /// A file that was written has lost a name since.
     replaced: bool,
@@ -194,6 +243,10 @@ impl Tree {
             root,
             last_parent: None,
             directory_times: Vec::new(),
+            opaque: Vec::new(),
+            opaque_list: path.with_file_name(OPAQUE_LIST),
+            implied: BTreeSet::new(),
+            made_up: (0, 0),
             opaque_root: false,
             replaced: false,
         })
@@ -208,9 +261,10 @@ impl Sink for Tree {
             Rc::clone(&self.root)
         } else {
             let parent = self.parent_of(path)?;
-            self.make_directory(&parent, path.name())?
+            self.make_directory(&parent, path.bytes())?
         };
         meta.apply(&fd)?;
+        self.implied.remove(path.bytes());
         self.directory_times
             .push((path.bytes().to_vec(), meta.times()));
         Ok(())
@@ -293,7 +347,10 @@ impl Sink for Tree {
                     device,
                 )?)
             }
-            Some(FileType::Directory) => set_opaque(&*self.make_directory(&parent, path.name())?),
+            Some(FileType::Directory) => {
+                self.hides_below(path.bytes());
+                Ok(())
+            }
             Some(_) => Ok(()),
         }
     }
@@ -304,13 +361,30 @@ impl Sink for Tree {
             self.opaque_root = true;
             return Ok(());
         }
-        set_opaque(&*self.parent_of(path)?)
+        self.parent_of(path)?;
+        self.hides_below(path.parent());
+        Ok(())
+    }
+
+    fn take_made_up(&mut self) -> (u64, u64) {
+        std::mem::take(&mut self.made_up)
     }
 
     fn finish(&mut self) -> Result<bool, Fault> {
         for (path, times) in std::mem::take(&mut self.directory_times) {
             let fd = self.walk(&path)?;
             rustix::fs::futimens(&*fd, &times)?;
+        }
+        let mut implied = Vec::new();
+        for path in &self.implied {
+            implied.extend_from_slice(path);
+            implied.push(0);
+        }
+        let implied_list = self.opaque_list.with_file_name(IMPLIED_LIST);
+        for (path, list) in [(&self.opaque_list, &self.opaque), (&implied_list, &implied)] {
+            if !list.is_empty() {
+                std::fs::write(path, list).map_err(Fault::Disk)?;
+            }
         }
         Ok(self.opaque_root)
     }
@@ -321,6 +395,11 @@ impl Tree {
     /// content cannot be found by its name.
     pub(super) fn has_replaced(&self) -> bool {
         self.replaced
+    }
+
+    fn hides_below(&mut self, directory: &[u8]) {
+        self.opaque.extend_from_slice(directory);
+        self.opaque.push(0);
     }
 
     fn parent_of(&mut self, path: &Inside) -> Result<Rc<OwnedFd>, Fault> {
@@ -346,23 +425,23 @@ impl Tree {
         if path.is_empty() {
             return Ok(Rc::clone(&self.root));
         }
-        loop {
-            match rustix::fs::openat2(&*self.root, path, WALK, Mode::empty(), CONFINED) {
-                // The kernel gives up when a rename elsewhere disturbs the walk: walk again.
-                Err(Errno::AGAIN | Errno::INTR) => {}
-                opened => return opened.map(Rc::new),
-            }
-        }
+        open_directory(&self.root, path).map(Rc::new)
     }
 
     fn make_parents(&mut self, path: &[u8]) -> Result<Rc<OwnedFd>, Fault> {
         let mut fd = Rc::clone(&self.root);
+        let mut end = 0;
         for part in path.split(|b| *b == b'/') {
+            let at = &path[..end + part.len()];
+            end = at.len() + 1;
             fd = match kind_of(&fd, part)? {
-                Some(FileType::Directory) => self.make_directory(&fd, part)?,
+                Some(FileType::Directory) => self.make_directory(&fd, at)?,
                 None | Some(FileType::CharacterDevice) => {
-                    let made = self.make_directory(&fd, part)?;
+                    let made = self.make_directory(&fd, at)?;
                     rustix::fs::fchmod(&*made, IMPLIED)?;
+                    self.implied.insert(at.to_vec());
+                    self.made_up.0 += 1;
+                    self.made_up.1 += at.len() as u64;
                     made
                 }
                 Some(FileType::Symlink) => return Err(Errno::LOOP.into()),
@@ -372,16 +451,17 @@ impl Tree {
         Ok(fd)
     }
 
-    /// Opens `name` in `parent` as a directory, making it when it is not there. One that takes the
-    /// place of a whiteout of this layer is opaque: the lower layers' directory stays hidden.
-    fn make_directory(&mut self, parent: &OwnedFd, name: &[u8]) -> Result<Rc<OwnedFd>, Fault> {
+    /// Opens `path`, whose parent this is, as a directory, making it when it is not there. One that
+    /// takes the place of a whiteout of this layer is opaque: the lower layers' directory stays hidden.
+    fn make_directory(&mut self, parent: &OwnedFd, path: &[u8]) -> Result<Rc<OwnedFd>, Fault> {
+        let name = path.rsplit(|b| *b == b'/').next().unwrap_or(path);
         let way = self.clear(parent, name, true)?;
         if !matches!(way, Way::Directory) {
             rustix::fs::mkdirat(parent, name, IMPLIED)?;
         }
         let fd = rustix::fs::openat2(parent, name, WALK, Mode::empty(), CONFINED)?;
         if matches!(way, Way::WasWhiteout) {
-            set_opaque(&fd)?;
+            self.hides_below(path);
         }
         Ok(Rc::new(fd))
     }
@@ -443,13 +523,51 @@ pub(super) fn check_target(target: &[u8]) -> Result<(), Fault> {
     Ok(())
 }
 
-fn set_opaque(fd: &OwnedFd) -> Result<(), Fault> {
-    Ok(rustix::fs::fsetxattr(
-        fd,
-        OPAQUE,
-        b"y",
-        XattrFlags::empty(),
-    )?)
+/// Opens a directory below `root`, following nothing.
+pub(super) fn open_directory(root: &OwnedFd, path: &[u8]) -> Result<OwnedFd, Errno> {
+    loop {
+        match rustix::fs::openat2(root, path, WALK, Mode::empty(), CONFINED) {
+            // The kernel gives up when a rename elsewhere disturbs the walk: walk again.
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            opened => return opened,
+        }
+    }
+}
+
+/// Marks the directories of the tree at `path` that are listed beside it, and removes the list. The
+/// list is not trusted: it can only name directories of the tree.
+pub(super) fn mark_opaque(path: &Path) -> io::Result<()> {
+    let directories = listed(path, OPAQUE_LIST)?;
+    if directories.is_empty() {
+        return Ok(());
+    }
+    let root = open_root(path)?;
+    for directory in &directories {
+        let fd = open_directory(&root, directory)?;
+        rustix::fs::fsetxattr(fd, OPAQUE, b"y", XattrFlags::empty())?;
+    }
+    std::fs::remove_file(path.with_file_name(OPAQUE_LIST))
+}
+
+/// Whether the lower layers' content of a directory is hidden.
+pub(super) fn is_opaque(fd: &OwnedFd) -> io::Result<bool> {
+    match rustix::fs::fgetxattr(fd, OPAQUE, &mut [0; 8][..]) {
+        Ok(_) => Ok(true),
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// The paths in a list beside the tree at `path`.
+pub(super) fn listed(path: &Path, list: &str) -> io::Result<BTreeSet<Vec<u8>>> {
+    let folder = open_root(path.parent().unwrap_or(path))?;
+    let mut bytes = Vec::new();
+    match open_file(&folder, list.as_bytes(), OFlags::RDONLY) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        opened => opened?.take(MAX_LIST).read_to_end(&mut bytes)?,
+    };
+    let paths = bytes.split(|b| *b == 0).filter(|path| !path.is_empty());
+    Ok(paths.map(<[u8]>::to_vec).collect())
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use tar::{Archive, Entry, EntryType};
 
-use super::budget::Budget;
+use super::budget::{Budget, Spent};
 use super::error::ImageError;
 use super::pax::Pax;
 use super::recipe::Notes;
@@ -42,6 +42,9 @@ pub(super) trait Sink {
     fn whiteout(&mut self, path: &Inside) -> Result<(), Fault>;
     /// Hides everything the lower layers have in the directory `path` lies in.
     fn opaque(&mut self, path: &Inside) -> Result<(), Fault>;
+    /// Directories that were made without an entry of their own, and the bytes of their names, since
+    /// this was asked before: one entry can bring many.
+    fn take_made_up(&mut self) -> (u64, u64);
     /// Sets what could not be set before and says whether the root hides the lower layers.
     fn finish(&mut self) -> Result<bool, Fault>;
 }
@@ -104,15 +107,18 @@ pub(super) fn unpack_into(
         notes,
         buffer: vec![0; COPY_BUFFER],
         pending: Pending::default(),
+        last: Vec::new(),
         entries: 0,
     };
     let mut archive = Archive::new(reader);
     // Raw: the crate would read extended headers of any size into memory.
     for entry in archive.entries().map_err(Stop::Stream)?.raw(true) {
-        unpacking.entry(&mut entry.map_err(Stop::Stream)?)?;
+        let mut entry = entry.map_err(|e| broken(&unpacking.last, e))?;
+        unpacking.entry(&mut entry)?;
     }
     if !unpacking.pending.is_empty() {
-        return Err(refuse(b"", "the archive ends after an extended header"));
+        let why = "the archive ends after an extended header";
+        return Err(refuse(&unpacking.last, why));
     }
     let opaque_root = unpacking.tree.finish().map_err(|fault| stop(b".", fault))?;
     Ok(Unpacked {
@@ -141,31 +147,34 @@ struct Unpacking<'a, S, N> {
     notes: &'a N,
     buffer: Vec<u8>,
     pending: Pending,
+    /// The name of the entry before, or of this one: a broken stream has no better place.
+    last: Vec<u8>,
     entries: u64,
 }
 
 impl<S: Sink, N: Notes> Unpacking<'_, S, N> {
     fn entry<R: Read>(&mut self, entry: &mut Entry<'_, R>) -> Result<(), Stop> {
+        let own = entry.header().path_bytes().into_owned();
         match entry.header().entry_type() {
             EntryType::GNULongName => {
                 let text = until_nul(extension(entry)?);
-                once(&mut self.pending.name, text)
+                once(&mut self.pending.name, text, &own)
             }
             EntryType::GNULongLink => {
                 let text = until_nul(extension(entry)?);
-                once(&mut self.pending.link, text)
+                once(&mut self.pending.link, text, &own)
             }
             EntryType::XHeader => {
-                let pax = Pax::parse(&extension(entry)?).map_err(|e| refuse(b"", e))?;
-                once(&mut self.pending.pax, pax)
+                let pax = Pax::parse(&extension(entry)?).map_err(|e| refuse(&own, e))?;
+                once(&mut self.pending.pax, pax, &own)
             }
             EntryType::XGlobalHeader => {
-                let pax = Pax::parse(&extension(entry)?).map_err(|e| refuse(b"", e))?;
+                let pax = Pax::parse(&extension(entry)?).map_err(|e| refuse(&own, e))?;
                 // Tools disagree on what a global name or size means.
                 if pax.is_idle() {
                     Ok(())
                 } else {
-                    Err(refuse(b"", "a global header sets fields"))
+                    Err(refuse(&own, "a global header sets fields"))
                 }
             }
             kind => self.described(entry, kind),
@@ -187,7 +196,9 @@ impl<S: Sink, N: Notes> Unpacking<'_, S, N> {
             (None, None) => entry.header().path_bytes().into_owned(),
         };
         self.entries += 1;
-        self.budget.entry(raw.len()).map_err(Stop::Limit)?;
+        self.last.clone_from(&raw);
+        let within = self.budget.entry(raw.len());
+        within.map_err(|error| Stop::Limit(at_entry(&raw, error)))?;
         if pax.size.is_some_and(|size| size != entry.size()) {
             return Err(refuse(&raw, "its two headers disagree on its size"));
         }
@@ -205,8 +216,16 @@ impl<S: Sink, N: Notes> Unpacking<'_, S, N> {
         self.write(entry, kind, &path, target.as_deref(), &meta)
             .map_err(|e| match e {
                 Wrong::Fault(fault) => stop(&raw, fault),
-                Wrong::Stream(e) => Stop::Stream(e),
-            })
+                Wrong::Stream(e) => broken(&raw, e),
+            })?;
+        let (entries, names) = self.tree.take_made_up();
+        let made_up = Spent {
+            raw: 0,
+            entries,
+            names,
+        };
+        let within = self.budget.charge(made_up);
+        within.map_err(|error| Stop::Limit(at_entry(&raw, error)))
     }
 
     fn write<R: Read>(
@@ -305,33 +324,60 @@ fn refuse(entry: &[u8], reason: &str) -> Stop {
 }
 
 fn stop(entry: &[u8], fault: Fault) -> Stop {
-    // Shown to people: no control characters, and not four kilobytes of it.
-    let entry: String = String::from_utf8_lossy(entry)
-        .escape_debug()
-        .take(200)
-        .collect();
+    let entry = shown(entry);
     match fault {
         Fault::Refused(reason) => Stop::Refused { entry, reason },
         Fault::Disk(source) => Stop::Disk { entry, source },
     }
 }
 
-fn once<T>(slot: &mut Option<T>, value: T) -> Result<(), Stop> {
+/// The stream broke, or went over a limit, at this entry or right after it.
+fn broken(entry: &[u8], error: io::Error) -> Stop {
+    match error.get_ref().and_then(|e| e.downcast_ref::<ImageError>()) {
+        Some(limit @ ImageError::TooLarge { .. }) => Stop::Limit(at_entry(entry, limit.clone())),
+        Some(_) => Stop::Stream(error),
+        None if entry.is_empty() => Stop::Stream(error),
+        None => {
+            let what = format!("{error}, near entry `{}`", shown(entry));
+            Stop::Stream(io::Error::new(error.kind(), what))
+        }
+    }
+}
+
+fn at_entry(entry: &[u8], error: ImageError) -> ImageError {
+    match error {
+        ImageError::TooLarge { what, limit } if !entry.is_empty() => ImageError::TooLarge {
+            what: format!("entry `{}`: {what}", shown(entry)),
+            limit,
+        },
+        other => other,
+    }
+}
+
+/// For people: no control characters, and not four kilobytes of it.
+fn shown(entry: &[u8]) -> String {
+    let text = String::from_utf8_lossy(entry);
+    text.escape_debug().take(200).collect()
+}
+
+fn once<T>(slot: &mut Option<T>, value: T, header: &[u8]) -> Result<(), Stop> {
     match slot.replace(value) {
         None => Ok(()),
-        Some(_) => Err(refuse(b"", "an extended header comes twice")),
+        Some(_) => Err(refuse(header, "an extended header comes twice")),
     }
 }
 
 /// An extended header's content, bounded.
 fn extension<R: Read>(entry: &mut Entry<'_, R>) -> Result<Vec<u8>, Stop> {
+    let own = entry.header().path_bytes().into_owned();
     if entry.size() > MAX_EXTENSION {
-        return Err(refuse(b"", "an extended header is too large"));
+        return Err(refuse(&own, "an extended header is too large"));
     }
     let mut bytes = Vec::new();
-    entry.read_to_end(&mut bytes).map_err(Stop::Stream)?;
+    let read = entry.read_to_end(&mut bytes);
+    read.map_err(|e| broken(&own, e))?;
     if bytes.len() as u64 != entry.size() {
-        return Err(Stop::Stream(io::ErrorKind::UnexpectedEof.into()));
+        return Err(broken(&own, io::ErrorKind::UnexpectedEof.into()));
     }
     Ok(bytes)
 }
@@ -350,8 +396,13 @@ fn link_name<R: Read>(entry: &Entry<'_, R>) -> Option<Vec<u8>> {
         .map(std::borrow::Cow::into_owned)
 }
 
-/// Owner, mode, time and the extended attributes an image may set: the `user.` ones. Capabilities
-/// of files, ACLs and overlayfs's own marks are not an image's to give.
+/// Owner, mode, time and the extended attributes an image may set: the `user.` ones, as programs put
+/// them there. Dropped, as they are by who unpacks without rights:
+/// - `security.capability`: containers run with `no_new_privs`, so it can grant nothing here; but the
+///   kernel refuses to run a program whose file asks for more than the container may have, and one
+///   like `ping` then fails that would have managed without.
+/// - other `security.` ones, ACLs and `trusted.` ones: labels and rules of the machine they come from.
+/// - `user.overlay.`: overlayfs would take them for its own.
 fn meta<R: Read>(entry: &Entry<'_, R>, pax: Pax) -> Result<Meta, &'static str> {
     const FIELD: &str = "its header is malformed";
     let header = entry.header();

@@ -130,17 +130,19 @@ fn end_processes(record: Option<&ShimRecord>) {
 
 /// Unmounts what was mounted in a folder whose container never was, the innermost first.
 fn unmount_below(folder: &Path) {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let mut below: Vec<PathBuf> = mounts
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .map(|path| PathBuf::from(path.replace("\\040", " ")))
-        .filter(|path| path.starts_with(folder))
-        .collect();
-    below.reverse();
-    for path in below {
-        if let Err(error) = rustix::mount::unmount(&path, UnmountFlags::DETACH) {
+    let mounts = mount_points();
+    for path in mounts.iter().rev().filter(|path| path.starts_with(folder)) {
+        if let Err(error) = rustix::mount::unmount(path, UnmountFlags::DETACH) {
             tracing::warn!(path = %path.display(), %error, "a mount stays");
         }
     }
+}
+
+/// Where something is mounted in this process's namespace, in the order it was.
+pub(super) fn mount_points() -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let paths = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+    paths
+        .map(|path| PathBuf::from(path.replace("\\040", " ")))
+        .collect()
 }

@@ -28,7 +28,7 @@ pub fn of(folder: &Path) -> PathBuf {
     beside(instances).join(name)
 }
 
-fn beside(instances: &Path) -> PathBuf {
+pub(super) fn beside(instances: &Path) -> PathBuf {
     instances.with_file_name(NAME)
 }
 

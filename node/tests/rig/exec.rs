@@ -130,7 +130,7 @@ async fn a_terminal_has_a_size_a_name_and_an_end() {
     assert!(exec.stderr.is_none());
     let mut said = String::new();
     let mut chunk = [0; 512];
-    while !said.contains("ready") {
+    while !said.contains("ready\r\n") {
         let read = tokio::time::timeout(PATIENCE, exec.stdout.read(&mut chunk)).await;
         let count = read.unwrap().unwrap();
         assert_ne!(count, 0, "it ended: {said}");
@@ -203,7 +203,7 @@ async fn it_can_do_no_more_than_the_first_program() {
     for (script, want) in [
         // Its own descriptors, and the one `ls` reads the folder by.
         ("ls /proc/self/fd", "0\n1\n2\n3\n"),
-        ("ls -d /proc/[0-9]* | wc -l", "4\n"),
+        ("set -- /proc/[0-9]*; echo $#", "2\n"),
         ("hostname", "powers\n"),
         ("sed -n 's/.*memory://p' /proc/self/cgroup", "/\n"),
         ("cat /sys/fs/cgroup/pids/pids.max", "40\n"),

@@ -10,5 +10,7 @@ mod network;
 mod runtime;
 mod sandbox;
 mod secrets;
+mod umoci;
+mod unpacker;
 mod usage;
 mod world;

@@ -3,7 +3,9 @@
 use std::fs;
 use std::time::Instant;
 
-use node::runtime::{AdoptedState, ContainerSpec, FailCode, Failure, Runtime, RuntimeError, Shims};
+use node::runtime::{
+    AdoptedState, BindMount, ContainerSpec, FailCode, Failure, Runtime, RuntimeError, Shims,
+};
 use scheduler::model::{Exit, InstanceId};
 
 use crate::world::{PATIENCE, World, until};
@@ -578,5 +580,78 @@ async fn a_nursery_that_was_killed_is_replaced_and_its_shims_live_on() {
     for spec in [&before, &after] {
         shims.delete(&spec.id).await.unwrap();
     }
+    assert_eq!(world.leftovers(), Vec::<String>::new());
+}
+
+/// A file system on a folder, until dropped.
+struct Mounted(std::path::PathBuf);
+
+impl Mounted {
+    fn on(folder: std::path::PathBuf) -> Self {
+        fs::create_dir_all(&folder).unwrap();
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("tmpfs", &folder, "tmpfs", flags, None).unwrap();
+        Self(folder)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+#[tokio::test]
+async fn a_shim_has_its_own_mounts_and_lets_go_of_volumes() {
+    let world = World::new();
+    let shims = world.shims();
+    let first = world.spec("first", "sleep 1000");
+    shims.create(&first).await.unwrap();
+    // After the first: its nursery has not seen them.
+    let volumes: Vec<_> = ["one", "two"]
+        .map(|name| Mounted::on(world.folder.join("volumes").join(name)))
+        .into();
+    for (volume, text) in volumes.iter().zip(["1", "2"]) {
+        fs::write(volume.0.join("kept"), text).unwrap();
+    }
+    let mut second = world.spec(
+        "second",
+        "echo $(cat /one/kept /file); echo new > /one/added; sleep 1000",
+    );
+    let places = [
+        (volumes[0].0.clone(), "/one"),
+        (volumes[1].0.join("kept"), "/file"),
+    ];
+    second.mounts.extend(places.map(|(source, at)| BindMount {
+        source,
+        destination: at.into(),
+        read_only: false,
+        no_exec: false,
+    }));
+    shims.create(&second).await.unwrap();
+    shims.start(&second.id).await.unwrap();
+    until("it says something", || !world.output("second").is_empty()).await;
+    assert_eq!(world.output("second"), "12");
+    until("it writes", || volumes[0].0.join("added").exists()).await;
+
+    let ours = world.folder.to_str().unwrap();
+    for name in ["first", "second"] {
+        let shim = world.record(name).shim.pid;
+        let mounts = fs::read_to_string(format!("/proc/{shim}/mountinfo")).unwrap();
+        let of_instances: Vec<_> = mounts
+            .lines()
+            .filter_map(|line| line.split(' ').nth(4))
+            .filter(|at| at.starts_with(ours) && !at.ends_with("/scratch"))
+            .collect();
+        assert_eq!(of_instances, Vec::<&str>::new(), "{name}");
+    }
+    for spec in [&first, &second] {
+        shims.delete(&spec.id).await.unwrap();
+    }
+    let left = |volume: usize, name: &str| fs::read_to_string(volumes[volume].0.join(name));
+    assert_eq!(left(0, "kept").unwrap(), "1");
+    assert_eq!(left(0, "added").unwrap(), "new\n");
+    assert_eq!(left(1, "kept").unwrap(), "2");
+    drop(volumes);
     assert_eq!(world.leftovers(), Vec::<String>::new());
 }

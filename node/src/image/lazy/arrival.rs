@@ -1,6 +1,7 @@
 //! A layer that arrives, as the store has it: the folder with its file and what it is read by. Owns
 //! the folder `images/coming/HEX`, which is gone when the layer is done and nobody needs it.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use super::super::chunks::ChunkList;
 use super::super::digest::Digest;
 use super::super::disk;
 use super::super::error::ImageError;
+use super::super::implied::Directories;
 use super::super::recipe::Recipe;
 use super::super::unpack::Stop;
 use super::arriving::Arriving;
@@ -38,6 +40,8 @@ pub(in super::super) struct Arrival {
     pub author: Option<NodeId>,
     pub recipe: Recipe,
     pub opaque_root: bool,
+    /// The directories that no entry describes.
+    pub implied: BTreeSet<Vec<u8>>,
     pub(super) arriving: Arriving,
     root: Vec<(Box<[u8]>, Point)>,
     folder: PathBuf,
@@ -101,6 +105,7 @@ impl Arrival {
             author,
             recipe,
             opaque_root: outline.opaque_root(),
+            implied: outline.implied().clone(),
             arriving,
             root: points(outline),
             folder,
@@ -113,6 +118,14 @@ impl Arrival {
         let mut root = self.root.iter();
         let found = root.find(|(had, _)| **had == *name.as_bytes());
         found.map(|(_, point)| *point)
+    }
+
+    /// How its directories are described. Made anew: few images have a use for it.
+    pub(in super::super) fn directories(
+        &self,
+        budget: &Budget,
+    ) -> Result<Box<dyn Directories>, ImageError> {
+        Ok(Box::new(outline(&self.diff_id, &self.recipe, budget)?))
     }
 
     pub(super) fn folder(&self) -> &Path {

@@ -9,6 +9,8 @@
 //! is checked against that list before it is handed out; names and attributes are the recipe's. At the
 //! end the layer is unpacked from the chunks and its diff id checked, and the recipe made in doing so
 //! must be the one that was given: the chunks alone do not vouch for headers that came beside them.
+//! After that it is a layer like any other, and nothing tells how it came. Layers of the same image that
+//! are here are read before a start as they always are.
 //! Where either is wrong, the instances that read it are ended, and it is said loudly. A node that does
 //! not want to take a member's word says `[runtime] image_lazy = "off"`.
 //!

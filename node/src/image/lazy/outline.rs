@@ -2,11 +2,12 @@
 //! lies. Made by the same reading of the tar that unpacks layers, from its headers alone, so what is
 //! refused there is refused here. Pure; content is not its business.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 
 use super::super::budget::Budget;
+use super::super::implied::{At, Directories};
 use super::super::tree::{Fault, Inside, Meta, check_target};
 use super::super::unpack::{Sink, Stop, unpack_into};
 use super::holes::Holes;
@@ -47,6 +48,10 @@ pub(super) enum Kind {
 pub(super) struct Outline {
     nodes: Vec<Node>,
     opaque_root: bool,
+    /// Made because something lies in them, and so far no entry says more of them.
+    implied: BTreeSet<Vec<u8>>,
+    /// How many were made since somebody asked, and the bytes of their names.
+    made_up: (u64, u64),
 }
 
 impl Outline {
@@ -62,6 +67,8 @@ impl Outline {
         Self {
             nodes,
             opaque_root: false,
+            implied: BTreeSet::new(),
+            made_up: (0, 0),
         }
     }
 
@@ -76,6 +83,11 @@ impl Outline {
     /// Nothing of the layers below shows.
     pub(super) fn opaque_root(&self) -> bool {
         self.opaque_root
+    }
+
+    /// The directories that no entry describes.
+    pub(super) fn implied(&self) -> &BTreeSet<Vec<u8>> {
+        &self.implied
     }
 
     pub(super) fn child(&self, parent: usize, name: &[u8]) -> Option<usize> {
@@ -114,9 +126,17 @@ impl Outline {
         if path.name().len() > MAX_NAME {
             return refused("its name is too long");
         }
-        let mut at = ROOT;
+        let (mut at, mut end) = (ROOT, 0);
         for part in parts(path.parent()) {
+            let known = self.nodes.len();
             at = self.make_directory(at, part, false)?;
+            let so_far = &path.parent()[..end + part.len()];
+            end = so_far.len() + 1;
+            if self.nodes.len() > known {
+                self.implied.insert(so_far.to_vec());
+                self.made_up.0 += 1;
+                self.made_up.1 += so_far.len() as u64;
+            }
         }
         Ok(at)
     }
@@ -222,6 +242,7 @@ impl Sink for Outline {
             let parent = self.parent_of(path)?;
             self.make_directory(parent, path.name(), true)?
         };
+        self.implied.remove(path.bytes());
         let node = &mut self.nodes[found];
         let had = std::mem::take(&mut node.meta.xattrs);
         node.meta = masked(meta);
@@ -314,8 +335,36 @@ impl Sink for Outline {
         Ok(())
     }
 
+    fn take_made_up(&mut self) -> (u64, u64) {
+        std::mem::take(&mut self.made_up)
+    }
+
     fn finish(&mut self) -> Result<bool, Fault> {
         Ok(self.opaque_root)
+    }
+}
+
+impl Directories for Outline {
+    fn at(&self, path: &[u8]) -> io::Result<At> {
+        let opaque = |number: usize| {
+            let mut xattrs = self.nodes[number].meta.xattrs.iter();
+            xattrs.any(|(name, _)| name == OPAQUE)
+        };
+        Ok(match self.walk(path) {
+            Ok(Some(number)) => At::Directory {
+                opaque: opaque(number),
+            },
+            Ok(None) => At::Nothing,
+            Err(_) => At::Other,
+        })
+    }
+
+    fn meta(&self, path: &[u8]) -> io::Result<Meta> {
+        let found = self.walk(path).ok().flatten();
+        let number = found.ok_or(io::ErrorKind::NotFound)?;
+        let mut meta = self.nodes[number].meta.clone();
+        meta.xattrs.retain(|(name, _)| name.starts_with(b"user."));
+        Ok(meta)
     }
 }
 

@@ -18,6 +18,7 @@ use super::super::config::{ConfigFile, ImageConfig};
 use super::super::digest::Digest;
 use super::super::disk;
 use super::super::error::ImageError;
+use super::super::implied;
 use super::super::manifest::{self, Document, LayerPlan};
 use super::super::peers::Company;
 use super::super::snapshot;
@@ -56,8 +57,9 @@ impl Store {
         config: &Arc<RegistryConfig>,
     ) -> Result<Arc<Image>, ImageError> {
         let digest: Digest = pin.digest.parse()?;
-        if let Some(image) = self.held_as(&digest, &pin.reference).await? {
-            return Ok(image);
+        if self.inner.holds(&pin.digest) {
+            // As a whole, and a pull makes it sound where it is not.
+            return self.pull(pin, config, None).await;
         }
         let coming = self.inner.coming().image(&digest);
         if let Some(image) = coming {
@@ -100,7 +102,8 @@ impl Store {
                 Err(error) => tracing::error!(%error, "images cannot be read while they arrive"),
             }
             for image in images {
-                tokio::spawn(bring(store.clone(), image.pin.clone(), Arc::clone(&config)));
+                let hold = Hold::new(&store, image.diff_ids().unwrap_or_default());
+                go_on(&store, image.pin.clone(), &config, hold);
             }
             links::look(&store).await;
         });
@@ -141,15 +144,22 @@ async fn begin(
     let Some(told) = told(&store, &company, &plan).await? else {
         return Ok(None);
     };
-    let image = store.blocking(move |inner| inner.begin_coming(&plan, told));
-    let image = image.await?;
+    let of = store.clone();
+    let begun = store.blocking(move |_| begin_coming(&of, &plan, told));
+    let (image, all) = begun.await?;
+    drop(hold);
     tracing::info!(image = %pin.reference, "an image is read while it arrives");
-    let bringing = bring(store.clone(), pin, config);
+    go_on(&store, pin, &config, all);
+    Ok(Some(image))
+}
+
+/// Brings the rest of an image whose layers are held.
+fn go_on(store: &Store, pin: ImagePin, config: &Arc<RegistryConfig>, hold: Hold) {
+    let bringing = bring(store.clone(), pin, Arc::clone(config));
     tokio::spawn(async move {
         bringing.await;
         drop(hold);
     });
-    Ok(Some(image))
 }
 
 async fn plan(
@@ -183,6 +193,10 @@ async fn told(
 ) -> Result<Option<Vec<(Digest, Told)>>, ImageError> {
     let mut missing: Vec<&LayerPlan> = Vec::new();
     for layer in &plan.layers {
+        if store.inner.health.is_damaged(&layer.diff_id) {
+            // An ordinary pull mends it.
+            return Ok(None);
+        }
         let known = store.inner.layers.marker(&layer.diff_id).is_some();
         let coming = store.inner.coming().layer(&layer.diff_id);
         if coming.as_ref().is_some_and(|arrival| arrival.is_void()) {
@@ -224,47 +238,61 @@ async fn told(
     Ok(Some(big))
 }
 
-impl Inner {
-    fn begin_coming(
-        &self,
-        plan: &Plan,
-        told: Vec<(Digest, Told)>,
-    ) -> Result<Arc<Image>, ImageError> {
-        let (dir, budget) = (self.coming().dir(), Budget::new(self.limits));
-        let mut arrivals = Vec::new();
-        let mut bytes = 0;
-        for (diff_id, told) in told {
-            budget.raw(told.list.raw)?;
-            arrivals.push(Arrival::begin(&dir, &diff_id, told, &budget)?);
-        }
-        for arrival in arrivals {
-            self.coming().add_layer(arrival);
-        }
-        let diff_ids: Vec<Digest> = plan.layers.iter().map(|l| l.diff_id.clone()).collect();
-        for diff_id in &diff_ids {
-            let coming = self.coming().layer(diff_id).map(|a| a.arriving.list.raw);
-            let here = || self.layers.marker(diff_id).map(|marker| marker.raw);
-            bytes += coming.or_else(here).unwrap_or(0);
-        }
-        let image = Arc::new(Image::new(
-            plan.pin.clone(),
-            ImageConfig::from(&plan.config),
-            diff_ids.iter().map(Digest::to_string).collect(),
-            bytes,
-            &plan.config_digest,
-        ));
-        let digest = image.digest()?;
-        let mut coming = self.coming();
-        coming.enter(&digest, Arc::clone(&image));
-        let recorded = coming.record(&image);
-        drop(coming);
-        let checked = recorded.and_then(|()| snapshot::check_root(self, &diff_ids));
-        if checked.is_err() {
-            self.coming().forget(&digest);
-        }
-        checked.map(|()| image)
+/// The layers arrive from now on, and instances may be made of the image.
+fn begin_coming(
+    store: &Store,
+    plan: &Plan,
+    told: Vec<(Digest, Told)>,
+) -> Result<(Arc<Image>, Hold), ImageError> {
+    let inner = &store.inner;
+    let digest: Digest = plan.pin.digest.parse()?;
+    let (dir, budget) = (inner.coming().dir(), Budget::new(inner.limits));
+    let mut arrivals = Vec::new();
+    for (diff_id, told) in told {
+        budget.raw(told.list.raw)?;
+        arrivals.push(Arrival::begin(&dir, &diff_id, told, &budget)?);
     }
+    for arrival in arrivals {
+        inner.coming().add_layer(arrival);
+    }
+    let entered = enter(store, &digest, plan);
+    if entered.is_err() {
+        inner.coming().forget(&digest);
+    }
+    entered
+}
 
+fn enter(store: &Store, digest: &Digest, plan: &Plan) -> Result<(Arc<Image>, Hold), ImageError> {
+    let inner = &store.inner;
+    let mut diff_ids: Vec<Digest> = plan.layers.iter().map(|l| l.diff_id.clone()).collect();
+    let raw = |diff_id: &Digest| {
+        let coming = inner.coming().layer(diff_id).map(|a| a.arriving.list.raw);
+        let here = || inner.layers.marker(diff_id).map(|marker| marker.raw);
+        coming.or_else(here).unwrap_or(0)
+    };
+    let bytes = diff_ids.iter().map(raw).sum();
+    let folders = implied::layer(inner, &diff_ids)?;
+    diff_ids.extend(folders.as_ref().map(|folders| folders.plan.diff_id.clone()));
+    let hold = Hold::new(store, diff_ids.clone());
+    if let Some(folders) = folders {
+        folders.bring_in(inner)?;
+    }
+    snapshot::check_root(inner, &diff_ids)?;
+    let image = Arc::new(Image::new(
+        plan.pin.clone(),
+        ImageConfig::from(&plan.config),
+        diff_ids.iter().map(Digest::to_string).collect(),
+        bytes,
+        &plan.config_digest,
+    ));
+    let mut coming = inner.coming();
+    coming.enter(digest, Arc::clone(&image));
+    coming.record(&image)?;
+    drop(coming);
+    Ok((image, hold))
+}
+
+impl Inner {
     /// What an earlier daemon began and instances still read; the rest is removed.
     fn reopen_coming(&self) -> Result<Vec<Arc<Image>>, ImageError> {
         let dir = self.coming().dir();

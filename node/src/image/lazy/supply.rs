@@ -50,13 +50,22 @@ pub(in super::super) async fn arrive(
             tracing::info!(layer, raw, "a layer came from peers while it was read");
             Ok(Some(marker))
         }
-        Err(error @ ImageError::Io { .. }) => Err(error),
         // Every chunk was what the list says: the list is wrong.
-        Err(error) => {
+        Err(error) if is_of_the_bytes(&error) => {
             void(arrival, &error.to_string());
             Ok(None)
         }
+        Err(error) => Err(error),
     }
+}
+
+/// Whether the bytes are at fault, and nothing on this node.
+fn is_of_the_bytes(error: &ImageError) -> bool {
+    let refused = matches!(
+        error,
+        ImageError::TooLarge { .. } | ImageError::UnsafeLayer { .. }
+    );
+    refused || error.is_damage()
 }
 
 /// A layer that is here, by whatever way, gives those who read its tar what they still wait for; and
@@ -116,9 +125,7 @@ async fn unpack(store: &Store, arrival: &Arc<Arrival>) -> Result<Marker, ImageEr
     let path = arrival.tar();
     let work = store.blocking(move |inner| {
         let tar = File::open(&path).map_err(|e| ImageError::disk("open", &path, e))?;
-        inner
-            .layers
-            .bring_in(tar, &plain, &Budget::new(inner.limits))
+        inner.take_in(tar, &plain, &Budget::new(inner.limits))
     });
     work.await
 }

@@ -20,6 +20,7 @@ use super::super::layer::Layers;
 use super::super::manifest::{LayerPlan, Packing};
 use super::super::recipe::{Recipe, Segment};
 use super::super::testing::{Tar, temp};
+use super::super::tree;
 use super::super::unpack::{Stop, unpack};
 use super::fs::{LayerFs, Supply, Then};
 use super::holes::Holes;
@@ -102,7 +103,11 @@ impl Both {
             fs::create_dir(dir.path().join(name)).unwrap();
         }
         let budget = Budget::new(Limits::default());
-        let unpacked = unpack(tar, &dir.path().join("eager"), &budget, &()).unwrap();
+        let eager = dir.path().join("eager");
+        let unpacked = unpack(tar, &eager, &budget, &()).unwrap();
+        let listed = tree::listed(&eager, tree::IMPLIED_LIST).unwrap();
+        assert_eq!(listed, *outline(tar).unwrap().implied());
+        tree::mark_opaque(&eager).unwrap();
         let opaque = outline(tar).unwrap().opaque_root();
         assert_eq!(unpacked.opaque_root, opaque);
         let whole = Whole(Arc::new(tar.to_vec()));
@@ -375,7 +380,9 @@ fn what_is_refused_on_disk_is_refused_in_memory() {
             Stop::Refused { entry, reason } => (entry, reason),
             other => panic!("{other:?}"),
         };
-        let eager = told(unpack(&tar[..], dir.path(), &budget, &()).unwrap_err());
+        let into = dir.path().join("fs");
+        fs::create_dir(&into).unwrap();
+        let eager = told(unpack(&tar[..], &into, &budget, &()).unwrap_err());
         let lazy = told(outline(&tar).unwrap_err());
         assert_eq!(eager, lazy);
     }

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use super::super::budget::{Budget, Limits};
 use super::super::digest::Digest;
+use super::super::implied;
 use super::super::peers::Company;
 use super::super::store::Store;
 use super::super::testing::{Tar, impatient, install_tls, open_store, temp};
@@ -143,6 +144,10 @@ fn whatever_peers_do_a_reader_gets_the_right_bytes() {
             assert!(read.unwrap() == noise(4, SIZE).as_bytes(), "{fault:?}");
             pulled.unwrap();
             assert!(two.unpacked() == noise(4, SIZE) && !arrival.is_void());
+            assert!(
+                two.here.inner.serves(&two.diff_id()),
+                "it ends like any other"
+            );
             let profile = two.here.inner.layers.profile(&two.diff_id());
             assert!(
                 !profile.is_empty(),
@@ -211,6 +216,62 @@ fn with_nobody_to_give_it_a_reader_is_told() {
         let bringing = start::bring(two.here.clone(), pin, Arc::new(config));
         let (read, ()) = tokio::join!(read(&reader), bringing);
         assert!(read.is_none());
+    });
+}
+
+/// A start reads what is here before it runs; what is not here yet is no damage.
+#[test]
+fn what_arrives_is_not_taken_for_damaged() {
+    install_tls();
+    runtime().block_on(async {
+        let two = Two::new(&[(Fault::None, true)]).await;
+        assert!(two.here.verified(&two.image).await.is_err());
+        let told = two.company().told(&two.diff_id()).await.unwrap();
+        let _arrival = two.begin(told);
+        let digest = two.image.digest().unwrap();
+        two.here
+            .inner
+            .coming()
+            .enter(&digest, Arc::clone(&two.image));
+        two.here.verified(&two.image).await.unwrap();
+        let (pin, config) = two.nowhere();
+        two.here.pull(&pin, &config, None).await.unwrap();
+        two.here.inner.coming().forget(&digest);
+        two.here.verified(&two.image).await.unwrap();
+    });
+}
+
+/// An instance that starts early sees the directories as one that starts late.
+#[test]
+fn what_layers_imply_is_known_before_they_are_here() {
+    install_tls();
+    runtime().block_on(async {
+        let dirs = [temp(), temp()];
+        let (there, here) = (open_store(&dirs[0]), open_store(&dirs[1]));
+        let base = Tar::default().dir("a").dir("a/b").file("c", "x");
+        let top = Tar::default().file("a/b/f", "x").file(".wh.c", "");
+        let mut diff_ids = Vec::new();
+        for (tar, name) in [(base, NAME), (top, "peers.test/top:1")] {
+            let image = import(&there, tar.end(), name).await;
+            let diff_id: Digest = image.layers[0].parse().unwrap();
+            let layers = &there.inner.layers;
+            let told = Told {
+                author: NodeId(1),
+                list: layers.chunk_list(&diff_id).unwrap().unwrap(),
+                recipe: layers.recipe(&diff_id).unwrap().unwrap(),
+                profile: Vec::new(),
+            };
+            let coming = dirs[1].path().join("images/coming");
+            let budget = Budget::new(Limits::default());
+            let arrival = Arrival::begin(&coming, &diff_id, told, &budget).unwrap();
+            here.inner.coming().add_layer(arrival);
+            diff_ids.push(diff_id);
+        }
+        let found = |store: &Store| {
+            let folders = implied::layer(&store.inner, &diff_ids).unwrap();
+            folders.expect("two directories").plan.diff_id
+        };
+        assert_eq!(found(&here), found(&there));
     });
 }
 

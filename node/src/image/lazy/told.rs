@@ -49,7 +49,7 @@ impl Company {
     }
 
     pub(super) async fn told_by(&self, author: NodeId, layer: &Digest) -> io::Result<Told> {
-        let list = self.list(author, layer).await?;
+        let (list, _) = self.list(author, layer).await?;
         let request = |layer| ImageRequest::Recipe { layer };
         let bytes = self
             .pieces(author, request(layer.to_string()), MAX_RECIPE)

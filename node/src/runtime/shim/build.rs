@@ -26,6 +26,7 @@ use super::super::scratch;
 use super::super::spec::{ContainerSpec, SecretEnv};
 use super::super::user::{self, Resolved};
 use super::super::wire::{BUNDLE, ETC, FailCode, Failure, STATE};
+use super::mounts::Base;
 use super::{bad, etc, give_back_memory, init, pipe, sysctl};
 use crate::userns::{self, Block};
 
@@ -36,14 +37,39 @@ pub struct Built {
     pub stderr: OwnedFd,
 }
 
-/// Makes the container of the instance whose folder is `folder` (afterwards the working folder). The
-/// waiting program does not keep the descriptors in `private` open.
+/// Makes the container of the instance whose folder is `folder` (afterwards the working folder), in a
+/// mount namespace of this process's own. The waiting program does not keep the descriptors in
+/// `private` open.
 pub fn container(
     spec: &ContainerSpec,
     folder: &Path,
+    base: io::Result<Base>,
     private: [RawFd; 2],
 ) -> Result<Built, Failure> {
     let held = Held::open(spec)?;
+    if let Some(netns) = &spec.netns {
+        sysctl::set(netns, &spec.sysctls).map_err(|m| bad(FailCode::BadLimit, m))?;
+    }
+    let scratch = scratch::of(folder);
+    let mut spec = spec.clone();
+    let namespace = |e: io::Error| bad(FailCode::Namespace, format!("a mount namespace: {e}"));
+    let carried = base
+        .and_then(|base| base.enter(&mut spec, &scratch))
+        .map_err(namespace)?;
+    std::env::set_current_dir(folder).map_err(namespace)?;
+    let built = inside(&spec, folder, &scratch, &held, private)?;
+    carried.release().map_err(namespace)?;
+    Ok(built)
+}
+
+/// The same, in that namespace.
+fn inside(
+    spec: &ContainerSpec,
+    folder: &Path,
+    scratch: &Path,
+    held: &Held,
+    private: [RawFd; 2],
+) -> Result<Built, Failure> {
     let user = user(spec)?;
     bundle::check_ulimits(spec).map_err(|m| bad(FailCode::BadLimit, m))?;
     if let Some(name) = spec
@@ -67,17 +93,13 @@ pub fn container(
     command(&root, spec, &user, &cwd)?;
     // A read-only lower file system may refuse; then what is missing shows below, by name.
     mend(&root, spec.ids);
-    if let Some(netns) = &spec.netns {
-        sysctl::set(netns, &spec.sysctls).map_err(|m| bad(FailCode::BadLimit, m))?;
-    }
-    let scratch = scratch::of(folder);
-    etc::write(spec, &scratch).map_err(|e| other(ETC, e))?;
+    etc::write(spec, scratch).map_err(|e| other(ETC, e))?;
     if let Some(block) = spec.ids {
-        for folder in [Path::new("."), &scratch] {
+        for folder in [folder, scratch] {
             let_through(folder, block).map_err(|e| other("the instance's folder", e))?;
         }
     }
-    write_bundle(spec, &user, &held.joined(), &scratch).map_err(|e| other(BUNDLE, e))?;
+    write_bundle(spec, &user, &held.joined(), scratch).map_err(|e| other(BUNDLE, e))?;
     let private = private.into_iter().chain(held.descriptors()).collect();
     let exec = Exec {
         private,
@@ -87,7 +109,7 @@ pub fn container(
     // libcontainer's child resolves paths with `openat2` as long as it can read its working folder,
     // and otherwise step by step in thousands of calls. The instance's folder is not its to read.
     std::env::set_current_dir("/").map_err(|e| other("/", e))?;
-    let built = build(spec, &user, &scratch, exec);
+    let built = build(spec, &user, scratch, exec);
     std::env::set_current_dir(folder).map_err(|e| other("the instance's folder", e))?;
     let built = built?;
     disk::bound(&Cgroup::at(&spec.cgroup), &spec.io, folder)

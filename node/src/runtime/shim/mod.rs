@@ -12,6 +12,7 @@ pub mod exec;
 mod init;
 mod join;
 mod log;
+mod mounts;
 mod nursery;
 mod powers;
 pub mod pty;
@@ -26,6 +27,9 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
+
+use mounts::Base;
+use nursery::Birth;
 
 use super::cgroup::Cgroup;
 use super::process::Process;
@@ -45,17 +49,16 @@ const CLEANUP: Duration = Duration::from_secs(5);
 /// `selvedged shim --nursery INSTANCES`: `args` is what follows `shim`. Must be called before the
 /// process has a second thread. Returns in the nursery and in every shim forked from it.
 pub fn main(args: &[OsString]) -> ExitCode {
-    // The folder of instances is there to be read in a list of processes.
-    let [flag, _instances] = args else {
+    let [flag, instances] = args else {
         return usage();
     };
     if flag != "--nursery" {
         return usage();
     }
-    match nursery::run() {
+    match nursery::run(Path::new(instances)) {
         Ok(None) => ExitCode::SUCCESS,
         Ok(Some(birth)) => match begin(&birth) {
-            Ok(secrets) => run(&birth.folder, birth.report, secrets),
+            Ok(secrets) => run(birth, secrets),
             Err(error) => {
                 let why = format!("{}: {error}", birth.folder.display());
                 let failure = bad(FailCode::CreateContainer, why);
@@ -73,6 +76,13 @@ pub fn main(args: &[OsString]) -> ExitCode {
 fn usage() -> ExitCode {
     eprintln!("usage: selvedged shim --nursery FOLDER (the daemon calls this itself)");
     ExitCode::from(2)
+}
+
+/// Closes all but the first three descriptors, whoever left them open. Must be called before anything
+/// of this process is.
+pub fn close_inherited() {
+    // SAFETY: nothing above 2 is in use yet.
+    unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
 }
 
 /// Leaves the nursery: own session, working folder `folder`, nothing of the nursery's open.
@@ -100,18 +110,23 @@ fn detach(folder: &Path) -> io::Result<()> {
 }
 
 /// Alone in its folder, and told what is told nowhere else.
-fn begin(birth: &nursery::Birth) -> io::Result<SecretEnv> {
+fn begin(birth: &Birth) -> io::Result<SecretEnv> {
     detach(&birth.folder)?;
     wire::read_secrets(&birth.report)
 }
 
-fn run(folder: &Path, report: File, secrets: SecretEnv) -> ExitCode {
-    let mut shim = match Shim::create(folder, &report, secrets) {
+fn run(birth: Birth, secrets: SecretEnv) -> ExitCode {
+    let Birth {
+        folder,
+        report,
+        base,
+    } = birth;
+    let mut shim = match Shim::create(&folder, &report, base, secrets) {
         Ok(shim) => shim,
         Err(failure) => {
             eprintln!("{NAME}: {failure}");
             // Records first: the reader of the report may look for them.
-            let _ = wire::write_record(Path::new("."), FAILED, &failure);
+            let _ = wire::write_record(&folder, FAILED, &failure);
             say(&report, &Reply::Refused(failure));
             return ExitCode::FAILURE;
         }
@@ -171,7 +186,12 @@ struct Shim {
 }
 
 impl Shim {
-    fn create(folder: &Path, report: &File, secrets: SecretEnv) -> Result<Self, Failure> {
+    fn create(
+        folder: &Path,
+        report: &File,
+        base: io::Result<Base>,
+        secrets: SecretEnv,
+    ) -> Result<Self, Failure> {
         let mut spec: ContainerSpec = wire::read_record(Path::new("."), SPEC)
             .ok_or_else(|| bad(FailCode::BadSpec, "the specification cannot be read"))?;
         spec.secret_env = secrets;
@@ -197,8 +217,8 @@ impl Shim {
             )
         })?;
         let private = [listener.as_raw_fd(), report.as_raw_fd()];
-        let built =
-            build::container(&spec, folder, private).inspect_err(|_| undo(&spec, &scratch))?;
+        let built = build::container(&spec, folder, base, private)
+            .inspect_err(|_| undo(&spec, &scratch))?;
         // The program that waits has its own copy.
         spec.secret_env = SecretEnv::default();
         record.container = Process::of(built.pid);

@@ -9,12 +9,13 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use super::super::wire::{FailCode, Reply};
+use super::mounts::Base;
 use super::{bad, say};
 
 /// The longest path the kernel takes.
@@ -26,16 +27,19 @@ pub(super) struct Birth {
     pub folder: PathBuf,
     /// Where the daemon waits for one line.
     pub report: File,
+    /// Where it builds its container, or why there is no such place.
+    pub base: io::Result<Base>,
 }
 
 /// Forks shims until the daemon is gone. `None` is the nursery's own end; a birth is what a shim
 /// goes on with.
-pub(super) fn run() -> io::Result<Option<Birth>> {
+pub(super) fn run(instances: &Path) -> io::Result<Option<Birth>> {
     prepare()?;
     // Once for all shims: what it writes to is theirs, by number.
     super::log_errors();
+    let base = Base::make(instances);
     loop {
-        let Some(birth) = hear()? else {
+        let Some((folder, report)) = hear()? else {
             return Ok(None);
         };
         // SAFETY: this process has one thread, so the child's copy of memory is consistent.
@@ -43,14 +47,18 @@ pub(super) fn run() -> io::Result<Option<Birth>> {
             -1 => {
                 let why = format!("no process for a shim: {}", io::Error::last_os_error());
                 say(
-                    &birth.report,
+                    &report,
                     &Reply::Refused(bad(FailCode::CreateContainer, why)),
                 );
             }
             0 => {
                 // SAFETY: sets a disposition; a shim does wait for its children.
                 unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
-                return Ok(Some(birth));
+                return Ok(Some(Birth {
+                    folder,
+                    report,
+                    base,
+                }));
             }
             _ => {}
         }
@@ -71,8 +79,8 @@ fn prepare() -> io::Result<()> {
     Ok(())
 }
 
-/// The next message; `None` when no more will come.
-fn hear() -> io::Result<Option<Birth>> {
+/// The next message: an instance's folder and where to report; `None` when no more will come.
+fn hear() -> io::Result<Option<(PathBuf, File)>> {
     let mut text = [0; MAX_PATH];
     loop {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -93,8 +101,7 @@ fn hear() -> io::Result<Option<Birth>> {
         });
         if let Some(report) = report {
             let folder = PathBuf::from(OsStr::from_bytes(&text[..count]));
-            let report = File::from(report);
-            return Ok(Some(Birth { folder, report }));
+            return Ok(Some((folder, File::from(report))));
         }
     }
 }
