@@ -34,6 +34,7 @@ pub(super) enum Input {
     Frozen(InstanceId, Froze),
     Exited(InstanceId, Exit, String),
     Drained(InstanceId),
+    Unsignalled(InstanceId),
     Removed(InstanceId),
     Publish,
 }
@@ -164,6 +165,10 @@ impl Driver {
                 self.node.on_exit(now, &id, &exit, &said)
             }
             Input::Drained(id) => self.node.on_drained(now, &id),
+            Input::Unsignalled(id) => {
+                self.node.on_unsignalled(now, &id);
+                Vec::new()
+            }
             Input::Removed(id) => {
                 self.work.remove(&id);
                 self.node.on_removed(now, &id);
@@ -293,9 +298,18 @@ impl Driver {
             .get(&id)
             .map_or(libc::SIGTERM, |work| work.stop_signal);
         let (tools, signal) = (self.tools.clone(), signal.unwrap_or(stop_signal));
+        let (local, inputs) = (self.local.clone(), self.inputs.clone());
         tokio::spawn(async move {
-            if let Err(error) = tools.runtime.signal(&id, signal).await {
+            let sent = async {
+                // The frozen hear nothing.
+                local.thaw(&id).await.map_err(|e| e.to_string())?;
+                let sent = tools.runtime.signal(&id, signal).await;
+                sent.map_err(|e| e.to_string())
+            };
+            if let Err(error) = sent.await {
                 tracing::warn!(instance = %id, %error, signal, "cannot be signalled");
+                // The driver is gone only when the process ends.
+                let _ = inputs.send(Input::Unsignalled(id)).await;
             }
         });
     }

@@ -4,7 +4,7 @@ use super::probing::{Ask, Kind, pause_ms};
 use super::slot::{Origin, Phase, Slot};
 use super::{
     Effect, Exit, FREEZE_AFTER_MS, FailReason, Froze, InstanceId, Node, Now, REMEMBER_MS,
-    SHIM_LOST, UNHEALTHY, UNREADY_MOST_MS,
+    SHIM_LOST, SIGNAL_AGAIN_MS, UNHEALTHY, UNREADY_MOST_MS,
 };
 
 impl Node {
@@ -258,6 +258,15 @@ impl Node {
         }
     }
 
+    /// A signal did not reach it, for a cause that may pass (no file descriptor was left). That it is
+    /// gone is told by `on_exit`.
+    pub fn on_unsignalled(&mut self, now: Now, id: &InstanceId) {
+        let phase = self.slots.get_mut(id).map(|slot| &mut slot.phase);
+        if let Some(Phase::Ending { again_at, .. }) = phase {
+            *again_at = Some(now.plus(SIGNAL_AGAIN_MS));
+        }
+    }
+
     /// Everything the instance had is gone. One that failed is told about for as long as its
     /// revision is not started again because of it.
     pub fn on_removed(&mut self, now: Now, id: &InstanceId) {
@@ -298,11 +307,7 @@ impl Node {
             match slot.phase {
                 Phase::Draining { until } if until <= now => effects.extend(slot.end(now)),
                 Phase::Unready { until } if until <= now => hopeless.push(slot.id()),
-                Phase::Ending { kill_at: Some(at) } if at <= now => {
-                    slot.phase = Phase::Ending { kill_at: None };
-                    effects.push(Effect::Kill(slot.id()));
-                }
-                _ => {}
+                _ => effects.extend(slot.due(now)),
             }
         }
         for id in hopeless {

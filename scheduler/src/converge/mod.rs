@@ -47,6 +47,8 @@ const FRESH_MS: u64 = 2_000;
 const REMEMBER_MS: u64 = 60_000;
 /// An instance that nobody asks anything for this long is frozen.
 const FREEZE_AFTER_MS: u64 = 10_000;
+/// Between two tries to signal an instance.
+const SIGNAL_AGAIN_MS: u64 = 1_000;
 /// One that was ready and is not again within this is replaced: it holds its room for nothing.
 const UNREADY_MOST_MS: u64 = 600_000;
 
@@ -122,8 +124,9 @@ pub enum Effect {
     Freeze(InstanceId),
     /// No further request may enter, and it is thawed; `on_drained` when the last one is out.
     Close(InstanceId),
-    /// Send its stop signal.
+    /// Send its stop signal; `on_unsignalled` if it cannot be sent.
     Terminate(InstanceId),
+    /// The same with SIGKILL.
     Kill(InstanceId),
     /// Take away everything it had; then `on_removed`.
     Remove(InstanceId),

@@ -24,9 +24,11 @@ pub(super) enum Phase {
     Draining {
         until: Now,
     },
-    /// Told to end; `kill_at` is `None` once it was killed.
+    /// Told to end; `kill_at` is `None` once it was killed. What did not reach it is sent again at
+    /// `again_at`.
     Ending {
         kill_at: Option<Now>,
+        again_at: Option<Now>,
     },
     Removing,
     /// Told about until then.
@@ -50,10 +52,10 @@ impl Phase {
         }
     }
 
-    pub(super) const fn deadline(self) -> Option<Now> {
+    pub(super) fn deadline(self) -> Option<Now> {
         match self {
             Self::Unready { until } | Self::Draining { until } => Some(until),
-            Self::Ending { kill_at } => kill_at,
+            Self::Ending { kill_at, again_at } => kill_at.into_iter().chain(again_at).min(),
             Self::Ended { forget } => Some(forget),
             _ => None,
         }
@@ -211,8 +213,30 @@ impl Slot {
     /// Asks the program to end, and sets when it is killed.
     pub(super) fn end(&mut self, now: Now) -> Vec<Effect> {
         let kill_at = Some(now.plus(self.admission.grace_ms));
-        self.enter(now, Phase::Ending { kill_at });
+        let ending = Phase::Ending {
+            kill_at,
+            again_at: None,
+        };
+        self.enter(now, ending);
         vec![Effect::Terminate(self.id())]
+    }
+
+    /// What an instance that is ending is due to be sent: the first kill, or again what did not
+    /// reach it.
+    pub(super) fn due(&mut self, now: Now) -> Option<Effect> {
+        let Phase::Ending { kill_at, again_at } = &mut self.phase else {
+            return None;
+        };
+        let is_due = |at: &mut Now| *at <= now;
+        let killed = kill_at.take_if(is_due).is_some();
+        if again_at.take_if(is_due).is_none() && !killed {
+            return None;
+        }
+        if kill_at.is_some() {
+            return Some(Effect::Terminate(self.id()));
+        }
+        *again_at = None;
+        Some(Effect::Kill(self.id()))
     }
 
     pub(super) fn remove(&mut self, now: Now) -> Vec<Effect> {

@@ -126,6 +126,26 @@ fn a_stop_closes_drains_terminates_kills_and_removes_in_that_order() {
 }
 
 #[test]
+fn a_signal_that_did_not_reach_its_program_is_sent_again() {
+    let mut node = ready_node();
+    node.on_stop(Now(10), &id());
+    assert_eq!(node.on_drained(Now(20), &id()), [Effect::Terminate(id())]);
+    node.on_unsignalled(Now(30), &id());
+    assert_eq!(node.poll_timeout(), Some(Now(30 + SIGNAL_AGAIN_MS)));
+    assert_eq!(node.on_timeout(Now(1_029)), []);
+    assert_eq!(node.on_timeout(Now(1_030)), [Effect::Terminate(id())]);
+    assert_eq!(node.poll_timeout(), Some(Now(10_020)), "it was sent");
+    node.on_unsignalled(Now(9_500), &id());
+    assert_eq!(node.on_timeout(Now(10_020)), [Effect::Kill(id())]);
+    assert_eq!(node.poll_timeout(), None);
+    node.on_unsignalled(Now(10_510), &id());
+    assert_eq!(node.on_timeout(Now(11_510)), [Effect::Kill(id())]);
+    node.on_exit(Now(11_520), &id(), &exit(137, false), "");
+    node.on_unsignalled(Now(11_530), &id());
+    assert_eq!(node.poll_timeout(), None, "it is gone");
+}
+
+#[test]
 fn requests_that_never_end_hold_a_drain_only_so_long() {
     let mut node = ready_node();
     node.on_stop(Now(10), &id());

@@ -28,6 +28,7 @@ enum Input {
     Exit(usize),
     Stop(usize),
     Drained(usize),
+    Unsignalled(usize),
     Removed(usize),
     Timeout,
 }
@@ -52,6 +53,7 @@ fn input() -> impl Strategy<Value = Input> {
         1 => one.clone().prop_map(Input::Exit),
         1 => one.clone().prop_map(Input::Stop),
         1 => one.clone().prop_map(Input::Drained),
+        1 => one.clone().prop_map(Input::Unsignalled),
         2 => one.prop_map(Input::Removed),
         1 => Just(Input::Timeout),
     ]
@@ -136,6 +138,10 @@ impl Run {
             Input::Exit(i) => node.on_exit(at, &name(i), &exit(1, false), ""),
             Input::Stop(i) => node.on_stop(at, &name(i)).1,
             Input::Drained(i) => node.on_drained(at, &name(i)),
+            Input::Unsignalled(i) => {
+                node.on_unsignalled(at, &name(i));
+                Vec::new()
+            }
             Input::Removed(i) => {
                 node.on_removed(at, &name(i));
                 Vec::new()
