@@ -18,6 +18,7 @@ fn main() -> ExitCode {
         return node::runtime::shim::exec::main(&args[1..]);
     }
     if args.first().is_some_and(|word| word == "lazy") {
+        node::runtime::shim::close_inherited();
         return node::image::lazy::main(&args[1..]);
     }
     if args.first().is_some_and(|word| word == "unpack") {

@@ -23,6 +23,7 @@ mod books;
 mod budget;
 mod chunks;
 mod config;
+mod confine;
 mod digest;
 mod disk;
 mod error;

@@ -86,7 +86,7 @@ impl Arrival {
         budget: &Budget,
     ) -> Result<Self, ImageError> {
         let folder = dir.join(diff_id.hex());
-        let (recipe, list) = read(&folder)?;
+        let (recipe, list, _) = Parts::open(&folder)?.read()?;
         let outline = outline(diff_id, &recipe, budget)?;
         let arriving = Arriving::open(&folder.join(TAR), list, &[])?;
         Ok(Self::new(diff_id, None, recipe, &outline, arriving, folder))
@@ -167,22 +167,31 @@ impl Drop for Arrival {
     }
 }
 
-/// What a process that shows the layer needs of its folder.
-pub(super) fn open(folder: &Path) -> Result<(Recipe, ChunkList, File), ImageError> {
-    let (recipe, list) = read(folder)?;
-    let tar = folder.join(TAR);
-    let file = File::open(&tar).map_err(|e| ImageError::disk("open", &tar, e))?;
-    Ok((recipe, list, file))
+/// What a process that shows the layer needs of its folder: opened, and read when it has no power left.
+pub(super) struct Parts {
+    recipe: File,
+    chunks: File,
+    tar: File,
 }
 
-fn read(folder: &Path) -> Result<(Recipe, ChunkList), ImageError> {
-    let open = |name| {
-        let path = folder.join(name);
-        let file = File::open(&path).map_err(|e| ImageError::disk("open", &path, e));
-        file.map(BufReader::new)
-    };
-    let recipe = Recipe::decode(open(RECIPE)?)?;
-    Ok((recipe, ChunkList::decode(open(CHUNKS)?)?))
+impl Parts {
+    pub(super) fn open(folder: &Path) -> Result<Self, ImageError> {
+        let open = |name| {
+            let path = folder.join(name);
+            File::open(&path).map_err(|e| ImageError::disk("open", &path, e))
+        };
+        Ok(Self {
+            recipe: open(RECIPE)?,
+            chunks: open(CHUNKS)?,
+            tar: open(TAR)?,
+        })
+    }
+
+    pub(super) fn read(self) -> Result<(Recipe, ChunkList, File), ImageError> {
+        let recipe = Recipe::decode(BufReader::new(self.recipe))?;
+        let list = ChunkList::decode(BufReader::new(self.chunks))?;
+        Ok((recipe, list, self.tar))
+    }
 }
 
 /// The tree that a recipe describes.

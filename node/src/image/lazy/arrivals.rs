@@ -13,8 +13,9 @@ use std::time::Duration;
 use rustix::net::{SendFlags, send};
 
 use super::super::chunks::ChunkList;
+use super::ahead::Runs;
 use super::fs::{Supply, Then};
-use super::wire::{self, Hello, News};
+use super::wire::{self, Ask, Hello, News};
 
 /// How long a daemon that is away is left alone.
 const RETRY: Duration = Duration::from_millis(100);
@@ -38,6 +39,7 @@ struct State {
     /// As many as the kernel has reads under way.
     waiting: Vec<Waiting>,
     link: Option<UnixStream>,
+    runs: Runs,
 }
 
 struct Waiting {
@@ -61,6 +63,7 @@ impl Arrivals {
             void: false,
             waiting: Vec::new(),
             link: None,
+            runs: Runs::default(),
         };
         let state = Mutex::new(state);
         let shared = Arc::new(Shared { list, tar, state });
@@ -90,15 +93,21 @@ impl Supply for Arrivals {
             shared.find(&mut state, chunks.clone());
         }
         let all = state.here[chunks.clone()].iter().all(|here| *here);
+        let ahead = state.runs.read(&range);
         if state.void || (state.settled && !all) {
             drop(state);
             return then(Err(io::ErrorKind::InvalidData.into()));
+        }
+        if !all {
+            state.ask(&Ask::Wanted(chunks.clone()));
+        }
+        if let Some(ahead) = ahead {
+            state.ask_ahead(covering(&shared.list, &ahead));
         }
         if all {
             drop(state);
             return then(shared.read(&range));
         }
-        state.want(&chunks);
         state.waiting.push(Waiting {
             range,
             chunks,
@@ -108,10 +117,19 @@ impl Supply for Arrivals {
 }
 
 impl State {
-    /// Says that a read waits. A daemon that does not take it gets it on its next connection.
-    fn want(&mut self, chunks: &Range<usize>) {
+    /// Asks for what of these is not here, if anything is.
+    fn ask_ahead(&mut self, chunks: Range<usize>) {
+        let missing = |place: &usize| !self.here[*place];
+        let first = chunks.clone().find(missing);
+        if let Some(first) = first {
+            self.ask(&Ask::Ahead(first..chunks.end));
+        }
+    }
+
+    /// A daemon that does not take it hears on its next connection what is waited for.
+    fn ask(&mut self, ask: &Ask) {
         let Some(link) = &self.link else { return };
-        let frame = wire::encode(&wire::places(chunks));
+        let frame = ask.encode();
         let sent = send(link, &frame, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
         if sent != Ok(frame.len()) {
             let _ = link.shutdown(std::net::Shutdown::Both);
@@ -138,7 +156,7 @@ impl Shared {
         state.link = Some(link.try_clone()?);
         let wanted: Vec<_> = state.waiting.iter().map(|w| w.chunks.clone()).collect();
         for chunks in wanted {
-            state.want(&chunks);
+            state.ask(&Ask::Wanted(chunks));
         }
         Ok(())
     }
@@ -238,7 +256,7 @@ fn hear(shared: &Weak<Shared>, mut link: UnixStream, hello: &[u8]) {
     {
         return;
     }
-    let mut frame = [0; wire::NEWS];
+    let mut frame = [0; wire::FRAME];
     while link.read_exact(&mut frame).is_ok() {
         let Some(shared) = shared.upgrade() else {
             return;

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::super::chunks::ChunkList;
 use super::super::error::ImageError;
 use super::super::record::MAX_PROFILE;
-use super::wire::{self, News};
+use super::wire::{self, Ask, News};
 
 pub(super) struct Arriving {
     pub list: ChunkList,
@@ -38,6 +38,8 @@ struct State {
     /// All that are waited for: `wanted` and those of them that are being fetched.
     waiting: BTreeSet<usize>,
     fetching: BTreeSet<usize>,
+    /// Readers will come to these.
+    ahead: VecDeque<usize>,
     /// What an earlier start read, in its order.
     known: VecDeque<usize>,
     /// The others.
@@ -48,16 +50,23 @@ struct State {
     last_want: Instant,
     /// How often nobody could give what was waited for.
     failures: u64,
+    /// Nobody fetches, as nobody could give it a moment ago.
+    paused: bool,
     void: bool,
     closed: bool,
 }
+
+/// Chunks that readers will come to, queued: more is no longer what comes next.
+const MAX_AHEAD: usize = 4096;
 
 /// What may be fetched next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pick {
     /// What is waited for.
     Wanted,
-    /// That first, then what an earlier start read.
+    /// That first, then what readers will come to.
+    Ahead,
+    /// Those first, then what an earlier start read.
     Known,
     /// Everything.
     Any,
@@ -85,12 +94,14 @@ impl Arriving {
             wanted: VecDeque::new(),
             waiting: BTreeSet::new(),
             fetching: BTreeSet::new(),
+            ahead: VecDeque::new(),
             known: known.take(MAX_PROFILE).collect(),
             rest: (0..count).collect(),
             profile: Vec::new(),
             profiled: BTreeSet::new(),
             last_want: Instant::now(),
             failures: 0,
+            paused: false,
             void: false,
             closed: false,
         };
@@ -196,7 +207,8 @@ impl Arriving {
         self.stir.subscribe()
     }
 
-    /// Whoever waits is told that nobody can give it. Says whether anybody did.
+    /// Whoever waits is told that nobody can give it, and so is whoever asks before [`Self::go_on`].
+    /// Says whether anybody did.
     pub(super) fn fail_waiting(&self) -> bool {
         let mut state = self.lock();
         let waited = !state.waiting.is_empty();
@@ -204,9 +216,15 @@ impl Arriving {
         let given_up = std::mem::take(&mut state.wanted);
         state.rest.extend(given_up);
         state.failures += 1;
+        state.paused = true;
         drop(state);
         self.stir.send_replace(());
         waited
+    }
+
+    /// It is being fetched again.
+    pub(super) fn go_on(&self) {
+        self.lock().paused = false;
     }
 
     /// Nothing of it is to be read any more.
@@ -238,10 +256,11 @@ impl Arriving {
         let mut frame = [0; wire::FRAME];
         loop {
             from.read_exact(&mut frame).await?;
-            let Some(run) = wire::decode(frame, self.list.chunks.len()) else {
-                return Err(std::io::ErrorKind::InvalidData.into());
-            };
-            self.lock().want(run);
+            match Ask::decode(frame, self.list.chunks.len()) {
+                Some(Ask::Wanted(run)) => self.lock().want(run),
+                Some(Ask::Ahead(run)) => self.lock().look_ahead(run),
+                None => return Err(std::io::ErrorKind::InvalidData.into()),
+            }
             self.stir.send_replace(());
         }
     }
@@ -273,6 +292,9 @@ impl State {
         loop {
             let mut place = self.wanted.pop_front();
             if place.is_none() && pick != Pick::Wanted {
+                place = self.ahead.pop_front();
+            }
+            if place.is_none() && matches!(pick, Pick::Known | Pick::Any) {
                 place = self.known.pop_front();
             }
             if place.is_none() && pick == Pick::Any {
@@ -295,9 +317,13 @@ impl State {
 
     fn want(&mut self, run: Range<usize>) {
         self.last_want = Instant::now();
+        self.failures += u64::from(self.paused);
         for place in run {
             if self.profile.len() < MAX_PROFILE && self.profiled.insert(place) {
                 self.profile.push(place);
+            }
+            if self.paused {
+                continue;
             }
             let new = !self.here[place] && self.waiting.insert(place);
             // One that is being fetched is waited for all the same, should that fail.
@@ -305,6 +331,13 @@ impl State {
                 self.wanted.push_back(place);
             }
         }
+    }
+
+    fn look_ahead(&mut self, run: Range<usize>) {
+        self.last_want = Instant::now();
+        let room = MAX_AHEAD.saturating_sub(self.ahead.len());
+        let missing = run.filter(|place| !self.here[*place] && !self.fetching.contains(place));
+        self.ahead.extend(missing.take(room));
     }
 
     /// What is new since `told`, neighbours together, and whether it is the last of all.

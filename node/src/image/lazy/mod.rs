@@ -18,9 +18,10 @@
 //! images/coming/HEX/{recipe,chunks,tar}   a layer that arrives, named by its diff id
 //! images/coming/HEX.json                  an image that instances were made of before all of it was here
 //! images/layers/HEX/profile               what starts read first, for those who fetch it from here
-//! images/lazy.sock                        where the processes speak with the daemon
+//! images/lazy/daemon.sock                 where the processes speak with the daemon: all they see of a disk
 //! ```
 
+mod ahead;
 mod arrival;
 mod arrivals;
 mod arriving;
@@ -49,5 +50,9 @@ pub use process::main;
 pub(super) use show::show;
 pub(super) use supply::{arrive, settle};
 
-/// Below `images/`.
-const SOCKET: &str = "lazy.sock";
+/// What such a process calls itself, so that killing every `selvedged` by name spares it.
+const NAME: &str = "selvedge-lazy";
+/// Below `images/`: the root of the processes that show layers.
+const LAIR: &str = "lazy";
+/// In there.
+const SOCKET: &str = "daemon.sock";

@@ -1,6 +1,10 @@
 //! `selvedged lazy`: the process that shows one arriving layer to one instance. Started by the daemon
-//! and alive as long as the mount is; needs nothing but the layer's folder and the kernel's device,
-//! which it has as its standard input. Reads that wait for a daemon wait until there is one.
+//! and alive as long as the mount is, whatever becomes of the daemon. Reads that wait for a daemon wait
+//! until there is one.
+//!
+//! Before it looks at a byte that a peer gave it has only what it needs: the layer's three files, open
+//! for reading; the kernel's device, which it was given as its standard input; and a root in which
+//! nothing but the daemon's socket is. No capability is left to it, and no system call that opens a file.
 
 use std::ffi::OsString;
 use std::io;
@@ -9,17 +13,24 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use fuser::{Config, Session, SessionACL};
+use rustix::thread::CapabilitySet;
 
 use super::super::budget::{Budget, Limits};
+use super::super::confine::{self, Kept};
 use super::super::digest::Digest;
-use super::SOCKET;
-use super::arrival;
+use super::arrival::{self, Parts};
 use super::arrivals::Arrivals;
 use super::fs::LayerFs;
 use super::wire::Hello;
+use super::{NAME, SOCKET};
 use crate::userns::Block;
 
-/// `args` is what follows `lazy`.
+/// To speak with the daemon.
+const CALLS: [&str; 4] = ["connect", "sendto", "recvfrom", "shutdown"];
+/// What it may write: its complaints.
+const LOG: u64 = 1 << 20;
+
+/// `args` is what follows `lazy`. Must be called before the process has a second thread.
 pub fn main(args: &[OsString]) -> ExitCode {
     let [folder, instance, block] = args else {
         eprintln!("usage: selvedged lazy FOLDER INSTANCE BLOCK (the daemon calls this itself)");
@@ -39,7 +50,16 @@ fn run(folder: &Path, instance: &Path, block: &OsString) -> io::Result<()> {
     let device = io::stdin().as_fd().try_clone_to_owned()?;
     close_stdin()?;
     let block: Option<Block> = serde_json::from_slice(block.as_encoded_bytes())?;
-    let (recipe, list, tar) = arrival::open(folder).map_err(io::Error::other)?;
+    let parts = Parts::open(folder).map_err(io::Error::other)?;
+    confine::enter(&Kept {
+        name: NAME,
+        capabilities: CapabilitySet::empty(),
+        calls: &CALLS,
+        sockets: true,
+        file: LOG,
+        limits: &[],
+    })?;
+    let (recipe, list, tar) = parts.read().map_err(io::Error::other)?;
     let name = folder.file_name().and_then(|name| name.to_str());
     let layer = name.and_then(Digest::from_hex);
     let layer = layer.ok_or_else(|| io::Error::other("the folder is not named by a layer"))?;

@@ -11,12 +11,11 @@ use rustix::mount::{MountFlags, mount};
 
 use super::super::error::ImageError;
 use super::arrival::Arrival;
+use super::{LAIR, NAME};
 use crate::userns::Block;
 
 /// Where the kernel is spoken to.
 pub(in super::super) const DEVICE: &str = "/dev/fuse";
-/// What the process calls itself, so that killing every `selvedged` by name spares it.
-const NAME: &str = "selvedge-lazy";
 /// Through /proc the binary is found even after an upgrade replaced it.
 const BINARY: &str = "/proc/self/exe";
 /// What the process has to complain of, in its instance's folder.
@@ -42,6 +41,7 @@ pub(in super::super) fn show(
     mount("selvedge", at, "fuse.selvedge", flags, options.as_c_str())
         .map_err(|e| fail(e.into()))?;
     let folder = arrival.folder();
+    let images = folder.parent().and_then(Path::parent).unwrap_or(folder);
     let log = File::create(instance.join(LOG)).map_err(fail)?;
     let block = serde_json::to_string(&block).map_err(|e| fail(e.into()))?;
     let mut command = tokio::process::Command::new(BINARY);
@@ -51,8 +51,8 @@ pub(in super::super) fn show(
         .args([folder, instance])
         .arg(block)
         .env_clear()
-        // The socket's name may be too long from the root.
-        .current_dir(folder.parent().and_then(Path::parent).unwrap_or(folder))
+        // It sees no other, and the socket's name may be too long from elsewhere.
+        .current_dir(images.join(LAIR))
         .stdin(Stdio::from(device))
         .stdout(Stdio::null())
         .stderr(log);

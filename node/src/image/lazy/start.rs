@@ -26,7 +26,7 @@ use super::super::store::{Hold, Inner, Store, read_all};
 use super::arrival::Arrival;
 use super::show::DEVICE;
 use super::told::Told;
-use super::{SOCKET, links, supply};
+use super::{LAIR, SOCKET, links, supply};
 
 /// Where fewer raw bytes are missing, an ordinary pull is taken to be as quick. Chosen, not measured:
 /// the bench `lazy` is there to move it.
@@ -113,9 +113,9 @@ impl Store {
 
 /// Through a descriptor: the path may be longer than a socket's name.
 pub(super) fn bind(images: &Path) -> std::io::Result<UnixListener> {
-    let path = images.join(SOCKET);
-    disk::remove_all(&path)?;
-    let dir = std::fs::File::open(images)?;
+    let lair = images.join(LAIR);
+    disk::remove_all(&lair.join(SOCKET))?;
+    let dir = std::fs::File::open(lair)?;
     let through = format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd());
     UnixListener::bind(through)
 }
@@ -340,6 +340,9 @@ pub(super) async fn bring(store: Store, pin: ImagePin, config: Arc<RegistryConfi
         return;
     };
     loop {
+        for arrival in store.inner.coming().layers(&digest) {
+            arrival.arriving.go_on();
+        }
         let Err(error) = store.pull(&pin, &config, None).await else {
             break;
         };

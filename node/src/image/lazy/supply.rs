@@ -1,6 +1,6 @@
 //! Brings a layer's chunks into its file: from layers that are here, from peers, and last from the
-//! layer itself when it came some other way. What is waited for comes first, then what earlier starts
-//! read, then the rest while nobody asks.
+//! layer itself when it came some other way. What is waited for comes first, then what readers will come
+//! to, then what earlier starts read, then the rest while nobody asks.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use super::arriving::Pick;
 
 /// Raw bytes asked for at once: what a reader waits behind at most.
 const BATCH: u64 = 1 << 20;
-/// A reader asks little: no more than this is taken together.
+/// A reader asks little, and will come to little: no more than this is taken together.
 const QUICK: u64 = 256 << 10;
 /// So long after the last reader's wish the rest goes on; an instance that starts asks again and again.
 const QUIET: Duration = Duration::from_millis(50);
@@ -149,6 +149,7 @@ async fn supply(
     // Readers need not wait behind a batch of the rest.
     tokio::select! {
         readers = lane.run(Pick::Wanted) => readers,
+        next = lane.run(Pick::Ahead) => next,
         rest = lane.run(Pick::Any) => rest,
     }
 }
@@ -192,7 +193,7 @@ impl Lane<'_> {
             arrival: self.arrival,
             places: arriving.take(pick, bytes),
         };
-        if pick == Pick::Wanted {
+        if matches!(pick, Pick::Wanted | Pick::Ahead) {
             return take(pick, QUICK);
         }
         let latest = Instant::now() + MOST_QUIET;

@@ -20,7 +20,7 @@ use super::arrivals::Arrivals;
 use super::arriving::{Arriving, Pick};
 use super::fs::Supply as _;
 use super::tests::{show, size, text};
-use super::wire::{self, Hello, News};
+use super::wire::{self, Ask, Hello, News};
 
 const CHUNK: usize = 1000;
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -186,7 +186,10 @@ fn what_nobody_can_give_fails_and_may_be_asked_for_again() {
     until(|| !arriving.profile().is_empty());
     assert!(arriving.fail_waiting());
     fails.recv_timeout(PATIENCE).unwrap();
+    let at_once = failure(&arrivals, 0..10);
+    at_once.recv_timeout(PATIENCE).unwrap();
 
+    arriving.go_on();
     let waits = read(&arrivals, 0..10);
     until(|| arriving.take(Pick::Wanted, 1) == [0]);
     arriving.put(0, chunk(&bytes, 0)).unwrap();
@@ -237,13 +240,16 @@ fn what_a_daemon_is_done_with_is_read_by_its_hashes() {
 fn runs_are_of_the_list_or_refused() {
     let table = [(0..10, true), (9..10, true), (9..11, false), (5..5, false)];
     for (run, good) in table {
-        let decoded = wire::decode(wire::encode(&wire::places(&run)), 10);
-        assert_eq!(decoded.is_some(), good, "{run:?}");
+        for ask in [Ask::Wanted(run.clone()), Ask::Ahead(run.clone())] {
+            let decoded = Ask::decode(ask.encode(), 10);
+            assert_eq!(decoded, good.then_some(ask));
+        }
         let news = News::Here(run);
         let decoded = News::decode(news.encode(), 10);
         assert_eq!(decoded, good.then_some(news));
     }
-    assert_eq!(News::decode([9; wire::NEWS], usize::MAX), None);
+    assert_eq!(News::decode([9; wire::FRAME], usize::MAX), None);
+    assert_eq!(Ask::decode([9; wire::FRAME], usize::MAX), None);
 }
 
 #[test]

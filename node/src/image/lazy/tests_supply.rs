@@ -23,7 +23,7 @@ use super::arrivals::Arrivals;
 use super::fs::Supply as _;
 use super::told::Told;
 use super::wire::Hello;
-use super::{SOCKET, links, start};
+use super::{LAIR, SOCKET, links, start};
 
 const FILES: u64 = 10;
 const SIZE: usize = 50_000;
@@ -84,8 +84,10 @@ impl Two {
 
     /// A process's side of it.
     fn reader(&self, arrival: &Arrival) -> Arrivals {
-        let (_, list, tar) = arrival::open(arrival.folder()).unwrap();
-        let socket = self.dirs[1].path().join("images").join(SOCKET);
+        let (_, list, tar) = arrival::Parts::open(arrival.folder())
+            .and_then(arrival::Parts::read)
+            .unwrap();
+        let socket = self.dirs[1].path().join("images").join(LAIR).join(SOCKET);
         let hello = Hello {
             layer: self.diff_id().to_string(),
             instance: "/nowhere/i".into(),

@@ -1,18 +1,20 @@
 //! What the daemon and a process that shows a layer say to each other. The process says first which
-//! layer it shows and for whom, then which chunks are waited for: runs of them, eight bytes each. The
-//! daemon says what became of chunks, nine bytes each. Nothing is asked twice on one connection, and
-//! on a new one everything is said again.
+//! layer it shows and for whom, then which chunks are waited for or will be. The daemon says what became
+//! of chunks. Either in frames of a word and a run. No wait is told twice on one connection, and on a
+//! new one all of them are told again.
 
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-/// A run in a process's mouth.
-pub(super) const FRAME: usize = 8;
 /// A word and a run.
-pub(super) const NEWS: usize = FRAME + 1;
+pub(super) const FRAME: usize = RUN + 1;
+const RUN: usize = 8;
 /// Two paths and a digest at most.
 pub(super) const MAX_HELLO: usize = 16 * 1024;
+
+const WANTED: u8 = 0;
+const AHEAD: u8 = 1;
 
 const HERE: u8 = 0;
 const FAILED: u8 = 1;
@@ -36,6 +38,34 @@ impl Hello {
     }
 }
 
+/// What a process would have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Ask {
+    /// A read waits for these.
+    Wanted(Range<usize>),
+    /// Whoever reads will come to these.
+    Ahead(Range<usize>),
+}
+
+impl Ask {
+    pub(super) fn encode(&self) -> [u8; FRAME] {
+        match self {
+            Self::Wanted(run) => frame(WANTED, run),
+            Self::Ahead(run) => frame(AHEAD, run),
+        }
+    }
+
+    /// `None` when it asks for nothing that a list this long has.
+    pub(super) fn decode(frame: [u8; FRAME], chunks: usize) -> Option<Self> {
+        let (word, run) = words(frame);
+        match word {
+            WANTED => Some(Self::Wanted(decode(run, chunks)?)),
+            AHEAD => Some(Self::Ahead(decode(run, chunks)?)),
+            _ => None,
+        }
+    }
+}
+
 /// What became of chunks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum News {
@@ -50,25 +80,20 @@ pub(super) enum News {
 }
 
 impl News {
-    pub(super) fn encode(&self) -> [u8; NEWS] {
-        let (word, run) = match self {
-            Self::Here(run) => (HERE, places(run)),
-            Self::Failed => (FAILED, 0..0),
-            Self::Void => (VOID, 0..0),
-            Self::Done => (DONE, 0..0),
-        };
-        let mut frame = [word; NEWS];
-        frame[1..].copy_from_slice(&encode(&run));
-        frame
+    pub(super) fn encode(&self) -> [u8; FRAME] {
+        match self {
+            Self::Here(run) => frame(HERE, run),
+            Self::Failed => frame(FAILED, &(0..0)),
+            Self::Void => frame(VOID, &(0..0)),
+            Self::Done => frame(DONE, &(0..0)),
+        }
     }
 
     /// `None` when it is no news of a list this long.
-    pub(super) fn decode(frame: [u8; NEWS], chunks: usize) -> Option<Self> {
-        match frame[0] {
-            HERE => {
-                let run = frame[1..].try_into().ok()?;
-                Some(Self::Here(decode(run, chunks)?))
-            }
+    pub(super) fn decode(frame: [u8; FRAME], chunks: usize) -> Option<Self> {
+        let (word, run) = words(frame);
+        match word {
+            HERE => Some(Self::Here(decode(run, chunks)?)),
             FAILED => Some(Self::Failed),
             VOID => Some(Self::Void),
             DONE => Some(Self::Done),
@@ -77,24 +102,23 @@ impl News {
     }
 }
 
-/// A run of chunks, by their places in the list.
-pub(super) fn encode(run: &Range<u32>) -> [u8; FRAME] {
-    let mut frame = [0; FRAME];
-    frame[..4].copy_from_slice(&run.start.to_le_bytes());
-    frame[4..].copy_from_slice(&run.end.to_le_bytes());
+/// A word and a run of chunks, by their places in the list.
+fn frame(word: u8, run: &Range<usize>) -> [u8; FRAME] {
+    // No list has more chunks than a u32 counts.
+    let place = |place: usize| u32::try_from(place).unwrap_or(u32::MAX).to_le_bytes();
+    let mut frame = [word; FRAME];
+    frame[1..5].copy_from_slice(&place(run.start));
+    frame[5..].copy_from_slice(&place(run.end));
     frame
 }
 
-/// `None` when it is no run of a list this long.
-pub(super) fn decode(frame: [u8; FRAME], chunks: usize) -> Option<Range<usize>> {
-    let place = |bytes: &[u8]| usize::try_from(u32::from_le_bytes(bytes.try_into().ok()?)).ok();
-    let run = place(&frame[..4])?..place(&frame[4..])?;
-    (run.start < run.end && run.end <= chunks).then_some(run)
+fn words([word, run @ ..]: [u8; FRAME]) -> (u8, [u8; RUN]) {
+    (word, run)
 }
 
-/// The same, of places that a list has.
-pub(super) fn places(run: &Range<usize>) -> Range<u32> {
-    // No list has more chunks than a u32 counts.
-    let place = |place: usize| u32::try_from(place).unwrap_or(u32::MAX);
-    place(run.start)..place(run.end)
+/// `None` when it is no run of a list this long.
+fn decode([a, b, c, d, e, f, g, h]: [u8; RUN], chunks: usize) -> Option<Range<usize>> {
+    let place = |bytes| usize::try_from(u32::from_le_bytes(bytes)).ok();
+    let run = place([a, b, c, d])?..place([e, f, g, h])?;
+    (run.start < run.end && run.end <= chunks).then_some(run)
 }
