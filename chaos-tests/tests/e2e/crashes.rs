@@ -8,6 +8,7 @@ mod points;
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Read as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,7 @@ use serde_json::Value;
 
 use crate::SMALL;
 use points::Step::{
-    self, Boot, Changes, Delete, Deploy, Equip, Idle, Import, Pull, Request, Thaw, Unparked,
+    self, Arrive, Boot, Changes, Delete, Deploy, Equip, Idle, Import, Pull, Request, Thaw, Unparked,
 };
 use points::{AWAITED, POINTS};
 
@@ -30,6 +31,13 @@ const KEPT: &str = "kept";
 /// Names the file from which a daemon reads where it is to die.
 const ORDER: &str = "SELVEDGE_DIE_AT";
 const ONE: [&str; 4] = ["--scale", "1..1", "--cpu", "0.1"];
+/// Where there are two nodes, one has the images and the daemon of the other dies.
+const HOLDER: &str = "par-1";
+const OTHER: &str = "fra-1";
+const AT_OTHER: [&str; 4] = ["--region", "fra", "--pull", "never"];
+/// Of a layer that is worth being read while it arrives, and so slowly that it is.
+const LARGE: u64 = 72 << 20;
+const SLOWLY: &str = "image_peer_rate = \"24MiB\"";
 /// From a provoked step to the death.
 const DYING: Duration = Duration::from_secs(20);
 /// More changes than there are between two snapshots.
@@ -63,6 +71,28 @@ impl Crashes {
         let world = World::of(&["par-1"])?;
         let node = world.first().clone();
         world.deploy(KEPT, &ONE)?.ok()?;
+        Self::of(world, node)
+    }
+
+    /// A node that starts what another one has while it arrives.
+    fn begin_arriving() -> Result<Self> {
+        let world = World::of(&[HOLDER, OTHER])?;
+        let lazily = "image_lazy = \"on\"\nparked = 0";
+        for (name, line) in [(HOLDER, SLOWLY), (OTHER, lazily)] {
+            let node = &world[name];
+            node.configure_runtime(line)?;
+            node.stop()?;
+            node.start()?;
+        }
+        world.settle()?;
+        let node = world[OTHER].clone();
+        world
+            .deploy(KEPT, &[&ONE[..], &AT_OTHER[..2]].concat())?
+            .ok()?;
+        Self::of(world, node)
+    }
+
+    fn of(world: World, node: Node) -> Result<Self> {
         let order = world.dir().join("die-at");
         let env = vec![(ORDER.into(), order.clone().into_os_string())];
         let prefix = Prefix {
@@ -114,6 +144,9 @@ impl Crashes {
         self.node.start_with(&self.launch)?;
         self.world.settle()?;
         self.holds(&name, &promise)?;
+        if step == Arrive {
+            self.has_arrived()?;
+        }
         self.images_are_whole()?;
         if let Pull | Import = step {
             self.fetch(step, &name, &prepared)?.ok()?;
@@ -146,8 +179,14 @@ impl Crashes {
                 }
                 Ok(String::new())
             }
+            Arrive => {
+                self.world.push(name, &[self.layer(name, LARGE)?])?;
+                let image = self.world.image(name);
+                self.world[HOLDER].cli(&["image", "pull", &image])?.ok()?;
+                Ok(image)
+            }
             Pull => {
-                self.world.push(name, &[self.layer(name)?])?;
+                self.world.push(name, &[self.layer(name, 0)?])?;
                 Ok(self.world.image(name))
             }
             Import => {
@@ -176,14 +215,16 @@ impl Crashes {
         })
     }
 
-    /// A layer that no other image has.
-    fn layer(&self, name: &str) -> Result<PathBuf> {
+    /// A layer that no other image has, with a file of so much noise.
+    fn layer(&self, name: &str, noise: u64) -> Result<PathBuf> {
         let (root, tar) = (
             self.world.dir().join(name),
             self.world.dir().join(format!("{name}.tar")),
         );
         fs::create_dir(&root)?;
         fs::write(root.join(name), name)?;
+        let mut random = fs::File::open("/dev/urandom")?.take(noise);
+        std::io::copy(&mut random, &mut fs::File::create(root.join("noise"))?)?;
         let (root, file) = (root.to_string_lossy(), tar.to_string_lossy());
         run("tar", ["-cf", &file, "-C", &root, "."])?.ok()?;
         Ok(tar)
@@ -200,6 +241,11 @@ impl Crashes {
                 self.world.deploy(name, &[&ONE[..], &now].concat())?,
                 Promise::There,
             ),
+            Arrive => {
+                let flags = [&ONE[..], &now, &AT_OTHER].concat();
+                let said = self.world[HOLDER].deploy(name, prepared, &flags)?;
+                acked(said, Promise::There)
+            }
             Idle => Promise::There,
             Equip => {
                 let own = [
@@ -306,6 +352,14 @@ impl Crashes {
         }
     }
 
+    /// The image is like any other, and nothing tells how it came.
+    fn has_arrived(&self) -> Result<()> {
+        let coming = self.node.dir().join("images/coming");
+        until("the image is here", PATIENCE, || {
+            Ok((fs::read_dir(&coming)?.count() == 0).then_some(()))
+        })
+    }
+
     fn serves(&self, service: &str) -> Result<()> {
         self.node.get(service, "/")?.ok()?.says("box").map(drop)
     }
@@ -349,6 +403,14 @@ impl Crashes {
 fn dies_at(steps: &[Step]) -> Result<()> {
     let mut crashes = Crashes::begin()?;
     crashes.all(steps)?;
+    crashes.world.hush();
+    Ok(())
+}
+
+#[test]
+fn the_daemon_dies_while_an_image_arrives_that_is_read() -> Result<()> {
+    let mut crashes = Crashes::begin_arriving()?;
+    crashes.all(&[Arrive])?;
     crashes.world.hush();
     Ok(())
 }

@@ -49,6 +49,9 @@ impl Pair {
         world.push(SERVICE, &[layer])?;
         let name = world.image(SERVICE);
         world.first().cli(&["image", "pull", &name])?.ok()?;
+        // The program is not what is waited for.
+        let program = world.image("box");
+        world["fra-1"].cli(&["image", "pull", &program])?.ok()?;
         world.stop_registry()?;
         Ok(Self { world, name, hash })
     }

@@ -178,7 +178,7 @@ impl Inner {
     }
 
     /// Whether a layer is not here yet but on its way. It is here before it is not on its way any more.
-    fn layer_arrives(&self, diff_id: &Digest) -> bool {
+    pub(super) fn layer_arrives(&self, diff_id: &Digest) -> bool {
         self.coming().layer(diff_id).is_some() && self.layers.marker(diff_id).is_none()
     }
 

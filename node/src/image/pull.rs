@@ -265,7 +265,9 @@ impl Pull {
             .blocking(move |inner| {
                 let missing = plans
                     .iter()
-                    .filter(|plan| inner.usable(&plan.diff_id).is_none());
+                    .filter(|plan| inner.usable(&plan.diff_id).is_none())
+                    // Room was made for it when it began.
+                    .filter(|plan| !inner.layer_arrives(&plan.diff_id));
                 Ok(missing.map(|plan| plan.size).sum())
             })
             .await

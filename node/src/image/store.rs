@@ -91,7 +91,15 @@ impl Store {
     /// Opens `dir` (made when missing), clears what was left unfinished, and reads what is held.
     /// An image with a layer that is not complete is forgotten: it will be pulled again.
     pub fn open(dir: &Path, limits: Limits) -> Result<Self, ImageError> {
-        for part in ["blobs/sha256", "layers", "index", "uses", "coming", "lazy", "tmp"] {
+        for part in [
+            "blobs/sha256",
+            "layers",
+            "index",
+            "uses",
+            "coming",
+            "lazy",
+            "tmp",
+        ] {
             disk::create_private_dirs(&dir.join(part))?;
         }
         let lock = lock(dir)?;

@@ -20,16 +20,20 @@ pub enum Step {
     /// An image that is not here is fetched.
     Pull,
     Import,
+    /// A service starts whose image comes from another node and is read on the way.
+    Arrive,
     /// The daemon starts where an instance runs.
     Boot,
     /// So many changes that the registry writes a snapshot.
     Changes,
 }
 
-use Step::{Boot, Changes, Delete, Deploy, Equip, Idle, Import, Pull, Request, Thaw, Unparked};
+use Step::{
+    Arrive, Boot, Changes, Delete, Deploy, Equip, Idle, Import, Pull, Request, Thaw, Unparked,
+};
 
 /// Every point of `selvedged --failpoints`, and what leads there.
-pub const POINTS: [(&str, Step); 69] = [
+pub const POINTS: [(&str, Step); 75] = [
     ("image::resolved", Pull),
     ("image::planned", Pull),
     ("image::received", Import),
@@ -39,6 +43,12 @@ pub const POINTS: [(&str, Step); 69] = [
     ("image::layer_named", Pull),
     ("image::documents_kept", Pull),
     ("image::recorded", Pull),
+    ("image::coming_begun", Arrive),
+    ("image::coming_recorded", Arrive),
+    ("image::coming_mounted", Arrive),
+    ("image::coming_shown", Arrive),
+    ("image::coming_whole", Arrive),
+    ("image::coming_settled", Arrive),
     ("image::use_noted", Deploy),
     ("image::laid_out", Deploy),
     ("image::mounted", Deploy),

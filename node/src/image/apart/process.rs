@@ -9,8 +9,8 @@ use std::process::ExitCode;
 use rustix::process::{Resource, Signal};
 use rustix::thread::CapabilitySet;
 
-use super::wire::{Order, Word};
 use super::NAME;
+use super::wire::{Order, Word};
 use crate::image::budget::{Budget, Limits, Spent};
 use crate::image::confine::{self, Kept};
 use crate::image::error::ImageError;
@@ -75,7 +75,11 @@ fn give_up(limits: &Limits) -> io::Result<()> {
     // Not everywhere is there a /proc that takes it.
     let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE);
     // The first is told by a signal of its own, the second kills.
-    let seconds = (Resource::Cpu, limits.seconds, limits.seconds.saturating_add(1));
+    let seconds = (
+        Resource::Cpu,
+        limits.seconds,
+        limits.seconds.saturating_add(1),
+    );
     confine::enter(&Kept {
         name: NAME,
         capabilities: CAPABILITIES,

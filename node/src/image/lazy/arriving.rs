@@ -33,6 +33,8 @@ struct State {
     here: Vec<bool>,
     /// In the order they came.
     arrived: Vec<usize>,
+    /// What they are of the raw tar.
+    bytes: u64,
     /// Somebody waits for them, the first the longest.
     wanted: VecDeque<usize>,
     /// All that are waited for: `wanted` and those of them that are being fetched.
@@ -91,6 +93,7 @@ impl Arriving {
         let state = State {
             here: vec![false; count],
             arrived: Vec::new(),
+            bytes: 0,
             wanted: VecDeque::new(),
             waiting: BTreeSet::new(),
             fetching: BTreeSet::new(),
@@ -127,7 +130,7 @@ impl Arriving {
                 .read_exact_at(&mut bytes, chunk.offset)
                 .map_err(disk)?;
             if chunk.holds(&bytes) {
-                self.lock().arrive(place);
+                self.lock().arrive(place, chunk.len);
             }
         }
         Ok(())
@@ -181,7 +184,7 @@ impl Arriving {
         }
         let written = self.tar.write_all_at(bytes, chunk.offset);
         written.map_err(|e| ImageError::disk("write", &self.path, e))?;
-        self.lock().arrive(place);
+        self.lock().arrive(place, chunk.len);
         self.stir.send_replace(());
         Ok(true)
     }
@@ -190,6 +193,11 @@ impl Arriving {
     pub(super) fn is_whole(&self) -> bool {
         let state = self.lock();
         state.arrived.len() == state.here.len()
+    }
+
+    /// Bytes of the tar that are in the file.
+    pub(super) fn bytes(&self) -> u64 {
+        self.lock().bytes
     }
 
     /// What was waited for, in its order.
@@ -307,17 +315,19 @@ impl State {
         }
     }
 
-    fn arrive(&mut self, place: usize) {
+    fn arrive(&mut self, place: usize, length: u32) {
         self.fetching.remove(&place);
         self.waiting.remove(&place);
         if !std::mem::replace(&mut self.here[place], true) {
             self.arrived.push(place);
+            self.bytes += u64::from(length);
         }
     }
 
     fn want(&mut self, run: Range<usize>) {
         self.last_want = Instant::now();
-        self.failures += u64::from(self.paused);
+        let missing = run.clone().any(|place| !self.here[place]);
+        self.failures += u64::from(self.paused && missing);
         for place in run {
             if self.profile.len() < MAX_PROFILE && self.profiled.insert(place) {
                 self.profile.push(place);

@@ -9,10 +9,18 @@ use super::super::books::Image;
 use super::super::digest::Digest;
 use super::super::disk;
 use super::super::error::ImageError;
+use super::super::layer::Layers;
 use super::arrival::Arrival;
 
 /// More at once, and the next ones are pulled as ever.
 const MAX_IMAGES: usize = 16;
+
+/// Bytes on the disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(in super::super) struct Weight {
+    pub here: u64,
+    pub due: u64,
+}
 
 pub(in super::super) struct Coming {
     /// `images/coming`
@@ -36,6 +44,20 @@ impl Coming {
 
     pub(super) fn is_full(&self) -> bool {
         self.images.len() >= MAX_IMAGES
+    }
+
+    /// What arriving layers take of the disk, and what they still will: the rest of the tar, and the
+    /// tree that is made of it.
+    pub(in super::super) fn weight(&self, layers: &Layers) -> Weight {
+        let mut weight = Weight::default();
+        for (diff_id, arrival) in &self.layers {
+            let (raw, here) = (arrival.arriving.list.raw, arrival.arriving.bytes());
+            weight.here += here;
+            if layers.marker(diff_id).is_none() {
+                weight.due += raw.saturating_sub(here).saturating_add(raw);
+            }
+        }
+        weight
     }
 
     /// An image that instances may be made of although it is not all here.

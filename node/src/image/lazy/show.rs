@@ -40,6 +40,7 @@ pub(in super::super) fn show(
     let flags = MountFlags::RDONLY | MountFlags::NODEV;
     mount("selvedge", at, "fuse.selvedge", flags, options.as_c_str())
         .map_err(|e| fail(e.into()))?;
+    fail::fail_point!("image::coming_mounted");
     let folder = arrival.folder();
     let images = folder.parent().and_then(Path::parent).unwrap_or(folder);
     let log = File::create(instance.join(LOG)).map_err(fail)?;
@@ -59,6 +60,7 @@ pub(in super::super) fn show(
     // Our end of the device is closed from here on: without the process the mount is dead.
     let mut process = command.spawn().map_err(fail)?;
     drop(command);
+    fail::fail_point!("image::coming_shown");
     tokio::spawn(async move {
         let _ = process.wait().await;
     });

@@ -252,6 +252,7 @@ fn begin_coming(
         budget.raw(told.list.raw)?;
         arrivals.push(Arrival::begin(&dir, &diff_id, told, &budget)?);
     }
+    fail::fail_point!("image::coming_begun");
     for arrival in arrivals {
         inner.coming().add_layer(arrival);
     }
@@ -289,6 +290,7 @@ fn enter(store: &Store, digest: &Digest, plan: &Plan) -> Result<(Arc<Image>, Hol
     coming.enter(digest, Arc::clone(&image));
     coming.record(&image)?;
     drop(coming);
+    fail::fail_point!("image::coming_recorded");
     Ok((image, hold))
 }
 
@@ -368,5 +370,6 @@ pub(super) async fn bring(store: Store, pin: ImagePin, config: Arc<RegistryConfi
             tracing::error!(image = %pin.reference, %error, "a layer's readers cannot be given the rest");
         }
     }
+    fail::fail_point!("image::coming_settled");
     store.inner.coming().forget(&digest);
 }

@@ -42,6 +42,7 @@ pub(in super::super) async fn arrive(
     if !supply(store, company, arrival, &holders).await? {
         return Ok(None);
     }
+    fail::fail_point!("image::coming_whole");
     match unpack(store, arrival).await {
         Ok(marker) => {
             let of = Arc::clone(arrival);
