@@ -21,32 +21,35 @@ const HOLDER: &str = "par-1";
 /// Each in a region of its own, so that a service can be told where to run.
 const LAZY: &str = "fra-1";
 const EAGER: &str = "lis-1";
-/// One file of the image.
-const FILE: u64 = 2_500_000;
 /// Every so many files, one is read at the start: 5 % of the image.
 const READ_EVERY: usize = 20;
+const READS: &str = "/data/read-*";
 
+/// An image beside the program and what that needs, which are another 10 MB.
 struct Case {
     name: &'static str,
     image: &'static str,
     files: usize,
-    /// What the program reads before it serves.
-    reads: &'static str,
+    /// Bytes of each.
+    file: u64,
 }
 
-const CASES: [Case; 2] = [
+const fn case(name: &'static str, image: &'static str, files: usize, file: u64) -> Case {
     Case {
-        name: "500MB-5%",
-        image: "large",
-        files: 200,
-        reads: "/data/read-*",
-    },
-    Case {
-        name: "50MB-5%",
-        image: "small",
-        files: 20,
-        reads: "/data/read-*",
-    },
+        name,
+        image,
+        files,
+        file,
+    }
+}
+
+/// The smaller ones show from which size on it is worth it: see `LINE` in `node::image::lazy`.
+const CASES: [Case; 5] = [
+    case("500MB-5%", "of500", 200, 2_500_000),
+    case("250MB-5%", "of250", 100, 2_500_000),
+    case("80MB-5%", "of80", 40, 2_000_000),
+    case("20MB-5%", "of20", 40, 500_000),
+    case("5MB-5%", "of5", 40, 125_000),
 ];
 
 pub fn run(plan: &Plan) -> Result<Board> {
@@ -59,16 +62,11 @@ pub fn run(plan: &Plan) -> Result<Board> {
         node.start()?;
     }
     world.settle()?;
-    for (number, case) in CASES.iter().enumerate() {
-        if CASES[..number]
-            .iter()
-            .all(|other| other.image != case.image)
-        {
-            let layer = layer(&world, case)?;
-            world.push(case.image, &[layer])?;
-            let image = world.image(case.image);
-            world[HOLDER].cli(&["image", "pull", &image])?.ok()?;
-        }
+    for case in &CASES {
+        let layer = layer(&world, case)?;
+        world.push(case.image, &[layer])?;
+        let image = world.image(case.image);
+        world[HOLDER].cli(&["image", "pull", &image])?.ok()?;
     }
     world.stop_registry()?;
     let mut contestants: Vec<Box<dyn Contestant + '_>> = Vec::new();
@@ -103,7 +101,7 @@ fn layer(world: &World, case: &Case) -> Result<PathBuf> {
             "rest"
         };
         let mut bytes = Vec::new();
-        noise.by_ref().take(FILE).read_to_end(&mut bytes)?;
+        noise.by_ref().take(case.file).read_to_end(&mut bytes)?;
         fs::write(data.join(format!("{word}-{number}")), bytes)?;
     }
     let args = [
@@ -127,13 +125,12 @@ struct Starter<'a> {
 
 impl Starter<'_> {
     fn service(&self, case: &Case) -> String {
-        let number = CASES.iter().position(|other| other.name == case.name);
-        format!("{}-{}", self.name, number.unwrap_or_default())
+        format!("{}-{}", self.name, case.image)
     }
 
     fn deploy(&self, case: &Case) -> Result<()> {
         let (region, _) = self.node.name.split_once('-').context("no region")?;
-        let script = format!("cat {} >/dev/null && exec /bin/box", case.reads);
+        let script = format!("cat {READS} >/dev/null && exec /bin/box");
         let words = ["--cmd", "/bin/sh", "--cmd", "-c", "--cmd", &script];
         let rest = ["--scale", "0..1", "--pull", "never", "--region", region];
         let image = self.world.image(case.image);

@@ -79,6 +79,30 @@ impl Pair {
         })
     }
 
+    /// The process that shows a layer can read that, and speak with its daemon.
+    fn is_confined(&self, pid: u32) -> Result<()> {
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        for line in [
+            "CapEff:\t0000000000000000",
+            "CapPrm:\t0000000000000000",
+            "CapInh:\t0000000000000000",
+            "NoNewPrivs:\t1",
+            "Seccomp:\t2",
+        ] {
+            ensure!(status.contains(line), "not {line}: {status}");
+        }
+        let images = self.starter().dir().join("images");
+        let root = fs::read_link(format!("/proc/{pid}/root"))?;
+        ensure!(root == images.join("lazy"), "its root is {root:?}");
+        for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
+            let to = fs::read_link(entry?.path())?;
+            let named = to.starts_with(images.join("coming")) || to.ends_with("lazy.log");
+            let unnamed = to.starts_with("/dev") || to.to_string_lossy().starts_with("socket:");
+            ensure!(named || unnamed, "it has {to:?} open");
+        }
+        Ok(())
+    }
+
     fn reads_all(&self) -> Result<()> {
         let said = self.starter().inside_container(SERVICE, HASH)?;
         ensure!(said.contains(&self.hash), "{said}, not {}", self.hash);
@@ -97,6 +121,9 @@ fn an_instance_runs_while_its_image_arrives() -> Result<()> {
     ensure!(pair.arrives()?, "it was all here before it ran");
     let (shown, containers) = (fra.lazies(), fra.containers());
     ensure!(!shown.is_empty());
+    for pid in &shown {
+        pair.is_confined(*pid)?;
+    }
 
     fra.kill()?;
     fra.start()?;
