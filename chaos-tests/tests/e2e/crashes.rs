@@ -183,6 +183,10 @@ impl Crashes {
                 self.world.push(name, &[self.layer(name, LARGE)?])?;
                 let image = self.world.image(name);
                 self.world[HOLDER].cli(&["image", "pull", &image])?.ok()?;
+                until("it is known where the image is", PATIENCE, || {
+                    let (there, known) = (digests(&self.world[HOLDER])?, digests(&self.node)?);
+                    Ok(there.is_subset(&known).then_some(()))
+                })?;
                 Ok(image)
             }
             Pull => {
@@ -398,6 +402,14 @@ impl Crashes {
         }
         leaks::nothing_more(&self.world, &self.before, PATIENCE)
     }
+}
+
+/// Of the images that a node has or knows of.
+fn digests(node: &Node) -> Result<BTreeSet<String>> {
+    let images = node.read(&["image", "ls"])?;
+    let images = images.as_array().context("images are no list")?;
+    let digest = |image: &Value| image["digest"].as_str().map(ToOwned::to_owned);
+    Ok(images.iter().filter_map(digest).collect())
 }
 
 fn dies_at(steps: &[Step]) -> Result<()> {
