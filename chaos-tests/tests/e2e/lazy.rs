@@ -13,7 +13,7 @@ const SERVICE: &str = "large";
 /// One instance for each node, and no room for two.
 const ONE_EACH: [&str; 6] = ["--scale", "2..2", "--cpu", "1.2", "--pull", "never"];
 /// What the image has beside its program.
-const BIG: u64 = 64 << 20;
+const BIG: u64 = 72 << 20;
 const HASH: &str = "busybox sha256sum /big";
 
 /// A node that has an image, and one that starts it as it comes: slowly, so that there is time.

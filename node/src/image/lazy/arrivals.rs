@@ -85,7 +85,7 @@ impl Drop for Arrivals {
 }
 
 impl Supply for Arrivals {
-    fn read(&self, range: Range<u64>, then: Then) {
+    fn read(&self, range: Range<u64>, file: &Range<u64>, then: Then) {
         let shared = &self.0;
         let chunks = covering(&shared.list, &range);
         let mut state = shared.lock();
@@ -93,7 +93,7 @@ impl Supply for Arrivals {
             shared.find(&mut state, chunks.clone());
         }
         let all = state.here[chunks.clone()].iter().all(|here| *here);
-        let ahead = state.runs.read(&range);
+        let ahead = state.runs.read(&range, file);
         if state.void || (state.settled && !all) {
             drop(state);
             return then(Err(io::ErrorKind::InvalidData.into()));

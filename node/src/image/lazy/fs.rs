@@ -32,8 +32,8 @@ pub(super) type Then = Box<dyn FnOnce(io::Result<Vec<u8>>) + Send>;
 /// Where file content comes from.
 pub(super) trait Supply: Send + Sync + 'static {
     /// Has `then` called with these bytes of the raw tar, verified: at once if they are here, else
-    /// when they are. Does not wait.
-    fn read(&self, range: Range<u64>, then: Then);
+    /// when they are. Does not wait. They are a part of the file at `file`.
+    fn read(&self, range: Range<u64>, file: &Range<u64>, then: Then);
 }
 
 /// A layer, as the kernel asks for it.
@@ -231,7 +231,7 @@ impl<S: Supply> Filesystem for LayerFs<S> {
             Ok(bytes) => reply.data(&bytes),
             Err(_) => reply.error(Errno::EIO),
         });
-        self.supply.read(start..end, then);
+        self.supply.read(start..end, content, then);
     }
 
     fn readdir(

@@ -31,7 +31,7 @@ use crate::userns::Block;
 struct Whole(Arc<Vec<u8>>);
 
 impl Supply for Whole {
-    fn read(&self, range: Range<u64>, then: Then) {
+    fn read(&self, range: Range<u64>, _: &Range<u64>, then: Then) {
         let range = size(range.start)..size(range.end);
         then(Ok(self.0[range].to_vec()));
     }

@@ -118,7 +118,8 @@ async fn read(arrivals: &Arrivals) -> Option<Vec<u8>> {
     let at = 3 * (512 + SIZE.next_multiple_of(512)) as u64 + 512;
     let (says, heard) = channel();
     let then = Box::new(move |read: std::io::Result<Vec<u8>>| says.send(read.ok()).unwrap());
-    arrivals.read(at..at + SIZE as u64, then);
+    let file = at..at + SIZE as u64;
+    arrivals.read(file.clone(), &file, then);
     let heard = tokio::task::spawn_blocking(move || heard.recv_timeout(PATIENCE));
     heard.await.unwrap().expect("an answer")
 }
