@@ -143,10 +143,12 @@ impl Crashes {
         fs::remove_file(&self.order)?;
         self.node.start_with(&self.launch)?;
         self.world.settle()?;
-        self.holds(&name, &promise)?;
         if step == Arrive {
+            // The next try may be an ordinary pull, which takes longer than a request waits.
+            until("it serves", PATIENCE, || self.serves(&name).map(Some))?;
             self.has_arrived()?;
         }
+        self.holds(&name, &promise)?;
         self.images_are_whole()?;
         if let Pull | Import = step {
             self.fetch(step, &name, &prepared)?.ok()?;
