@@ -117,8 +117,11 @@ fn words([word, run @ ..]: [u8; FRAME]) -> (u8, [u8; RUN]) {
 }
 
 /// `None` when it is no run of a list this long.
-fn decode([a, b, c, d, e, f, g, h]: [u8; RUN], chunks: usize) -> Option<Range<usize>> {
-    let place = |bytes| usize::try_from(u32::from_le_bytes(bytes)).ok();
-    let run = place([a, b, c, d])?..place([e, f, g, h])?;
+fn decode(run: [u8; RUN], chunks: usize) -> Option<Range<usize>> {
+    let ([start, end], _) = run.as_chunks() else {
+        return None;
+    };
+    let place = |bytes: &[u8; 4]| usize::try_from(u32::from_le_bytes(*bytes)).ok();
+    let run = place(start)?..place(end)?;
     (run.start < run.end && run.end <= chunks).then_some(run)
 }
