@@ -214,6 +214,9 @@ pub struct RuntimeSection {
     /// Bytes of images a second that each peer gets from this node; without it, as many as the
     /// link carries beside everything else.
     pub image_peer_rate: Option<Bytes>,
+    /// Bytes of images an hour, unpacked, that are brought here before anything here is started
+    /// from them, because this node is likely to be asked to; 0 brings none.
+    pub image_prefetch: Bytes,
     /// Paths of this machine that services may mount: `/srv/share`, or `/srv/data:rw` to write.
     pub host_paths: Vec<HostPath>,
     /// How full images may make the disk.
@@ -277,6 +280,7 @@ impl Default for RuntimeSection {
             network_pool: 4,
             parked: 16,
             image_peer_rate: None,
+            image_prefetch: Bytes(1 << 30),
             host_paths: Vec::new(),
             image_gc: ImageGcSection::default(),
             image_lazy: ImageLazy::default(),

@@ -13,7 +13,7 @@ use rustix::process::{Signal, getpid, kill_process};
 const ORDER: &str = "SELVEDGE_DIE_AT";
 
 /// Every point: its name, and what has just been done; what comes next.
-const POINTS: [(&str, &str); 75] = [
+const POINTS: [(&str, &str); 89] = [
     ("image::resolved", "a name has its digest; it is told"),
     (
         "image::planned",
@@ -24,8 +24,28 @@ const POINTS: [(&str, &str); 75] = [
         "an archive is here; its members are read",
     ),
     (
+        "image::archive_read",
+        "its documents are read; its layers are unpacked",
+    ),
+    (
         "image::layer_begun",
         "a layer has a scratch folder; it is unpacked",
+    ),
+    (
+        "image::piece_kept",
+        "a piece of a layer is kept, in case the rest does not come; more comes",
+    ),
+    (
+        "image::resuming",
+        "a part of a layer is here from before; the rest is asked for",
+    ),
+    (
+        "image::list_taken",
+        "a peer said how a layer is cut; its chunks are asked for",
+    ),
+    (
+        "image::window_passed",
+        "a window of chunks went to be unpacked; the next is fetched",
     ),
     (
         "image::layer_unpacked",
@@ -71,6 +91,36 @@ const POINTS: [(&str, &str); 75] = [
         "image::coming_settled",
         "it is a layer like any other; how it came is forgotten",
     ),
+    (
+        "image::upload_begun",
+        "an upload has a file; its client is told",
+    ),
+    (
+        "image::upload_written",
+        "a piece of a blob is written; its client is told",
+    ),
+    (
+        "image::blob_arrived",
+        "a blob is whole; it waits for its manifest",
+    ),
+    (
+        "image::push_kept",
+        "a pushed image is kept; its client is told",
+    ),
+    (
+        "image::struck",
+        "an image is out of the books; its record goes",
+    ),
+    ("image::unrecorded", "its record is gone; its layers go"),
+    (
+        "image::layer_buried",
+        "a layer of nobody's is out of sight; so are the others soon",
+    ),
+    (
+        "image::buried",
+        "all of an image is out of sight; its bytes go",
+    ),
+    ("image::removed", "its bytes are gone; that is told"),
     ("image::use_noted", "a use is noted; its folders are made"),
     ("image::laid_out", "the folders are there; they are mounted"),
     ("image::mounted", "the root is mounted; a container is made"),

@@ -7,15 +7,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use netfabric::wire::image::{ImageAnswer, ImageRequest};
-use scheduler::model::{ImagePin, RevisionKey};
+use scheduler::model::{ImagePin, Revision, RevisionKey};
 use scheduler::registry::State;
 use tokio::io::AsyncRead;
 use tokio::sync::mpsc;
 
 use crate::config::{ImageLazy, RegistrySection};
 use crate::image::{
-    self, Image, ImageError, Limits, Marks, Prune, Reference, RegistryConfig, Removed, Stocked,
-    Store, Wanted, WantedFn,
+    self, Image, ImageCounts, ImageError, Limits, Marks, Prune, Reference, RegistryConfig, Removed,
+    Share, Stocked, Store, Wanted, WantedFn,
 };
 
 /// How often the disk is looked at: a system call, no more, while it is below its high mark.
@@ -91,8 +91,9 @@ impl Images {
         &self.store
     }
 
-    /// The digest a deploy of `text` pins. With the policy `Never`, and when the registry is out of
-    /// reach, an image held here under that name is taken as it is.
+    /// The digest a deploy of `text` pins. What is held here under that name is taken as it is with
+    /// the policy `Never`, when it was pushed to this node, and when the registry is out of reach;
+    /// with `IfNotPresent` it is, if it is held, without asking.
     pub async fn pin(&self, text: &str, policy: &str) -> Result<ImagePin, ImageError> {
         let reference = Reference::parse(text)?;
         let held = self.held(&reference);
@@ -101,6 +102,9 @@ impl Images {
                 digest: reference.to_string(),
             });
         }
+        if let ("IfNotPresent", Some(held)) = (policy, &held) {
+            return Ok(held.clone());
+        }
         match (self.store.resolve(&reference, &self.registries).await, held) {
             (Err(error), Some(held)) if error.is_passing() => Ok(held),
             (resolved, _) => resolved,
@@ -108,7 +112,11 @@ impl Images {
     }
 
     /// Whether a reference names this node as its registry: then what was pushed here is the truth.
+    /// `localhost` without a port is what has no registry at all.
     fn is_door(&self, reference: &Reference) -> bool {
+        if reference.registry() == "localhost" {
+            return true;
+        }
         let Some(door) = self.door else { return false };
         let Some((host, port)) = reference.registry().rsplit_once(':') else {
             return false;
@@ -198,9 +206,22 @@ impl Images {
         });
     }
 
+    /// Whether there is room for an image that may never be needed.
+    pub async fn is_roomy(&self) -> Result<bool, ImageError> {
+        self.store.is_roomy().await
+    }
+
     /// What is held here, with sizes and last uses.
     pub async fn stock(&self) -> Result<Vec<Stocked>, ImageError> {
         self.store.stock().await
+    }
+
+    /// What the images of each service take on this node's disk; see [`Store::shares`].
+    pub async fn shares(
+        &self,
+        services: BTreeMap<String, BTreeSet<String>>,
+    ) -> Result<BTreeMap<String, Share>, ImageError> {
+        self.store.shares(services).await
     }
 
     /// Removes what is not needed, or tells what that would be.
@@ -221,21 +242,32 @@ impl Images {
     pub fn list(&self) -> Vec<Arc<Image>> {
         self.store.list()
     }
+
+    /// What pulls did since the daemon began, and what is held now.
+    pub async fn counts(&self) -> Result<ImageCounts, ImageError> {
+        self.store.counts().await
+    }
 }
 
 /// What of the images is needed: by instances of this node, and by revisions that services route
 /// to or would start next.
 pub fn wanted(state: &State, placed: &BTreeSet<RevisionKey>) -> Wanted {
-    let digest = |key: &RevisionKey| Some(state.revisions.get(key)?.image.digest.clone());
-    let deployed = state.services.values().flat_map(|service| {
+    let digest = |revision: &Revision| revision.image.digest.clone();
+    let here = placed.iter().filter_map(|key| state.revisions.get(key));
+    Wanted {
+        here: here.map(digest).collect(),
+        deployed: deployed(state).map(digest).collect(),
+    }
+}
+
+/// The revisions that services route to or would start next.
+pub fn deployed(state: &State) -> impl Iterator<Item = &Revision> {
+    let keys = state.services.values().flat_map(|service| {
         let mut keys = service.routed();
         keys.extend(service.status.latest_created.clone());
         keys
     });
-    Wanted {
-        here: placed.iter().filter_map(digest).collect(),
-        deployed: deployed.filter_map(|key| digest(&key)).collect(),
-    }
+    keys.filter_map(|key| state.revisions.get(&key))
 }
 
 fn docker_config() -> Option<std::path::PathBuf> {

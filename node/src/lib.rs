@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod api;
 pub mod app;
+mod causes;
 pub mod clock;
 pub mod config;
 pub mod consensus;
@@ -19,7 +20,8 @@ pub mod meter;
 pub mod names;
 pub mod network;
 pub mod peers;
-pub mod protections;
+pub mod prefetch;
+mod protections;
 pub mod runtime;
 pub mod stewardship;
 pub mod telemetry;

@@ -104,6 +104,9 @@ async fn answer(
         PeerRequest::Usage { namespace, service } => PeerResponse::Usage {
             json: api::usage_local(api, &UsageQuery { namespace, service }).await,
         },
+        PeerRequest::ImageUsage => PeerResponse::ImageUsage {
+            json: api::image_shares_local(api).await,
+        },
         PeerRequest::Join {
             token_hash,
             request,

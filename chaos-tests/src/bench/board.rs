@@ -36,6 +36,8 @@ pub const VERIFY: Metric = Metric::new("verify_ms", "ms");
 pub const MOVED: Metric = Metric::new("moved_mb", "MB");
 /// The same, of the image's unpacked bytes.
 pub const SHARE: Metric = Metric::new("moved_pct", "%");
+/// The same, of the image's packed bytes.
+pub const PACKED_SHARE: Metric = Metric::new("moved_packed_pct", "%");
 pub const RPS: Metric = Metric::new("rps", "1/s");
 pub const WRITES: Metric = Metric::new("writes_per_s", "1/s");
 pub const P50: Metric = Metric::new("p50_us", "us");

@@ -9,6 +9,7 @@ mod burst;
 mod client;
 mod cold;
 mod density;
+mod fleet;
 mod group;
 mod lazy;
 mod load;
@@ -62,7 +63,7 @@ pub struct Bench {
 }
 
 /// All there are, in the order in which `bench all` runs them.
-pub const ALL: [Bench; 8] = [
+pub const ALL: [Bench; 9] = [
     Bench {
         name: "cold-start",
         about: "a request to a service at zero, until its first byte; against crun and runc",
@@ -102,5 +103,10 @@ pub const ALL: [Bench; 8] = [
         name: "pull-update",
         about: "the next version of an image held here, from another node; against skopeo",
         run: update::run,
+    },
+    Bench {
+        name: "pull-fleet",
+        about: "an image to twenty nodes behind one thin link to the registry; against skopeo",
+        run: fleet::run,
     },
 ];

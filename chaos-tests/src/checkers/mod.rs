@@ -3,6 +3,7 @@
 pub mod accounting;
 pub mod convergence;
 pub mod deploys;
+pub mod images;
 pub mod leaks;
 pub mod linear;
 pub mod oracle;

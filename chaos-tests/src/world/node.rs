@@ -73,6 +73,26 @@ impl Node {
         self.cli(&[&deploy[..], port, &defaults, more].concat())
     }
 
+    /// Copies an image of a registry to another name on this host, as who pushes to it does.
+    pub fn push(&self, from: &str, to: &str) -> Result<Outcome> {
+        let creds = format!("me:{}", self.token()?);
+        let (from, to) = (format!("docker://{from}"), format!("docker://{to}"));
+        let words = [
+            "--insecure-policy",
+            "copy",
+            "--quiet",
+            "--src-tls-verify=false",
+        ];
+        let door = [
+            "--dest-tls-verify=false",
+            "--dest-creds",
+            &creds,
+            &from,
+            &to,
+        ];
+        self.run("skopeo", &[&words[..], &door].concat())
+    }
+
     /// The JSON of a read.
     pub fn read(&self, args: &[&str]) -> Result<Value> {
         self.cli(&[&["-o", "json"], args].concat())?.ok()?.json()

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 
 use super::node::Node;
 use super::shell::run;
-use super::{World, host, traces};
+use super::{Launch, World, host, traces};
 use crate::disk::Disk;
 
 impl World {
@@ -29,9 +29,14 @@ impl World {
 
     /// The machine with a new kernel's network, and its daemon.
     pub fn boot(&self, node: &Node) -> Result<()> {
+        self.boot_with(node, &Launch::default())
+    }
+
+    /// The same with a daemon started in another way.
+    pub fn boot_with(&self, node: &Node, launch: &Launch) -> Result<()> {
         self.disk(&node.name)?.power_on()?;
         host(&self.tag, &self.wire, &node.name, last(node))?;
-        node.start()
+        node.start_with(launch)
     }
 }
 

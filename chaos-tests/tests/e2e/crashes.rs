@@ -8,21 +8,22 @@ mod points;
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::Read as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use chaos_tests::checkers::images;
 use chaos_tests::checkers::leaks::{self, Footprint};
 use chaos_tests::disk::Prefix;
 use chaos_tests::workload::api::Door;
 use chaos_tests::workload::history::Phase;
-use chaos_tests::world::{Launch, Node, Outcome, PATIENCE, World, run, until};
+use chaos_tests::world::{Launch, Node, Outcome, PATIENCE, World, noise, run, until};
 use serde_json::Value;
 
 use crate::SMALL;
 use points::Step::{
-    self, Arrive, Boot, Changes, Delete, Deploy, Equip, Idle, Import, Pull, Request, Thaw, Unparked,
+    self, Arrive, Boot, Changes, Delete, Deploy, Equip, Idle, Import, Large, Pull, Push, Remove,
+    Request, Resume, Share, Thaw, Unparked,
 };
 use points::{AWAITED, POINTS};
 
@@ -36,12 +37,16 @@ const HOLDER: &str = "par-1";
 const OTHER: &str = "fra-1";
 const AT_OTHER: [&str; 4] = ["--region", "fra", "--pull", "never"];
 /// Of a layer that is worth being read while it arrives, and so slowly that it is.
-const LARGE: u64 = 72 << 20;
+const ARRIVING: u64 = 72 << 20;
 const SLOWLY: &str = "image_peer_rate = \"24MiB\"";
 /// From a provoked step to the death.
 const DYING: Duration = Duration::from_secs(20);
 /// More changes than there are between two snapshots.
 const MANY: u64 = 3000;
+/// Where images are pushed to the node.
+const DOOR: &str = "127.0.0.1:5000";
+/// Bytes of a layer of which a part is kept, as that of others is not.
+const LARGE: u64 = 4 << 20;
 
 /// What has to be so once the daemon runs again.
 enum Promise {
@@ -67,10 +72,22 @@ struct Crashes {
 }
 
 impl Crashes {
-    fn begin() -> Result<Self> {
-        let world = World::of(&["par-1"])?;
+    fn begin(steps: &[Step]) -> Result<Self> {
+        // The other node is in another region: it has no part in the service.
+        let shares = steps.contains(&Share);
+        let world = World::of(if shares {
+            &["par-1", "fra-1"]
+        } else {
+            &["par-1"]
+        })?;
         let node = world.first().clone();
-        world.deploy(KEPT, &ONE)?.ok()?;
+        if steps.contains(&Push) {
+            node.configure(&format!("[images]\nlisten = \"{DOOR}\"\n"))?;
+            world.settle()?;
+        }
+        world
+            .deploy(KEPT, &[&ONE[..], &["--region", "par"]].concat())?
+            .ok()?;
         Self::of(world, node)
     }
 
@@ -150,9 +167,10 @@ impl Crashes {
         }
         self.holds(&name, &promise)?;
         self.images_are_whole()?;
-        if let Pull | Import = step {
+        if let Pull | Large | Resume | Share | Import | Push | Remove = step {
             self.fetch(step, &name, &prepared)?.ok()?;
             self.images_are_whole()?;
+            images::nothing_partial(&self.node.dir().join("images"))?;
         }
         self.nothing_is_left(&name)
     }
@@ -181,19 +199,8 @@ impl Crashes {
                 }
                 Ok(String::new())
             }
-            Arrive => {
-                self.world.push(name, &[self.layer(name, LARGE)?])?;
-                let image = self.world.image(name);
-                self.world[HOLDER].cli(&["image", "pull", &image])?.ok()?;
-                until("it is known where the image is", PATIENCE, || {
-                    let (there, known) = (digests(&self.world[HOLDER])?, digests(&self.node)?);
-                    Ok(there.is_subset(&known).then_some(()))
-                })?;
-                Ok(image)
-            }
-            Pull => {
-                self.world.push(name, &[self.layer(name, 0)?])?;
-                Ok(self.world.image(name))
+            Arrive | Pull | Large | Resume | Share | Push | Remove => {
+                self.prepare_image(step, name)
             }
             Import => {
                 let file = self.world.archive("oci-archive", "")?;
@@ -211,6 +218,43 @@ impl Crashes {
         }
     }
 
+    /// An image in the registry that the step needs, and what has to be done with it before.
+    fn prepare_image(&self, step: Step, name: &str) -> Result<String> {
+        self.world.push(name, &[self.layer(step, name)?])?;
+        let image = self.world.image(name);
+        match step {
+            Remove => drop(self.node.cli(&["image", "pull", &image])?.ok()?),
+            Share => {
+                let other = &self.world["fra-1"];
+                other.cli(&["image", "pull", &image])?.ok()?;
+                until("the node hears who holds it", PATIENCE, || {
+                    let all = self.node.read(&["image", "ls"])?;
+                    let all = all.as_array().context("images are no list")?;
+                    let only_there = |i: &Value| i["nodes"] == serde_json::json!(["fra-1"]);
+                    Ok(all.iter().any(only_there).then_some(()))
+                })?;
+            }
+            Resume => {
+                fs::write(&self.order, "image::piece_kept")?;
+                self.fetch(step, name, &image)?;
+                self.died_at("image::piece_kept")?;
+                self.deaths.set(self.deaths.get() + 1);
+                fs::remove_file(&self.order)?;
+                self.node.start_with(&self.launch)?;
+                self.world.settle()?;
+            }
+            Arrive => {
+                self.world[HOLDER].cli(&["image", "pull", &image])?.ok()?;
+                until("it is known where the image is", PATIENCE, || {
+                    let (there, known) = (digests(&self.world[HOLDER])?, digests(&self.node)?);
+                    Ok(there.is_subset(&known).then_some(()))
+                })?;
+            }
+            _ => {}
+        }
+        Ok(image)
+    }
+
     /// Waits until an instance of the service is in this state.
     fn is(&self, service: &str, state: &str) -> Result<()> {
         until(&format!("{service} is {state}"), PATIENCE, || {
@@ -221,19 +265,18 @@ impl Crashes {
         })
     }
 
-    /// A layer that no other image has, with a file of so much noise.
-    fn layer(&self, name: &str, noise: u64) -> Result<PathBuf> {
-        let (root, tar) = (
-            self.world.dir().join(name),
-            self.world.dir().join(format!("{name}.tar")),
-        );
+    /// A layer that no other image has.
+    fn layer(&self, step: Step, name: &str) -> Result<PathBuf> {
+        let root = self.world.dir().join(name);
         fs::create_dir(&root)?;
         fs::write(root.join(name), name)?;
-        let mut random = fs::File::open("/dev/urandom")?.take(noise);
-        std::io::copy(&mut random, &mut fs::File::create(root.join("noise"))?)?;
-        let (root, file) = (root.to_string_lossy(), tar.to_string_lossy());
-        run("tar", ["-cf", &file, "-C", &root, "."])?.ok()?;
-        Ok(tar)
+        let bytes = match step {
+            Large | Resume => LARGE,
+            Arrive => ARRIVING,
+            _ => 0,
+        };
+        noise(&root.join("noise"), bytes, self.deaths.get() as u64)?;
+        self.world.pack(&root, name)
     }
 
     fn provoke(&self, step: Step, name: &str, prepared: &str) -> Result<Promise> {
@@ -273,8 +316,12 @@ impl Crashes {
                 self.node.cli(&["delete", name, "--no-wait", "--yes"])?,
                 Promise::Gone,
             ),
-            Pull | Import => {
+            Pull | Large | Resume | Share | Import | Push => {
                 self.fetch(step, name, prepared)?;
+                Promise::Gone
+            }
+            Remove => {
+                self.node.cli(&["-y", "image", "rm", prepared])?;
                 Promise::Gone
             }
             Boot => {
@@ -287,9 +334,12 @@ impl Crashes {
     }
 
     fn fetch(&self, step: Step, name: &str, image: &str) -> Result<Outcome> {
-        let name = format!("imports.test/{name}:1");
         match step {
-            Import => self.node.cli(&["image", "import", image, "--as", &name]),
+            Import => {
+                let name = format!("imports.test/{name}:1");
+                self.node.cli(&["image", "import", image, "--as", &name])
+            }
+            Push => self.node.push(image, &format!("{DOOR}/{name}:1")),
             _ => self.node.cli(&["image", "pull", image]),
         }
     }
@@ -375,25 +425,8 @@ impl Crashes {
         Ok(services.to_string().contains(&format!("\"{service}\"")))
     }
 
-    /// Every layer on disk is some recorded image's, and every one of those is there.
     fn images_are_whole(&self) -> Result<()> {
-        let images = self.node.dir().join("images");
-        let mut recorded = BTreeSet::new();
-        for entry in fs::read_dir(images.join("index"))? {
-            let record: Value = serde_json::from_slice(&fs::read(entry?.path())?)?;
-            let layers = record["layers"].as_array().context("no layers")?;
-            let hex = layers
-                .iter()
-                .filter_map(|id| id.as_str()?.split(':').nth(1));
-            recorded.extend(hex.map(ToOwned::to_owned));
-        }
-        let there = fs::read_dir(images.join("layers"))?.flatten();
-        let there: BTreeSet<_> = there
-            .map(|entry| entry.file_name().to_string_lossy().into_owned())
-            .collect();
-        let odd: Vec<_> = there.symmetric_difference(&recorded).collect();
-        ensure!(odd.is_empty(), "layers and records differ: {odd:?}");
-        Ok(())
+        images::whole(&self.node.dir().join("images")).map(drop)
     }
 
     fn nothing_is_left(&self, name: &str) -> Result<()> {
@@ -415,7 +448,7 @@ fn digests(node: &Node) -> Result<BTreeSet<String>> {
 }
 
 fn dies_at(steps: &[Step]) -> Result<()> {
-    let mut crashes = Crashes::begin()?;
+    let mut crashes = Crashes::begin(steps)?;
     crashes.all(steps)?;
     crashes.world.hush();
     Ok(())
@@ -472,4 +505,14 @@ fn the_daemon_dies_while_an_instance_ends() -> Result<()> {
 #[test]
 fn the_daemon_dies_over_images_at_boot_and_over_snapshots() -> Result<()> {
     dies_at(&[Pull, Import, Boot, Changes])
+}
+
+#[test]
+fn the_daemon_dies_while_images_are_pushed_to_it_and_removed() -> Result<()> {
+    dies_at(&[Push, Remove])
+}
+
+#[test]
+fn the_daemon_dies_while_an_image_comes_piece_by_piece() -> Result<()> {
+    dies_at(&[Large, Resume, Share])
 }

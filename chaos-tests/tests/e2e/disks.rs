@@ -4,10 +4,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use chaos_tests::checkers::images;
 use chaos_tests::disk::rot::{self, Flipped};
 use chaos_tests::disk::{Disk, Effect, Faulty, Op, Rule, Small};
 use chaos_tests::faults::Fault;
-use chaos_tests::world::{Launch, Media, Node, PATIENCE, World, until};
+use chaos_tests::world::{Launch, Media, Node, PATIENCE, World, noise, until};
 
 use crate::{SMALL, THREE};
 
@@ -212,6 +213,49 @@ fn a_failed_device_loses_nothing_and_holds_up_nobody() -> Result<()> {
         par.get("warm", "/")?.ok()?.says("box").map(Some)
     })
     .map(drop)
+}
+
+/// An image that does not fit is refused with the figures, whether its packed size says so or the disk
+/// fills while it is unpacked. Nothing is left of it, what runs goes on, and with room it comes.
+#[test]
+fn an_image_that_does_not_fit_is_refused_and_leaves_nothing() -> Result<()> {
+    const PACKED: u64 = 8 << 20;
+    const BLANK: u64 = 64 << 20;
+    let media = Media::Small {
+        bytes: 400 << 20,
+        inodes: 16384,
+    };
+    let world = World::on(&["par-1"], media)?;
+    let node = world.first();
+    world
+        .deploy("warm", &["--scale", "1..1", "--cpu", "0.1"])?
+        .ok()?;
+    let root = world.dir().join("large");
+    std::fs::create_dir(&root)?;
+    noise(&root.join("noise"), PACKED, 1)?;
+    std::fs::File::create(root.join("zeros"))?.set_len(BLANK)?;
+    world.push("large", &[world.pack(&root, "large")?])?;
+    let (image, store) = (world.image("large"), node.dir().join("images"));
+    let before = images::content(&store)?;
+    for leaving in [PACKED / 2, PACKED + BLANK / 2] {
+        small(&world, |disk| disk.fill(leaving))?;
+        let said = node.cli(&["image", "pull", &image])?;
+        ensure!(said.code != 0, "with {leaving} bytes: {said}");
+        let words = ["no room for", "large:1", "bytes are free"];
+        words
+            .iter()
+            .try_fold(said, |said, words| said.says(words))?;
+        images::whole(&store)?;
+        images::nothing_partial(&store)?;
+        images::equal(&images::content(&store)?, &before)?;
+        node.get("warm", "/")?.ok()?.says("box")?;
+    }
+    small(&world, Small::free)?;
+    let once = ["--scale", "1..1", "--cpu", "0.1"];
+    node.deploy("large", &image, &once)?.ok()?;
+    images::whole(&store)?;
+    images::nothing_partial(&store)?;
+    node.get("large", "/")?.ok()?.says("box").map(drop)
 }
 
 /// Turns over a byte of each place where the file has these bytes.

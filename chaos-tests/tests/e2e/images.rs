@@ -1,7 +1,7 @@
 //! Images: of real programs, and from a file, where no registry is asked.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use chaos_tests::disk::rot;
@@ -86,6 +86,48 @@ fn a_pushed_image_runs_on_all_without_a_registry() -> Result<()> {
     on_every_node(&world, "app")
 }
 
+/// With our own command, over the operator's API: the name needs no registry, and a second push moves
+/// nothing.
+#[test]
+fn an_image_is_pushed_over_the_api() -> Result<()> {
+    let world = World::of(&THREE)?;
+    let archive = world.archive("oci-archive", "")?;
+    let other = world.archive("docker-archive", "other:1")?;
+    world.stop_registry()?;
+    let (first, last) = (world.first(), &world["lis-1"]);
+    let push = |node: &Node, from: &Path| {
+        let from = from.to_string_lossy();
+        node.cli(&["image", "push", &from, "app:1"])
+    };
+    push(first, &archive)?.ok()?.says("sent 2 blobs")?;
+    push(first, &archive)?.ok()?.says("sent 0 blobs")?;
+    push(first, &other)?
+        .code(2)?
+        .says("selvedge image import")?;
+    push(first, &world.dir())?
+        .code(2)?
+        .says("it has no index.json")?;
+    last.deploy("app", "localhost/app:1", &ONE_EACH)?
+        .code(1)?
+        .says("image localhost/app:1 is not held on this node")?
+        .says("selvedge image push")?;
+    first.deploy("app", "localhost/app:1", &ONE_EACH)?.ok()?;
+    on_every_node(&world, "app")?;
+    let usage = first.read(&["image", "usage"])?;
+    let shares = usage.as_array().context("a list")?;
+    let nodes: Vec<_> = shares.iter().map(|share| share["node"].as_str()).collect();
+    ensure!(
+        nodes == [Some("fra-1"), Some("lis-1"), Some("par-1")],
+        "{usage}"
+    );
+    let all = |share: &Value| {
+        let whole = share["bytes"].as_u64() > Some(0) && share["bytes"] == share["ownBytes"];
+        share["service"] == "default/app" && share["images"] == 1 && whole
+    };
+    ensure!(shares.iter().all(all), "{usage}");
+    Ok(())
+}
+
 /// Nodes of one region are behind one uplink: one of them asks the registry for all.
 #[test]
 fn a_site_asks_the_registry_once() -> Result<()> {
@@ -96,6 +138,40 @@ fn a_site_asks_the_registry_once() -> Result<()> {
     let helped = world.nodes().iter().filter(helped).count();
     ensure!(helped == 2, "{helped} nodes got it from a peer");
     Ok(())
+}
+
+/// What one node runs is brought to the one that would be next, so that neither the first node nor
+/// the registry is needed when that day comes.
+#[test]
+fn an_image_goes_ahead_to_the_likely_next_host() -> Result<()> {
+    let world = World::of(&["par-1", "par-2", "fra-1"])?;
+    world.deploy("web", &["--scale", "1..1"])?.ok()?;
+    let holders = || -> Result<BTreeSet<String>> {
+        let images = world.first().read(&["image", "ls"])?;
+        let nodes = images[0]["nodes"].as_array().context("nodes")?;
+        Ok(nodes
+            .iter()
+            .filter_map(|n| n.as_str())
+            .map(str::to_owned)
+            .collect())
+    };
+    let two = until("another node has the image", PATIENCE, || {
+        Ok(Some(holders()?).filter(|nodes| nodes.len() > 1))
+    })?;
+    ensure!(two.len() == 2, "{two:?} have it");
+    let ready = world.first().instances("web")?;
+    let host = ready[0]["nodeName"].as_str().context("a node")?;
+    let next = two.iter().find(|node| *node != host).context("another")?;
+    ensure!(two.contains(host), "{host} is none of {two:?}");
+    world.stop_registry()?;
+    world[host].kill()?;
+    let next = &world[next.as_str()];
+    until("the next host has an instance", PATIENCE, || {
+        let all = next.instances("web")?;
+        let here = |i: &Value| i["nodeName"] == *next.name && i["state"] == "Ready";
+        Ok(all.iter().any(here).then_some(()))
+    })?;
+    next.get("web", "/")?.ok()?.says("box").map(drop)
 }
 
 /// What the log of a node says of the layers that came from peers: their sizes and what was moved.

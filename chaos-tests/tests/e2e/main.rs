@@ -25,6 +25,7 @@ mod members;
 mod mistakes;
 mod neighbours;
 mod planted;
+mod power;
 mod reboot;
 mod registry;
 mod scenarios;

@@ -48,6 +48,47 @@ fn is(told: f64, want: f64) -> bool {
     (told - want).abs() < 0.5
 }
 
+/// One node pulls from the registry, the other from the first; each says so.
+#[test]
+fn pulls_are_timed_and_their_bytes_told_by_where_they_came_from() -> Result<()> {
+    let world = World::of(&["par-1", "fra-1"])?;
+    let (par, fra, image) = (&world["par-1"], &world["fra-1"], world.image("box"));
+    let pull = |node: &Node| node.cli(&["image", "pull", &image])?.ok().map(drop);
+    let bytes = |node: &Node, source: &str| -> Result<f64> {
+        let label = format!("source=\"{source}\"");
+        metric(node, "selvedge_image_pull_bytes_total", &label)
+    };
+    let pulls = |node: &Node, result: &str| -> Result<f64> {
+        let label = format!("result=\"{result}\"");
+        metric(node, "selvedge_image_pull_seconds_count", &label)
+    };
+    ensure!(is(metric(par, "selvedge_image_store_bytes", "")?, 0.0));
+    pull(par)?;
+    until("the other node hears of it", PATIENCE, || {
+        let all = fra.read(&["image", "ls"])?;
+        Ok((all[0]["nodes"] == serde_json::json!(["par-1"])).then_some(()))
+    })?;
+    pull(fra)?;
+    // It is here: no pull, and nothing moves.
+    pull(fra)?;
+    let (from, peer) = (bytes(par, "registry")?, bytes(fra, "peer")?);
+    ensure!(from > 1e5 && peer > 1e5, "{from} and {peer} bytes");
+    for (node, elsewhere) in [(par, "peer"), (fra, "registry")] {
+        ensure!(
+            is(bytes(node, elsewhere)?, 0.0),
+            "{} {elsewhere}",
+            node.name
+        );
+        ensure!(is(pulls(node, "ok")?, 1.0) && is(pulls(node, "failed")?, 0.0));
+    }
+    let held = metric(par, "selvedge_image_store_bytes", "")?;
+    ensure!(held > from && is(metric(fra, "selvedge_image_store_bytes", "")?, held));
+
+    par.cli(&["-y", "image", "rm", &image])?.ok()?;
+    ensure!(is(metric(par, "selvedge_image_store_bytes", "")?, 0.0));
+    Ok(())
+}
+
 #[test]
 fn requests_are_counted_once_over_restarts_and_the_end_of_their_instances() -> Result<()> {
     let world = World::of(&["par-1"])?;

@@ -257,6 +257,16 @@ pub struct DeleteArgs {
     pub wait: WaitArgs,
 }
 
+/// Of this machine, as images name it.
+fn own_platform() -> String {
+    let arch = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    format!("linux/{arch}")
+}
+
 #[derive(Debug, Clone, Subcommand)]
 pub enum ImageCommand {
     /// Fetch an image from its registry to the node
@@ -269,9 +279,21 @@ pub enum ImageCommand {
         #[arg(long = "as", value_name = "REFERENCE")]
         reference: Option<String>,
     },
+    /// Send an image to the node as to a registry: only what it lacks moves
+    Push {
+        /// An OCI layout: a folder, or an archive of one
+        source: PathBuf,
+        /// The name it gets; without a registry, localhost/NAME
+        reference: String,
+        /// Which of a layout's images, where its index has several
+        #[arg(long, value_name = "OS/ARCH", default_value_t = own_platform())]
+        platform: String,
+    },
     /// Images and the nodes that hold them
     #[command(alias = "list")]
     Ls,
+    /// What images take on the nodes' disks, by service
+    Usage,
     /// Remove an image from the node, unless an instance is made of it
     #[command(alias = "delete")]
     Rm {

@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use netfabric::wire::api::{ApiError, ErrorCode};
+use netfabric::wire::api::{ApiError, ErrorCode, REGISTRY};
 use netfabric::wire::touch;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -177,6 +177,34 @@ impl Client {
         self.read(request, IMAGE_ANSWER).await
     }
 
+    /// A call of the distribution API, whose shapes are not ours, for an image of `registry`: the
+    /// digest that the answer names, or nothing when there is no such thing.
+    pub async fn distribution(
+        &self,
+        method: Method,
+        path: &str,
+        registry: &str,
+        (kind, body): (&str, Body),
+    ) -> Answer<Option<String>> {
+        let mut request = self.request(method, path, None)?;
+        *request.body_mut() = body;
+        for (name, value) in [("content-type", kind), (REGISTRY, registry)] {
+            let value = header::HeaderValue::from_str(value).map_err(http::Error::from)?;
+            request.headers_mut().insert(name, value);
+        }
+        self.bounded(IMAGE_ANSWER, async {
+            let response = self.exchange(request).await?;
+            if response.status() == http::StatusCode::NOT_FOUND {
+                return Ok(None);
+            }
+            let digest = response.headers().get("docker-content-digest");
+            let digest = digest.and_then(|d| d.to_str().ok()).map(str::to_owned);
+            self.bytes(response).await?;
+            Ok(Some(digest.unwrap_or_default()))
+        })
+        .await
+    }
+
     /// An answer whose body is read as it comes (a log that is followed).
     pub async fn open(&self, path: &str) -> Answer<Response<Incoming>> {
         let request = self.request(Method::GET, path, None)?;
@@ -336,9 +364,14 @@ impl Client {
     }
 }
 
-/// The error in an answer; when it carries none, what its status says.
+/// The error in an answer; when it carries none, what its status says and a registry's words.
 fn refusal(status: http::StatusCode, body: &[u8]) -> ApiError {
     serde_json::from_slice(body).unwrap_or_else(|_| {
+        let said: Option<serde_json::Value> = serde_json::from_slice(body).ok();
+        let said = said
+            .as_ref()
+            .and_then(|v| v["errors"][0]["message"].as_str());
+        let body = said.map_or(body, str::as_bytes);
         let code = match status.as_u16() {
             404 => ErrorCode::NotFound,
             409 => ErrorCode::Conflict,

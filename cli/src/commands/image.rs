@@ -1,4 +1,7 @@
-//! `image pull`, `image import`, `image ls`, `image rm`, `image prune`.
+//! `image pull`, `image push`, `image import`, `image ls`, `image rm`, `image prune`.
+
+mod layout;
+mod push;
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +11,9 @@ use futures::stream;
 use http::Method;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
-use netfabric::wire::api::{HeldImage, ImageView, PruneRequest, PrunedImages, PullRequest};
+use netfabric::wire::api::{
+    HeldImage, ImageUsage, ImageView, PruneRequest, PrunedImages, PullRequest,
+};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::confirm;
@@ -24,9 +29,15 @@ const CHUNK: usize = 256 * 1024;
 pub async fn run(command: ImageCommand, session: &Session) -> anyhow::Result<()> {
     match command {
         ImageCommand::Ls => session.out.list(&list(session).await?, false),
+        ImageCommand::Usage => usage(session).await,
         ImageCommand::Rm { image } => remove(&image, session).await,
         ImageCommand::Prune { all, dry_run } => prune(all, dry_run, session).await,
         ImageCommand::Pull { reference } => pull(reference, session).await,
+        ImageCommand::Push {
+            source,
+            reference,
+            platform,
+        } => push::push(&source, &reference, &platform, session).await,
         ImageCommand::Import { file, reference } => import(file, reference, session).await,
     }
 }
@@ -34,6 +45,20 @@ pub async fn run(command: ImageCommand, session: &Session) -> anyhow::Result<()>
 async fn list(session: &Session) -> anyhow::Result<Vec<ImageView>> {
     let images = session.client.get("/v1/images").await;
     Ok(images.map_err(Failure::from)?)
+}
+
+async fn usage(session: &Session) -> anyhow::Result<()> {
+    let usage: ImageUsage = session
+        .client
+        .get("/v1/images/usage")
+        .await
+        .map_err(Failure::from)?;
+    if !usage.missing.is_empty() {
+        let names: Vec<String> = usage.missing.iter().map(ToString::to_string).collect();
+        let hint = format!("no answer from {}: their part is missing", names.join(", "));
+        session.out.hint(&hint);
+    }
+    session.out.list(&usage.shares, false)
 }
 
 async fn remove(image: &str, session: &Session) -> anyhow::Result<()> {

@@ -1,7 +1,7 @@
 //! The rows of `get`: which columns a kind has and what stands in them.
 
 use netfabric::wire::api::{
-    ImageView, InstanceView, NodeStatus, ObjectView, ServiceView, VolumeView,
+    ImageShare, ImageView, InstanceView, NodeStatus, ObjectView, ServiceView, VolumeView,
 };
 use scheduler::model::{Name, Revision, RevisionState, Role, Scale};
 
@@ -305,6 +305,31 @@ impl Row for ImageView {
             or_dash(self.services.join(",")),
             self.digest.clone(),
         ]
+    }
+}
+
+impl Row for ImageShare {
+    const KIND: &'static str = "service";
+    const PLURAL: &'static str = "images";
+    const COLUMNS: &'static [&'static str] = &["SERVICE", "NODE", "IMAGES", "SIZE", "OWN"];
+    const WIDE: &'static [&'static str] = &[];
+
+    fn name(&self) -> String {
+        self.service.clone()
+    }
+
+    fn cells(&self, _: &View) -> Vec<String> {
+        vec![
+            or_dash(self.service.clone()),
+            self.node.to_string(),
+            self.images.to_string(),
+            bytes(self.bytes),
+            bytes(self.own_bytes),
+        ]
+    }
+
+    fn wide_cells(&self, _: &View) -> Vec<String> {
+        Vec::new()
     }
 }
 

@@ -467,6 +467,9 @@ pub struct PullRequest {
     pub reference: String,
 }
 
+/// The header that names the registry of what is pushed over the API; without it, `localhost`.
+pub const REGISTRY: &str = "selvedge-registry";
+
 /// An image a node holds now, after a pull or an import.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -494,6 +497,29 @@ pub struct ImageView {
     /// `NAMESPACE/NAME` of the services that have revisions of it.
     #[serde(default)]
     pub services: Vec<String>,
+}
+
+/// `GET /v1/images/usage`: what images take on the nodes' disks, and whose they are.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageUsage {
+    pub shares: Vec<ImageShare>,
+    /// Nodes that did not answer.
+    pub missing: Vec<Name>,
+}
+
+/// What the images of one service take on one node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageShare {
+    /// `NAMESPACE/NAME`; empty for images that no service has a revision of.
+    pub service: String,
+    pub node: Name,
+    pub images: u32,
+    /// Of their layers, each counted once.
+    pub bytes: u64,
+    /// What of it no other service's images have.
+    pub own_bytes: u64,
 }
 
 /// `POST /v1/images/prune`: removes what the answering node does not need.

@@ -26,6 +26,8 @@ pub enum PeerRequest {
         namespace: Option<Name>,
         service: Option<Name>,
     },
+    /// What images take on the asked node's disk.
+    ImageUsage,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +47,10 @@ pub enum PeerResponse {
     },
     /// A `UsageView`, as JSON.
     Usage {
+        json: Vec<u8>,
+    },
+    /// The `ImageShare`s of the asked node, as JSON.
+    ImageUsage {
         json: Vec<u8>,
     },
 }

@@ -143,6 +143,9 @@ impl From<ImageError> for Failure {
             ImageError::BadReference { .. } => {
                 "write an image like registry.example.com/team/app:1.4"
             }
+            ImageError::NotHeld { .. } => {
+                "give it to this node: selvedge image push, selvedge image import or selvedge image pull"
+            }
             _ => "",
         };
         Self(ApiError::new(ErrorCode::Image, format!("{}: {error}", error.code())).hint(hint))

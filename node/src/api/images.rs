@@ -9,12 +9,15 @@ use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use futures::TryStreamExt;
-use netfabric::wire::api::{HeldImage, ImageView, PruneRequest, PrunedImages, PullRequest};
+use netfabric::wire::api::{
+    HeldImage, ImageShare, ImageUsage, ImageView, PruneRequest, PrunedImages, PullRequest,
+};
+use netfabric::wire::peer::{PeerRequest, PeerResponse};
 use scheduler::model::UnixMs;
 use serde::Deserialize;
 
-use super::{Api, Failure};
-use crate::image::Prune;
+use super::{Api, Failure, gather};
+use crate::image::{ImageError, Prune, Share};
 
 pub(super) async fn pull(
     State(api): State<Arc<Api>>,
@@ -106,6 +109,59 @@ fn services(api: &Api) -> BTreeMap<String, (String, BTreeSet<String>)> {
         services.insert(revision.service.to_string());
     }
     all
+}
+
+/// What images take on all nodes, by the services whose they are.
+pub(super) async fn usage(State(api): State<Arc<Api>>) -> Result<Json<ImageUsage>, Failure> {
+    let (own, answers) = tokio::join!(shares(&api), gather::others(&api, PeerRequest::ImageUsage));
+    let mut usage = ImageUsage {
+        shares: own?,
+        missing: Vec::new(),
+    };
+    for (name, answer) in answers {
+        let more: Option<Vec<ImageShare>> = match answer {
+            Some(PeerResponse::ImageUsage { json }) => serde_json::from_slice(&json).ok(),
+            _ => None,
+        };
+        match more {
+            Some(more) => usage.shares.extend(more),
+            None => usage.missing.push(name),
+        }
+    }
+    usage
+        .shares
+        .sort_by(|a, b| (&a.service, &a.node).cmp(&(&b.service, &b.node)));
+    Ok(Json(usage))
+}
+
+async fn shares(api: &Api) -> Result<Vec<ImageShare>, ImageError> {
+    let mut users: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (digest, (_, services)) in services(api) {
+        for service in services {
+            users.entry(service).or_default().insert(digest.clone());
+        }
+    }
+    let shares = api.images.shares(users).await?;
+    let share = |(service, share): (String, Share)| ImageShare {
+        service,
+        node: api.name.clone(),
+        images: share.images,
+        bytes: share.bytes,
+        own_bytes: share.own,
+    };
+    Ok(shares.into_iter().map(share).collect())
+}
+
+/// This node's part, for a peer.
+pub(crate) async fn shares_local(api: &Api) -> Vec<u8> {
+    match shares(api).await {
+        Ok(shares) => serde_json::to_vec(&shares).unwrap_or_default(),
+        // Not to be read as an answer: the asker counts this node as missing.
+        Err(error) => {
+            tracing::warn!(%error, "what images take cannot be told");
+            Vec::new()
+        }
+    }
 }
 
 pub(super) async fn prune(

@@ -6,6 +6,7 @@ mod configs;
 mod deploy;
 mod doctor;
 mod explain;
+mod gather;
 mod images;
 mod logs;
 mod nodes;
@@ -38,6 +39,7 @@ use tokio::sync::watch::Receiver;
 
 use crate::agent::Agent;
 use crate::consensus::Registry;
+use crate::distribution::{self, Distribution};
 use crate::images::Images;
 use crate::meter::Meter;
 use crate::protections::Protections;
@@ -45,6 +47,7 @@ use crate::touch::Toucher;
 
 pub(crate) use answer::Failure;
 pub(crate) use explain::local as explain_local;
+pub(crate) use images::shares_local as image_shares_local;
 pub(crate) use usage::local as usage_local;
 
 /// A JSON body; a manifest of the largest allowed size fits with room.
@@ -68,6 +71,7 @@ pub struct Api {
     pub mesh: Mesh,
     pub protections: Protections,
     pub toucher: Toucher,
+    pub pushes: Arc<Distribution>,
     /// What TCP callers must show.
     pub operator_token: String,
     /// Seals what becomes part of a secret.
@@ -102,6 +106,7 @@ fn routes(api: Arc<Api>) -> Router {
     let import = Router::new()
         .route("/v1/images/import", post(images::import))
         .layer(DefaultBodyLimit::disable());
+    let pushes = distribution::named_routes(api.pushes.clone());
     Router::new()
         .route("/v1/healthz", get(|| async { "ok" }))
         .route("/v1/version", get(nodes::version))
@@ -139,6 +144,7 @@ fn routes(api: Arc<Api>) -> Router {
         .route("/v1/watch", get(watch::stream))
         .route("/v1/images", get(images::list))
         .route("/v1/images/pull", post(images::pull))
+        .route("/v1/images/usage", get(images::usage))
         .route("/v1/images/prune", post(images::prune))
         .route("/v1/images/{digest}", delete(images::delete))
         .route("/v1/volumes", get(volumes::list))
@@ -148,6 +154,7 @@ fn routes(api: Arc<Api>) -> Router {
         .merge(objects())
         .fallback(|| async { Failure::not_found("no such path in this API") })
         .with_state(api)
+        .merge(pushes)
 }
 
 /// Configs and secrets, whose bodies may be larger.

@@ -5,18 +5,14 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Query, State};
-use futures::future::join_all;
-use netfabric::transport::Kind;
 use netfabric::wire::peer::{PeerRequest, PeerResponse};
 use netfabric::wire::usage::UsageView;
-use scheduler::model::{Name, NodeId};
+use scheduler::model::Name;
 use serde::Deserialize;
 
-use super::{Api, Failure};
+use super::{Api, Failure, gather};
 use crate::meter::UsageQuery;
 
-/// A node that has not answered by then is missing in the answer.
-const PEER_DEADLINE: Duration = Duration::from_secs(2);
 /// Counters younger than this are not read again: whoever asks often gets the same answer.
 const FRESH: Duration = Duration::from_secs(2);
 
@@ -36,17 +32,17 @@ pub(super) async fn get(
         return Err(Failure::invalid("a service has a namespace: name both"));
     }
     let query = UsageQuery { namespace, service };
-    let fleet = api.fleet();
-    let peers: Vec<(NodeId, Name)> = fleet
-        .nearest()
-        .iter()
-        .map(|member| (member.record.node, member.record.name.clone()))
-        .filter(|(node, _)| *node != api.me)
-        .collect();
-    let asked = peers.iter().map(|(node, _)| there(&api, *node, &query));
-    let (mut view, answers) = tokio::join!(here(&api, &query), join_all(asked));
-    for ((_, name), answer) in peers.into_iter().zip(answers) {
-        match answer {
+    let request = PeerRequest::Usage {
+        namespace: query.namespace.clone(),
+        service: query.service.clone(),
+    };
+    let (mut view, answers) = tokio::join!(here(&api, &query), gather::others(&api, request));
+    for (name, answer) in answers {
+        let more: Option<UsageView> = match answer {
+            Some(PeerResponse::Usage { json }) => serde_json::from_slice(&json).ok(),
+            _ => None,
+        };
+        match more {
             Some(more) => {
                 view.instances.extend(more.instances);
                 view.revisions.extend(more.revisions);
@@ -60,18 +56,6 @@ pub(super) async fn get(
 async fn here(api: &Api, query: &UsageQuery) -> UsageView {
     api.meter.refresh(FRESH).await;
     api.meter.view(query, api.me, &api.name)
-}
-
-async fn there(api: &Api, node: NodeId, query: &UsageQuery) -> Option<UsageView> {
-    let request = PeerRequest::Usage {
-        namespace: query.namespace.clone(),
-        service: query.service.clone(),
-    };
-    let answer = api.mesh.call(node, Kind::Peer, &request, PEER_DEADLINE);
-    match answer.await {
-        Ok(PeerResponse::Usage { json }) => serde_json::from_slice(&json).ok(),
-        _ => None,
-    }
 }
 
 /// This node's part, for a peer.

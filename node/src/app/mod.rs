@@ -40,6 +40,7 @@ use crate::meter::Meter;
 use crate::names::Names;
 use crate::network::Network;
 use crate::peers::{self, Peers};
+use crate::prefetch::Prefetch;
 use crate::protections::Protections;
 use crate::runtime::{Shims, ShimsConfig};
 use crate::stewardship::Stewardship;
@@ -230,6 +231,9 @@ impl App {
     async fn serve(self) -> Result<()> {
         keep_house(&self.config, &self.images, &self.agent, &self.registry)?;
         self.images.keep_sound();
+        tokio::spawn(self.prefetch().run());
+        let operator_token = operator_token(&self.data)?;
+        let pushes = self.distribution(operator_token.clone());
         let meter = self.meter.clone();
         tokio::spawn(meter.run(self.agent.record(), self.registry.clone()));
         let api = Arc::new(Api {
@@ -247,7 +251,8 @@ impl App {
             mesh: self.mesh.clone(),
             protections: self.protections.clone(),
             toucher: self.toucher.clone(),
-            operator_token: operator_token(&self.data)?,
+            pushes: pushes.clone(),
+            operator_token,
             vault: Vault::load(&self.data.join("identity"))?,
         });
         let enrol = Arc::new(Enrol {
@@ -263,7 +268,7 @@ impl App {
         enrol::serve(&self.mesh, enrol);
         let _dns = self.start_dns().await?;
         self.start_metrics().await?;
-        self.start_distribution(&api.operator_token).await?;
+        self.start_distribution(pushes).await?;
 
         let listen = self.config.api.listen;
         let tcp = TcpListener::bind(listen).await;
@@ -289,7 +294,18 @@ impl App {
         Ok(())
     }
 
-    async fn start_distribution(&self, token: &str) -> Result<()> {
+    fn prefetch(&self) -> Prefetch {
+        Prefetch {
+            me: self.me,
+            images: self.images.clone(),
+            registry: self.registry.clone(),
+            fleet: self.fleet.clone(),
+            agent: self.agent.clone(),
+            per_hour: self.config.runtime.image_prefetch.0,
+        }
+    }
+
+    async fn start_distribution(&self, pushes: Arc<Distribution>) -> Result<()> {
         let Some(listen) = self.config.images.listen.0 else {
             return Ok(());
         };
@@ -299,11 +315,17 @@ impl App {
         );
         let listener = TcpListener::bind(listen).await;
         let listener = listener.with_context(|| format!("cannot listen for pushes on {listen}"))?;
+        tokio::spawn(distribution::serve(pushes, listener));
+        Ok(())
+    }
+
+    fn distribution(&self, token: String) -> Arc<Distribution> {
         let pushes = Pushes::new(self.images.store().clone());
         let agent = self.agent.clone();
-        let door = Distribution::new(pushes, token.to_owned(), Box::new(move || agent.publish()));
-        tokio::spawn(distribution::serve(door, listener));
-        Ok(())
+        let door = Distribution::new(pushes, token, Box::new(move || agent.publish()));
+        let door = Arc::new(door);
+        tokio::spawn(distribution::expire(door.clone()));
+        door
     }
 
     async fn start_metrics(&self) -> Result<()> {

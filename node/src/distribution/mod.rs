@@ -16,13 +16,14 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
-use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures::TryStreamExt;
+use netfabric::wire::api::REGISTRY;
 use tokio::net::TcpListener;
 
 use crate::api::same_secret;
@@ -58,20 +59,33 @@ impl Distribution {
     }
 }
 
-/// Serves on an already bound listener until the task is dropped.
-pub async fn serve(door: Distribution, listener: TcpListener) -> std::io::Result<()> {
-    let door = Arc::new(door);
+/// Gives up uploads that their senders gave up, until the task is dropped.
+pub async fn expire(door: Arc<Distribution>) {
     let mut ticks = tokio::time::interval(EXPIRE_EVERY);
-    let expire = async {
-        loop {
-            ticks.tick().await;
-            door.pushes.expire(Instant::now());
-        }
-    };
-    tokio::select! {
-        ended = axum::serve(listener, routes(Arc::clone(&door))) => ended,
-        () = expire => Ok(()),
+    loop {
+        ticks.tick().await;
+        door.pushes.expire(Instant::now());
     }
+}
+
+/// Serves on an already bound listener until the task is dropped.
+pub async fn serve(door: Arc<Distribution>, listener: TcpListener) -> std::io::Result<()> {
+    let guarded = routes(Arc::clone(&door))
+        .fallback(|| async { Refusal::NoSuchPath })
+        .layer(middleware::from_fn_with_state(door, authorise));
+    axum::serve(listener, guarded).await
+}
+
+/// The same for callers that somebody else has let in, under any registry's name: what
+/// [`REGISTRY`] says, else `localhost`.
+pub fn named_routes(door: Arc<Distribution>) -> Router {
+    routes(door).layer(middleware::map_request(|mut request: Request| async {
+        let headers = request.headers_mut();
+        let named = headers.remove(REGISTRY);
+        let name = named.unwrap_or_else(|| HeaderValue::from_static("localhost"));
+        headers.insert(header::HOST, name);
+        request
+    }))
 }
 
 fn routes(door: Arc<Distribution>) -> Router {
@@ -79,9 +93,7 @@ fn routes(door: Arc<Distribution>) -> Router {
     Router::new()
         .route("/v2/", get(version))
         .route("/v2/{*rest}", any(dispatch))
-        .fallback(|| async { Refusal::NoSuchPath })
         .layer(DefaultBodyLimit::disable())
-        .layer(middleware::from_fn_with_state(Arc::clone(&door), authorise))
         .with_state(door)
 }
 

@@ -46,7 +46,7 @@ impl Door {
                 .tls_certs_only([])
                 .build()
                 .unwrap(),
-            task: tokio::spawn(serve(door, listener)),
+            task: tokio::spawn(serve(Arc::new(door), listener)),
         }
     }
 

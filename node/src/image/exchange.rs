@@ -3,7 +3,7 @@
 //! means; which requests make a pull is `registry`'s.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, RANGE, RETRY_AFTER};
@@ -16,6 +16,7 @@ use super::manifest::{DOCKER_INDEX, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
 use super::reach::{self, Reach};
 use super::reference::Reference;
 use super::token::{self, Tokens};
+use crate::causes::with_causes;
 
 /// Tries of one request that meets a passing trouble, and of one place in a download.
 pub(super) const TRIES: u32 = 4;
@@ -270,7 +271,7 @@ impl Exchange {
     }
 
     fn network_error(&self, error: reqwest::Error) -> ImageError {
-        let detail = chain(&error.without_url());
+        let detail = with_causes(&error.without_url());
         if detail.contains(reach::REFUSED) || detail.contains(reach::TOO_MANY) {
             // Asking again leads to the same place.
             return self.error(detail);
@@ -289,20 +290,6 @@ impl Exchange {
     }
 }
 
-/// An error with its causes: the innermost is the one that helps ("connection refused").
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let more = cause.to_string();
-        if !text.ends_with(&more) {
-            text = format!("{text}: {more}");
-        }
-        source = cause.source();
-    }
-    text
-}
-
 pub(super) fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).map(HeaderValue::to_str)?.ok()
 }
@@ -314,11 +301,18 @@ pub(super) fn backoff(tries: u32) -> Duration {
 }
 
 fn retry_after(response: &Response) -> Option<Duration> {
-    let seconds = header(response.headers(), RETRY_AFTER.as_str())?
-        .trim()
-        .parse()
-        .ok()?;
-    Some(Duration::from_secs(seconds))
+    let told = header(response.headers(), RETRY_AFTER.as_str())?;
+    wait_of(told, SystemTime::now())
+}
+
+/// Seconds, or the date from which a registry may be asked again; one that has passed is now.
+fn wait_of(told: &str, now: SystemTime) -> Option<Duration> {
+    let told = told.trim();
+    if let Ok(seconds) = told.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let until = httpdate::parse_http_date(told).ok()?;
+    Some(until.duration_since(now).unwrap_or_default())
 }
 
 /// `{"errors":[{"code","message"}]}`, for people.
@@ -339,6 +333,28 @@ fn registry_words(body: &[u8]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wait_is_told_in_seconds_or_as_a_date() {
+        let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
+        for (told, want) in [
+            ("120", Some(120)),
+            (" 0 ", Some(0)),
+            ("Sun, 06 Nov 1994 08:50:37 GMT", Some(60)),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", Some(0)),
+            ("Sat, 05 Nov 1994 08:49:37 GMT", Some(0)),
+            // The two old forms, which a recipient takes too.
+            ("Sunday, 06-Nov-94 08:49:47 GMT", Some(10)),
+            ("Sun Nov  6 08:49:47 1994", Some(10)),
+            ("-1", None),
+            ("1.5", None),
+            ("soon", None),
+            ("", None),
+            ("Sun, 06 Nov 1994 08:61:37 GMT", None),
+        ] {
+            assert_eq!(wait_of(told, now), want.map(Duration::from_secs), "{told}");
+        }
+    }
 
     #[test]
     fn the_registrys_words_are_bounded_and_printable() {

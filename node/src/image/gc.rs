@@ -47,16 +47,26 @@ impl Marks {
     /// Bytes to free now: none up to the high mark, beyond it down to the low one. The file system
     /// and the images' own limit each have their say; the larger need wins.
     pub(super) fn excess(self, disk: Fill, images: u64) -> u64 {
-        let own = self.limit.map(|total| Fill {
-            used: images,
-            total,
-        });
-        let fills = [Some(disk), own].into_iter().flatten();
+        let fills = self.fills(disk, images);
         fills
             .filter(|fill| fill.over(self.high) > 0)
             .map(|fill| fill.over(self.low))
             .max()
             .unwrap_or(0)
+    }
+
+    /// Whether there is room for what may be of use one day: nothing is near to be removed.
+    pub(super) fn is_roomy(self, disk: Fill, images: u64) -> bool {
+        self.fills(disk, images)
+            .all(|fill| fill.over(self.low) == 0)
+    }
+
+    fn fills(self, disk: Fill, images: u64) -> impl Iterator<Item = Fill> {
+        let own = self.limit.map(|total| Fill {
+            used: images,
+            total,
+        });
+        [Some(disk), own].into_iter().flatten()
     }
 }
 

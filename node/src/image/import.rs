@@ -84,6 +84,7 @@ impl Store {
                 ))
             })
             .await?;
+        fail::fail_point!("image::archive_read");
         let mut images = Vec::new();
         for image in found {
             let name = image.reference.clone();

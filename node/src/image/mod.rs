@@ -51,10 +51,12 @@ mod reference;
 mod registry;
 mod room;
 mod serve;
+mod shares;
 mod snapshot;
 mod source;
 mod spool;
 mod store;
+mod tally;
 mod token;
 mod tree;
 mod unpack;
@@ -74,9 +76,11 @@ pub use push::{PushError, Pushes};
 pub use reference::Reference;
 pub use room::{Prune, Removed, Stocked};
 pub use serve::serve;
+pub use shares::Share;
 pub use snapshot::Snapshot;
 pub use source::{Answers, Near, Neighbour, Waits};
 pub use store::{Store, WantedFn};
+pub use tally::{ImageCounts, PULL_BOUNDS, Pulls};
 
 #[cfg(test)]
 mod faulty;
@@ -92,6 +96,8 @@ mod tests_chunks;
 mod tests_documents;
 #[cfg(test)]
 mod tests_faults;
+#[cfg(test)]
+mod tests_full;
 #[cfg(test)]
 mod tests_gc;
 #[cfg(test)]

@@ -136,6 +136,9 @@ impl<R: Read> Read for Keeping<R> {
             Some(partial) if n > 0 => partial.file.write_all(&buf[..n]).is_ok(),
             _ => false,
         };
+        if kept {
+            fail::fail_point!("image::piece_kept");
+        }
         // All is here, or the disk takes no more. Gone now, it is not synced with the layer.
         if !kept
             && !buf.is_empty()

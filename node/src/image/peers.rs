@@ -129,6 +129,8 @@ impl Company {
             other => Err(unexpected(other)),
         };
         let (manifest, config) = (document().await?, document().await?);
+        let tally = &self.store.inner.tally;
+        tally.from_peer(manifest.len() + config.len());
         if Digest::of(&manifest).as_str() != self.pin.digest {
             return Err(lie("a manifest is not the one asked for"));
         }
@@ -227,6 +229,7 @@ impl Company {
                     continue;
                 }
             };
+            fail::fail_point!("image::list_taken");
             match self.assemble(plan, (&list, moved), &holders[at..]).await {
                 Ok(marker) => return Ok(Some(marker)),
                 Err(error @ ImageError::Io { .. }) => return Err(error),
@@ -268,6 +271,7 @@ impl Company {
         loop {
             match next(&mut answers, self.waits.answer).await? {
                 ImageAnswer::Piece(piece) if bytes.len() + piece.len() <= most => {
+                    self.store.inner.tally.from_peer(piece.len());
                     bytes.extend_from_slice(&piece);
                 }
                 ImageAnswer::Piece(_) => return Err(lie("an answer is too long")),
@@ -348,6 +352,8 @@ impl Company {
                 .store
                 .blocking(move |inner| Ok(read_local(inner, &wanted, range, &known)));
             let mut got = here.await.unwrap_or_default();
+            let found: usize = got.values().map(Bytes::len).sum();
+            self.store.inner.tally.from_here(found as u64);
             let places: Vec<u32> = window.collect();
             if !holders.complete(&places, &mut got).await {
                 return None;
@@ -357,6 +363,7 @@ impl Company {
                     return Some(holders.moved);
                 }
             }
+            fail::fail_point!("image::window_passed");
         }
         let _ = pieces.send(Piece::End).await;
         Some(holders.moved)
@@ -430,6 +437,7 @@ impl Holders<'_> {
                     }
                     let (now, later) = due.split_at(count);
                     self.moved += packed.len() as u64;
+                    self.company.store.inner.tally.from_peer(packed.len());
                     verify(self.list, now, &packed, got)?;
                     due = later;
                 }

@@ -4,12 +4,12 @@
 
 use std::io::{self, Read};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use scheduler::model::ImagePin;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::access::RegistryConfig;
 use super::books::Image;
@@ -133,14 +133,18 @@ impl Store {
             progress,
         };
         let (limit, key) = (config.patience.pull, digest.to_string());
+        let store = self.clone();
         let work = async move {
-            match timeout(limit, pull.through(digest)).await {
+            let began = Instant::now();
+            let outcome = match timeout(limit, pull.through(digest)).await {
                 Ok(outcome) => outcome,
                 Err(_) => Err(ImageError::TimedOut {
                     registry: reference.registry().to_owned(),
                     what: format!("the pull of {reference} took longer than {limit:?}"),
                 }),
-            }
+            };
+            store.inner.tally.pull(outcome.is_ok(), began.elapsed());
+            outcome
         };
         let brought = self.inner.image_flights.join(&key, work).await;
         let image = brought.map_err(|cause| match damage {
@@ -303,6 +307,8 @@ impl Pull {
         let (bytes, _) = self.registry.manifest(Some(digest), limit).await?;
         let manifest = self.manifest(&bytes)?;
         let config = self.config(&manifest, limit).await?;
+        let both = bytes.len() + config.len();
+        self.store.inner.tally.from_registry(both as u64);
         Ok((bytes, config))
     }
 
@@ -420,6 +426,9 @@ impl Fetch {
                 .blocking(move |inner| Ok(inner.partials.of(&plan)));
             let partial = partial.await?;
             let resumed = partial.as_ref().is_some_and(|partial| partial.have() > 0);
+            if resumed {
+                fail::fail_point!("image::resuming");
+            }
             match self.layer_from(skip, partial).await {
                 Err(error) if error.is_passing() || error.is_full_disk() => return Err(error),
                 // What came earlier may be what is wrong: after a power cut it can be.
@@ -472,8 +481,12 @@ impl Fetch {
         done: u64,
     ) -> Result<(), ImageError> {
         let (digest, total) = (&self.plan.digest, self.plan.size);
+        let (inner, told) = (&self.store.inner, AtomicU64::new(done));
+        inner.tally.from_here(done);
         let progress = |received| {
-            self.store.inner.arrived.fetch_add(1, Ordering::Relaxed);
+            inner.arrived.fetch_add(1, Ordering::Relaxed);
+            let before = told.swap(received, Ordering::Relaxed);
+            inner.tally.from_registry(received.saturating_sub(before));
             if let Some(tell) = &self.progress {
                 tell(Progress {
                     layer: digest.clone(),

@@ -135,6 +135,7 @@ impl Pushes {
         arrived.next += 1;
         let id = arrived.next.to_string();
         arrived.uploads.insert(id.clone(), upload);
+        fail::fail_point!("image::upload_begun");
         Ok(id)
     }
 
@@ -185,6 +186,7 @@ impl Pushes {
         upload.touched = Instant::now();
         let size = upload.size;
         self.arrived().uploads.insert(id.to_owned(), upload);
+        fail::fail_point!("image::upload_written");
         written.map(|()| size)
     }
 
@@ -197,6 +199,7 @@ impl Pushes {
             return Err(PushError::WrongDigest { expected, got });
         }
         self.arrived().blobs.insert(got, Arc::new(blob));
+        fail::fail_point!("image::blob_arrived");
         Ok(())
     }
 
@@ -267,6 +270,7 @@ impl Pushes {
             .store
             .finish(pin, (bytes, config), &plans, markers)
             .await?;
+        fail::fail_point!("image::push_kept");
         self.settle(&manifest);
         Ok(image)
     }

@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::books::Image;
 use super::error::ImageError;
 use super::gc::{Ask, Fill, Inventory, Marks, Wanted};
+use super::shares::{Share, shares};
 use super::store::{Inner, Store};
 
 /// How the disk of the image store is filled.
@@ -54,6 +55,16 @@ impl Store {
         self.blocking(Inner::stock).await
     }
 
+    /// What the images of each user take, of whom each has these manifest digests; under the empty
+    /// name what nobody has.
+    pub async fn shares(
+        &self,
+        users: BTreeMap<String, BTreeSet<String>>,
+    ) -> Result<BTreeMap<String, Share>, ImageError> {
+        self.blocking(move |inner| Ok(shares(&inner.inventory()?, &users)))
+            .await
+    }
+
     /// Brings the disk from above the high mark down to the low one.
     pub async fn collect(&self, marks: Marks, wanted: Wanted) -> Result<Removed, ImageError> {
         self.blocking(move |inner| {
@@ -68,6 +79,13 @@ impl Store {
             inner.evict(&inventory, Ask::Bytes(excess), &wanted, false)
         })
         .await
+    }
+
+    /// Whether an image that may never be needed is welcome: the disk is below its low mark.
+    pub async fn is_roomy(&self) -> Result<bool, ImageError> {
+        let (marks, _) = self.inner.housekeeping();
+        self.blocking(move |inner| Ok(marks.is_roomy(inner.fill()?, inner.inventory()?.total())))
+            .await
     }
 
     /// Removes what nothing needs, or tells what that would be.
@@ -206,6 +224,11 @@ impl Inner {
             kept,
             arriving: self.coming().weight(&self.layers).here,
         })
+    }
+
+    /// Bytes of layers, each counted once.
+    pub(super) fn stored(&self) -> Result<u64, ImageError> {
+        Ok(self.inventory()?.total())
     }
 
     fn stock(&self) -> Result<Vec<Stocked>, ImageError> {

@@ -29,6 +29,7 @@ use super::reference::Reference;
 use super::room;
 use super::serve::Recent;
 use super::source::Near;
+use super::tally::Tally;
 use super::token::Tokens;
 
 /// Layers unpacked at once, by all pulls together: each costs a core, a connection and a window of
@@ -70,6 +71,7 @@ pub(super) struct Inner {
     pub near: OnceLock<Arc<dyn Near>>,
     /// Rises with every piece that comes from a registry.
     pub arrived: AtomicU64,
+    pub tally: Tally,
     pub health: Health,
     /// Told of instances that can read nothing more, once somebody ends them.
     pub broken: OnceLock<mpsc::Sender<PathBuf>>,
@@ -120,6 +122,7 @@ impl Store {
             partials: Partials::open(dir.join("partial"))?,
             near: OnceLock::new(),
             arrived: AtomicU64::new(0),
+            tally: Tally::default(),
             health: Health::new(),
             broken: OnceLock::new(),
             recent: Recent::default(),
@@ -360,7 +363,10 @@ impl Inner {
                     drop(books.enter(&digest, image));
                     books.used(&digest, last_change(&path));
                 }
-                _ => tracing::warn!(image = %image.pin.digest, "image is not complete: forgotten"),
+                _ => {
+                    tracing::warn!(image = %image.pin.digest, "image is not complete: forgotten");
+                    self.unrecord(&path)?;
+                }
             }
         }
         for (path, held) in read_all::<Use>(&self.dir.join("uses"))? {
@@ -391,12 +397,12 @@ impl Inner {
         fail::fail_point!("image::recorded");
         let changed = {
             let mut books = self.books();
-            let changed = books.enter(&digest, image);
+            let changed = books.enter(&digest, image.clone());
             books.used(&digest, room::now());
             changed
         };
         self.health.is_whole(&digest);
-        self.record_all(&digest, changed)
+        self.record_all(&digest, changed, Some(&image))
     }
 
     fn also_known_as(
@@ -414,18 +420,22 @@ impl Inner {
             image.names.insert(name);
             books.enter(digest, image)
         };
-        self.record_all(digest, changed).map(Some)
+        self.record_all(digest, changed, None).map(Some)
     }
 
-    /// Writes the records of changed images and returns the one they changed for.
+    /// Writes the records of changed images and returns the one they changed for. What is on disk
+    /// as it is now is not written again: a disk that is full by then must not refuse it.
     fn record_all(
         &self,
         digest: &Digest,
         changed: Vec<(Digest, Arc<Image>)>,
+        written: Option<&Image>,
     ) -> Result<Arc<Image>, ImageError> {
         let mut wanted = None;
         for (other, image) in changed {
-            self.write_record(&other, &image)?;
+            if written != Some(&*image) {
+                self.write_record(&other, &image)?;
+            }
             if other == *digest {
                 wanted = Some(image);
             }
@@ -456,15 +466,25 @@ impl Inner {
         Ok(true)
     }
 
+    /// Takes a record away for good: were it back after a power cut, so would an image be that
+    /// somebody was told is gone, and that may have lost layers since.
+    fn unrecord(&self, record: &Path) -> Result<(), ImageError> {
+        disk::remove_all(record).map_err(|e| ImageError::disk("remove", record, e))?;
+        record.parent().map_or(Ok(()), disk::sync_dir)
+    }
+
     /// Deletes what is on disk of an image struck from the books.
     fn bury(&self, digest: &Digest, recording: MutexGuard<'_, ()>) -> Result<(), ImageError> {
-        let record = self.record(digest);
-        disk::remove_all(&record).map_err(|e| ImageError::disk("remove", &record, e))?;
+        fail::fail_point!("image::struck");
+        self.unrecord(&self.record(digest))?;
+        fail::fail_point!("image::unrecorded");
         self.health.forget(digest);
         let graves = self.sweep()?;
+        fail::fail_point!("image::buried");
         // The slow part, with the records open to others again.
         drop(recording);
         drop(graves);
+        fail::fail_point!("image::removed");
         Ok(())
     }
 
@@ -478,6 +498,7 @@ impl Inner {
             if !needed.layers.contains(&diff_id) {
                 graves.extend(self.layers.take_away(&diff_id)?);
                 self.health.forget(&diff_id);
+                fail::fail_point!("image::layer_buried");
             }
         }
         let blobs = self.dir.join("blobs/sha256");
@@ -563,7 +584,7 @@ impl Inner {
         let reach = Reach::new(host);
         let made = reach::client(&reach, &trust, connect);
         let client = made.map_err(|e| {
-            let detail = super::exchange::chain(&e);
+            let detail = crate::causes::with_causes(&e);
             ImageError::io("set up TLS for registries", std::io::Error::other(detail))
         })?;
         if clients.len() >= MAX_CLIENTS {

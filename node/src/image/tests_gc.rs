@@ -42,22 +42,28 @@ async fn import(store: &Store, layers: &[Vec<u8>]) -> Result<Arc<Image>, ImageEr
 }
 
 /// A small file system that only this process can see, gone with it.
-struct SmallDisk(OwnedFd);
+pub(super) struct SmallDisk(OwnedFd);
 
 impl SmallDisk {
     fn new(size: &str) -> Self {
+        Self::with(size, 0)
+    }
+
+    /// As many bytes and as many inodes; no number is no bound.
+    pub(super) fn with(size: &str, inodes: u32) -> Self {
         let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
         fsconfig_set_string(&context, "size", size).unwrap();
+        fsconfig_set_string(&context, "nr_inodes", inodes.to_string()).unwrap();
         fsconfig_create(&context).unwrap();
         let flags = (FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty());
         Self(fsmount(&context, flags.0, flags.1).unwrap())
     }
 
-    fn path(&self) -> PathBuf {
+    pub(super) fn path(&self) -> PathBuf {
         format!("/proc/self/fd/{}", self.0.as_raw_fd()).into()
     }
 
-    fn store(&self) -> Store {
+    pub(super) fn store(&self) -> Store {
         Store::open(&self.path().join("images"), Limits::default()).unwrap()
     }
 }
@@ -67,7 +73,7 @@ fn nobody_wants() -> Wanted {
 }
 
 /// Names of what is in one of the store's folders.
-fn names(disk: &SmallDisk, folder: &str) -> BTreeSet<String> {
+pub(super) fn names(disk: &SmallDisk, folder: &str) -> BTreeSet<String> {
     let entries = fs::read_dir(disk.path().join("images").join(folder)).unwrap();
     entries
         .map(|e| e.unwrap().file_name().into_string().unwrap())

@@ -308,6 +308,11 @@ fn a_new_version_moves_only_what_changed() {
         let (moved, all) = (*moved.lock().unwrap(), image.bytes);
         assert!(moved * 8 < all, "{moved} of {all} bytes");
         assert!(moved > 0);
+        let counts = here.counts().await.unwrap();
+        let counted = counts.moved;
+        assert_eq!(counts.pulled.classes.iter().sum::<u64>(), 1);
+        assert!(counted.registry == 0 && counted.peer > moved, "{counted:?}");
+        assert!(counted.local * 8 > all * 7, "{counted:?} of {all}");
     });
 }
 

@@ -120,7 +120,8 @@ pub struct Container {
     pub startup: Option<Probe>,
     pub volume_mounts: Vec<VolumeMount>,
     pub security: SecurityContext,
-    /// `Always`, `IfNotPresent` or `Never`; empty is `IfNotPresent`.
+    /// `Always`, `IfNotPresent` or `Never`: what a deploy takes a tag for. Empty asks the registry
+    /// while it can be reached.
     pub image_pull_policy: String,
     /// Its share of CPU when there is not enough for all, and what placement counts; 0 is its limit.
     #[serde(default)]

@@ -5,11 +5,13 @@
 //! round trip, the start, and small terms that tell equals apart. It is counted in whole
 //! microseconds so that every node computes the same number.
 
+mod ahead;
 mod receipt;
 
 #[cfg(test)]
 mod tests;
 
+pub use ahead::{LIKELY, ahead};
 pub use receipt::{Candidate, Receipt, Rejection, Verdict};
 
 use std::collections::BTreeSet;

@@ -7,8 +7,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::{
-    Container, ImagePin, InstanceId, InstanceReport, LocalVolume, Name, RevisionKey, RevisionState,
-    ServiceKey, UnixMs, Volume, VolumeSource,
+    Container, Demand, ImagePin, InstanceId, InstanceReport, LocalVolume, Name, RevisionKey,
+    RevisionState, ServiceKey, UnixMs, Volume, VolumeSource,
 };
 
 const DIGEST: &str = "sha256:aa";
@@ -333,5 +333,78 @@ proptest! {
             prop_assert!(candidate.cost_micros >= last);
             last = candidate.cost_micros;
         }
+    }
+}
+
+/// Nodes told apart by region, of which those named hold the image.
+fn site(regions: &[&str], holders: &[u64]) -> Fleet {
+    let members = (1..).zip(regions).map(|(id, region)| {
+        let mut member = member(id, region, None);
+        if !holders.contains(&id) {
+            member.record.images.clear();
+        }
+        (NodeId(id), member)
+    });
+    Fleet {
+        me: NodeId(1),
+        members: members.collect(),
+        ..Fleet::default()
+    }
+}
+
+#[test]
+fn images_go_ahead_to_the_likely_next_hosts() {
+    let revision = revision();
+    let missing = |fleet: &Fleet| -> Vec<u64> {
+        let missing = ahead(fleet, &revision);
+        missing.into_iter().map(|node| node.0).collect()
+    };
+    let demand = |fleet: &mut Fleet, id| {
+        record(fleet, id).demand.push(Demand {
+            revision: revision.key.clone(),
+            queued: 1,
+        });
+    };
+    let mut fleet = site(&["eu", "eu", "eu", "us"], &[2]);
+    assert_eq!(missing(&fleet), [1], "beside the one that holds it");
+    record(&mut fleet, 1).free.cpu_millis = 900;
+    assert_eq!(missing(&fleet), [3], "the emptier one");
+    record(&mut fleet, 3).cordoned = true;
+    record(&mut fleet, 1).free.cpu_millis = 0;
+    assert_eq!(missing(&fleet), [4], "who can take it, however far");
+
+    let mut fleet = site(&["eu", "eu", "eu", "us"], &[1, 2]);
+    assert_eq!(missing(&fleet), [] as [u64; 0], "two are enough");
+    demand(&mut fleet, 4);
+    assert_eq!(missing(&fleet), [4], "where it is asked for");
+    put_instance(&mut fleet, 1, &revision);
+    assert_eq!(missing(&fleet), [4]);
+    record(&mut fleet, 2).free.memory_bytes = 0;
+    assert_eq!(missing(&fleet), [3, 4], "one of two is full");
+
+    assert_eq!(
+        missing(&site(&["eu", "us"], &[])),
+        [] as [u64; 0],
+        "nobody has it or wants it"
+    );
+    let mut alone = site(&["eu", "us"], &[2]);
+    record(&mut alone, 1).serving = false;
+    assert_eq!(missing(&alone), [] as [u64; 0], "nobody else is there");
+}
+
+#[test]
+fn every_node_names_the_same_hosts() {
+    let revision = revision();
+    let mut fleet = site(&["eu", "eu", "us", "us", "us"], &[4]);
+    let own = ahead(&fleet, &revision);
+    assert_eq!(own.len(), 1);
+    for me in 2..=5 {
+        fleet.me = NodeId(me);
+        let rtt = u32::try_from(me).unwrap() * 1_000;
+        fleet
+            .members
+            .values_mut()
+            .for_each(|m| m.rtt_micros = Some(rtt));
+        assert_eq!(ahead(&fleet, &revision), own);
     }
 }

@@ -19,9 +19,19 @@ pub enum Step {
     Delete,
     /// An image that is not here is fetched.
     Pull,
+    /// One with a layer so large that what came of it is worth keeping.
+    Large,
+    /// The same after a daemon died in the middle of it.
+    Resume,
+    /// One that another node holds.
+    Share,
     Import,
     /// A service starts whose image comes from another node and is read on the way.
     Arrive,
+    /// An image is pushed to this node.
+    Push,
+    /// An image is removed.
+    Remove,
     /// The daemon starts where an instance runs.
     Boot,
     /// So many changes that the registry writes a snapshot.
@@ -29,15 +39,21 @@ pub enum Step {
 }
 
 use Step::{
-    Arrive, Boot, Changes, Delete, Deploy, Equip, Idle, Import, Pull, Request, Thaw, Unparked,
+    Arrive, Boot, Changes, Delete, Deploy, Equip, Idle, Import, Large, Pull, Push, Remove, Request,
+    Resume, Share, Thaw, Unparked,
 };
 
 /// Every point of `selvedged --failpoints`, and what leads there.
-pub const POINTS: [(&str, Step); 75] = [
+pub const POINTS: [(&str, Step); 89] = [
     ("image::resolved", Pull),
     ("image::planned", Pull),
     ("image::received", Import),
+    ("image::archive_read", Import),
     ("image::layer_begun", Pull),
+    ("image::piece_kept", Large),
+    ("image::resuming", Resume),
+    ("image::list_taken", Share),
+    ("image::window_passed", Share),
     ("image::layer_unpacked", Pull),
     ("image::layer_marked", Pull),
     ("image::layer_named", Pull),
@@ -49,6 +65,15 @@ pub const POINTS: [(&str, Step); 75] = [
     ("image::coming_shown", Arrive),
     ("image::coming_whole", Arrive),
     ("image::coming_settled", Arrive),
+    ("image::upload_begun", Push),
+    ("image::upload_written", Push),
+    ("image::blob_arrived", Push),
+    ("image::push_kept", Push),
+    ("image::struck", Remove),
+    ("image::unrecorded", Remove),
+    ("image::layer_buried", Remove),
+    ("image::buried", Remove),
+    ("image::removed", Remove),
     ("image::use_noted", Deploy),
     ("image::laid_out", Deploy),
     ("image::mounted", Deploy),

@@ -11,7 +11,8 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use super::{Patient, causes};
+use super::Patient;
+use crate::causes::with_causes;
 
 /// No answer of a health service is nearly as large.
 const MAX_ANSWER: usize = 4096;
@@ -36,7 +37,7 @@ async fn exchange(
     service: &str,
     tasks: Tasks,
 ) -> Result<u64, String> {
-    let odd = |error: hyper::Error| format!("no gRPC answer: {}", causes(&error));
+    let odd = |error: hyper::Error| format!("no gRPC answer: {}", with_causes(&error));
     let io = TokioIo::new(stream);
     let (mut sender, connection) = http2::handshake(tasks.clone(), io).await.map_err(odd)?;
     // Its end shows in the request's.
@@ -66,7 +67,7 @@ async fn read(answer: Response<Incoming>) -> Result<u64, String> {
     // A refusal may come without a body, its status among the headers.
     refused(&head.headers)?;
     let body = Limited::new(body, MAX_ANSWER).collect().await;
-    let body = body.map_err(|error| format!("no gRPC answer: {}", causes(&*error)))?;
+    let body = body.map_err(|error| format!("no gRPC answer: {}", with_causes(&*error)))?;
     if let Some(trailers) = body.trailers() {
         refused(trailers)?;
     }

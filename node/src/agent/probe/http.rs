@@ -10,7 +10,8 @@ use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 
-use super::{Patient, causes};
+use super::Patient;
+use crate::causes::with_causes;
 
 /// Programs know probes by its beginning, and leave them out of their logs.
 const AGENT: &str = concat!("kube-probe/1.34 selvedge/", env!("CARGO_PKG_VERSION"));
@@ -64,7 +65,7 @@ async fn exchange(
     stream: tokio::net::TcpStream,
     request: Request<Empty<Bytes>>,
 ) -> Result<StatusCode, String> {
-    let odd = |error: hyper::Error| format!("no HTTP answer: {}", causes(&error));
+    let odd = |error: hyper::Error| format!("no HTTP answer: {}", with_causes(&error));
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(odd)?;
     let mut answer = pin!(sender.send_request(request));
     let answer = tokio::select! {

@@ -5,7 +5,6 @@ mod exec;
 mod grpc;
 mod http;
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -140,23 +139,6 @@ impl Patient {
         let in_time = timeout_at(self.deadline, step).await;
         in_time.map_err(|_| format!("no {what} within {:?}", self.timeout))
     }
-}
-
-/// Errors of a protocol with their causes: the top of them says little.
-fn causes(error: &dyn std::error::Error) -> String {
-    struct Causes<'a>(&'a dyn std::error::Error);
-    impl fmt::Display for Causes<'_> {
-        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            write!(f, "{}", self.0)?;
-            let mut next = self.0.source();
-            while let Some(cause) = next {
-                write!(f, ": {cause}")?;
-                next = cause.source();
-            }
-            Ok(())
-        }
-    }
-    Causes(error).to_string()
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use scheduler::model::NodeId;
 use tokio::time::{Instant, sleep_until};
 
@@ -225,6 +226,8 @@ impl Lane<'_> {
             .store
             .blocking(move |inner| Ok(read_local(inner, &of.arriving.list, here, &local)));
         let mut got = here.await?;
+        let found: usize = got.values().map(Bytes::len).sum();
+        self.store.inner.tally.from_here(found as u64);
         let complete = holders.complete(&places, &mut got).await;
         let of = Arc::clone(self.arrival);
         let kept = self.store.blocking(move |_| {

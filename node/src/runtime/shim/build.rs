@@ -28,6 +28,7 @@ use super::super::user::{self, Resolved};
 use super::super::wire::{BUNDLE, ETC, FailCode, Failure, STATE};
 use super::mounts::Base;
 use super::{bad, etc, give_back_memory, init, pipe, sysctl};
+use crate::causes::with_causes;
 use crate::userns::{self, Block};
 
 pub struct Built {
@@ -380,15 +381,7 @@ fn said(stderr: BorrowedFd<'_>) -> String {
 
 /// Gives libcontainer's refusal a name. Text is the only thing that comes from its child.
 fn classify(error: &dyn Error, said: &str) -> Failure {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
+    let mut text = with_causes(error);
     if !said.is_empty() {
         text = format!("{text} ({said})");
     }

@@ -17,6 +17,7 @@ use prometheus_client::registry::Registry;
 use scheduler::model::Resources;
 
 use super::process::Process;
+use crate::image::{ImageCounts, PULL_BOUNDS, Pulls};
 
 /// Revisions shown; those that have instances come first.
 const MAX_REVISIONS: usize = 500;
@@ -36,7 +37,7 @@ pub(super) struct Snapshot {
     pub members_alive: u64,
     pub members_lost: u64,
     pub raft: Raft,
-    pub image_bytes: u64,
+    pub images: ImageCounts,
     pub process: Process,
 }
 
@@ -86,6 +87,7 @@ impl Sheet<'_> {
         self.door(&snapshot.doors)?;
         self.cold_starts(&snapshot.doors)?;
         self.node(snapshot)?;
+        self.images(&snapshot.images)?;
         self.process(&snapshot.process)
     }
 
@@ -287,15 +289,27 @@ impl Sheet<'_> {
                 "The registry's index here",
                 index,
             ),
-            (
-                "selvedge_image_store_bytes",
-                "Images held here",
-                snapshot.image_bytes,
-            ),
         ] {
             self.gauge(name, help, one(value))?;
         }
         Ok(())
+    }
+
+    fn images(&mut self, counts: &ImageCounts) -> fmt::Result {
+        let row = |word: &str, pulls| (vec![("result", word.to_owned())], Histogram::from(pulls));
+        let pulls = [row("ok", &counts.pulled), row("failed", &counts.failed)];
+        let name = "selvedge_image_pull_seconds";
+        self.histogram(name, "Pulls of images that were not here", pulls)?;
+        let row = |word: &str, bytes| (vec![("source", word.to_owned())], bytes);
+        let moved = [
+            row("registry", counts.moved.registry),
+            row("peer", counts.moved.peer),
+            row("local", counts.moved.local),
+        ];
+        let name = "selvedge_image_pull_bytes";
+        self.counter(name, "Bytes of pulled images, by where from", moved)?;
+        let name = "selvedge_image_store_bytes";
+        self.gauge(name, "Layers held here, each once", one(counts.stored))
     }
 
     fn process(&mut self, process: &Process) -> fmt::Result {
@@ -343,21 +357,49 @@ impl Sheet<'_> {
         &mut self,
         name: &str,
         help: &str,
-        rows: impl IntoIterator<Item = (Labels, &'d Distribution)>,
+        rows: impl IntoIterator<Item = (Labels, impl Into<Histogram<'d>>)>,
     ) -> fmt::Result {
         let mut metric = self
             .0
             .encode_descriptor(name, help, None, MetricType::Histogram)?;
-        let bounds = BOUNDS.iter().map(|bound| seconds(*bound));
-        let bounds: Vec<f64> = bounds.chain([f64::INFINITY]).collect();
         for (labels, told) in rows {
-            let classes = bounds.iter().copied().zip(told.classes);
-            let classes: Vec<(f64, u64)> = classes.collect();
+            let told: Histogram = told.into();
+            let bounds = told.bounds.iter().map(|bound| seconds(*bound));
+            let bounds = bounds.chain([f64::INFINITY]);
+            let classes: Vec<(f64, u64)> = bounds.zip(told.classes.iter().copied()).collect();
+            let (sum, count) = (seconds(told.sum_micros), told.classes.iter().sum());
             let mut row = metric.encode_family(&labels)?;
-            let sum = seconds(told.sum_micros);
-            row.encode_histogram::<NoLabelSet>(sum, told.count(), &classes, None)?;
+            row.encode_histogram::<NoLabelSet>(sum, count, &classes, None)?;
         }
         Ok(())
+    }
+}
+
+/// How often something took how long, by whichever bounds.
+struct Histogram<'a> {
+    bounds: &'a [u64],
+    /// One more than bounds, each for itself.
+    classes: &'a [u64],
+    sum_micros: u64,
+}
+
+impl<'a> From<&'a Distribution> for Histogram<'a> {
+    fn from(told: &'a Distribution) -> Self {
+        Self {
+            bounds: &BOUNDS,
+            classes: &told.classes,
+            sum_micros: told.sum_micros,
+        }
+    }
+}
+
+impl<'a> From<&'a Pulls> for Histogram<'a> {
+    fn from(told: &'a Pulls) -> Self {
+        Self {
+            bounds: &PULL_BOUNDS,
+            classes: &told.classes,
+            sum_micros: told.sum_micros,
+        }
     }
 }
 

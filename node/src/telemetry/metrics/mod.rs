@@ -22,6 +22,7 @@ use tokio::sync::watch::Receiver;
 
 use crate::agent::Agent;
 use crate::consensus::{Part, Registry};
+use crate::image::ImageCounts;
 use crate::images::Images;
 use crate::meter::{Meter, UsageQuery};
 use exposition::{Raft, Snapshot};
@@ -52,17 +53,20 @@ pub async fn serve(sources: Arc<Sources>, listener: TcpListener) -> io::Result<(
 
 async fn scrape(State(sources): State<Arc<Sources>>) -> Response {
     sources.meter.refresh(FRESH).await;
-    let text = exposition::text(sources.snapshot());
+    let images = sources.images.counts().await.unwrap_or_else(|error| {
+        tracing::warn!(%error, "images are left out of the metrics");
+        ImageCounts::default()
+    });
+    let text = exposition::text(sources.snapshot(images));
     ([(CONTENT_TYPE, OPENMETRICS)], text).into_response()
 }
 
 impl Sources {
-    fn snapshot(&self) -> Snapshot {
+    fn snapshot(&self, images: ImageCounts) -> Snapshot {
         let fleet = self.fleet.borrow().clone();
         let record = self.agent.record().borrow().clone();
         let status = self.registry.status();
         let alive = fleet.members.values().filter(|m| m.alive).count();
-        let images = self.images.list();
         let less = |all: Resources, free: Resources| Resources {
             cpu_millis: all.cpu_millis.saturating_sub(free.cpu_millis),
             memory_bytes: all.memory_bytes.saturating_sub(free.memory_bytes),
@@ -82,7 +86,7 @@ impl Sources {
                 index: status.index,
                 quorum: status.quorum,
             },
-            image_bytes: images.iter().map(|image| image.bytes).sum(),
+            images,
             process: process::read(),
         }
     }

@@ -95,12 +95,16 @@ fn what_is_counted_is_what_is_told() {
         node: "par-1".into(),
         members_alive: 2,
         members_lost: 1,
-        image_bytes: 77,
         ..Snapshot::default()
     };
     snapshot.usage.revisions = vec![revision("web", 1, 1_500_000), revision("web", 0, 250_000)];
     snapshot.usage.instances = vec![instance("web", 1), instance("web", 1)];
     snapshot.raft.leads = true;
+    snapshot.images.stored = 77;
+    snapshot.images.moved.peer = 5;
+    snapshot.images.pulled.classes[2] = 4;
+    snapshot.images.failed.classes[14] = 1;
+    snapshot.images.failed.sum_micros = 2_000_000_000;
     snapshot.doors.requests = 12;
     snapshot.doors.classes = [0, 9, 0, 1, 0];
     snapshot.doors.held = 3;
@@ -149,6 +153,16 @@ fn what_is_counted_is_what_is_told() {
     is(&told, r#"selvedge_gossip_members{state="lost"}"#, 1.0);
     is(&told, "selvedge_raft_is_leader", 1.0);
     is(&told, "selvedge_image_store_bytes", 77.0);
+    for (source, bytes) in [("registry", 0.0), ("peer", 5.0), ("local", 0.0)] {
+        let series = format!(r#"selvedge_image_pull_bytes_total{{source="{source}"}}"#);
+        is(&told, &series, bytes);
+    }
+    let pulls =
+        |part: &str, labels: &str| format!("selvedge_image_pull_seconds_{part}{{{labels}}}");
+    is(&told, &pulls("bucket", r#"le="0.1",result="ok""#), 0.0);
+    is(&told, &pulls("bucket", r#"le="0.25",result="ok""#), 4.0);
+    is(&told, &pulls("count", r#"result="failed""#), 1.0);
+    is(&told, &pulls("sum", r#"result="failed""#), 2000.0);
     let phase = |part: &str, more: &str| {
         format!(r#"selvedge_cold_start_phase_seconds_{part}{{{more}phase="pull"}}"#)
     };
