@@ -9,7 +9,7 @@ use std::time::Duration;
 use scheduler::model::{Name, units};
 use serde::{Deserialize, Deserializer};
 
-use crate::image::Marks;
+use crate::image::{Marks, SignatureRule};
 use crate::volumes::HostPath;
 
 /// Larger files are refused before they are parsed.
@@ -141,17 +141,42 @@ impl Default for ApiSection {
     }
 }
 
-/// Where `docker push` reaches this node. Plain HTTP, so loopback alone; off unless asked for.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ImagesSection {
+    /// Where `docker push` reaches this node. Plain HTTP, so loopback alone; off unless asked for.
     pub listen: Listen,
+    /// Which images need whose signature; none by default.
+    pub signatures: Vec<SignaturesSection>,
+}
+
+/// One of `keys` (files in PEM form) must have signed every image that begins as one of `images`, in
+/// each of `namespaces`. Without `images` that is every image, without `namespaces` everywhere.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignaturesSection {
+    #[serde(default)]
+    pub namespaces: Vec<Name>,
+    #[serde(default)]
+    pub images: Vec<String>,
+    pub keys: Vec<PathBuf>,
+}
+
+impl SignaturesSection {
+    pub fn rule(&self) -> SignatureRule {
+        SignatureRule {
+            namespaces: self.namespaces.iter().map(ToString::to_string).collect(),
+            images: self.images.clone(),
+            keys: self.keys.clone(),
+        }
+    }
 }
 
 impl Default for ImagesSection {
     fn default() -> Self {
         Self {
             listen: Listen(None),
+            signatures: Vec::new(),
         }
     }
 }
@@ -491,6 +516,24 @@ mod tests {
         assert_eq!((own.high, own.low, own.limit), (60, 50, Some(20 << 30)));
         for bad in ["low=85", "low=0", "high=101", "high=60"] {
             assert!(marks(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn rules_for_signatures_name_their_keys() {
+        let text = |rule: &str| format!("{SMALL}[[images.signatures]]\n{rule}\n");
+        let config = parse(&text("namespaces=[\"prod\"]\nkeys=[\"/k\"]")).unwrap();
+        let rule = config.images.signatures[0].rule();
+        assert_eq!(
+            (rule.namespaces, rule.images),
+            (vec!["prod".to_owned()], vec![])
+        );
+        for bad in [
+            "",
+            "keys=[]\nnamespaces=[\"No!\"]",
+            "keys=[]\nimage=[\"r\"]",
+        ] {
+            assert!(parse(&text(bad)).is_err(), "{bad}");
         }
     }
 

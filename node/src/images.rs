@@ -12,10 +12,10 @@ use scheduler::registry::State;
 use tokio::io::AsyncRead;
 use tokio::sync::mpsc;
 
-use crate::config::{ImageLazy, RegistrySection};
+use crate::config::{ImageLazy, ImagesSection, RegistrySection, SignaturesSection};
 use crate::image::{
-    self, Image, ImageCounts, ImageError, Limits, Marks, Prune, Reference, RegistryConfig, Removed,
-    Share, Stocked, Store, Wanted, WantedFn,
+    self, Image, ImageCounts, ImageError, Limits, Marks, Policy, Prune, Reference, RegistryConfig,
+    Removed, Share, Stocked, Store, Wanted, WantedFn,
 };
 
 /// How often the disk is looked at: a system call, no more, while it is below its high mark.
@@ -41,7 +41,7 @@ impl Images {
     pub fn open(
         data: &Path,
         registries: &BTreeMap<String, RegistrySection>,
-        door: Option<SocketAddr>,
+        section: &ImagesSection,
     ) -> Result<Self, ImageError> {
         let mut config = RegistryConfig::default();
         for (host, section) in registries {
@@ -59,10 +59,13 @@ impl Images {
         let store = Store::open(&data.join("images"), Limits::default())?;
         // Through /proc the binary is found even after an upgrade replaced it.
         store.unpack_apart("/proc/self/exe".into());
+        let rules = section.signatures.iter();
+        let rules: Vec<_> = rules.map(SignaturesSection::rule).collect();
+        store.require(Policy::load(&rules)?)?;
         Ok(Self {
             store,
             registries: Arc::new(config),
-            door,
+            door: section.listen.0,
             lazy: ImageLazy::Off,
         })
     }
@@ -79,25 +82,32 @@ impl Images {
         self.store.resume(&self.registries)
     }
 
-    /// Brings a pinned image here as far as an instance needs it to start.
-    pub async fn pull_to_start(&self, pin: &ImagePin) -> Result<Arc<Image>, ImageError> {
-        match self.lazy {
-            ImageLazy::Off => self.pull(pin).await,
-            ImageLazy::On => self.store.pull_to_start(pin, &self.registries).await,
-        }
-    }
-
     pub fn store(&self) -> &Store {
         &self.store
     }
 
-    /// The digest a deploy of `text` pins. What is held here under that name is taken as it is with
-    /// the policy `Never`, when it was pushed to this node, and when the registry is out of reach;
-    /// with `IfNotPresent` it is, if it is held, without asking.
-    pub async fn pin(&self, text: &str, policy: &str) -> Result<ImagePin, ImageError> {
+    /// The digest a deploy of `text` in a namespace pins, when its signatures are those demanded there.
+    /// What is held here under that name is taken as it is with the policy `Never`, when it was pushed
+    /// to this node, and when the registry is out of reach; with `IfNotPresent` it is, if it is held,
+    /// without asking.
+    pub async fn pin(
+        &self,
+        namespace: &str,
+        text: &str,
+        policy: &str,
+    ) -> Result<ImagePin, ImageError> {
         let reference = Reference::parse(text)?;
-        let held = self.held(&reference);
-        if policy == "Never" || self.is_door(&reference) {
+        let pin = self.found(&reference, policy).await?;
+        let admitted = self
+            .store
+            .admit(Some(namespace), &reference, &pin, &self.registries);
+        admitted.await?;
+        Ok(pin)
+    }
+
+    async fn found(&self, reference: &Reference, policy: &str) -> Result<ImagePin, ImageError> {
+        let held = self.held(reference);
+        if policy == "Never" || self.is_door(reference) {
             return held.ok_or_else(|| ImageError::NotHeld {
                 digest: reference.to_string(),
             });
@@ -105,7 +115,7 @@ impl Images {
         if let ("IfNotPresent", Some(held)) = (policy, &held) {
             return Ok(held.clone());
         }
-        match (self.store.resolve(&reference, &self.registries).await, held) {
+        match (self.store.resolve(reference, &self.registries).await, held) {
             (Err(error), Some(held)) if error.is_passing() => Ok(held),
             (resolved, _) => resolved,
         }
@@ -137,16 +147,50 @@ impl Images {
         })
     }
 
+    /// [`Images::pull`] for an instance in a namespace. Of an image that was admitted once nobody is
+    /// asked again.
+    pub async fn pull_for(
+        &self,
+        namespace: &str,
+        pin: &ImagePin,
+    ) -> Result<Arc<Image>, ImageError> {
+        self.admit(namespace, pin).await?;
+        self.pull(pin).await
+    }
+
+    /// The same as far as an instance needs it to start.
+    pub async fn pull_to_start(
+        &self,
+        namespace: &str,
+        pin: &ImagePin,
+    ) -> Result<Arc<Image>, ImageError> {
+        // A signature is over the manifest, and that is here before anything is read of a layer.
+        self.admit(namespace, pin).await?;
+        match self.lazy {
+            ImageLazy::Off => self.pull(pin).await,
+            ImageLazy::On => self.store.pull_to_start(pin, &self.registries).await,
+        }
+    }
+
+    async fn admit(&self, namespace: &str, pin: &ImagePin) -> Result<(), ImageError> {
+        let reference = Reference::parse(&pin.reference)?;
+        let admitted = self
+            .store
+            .admit(Some(namespace), &reference, pin, &self.registries);
+        admitted.await
+    }
+
     /// Brings a pinned image here; quick when it is here already.
-    pub async fn pull(&self, pin: &ImagePin) -> Result<Arc<Image>, ImageError> {
+    async fn pull(&self, pin: &ImagePin) -> Result<Arc<Image>, ImageError> {
         self.store.pull(pin, &self.registries, None).await
     }
 
     pub async fn pull_reference(&self, text: &str) -> Result<Arc<Image>, ImageError> {
         let reference = Reference::parse(text)?;
-        self.store
-            .pull_reference(&reference, &self.registries, None)
-            .await
+        let pin = self.store.resolve(&reference, &self.registries).await?;
+        let admitted = self.store.admit(None, &reference, &pin, &self.registries);
+        admitted.await?;
+        self.pull(&pin).await
     }
 
     pub async fn import(

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use scheduler::fleet::Fleet;
-use scheduler::model::{ImagePin, NodeId, Revision};
+use scheduler::model::{ImagePin, Name, NodeId, Revision};
 use scheduler::place;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
@@ -46,10 +46,10 @@ impl Prefetch {
             look.tick().await;
             failed.retain(|_, at: &mut Instant| at.elapsed() < AGAIN_AFTER);
             while allowance.has_left(Instant::now())
-                && let Some(pin) = self.next(|digest| failed.contains_key(digest))
+                && let Some((namespace, pin)) = self.next(|digest| failed.contains_key(digest))
                 && self.images.is_roomy().await.unwrap_or(false)
             {
-                match self.images.pull(&pin).await {
+                match self.images.pull_for(namespace.as_str(), &pin).await {
                     Ok(image) => {
                         allowance.spend(image.bytes);
                         tracing::info!(image = %pin.reference, bytes = image.bytes, "an image was brought ahead of its need");
@@ -64,8 +64,8 @@ impl Prefetch {
         }
     }
 
-    /// An image that this node should have and does not.
-    fn next(&self, failed: impl Fn(&str) -> bool) -> Option<ImagePin> {
+    /// An image that this node should have and does not, and in which namespace it is to run.
+    fn next(&self, failed: impl Fn(&str) -> bool) -> Option<(Name, ImagePin)> {
         let state = self.registry.view().state();
         let fleet = self.fleet.borrow().clone();
         let held = self.images.list();
@@ -74,7 +74,7 @@ impl Prefetch {
             .filter(|revision| may_pull(revision))
             .filter(|revision| !is_held(&revision.image) && !failed(&revision.image.digest));
         let next = missing.find(|r| place::ahead(&fleet, r).contains(&self.me))?;
-        Some(next.image.clone())
+        Some((next.key.namespace.clone(), next.image.clone()))
     }
 }
 

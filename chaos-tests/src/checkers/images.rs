@@ -2,6 +2,7 @@
 //! recorded is there and nothing else is, and what exactly the layers hold.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -95,8 +96,12 @@ fn hex(id: &Value) -> Option<String> {
 }
 
 fn digest(bytes: &[u8]) -> String {
-    let hash = Sha256::digest(bytes);
-    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+    let mut text = String::new();
+    for byte in Sha256::digest(bytes) {
+        // Writing to a string does not fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
 }
 
 fn names(folder: &Path) -> Result<BTreeSet<String>> {
@@ -115,6 +120,8 @@ fn same(what: &str, there: &BTreeSet<String>, recorded: &BTreeSet<String>) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    type Harm = fn(&Path) -> std::io::Result<()>;
 
     /// A store with one image of one layer.
     fn store() -> Result<(tempfile::TempDir, PathBuf)> {
@@ -141,7 +148,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_and_what_is_too_much_is_seen() -> Result<()> {
-        let harms: [(&str, fn(&Path) -> std::io::Result<()>); 6] = [
+        let harms: [(&str, Harm); 6] = [
             ("layers", |s| fs::create_dir(s.join("layers/bb"))),
             ("layers", |s| fs::remove_dir_all(s.join("layers/aa"))),
             ("no recipe", |s| fs::remove_file(s.join("layers/aa/recipe"))),

@@ -3,6 +3,7 @@
 //!
 //! Steps inside a shim are the shim's own death, not the daemon's, and not here.
 
+mod arrivals;
 mod points;
 
 use std::cell::Cell;
@@ -17,10 +18,11 @@ use chaos_tests::checkers::leaks::{self, Footprint};
 use chaos_tests::disk::Prefix;
 use chaos_tests::workload::api::Door;
 use chaos_tests::workload::history::Phase;
-use chaos_tests::world::{Launch, Node, Outcome, PATIENCE, World, noise, run, until};
+use chaos_tests::world::{Launch, Node, Outcome, PATIENCE, World, run, until};
 use serde_json::Value;
 
 use crate::SMALL;
+use arrivals::DOOR;
 use points::Step::{
     self, Arrive, Boot, Changes, Delete, Deploy, Equip, Idle, Import, Large, Pull, Push, Remove,
     Request, Resume, Share, Thaw, Unparked,
@@ -36,17 +38,12 @@ const ONE: [&str; 4] = ["--scale", "1..1", "--cpu", "0.1"];
 const HOLDER: &str = "par-1";
 const OTHER: &str = "fra-1";
 const AT_OTHER: [&str; 4] = ["--region", "fra", "--pull", "never"];
-/// Of a layer that is worth being read while it arrives, and so slowly that it is.
-const ARRIVING: u64 = 72 << 20;
+/// So that a layer is read while it arrives.
 const SLOWLY: &str = "image_peer_rate = \"24MiB\"";
 /// From a provoked step to the death.
 const DYING: Duration = Duration::from_secs(20);
 /// More changes than there are between two snapshots.
 const MANY: u64 = 3000;
-/// Where images are pushed to the node.
-const DOOR: &str = "127.0.0.1:5000";
-/// Bytes of a layer of which a part is kept, as that of others is not.
-const LARGE: u64 = 4 << 20;
 
 /// What has to be so once the daemon runs again.
 enum Promise {
@@ -218,43 +215,6 @@ impl Crashes {
         }
     }
 
-    /// An image in the registry that the step needs, and what has to be done with it before.
-    fn prepare_image(&self, step: Step, name: &str) -> Result<String> {
-        self.world.push(name, &[self.layer(step, name)?])?;
-        let image = self.world.image(name);
-        match step {
-            Remove => drop(self.node.cli(&["image", "pull", &image])?.ok()?),
-            Share => {
-                let other = &self.world["fra-1"];
-                other.cli(&["image", "pull", &image])?.ok()?;
-                until("the node hears who holds it", PATIENCE, || {
-                    let all = self.node.read(&["image", "ls"])?;
-                    let all = all.as_array().context("images are no list")?;
-                    let only_there = |i: &Value| i["nodes"] == serde_json::json!(["fra-1"]);
-                    Ok(all.iter().any(only_there).then_some(()))
-                })?;
-            }
-            Resume => {
-                fs::write(&self.order, "image::piece_kept")?;
-                self.fetch(step, name, &image)?;
-                self.died_at("image::piece_kept")?;
-                self.deaths.set(self.deaths.get() + 1);
-                fs::remove_file(&self.order)?;
-                self.node.start_with(&self.launch)?;
-                self.world.settle()?;
-            }
-            Arrive => {
-                self.world[HOLDER].cli(&["image", "pull", &image])?.ok()?;
-                until("it is known where the image is", PATIENCE, || {
-                    let (there, known) = (digests(&self.world[HOLDER])?, digests(&self.node)?);
-                    Ok(there.is_subset(&known).then_some(()))
-                })?;
-            }
-            _ => {}
-        }
-        Ok(image)
-    }
-
     /// Waits until an instance of the service is in this state.
     fn is(&self, service: &str, state: &str) -> Result<()> {
         until(&format!("{service} is {state}"), PATIENCE, || {
@@ -263,20 +223,6 @@ impl Crashes {
             let there = |i: &Value| i["service"] == service && i["state"] == state;
             Ok(all.iter().any(there).then_some(()))
         })
-    }
-
-    /// A layer that no other image has.
-    fn layer(&self, step: Step, name: &str) -> Result<PathBuf> {
-        let root = self.world.dir().join(name);
-        fs::create_dir(&root)?;
-        fs::write(root.join(name), name)?;
-        let bytes = match step {
-            Large | Resume => LARGE,
-            Arrive => ARRIVING,
-            _ => 0,
-        };
-        noise(&root.join("noise"), bytes, self.deaths.get() as u64)?;
-        self.world.pack(&root, name)
     }
 
     fn provoke(&self, step: Step, name: &str, prepared: &str) -> Result<Promise> {
@@ -331,17 +277,6 @@ impl Crashes {
             }
             Changes => Promise::Scaled(self.change_until_it_dies(name)?),
         })
-    }
-
-    fn fetch(&self, step: Step, name: &str, image: &str) -> Result<Outcome> {
-        match step {
-            Import => {
-                let name = format!("imports.test/{name}:1");
-                self.node.cli(&["image", "import", image, "--as", &name])
-            }
-            Push => self.node.push(image, &format!("{DOOR}/{name}:1")),
-            _ => self.node.cli(&["image", "pull", image]),
-        }
     }
 
     /// Raises a service's scale by one again and again; the last that was acknowledged.
@@ -408,14 +343,6 @@ impl Crashes {
         }
     }
 
-    /// The image is like any other, and nothing tells how it came.
-    fn has_arrived(&self) -> Result<()> {
-        let coming = self.node.dir().join("images/coming");
-        until("the image is here", PATIENCE, || {
-            Ok((fs::read_dir(&coming)?.count() == 0).then_some(()))
-        })
-    }
-
     fn serves(&self, service: &str) -> Result<()> {
         self.node.get(service, "/")?.ok()?.says("box").map(drop)
     }
@@ -423,10 +350,6 @@ impl Crashes {
     fn knows(&self, service: &str) -> Result<bool> {
         let services = self.node.read(&["get", "services"])?;
         Ok(services.to_string().contains(&format!("\"{service}\"")))
-    }
-
-    fn images_are_whole(&self) -> Result<()> {
-        images::whole(&self.node.dir().join("images")).map(drop)
     }
 
     fn nothing_is_left(&self, name: &str) -> Result<()> {
@@ -437,14 +360,6 @@ impl Crashes {
         }
         leaks::nothing_more(&self.world, &self.before, PATIENCE)
     }
-}
-
-/// Of the images that a node has or knows of.
-fn digests(node: &Node) -> Result<BTreeSet<String>> {
-    let images = node.read(&["image", "ls"])?;
-    let images = images.as_array().context("images are no list")?;
-    let digest = |image: &Value| image["digest"].as_str().map(ToOwned::to_owned);
-    Ok(images.iter().filter_map(digest).collect())
 }
 
 fn dies_at(steps: &[Step]) -> Result<()> {

@@ -326,6 +326,47 @@ fn an_imported_image_is_served_without_a_registry() -> Result<()> {
     Ok(())
 }
 
+/// Where signatures are demanded an unsigned image is refused at deploy; a signed one runs, also after
+/// a restart without the registry, and on a node that gets all from another.
+#[test]
+fn only_signed_images_run_where_signatures_are_demanded() -> Result<()> {
+    let world = World::of(&["par-1", "fra-1"])?;
+    let (par, fra) = (&world["par-1"], &world["fra-1"]);
+    let signer = world.signer("team")?;
+    let rule = format!(
+        "[[images.signatures]]\nnamespaces = [\"default\"]\nkeys = [\"{}\"]\n",
+        signer.display()
+    );
+    for node in world.nodes() {
+        node.configure(&rule)?;
+    }
+    world.settle()?;
+    let image = world.image("box");
+    let here = [&SMALL[..], &["--region", "par"]].concat();
+    let refused = par.deploy("web", &image, &here)?.code(2)?;
+    let key = signer.display().to_string();
+    for words in ["ImageUnsigned", &image, &key, "it has no signature"] {
+        refused.clone().says(words)?;
+    }
+    ensure!(!par.read(&["get", "services"])?.to_string().contains("web"));
+
+    world.sign("box", &signer)?;
+    par.deploy("web", &image, &here)?.ok()?;
+    par.get("web", "/")?.ok()?.says("box")?;
+    world.rest("web")?;
+    world.stop_registry()?;
+    par.stop()?;
+    par.start()?;
+    world.settle()?;
+    until("it serves", PATIENCE, || {
+        par.get("web", "/")?.ok()?.says("box").map(Some)
+    })?;
+    let there = [&SMALL[..], &["--region", "fra", "--pull", "never"]].concat();
+    par.deploy("far", &image, &there)?.ok()?;
+    fra.get("far", "/")?.ok()?.says("box")?;
+    Ok(())
+}
+
 /// Programs of somebody else's, as Debian ships them: served from zero by both nodes, logged, and
 /// ended when they are asked to.
 #[test]

@@ -38,6 +38,8 @@ pub enum ImageRequest {
     },
     /// Which chunks of a layer starts read first: their places, four bytes each.
     Profile { layer: String },
+    /// What shows who signed an image, by its manifest's digest.
+    Proof { image: String },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

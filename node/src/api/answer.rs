@@ -140,6 +140,9 @@ impl From<ImageError> for Failure {
             ImageError::AuthRefused { .. } => {
                 "put credentials into ~/.docker/config.json of the node"
             }
+            ImageError::Unsigned { .. } => {
+                "sign it with `cosign sign --key`; the rules stand in `[[images.signatures]]` of the node's configuration"
+            }
             ImageError::BadReference { .. } => {
                 "write an image like registry.example.com/team/app:1.4"
             }
@@ -148,6 +151,11 @@ impl From<ImageError> for Failure {
             }
             _ => "",
         };
-        Self(ApiError::new(ErrorCode::Image, format!("{}: {error}", error.code())).hint(hint))
+        let code = match &error {
+            // What was asked for may not be: as a wrong manifest.
+            ImageError::Unsigned { passing: false, .. } => ErrorCode::Invalid,
+            _ => ErrorCode::Image,
+        };
+        Self(ApiError::new(code, format!("{}: {error}", error.code())).hint(hint))
     }
 }

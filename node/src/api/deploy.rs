@@ -108,7 +108,11 @@ async fn pin(api: &Api, put: &PutService) -> Result<ImagePin, Failure> {
     };
     Ok(api
         .images
-        .pin(&container.image, &container.image_pull_policy)
+        .pin(
+            put.key.namespace.as_str(),
+            &container.image,
+            &container.image_pull_policy,
+        )
         .await?)
 }
 

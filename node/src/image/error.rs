@@ -65,6 +65,15 @@ pub enum ImageError {
         damage: String,
         cause: Box<ImageError>,
     },
+    #[error("{image} may not run {place}: it needs a signature by {wants}; {detail}")]
+    Unsigned {
+        image: String,
+        place: String,
+        wants: String,
+        detail: String,
+        /// Nobody could be asked.
+        passing: bool,
+    },
     #[error("image is refused: /{path} must be a directory or absent")]
     UnsafeRoot { path: &'static str },
     #[error("this is no image archive: {detail}")]
@@ -113,6 +122,7 @@ impl ImageError {
             Self::NoPlatform { .. } => "ImagePlatform",
             Self::TooLarge { .. } => "ImageTooLarge",
             Self::UnsafeLayer { .. } | Self::UnsafeRoot { .. } => "ImageUnsafe",
+            Self::Unsigned { .. } => "ImageUnsigned",
             Self::NotHeld { .. } => "ImageNotHeld",
             Self::InUse { .. } => "ImageInUse",
             Self::NoRoom { .. } => "ImageNoRoom",
@@ -124,6 +134,7 @@ impl ImageError {
     pub fn is_passing(&self) -> bool {
         match self {
             Self::Unhealed { cause, .. } => cause.is_passing(),
+            Self::Unsigned { passing, .. } => *passing,
             Self::Registry { .. } | Self::Interrupted { .. } => true,
             _ => self.is_network(),
         }

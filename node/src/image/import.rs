@@ -20,7 +20,9 @@ use super::layer::Marker;
 use super::manifest::{
     self, Descriptor, Document, Index, LayerPlan, Manifest, OCI_CONFIG, OCI_MANIFEST, Packing,
 };
+use super::proofs::listed;
 use super::reference::Reference;
+use super::signature::{Proof, Signature};
 use super::spool::{self, Spool};
 use super::store::{Hold, Store};
 
@@ -30,6 +32,11 @@ const MAX_IMAGES: usize = 32;
 /// written to.
 const LAYERS_AT_ONCE: usize = 2;
 const MAX_NESTING: usize = 3;
+/// What `cosign save` says of the entries of an archive's index.
+const KIND: &str = "kind";
+const SIGNATURES: &str = "dev.cosignproject.cosign/sigs";
+const ATTESTATIONS: &str = "dev.cosignproject.cosign/atts";
+const BILLS: &str = "dev.cosignproject.cosign/sboms";
 /// What an archive may hold besides its layers' bytes: documents and padding.
 const OVERHEAD: u64 = 64 * 1024 * 1024;
 
@@ -40,6 +47,7 @@ struct Found {
     manifest: Bytes,
     config: Bytes,
     layers: Vec<(LayerPlan, String)>,
+    proof: Proof,
 }
 
 impl Store {
@@ -105,6 +113,7 @@ impl Store {
             reference: found.reference,
             digest: found.digest.to_string(),
         };
+        self.admit_with(&pin, found.proof).await?;
         match self.sound_as(&found.digest, &pin.reference).await {
             Ok(Some(image)) => return Ok(image),
             Ok(None) | Err(ImageError::Damaged { .. }) => {}
@@ -187,11 +196,16 @@ impl Archive<'_> {
         let index: Index =
             serde_json::from_slice(&bytes).map_err(|e| ImageError::malformed("index.json", e))?;
         check_images(index.manifests.len())?;
-        let several = index.manifests.len() > 1;
+        let (signed, images) = self.signed(&index)?;
+        let several = images.len() > 1;
         let mut found = Vec::new();
-        for entry in &index.manifests {
+        for entry in images {
             match self.oci_image(entry) {
-                Ok(image) => found.push(image),
+                Ok(mut image) => {
+                    let index = image.proof.index.take();
+                    image.proof = Proof::of(&image.digest, index, &signed);
+                    found.push(image);
+                }
                 // One archive may carry an image for each kind of machine.
                 Err(ImageError::NoPlatform { .. }) if several => {}
                 Err(error) => return Err(error),
@@ -203,15 +217,49 @@ impl Archive<'_> {
         Ok(found)
     }
 
+    /// The signatures an archive carries, as `cosign save` or a copy of their tag puts them there, and
+    /// its other entries.
+    fn signed<'i>(
+        &self,
+        index: &'i Index,
+    ) -> Result<(Vec<Signature>, Vec<&'i Descriptor>), ImageError> {
+        let (signed, others): (Vec<_>, Vec<_>) = index.manifests.iter().partition(|entry| {
+            let kind = note(entry, KIND);
+            kind == Some(SIGNATURES) || ref_name(entry).is_some_and(is_signature_tag)
+        });
+        let mut signatures = Vec::new();
+        for entry in signed {
+            let bytes = self.blob(&entry.digest()?, "list of signatures")?;
+            let Document::Manifest(list) = Document::parse("a list of signatures", &bytes)? else {
+                continue;
+            };
+            for (digest, _, text) in listed(&list)? {
+                let payload = self.blob(&digest, "signed document")?;
+                signatures.extend(Signature::new(&payload, &text));
+            }
+        }
+        let images = others.into_iter().filter(|entry| {
+            let kind = note(entry, KIND);
+            !matches!(kind, Some(ATTESTATIONS | BILLS))
+        });
+        Ok((signatures, images.collect()))
+    }
+
     fn oci_image(&self, entry: &Descriptor) -> Result<Found, ImageError> {
         let reference = oci_name(entry)?;
         let mut digest = entry.digest()?;
+        let mut listing = None;
         for _ in 0..MAX_NESTING {
             let bytes = self.blob(&digest, "manifest")?;
             match Document::parse("the archive's manifest", &bytes)? {
-                Document::Index(index) => digest = index.choose(&reference)?.digest()?,
+                Document::Index(index) => {
+                    listing = String::from_utf8(bytes.to_vec()).ok();
+                    digest = index.choose(&reference)?.digest()?;
+                }
                 Document::Manifest(manifest) => {
-                    return self.described(reference, digest, bytes, &manifest);
+                    let mut found = self.described(reference, digest, bytes, &manifest)?;
+                    found.proof.index = listing;
+                    return Ok(found);
                 }
             }
         }
@@ -243,6 +291,7 @@ impl Archive<'_> {
             manifest: bytes,
             config,
             layers,
+            proof: Proof::default(),
         })
     }
 
@@ -299,6 +348,7 @@ impl Archive<'_> {
             manifest,
             config,
             layers,
+            proof: Proof::default(),
         })
     }
 
@@ -375,13 +425,27 @@ fn blob_name(digest: &Digest) -> String {
 
 /// containerd writes the full name; others write what was typed, perhaps only a tag.
 fn oci_name(entry: &Descriptor) -> Result<String, ImageError> {
-    let annotation = |key: &str| entry.annotations.as_ref().and_then(|all| all.get(key));
-    let given = annotation("io.containerd.image.name")
-        .or_else(|| annotation("org.opencontainers.image.ref.name"));
-    match given {
+    match note(entry, "io.containerd.image.name").or_else(|| ref_name(entry)) {
         Some(text) if text.contains([':', '/']) => Ok(Reference::parse(text)?.name()),
         _ => Ok(unnamed(&entry.digest()?)),
     }
+}
+
+fn note<'a>(entry: &'a Descriptor, key: &str) -> Option<&'a str> {
+    entry.annotations.as_ref()?.get(key).map(String::as_str)
+}
+
+fn ref_name(entry: &Descriptor) -> Option<&str> {
+    note(entry, "org.opencontainers.image.ref.name")
+}
+
+/// `sha256-HEX.sig`, perhaps with a repository before it.
+fn is_signature_tag(name: &str) -> bool {
+    let tag = name.rsplit(':').next().unwrap_or(name);
+    let hex = tag
+        .strip_prefix("sha256-")
+        .and_then(|tag| tag.strip_suffix(".sig"));
+    hex.is_some_and(|hex| Digest::from_hex(hex).is_some())
 }
 
 fn unnamed(digest: &Digest) -> String {

@@ -11,6 +11,7 @@
 //! images/layers/HEX/complete  its marker, written last
 //! images/index/HEX.json       an image held here, named by its manifest's digest; its time is the
 //!                             image's last use
+//! images/proofs/HEX.json      who signed an image: its signatures, verified whenever they are read
 //! images/uses/HEX.json        a snapshot made of one
 //! images/coming/              layers that are read while they arrive (see `lazy`)
 //! images/partial/             packed layers of which the rest is still to come
@@ -42,6 +43,8 @@ mod partial;
 mod pax;
 mod peers;
 mod pipeline;
+mod policy;
+mod proofs;
 mod pull;
 mod push;
 mod reach;
@@ -52,6 +55,7 @@ mod registry;
 mod room;
 mod serve;
 mod shares;
+mod signature;
 mod snapshot;
 mod source;
 mod spool;
@@ -71,6 +75,7 @@ pub use digest::Digest;
 pub use error::ImageError;
 pub use gc::{Marks, Wanted};
 pub use manifest::media_type;
+pub use policy::{Policy, SignatureRule};
 pub use pull::{Progress, ProgressFn};
 pub use push::{PushError, Pushes};
 pub use reference::Reference;
@@ -112,5 +117,7 @@ mod tests_peers;
 mod tests_protocol;
 #[cfg(test)]
 mod tests_pull;
+#[cfg(test)]
+mod tests_signatures;
 #[cfg(test)]
 mod tests_unpack;

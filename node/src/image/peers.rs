@@ -21,8 +21,10 @@ use super::digest::Digest;
 use super::error::ImageError;
 use super::layer::Marker;
 use super::manifest::{Document, LayerPlan, Packing};
+use super::proofs::MAX_PROOF;
 use super::pull::Arriving;
 use super::registry::Piece;
+use super::signature::Proof;
 use super::source::{self, Answers, Near, Neighbour, Source, Waits};
 use super::store::{Inner, Store};
 
@@ -130,7 +132,7 @@ impl Company {
         };
         let (manifest, config) = (document().await?, document().await?);
         let tally = &self.store.inner.tally;
-        tally.from_peer(manifest.len() + config.len());
+        tally.add_peer(manifest.len() + config.len());
         if Digest::of(&manifest).as_str() != self.pin.digest {
             return Err(lie("a manifest is not the one asked for"));
         }
@@ -142,6 +144,36 @@ impl Company {
             return Err(lie("a configuration is not the image's"));
         }
         Ok((manifest, config))
+    }
+
+    /// What peers know of who signed the image, one after the other, until one shows what is wanted.
+    pub(super) async fn proof(
+        &self,
+        everybody: bool,
+        shows: impl Fn(&Proof) -> bool + Sync,
+    ) -> Option<Proof> {
+        let asked = stream::iter(self.candidates(everybody)).map(|node| self.proof_of(node));
+        let given = asked.buffer_unordered(FAN_OUT);
+        let mut fitting = given
+            .filter_map(|proof| std::future::ready(proof.ok().filter(|proof| shows(proof))))
+            .boxed();
+        fitting.next().await
+    }
+
+    async fn proof_of(&self, node: NodeId) -> io::Result<Proof> {
+        let image = self.pin.digest.clone();
+        let mut answers = self.ask(node, ImageRequest::Proof { image }).await?;
+        let mut bytes = Vec::new();
+        loop {
+            match next(&mut answers, self.waits.answer).await? {
+                ImageAnswer::Piece(piece) if bytes.len() + piece.len() <= MAX_PROOF => {
+                    bytes.extend_from_slice(&piece);
+                }
+                ImageAnswer::End => break,
+                other => return Err(unexpected(other)),
+            }
+        }
+        serde_json::from_slice(&bytes).map_err(|_| lie("a proof is none"))
     }
 
     /// Where to look for a layer, in order.
@@ -271,7 +303,7 @@ impl Company {
         loop {
             match next(&mut answers, self.waits.answer).await? {
                 ImageAnswer::Piece(piece) if bytes.len() + piece.len() <= most => {
-                    self.store.inner.tally.from_peer(piece.len());
+                    self.store.inner.tally.add_peer(piece.len());
                     bytes.extend_from_slice(&piece);
                 }
                 ImageAnswer::Piece(_) => return Err(lie("an answer is too long")),
@@ -353,7 +385,7 @@ impl Company {
                 .blocking(move |inner| Ok(read_local(inner, &wanted, range, &known)));
             let mut got = here.await.unwrap_or_default();
             let found: usize = got.values().map(Bytes::len).sum();
-            self.store.inner.tally.from_here(found as u64);
+            self.store.inner.tally.add_local(found as u64);
             let places: Vec<u32> = window.collect();
             if !holders.complete(&places, &mut got).await {
                 return None;
@@ -437,7 +469,7 @@ impl Holders<'_> {
                     }
                     let (now, later) = due.split_at(count);
                     self.moved += packed.len() as u64;
-                    self.company.store.inner.tally.from_peer(packed.len());
+                    self.company.store.inner.tally.add_peer(packed.len());
                     verify(self.list, now, &packed, got)?;
                     due = later;
                 }

@@ -206,7 +206,7 @@ impl Store {
                 markers.iter().map(|marker| marker.raw).sum(),
                 &Digest::of(&config),
             );
-            inner.keep(image, &manifest, &config)
+            inner.keep(&image, &manifest, &config)
         })
         .await
     }
@@ -308,7 +308,7 @@ impl Pull {
         let manifest = self.manifest(&bytes)?;
         let config = self.config(&manifest, limit).await?;
         let both = bytes.len() + config.len();
-        self.store.inner.tally.from_registry(both as u64);
+        self.store.inner.tally.add_registry(both as u64);
         Ok((bytes, config))
     }
 
@@ -482,11 +482,11 @@ impl Fetch {
     ) -> Result<(), ImageError> {
         let (digest, total) = (&self.plan.digest, self.plan.size);
         let (inner, told) = (&self.store.inner, AtomicU64::new(done));
-        inner.tally.from_here(done);
+        inner.tally.add_local(done);
         let progress = |received| {
             inner.arrived.fetch_add(1, Ordering::Relaxed);
             let before = told.swap(received, Ordering::Relaxed);
-            inner.tally.from_registry(received.saturating_sub(before));
+            inner.tally.add_registry(received.saturating_sub(before));
             if let Some(tell) = &self.progress {
                 tell(Progress {
                     layer: digest.clone(),

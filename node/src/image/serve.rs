@@ -116,6 +116,7 @@ fn answer(inner: &Inner, request: ImageRequest, to: &Answering) -> Result<(), Im
         }
         ImageRequest::Profile { layer } => pieces(&inner.layers.profile(&layer.parse()?), to),
         ImageRequest::Chunks { layer, ranges } => chunks(inner, &layer.parse()?, &ranges, to),
+        ImageRequest::Proof { image } => pieces(&inner.proof_bytes(&image.parse()?)?, to),
         ImageRequest::Bring { .. } => Err(ImageError::malformed("a peer's request", "of no kind")),
     }
 }

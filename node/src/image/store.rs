@@ -24,6 +24,7 @@ use super::layer::{Layers, Marker};
 use super::lazy::Coming;
 use super::manifest::Document;
 use super::partial::Partials;
+use super::proofs::Proofs;
 use super::reach::{self, Reach, Trust};
 use super::reference::Reference;
 use super::room;
@@ -77,6 +78,7 @@ pub(super) struct Inner {
     pub broken: OnceLock<mpsc::Sender<PathBuf>>,
     pub recent: Recent,
     coming: Mutex<Coming>,
+    pub proofs: Proofs,
     books: Mutex<Books>,
     /// Taken by whoever changes `index/`, so that records and books tell the same story. Never
     /// together with waiting for anything but the disk.
@@ -127,6 +129,7 @@ impl Store {
             broken: OnceLock::new(),
             recent: Recent::default(),
             coming: Mutex::new(Coming::new(dir.join("coming"))),
+            proofs: Proofs::default(),
             books: Mutex::new(Books::default()),
             recording: Mutex::new(()),
             clients: Mutex::new(BTreeMap::new()),
@@ -365,7 +368,7 @@ impl Inner {
                 }
                 _ => {
                     tracing::warn!(image = %image.pin.digest, "image is not complete: forgotten");
-                    self.unrecord(&path)?;
+                    unrecord(&path)?;
                 }
             }
         }
@@ -382,7 +385,7 @@ impl Inner {
     /// Keeps an image's documents and records it as held under its name.
     pub(super) fn keep(
         &self,
-        image: Image,
+        image: &Image,
         manifest: &[u8],
         config: &[u8],
     ) -> Result<Arc<Image>, ImageError> {
@@ -393,7 +396,7 @@ impl Inner {
         fail::fail_point!("image::documents_kept");
         let _recording = self.recording();
         // On disk first: what is in the books may be used at once.
-        self.write_record(&digest, &image)?;
+        self.write_record(&digest, image)?;
         fail::fail_point!("image::recorded");
         let changed = {
             let mut books = self.books();
@@ -402,7 +405,7 @@ impl Inner {
             changed
         };
         self.health.is_whole(&digest);
-        self.record_all(&digest, changed, Some(&image))
+        self.record_all(&digest, changed, Some(image))
     }
 
     fn also_known_as(
@@ -466,19 +469,13 @@ impl Inner {
         Ok(true)
     }
 
-    /// Takes a record away for good: were it back after a power cut, so would an image be that
-    /// somebody was told is gone, and that may have lost layers since.
-    fn unrecord(&self, record: &Path) -> Result<(), ImageError> {
-        disk::remove_all(record).map_err(|e| ImageError::disk("remove", record, e))?;
-        record.parent().map_or(Ok(()), disk::sync_dir)
-    }
-
     /// Deletes what is on disk of an image struck from the books.
     fn bury(&self, digest: &Digest, recording: MutexGuard<'_, ()>) -> Result<(), ImageError> {
         fail::fail_point!("image::struck");
-        self.unrecord(&self.record(digest))?;
+        unrecord(&self.record(digest))?;
         fail::fail_point!("image::unrecorded");
         self.health.forget(digest);
+        self.forget_proof(digest)?;
         let graves = self.sweep()?;
         fail::fail_point!("image::buried");
         // The slow part, with the records open to others again.
@@ -613,6 +610,13 @@ impl Drop for Hold {
     fn drop(&mut self) {
         self.inner.books().release(&self.layers);
     }
+}
+
+/// Takes a record away for good: were it back after a power cut, so would an image be that somebody
+/// was told is gone, and that may have lost layers since.
+fn unrecord(record: &Path) -> Result<(), ImageError> {
+    disk::remove_all(record).map_err(|e| ImageError::disk("remove", record, e))?;
+    record.parent().map_or(Ok(()), disk::sync_dir)
 }
 
 /// When a file was last written to, in seconds of the wall clock.

@@ -81,15 +81,15 @@ impl Tally {
         times.sum_micros.fetch_add(micros, Ordering::Relaxed);
     }
 
-    pub(super) fn from_registry(&self, bytes: u64) {
+    pub(super) fn add_registry(&self, bytes: u64) {
         self.registry.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    pub(super) fn from_peer(&self, bytes: usize) {
+    pub(super) fn add_peer(&self, bytes: usize) {
         self.peer.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    pub(super) fn from_here(&self, bytes: u64) {
+    pub(super) fn add_local(&self, bytes: u64) {
         self.local.fetch_add(bytes, Ordering::Relaxed);
     }
 

@@ -227,7 +227,7 @@ impl Lane<'_> {
             .blocking(move |inner| Ok(read_local(inner, &of.arriving.list, here, &local)));
         let mut got = here.await?;
         let found: usize = got.values().map(Bytes::len).sum();
-        self.store.inner.tally.from_here(found as u64);
+        self.store.inner.tally.add_local(found as u64);
         let complete = holders.complete(&places, &mut got).await;
         let of = Arc::clone(self.arrival);
         let kept = self.store.blocking(move |_| {
