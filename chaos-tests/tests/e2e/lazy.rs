@@ -93,12 +93,16 @@ impl Pair {
         }
         let images = self.starter().dir().join("images");
         let root = fs::read_link(format!("/proc/{pid}/root"))?;
-        ensure!(root == images.join("lazy"), "its root is {root:?}");
+        ensure!(
+            root == images.join("lazy"),
+            "its root is {}",
+            root.display()
+        );
         for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
             let to = fs::read_link(entry?.path())?;
             let named = to.starts_with(images.join("coming")) || to.ends_with("lazy.log");
             let unnamed = to.starts_with("/dev") || to.to_string_lossy().starts_with("socket:");
-            ensure!(named || unnamed, "it has {to:?} open");
+            ensure!(named || unnamed, "it has {} open", to.display());
         }
         Ok(())
     }
