@@ -246,6 +246,19 @@ pub struct RuntimeSection {
     pub host_paths: Vec<HostPath>,
     /// How full images may make the disk.
     pub image_gc: ImageGcSection,
+    /// Whether an instance may start while its image still arrives from peers.
+    pub image_lazy: ImageLazy,
+}
+
+/// `on`: where a peer holds an image and much of it is missing here, an instance starts at once and
+/// reads its files as they come. Until all is here, one peer's word is taken for what the layers look
+/// like; `image::lazy` says exactly what is trusted. `off`: nothing runs before all of it is verified.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ImageLazy {
+    #[default]
+    Off,
+    On,
 }
 
 /// Beyond `high` per cent of the disk unused images are removed until it is `low`. With `limit`
@@ -295,6 +308,7 @@ impl Default for RuntimeSection {
             image_prefetch: Bytes(1 << 30),
             host_paths: Vec::new(),
             image_gc: ImageGcSection::default(),
+            image_lazy: ImageLazy::default(),
         }
     }
 }

@@ -13,7 +13,7 @@ use rustix::process::{Signal, getpid, kill_process};
 const ORDER: &str = "SELVEDGE_DIE_AT";
 
 /// Every point: its name, and what has just been done; what comes next.
-const POINTS: [(&str, &str); 83] = [
+const POINTS: [(&str, &str); 89] = [
     ("image::resolved", "a name has its digest; it is told"),
     (
         "image::planned",
@@ -66,6 +66,30 @@ const POINTS: [(&str, &str); 83] = [
     (
         "image::recorded",
         "the image is recorded; it is in the books",
+    ),
+    (
+        "image::coming_begun",
+        "a layer that is to be read while it arrives has its folder; its image counts",
+    ),
+    (
+        "image::coming_recorded",
+        "instances may be made of an image that is not all here; the rest is brought",
+    ),
+    (
+        "image::coming_mounted",
+        "an arriving layer is mounted; a process is to show it",
+    ),
+    (
+        "image::coming_shown",
+        "a process shows it; the root is mounted on it",
+    ),
+    (
+        "image::coming_whole",
+        "all bytes of an arriving layer are here; it is unpacked",
+    ),
+    (
+        "image::coming_settled",
+        "it is a layer like any other; how it came is forgotten",
     ),
     (
         "image::upload_begun",

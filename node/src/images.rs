@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use scheduler::registry::State;
 use tokio::io::AsyncRead;
 use tokio::sync::mpsc;
 
-use crate::config::{ImagesSection, RegistrySection, SignaturesSection};
+use crate::config::{ImageLazy, ImagesSection, RegistrySection, SignaturesSection};
 use crate::image::{
     self, Image, ImageCounts, ImageError, Limits, Marks, Policy, Prune, Reference, RegistryConfig,
     Removed, Share, Stocked, Store, Wanted, WantedFn,
@@ -33,6 +33,7 @@ pub struct Images {
     registries: Arc<RegistryConfig>,
     /// Where images are pushed to this node.
     door: Option<SocketAddr>,
+    lazy: ImageLazy,
 }
 
 impl Images {
@@ -65,7 +66,20 @@ impl Images {
             store,
             registries: Arc::new(config),
             door: section.listen.0,
+            lazy: ImageLazy::Off,
         })
+    }
+
+    /// Whether instances may start while their image arrives.
+    #[must_use]
+    pub fn lazy(self, lazy: ImageLazy) -> Self {
+        Self { lazy, ..self }
+    }
+
+    /// Goes on with images that were read while they arrived, whatever is set now. Tells the folders of
+    /// instances that can read nothing more.
+    pub fn resume(&self) -> mpsc::Receiver<PathBuf> {
+        self.store.resume(&self.registries)
     }
 
     pub fn store(&self) -> &Store {
@@ -140,12 +154,30 @@ impl Images {
         namespace: &str,
         pin: &ImagePin,
     ) -> Result<Arc<Image>, ImageError> {
+        self.admit(namespace, pin).await?;
+        self.pull(pin).await
+    }
+
+    /// The same as far as an instance needs it to start.
+    pub async fn pull_to_start(
+        &self,
+        namespace: &str,
+        pin: &ImagePin,
+    ) -> Result<Arc<Image>, ImageError> {
+        // A signature is over the manifest, and that is here before anything is read of a layer.
+        self.admit(namespace, pin).await?;
+        match self.lazy {
+            ImageLazy::Off => self.pull(pin).await,
+            ImageLazy::On => self.store.pull_to_start(pin, &self.registries).await,
+        }
+    }
+
+    async fn admit(&self, namespace: &str, pin: &ImagePin) -> Result<(), ImageError> {
         let reference = Reference::parse(&pin.reference)?;
         let admitted = self
             .store
             .admit(Some(namespace), &reference, pin, &self.registries);
-        admitted.await?;
-        self.pull(pin).await
+        admitted.await
     }
 
     /// Brings a pinned image here; quick when it is here already.
@@ -185,6 +217,7 @@ impl Images {
             look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
                 look.tick().await;
+                store.let_go();
                 match store.collect(marks, wanted()).await {
                     Ok(gone) if gone.images.is_empty() => {}
                     Ok(_) => removed(),

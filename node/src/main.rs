@@ -17,6 +17,10 @@ fn main() -> ExitCode {
     if args.first().is_some_and(|word| word == "exec") {
         return node::runtime::shim::exec::main(&args[1..]);
     }
+    if args.first().is_some_and(|word| word == "lazy") {
+        node::runtime::shim::close_inherited();
+        return node::image::lazy::main(&args[1..]);
+    }
     if args.first().is_some_and(|word| word == "unpack") {
         node::runtime::shim::close_inherited();
         return node::image::unpack_main(&args[1..]);

@@ -11,6 +11,7 @@ mod cold;
 mod density;
 mod fleet;
 mod group;
+mod lazy;
 mod load;
 mod peers;
 mod proxy;
@@ -62,7 +63,7 @@ pub struct Bench {
 }
 
 /// All there are, in the order in which `bench all` runs them.
-pub const ALL: [Bench; 8] = [
+pub const ALL: [Bench; 9] = [
     Bench {
         name: "cold-start",
         about: "a request to a service at zero, until its first byte; against crun and runc",
@@ -77,6 +78,11 @@ pub const ALL: [Bench; 8] = [
         name: "density",
         about: "memory of a parked, a running, a frozen instance, and what a start costs among many",
         run: density::run,
+    },
+    Bench {
+        name: "lazy",
+        about: "a request to a node without the image, until its first byte; against an eager start",
+        run: lazy::run,
     },
     Bench {
         name: "proxy",

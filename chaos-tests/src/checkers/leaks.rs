@@ -71,6 +71,11 @@ fn held_by(node: &Node) -> Result<BTreeMap<&'static str, usize>> {
         ("cgroups", cgroups_named(node.cgroup())),
         ("containers' processes", node.containers().len()),
         ("shims", node.shims().len()),
+        ("processes that show layers", node.lazies().len()),
+        (
+            "layers that arrive",
+            entries(&node.dir().join("images/coming")),
+        ),
         ("zombies of the daemon", zombies_of(node)),
         ("links", inside("ip", &["-o", "link"])?),
         ("addresses", inside("ip", &["-o", "address"])?),

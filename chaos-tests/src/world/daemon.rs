@@ -146,6 +146,19 @@ impl Node {
         self.start()
     }
 
+    /// Adds lines to the `[runtime]` section of the daemon's configuration, for its next start.
+    pub fn configure_runtime(&self, lines: &str) -> Result<()> {
+        const SECTION: &str = "[runtime]\n";
+        let text = std::fs::read_to_string(self.config())?;
+        let more = format!("{SECTION}{lines}\n");
+        let changed = if text.contains(SECTION) {
+            text.replacen(SECTION, &more, 1)
+        } else {
+            format!("{text}\n{more}")
+        };
+        Ok(std::fs::write(self.config(), changed)?)
+    }
+
     /// The operator's token of this node.
     pub fn token(&self) -> Result<String> {
         let token = std::fs::read_to_string(self.dir.join("identity/operator.token"))?;

@@ -217,6 +217,17 @@ impl Node {
         pids().filter(is_shim).collect()
     }
 
+    /// Pids of the processes that show layers which still arrive to this node's instances.
+    pub fn lazies(&self) -> Vec<u32> {
+        let within = format!("{}/", self.dir.display());
+        let is_lazy = |pid: &u32| {
+            let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let words = String::from_utf8_lossy(&words).into_owned();
+            words.contains("lazy\0") && words.contains(&within)
+        };
+        pids().filter(is_lazy).collect()
+    }
+
     /// Pids of this node's containers: processes in its cgroups that are not ours.
     pub fn containers(&self) -> Vec<u32> {
         let mut found: Vec<_> = pids()

@@ -24,8 +24,8 @@ use serde_json::Value;
 use crate::SMALL;
 use arrivals::DOOR;
 use points::Step::{
-    self, Boot, Changes, Delete, Deploy, Equip, Idle, Import, Large, Pull, Push, Remove, Request,
-    Resume, Share, Thaw, Unparked,
+    self, Arrive, Boot, Changes, Delete, Deploy, Equip, Idle, Import, Large, Pull, Push, Remove,
+    Request, Resume, Share, Thaw, Unparked,
 };
 use points::{AWAITED, POINTS};
 
@@ -34,6 +34,12 @@ const KEPT: &str = "kept";
 /// Names the file from which a daemon reads where it is to die.
 const ORDER: &str = "SELVEDGE_DIE_AT";
 const ONE: [&str; 4] = ["--scale", "1..1", "--cpu", "0.1"];
+/// Where there are two nodes, one has the images and the daemon of the other dies.
+const HOLDER: &str = "par-1";
+const OTHER: &str = "fra-1";
+const AT_OTHER: [&str; 4] = ["--region", "fra", "--pull", "never"];
+/// So that a layer is read while it arrives.
+const SLOWLY: &str = "image_peer_rate = \"24MiB\"";
 /// From a provoked step to the death.
 const DYING: Duration = Duration::from_secs(20);
 /// More changes than there are between two snapshots.
@@ -79,6 +85,28 @@ impl Crashes {
         world
             .deploy(KEPT, &[&ONE[..], &["--region", "par"]].concat())?
             .ok()?;
+        Self::of(world, node)
+    }
+
+    /// A node that starts what another one has while it arrives.
+    fn begin_arriving() -> Result<Self> {
+        let world = World::of(&[HOLDER, OTHER])?;
+        let lazily = "image_lazy = \"on\"\nparked = 0";
+        for (name, line) in [(HOLDER, SLOWLY), (OTHER, lazily)] {
+            let node = &world[name];
+            node.configure_runtime(line)?;
+            node.stop()?;
+            node.start()?;
+        }
+        world.settle()?;
+        let node = world[OTHER].clone();
+        world
+            .deploy(KEPT, &[&ONE[..], &AT_OTHER[..2]].concat())?
+            .ok()?;
+        Self::of(world, node)
+    }
+
+    fn of(world: World, node: Node) -> Result<Self> {
         let order = world.dir().join("die-at");
         let env = vec![(ORDER.into(), order.clone().into_os_string())];
         let prefix = Prefix {
@@ -129,6 +157,11 @@ impl Crashes {
         fs::remove_file(&self.order)?;
         self.node.start_with(&self.launch)?;
         self.world.settle()?;
+        if step == Arrive {
+            // The next try may be an ordinary pull, which takes longer than a request waits.
+            until("it serves", PATIENCE, || self.serves(&name).map(Some))?;
+            self.has_arrived()?;
+        }
         self.holds(&name, &promise)?;
         self.images_are_whole()?;
         if let Pull | Large | Resume | Share | Import | Push | Remove = step {
@@ -163,7 +196,9 @@ impl Crashes {
                 }
                 Ok(String::new())
             }
-            Pull | Large | Resume | Share | Push | Remove => self.prepare_image(step, name),
+            Arrive | Pull | Large | Resume | Share | Push | Remove => {
+                self.prepare_image(step, name)
+            }
             Import => {
                 let file = self.world.archive("oci-archive", "")?;
                 Ok(file.to_string_lossy().into_owned())
@@ -201,6 +236,11 @@ impl Crashes {
                 self.world.deploy(name, &[&ONE[..], &now].concat())?,
                 Promise::There,
             ),
+            Arrive => {
+                let flags = [&ONE[..], &now, &AT_OTHER].concat();
+                let said = self.world[HOLDER].deploy(name, prepared, &flags)?;
+                acked(said, Promise::There)
+            }
             Idle => Promise::There,
             Equip => {
                 let own = [
@@ -325,6 +365,14 @@ impl Crashes {
 fn dies_at(steps: &[Step]) -> Result<()> {
     let mut crashes = Crashes::begin(steps)?;
     crashes.all(steps)?;
+    crashes.world.hush();
+    Ok(())
+}
+
+#[test]
+fn the_daemon_dies_while_an_image_arrives_that_is_read() -> Result<()> {
+    let mut crashes = Crashes::begin_arriving()?;
+    crashes.all(&[Arrive])?;
     crashes.world.hush();
     Ok(())
 }

@@ -16,7 +16,7 @@ const ONE_EACH: [&str; 4] = ["--scale", "3..3", "--cpu", "1.2"];
 const FROM_PEERS: &str = "a layer came from peers";
 
 /// Waits until every node has an instance of its own that answers.
-fn on_every_node(world: &World, service: &str) -> Result<()> {
+pub(crate) fn on_every_node(world: &World, service: &str) -> Result<()> {
     until("every node has an instance", PATIENCE, || {
         let all = world.first().instances(service)?;
         let serves = |i: &&Value| i["state"] == "Ready" || i["state"] == "Frozen";

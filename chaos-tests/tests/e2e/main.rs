@@ -18,6 +18,7 @@ mod disks;
 mod harm;
 mod hostile;
 mod images;
+mod lazy;
 mod life;
 mod measured;
 mod members;

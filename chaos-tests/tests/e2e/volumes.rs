@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use chaos_tests::world::{Node, World, run, until};
+use chaos_tests::world::{World, run, until};
 use serde_json::Value;
 
 use crate::THREE;
@@ -233,18 +233,6 @@ fn a_local_volume_outlives_its_users_and_keeps_them_near() -> Result<()> {
     Ok(())
 }
 
-/// Adds a line to the `[runtime]` section of a node's configuration.
-fn configure(node: &Node, line: &str) -> Result<()> {
-    let path = node.dir().join("selvedge.toml");
-    let text = fs::read_to_string(&path)?;
-    let changed = if text.contains("[runtime]\n") {
-        text.replacen("[runtime]\n", &format!("[runtime]\n{line}\n"), 1)
-    } else {
-        format!("{text}\n[runtime]\n{line}\n")
-    };
-    Ok(fs::write(path, changed)?)
-}
-
 #[test]
 fn what_cannot_be_given_is_named() -> Result<()> {
     let world = World::of(&["par-1"])?;
@@ -281,7 +269,7 @@ fn what_cannot_be_given_is_named() -> Result<()> {
         );
         node.cli(&["delete", service, "-y"])?.ok()?;
     }
-    configure(node, &format!("host_paths = [\"{path}\"]"))?;
+    node.configure_runtime(&format!("host_paths = [\"{path}\"]"))?;
     node.kill()?;
     node.start()?;
     world.settle()?;

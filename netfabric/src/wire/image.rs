@@ -36,6 +36,8 @@ pub enum ImageRequest {
         image: String,
         layer: String,
     },
+    /// Which chunks of a layer starts read first: their places, four bytes each.
+    Profile { layer: String },
     /// What shows who signed an image, by its manifest's digest.
     Proof { image: String },
 }

@@ -100,6 +100,7 @@ impl Agent {
         let files = Files::open(&parts.data)?;
         let (inputs, received) = mpsc::channel(INPUTS);
         let (volumes, runtime) = (parts.volumes.clone(), parts.runtime.clone());
+        let images = parts.images.clone();
         let (node_name, registry) = (parts.base.name.to_string(), parts.registry.clone());
         let (receipts, local) = (Receipts::default(), parts.local.clone());
         let (mut driver, record) = Driver::new(
@@ -122,7 +123,8 @@ impl Agent {
         tokio::spawn(driver.run());
         let (oversized, heard) = mpsc::channel(OVERSIZED);
         tokio::spawn(volumes.run(oversized));
-        tokio::spawn(agent.clone().evict(runtime, heard));
+        tokio::spawn(agent.clone().evict(runtime.clone(), heard));
+        tokio::spawn(end_broken(runtime, images.resume()));
         Ok(agent)
     }
 
@@ -270,5 +272,22 @@ impl Agent {
                 .is_none_or(|wanted| *wanted == f.instance)
         });
         folders
+    }
+}
+
+/// Ends instances that can read nothing more of their image: they end as one that was killed does, and
+/// others take their place.
+async fn end_broken(runtime: Arc<dyn Runtime>, mut broken: mpsc::Receiver<PathBuf>) {
+    while let Some(folder) = broken.recv().await {
+        let Some(name) = folder.file_name().and_then(|name| name.to_str()) else {
+            continue;
+        };
+        let instance = InstanceId(name.to_owned());
+        tracing::warn!(%instance, "killing an instance: its image cannot be read any more");
+        if let Err(error) = runtime.kill(&instance).await {
+            tracing::warn!(%instance, %error, "cannot be killed");
+        }
+        // A frozen one dies when it goes on.
+        let _ = runtime.thaw(&instance).await;
     }
 }

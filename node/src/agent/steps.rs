@@ -75,7 +75,7 @@ impl Tools {
         let mut watch = Stopwatch::start();
         let image = self
             .images
-            .pull_for(revision.key.namespace.as_str(), &revision.image)
+            .pull_to_start(revision.key.namespace.as_str(), &revision.image)
             .await
             .map_err(|e| image_failed(&e))?;
         watch.lap("pull");

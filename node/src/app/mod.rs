@@ -413,7 +413,8 @@ fn open_images(
     mesh: &Mesh,
     fleet: &watch::Receiver<Arc<Fleet>>,
 ) -> Result<Images> {
-    let images = Images::open(data, &config.runtime.registries, &config.images)?;
+    let images = Images::open(data, &config.runtime.registries, &config.images)?
+        .lazy(config.runtime.image_lazy);
     let (mesh, fleet) = (mesh.clone(), fleet.clone());
     let rate = config.runtime.image_peer_rate.map(|bytes| bytes.0);
     imagemesh::serve(&mesh, images.clone(), rate);

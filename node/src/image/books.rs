@@ -202,6 +202,15 @@ impl Books {
         self.uses.remove(instance)?.digest.parse().ok()
     }
 
+    /// Whether a snapshot is made of the image.
+    pub(super) fn is_used(&self, digest: &Digest) -> bool {
+        self.uses.values().any(|u| u.digest == digest.as_str())
+    }
+
+    pub(super) fn instances(&self) -> Vec<PathBuf> {
+        self.uses.keys().cloned().collect()
+    }
+
     pub(super) fn hold(&mut self, layers: &[Digest]) {
         for layer in layers {
             *self.held.entry(layer.clone()).or_default() += 1;

@@ -17,10 +17,15 @@ static NEXT: AtomicU64 = AtomicU64::new(0);
 pub(super) struct Scratch(PathBuf);
 
 impl Scratch {
+    /// A name that was not used before in this process's life.
+    pub(super) fn name() -> String {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        format!("{}-{number}", std::process::id())
+    }
+
     /// A name, nothing there yet.
     pub(super) fn reserve(tmp: &Path) -> Self {
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        Self(tmp.join(format!("{}-{number}", std::process::id())))
+        Self(tmp.join(Self::name()))
     }
 
     /// An empty directory.

@@ -54,6 +54,12 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
         }
     }
 
+    /// Whether the work for `key` is under way.
+    pub(super) fn is_open(&self, key: &str) -> bool {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.contains_key(key)
+    }
+
     fn start<F>(self: &Arc<Self>, key: &str, work: F) -> Landing<T>
     where
         F: Future<Output = Outcome<T>> + Send + 'static,

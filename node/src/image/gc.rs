@@ -98,6 +98,8 @@ pub(super) struct Inventory {
     pub sizes: BTreeMap<Digest, u64>,
     /// Layers that stay whatever becomes of images: pulls count on them, snapshots are made of them.
     pub kept: BTreeSet<Digest>,
+    /// Bytes here of layers that are read while they arrive. None of them may go.
+    pub arriving: u64,
 }
 
 /// What goes, in order, and what that frees.
@@ -121,7 +123,7 @@ pub(super) enum Ask {
 impl Inventory {
     /// Bytes of all layers, each counted once.
     pub(super) fn total(&self) -> u64 {
-        self.sizes.values().sum()
+        self.sizes.values().sum::<u64>() + self.arriving
     }
 
     /// How many images have each layer.
@@ -212,6 +214,7 @@ mod tests {
             images,
             sizes,
             kept: BTreeSet::new(),
+            arriving: 0,
         }
     }
 

@@ -171,6 +171,17 @@ impl Inner {
         }
     }
 
+    /// Whether instances are made of an image that is not kept yet: its documents came from a peer,
+    /// each what its digest says, and are on no disk.
+    fn arrives(&self, digest: &Digest) -> bool {
+        self.image(digest).is_none() && self.coming().image(digest).is_some()
+    }
+
+    /// Whether a layer is not here yet but on its way. It is here before it is not on its way any more.
+    pub(super) fn layer_arrives(&self, diff_id: &Digest) -> bool {
+        self.coming().layer(diff_id).is_some() && self.layers.marker(diff_id).is_none()
+    }
+
     /// Refuses layers that turned out to be damaged since they were asked for.
     pub(super) fn none_damaged(&self, diff_ids: &[Digest]) -> Result<(), ImageError> {
         let known = self.health.known();
@@ -201,17 +212,18 @@ impl Store {
         Ok(Some(image))
     }
 
-    /// Returns when all of an image was read whole in this life of the daemon. The first to ask
-    /// waits for the disk, and all who ask meanwhile wait with it.
+    /// Returns when all of an image that is here was read whole in this life of the daemon. The first
+    /// to ask waits for the disk, and all who ask meanwhile wait with it. What arrives is read by
+    /// others: see `lazy`.
     pub(super) async fn verified(&self, image: &Image) -> Result<(), ImageError> {
         let digest = image.digest()?;
-        if !self.inner.health.is_sound(&digest) {
+        if !self.inner.health.is_sound(&digest) && !self.inner.arrives(&digest) {
             let image = image.clone();
             self.blocking(move |inner| inner.check_documents(&image))
                 .await?;
         }
         for diff_id in image.diff_ids()? {
-            if self.inner.health.is_sound(&diff_id) {
+            if self.inner.health.is_sound(&diff_id) || self.inner.layer_arrives(&diff_id) {
                 continue;
             }
             let (store, key) = (self.clone(), diff_id.to_string());

@@ -14,9 +14,9 @@ use tar::{Builder, EntryType, Header};
 use super::budget::Budget;
 use super::digest::Digest;
 use super::error::ImageError;
-use super::layer::{Layers, Marker};
+use super::layer::Marker;
 use super::manifest::{LayerPlan, Packing};
-use super::snapshot::visible;
+use super::snapshot::{Lower, visible};
 use super::store::Inner;
 use super::tree::{self, Meta};
 
@@ -38,23 +38,32 @@ impl Folders {
     }
 }
 
-/// What an image of these layers lacks; mostly nothing.
-pub(super) fn layer(layers: &Layers, diff_ids: &[Digest]) -> Result<Option<Folders>, ImageError> {
-    let paths = visible(layers, diff_ids)?;
+/// What an image of these layers lacks; mostly nothing. Layers that arrive are as they were told.
+pub(super) fn layer(inner: &Inner, diff_ids: &[Digest]) -> Result<Option<Folders>, ImageError> {
     let of = |error| ImageError::io("look for the directories of an image", error);
-    let opened: io::Result<Vec<Lower>> = paths
-        .iter()
-        .map(|path| {
-            Ok(Lower {
-                root: tree::open_root(path)?,
-                implied: tree::listed(path, tree::IMPLIED_LIST)?,
-            })
-        })
-        .collect();
+    let lowers = visible(inner, diff_ids)?;
+    let implied = lowers.iter().map(|lower| match lower {
+        Lower::Here(path) => tree::listed(path, tree::IMPLIED_LIST),
+        Lower::Coming(arrival) => Ok(arrival.implied.clone()),
+    });
+    let implied = implied.collect::<io::Result<Vec<_>>>().map_err(of)?;
+    if implied.iter().all(BTreeSet::is_empty) {
+        return Ok(None);
+    }
     let mut search = Search {
-        layers: opened.map_err(of)?,
+        layers: Vec::new(),
         left: MAX_OPENED,
     };
+    for (lower, implied) in lowers.iter().zip(implied) {
+        let directories: Box<dyn Directories> = match lower {
+            Lower::Here(path) => Box::new(OnDisk(tree::open_root(path).map_err(of)?)),
+            Lower::Coming(arrival) => arrival.directories(&Budget::new(inner.limits))?,
+        };
+        search.layers.push(Layer {
+            directories,
+            implied,
+        });
+    }
     let found = search.missing().map_err(|e| match e.kind() {
         io::ErrorKind::QuotaExceeded => ImageError::TooLarge {
             what: "the search for directories the image's layers do not describe".to_owned(),
@@ -82,9 +91,46 @@ fn plan(tar: &[u8]) -> LayerPlan {
     }
 }
 
-/// One layer of an image, as it lies on the disk.
-struct Lower {
-    root: OwnedFd,
+/// The directories of one layer, wherever they are described.
+pub(super) trait Directories {
+    /// What lies at `path`, in a directory of the layer's.
+    fn at(&self, path: &[u8]) -> io::Result<At>;
+    /// How the directory at `path` is described, as far as an image can do that.
+    fn meta(&self, path: &[u8]) -> io::Result<Meta>;
+}
+
+pub(super) enum At {
+    Nothing,
+    Directory {
+        opaque: bool,
+    },
+    /// A whiteout, or something else in a directory's place.
+    Other,
+}
+
+/// A layer that is here.
+struct OnDisk(OwnedFd);
+
+impl Directories for OnDisk {
+    fn at(&self, path: &[u8]) -> io::Result<At> {
+        Ok(match tree::open_directory(&self.0, path) {
+            Ok(fd) => At::Directory {
+                opaque: tree::is_opaque(&fd)?,
+            },
+            Err(Errno::NOENT) => At::Nothing,
+            Err(Errno::NOTDIR | Errno::LOOP) => At::Other,
+            Err(errno) => return Err(errno.into()),
+        })
+    }
+
+    fn meta(&self, path: &[u8]) -> io::Result<Meta> {
+        Meta::of(&tree::open_directory(&self.0, path)?)
+    }
+}
+
+/// One layer of an image.
+struct Layer {
+    directories: Box<dyn Directories>,
     implied: BTreeSet<Vec<u8>>,
 }
 
@@ -94,31 +140,24 @@ enum Here {
     Described(Meta),
 }
 
-impl Lower {
+impl Layer {
     /// What the layer has at `path`, and whether layers below it show there. An opaque directory hides
     /// what lies in those below it, not how they are described.
     fn look(&self, path: &[u8], left: &mut u64) -> io::Result<(Here, bool)> {
-        let (mut below, mut last) = (true, None);
+        let (mut below, mut hides) = (true, false);
         for end in ends(path) {
             *left = left.checked_sub(1).ok_or(io::ErrorKind::QuotaExceeded)?;
-            match tree::open_directory(&self.root, &path[..end]) {
-                Ok(fd) => {
-                    if let Some(above) = last.replace(fd) {
-                        below &= !tree::is_opaque(&above)?;
-                    }
-                }
-                Err(Errno::NOENT) => {
-                    let hides = last.as_ref().map_or(Ok(false), tree::is_opaque)?;
-                    return Ok((Here::Nothing, below && !hides));
-                }
-                // A whiteout, or something else in its place.
-                Err(Errno::NOTDIR | Errno::LOOP) => return Ok((Here::Nothing, false)),
-                Err(errno) => return Err(errno.into()),
+            below &= !hides;
+            match self.directories.at(&path[..end])? {
+                At::Directory { opaque } => hides = opaque,
+                At::Nothing => return Ok((Here::Nothing, below)),
+                At::Other => return Ok((Here::Nothing, false)),
             }
         }
-        Ok(match last {
-            Some(fd) if !self.implied.contains(path) => (Here::Described(Meta::of(&fd)?), below),
-            _ => (Here::Implied, below),
+        Ok(if self.implied.contains(path) {
+            (Here::Implied, below)
+        } else {
+            (Here::Described(self.directories.meta(path)?), below)
         })
     }
 }
@@ -131,7 +170,7 @@ fn ends(path: &[u8]) -> impl Iterator<Item = usize> {
 
 /// The layers of an image, the top one first.
 struct Search {
-    layers: Vec<Lower>,
+    layers: Vec<Layer>,
     left: u64,
 }
 
@@ -222,15 +261,13 @@ fn time(seconds: i64, nanos: u32) -> String {
 mod tests {
     use super::*;
     use crate::image::Limits;
-    use crate::image::testing::{Tar, temp};
+    use crate::image::testing::{Tar, open_store, temp};
 
     /// Layers made of these tars, the lowest first, and what they lack.
     fn lacking(tars: Vec<Tar>) -> Vec<(String, u32)> {
         let dir = temp();
-        let (at, tmp) = (dir.path().join("layers"), dir.path().join("tmp"));
-        std::fs::create_dir(&at).expect("made");
-        std::fs::create_dir(&tmp).expect("made");
-        let layers = Layers::new(at, tmp);
+        let store = open_store(&dir);
+        let layers = &store.inner.layers;
         let bring = |tar: &[u8]| {
             let plan = plan(tar);
             let brought = layers.bring_in(tar, &plan, &Budget::new(Limits::default()));
@@ -238,7 +275,7 @@ mod tests {
             plan.diff_id
         };
         let below: Vec<Digest> = tars.into_iter().map(|tar| bring(&tar.end())).collect();
-        let Some(folders) = layer(&layers, &below).expect("found") else {
+        let Some(folders) = layer(&store.inner, &below).expect("found") else {
             return Vec::new();
         };
         let id = bring(&folders.tar);

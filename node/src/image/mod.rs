@@ -7,12 +7,13 @@
 //! images/layers/HEX/fs        an unpacked layer, named by its diff id
 //! images/layers/HEX/recipe    how the layer's tar is put together again from the tree
 //! images/layers/HEX/chunks    how that tar is cut, with the hash of every chunk
-//! images/layers/HEX/implied     the directories of the tree that no entry describes
+//! images/layers/HEX/implied   the directories of the tree that no entry describes
 //! images/layers/HEX/complete  its marker, written last
 //! images/index/HEX.json       an image held here, named by its manifest's digest; its time is the
 //!                             image's last use
 //! images/proofs/HEX.json      who signed an image: its signatures, verified whenever they are read
 //! images/uses/HEX.json        a snapshot made of one
+//! images/coming/              layers that are read while they arrive (see `lazy`)
 //! images/partial/             packed layers of which the rest is still to come
 //! images/tmp/                 what is not finished; emptied at start
 //! ```
@@ -23,6 +24,7 @@ mod books;
 mod budget;
 mod chunks;
 mod config;
+mod confine;
 mod digest;
 mod disk;
 mod error;
@@ -34,6 +36,7 @@ mod helper;
 mod implied;
 mod import;
 mod layer;
+pub mod lazy;
 mod manifest;
 mod mend;
 mod partial;

@@ -62,11 +62,17 @@ impl Company {
         }
     }
 
+    /// The same peers for another piece of work, none of them left out.
+    pub(super) fn again(&self) -> Self {
+        let (near, pin) = (Arc::clone(&self.near), self.pin.clone());
+        Self::new(self.store.clone(), near, pin, self.elects)
+    }
+
     fn left_out(&self) -> MutexGuard<'_, BTreeSet<NodeId>> {
         self.left_out.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn leave_out(&self, node: NodeId, error: &io::Error) {
+    pub(super) fn leave_out(&self, node: NodeId, error: &io::Error) {
         self.left_out().insert(node);
         let image = &self.pin.reference;
         if error.kind() == io::ErrorKind::InvalidData {
@@ -268,22 +274,50 @@ impl Company {
         Ok(None)
     }
 
-    /// How a layer is cut, and how many bytes it took to say that.
-    async fn list(&self, node: NodeId, layer: &Digest) -> io::Result<(ChunkList, u64)> {
-        let layer = layer.to_string();
-        let mut answers = self.ask(node, ImageRequest::ChunkList { layer }).await?;
+    /// Those who may give chunks of a layer; the first is the list's author unless all are compared.
+    pub(super) fn holders_of<'a>(
+        &'a self,
+        layer: &'a Digest,
+        list: &'a ChunkList,
+        holders: &[NodeId],
+        author_first: bool,
+    ) -> Holders<'a> {
+        Holders {
+            company: self,
+            layer,
+            list,
+            left: holders.iter().copied().collect(),
+            compared: usize::from(author_first),
+            moved: 0,
+        }
+    }
+
+    pub(super) async fn pieces(
+        &self,
+        node: NodeId,
+        request: ImageRequest,
+        most: usize,
+    ) -> io::Result<Vec<u8>> {
+        let mut answers = self.ask(node, request).await?;
         let mut bytes = Vec::new();
         loop {
             match next(&mut answers, self.waits.answer).await? {
-                ImageAnswer::Piece(piece) if bytes.len() + piece.len() <= MAX_LIST => {
+                ImageAnswer::Piece(piece) if bytes.len() + piece.len() <= most => {
                     self.store.inner.tally.add_peer(piece.len());
                     bytes.extend_from_slice(&piece);
                 }
-                ImageAnswer::Piece(_) => return Err(lie("a chunk list is too long")),
-                ImageAnswer::End => break,
+                ImageAnswer::Piece(_) => return Err(lie("an answer is too long")),
+                ImageAnswer::End => return Ok(bytes),
                 other => return Err(unexpected(other)),
             }
         }
+    }
+
+    /// How a layer is cut, and how many bytes it took to say that.
+    pub(super) async fn list(&self, node: NodeId, layer: &Digest) -> io::Result<(ChunkList, u64)> {
+        let layer = layer.to_string();
+        let request = ImageRequest::ChunkList { layer };
+        let bytes = self.pieces(node, request, MAX_LIST).await?;
         let moved = bytes.len() as u64;
         let decoded = tokio::task::spawn_blocking(move || ChunkList::decode(&bytes[..])).await;
         let list = decoded.map_err(io::Error::other)?.map_err(lie)?;
@@ -342,14 +376,7 @@ impl Company {
         let wanted = Arc::clone(list);
         let local = self.store.blocking(move |inner| Ok(locate(inner, &wanted)));
         let local = Arc::new(local.await.unwrap_or_default());
-        let mut holders = Holders {
-            company: self,
-            layer,
-            list,
-            left: holders.iter().copied().collect(),
-            compared: 1,
-            moved: 0,
-        };
+        let mut holders = self.holders_of(layer, list, holders, true);
         for window in windows(list) {
             let (wanted, known) = (Arc::clone(list), Arc::clone(&local));
             let range = window.clone();
@@ -359,7 +386,8 @@ impl Company {
             let mut got = here.await.unwrap_or_default();
             let found: usize = got.values().map(Bytes::len).sum();
             self.store.inner.tally.add_local(found as u64);
-            if !holders.complete(window.clone(), &mut got).await {
+            let places: Vec<u32> = window.collect();
+            if !holders.complete(&places, &mut got).await {
                 return None;
             }
             for bytes in got.into_values() {
@@ -380,7 +408,7 @@ impl Company {
 }
 
 /// Those who may still give chunks of one layer by one list.
-struct Holders<'a> {
+pub(super) struct Holders<'a> {
     company: &'a Company,
     layer: &'a Digest,
     list: &'a ChunkList,
@@ -391,13 +419,14 @@ struct Holders<'a> {
     moved: u64,
 }
 
-type Got = BTreeMap<u32, Bytes>;
+pub(super) type Got = BTreeMap<u32, Bytes>;
 
 impl Holders<'_> {
-    /// Fetches what of the window is not there yet; what one peer gave stays when it fails.
-    async fn complete(&mut self, window: std::ops::Range<u32>, got: &mut Got) -> bool {
+    /// Fetches what of these is not there yet; what one peer gave stays when it fails.
+    pub(super) async fn complete(&mut self, places: &[u32], got: &mut Got) -> bool {
         loop {
-            let missing: Vec<u32> = window.clone().filter(|i| !got.contains_key(i)).collect();
+            let missing = places.iter().copied().filter(|i| !got.contains_key(i));
+            let missing: Vec<u32> = missing.collect();
             if missing.is_empty() {
                 return true;
             }
@@ -496,9 +525,9 @@ fn ranges(indexes: &[u32]) -> Vec<(u32, u32)> {
 }
 
 /// Where chunks of the list lie in other layers held here.
-type Local = BTreeMap<[u8; 32], (Digest, u64)>;
+pub(super) type Local = BTreeMap<[u8; 32], (Digest, u64)>;
 
-fn locate(inner: &Inner, list: &ChunkList) -> Local {
+pub(super) fn locate(inner: &Inner, list: &ChunkList) -> Local {
     let wanted: BTreeSet<&[u8; 32]> = list.chunks.iter().map(|chunk| &chunk.hash).collect();
     let mut local = Local::new();
     for layer in inner.layers.all().unwrap_or_default() {
@@ -518,11 +547,16 @@ fn locate(inner: &Inner, list: &ChunkList) -> Local {
     local
 }
 
-/// What of a window can be read here, verified.
-fn read_local(inner: &Inner, list: &ChunkList, window: std::ops::Range<u32>, local: &Local) -> Got {
+/// What of these can be read here, verified.
+pub(super) fn read_local(
+    inner: &Inner,
+    list: &ChunkList,
+    places: impl IntoIterator<Item = u32>,
+    local: &Local,
+) -> Got {
     let mut open = BTreeMap::new();
     let (mut got, mut bytes) = (Got::new(), Vec::new());
-    for index in window {
+    for index in places {
         let chunk = &list.chunks[index as usize];
         let Some((layer, offset)) = local.get(&chunk.hash) else {
             continue;
@@ -549,6 +583,6 @@ fn unexpected(answer: ImageAnswer) -> io::Error {
     }
 }
 
-fn lie(why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+pub(super) fn lie(why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why)
 }

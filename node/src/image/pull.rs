@@ -19,13 +19,14 @@ use super::digest::Digest;
 use super::error::ImageError;
 use super::implied;
 use super::layer::Marker;
+use super::lazy;
 use super::manifest::{self, Document, LayerPlan, Manifest};
 use super::partial::{self, Keeping, Partial};
 use super::peers::Company;
 use super::reference::Reference;
 use super::registry::{Download, Piece, Registry};
 use super::source::Source;
-use super::store::{Hold, Store};
+use super::store::{Hold, Inner, Store};
 
 /// Pieces between the network and the disk: about half a megabyte. When the disk is slower the
 /// network waits.
@@ -182,7 +183,7 @@ impl Store {
         let mut diff_ids: Vec<Digest> = plans.iter().map(|plan| plan.diff_id.clone()).collect();
         let below = diff_ids.clone();
         let folders = self
-            .blocking(move |inner| implied::layer(&inner.layers, &below))
+            .blocking(move |inner| implied::layer(inner, &below))
             .await?;
         diff_ids.extend(folders.as_ref().map(|folders| folders.plan.diff_id.clone()));
         let _hold = Hold::new(self, diff_ids.clone());
@@ -195,7 +196,7 @@ impl Store {
             if let Some(folders) = folders {
                 folders.bring_in(inner)?;
             }
-            super::snapshot::check_root(&inner.layers, &diff_ids)?;
+            super::snapshot::check_root(inner, &diff_ids)?;
             let (manifest, config) = documents;
             let file = ConfigFile::parse(&config)?;
             let image = Image::new(
@@ -278,7 +279,9 @@ impl Pull {
             .blocking(move |inner| {
                 let missing = plans
                     .iter()
-                    .filter(|plan| inner.usable(&plan.diff_id).is_none());
+                    .filter(|plan| inner.usable(&plan.diff_id).is_none())
+                    // Room was made for it when it began.
+                    .filter(|plan| !inner.layer_arrives(&plan.diff_id));
                 Ok(missing.map(|plan| plan.size).sum())
             })
             .await
@@ -378,6 +381,22 @@ impl Fetch {
         let Some(company) = self.company.clone() else {
             return self.registry_layer().await;
         };
+        let arrival = self.store.inner.coming().layer(&self.plan.diff_id);
+        let Some(arrival) = arrival else {
+            return self.through_sources(&company).await;
+        };
+        if let Some(marker) = lazy::arrive(&self.store, &company, &arrival).await? {
+            return Ok(marker);
+        }
+        // Whoever reads it waits for the layer as a whole.
+        let marker = self.through_sources(&company).await?;
+        let settle = move |inner: &Inner| lazy::settle(inner, &arrival);
+        self.store.blocking(settle).await?;
+        Ok(marker)
+    }
+
+    /// From whichever source has it, in their order.
+    async fn through_sources(&self, company: &Company) -> Result<Marker, ImageError> {
         let diff_id = &self.plan.diff_id;
         let mut failure = None;
         for source in company.sources(diff_id).await {

@@ -4,10 +4,11 @@
 //! given back: such layers run like others, but are neither verified at rest nor served to peers.
 
 use std::fs::{self, File};
-use std::io::{self, BufReader, BufWriter, Write as _};
+use std::io::{self, BufReader, BufWriter, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::OFlags;
 
@@ -21,6 +22,9 @@ use super::tree;
 
 pub(super) const RECIPE: &str = "recipe";
 pub(super) const CHUNKS: &str = "chunks";
+const PROFILE: &str = "profile";
+/// First-read chunks that are kept of a start.
+pub(super) const MAX_PROFILE: usize = 8 * 1024;
 
 /// A record in the making, beside the tree that is being written.
 pub(super) struct Recording {
@@ -70,19 +74,43 @@ impl Layers {
             .transpose()
     }
 
+    /// Which chunks starts read first: places in the list, four bytes each. Nothing where none did.
+    pub(super) fn profile(&self, diff_id: &Digest) -> Vec<u8> {
+        let file = self.beside(diff_id, PROFILE).ok().flatten();
+        let mut bytes = Vec::new();
+        let most = MAX_PROFILE * 4;
+        // Only an order: unreadable, it is none.
+        let _ = file.map(|file| file.take(most as u64).read_to_end(&mut bytes));
+        bytes
+    }
+
+    pub(super) fn keep_profile(&self, diff_id: &Digest, places: &[usize]) {
+        let places = places.iter().filter_map(|place| u32::try_from(*place).ok());
+        let bytes: Vec<u8> = places.flat_map(u32::to_le_bytes).collect();
+        let path = self.folder(diff_id).join(PROFILE);
+        if let Err(error) = fs::write(&path, bytes) {
+            tracing::debug!(path = %path.display(), %error, "what was read first is not kept");
+        }
+    }
+
     /// The layer's tar, to read from. For many ranges: the recipe is read once.
     pub(super) fn raw(&self, diff_id: &Digest) -> Result<Option<Raw>, ImageError> {
-        let Some(recipe) = self.recipe(diff_id)? else {
-            return Ok(None);
-        };
+        let recipe = self.recipe(diff_id)?.map(Arc::new);
+        recipe
+            .map(|recipe| self.raw_by(diff_id, recipe))
+            .transpose()
+    }
+
+    /// The same for whoever has the recipe.
+    pub(super) fn raw_by(&self, diff_id: &Digest, recipe: Arc<Recipe>) -> Result<Raw, ImageError> {
         let path = self.content(diff_id);
         let root = tree::open_root(&path).map_err(|e| ImageError::disk("open", &path, e))?;
-        Ok(Some(Raw {
+        Ok(Raw {
             layer: diff_id.clone(),
             root,
             recipe,
             last: None,
-        }))
+        })
     }
 
     /// Puts a fresh copy's record and marker in the place of old ones, or of none.
@@ -113,7 +141,7 @@ impl Layers {
 pub(super) struct Raw {
     layer: Digest,
     root: OwnedFd,
-    recipe: Recipe,
+    recipe: Arc<Recipe>,
     /// Large files are read chunk after chunk.
     last: Option<(Vec<u8>, File)>,
 }

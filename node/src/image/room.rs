@@ -204,6 +204,8 @@ impl Inner {
             .limit
             .map_or(u64::MAX, |limit| limit.saturating_sub(images));
         let free = fill.total.saturating_sub(fill.used).min(own);
+        // What is on its way has its place already.
+        let free = free.saturating_sub(self.coming().weight(&self.layers).due);
         Ok(Room { free, images })
     }
 
@@ -220,6 +222,7 @@ impl Inner {
             images,
             sizes,
             kept,
+            arriving: self.coming().weight(&self.layers).here,
         })
     }
 

@@ -2,6 +2,7 @@
 //! in chunks. Bounded in what one request may ask; how many are served at once and how fast is the
 //! caller's. The asker verifies everything, so nothing is verified here.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use netfabric::wire::image::{BATCH, ImageAnswer, ImageRequest, MAX_ASKED, MAX_RANGES, PIECE};
@@ -10,9 +11,10 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
 use super::access::RegistryConfig;
-use super::chunks::Chunk;
+use super::chunks::{Chunk, ChunkList};
 use super::digest::Digest;
 use super::error::ImageError;
+use super::recipe::Recipe;
 use super::store::{Hold, Inner, Store};
 
 /// zstd: a fast link is not to wait for the packer.
@@ -21,6 +23,10 @@ const LEVEL: i32 = 1;
 const NEWS: Duration = Duration::from_millis(500);
 /// A layer that is brought for another: looked for this often.
 const LOOK: Duration = Duration::from_millis(50);
+
+/// Layers whose lists stay in memory, and for how long after the last request.
+const MOST_RECENT: usize = 4;
+const RECENT: Duration = Duration::from_secs(30);
 
 type Answering = mpsc::Sender<ImageAnswer>;
 
@@ -108,6 +114,7 @@ fn answer(inner: &Inner, request: ImageRequest, to: &Answering) -> Result<(), Im
             let recipe = recipe.ok_or_else(|| not_held(&layer))?;
             pieces(&recipe.encode()?, to)
         }
+        ImageRequest::Profile { layer } => pieces(&inner.layers.profile(&layer.parse()?), to),
         ImageRequest::Chunks { layer, ranges } => chunks(inner, &layer.parse()?, &ranges, to),
         ImageRequest::Proof { image } => pieces(&inner.proof_bytes(&image.parse()?)?, to),
         ImageRequest::Bring { .. } => Err(ImageError::malformed("a peer's request", "of no kind")),
@@ -137,10 +144,9 @@ fn chunks(
     to: &Answering,
 ) -> Result<(), ImageError> {
     bounded("ranges asked for", ranges.len(), MAX_RANGES)?;
-    let (list, raw) = (inner.layers.chunk_list(layer)?, inner.layers.raw(layer)?);
-    let (Some(list), Some(mut raw)) = (list, raw) else {
-        return Err(not_held(layer));
-    };
+    let known = inner.recent.of(inner, layer)?;
+    let (list, recipe) = known.ok_or_else(|| not_held(layer))?;
+    let mut raw = inner.layers.raw_by(layer, recipe)?;
     let (mut count, mut batch, mut one) = (0, Vec::new(), Vec::new());
     for (first, many) in ranges {
         let (from, many) = (*first as usize, *many as usize);
@@ -183,6 +189,42 @@ fn say(to: &Answering, answer: ImageAnswer) -> Result<(), ImageError> {
         let what = "an answer nobody waits for".to_owned();
         ImageError::Interrupted { what }
     })
+}
+
+/// What chunks of the last layers were found by: whoever reads a layer that arrives asks often, for a
+/// few at a time.
+#[derive(Default)]
+pub(super) struct Recent(Mutex<Vec<(Digest, Known, std::time::Instant)>>);
+
+type Known = (Arc<ChunkList>, Arc<Recipe>);
+
+impl Recent {
+    fn of(&self, inner: &Inner, layer: &Digest) -> Result<Option<Known>, ImageError> {
+        let now = std::time::Instant::now();
+        if let Some((_, known, used)) = self.lock().iter_mut().find(|(id, ..)| id == layer) {
+            *used = now;
+            return Ok(Some(known.clone()));
+        }
+        let (list, recipe) = (inner.layers.chunk_list(layer)?, inner.layers.recipe(layer)?);
+        let (Some(list), Some(recipe)) = (list, recipe) else {
+            return Ok(None);
+        };
+        let known = (Arc::new(list), Arc::new(recipe));
+        let mut all = self.lock();
+        all.sort_by_key(|(_, _, used)| std::cmp::Reverse(*used));
+        all.truncate(MOST_RECENT - 1);
+        all.push((layer.clone(), known.clone(), now));
+        Ok(Some(known))
+    }
+
+    /// An idle node keeps none.
+    pub(super) fn let_go(&self) {
+        self.lock().retain(|(_, _, used)| used.elapsed() < RECENT);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<(Digest, Known, std::time::Instant)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 fn bounded(what: &str, count: usize, limit: usize) -> Result<(), ImageError> {

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -14,10 +15,11 @@ use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::books::Image;
 use super::digest::Digest;
-use super::disk;
+use super::disk::{self, Scratch};
 use super::error::ImageError;
 use super::layer::Layers;
-use super::store::Store;
+use super::lazy::{self, Arrival, Point};
+use super::store::{Inner, Store};
 use crate::userns::{Owner, Shown};
 
 const ROOTFS: &str = "rootfs";
@@ -25,6 +27,8 @@ const UPPER: &str = "upper";
 const WORK: &str = "work";
 /// Where old kernels must see the layers while they are mounted.
 const SHOWN: &str = "layers";
+/// Where layers that arrive are shown while the root is mounted; overlayfs holds them after that.
+const COMING: &str = "coming";
 /// The runtime mounts on these: a link there would be followed out of the container's root.
 const MOUNT_POINTS: [&str; 3] = ["proc", "sys", "dev"];
 /// What one layer costs in the option string (`/proc/self/fd/NNNNN:`) times the most layers there
@@ -76,7 +80,7 @@ impl Store {
             let mounted = sound.and_then(|()| clear(&instance)).and_then(|()| {
                 lay_out(&instance, owner.as_ref())?;
                 fail::fail_point!("image::laid_out");
-                mount(&inner.layers, &diff_ids, &instance, owner.as_ref())
+                mount(inner, &diff_ids, &instance, owner.as_ref())
             });
             fail::fail_point!("image::mounted");
             if let Err(error) = mounted {
@@ -136,11 +140,24 @@ fn clear(instance: &Path) -> Result<(), ImageError> {
     for name in [ROOTFS, SHOWN] {
         unmount(&instance.join(name))?;
     }
+    hide(instance)?;
     for name in [ROOTFS, SHOWN, WORK, UPPER] {
         let path = instance.join(name);
         disk::remove_all(&path).map_err(|e| ImageError::disk("remove", &path, e))?;
     }
     Ok(())
+}
+
+/// Takes the layers that arrive out of sight. Whoever has them mounted goes on reading them.
+fn hide(instance: &Path) -> Result<(), ImageError> {
+    let coming = instance.join(COMING);
+    if !coming.exists() {
+        return Ok(());
+    }
+    for name in disk::names(&coming)? {
+        unmount(&coming.join(name))?;
+    }
+    disk::remove_all(&coming).map_err(|e| ImageError::disk("remove", &coming, e))
 }
 
 /// Lazily, so that a process that still has a file open there holds up nobody; what it holds is
@@ -164,24 +181,43 @@ fn is_mount_point(path: &Path, parent: &Path) -> bool {
     }
 }
 
+/// Whether an instance's root is still mounted, readable or not.
+pub(super) fn is_mounted(instance: &Path) -> bool {
+    let rootfs = instance.join(ROOTFS);
+    match fs::symlink_metadata(&rootfs) {
+        Ok(_) => is_mount_point(&rootfs, instance),
+        Err(error) => error.kind() == io::ErrorKind::NotConnected,
+    }
+}
+
+/// Whether a layer of an instance's root is shown by a process that is gone.
+pub(super) fn is_dead(instance: &Path) -> bool {
+    // A name the kernel has not heard before: it asks the process.
+    let asked = instance.join(ROOTFS).join(Scratch::name());
+    let found = fs::symlink_metadata(asked);
+    found.is_err_and(|error| error.kind() == io::ErrorKind::NotConnected)
+}
+
 /// Mounts through descriptors: the option string stays short whatever the folders are called, and
 /// no character in a path can be taken for an option.
 fn mount(
-    layers: &Layers,
+    inner: &Inner,
     diff_ids: &[Digest],
     instance: &Path,
     owner: Option<&Owner>,
 ) -> Result<(), ImageError> {
+    let layers = &inner.layers;
     let shown = owner.map(|owner| show(layers, owner)).transpose()?;
-    let lowers = visible(layers, diff_ids)?;
+    let lowers = visible(inner, diff_ids)?;
     let lowers: Vec<OwnedFd> = lowers
         .iter()
-        .map(|path| match &shown {
-            Some(tree) => open_at(
+        .map(|lower| match (lower, &shown) {
+            (Lower::Coming(arrival), _) => show_coming(arrival, instance, owner),
+            (Lower::Here(path), Some(tree)) => open_at(
                 tree.as_fd(),
                 path.strip_prefix(layers.dir()).unwrap_or(path),
             ),
-            None => open(path),
+            (Lower::Here(path), None) => open(path),
         })
         .collect::<Result<_, _>>()?;
     let (upper, work) = (open(&instance.join(UPPER))?, open(&instance.join(WORK))?);
@@ -207,7 +243,21 @@ fn mount(
         Some(tree) => tree.build_on(&instance.join(SHOWN), mount),
         None => mount().map_err(io::Error::from),
     }
-    .map_err(fail)
+    .map_err(fail)?;
+    hide(instance)
+}
+
+/// A layer that arrives, shown by a process of its own. The kernel cannot map owners on such a mount
+/// everywhere: the process does.
+fn show_coming(
+    arrival: &Arrival,
+    instance: &Path,
+    owner: Option<&Owner>,
+) -> Result<OwnedFd, ImageError> {
+    let at = instance.join(COMING).join(arrival.diff_id.hex());
+    disk::create_private_dirs(&at)?;
+    lazy::show(arrival, &at, instance, owner.map(|owner| owner.block))?;
+    open(&at)
 }
 
 /// All layers with their owners mapped: one mount for however many, which overlayfs copies.
@@ -230,40 +280,74 @@ fn open_at(folder: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, ImageError> {
 /// The directories to mount, the top layer first. A layer that comes twice counts where it is
 /// highest (overlayfs takes none twice, and what the lower copy brings the higher one brings
 /// again); below a layer with an opaque root nothing shows.
-pub(super) fn visible(layers: &Layers, diff_ids: &[Digest]) -> Result<Vec<PathBuf>, ImageError> {
+pub(super) fn visible(inner: &Inner, diff_ids: &[Digest]) -> Result<Vec<Lower>, ImageError> {
     let mut seen: Vec<&Digest> = Vec::new();
+    let mut lowers = Vec::new();
     for diff_id in diff_ids.iter().rev() {
-        let Some(marker) = layers.marker(diff_id) else {
-            return Err(ImageError::NotHeld {
-                digest: diff_id.to_string(),
-            });
-        };
+        let (lower, opaque_root) = lower(inner, diff_id)?;
         if !seen.contains(&diff_id) {
             seen.push(diff_id);
+            lowers.push(lower);
         }
-        if marker.opaque_root {
+        if opaque_root {
             break;
         }
     }
-    Ok(seen
-        .into_iter()
-        .map(|diff_id| layers.content(diff_id))
-        .collect())
+    Ok(lowers)
+}
+
+/// A layer, as its tree is to be had.
+pub(super) enum Lower {
+    Here(PathBuf),
+    Coming(Arc<Arrival>),
+}
+
+impl Lower {
+    /// What a name in its root is.
+    fn point(&self, name: &str) -> Option<Point> {
+        use std::os::unix::fs::FileTypeExt as _;
+        let path = match self {
+            Self::Here(path) => path.join(name),
+            Self::Coming(arrival) => return arrival.point(name),
+        };
+        let meta = fs::symlink_metadata(path).ok()?;
+        Some(if meta.is_dir() {
+            Point::Directory
+        } else if meta.file_type().is_char_device() && meta.rdev() == 0 {
+            Point::Whiteout
+        } else {
+            Point::Other
+        })
+    }
+}
+
+fn lower(inner: &Inner, diff_id: &Digest) -> Result<(Lower, bool), ImageError> {
+    let here = || {
+        let marker = inner.layers.marker(diff_id)?;
+        Some((
+            Lower::Here(inner.layers.content(diff_id)),
+            marker.opaque_root,
+        ))
+    };
+    let coming = || {
+        let arrival = inner.coming().layer(diff_id)?;
+        let opaque_root = arrival.opaque_root;
+        Some((Lower::Coming(arrival), opaque_root))
+    };
+    // One that came between the two looks is here.
+    let found = here().or_else(coming).or_else(here);
+    found.ok_or_else(|| ImageError::NotHeld {
+        digest: diff_id.to_string(),
+    })
 }
 
 /// Refuses an image whose `/proc`, `/sys` or `/dev` is anything but a directory or absent.
-pub(super) fn check_root(layers: &Layers, diff_ids: &[Digest]) -> Result<(), ImageError> {
-    let lowers = visible(layers, diff_ids)?;
+pub(super) fn check_root(inner: &Inner, diff_ids: &[Digest]) -> Result<(), ImageError> {
+    let lowers = visible(inner, diff_ids)?;
     for name in MOUNT_POINTS {
         // The highest layer that has the name decides; a whiteout is a device and hides the rest.
-        let found = lowers
-            .iter()
-            .find_map(|lower| fs::symlink_metadata(lower.join(name)).ok());
-        let whiteout = |meta: &fs::Metadata| {
-            use std::os::unix::fs::FileTypeExt as _;
-            meta.file_type().is_char_device() && meta.rdev() == 0
-        };
-        if found.is_some_and(|meta| !meta.is_dir() && !whiteout(&meta)) {
+        let found = lowers.iter().find_map(|lower| lower.point(name));
+        if found == Some(Point::Other) {
             return Err(ImageError::UnsafeRoot { path: name });
         }
     }

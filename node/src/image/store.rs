@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::{AtFlags, CWD, FlockOperation, Timespec, Timestamps, UTIME_NOW};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 
 use super::access::RegistryConfig;
 use super::books::{Books, Image, Use};
@@ -21,12 +21,14 @@ use super::flight::Flights;
 use super::gc::{Held, Marks, Wanted};
 use super::health::Health;
 use super::layer::{Layers, Marker};
+use super::lazy::Coming;
 use super::manifest::Document;
 use super::partial::Partials;
 use super::proofs::Proofs;
 use super::reach::{self, Reach, Trust};
 use super::reference::Reference;
 use super::room;
+use super::serve::Recent;
 use super::source::Near;
 use super::tally::Tally;
 use super::token::Tokens;
@@ -63,6 +65,7 @@ pub(super) struct Inner {
     pub layers: Layers,
     pub image_flights: Arc<Flights<Arc<Image>>>,
     pub layer_flights: Arc<Flights<Marker>>,
+    pub lazy_flights: Arc<Flights<Option<Arc<Image>>>>,
     pub unpackers: Arc<Semaphore>,
     pub partials: Partials,
     /// The other nodes, once there is a way to them.
@@ -71,6 +74,10 @@ pub(super) struct Inner {
     pub arrived: AtomicU64,
     pub tally: Tally,
     pub health: Health,
+    /// Told of instances that can read nothing more, once somebody ends them.
+    pub broken: OnceLock<mpsc::Sender<PathBuf>>,
+    pub recent: Recent,
+    coming: Mutex<Coming>,
     pub proofs: Proofs,
     books: Mutex<Books>,
     /// Taken by whoever changes `index/`, so that records and books tell the same story. Never
@@ -88,7 +95,15 @@ impl Store {
     /// Opens `dir` (made when missing), clears what was left unfinished, and reads what is held.
     /// An image with a layer that is not complete is forgotten: it will be pulled again.
     pub fn open(dir: &Path, limits: Limits) -> Result<Self, ImageError> {
-        for part in ["blobs/sha256", "layers", "index", "uses", "tmp"] {
+        for part in [
+            "blobs/sha256",
+            "layers",
+            "index",
+            "uses",
+            "coming",
+            "lazy",
+            "tmp",
+        ] {
             disk::create_private_dirs(&dir.join(part))?;
         }
         let lock = lock(dir)?;
@@ -104,12 +119,16 @@ impl Store {
             layers,
             image_flights: Flights::new(),
             layer_flights: Flights::new(),
+            lazy_flights: Flights::new(),
             unpackers: Arc::new(Semaphore::new(LAYERS_AT_ONCE)),
             partials: Partials::open(dir.join("partial"))?,
             near: OnceLock::new(),
             arrived: AtomicU64::new(0),
             tally: Tally::default(),
             health: Health::new(),
+            broken: OnceLock::new(),
+            recent: Recent::default(),
+            coming: Mutex::new(Coming::new(dir.join("coming"))),
             proofs: Proofs::default(),
             books: Mutex::new(Books::default()),
             recording: Mutex::new(()),
@@ -144,6 +163,11 @@ impl Store {
 
     pub(super) fn arrived(&self) -> u64 {
         self.inner.arrived.load(Ordering::Relaxed)
+    }
+
+    /// Lets go of what is kept in memory for peers that have stopped asking.
+    pub fn let_go(&self) {
+        self.inner.recent.let_go();
     }
 
     /// An image held here, by its manifest's digest.
@@ -217,6 +241,21 @@ impl Inner {
     fn books(&self) -> MutexGuard<'_, Books> {
         // A panic elsewhere leaves the books as they were between two whole changes.
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Never taken together with the books or across work on the disk of more than a file.
+    pub(super) fn coming(&self) -> MutexGuard<'_, Coming> {
+        self.coming.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether an instance is made of the image.
+    pub(super) fn is_used(&self, digest: &Digest) -> bool {
+        self.books().is_used(digest)
+    }
+
+    /// The folders of all instances that are made of an image.
+    pub(super) fn instances(&self) -> Vec<PathBuf> {
+        self.books().instances()
     }
 
     fn recording(&self) -> MutexGuard<'_, ()> {
@@ -476,8 +515,9 @@ impl Inner {
     /// Notes that an instance is made of an image, before its mount exists.
     pub(super) fn begin_use(&self, instance: &Path, digest: &Digest) -> Result<(), ImageError> {
         let held = {
+            let coming = self.coming().image(digest);
             let mut books = self.books();
-            let Some(image) = books.image(digest) else {
+            let Some(image) = books.image(digest).or(coming) else {
                 return Err(ImageError::NotHeld {
                     digest: digest.to_string(),
                 });
@@ -597,10 +637,17 @@ fn lock(dir: &Path) -> Result<File, ImageError> {
 
 /// Every JSON file of a folder. One that cannot be read is told and left out: it describes
 /// something that can be had again.
-fn read_all<T: serde::de::DeserializeOwned>(dir: &Path) -> Result<Vec<(PathBuf, T)>, ImageError> {
+pub(super) fn read_all<T: serde::de::DeserializeOwned>(
+    dir: &Path,
+) -> Result<Vec<(PathBuf, T)>, ImageError> {
     let mut found = Vec::new();
-    for name in disk::names(dir)? {
+    let names = disk::names(dir)?;
+    for name in names {
         let path = dir.join(name);
+        // Layers that arrive lie beside the records of their images.
+        if path.extension().is_none_or(|kind| kind != "json") {
+            continue;
+        }
         let bytes = std::fs::read(&path).map_err(|e| ImageError::disk("read", &path, e))?;
         match serde_json::from_slice(&bytes) {
             Ok(value) => found.push((path, value)),

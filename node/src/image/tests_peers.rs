@@ -175,9 +175,9 @@ fn layer(changed: u64) -> Vec<u8> {
     tar.end()
 }
 
-const NAME: &str = "peers.test/app:1";
+pub(super) const NAME: &str = "peers.test/app:1";
 
-async fn import(store: &Store, tar: Vec<u8>, name: &str) -> Arc<Image> {
+pub(super) async fn import(store: &Store, tar: Vec<u8>, name: &str) -> Arc<Image> {
     let archive = oci_archive(&[tar]);
     let name = Reference::parse(name).unwrap();
     let mut images = store.import(&archive[..], Some(&name)).await.unwrap();
@@ -214,7 +214,7 @@ pub(super) fn room(store: &Store, other: &str, faults: &[(Fault, bool)]) -> Room
     }
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+pub(super) fn runtime() -> tokio::runtime::Runtime {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     builder.enable_all().build().unwrap()
 }

@@ -9,7 +9,8 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -18,6 +19,8 @@ use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
 };
 use rustix::io::Errno;
+
+use super::unpack::Sink;
 
 /// Names longer than this are no path on Linux (its limit counts the ending NUL).
 const MAX_PATH: usize = 4095;
@@ -248,21 +251,12 @@ impl Tree {
             replaced: false,
         })
     }
+}
 
-    /// Whether something took the place of a file of this very layer: then what was written as its
-    /// content cannot be found by its name.
-    pub(super) fn has_replaced(&self) -> bool {
-        self.replaced
-    }
+impl Sink for Tree {
+    type File = File;
 
-    /// Directories that were made without an entry of their own, and the bytes of their names, since
-    /// this was asked before: one entry can bring many.
-    pub(super) fn take_made_up(&mut self) -> (u64, u64) {
-        std::mem::take(&mut self.made_up)
-    }
-
-    /// Makes a directory, or describes one that is already there.
-    pub(super) fn directory(&mut self, path: &Inside, meta: &Meta) -> Result<(), Fault> {
+    fn directory(&mut self, path: &Inside, meta: &Meta) -> Result<(), Fault> {
         let fd = if path.is_root() {
             Rc::clone(&self.root)
         } else {
@@ -276,32 +270,29 @@ impl Tree {
         Ok(())
     }
 
-    /// Makes a new regular file, empty; whatever non-directory had the name is gone from it.
-    pub(super) fn file(&mut self, path: &Inside) -> Result<OwnedFd, Fault> {
+    /// Empty at first; whatever non-directory had the name is gone from it.
+    fn file(&mut self, path: &Inside, _: Range<u64>) -> Result<File, Fault> {
         let parent = self.parent_of(path)?;
         self.clear(&parent, path.name(), false)?;
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(0o600);
-        Ok(rustix::fs::openat(&*parent, path.name(), flags, mode)?)
+        Ok(rustix::fs::openat(&*parent, path.name(), flags, mode)?.into())
     }
 
-    /// Describes a file whose content is written.
-    pub(super) fn finish_file(fd: &OwnedFd, meta: &Meta) -> Result<(), Fault> {
-        meta.apply(fd)?;
-        Ok(rustix::fs::futimens(fd, &meta.times())?)
+    fn write(file: &mut File, bytes: &[u8]) -> io::Result<()> {
+        file.write_all(bytes)
     }
 
-    /// Makes a symbolic link. Its target is for the container to follow, never for us.
-    pub(super) fn symlink(
-        &mut self,
-        path: &Inside,
-        target: &[u8],
-        meta: &Meta,
-    ) -> Result<(), Fault> {
-        if target.is_empty() || target.contains(&0) || target.len() > MAX_PATH {
-            return refused("its target is no path");
-        }
+    fn finish_file(&mut self, file: File, meta: &Meta) -> Result<(), Fault> {
+        let fd = OwnedFd::from(file);
+        meta.apply(&fd)?;
+        Ok(rustix::fs::futimens(&fd, &meta.times())?)
+    }
+
+    /// Its target is for the container to follow, never for us.
+    fn symlink(&mut self, path: &Inside, target: &[u8], meta: &Meta) -> Result<(), Fault> {
+        check_target(target)?;
         let parent = self.parent_of(path)?;
         self.clear(&parent, path.name(), false)?;
         rustix::fs::symlinkat(target, &*parent, path.name())?;
@@ -316,8 +307,7 @@ impl Tree {
         )?)
     }
 
-    /// Gives a file of this layer a second name.
-    pub(super) fn hardlink(&mut self, path: &Inside, target: &Inside) -> Result<(), Fault> {
+    fn hardlink(&mut self, path: &Inside, target: &Inside) -> Result<(), Fault> {
         if target.is_root() || target == path {
             return refused("it is a hard link to itself or to the root");
         }
@@ -343,8 +333,7 @@ impl Tree {
         )?)
     }
 
-    /// Hides the lower layers' `path`. What this layer itself has there stays visible.
-    pub(super) fn whiteout(&mut self, path: &Inside) -> Result<(), Fault> {
+    fn whiteout(&mut self, path: &Inside) -> Result<(), Fault> {
         let parent = self.parent_of(path)?;
         match kind_of(&parent, path.name())? {
             None => {
@@ -366,8 +355,7 @@ impl Tree {
         }
     }
 
-    /// Hides everything the lower layers have in the directory `path` lies in.
-    pub(super) fn opaque(&mut self, path: &Inside) -> Result<(), Fault> {
+    fn opaque(&mut self, path: &Inside) -> Result<(), Fault> {
         if path.parent().is_empty() {
             // Overlayfs does not look for the mark on a root: the snapshot has to.
             self.opaque_root = true;
@@ -378,13 +366,11 @@ impl Tree {
         Ok(())
     }
 
-    fn hides_below(&mut self, directory: &[u8]) {
-        self.opaque.extend_from_slice(directory);
-        self.opaque.push(0);
+    fn take_made_up(&mut self) -> (u64, u64) {
+        std::mem::take(&mut self.made_up)
     }
 
-    /// Sets what could not be set before and says whether the root hides the lower layers.
-    pub(super) fn finish(mut self) -> Result<bool, Fault> {
+    fn finish(&mut self) -> Result<bool, Fault> {
         for (path, times) in std::mem::take(&mut self.directory_times) {
             let fd = self.walk(&path)?;
             rustix::fs::futimens(&*fd, &times)?;
@@ -401,6 +387,19 @@ impl Tree {
             }
         }
         Ok(self.opaque_root)
+    }
+}
+
+impl Tree {
+    /// Whether something took the place of a file of this very layer: then what was written as its
+    /// content cannot be found by its name.
+    pub(super) fn has_replaced(&self) -> bool {
+        self.replaced
+    }
+
+    fn hides_below(&mut self, directory: &[u8]) {
+        self.opaque.extend_from_slice(directory);
+        self.opaque.push(0);
     }
 
     fn parent_of(&mut self, path: &Inside) -> Result<Rc<OwnedFd>, Fault> {
@@ -514,6 +513,14 @@ fn kind_of(parent: &OwnedFd, name: &[u8]) -> Result<Option<FileType>, Fault> {
         Err(Errno::NOENT) => Ok(None),
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// Whether a symbolic link can lead there.
+pub(super) fn check_target(target: &[u8]) -> Result<(), Fault> {
+    if target.is_empty() || target.contains(&0) || target.len() > MAX_PATH {
+        return refused("its target is no path");
+    }
+    Ok(())
 }
 
 /// Opens a directory below `root`, following nothing.

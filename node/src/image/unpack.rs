@@ -1,9 +1,9 @@
-//! One layer's tar, entry by entry, into a [`Tree`]. Decides what an entry may be; where it may go
-//! is the tree's. Whiteouts of the image specification become overlayfs's. Blocking.
+//! One layer's tar, entry by entry, into a [`Sink`]: a [`Tree`] on the disk, or one in memory. Decides
+//! what an entry may be; where it may go is the sink's. Whiteouts of the image specification become
+//! overlayfs's. Blocking.
 
-use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::io::{self, Read};
+use std::ops::Range;
 use std::path::Path;
 
 use tar::{Archive, Entry, EntryType};
@@ -22,6 +22,32 @@ const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// The old AUFS driver's own marks, which some images still carry.
 const AUFS: &[u8] = b".wh..wh.";
+
+/// What a layer's entries are put into. Every kind of it takes and refuses the same ones.
+pub(super) trait Sink {
+    /// A regular file that is being written.
+    type File;
+
+    /// Makes a directory, or describes one that is already there.
+    fn directory(&mut self, path: &Inside, meta: &Meta) -> Result<(), Fault>;
+    /// Makes a new regular file, whose content is these bytes of the raw tar.
+    fn file(&mut self, path: &Inside, content: Range<u64>) -> Result<Self::File, Fault>;
+    fn write(file: &mut Self::File, bytes: &[u8]) -> io::Result<()>;
+    /// Describes a file whose content is written.
+    fn finish_file(&mut self, file: Self::File, meta: &Meta) -> Result<(), Fault>;
+    fn symlink(&mut self, path: &Inside, target: &[u8], meta: &Meta) -> Result<(), Fault>;
+    /// Gives a file of this layer a second name.
+    fn hardlink(&mut self, path: &Inside, target: &Inside) -> Result<(), Fault>;
+    /// Hides the lower layers' `path`. What this layer itself has there stays visible.
+    fn whiteout(&mut self, path: &Inside) -> Result<(), Fault>;
+    /// Hides everything the lower layers have in the directory `path` lies in.
+    fn opaque(&mut self, path: &Inside) -> Result<(), Fault>;
+    /// Directories that were made without an entry of their own, and the bytes of their names, since
+    /// this was asked before: one entry can bring many.
+    fn take_made_up(&mut self) -> (u64, u64);
+    /// Sets what could not be set before and says whether the root hides the lower layers.
+    fn finish(&mut self) -> Result<bool, Fault>;
+}
 
 /// What came out of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,8 +86,23 @@ pub(super) fn unpack(
         entry: into.display().to_string(),
         source,
     };
+    let mut tree = Tree::open(into).map_err(disk)?;
+    let unpacked = unpack_into(reader, &mut tree, budget, notes)?;
+    if tree.has_replaced() {
+        notes.lose();
+    }
+    Ok(unpacked)
+}
+
+/// The same into any kind of tree, an empty one.
+pub(super) fn unpack_into(
+    reader: impl Read,
+    tree: &mut impl Sink,
+    budget: &Budget,
+    notes: &impl Notes,
+) -> Result<Unpacked, Stop> {
     let mut unpacking = Unpacking {
-        tree: Tree::open(into).map_err(disk)?,
+        tree,
         budget,
         notes,
         buffer: vec![0; COPY_BUFFER],
@@ -78,9 +119,6 @@ pub(super) fn unpack(
     if !unpacking.pending.is_empty() {
         let why = "the archive ends after an extended header";
         return Err(refuse(&unpacking.last, why));
-    }
-    if unpacking.tree.has_replaced() {
-        notes.lose();
     }
     let opaque_root = unpacking.tree.finish().map_err(|fault| stop(b".", fault))?;
     Ok(Unpacked {
@@ -103,8 +141,8 @@ impl Pending {
     }
 }
 
-struct Unpacking<'a, N> {
-    tree: Tree,
+struct Unpacking<'a, S, N> {
+    tree: &'a mut S,
     budget: &'a Budget,
     notes: &'a N,
     buffer: Vec<u8>,
@@ -114,7 +152,7 @@ struct Unpacking<'a, N> {
     entries: u64,
 }
 
-impl<N: Notes> Unpacking<'_, N> {
+impl<S: Sink, N: Notes> Unpacking<'_, S, N> {
     fn entry<R: Read>(&mut self, entry: &mut Entry<'_, R>) -> Result<(), Stop> {
         let own = entry.header().path_bytes().into_owned();
         match entry.header().entry_type() {
@@ -214,11 +252,13 @@ impl<N: Notes> Unpacking<'_, N> {
         }
         match (kind, target) {
             (EntryType::Regular | EntryType::Continuous, _) => {
-                let fd = self.tree.file(path)?;
+                let at = entry.raw_file_position();
+                let content = at..at.saturating_add(entry.size());
+                let mut file = self.tree.file(path, content)?;
                 self.notes.begin_file(path.bytes());
-                let fd = self.copy(entry, fd)?;
+                self.copy(entry, &mut file)?;
                 self.notes.end_file();
-                Ok(Tree::finish_file(&fd, meta)?)
+                Ok(self.tree.finish_file(file, meta)?)
             }
             (EntryType::Directory, _) => Ok(self.tree.directory(path, meta)?),
             (EntryType::Symlink, Some(to)) => Ok(self.tree.symlink(path, to, meta)?),
@@ -247,8 +287,7 @@ impl<N: Notes> Unpacking<'_, N> {
         }
     }
 
-    fn copy<R: Read>(&mut self, entry: &mut Entry<'_, R>, fd: OwnedFd) -> Result<OwnedFd, Wrong> {
-        let mut file = File::from(fd);
+    fn copy<R: Read>(&mut self, entry: &mut Entry<'_, R>, file: &mut S::File) -> Result<(), Wrong> {
         let mut left = entry.size();
         while left > 0 {
             let n = match entry.read(&mut self.buffer) {
@@ -258,10 +297,10 @@ impl<N: Notes> Unpacking<'_, N> {
             if n == 0 {
                 return Err(Wrong::Stream(io::ErrorKind::UnexpectedEof.into()));
             }
-            file.write_all(&self.buffer[..n]).map_err(Fault::Disk)?;
+            S::write(file, &self.buffer[..n]).map_err(Fault::Disk)?;
             left = left.saturating_sub(n as u64);
         }
-        Ok(file.into())
+        Ok(())
     }
 }
 

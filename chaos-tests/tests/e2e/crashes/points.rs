@@ -26,6 +26,8 @@ pub enum Step {
     /// One that another node holds.
     Share,
     Import,
+    /// A service starts whose image comes from another node and is read on the way.
+    Arrive,
     /// An image is pushed to this node.
     Push,
     /// An image is removed.
@@ -37,12 +39,12 @@ pub enum Step {
 }
 
 use Step::{
-    Boot, Changes, Delete, Deploy, Equip, Idle, Import, Large, Pull, Push, Remove, Request, Resume,
-    Share, Thaw, Unparked,
+    Arrive, Boot, Changes, Delete, Deploy, Equip, Idle, Import, Large, Pull, Push, Remove, Request,
+    Resume, Share, Thaw, Unparked,
 };
 
 /// Every point of `selvedged --failpoints`, and what leads there.
-pub const POINTS: [(&str, Step); 83] = [
+pub const POINTS: [(&str, Step); 89] = [
     ("image::resolved", Pull),
     ("image::planned", Pull),
     ("image::received", Import),
@@ -57,6 +59,12 @@ pub const POINTS: [(&str, Step); 83] = [
     ("image::layer_named", Pull),
     ("image::documents_kept", Pull),
     ("image::recorded", Pull),
+    ("image::coming_begun", Arrive),
+    ("image::coming_recorded", Arrive),
+    ("image::coming_mounted", Arrive),
+    ("image::coming_shown", Arrive),
+    ("image::coming_whole", Arrive),
+    ("image::coming_settled", Arrive),
     ("image::upload_begun", Push),
     ("image::upload_written", Push),
     ("image::blob_arrived", Push),

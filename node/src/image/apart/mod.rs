@@ -9,7 +9,6 @@
 //!   checks what is left in the folder, marks opaque directories, syncs, names the layer
 //! ```
 
-mod confine;
 mod process;
 mod wire;
 

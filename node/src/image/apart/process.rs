@@ -6,11 +6,36 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::process::ExitCode;
 
+use rustix::process::{Resource, Signal};
+use rustix::thread::CapabilitySet;
+
+use super::NAME;
 use super::wire::{Order, Word};
-use super::{NAME, confine};
-use crate::image::budget::{Budget, Spent};
+use crate::image::budget::{Budget, Limits, Spent};
+use crate::image::confine::{self, Kept};
 use crate::image::error::ImageError;
 use crate::image::layer::{self, Marker};
+
+/// To give files away, to write into directories that were given away, to describe them, and to leave
+/// the setgid bit on what was: everything in an image is owned by whoever the image says. It can make
+/// no device (a whiteout takes no right) and set no attribute that only root may.
+const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::FSETID);
+
+/// What making a tree of files takes.
+#[rustfmt::skip]
+const CALLS: [&str; 22] = [
+    "pwrite64", "lseek", "fstat", "newfstatat", "statx", "openat", "openat2", "ftruncate", "fallocate",
+    "getdents64", "mkdirat", "mknodat", "symlinkat", "linkat", "unlink", "unlinkat", "fchown",
+    "fchownat", "fchmod", "fchmodat", "utimensat", "fsetxattr",
+];
+
+/// A recipe and a list of chunks are files too.
+const BESIDE: u64 = 1024 * 1024 * 1024;
+/// The kernel kills this before it kills anything an operator would miss.
+const OOM_SCORE: &str = "500";
 
 /// What is spent is told when so much more of it is.
 const TOLD_RAW: u64 = 4 * 1024 * 1024;
@@ -27,7 +52,7 @@ pub fn main(args: &[OsString]) -> ExitCode {
         eprintln!("usage: selvedged unpack ORDER (the daemon calls this itself)");
         return ExitCode::from(2);
     };
-    let outcome = match confine::enter(NAME, &order.limits) {
+    let outcome = match give_up(&order.limits) {
         Ok(()) => work(&order),
         Err(e) => Err(ImageError::io("confine the process that unpacks", e)),
     };
@@ -42,6 +67,27 @@ pub fn main(args: &[OsString]) -> ExitCode {
     } else {
         ExitCode::FAILURE
     }
+}
+
+/// All it does not need. From here on it also dies with the thread that started it.
+fn give_up(limits: &Limits) -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    // Not everywhere is there a /proc that takes it.
+    let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE);
+    // The first is told by a signal of its own, the second kills.
+    let seconds = (
+        Resource::Cpu,
+        limits.seconds,
+        limits.seconds.saturating_add(1),
+    );
+    confine::enter(&Kept {
+        name: NAME,
+        capabilities: CAPABILITIES,
+        calls: &CALLS,
+        sockets: false,
+        file: limits.raw.saturating_add(BESIDE),
+        limits: &[seconds],
+    })
 }
 
 fn work(order: &Order) -> Result<Marker, ImageError> {
