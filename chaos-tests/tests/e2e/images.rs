@@ -145,6 +145,13 @@ fn a_site_asks_the_registry_once() -> Result<()> {
 #[test]
 fn an_image_goes_ahead_to_the_likely_next_host() -> Result<()> {
     let world = World::of(&["par-1", "par-2", "fra-1"])?;
+    for node in world.nodes() {
+        // How full this machine's disk is does not count.
+        node.configure_runtime("image_gc = { high = 100, low = 99 }")?;
+        node.stop()?;
+        node.start()?;
+    }
+    world.settle()?;
     world.deploy("web", &["--scale", "1..1"])?.ok()?;
     let holders = || -> Result<BTreeSet<String>> {
         let images = world.first().read(&["image", "ls"])?;
