@@ -49,6 +49,17 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
         open.contains_key(key)
     }
 
+    /// Waits until the work on `key` that is under way now has ended, however it does.
+    pub(super) async fn landed(&self, key: &str) {
+        let open = {
+            let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            open.get(key).cloned()
+        };
+        if let Some(landing) = open {
+            let _ = landing.await;
+        }
+    }
+
     fn start<F>(self: &Arc<Self>, key: &str, work: F) -> Landing<T>
     where
         F: Future<Output = Outcome<T>> + Send + 'static,

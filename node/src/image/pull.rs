@@ -256,7 +256,17 @@ impl Pull {
             .await?;
         let budget = Budget::new(limits);
         let layers = plans.iter().map(|plan| self.layer(plan, &budget));
-        let markers = futures::future::try_join_all(layers).await?;
+        let markers = match futures::future::try_join_all(layers).await {
+            Err(error) if error.is_full_disk() => {
+                // What is swept now must not be added to, and what is told free must be free.
+                for plan in &plans {
+                    let flights = &self.store.inner.layer_flights;
+                    flights.landed(plan.diff_id.as_str()).await;
+                }
+                return Err(error);
+            }
+            markers => markers?,
+        };
         self.store
             .finish(self.pin.clone(), (bytes, config), &plans, markers)
             .await
