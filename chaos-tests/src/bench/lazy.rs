@@ -25,7 +25,7 @@ const EAGER: &str = "lis-1";
 const READ_EVERY: usize = 20;
 const READS: &str = "/data/read-*";
 
-/// An image beside the program and what that needs, which are another 10 MB.
+/// An image beside the program and what that needs, which are another 17 MB.
 struct Case {
     name: &'static str,
     image: &'static str,

@@ -29,7 +29,7 @@ use super::told::Told;
 use super::{LAIR, SOCKET, links, supply};
 
 /// Where fewer raw bytes are missing, an ordinary pull is as quick. Measured by the bench `lazy` with
-/// no line: as quick at 37 MB, 2.7 times as slow at 97 MB.
+/// no line: as quick at 37 MB, 2.4 times as slow at 97 MB.
 const LINE: u64 = 64 << 20;
 /// A layer below this comes whole before the start, and needs no process that shows it. Chosen: some
 /// ten milliseconds of a near peer's time.
