@@ -142,11 +142,14 @@ impl Rule {
     }
 }
 
-/// A registry with its usual port is the registry without.
+/// A registry with its usual port is the registry without, and Docker Hub has hosts of other names.
 fn plain(name: &str) -> String {
     let (registry, rest) = name.split_once('/').unwrap_or((name, ""));
     let bare = registry.strip_suffix(":443").unwrap_or(registry);
-    let bare = bare.strip_suffix(":80").unwrap_or(bare);
+    let bare = match bare.strip_suffix(":80").unwrap_or(bare) {
+        "registry-1.docker.io" | "index.docker.io" => "docker.io",
+        other => other,
+    };
     if rest.is_empty() {
         bare.to_owned()
     } else {

@@ -351,10 +351,11 @@ fn rules_hold_by_namespace_and_by_the_beginning_of_names() {
         rule(&["prod"], &["r.example/team"], &[&team]),
         rule(&["bank"], &[], &[&all]),
         rule(&["prod"], &["r.example/team/vault"], &[&all]),
+        rule(&["hub"], &["docker.io/acme"], &[&all]),
     ];
     let policy = Policy::load(&rules).unwrap();
     let (team, all) = (team.key().id, all.key().id);
-    let table: [(Option<&str>, &str, &[&Digest], bool); 13] = [
+    let table: [(Option<&str>, &str, &[&Digest], bool); 14] = [
         (Some("prod"), "r.example/team/app:1", &[], false),
         (Some("prod"), "r.example:443/team/app:1", &[], false),
         (Some("prod"), "r.example/team/app:1", &[&team], true),
@@ -366,6 +367,7 @@ fn rules_hold_by_namespace_and_by_the_beginning_of_names() {
         (Some("dev"), "r.example/team/app:1", &[], true),
         (Some("bank"), "docker.io/library/nginx:1", &[], false),
         (Some("bank"), "docker.io/library/nginx:1", &[&all], true),
+        (Some("hub"), "registry-1.docker.io/acme/app:1", &[], false),
         (None, "r.example/team/app:1", &[], false),
         (None, "r.example/team/app:1", &[&all], true),
     ];
