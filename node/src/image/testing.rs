@@ -28,7 +28,21 @@ pub(super) fn install_tls() {
 }
 
 pub(super) fn open_store(dir: &TempDir) -> Store {
-    Store::open(&dir.path().join("images"), Limits::default()).expect("store opens")
+    open_at(&dir.path().join("images"))
+}
+
+/// Opens a store that may have been open a moment ago: a child that another test starts has its lock
+/// too, until it runs its own program.
+pub(super) fn open_at(images: &Path) -> Store {
+    let by = Instant::now() + READY_WITHIN;
+    loop {
+        match Store::open(images, Limits::default()) {
+            Err(error) if error.to_string().contains("lock") && Instant::now() < by => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            opened => return opened.expect("store opens"),
+        }
+    }
 }
 
 /// A tar written byte by byte: any name, any kind.

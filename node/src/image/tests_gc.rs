@@ -12,9 +12,9 @@ use rustix::mount::{
 };
 
 use super::testing::{
-    Hub, Layout, Mounted, Tar, base, impatient, install_tls, oci_archive, open_store, temp,
+    Hub, Layout, Mounted, Tar, base, impatient, install_tls, oci_archive, open_at, open_store, temp,
 };
-use super::{Image, ImageError, Limits, Marks, Prune, Store, Wanted};
+use super::{Image, ImageError, Marks, Prune, Store, Wanted};
 
 const MIB: usize = 1 << 20;
 
@@ -64,7 +64,7 @@ impl SmallDisk {
     }
 
     pub(super) fn store(&self) -> Store {
-        Store::open(&self.path().join("images"), Limits::default()).unwrap()
+        open_at(&self.path().join("images"))
     }
 }
 
