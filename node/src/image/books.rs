@@ -197,6 +197,12 @@ impl Books {
         uses.any(|held| held.layers.iter().any(|id| id == diff_id.as_str()))
     }
 
+    /// Whether this instance runs from it.
+    pub(super) fn runs_from(&self, instance: &Path, diff_id: &Digest) -> bool {
+        let held = self.uses.get(instance);
+        held.is_some_and(|held| held.layers.iter().any(|id| id == diff_id.as_str()))
+    }
+
     /// Returns the image the instance was made of.
     pub(super) fn end_use(&mut self, instance: &Path) -> Option<Digest> {
         self.uses.remove(instance)?.digest.parse().ok()

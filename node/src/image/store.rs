@@ -238,7 +238,7 @@ impl Store {
 }
 
 impl Inner {
-    fn books(&self) -> MutexGuard<'_, Books> {
+    pub(super) fn books(&self) -> MutexGuard<'_, Books> {
         // A panic elsewhere leaves the books as they were between two whole changes.
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -36,6 +36,8 @@ async fn follow(store: Store, mut link: UnixStream) {
     let Ok(layer) = hello.layer.parse::<Digest>() else {
         return;
     };
+    // A process that a peer's bytes took over could name another's instance, to have it ended.
+    let its_own = || store.inner.books().runs_from(&hello.instance, &layer);
     let arrival = store.inner.coming().layer(&layer);
     if let Some(arrival) = arrival {
         let told = arrival.arriving.serve(&mut link).await;
@@ -43,7 +45,7 @@ async fn follow(store: Store, mut link: UnixStream) {
             // It comes again, and everything is said anew.
             return;
         }
-        if arrival.is_void() {
+        if arrival.is_void() && its_own() {
             return give_up(&store, &hello.instance).await;
         }
     } else if link.write_all(&News::Done.encode()).await.is_err() {
@@ -52,7 +54,7 @@ async fn follow(store: Store, mut link: UnixStream) {
     // It has been told all; what it still says was said before it heard.
     let mut rest = [0; wire::FRAME];
     while link.read(&mut rest).await.is_ok_and(|read| read > 0) {}
-    if snapshot::is_mounted(&hello.instance) {
+    if its_own() && snapshot::is_mounted(&hello.instance) {
         tracing::error!(instance = %hello.instance.display(), layer = layer.short(),
             "the process that shows a layer is gone: its instance is ended");
         give_up(&store, &hello.instance).await;

@@ -10,6 +10,7 @@ use scheduler::model::{ImagePin, NodeId};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
+use super::super::books::Use;
 use super::super::budget::{Budget, Limits};
 use super::super::digest::Digest;
 use super::super::implied;
@@ -170,6 +171,11 @@ fn a_lie_ends_those_who_read_it_and_not_the_image() {
         let told = two.company().told(&two.diff_id()).await.unwrap();
         assert_eq!(told.author, NodeId(1));
         let arrival = two.begin(told);
+        two.here.inner.books().begin_use(Use {
+            instance: "/nowhere/i".into(),
+            digest: two.image.pin.digest.clone(),
+            layers: two.image.layers.clone(),
+        });
         let reader = two.reader(&arrival);
         let (pin, config) = two.nowhere();
         let mut given_up = two.here.broken(8);
