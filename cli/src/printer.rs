@@ -4,7 +4,7 @@
 use std::io::{self, Write};
 
 use netfabric::wire::api::LogLine;
-use scheduler::model::UnixMs;
+use scheduler::model::{Name, UnixMs};
 use serde::Serialize;
 
 use crate::args::{Color, Format};
@@ -114,6 +114,15 @@ impl Printer {
     pub fn hint(self, text: &str) {
         if !self.quiet {
             stderr(&format!("{DIM}{text}{PLAIN}"));
+        }
+    }
+
+    /// Says which nodes have no part in what is shown, because they did not answer.
+    pub fn missing(self, nodes: &[Name]) {
+        let names: Vec<&str> = nodes.iter().map(Name::as_str).collect();
+        if !names.is_empty() {
+            let names = names.join(", ");
+            self.hint(&format!("no answer from {names}: their part is missing"));
         }
     }
 }

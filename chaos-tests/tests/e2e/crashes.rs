@@ -41,7 +41,7 @@ const AT_OTHER: [&str; 4] = ["--region", "fra", "--pull", "never"];
 /// So that a layer is read while it arrives.
 const SLOWLY: &str = "image_peer_rate = \"24MiB\"";
 /// From a provoked step to the death.
-const DYING: Duration = Duration::from_secs(20);
+pub(crate) const DYING: Duration = Duration::from_secs(20);
 /// More changes than there are between two snapshots.
 const MANY: u64 = 3000;
 
@@ -66,6 +66,21 @@ struct Crashes {
     containers: Vec<u32>,
     /// Deaths so far.
     deaths: Cell<usize>,
+}
+
+/// A daemon that dies at the point named in a file, and that file.
+pub(crate) fn ordered(world: &World) -> (Launch, PathBuf) {
+    let order = world.dir().join("die-at");
+    let env = vec![(ORDER.into(), order.clone().into_os_string())];
+    let prefix = Prefix {
+        env,
+        ..Prefix::default()
+    };
+    let launch = Launch {
+        prefix,
+        ..Launch::default()
+    };
+    (launch, order)
 }
 
 impl Crashes {
@@ -107,16 +122,7 @@ impl Crashes {
     }
 
     fn of(world: World, node: Node) -> Result<Self> {
-        let order = world.dir().join("die-at");
-        let env = vec![(ORDER.into(), order.clone().into_os_string())];
-        let prefix = Prefix {
-            env,
-            ..Prefix::default()
-        };
-        let launch = Launch {
-            prefix,
-            ..Launch::default()
-        };
+        let (launch, order) = ordered(&world);
         node.kill()?;
         node.start_with(&launch)?;
         world.settle()?;

@@ -7,17 +7,13 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use chaos_tests::checkers::images::{self, Content};
-use chaos_tests::disk::Prefix;
 use chaos_tests::world::{Launch, Media, Node, PATIENCE, World, noise, until};
 
-/// Names the file from which a daemon reads where it is to die.
-const ORDER: &str = "SELVEDGE_DIE_AT";
-/// From a provoked step to the death.
-const DYING: Duration = Duration::from_secs(20);
+use crate::crashes::{DYING, ordered};
+
 /// Where images are pushed to the node.
 const DOOR: &str = "127.0.0.1:5000";
 const PUSHED: &str = "127.0.0.1:5000/app:1";
@@ -76,16 +72,7 @@ impl Cuts {
         let node = world.first().clone();
         node.configure(&format!("[images]\nlisten = \"{DOOR}\"\n"))?;
         world.push("app", &[world.pack(&files(&world)?, "app")?])?;
-        let order = world.dir().join("die-at");
-        let env = vec![(ORDER.into(), order.clone().into_os_string())];
-        let prefix = Prefix {
-            env,
-            ..Prefix::default()
-        };
-        let launch = Launch {
-            prefix,
-            ..Launch::default()
-        };
+        let (launch, order) = ordered(&world);
         node.kill()?;
         node.start_with(&launch)?;
         world.settle()?;

@@ -53,11 +53,7 @@ async fn usage(session: &Session) -> anyhow::Result<()> {
         .get("/v1/images/usage")
         .await
         .map_err(Failure::from)?;
-    if !usage.missing.is_empty() {
-        let names: Vec<String> = usage.missing.iter().map(ToString::to_string).collect();
-        let hint = format!("no answer from {}: their part is missing", names.join(", "));
-        session.out.hint(&hint);
-    }
+    session.out.missing(&usage.missing);
     session.out.list(&usage.shares, false)
 }
 

@@ -12,11 +12,7 @@ pub async fn run(args: TopArgs, session: &Session) -> anyhow::Result<()> {
     let all = args.all_namespaces || args.kind == TopKind::Nodes;
     let view: UsageView = session.usage(all).await.map_err(Failure::from)?;
     let rows = output::top_rows(&view, args.kind, args.all_namespaces);
-    if !view.missing.is_empty() {
-        let names: Vec<String> = view.missing.iter().map(ToString::to_string).collect();
-        let hint = format!("no answer from {}: their part is missing", names.join(", "));
-        session.out.hint(&hint);
-    }
+    session.out.missing(&view.missing);
     if rows.is_empty() && !session.out.is_data() {
         session.out.hint("nothing runs here");
         return Ok(());
