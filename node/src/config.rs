@@ -303,7 +303,7 @@ impl Default for RuntimeSection {
             subnet: "10.201.0.0/16".to_owned(),
             registries: BTreeMap::new(),
             network_pool: 4,
-            parked: 16,
+            parked: 256,
             image_peer_rate: None,
             image_prefetch: Bytes(1 << 30),
             host_paths: Vec::new(),

@@ -1,6 +1,7 @@
 //! `burst`: from no instance to hundreds, as fast as it goes; against the OCI runtimes at their best
 //! parallelism and a container without a runtime. Ours have their networks ready (a pool's work) and
-//! everything else to make; peers and the floor stay on the host's network.
+//! everything else to make, or are parked, as they are kept after a burst of late; peers and the floor
+//! do the same in both, on the host's network.
 
 pub(super) mod peers;
 
@@ -16,6 +17,8 @@ use super::rooms::Rooms;
 use super::stats::float;
 use crate::world::World;
 
+/// Before the name of a case whose containers wait, made, for their programs to start.
+const PARKED: &str = "parked-";
 pub(super) const SLEEP: &[&str] = &["/bin/busybox", "sleep", "100000"];
 pub(super) const SERVER: &[&str] = &["/bin/box"];
 const COUNTS: [usize; 3] = [200, 500, 1000];
@@ -39,6 +42,7 @@ pub fn run(plan: &Plan) -> Result<Board> {
     let cases: Vec<_> = counts
         .into_iter()
         .flat_map(|count| ["sleep", "http"].map(|what| format!("{what}-{count}")))
+        .flat_map(|case| [format!("{PARKED}{case}"), case])
         .collect();
     let cases: Vec<_> = cases.iter().map(String::as_str).collect();
     race(&mut board, &cases, plan.rounds, &mut contestants)?;
@@ -47,6 +51,7 @@ pub fn run(plan: &Plan) -> Result<Board> {
 
 /// A case's program and how many of it.
 fn parts(case: &str) -> Result<(&'static [&'static str], usize)> {
+    let case = case.strip_prefix(PARKED).unwrap_or(case);
     let (what, count) = case.split_once('-').context("a case without a count")?;
     let program = if what == "http" { SERVER } else { SLEEP };
     Ok((program, count.parse()?))
@@ -87,8 +92,14 @@ impl Contestant for Ours {
         }
         let program = program.join(" ");
         self.rooms.ask(&format!("program {program}"), "program")?;
+        let what = if case.starts_with(PARKED) {
+            self.rooms.many("park", count, "burst")?;
+            "launch"
+        } else {
+            "many"
+        };
         let before = self.rooms.group.used()?;
-        let took = self.rooms.many("many", count, "burst")?;
+        let took = self.rooms.many(what, count, "burst")?;
         let used = self.rooms.group.used()?.saturating_sub(before);
         self.rooms.clear()?;
         Ok(readings(count, took, used))

@@ -1,11 +1,14 @@
 //! A disk that is full at every step of a pull: for want of files, whose number is bounded, it is full
 //! at each file and folder there is to make; for want of bytes, in the middle of them. Refused each
-//! time with nothing left, by one and the same store, which pulls once there is room.
+//! time with nothing left, by one and the same store, which pulls once there is room. And at every
+//! step of an instance's root.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use super::testing::{Hub, Layout, impatient, install_tls};
+use rustix::mount::{MountFlags, mount};
+
+use super::testing::{Hub, Layout, Mounted, impatient, install_tls, temp};
 use super::tests_gc::{SmallDisk, names};
 use super::tests_peers::noise;
 use super::{Image, ImageError, RegistryConfig, Store};
@@ -112,6 +115,48 @@ async fn a_pull_is_refused_at_every_file_that_there_is_no_room_for() {
     assert!(refused > 20, "refused only {refused} times");
     drop(store);
     assert_eq!(disk.store().list().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_root_is_refused_at_every_file_that_there_is_no_room_for() {
+    let (source, disk) = (Source::start(), SmallDisk::with("64m", 400));
+    let store = disk.store();
+    assert!(source.pulled(&store, &disk).await);
+    let image = store.list().remove(0);
+    // The instance's folder is on a disk of its own: a root cannot be mounted on one without a name.
+    let folder = temp();
+    let narrow = folder.path().join("rootfs");
+    fs::create_dir(&narrow).unwrap();
+    let _narrow = Mounted(folder.path().to_owned());
+    mount(
+        "narrow",
+        &narrow,
+        "tmpfs",
+        MountFlags::empty(),
+        c"nr_inodes=40",
+    )
+    .unwrap();
+    let instance = narrow.join("instance");
+    let ballast = |number: usize| narrow.join(format!("ballast-{number}"));
+    let mut made = 0;
+    while File::create_new(ballast(made)).is_ok() {
+        made += 1;
+    }
+    let mut refused = 0;
+    let root = loop {
+        match store.snapshot(&image, &instance, None).await {
+            Ok(root) => break root,
+            Err(error) => assert!(error.to_string().contains("No space left"), "{error}"),
+        }
+        let left = fs::read_dir(&instance).map_or(0, Iterator::count);
+        assert_eq!(left, 0, "after {refused} refusals");
+        (refused, made) = (refused + 1, made - 1);
+        fs::remove_file(ballast(made)).unwrap();
+    };
+    // Three folders and what the kernel makes below one of them.
+    assert!(refused > 3, "refused only {refused} times");
+    assert_eq!(fs::read_to_string(root.rootfs.join("one")).unwrap(), "one");
+    root.remove(&store).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -477,6 +477,7 @@ fn describe(request: &Request) -> &'static str {
         Request::Wait => "waiting for the end",
         Request::Delete => "deleting",
         Request::StopShim => "ending the shim",
+        Request::Secrets => "asking for the secrets",
     }
 }
 

@@ -50,6 +50,8 @@ pub enum Request {
     Delete,
     /// Go, leaving the records, if the container has ended.
     StopShim,
+    /// What [`secrets`] writes, for a further program; the connection's end ends it.
+    Secrets,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

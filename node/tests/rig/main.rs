@@ -9,6 +9,7 @@ mod hostile;
 mod network;
 mod runtime;
 mod sandbox;
+mod scarce;
 mod secrets;
 mod umoci;
 mod unpacker;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use node::runtime::{BindMount, Runtime, SecretEnv};
 
-use crate::world::{World, until};
+use crate::world::{PATIENCE, World, until};
 
 const SECRET: &str = "hunter2-correct-horse";
 
@@ -50,6 +50,30 @@ async fn a_secret_variable_is_in_the_program_and_in_no_file() {
     assert_eq!(holds(&folder, SECRET), Vec::<String>::new());
     let command = fs::read(format!("/proc/{}/cmdline", handle.pid)).unwrap();
     assert!(!String::from_utf8_lossy(&command).contains(SECRET));
+    // Programs that join it have it too, as its probes would.
+    let script = format!("test \"$TOKEN\" = {SECRET} && echo $OPEN");
+    let joined = ["/bin/sh", "-c", &script].map(str::to_owned);
+    let ran = shims.run(&spec.id, &joined, PATIENCE).await.unwrap();
+    assert_eq!((ran.code, ran.said.trim()), (0, "shown-in-the-bundle"));
+    assert_eq!(holds(&folder, SECRET), Vec::<String>::new());
+    shims.delete(&spec.id).await.unwrap();
+}
+
+#[tokio::test]
+async fn secret_variables_larger_than_a_socket_reach_a_program_that_joins() {
+    let world = World::new();
+    let shims = world.shims();
+    let mut spec = world.spec("large", "echo up; sleep 1000");
+    let each = "x".repeat(100 << 10);
+    for name in ["A", "B", "C", "D", "E", "F"] {
+        spec.secret_env.push(name.into(), each.clone());
+    }
+    shims.create(&spec).await.unwrap();
+    shims.start(&spec.id).await.unwrap();
+    until("the program to be up", || world.output("large") == "up").await;
+    let joined = ["/bin/sh", "-c", "echo ${#A} ${#F}"].map(str::to_owned);
+    let ran = shims.run(&spec.id, &joined, PATIENCE).await.unwrap();
+    assert_eq!((ran.code, ran.said.trim()), (0, "102400 102400"));
     shims.delete(&spec.id).await.unwrap();
 }
 

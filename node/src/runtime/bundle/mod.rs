@@ -1,5 +1,6 @@
 //! From a [`ContainerSpec`] to the OCI configuration libcontainer builds from: namespaces, limits,
-//! capabilities, mounts, what is masked. Pure but for asking which cgroup hierarchy there is.
+//! capabilities, mounts, what is masked. The filter of system calls is not among it: libcontainer would
+//! compile it anew for every container. Pure but for asking which cgroup hierarchy there is.
 
 mod limits;
 mod mounts;
@@ -15,7 +16,6 @@ use libcontainer::oci_spec::runtime::{
 };
 
 use super::cgroup;
-use super::seccomp;
 use super::spec::ContainerSpec;
 use super::user::Resolved;
 use crate::userns::Block;
@@ -100,7 +100,6 @@ fn linux(spec: &ContainerSpec, joined: &Joined) -> Result<Linux, OciSpecError> {
         .cgroups_path(spec.cgroup.clone())
         .resources(resources(spec)?)
         .sysctl(sysctls(spec))
-        .seccomp(seccomp::profile()?)
         .masked_paths(MASKED.map(str::to_owned).to_vec())
         .readonly_paths(read_only)
         .build()

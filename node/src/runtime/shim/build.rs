@@ -26,8 +26,8 @@ use super::super::scratch;
 use super::super::spec::{ContainerSpec, SecretEnv};
 use super::super::user::{self, Resolved};
 use super::super::wire::{BUNDLE, ETC, FailCode, Failure, STATE};
-use super::mounts::Base;
-use super::{bad, etc, give_back_memory, init, pipe, sysctl};
+use super::nursery::Common;
+use super::{bad, etc, give_back_memory, init, pipe, powers, sysctl};
 use crate::causes::with_causes;
 use crate::userns::{self, Block};
 
@@ -44,9 +44,12 @@ pub struct Built {
 pub fn container(
     spec: &ContainerSpec,
     folder: &Path,
-    base: io::Result<Base>,
+    common: Common,
     private: [RawFd; 2],
 ) -> Result<Built, Failure> {
+    let filter = common
+        .filter
+        .map_err(|e| bad(FailCode::CreateContainer, format!("the filter: {e}")))?;
     let held = Held::open(spec)?;
     if let Some(netns) = &spec.netns {
         sysctl::set(netns, &spec.sysctls).map_err(|m| bad(FailCode::BadLimit, m))?;
@@ -54,11 +57,18 @@ pub fn container(
     let scratch = scratch::of(folder);
     let mut spec = spec.clone();
     let namespace = |e: io::Error| bad(FailCode::Namespace, format!("a mount namespace: {e}"));
-    let carried = base
+    let carried = common
+        .base
         .and_then(|base| base.enter(&mut spec, &scratch))
         .map_err(namespace)?;
     std::env::set_current_dir(folder).map_err(namespace)?;
-    let built = inside(&spec, folder, &scratch, &held, private)?;
+    let exec = Exec {
+        private: private.into_iter().chain(held.descriptors()).collect(),
+        filter,
+        init: spec.init,
+        secrets: spec.secret_env.clone(),
+    };
+    let built = inside(&spec, folder, &scratch, &held.joined(), exec)?;
     carried.release().map_err(namespace)?;
     Ok(built)
 }
@@ -68,8 +78,8 @@ fn inside(
     spec: &ContainerSpec,
     folder: &Path,
     scratch: &Path,
-    held: &Held,
-    private: [RawFd; 2],
+    joined: &Joined,
+    exec: Exec,
 ) -> Result<Built, Failure> {
     let user = user(spec)?;
     bundle::check_ulimits(spec).map_err(|m| bad(FailCode::BadLimit, m))?;
@@ -100,13 +110,7 @@ fn inside(
             let_through(folder, block).map_err(|e| other("the instance's folder", e))?;
         }
     }
-    write_bundle(spec, &user, &held.joined(), scratch).map_err(|e| other(BUNDLE, e))?;
-    let private = private.into_iter().chain(held.descriptors()).collect();
-    let exec = Exec {
-        private,
-        init: spec.init,
-        secrets: spec.secret_env.clone(),
-    };
+    write_bundle(spec, &user, joined, scratch).map_err(|e| other(BUNDLE, e))?;
     // libcontainer's child resolves paths with `openat2` as long as it can read its working folder,
     // and otherwise step by step in thousands of calls. The instance's folder is not its to read.
     std::env::set_current_dir("/").map_err(|e| other("/", e))?;
@@ -338,7 +342,7 @@ fn build(
                 .build()
         });
     pipe_signal(libc::SIG_IGN);
-    let container = made.map_err(|error| classify(&error, &said(stderr.as_fd())))?;
+    let container = made.map_err(|error| classify(&error, &said(stderr.as_fd()), spec))?;
     bound_swap(spec);
     let pid = container.pid().map_or(0, nix_pid);
     Ok(Built {
@@ -380,12 +384,15 @@ fn said(stderr: BorrowedFd<'_>) -> String {
 }
 
 /// Gives libcontainer's refusal a name. Text is the only thing that comes from its child.
-fn classify(error: &dyn Error, said: &str) -> Failure {
+fn classify(error: &dyn Error, said: &str, spec: &ContainerSpec) -> Failure {
     let mut text = with_causes(error);
     if !said.is_empty() {
         text = format!("{text} ({said})");
     }
     let lower = text.to_lowercase();
+    if let Some(limit) = limit_behind(&lower, spec) {
+        return bad(FailCode::BadLimit, format!("{limit} ({text})"));
+    }
     let code = [
         ("not found in $path", FailCode::CommandNotFound),
         (
@@ -404,11 +411,34 @@ fn classify(error: &dyn Error, said: &str) -> Failure {
     bad(code, text)
 }
 
+/// The limit that a step most likely ran into: libcontainer keeps the kernel's reason to itself, and has
+/// taken the container's groups away.
+fn limit_behind(text: &str, spec: &ContainerSpec) -> Option<String> {
+    let (pids, memory) = (spec.pids, spec.memory_bytes);
+    if text.contains("launch init process") {
+        Some(format!(
+            "its limit of {pids} processes leaves no room for its first"
+        ))
+    } else if text.contains("create intermediate process") {
+        Some("this node has no room for another process".to_owned())
+    } else if text.contains("waiting for init ready")
+        && text.contains("brokenchannel")
+        && memory > 0
+    {
+        Some(format!(
+            "killed while it was made: a memory limit of {memory} bytes is too low"
+        ))
+    } else {
+        None
+    }
+}
+
 /// Runs the program. Where it cannot be run after all (its interpreter is missing, it is for
 /// another machine), the container's log says so and its exit code is a shell's.
 #[derive(Clone)]
 struct Exec {
     private: Vec<RawFd>,
+    filter: Vec<libc::sock_filter>,
     /// Whether another process than the program is to be the container's first.
     init: bool,
     /// In memory only: the bundle's configuration, which holds the other variables, is a file.
@@ -448,6 +478,9 @@ impl Executor for Exec {
         // SAFETY: a flag on ourselves. Without its shim nothing would read the program's output;
         // a program that changes its user loses the flag, and the next daemon ends it.
         unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        powers::filter(&self.filter).map_err(|e| {
+            ExecutorValidationError::ArgValidationError(format!("filtering system calls: {e}"))
+        })?;
         give_back_memory();
         Ok(())
     }

@@ -1,15 +1,17 @@
 //! From a fork of the helper to a program in a container: its namespaces and cgroup joined, then
 //! everything given up that the container's first program does not have either.
 //!
-//! libcontainer's own way to join leaves out the container's seccomp filter, so this is done here,
-//! from the configuration the container was made of.
+//! libcontainer's own way to join leaves out the filter of system calls, so this is done here, from the
+//! configuration the container was made of.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
+use std::time::Duration;
 
 use libcontainer::oci_spec::runtime::Spec;
 use rustix::fs::{Gid, Mode, OFlags, ResolveFlags, Uid};
@@ -20,13 +22,20 @@ use super::super::cgroup::Cgroup;
 use super::super::copy;
 use super::super::exec::{Request, Work};
 use super::super::scratch;
+use super::super::seccomp;
+use super::super::spec::SecretEnv;
 use super::super::user::{self, Resolved};
-use super::super::wire::{self, BUNDLE, FailCode, Failure, SHIM, ShimRecord};
+use super::super::wire::{self, BUNDLE, FailCode, Failure, SHIM, SOCKET, ShimRecord};
 use super::{bad, powers};
+
+/// A shim answers at once; a machine under load, in seconds.
+const SHIM_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A running container, as found by the helper.
 pub(super) struct Place {
     config: Spec,
+    secrets: SecretEnv,
+    filter: Vec<libc::sock_filter>,
     /// Its first process, which cannot become another one.
     init: OwnedFd,
     pid: i32,
@@ -60,7 +69,13 @@ impl Place {
             }
             None => own.clone(),
         };
+        let filter = seccomp::compile()
+            .map_err(|e| bad(FailCode::StartContainer, format!("the filter: {e}")))?;
+        let secrets = secrets_of(&scratch)
+            .map_err(|e| bad(FailCode::StartContainer, format!("its secrets: {e}")))?;
         Ok(Self {
+            secrets,
+            filter,
             init,
             pid: request.pid,
             other_user: (user.uid, user.gid) != (own.uid, own.gid),
@@ -122,25 +137,8 @@ impl Place {
         powers::drop(&self.config, &self.user, self.other_user)
             .map_err(step("giving up what it may not", FailCode::StartContainer))?;
         die_with_helper(tell).map_err(step("its helper", FailCode::StartContainer))?;
-        let filter = self
-            .config
-            .linux()
-            .as_ref()
-            .and_then(|l| l.seccomp().as_ref());
-        let filter = filter.ok_or_else(|| {
-            bad(
-                FailCode::BadSpec,
-                "the container has no filter of system calls",
-            )
-        })?;
-        libcontainer::seccomp::initialize_seccomp(filter)
-            .map(drop)
-            .map_err(|e| {
-                bad(
-                    FailCode::StartContainer,
-                    format!("filtering system calls: {e}"),
-                )
-            })
+        powers::filter(&self.filter)
+            .map_err(step("filtering system calls", FailCode::StartContainer))
     }
 
     /// The cgroup before the namespaces: inside, its files are read-only. And out of memory kills
@@ -208,7 +206,13 @@ impl Place {
             .iter()
             .map(|(name, value)| (name.as_str(), value.as_str()));
         // Later ones win.
-        let all = term.into_iter().chain(own).chain(home).chain(more);
+        let secret = self.secrets.iter();
+        let all = term
+            .into_iter()
+            .chain(own)
+            .chain(secret)
+            .chain(home)
+            .chain(more);
         let (program, rest) = (&args[0], &args[1..]);
         let error = Command::new(program)
             .args(rest)
@@ -222,6 +226,18 @@ impl Place {
         };
         bad(code, format!("cannot run `{program}`: {error}"))
     }
+}
+
+/// The secret variables of the container's first program, which its shim keeps.
+fn secrets_of(scratch: &Path) -> io::Result<SecretEnv> {
+    // A socket's path has room for 108 bytes only.
+    let folder = File::open(scratch)?;
+    let mut shim = UnixStream::connect(format!("/proc/self/fd/{}/{SOCKET}", folder.as_raw_fd()))?;
+    shim.set_read_timeout(Some(SHIM_PATIENCE))?;
+    let mut line = serde_json::to_vec(&wire::Request::Secrets)?;
+    line.push(b'\n');
+    shim.write_all(&line)?;
+    wire::read_secrets(shim)
 }
 
 /// What a process has as its root.

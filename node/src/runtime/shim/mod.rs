@@ -28,8 +28,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use mounts::Base;
-use nursery::Birth;
+use nursery::{Birth, Common};
 
 use super::cgroup::Cgroup;
 use super::process::Process;
@@ -119,9 +118,9 @@ fn run(birth: Birth, secrets: SecretEnv) -> ExitCode {
     let Birth {
         folder,
         report,
-        base,
+        common,
     } = birth;
-    let mut shim = match Shim::create(&folder, &report, base, secrets) {
+    let mut shim = match Shim::create(&folder, &report, common, secrets) {
         Ok(shim) => shim,
         Err(failure) => {
             eprintln!("{NAME}: {failure}");
@@ -189,7 +188,7 @@ impl Shim {
     fn create(
         folder: &Path,
         report: &File,
-        base: io::Result<Base>,
+        common: Common,
         secrets: SecretEnv,
     ) -> Result<Self, Failure> {
         let mut spec: ContainerSpec = wire::read_record(Path::new("."), SPEC)
@@ -217,10 +216,8 @@ impl Shim {
             )
         })?;
         let private = [listener.as_raw_fd(), report.as_raw_fd()];
-        let built = build::container(&spec, folder, base, private)
+        let built = build::container(&spec, folder, common, private)
             .inspect_err(|_| undo(&spec, &scratch))?;
-        // The program that waits has its own copy.
-        spec.secret_env = SecretEnv::default();
         record.container = Process::of(built.pid);
         keep(&record).inspect_err(|_| undo(&spec, &scratch))?;
         let output = log::Output::new(built.stdout, built.stderr)

@@ -1,5 +1,5 @@
 //! The nursery: a process of one thread that forks a shim for every message it gets. What all shims
-//! need alike (a linked binary, a logger) is made once, here, and shared by them.
+//! need alike (a linked binary, a logger, a filter) is made once, here, and shared by them.
 //!
 //! It ends with the daemon's end of the socket; the shims stay.
 
@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
+use super::super::seccomp;
 use super::super::wire::{FailCode, Reply};
 use super::mounts::Base;
 use super::{bad, say};
@@ -27,8 +28,15 @@ pub(super) struct Birth {
     pub folder: PathBuf,
     /// Where the daemon waits for one line.
     pub report: File,
-    /// Where it builds its container, or why there is no such place.
+    pub common: Common,
+}
+
+/// What all shims need alike, or why there is no such thing.
+pub(super) struct Common {
+    /// Where they build their containers.
     pub base: io::Result<Base>,
+    /// What their containers' programs may ask of the kernel.
+    pub filter: io::Result<Vec<libc::sock_filter>>,
 }
 
 /// Forks shims until the daemon is gone. `None` is the nursery's own end; a birth is what a shim
@@ -37,7 +45,10 @@ pub(super) fn run(instances: &Path) -> io::Result<Option<Birth>> {
     prepare()?;
     // Once for all shims: what it writes to is theirs, by number.
     super::log_errors();
-    let base = Base::make(instances);
+    let common = Common {
+        base: Base::make(instances),
+        filter: seccomp::compile(),
+    };
     loop {
         let Some((folder, report)) = hear()? else {
             return Ok(None);
@@ -57,7 +68,7 @@ pub(super) fn run(instances: &Path) -> io::Result<Option<Birth>> {
                 return Ok(Some(Birth {
                     folder,
                     report,
-                    base,
+                    common,
                 }));
             }
             _ => {}

@@ -1,5 +1,6 @@
-//! What a program that joins a container gives up before it runs: powers, limits, the daemon's
-//! settings of signals. All is read from the configuration of the container's first program.
+//! What a program in a container gives up before it runs: system calls, and, where it joins the
+//! container instead of being its first program, powers, limits, the daemon's settings of signals,
+//! all read from the configuration of that first program.
 
 use std::io;
 
@@ -97,6 +98,21 @@ fn set_of(names: Option<&Capabilities>) -> CapabilitySet {
         .flatten()
         .map(|name| 1 << name.to_cap().index());
     CapabilitySet::from_bits_retain(bits.fold(0, |all: u64, bit: u64| all | bit))
+}
+
+/// From now on this process makes no system calls but those `filter` allows, nor will its children. It
+/// must have given up gaining powers before.
+pub(super) fn filter(filter: &[libc::sock_filter]) -> io::Result<()> {
+    let program = libc::sock_fprog {
+        len: filter.len().try_into().map_err(io::Error::other)?,
+        filter: filter.as_ptr().cast_mut(),
+    };
+    let mode = libc::SECCOMP_SET_MODE_FILTER;
+    // SAFETY: the kernel copies the program, which lives through the call, and checks it.
+    match unsafe { libc::syscall(libc::SYS_seccomp, mode, 0, &raw const program) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// What the daemon, or who started it, ignores is not the program's to ignore.

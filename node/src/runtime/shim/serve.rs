@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use libcontainer::container::ContainerStatus;
 use libcontainer::notify_socket::{NOTIFY_FILE, NotifySocket};
@@ -25,6 +26,9 @@ const SLOWED: Timespec = Timespec {
     tv_nsec: 50_000_000,
 };
 
+/// Who asks for the secrets reads them at once, or goes without.
+const SECRETS_PATIENCE: Duration = Duration::from_secs(1);
+
 /// How far a shim that cleans up stands back from those that start.
 const DELETE_NICE: i32 = 10;
 
@@ -37,6 +41,7 @@ struct Client {
 /// What became of a request.
 enum Answer {
     Now(Reply),
+    Secrets,
     /// When the container has ended.
     Later,
     /// Then the shim ends.
@@ -75,6 +80,12 @@ impl Shim {
                     Some(Answer::Now(reply)) => {
                         send(&mut clients[at], &reply);
                         self.note_started();
+                        ended.push(at);
+                    }
+                    Some(Answer::Secrets) => {
+                        if let Err(error) = self.tell_secrets(&mut clients[at]) {
+                            eprintln!("{}: secrets were not told: {error}", super::NAME);
+                        }
                         ended.push(at);
                     }
                     Some(Answer::Last(reply)) => {
@@ -190,7 +201,17 @@ impl Shim {
             },
             Request::StopShim if self.exit.is_some() => Answer::Last(Reply::State(self.state())),
             Request::StopShim => refuse(FailCode::WrongState, "the container has not ended"),
+            Request::Secrets => Answer::Secrets,
         }
+    }
+
+    /// They may be more than the socket holds: this is waited for, though not long.
+    fn tell_secrets(&self, client: &mut Client) -> io::Result<()> {
+        client.stream.set_nonblocking(false)?;
+        client.stream.set_write_timeout(Some(SECRETS_PATIENCE))?;
+        client
+            .stream
+            .write_all(&wire::secrets(&self.spec.secret_env)?)
     }
 
     fn start(&mut self) -> Reply {
