@@ -105,16 +105,12 @@ async fn limits_too_low_to_be_made_in_are_named_and_leave_nothing() {
     let world = World::new();
     let shims = world.shims();
     let enough = world.spec("small", "echo ran");
-    let cases: [(fn(&mut ContainerSpec), &str); 2] = [
-        (|s| s.pids = 1, "limit of 1 processes"),
-        (
-            |s| s.memory_bytes = 256 << 10,
-            "memory limit of 262144 bytes",
-        ),
-    ];
-    for (lower, named) in cases {
+    for (pids, memory, named) in [
+        (1, 0, "limit of 1 processes"),
+        (0, 256 << 10, "memory limit of 262144 bytes"),
+    ] {
         let mut spec = enough.clone();
-        lower(&mut spec);
+        (spec.pids, spec.memory_bytes) = (pids, memory);
         let error = refused(&world, &shims, &spec).await;
         assert!(error.to_string().contains(named), "{error}");
         assert_eq!(error.reason().code, "BadLimit");
