@@ -240,7 +240,7 @@ fn mount(
     let flags = MountFlags::NODEV;
     let mount = || rustix::mount::mount("overlay", &rootfs, "overlay", flags, options.as_c_str());
     match shown {
-        Some(tree) => tree.build_on(&instance.join(SHOWN), mount),
+        Some(tree) => tree.build_on((&instance.join(SHOWN), &instance.join(WORK)), mount),
         None => mount().map_err(io::Error::from),
     }
     .map_err(fail)?;

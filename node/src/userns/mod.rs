@@ -15,6 +15,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::CWD;
 use rustix::io::Errno;
@@ -133,19 +134,28 @@ impl Owner {
 pub struct Shown(OwnedFd);
 
 impl Shown {
-    /// A file system made of this one: `mount` is called once, or again with the folder in the host's
-    /// tree of mounts at `place` (made and removed): before Linux 6.15 overlayfs takes no others.
+    /// An overlay made of this folder by `mount`, with the working folder `work`: of what is shown, or,
+    /// as before Linux 6.15 overlayfs takes no other, of what is mounted in the host's tree at `place`
+    /// (made and removed). Which of the two this kernel takes is found out once.
     ///
     /// # Errors
     /// Those of `mount`, and what `place` was refused for.
     pub fn build_on(
         &self,
-        place: &Path,
-        mut mount: impl FnMut() -> Result<(), Errno>,
+        (place, work): (&Path, &Path),
+        mount: impl Fn() -> Result<(), Errno>,
     ) -> io::Result<()> {
-        match mount() {
-            Err(Errno::INVAL) => {}
-            other => return Ok(other?),
+        static IN_TREE: AtomicBool = AtomicBool::new(false);
+        if !IN_TREE.load(Ordering::Relaxed) {
+            match mount() {
+                Err(Errno::INVAL) => {}
+                other => return Ok(other?),
+            }
+            // A refused overlay has marked its working folder as used.
+            match std::fs::remove_dir_all(work.join("work")) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
         }
         std::fs::create_dir(place)?;
         let from = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
@@ -155,7 +165,9 @@ impl Shown {
                 rustix::mount::unmount(place, UnmountFlags::DETACH).and(built)
             });
         std::fs::remove_dir(place)?;
-        Ok(built?)
+        built?;
+        IN_TREE.store(true, Ordering::Relaxed);
+        Ok(())
     }
 }
 

@@ -58,7 +58,7 @@ fn overlay(stage: &Stage, owner: &Owner) -> Result<(), String> {
         .map_err(|e| missing("layers cannot be shown with mapped owners", e))?;
     let name = |folder: &str| stage.0.join(folder).display().to_string();
     let options = format!(
-        "lowerdir={},upperdir={},workdir={}",
+        "lowerdir={},upperdir={},workdir={},volatile",
         path_of(&lower).display(),
         name("upper"),
         name("work")
@@ -68,7 +68,7 @@ fn overlay(stage: &Stage, owner: &Owner) -> Result<(), String> {
     let flags = MountFlags::NODEV;
     let mount = || rustix::mount::mount("overlay", &root, "overlay", flags, options.as_c_str());
     lower
-        .build_on(&stage.0.join("shown"), mount)
+        .build_on((&stage.0.join("shown"), &stage.0.join("work")), mount)
         .map_err(|e| missing("overlayfs takes no layers with mapped owners", e))?;
     let found = fs::metadata(root.join("file")).map(|meta| meta.uid());
     match found {

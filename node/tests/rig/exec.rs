@@ -12,6 +12,7 @@ use node::runtime::{
 use scheduler::model::InstanceId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::runtime::in_this_hierarchy;
 use crate::world::{PATIENCE, World, until};
 
 fn sh(script: &str) -> ExecSpec {
@@ -214,7 +215,7 @@ async fn it_can_do_no_more_than_the_first_program() {
         ("umask", "0022\n"),
         ("echo more > /dev/stdout", "more\n"),
     ] {
-        let (said, _) = say(&shims, &id, &sh(script)).await;
+        let (said, _) = say(&shims, &id, &sh(&in_this_hierarchy(script))).await;
         assert_eq!(said, want, "{script}");
     }
     for (script, want) in [

@@ -18,7 +18,7 @@ fn id(name: &str) -> InstanceId {
 }
 
 /// A script that names files of cgroup version 1, as it is where there is version 2 alone.
-fn in_this_hierarchy(script: &str) -> String {
+pub fn in_this_hierarchy(script: &str) -> String {
     let names = [
         ("memory/memory.limit_in_bytes", "memory.max"),
         ("pids/pids.max", "pids.max"),
