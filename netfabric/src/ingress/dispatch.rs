@@ -43,7 +43,7 @@ pub(super) async fn answer(
     client: IpAddr,
 ) -> Response<Outgoing> {
     let arrival = Instant::now();
-    shared.counters.requests.fetch_add(1, Ordering::Relaxed);
+    shared.counters.asked();
     shared.retries.earn();
     let id = Ulid::generate();
     let id_text = HeaderValue::try_from(id.to_string()).unwrap_or(HeaderValue::from_static("-"));
@@ -244,9 +244,8 @@ impl Errand {
                     .counters
                     .sent_to_peers
                     .fetch_add(1, Ordering::Relaxed);
-                let link = self.shared.link.as_ref();
                 let protocol = self.route.protocol;
-                let answer = upstream::there(link, sent.node, protocol, request, switch).await?;
+                let answer = upstream::there(&self.shared, sent.node, protocol, request, switch).await?;
                 self.shared.nodes.of(sent.node).answered();
                 answer
             }

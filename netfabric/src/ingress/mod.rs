@@ -14,6 +14,7 @@ mod counters;
 mod dispatch;
 mod door;
 mod frost;
+mod gate;
 mod headers;
 mod health;
 mod histogram;
@@ -30,6 +31,7 @@ mod start;
 mod stream;
 mod tunnel;
 mod upstream;
+mod workers;
 
 use std::io;
 use std::net::SocketAddr;
@@ -43,7 +45,7 @@ use scheduler::fleet::Fleet;
 use scheduler::model::{Demand, NodeId, RequestId};
 use scheduler::registry::State;
 use scheduler::route::Routes;
-use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout};
 
@@ -59,6 +61,7 @@ pub use problem::{CODES, Code};
 pub use stream::Stream;
 
 use door::Phase;
+use workers::Listeners;
 
 /// Switched connections at once; more wait for one to end.
 const MAX_TUNNELS: usize = 10_000;
@@ -120,9 +123,11 @@ pub enum IngressError {
         #[source]
         source: io::Error,
     },
+    #[error("cannot start a worker")]
+    Worker(#[source] io::Error),
 }
 
-/// The running door. Dropping it lets go of the handle only; `stop` closes it.
+/// The running door. `stop` closes it; dropping it cuts off whoever is in.
 pub struct Ingress {
     shared: Arc<Shared>,
     addrs: Vec<SocketAddr>,
@@ -136,6 +141,8 @@ struct Shared {
     registry: watch::Receiver<Arc<State>>,
     link: Arc<dyn PeerLink>,
     starter: Arc<dyn Starter>,
+    /// The daemon's own, for what is not the workers'.
+    runtime: Handle,
     limits: Limits,
     epoch: Instant,
     phase: watch::Sender<Phase>,
@@ -163,15 +170,12 @@ impl Shared {
 }
 
 impl Ingress {
-    /// Listens, and answers from then on.
-    pub async fn start(config: IngressConfig, deps: IngressDeps) -> Result<Self, IngressError> {
+    /// Listens, and answers from then on. Call it on the daemon's runtime.
+    pub fn start(config: IngressConfig, deps: IngressDeps) -> Result<Self, IngressError> {
         let mut listeners = Vec::new();
         for addr in config.listen {
-            let bound = TcpListener::bind(addr).await;
-            let bind = |source| IngressError::Bind { addr, source };
-            let listener = bound.map_err(bind)?;
-            let addr = listener.local_addr().map_err(bind)?;
-            listeners.push((addr, listener));
+            let bound = Listeners::bind(addr);
+            listeners.push(bound.map_err(|source| IngressError::Bind { addr, source })?);
         }
         let shared = Arc::new(Shared {
             routes: deps.routes,
@@ -180,6 +184,7 @@ impl Ingress {
             registry: deps.registry,
             link: deps.link,
             starter: deps.starter,
+            runtime: Handle::current(),
             limits: Limits {
                 queue: config.activation_queue,
                 node_queue: config.node_queue,
@@ -194,14 +199,11 @@ impl Ingress {
             retries: dispatch::Retries::default(),
             nodes: health::Nodes::default(),
             lanes: lane::Lanes::default(),
-            ledger: ledger::Ledger::default(),
-            counters: counters::Counters::default(),
+            ledger: ledger::Ledger::new(),
+            counters: counters::Counters::new(),
         });
-        let mut addrs = Vec::new();
-        for (addr, listener) in listeners {
-            addrs.push(addr);
-            tokio::spawn(door::accept(Arc::clone(&shared), listener));
-        }
+        let addrs = listeners.iter().map(|l| l.addr).collect();
+        workers::start(&shared, listeners).map_err(IngressError::Worker)?;
         Ok(Self { shared, addrs })
     }
 
@@ -258,6 +260,12 @@ impl Ingress {
         if timeout(grace, empty).await.is_err() {
             tracing::info!(counts = ?self.counts(), "cutting off requests that outlast the grace");
         }
+        self.shared.phase.send_replace(Phase::Closed);
+    }
+}
+
+impl Drop for Ingress {
+    fn drop(&mut self) {
         self.shared.phase.send_replace(Phase::Closed);
     }
 }

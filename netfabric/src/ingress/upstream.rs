@@ -9,11 +9,11 @@ use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use scheduler::model::Protocol;
+use scheduler::model::{NodeId, Protocol};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::PeerLink;
+use super::Shared;
 use super::bench::Sent;
 use super::body::{Outbound, Spool};
 use super::headers::{BROKEN, FULL, REFUSED, to_h2};
@@ -121,7 +121,7 @@ impl Escort {
     pub(super) fn arrived(&mut self) {
         let request_through = self.request.as_ref().is_none_or(|r| r.is_ended());
         if let Some(Lease::Pooled(slot, sender)) = self.lease.take().filter(|_| request_through) {
-            slot.pool.put(sender);
+            slot.pool().put(sender);
         }
     }
 }
@@ -139,7 +139,7 @@ pub(super) async fn here(slot: &Arc<Slot>, request: Request, switch: bool) -> Re
 
 async fn here_h1(slot: &Arc<Slot>, mut request: Request) -> Result<Answer, Trip> {
     loop {
-        let pooled = slot.pool.take().await;
+        let pooled = slot.pool().take().await;
         let fresh = pooled.is_none();
         let mut sender = match pooled {
             Some(sender) => sender,
@@ -162,11 +162,11 @@ async fn here_h1(slot: &Arc<Slot>, mut request: Request) -> Result<Answer, Trip>
 
 async fn here_h2(slot: &Arc<Slot>, mut request: Request) -> Result<Answer, Trip> {
     to_h2(&mut request);
-    let mut sender = if let Some(sender) = slot.pool.h2() {
+    let mut sender = if let Some(sender) = slot.pool().h2() {
         sender
     } else {
         let sender = speak_h2(connect(slot).await?).await?;
-        slot.pool.put_h2(sender.clone());
+        slot.pool().put_h2(sender.clone());
         sender
     };
     let sent = sender.try_send_request(request).await;
@@ -176,15 +176,13 @@ async fn here_h2(slot: &Arc<Slot>, mut request: Request) -> Result<Answer, Trip>
 
 /// Sends to another node's door, one request per stream.
 pub(super) async fn there(
-    link: &dyn PeerLink,
-    node: scheduler::model::NodeId,
+    shared: &Shared,
+    node: NodeId,
     protocol: Protocol,
     mut request: Request,
     switch: bool,
 ) -> Result<Answer, Trip> {
-    let opened = timeout(OPEN_STREAM, link.open(node, OPEN_STREAM)).await;
-    let stream = opened.map_err(|_| Trip::Connect("no stream in time".to_owned()))?;
-    let stream = stream.map_err(|e| Trip::Connect(e.to_string()))?;
+    let stream = open(shared, node).await?;
     let (response, lease) = if protocol == Protocol::H2c && !switch {
         to_h2(&mut request);
         let mut sender = speak_h2(stream).await?;
@@ -203,6 +201,16 @@ pub(super) async fn there(
         return Err(Trip::BrokenThere(format!("{why:?}")));
     }
     arrived(response, lease).await
+}
+
+/// What a first stream brings up (the connection, its driver) must outlive this worker's request.
+async fn open(shared: &Shared, node: NodeId) -> Result<Box<dyn Stream>, Trip> {
+    let link = Arc::clone(&shared.link);
+    let opening = async move { timeout(OPEN_STREAM, link.open(node, OPEN_STREAM)).await };
+    let opened = shared.runtime.spawn(opening).await;
+    let opened = opened.map_err(|e| Trip::Connect(e.to_string()))?;
+    let stream = opened.map_err(|_| Trip::Connect("no stream in time".to_owned()))?;
+    stream.map_err(|e| Trip::Connect(e.to_string()))
 }
 
 fn trip(mut error: hyper::client::conn::TrySendError<Request>) -> Trip {
