@@ -5,10 +5,11 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::BytesMut;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -20,11 +21,12 @@ use tokio::time::{sleep, timeout};
 
 use super::body::Outgoing;
 use super::headers::MAX_HEADERS;
+use super::local::lock;
 use super::stream::{Patient, Spoken, Stream, sniff};
-use super::{Shared, dispatch};
+use super::{Shared, dispatch, express};
 
 /// A request's head may take this long to arrive, and an idle connection is kept as long.
-const HEAD_TIME: Duration = Duration::from_secs(10);
+pub(super) const HEAD_TIME: Duration = Duration::from_secs(10);
 pub(super) const MAX_HEAD_BYTES: usize = 64 * 1024;
 const MAX_STREAMS: u32 = 100;
 /// Streams a client may open and reset at once before it is taken for an attack.
@@ -77,27 +79,42 @@ pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener) {
         shared.counters.connections.fetch_add(1, Ordering::Relaxed);
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
-            let client: IpAddr = peer.ip();
-            serve(&shared, stream, Phase::Closing, move |shared, request| async move {
-                dispatch::answer(&shared, request, client).await
-            })
-            .await;
+            guest(&shared, stream, peer.ip()).await;
             drop(permit);
         });
     }
 }
 
-/// Serves one connection or stream with `answer`. From phase `until` on it takes no further
+/// Serves a client: by the express way as long as that goes, then by the general one.
+async fn guest<S: Stream + 'static>(shared: &Arc<Shared>, stream: S, client: IpAddr) {
+    let Some(handed) = express::serve(shared, stream, client).await else {
+        return;
+    };
+    let begun = Arc::new(Mutex::new(handed.resume));
+    let seen = BytesMut::from(handed.seen.as_slice());
+    let answer = move |shared, request| {
+        let resume = lock(&begun).take();
+        async move { dispatch::answer(&shared, request, client, resume).await }
+    };
+    serve(shared, (handed.stream, seen), Phase::Closing, answer).await;
+}
+
+/// Serves one connection or stream, of which some was read before, with `answer`. From phase `until` on it takes no further
 /// request; when the door is closed it is cut off.
-pub(super) async fn serve<S, F, R>(shared: &Arc<Shared>, stream: S, until: Phase, answer: F)
-where
+pub(super) async fn serve<S, F, R>(
+    shared: &Arc<Shared>,
+    (stream, seen): (S, BytesMut),
+    until: Phase,
+    answer: F,
+) where
     S: Stream + 'static,
     F: Fn(Arc<Shared>, Request<Incoming>) -> R + Send + 'static,
     R: Future<Output = Response<Outgoing>> + Send + 'static,
 {
     let mut phase = shared.phase.subscribe();
     let sniffed = tokio::select! {
-        sniffed = timeout(HEAD_TIME, sniff(stream)) => sniffed,
+        biased;
+        sniffed = timeout(HEAD_TIME, sniff(stream, seen)) => sniffed,
         _ = phase.wait_for(|p| *p >= until) => return,
     };
     let Ok(Ok((stream, spoken))) = sniffed else {

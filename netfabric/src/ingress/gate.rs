@@ -124,7 +124,10 @@ mod tests {
         assert!(!gate.freeze(), "somebody else needs it");
         gate.let_sleep(9);
         assert!(gate.freeze() && gate.is_frozen());
-        assert!(gate.enter(1), "a request comes in and sees that it must thaw");
+        assert!(
+            gate.enter(1),
+            "a request comes in and sees that it must thaw"
+        );
         assert!(gate.is_frozen() && !gate.freeze());
         gate.thaw();
         assert!(!gate.is_frozen());

@@ -180,7 +180,10 @@ impl Local {
         let now = slot.micros();
         let parts = slot.parts.iter();
         Some(Served {
-            requests: parts.clone().map(|p| p.requests.load(Ordering::Relaxed)).sum(),
+            requests: parts
+                .clone()
+                .map(|p| p.requests.load(Ordering::Relaxed))
+                .sum(),
             request_micros: parts.map(|p| lock(&p.meter).total(now)).sum(),
         })
     }

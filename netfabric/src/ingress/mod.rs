@@ -1,7 +1,8 @@
 //! The public door of a node: HTTP in, to an instance here or at the nearest node that has one,
 //! and when there is none, held until one was started.
 //!
-//! A request's way: `door` (connection) -> `dispatch` (route, endpoint, tries) -> `offer` (room
+//! A request's way: `workers` (threads) -> `door` (connection) -> `express` (the plain and warm, in
+//! one task) or `dispatch` (route, endpoint, tries) -> `offer` (room
 //! now) or `lane` (wait; `start` finds a node) -> `upstream` (one try) -> `body` (the answer
 //! passing through). Requests from other nodes come in by `peer_door`.
 //!
@@ -13,6 +14,7 @@ mod body;
 mod counters;
 mod dispatch;
 mod door;
+mod express;
 mod frost;
 mod gate;
 mod headers;

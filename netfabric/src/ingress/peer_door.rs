@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -48,7 +48,7 @@ impl PeerDoor {
         };
         door::serve(
             &self.shared,
-            stream,
+            (stream, BytesMut::new()),
             Phase::Closed,
             |shared, request| async move { answer(&shared, request).await },
         )

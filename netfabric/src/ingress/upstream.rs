@@ -18,6 +18,7 @@ use super::bench::Sent;
 use super::body::{Outbound, Spool};
 use super::headers::{BROKEN, FULL, REFUSED, to_h2};
 use super::local::{Guard, Slot};
+use super::problem::{Code, Problem};
 use super::stream::Stream;
 
 /// An instance is one bridge away.
@@ -48,11 +49,20 @@ impl Trip {
     pub(super) fn was_sent(&self) -> bool {
         matches!(self, Self::Broken(_) | Self::BrokenThere(_))
     }
+
+    pub(super) fn problem(&self) -> Problem {
+        let code = if self.was_sent() {
+            Code::UpstreamReset
+        } else {
+            Code::UpstreamConnect
+        };
+        Problem::new(code, self.to_string())
+    }
 }
 
 /// Answers up to this size are taken in whole before their head is passed on: until then the
 /// request can go elsewhere, should the connection break.
-const WHOLE_BYTES: u64 = 16 * 1024;
+pub(super) const WHOLE_BYTES: u64 = 16 * 1024;
 
 pub(super) struct Answer {
     pub(super) response: Response<Arrival>,
@@ -223,7 +233,7 @@ fn trip(mut error: hyper::client::conn::TrySendError<Request>) -> Trip {
     }
 }
 
-async fn connect(slot: &Slot) -> Result<TcpStream, Trip> {
+pub(super) async fn connect(slot: &Slot) -> Result<TcpStream, Trip> {
     let connected = timeout(CONNECT, TcpStream::connect(slot.addr)).await;
     let connected = connected.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
     let stream = connected.map_err(|e| Trip::Connect(format!("{}: {e}", slot.addr)))?;

@@ -85,7 +85,11 @@ impl Chunks {
             (At::Extension, _) if byte != b'\n' => self.other(At::Extension)?,
             (At::SizeEnd, b'\n') => {
                 self.digits = 0;
-                if self.left == 0 { At::Trailer } else { At::Data }
+                if self.left == 0 {
+                    At::Trailer
+                } else {
+                    At::Data
+                }
             }
             (At::DataReturn, b'\r') => At::DataEnd,
             (At::DataEnd, b'\n') => At::Size,
@@ -125,8 +129,16 @@ mod tests {
     fn data_comes_out_however_it_is_cut() {
         let table: &[(&[u8], &[u8], bool)] = &[
             (b"4\r\nwiki\r\n0\r\n\r\n", b"wiki", true),
-            (b"1\r\na\r\nA\r\n0123456789\r\n0\r\n\r\n", b"a0123456789", true),
-            (b"4;x=y\r\nwiki\r\n00\r\nx-sum: 4\r\ny: z\r\n\r\n", b"wiki", true),
+            (
+                b"1\r\na\r\nA\r\n0123456789\r\n0\r\n\r\n",
+                b"a0123456789",
+                true,
+            ),
+            (
+                b"4;x=y\r\nwiki\r\n00\r\nx-sum: 4\r\ny: z\r\n\r\n",
+                b"wiki",
+                true,
+            ),
             (b"4  \r\nwiki\r\n0\r\n\r\n", b"wiki", true),
             (b"4\r\nwi", b"wi", false),
             (b"0\r\n\r\n", b"", true),
@@ -146,8 +158,21 @@ mod tests {
     fn what_is_not_chunks_is_refused() {
         let long = [b"1;".as_slice(), &vec![b'x'; MAX_OTHER + 1], b"\r\na\r\n"].concat();
         let table: &[&[u8]] = &[
-            b"\r\n", b"g\r\n", b"-1\r\n", b"+1\r\n", b"0x1\r\n", b" 1\r\n", b"1\na", b"1\r\nab",
-            b"1\r\na\n", b"1\rx", b"1;\n", b"0\r\n\n", b"0\r\nx\n", b"ffffffffffffffff\r\n", &long,
+            b"\r\n",
+            b"g\r\n",
+            b"-1\r\n",
+            b"+1\r\n",
+            b"0x1\r\n",
+            b" 1\r\n",
+            b"1\na",
+            b"1\r\nab",
+            b"1\r\na\n",
+            b"1\rx",
+            b"1;\n",
+            b"0\r\n\n",
+            b"0\r\nx\n",
+            b"ffffffffffffffff\r\n",
+            &long,
         ];
         for bytes in table {
             assert!(take(bytes, bytes.len()).is_err(), "{bytes:?}");

@@ -51,8 +51,8 @@ pub(super) struct Ask {
 /// Reads the head at the beginning of `bytes`.
 pub(super) fn read<'h, 'b>(bytes: &'b [u8], slots: &'h mut Slots<'b>) -> Reading<'h, 'b> {
     let mut request = Request::new(&mut []);
-    let parsed = ParserConfig::default()
-        .parse_request_with_uninit_headers(&mut request, bytes, slots);
+    let parsed =
+        ParserConfig::default().parse_request_with_uninit_headers(&mut request, bytes, slots);
     let head = match parsed {
         Ok(Status::Complete(head)) if head <= MAX_HEAD_BYTES => head,
         Ok(Status::Partial) if bytes.len() < MAX_HEAD_BYTES => return Reading::Partial,
@@ -124,7 +124,14 @@ impl Plain<'_, '_> {
         let host = self.host.as_bytes();
         let mut put = |parts: &[&[u8]]| parts.iter().for_each(|p| out.extend_from_slice(p));
         let method = self.ask.method.as_str().as_bytes();
-        put(&[method, b" ", self.target.as_bytes(), b" HTTP/1.1\r\nhost: ", host, b"\r\n"]);
+        put(&[
+            method,
+            b" ",
+            self.target.as_bytes(),
+            b" HTTP/1.1\r\nhost: ",
+            host,
+            b"\r\n",
+        ]);
         for header in self.headers.iter().filter(|h| !h.name.is_empty()) {
             put(&[header.name.as_bytes(), b": ", header.value, b"\r\n"]);
         }
@@ -136,7 +143,11 @@ impl Plain<'_, '_> {
         };
         put(&[b"x-request-id: ", id.as_bytes(), open, client, close, host]);
         put(&[b"\";proto=http\r\nx-forwarded-for: ", client]);
-        put(&[b"\r\nx-forwarded-host: ", host, b"\r\nx-forwarded-proto: http\r\n"]);
+        put(&[
+            b"\r\nx-forwarded-host: ",
+            host,
+            b"\r\nx-forwarded-proto: http\r\n",
+        ]);
         if let Some(body) = self.ask.body {
             let mut digits = itoa::Buffer::new();
             put(&[b"content-length: ", digits.format(body).as_bytes(), b"\r\n"]);

@@ -180,7 +180,11 @@ impl Answer<'_, '_> {
         match self.framing {
             Framing::Length(length) | Framing::Empty(Some(length)) => {
                 let mut digits = itoa::Buffer::new();
-                put(&[b"content-length: ", digits.format(length).as_bytes(), b"\r\n"]);
+                put(&[
+                    b"content-length: ",
+                    digits.format(length).as_bytes(),
+                    b"\r\n",
+                ]);
             }
             Framing::Chunked | Framing::Close => put(&[b"transfer-encoding: chunked\r\n"]),
             Framing::Empty(None) => {}
