@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
@@ -15,6 +16,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
@@ -23,7 +25,7 @@ use super::body::Outgoing;
 use super::headers::MAX_HEADERS;
 use super::local::lock;
 use super::stream::{Patient, Spoken, Stream, sniff};
-use super::{Shared, dispatch, express};
+use super::{Shared, dispatch, express, introduced};
 
 /// A request's head may take this long to arrive, and an idle connection is kept as long.
 pub(super) const HEAD_TIME: Duration = Duration::from_secs(10);
@@ -87,7 +89,15 @@ pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener) {
 
 /// Serves a client: by the express way as long as that goes, then by the general one.
 async fn guest<S: Stream + 'static>(shared: &Arc<Shared>, stream: S, client: IpAddr) {
-    let Some(handed) = express::serve(shared, stream, client).await else {
+    let (stream, seen, client) = if shared.limits.proxy_protocol {
+        let Ok(Ok(introduced)) = timeout(HEAD_TIME, introduced(stream, client)).await else {
+            return;
+        };
+        introduced
+    } else {
+        (stream, Vec::new(), client)
+    };
+    let Some(handed) = express::serve(shared, (stream, seen), client).await else {
         return;
     };
     let begun = Arc::new(Mutex::new(handed.resume));
@@ -97,6 +107,24 @@ async fn guest<S: Stream + 'static>(shared: &Arc<Shared>, stream: S, client: IpA
         async move { dispatch::answer(&shared, request, client, resume).await }
     };
     serve(shared, (handed.stream, seen), Phase::Closing, answer).await;
+}
+
+/// Reads who the load balancer says it speaks for.
+async fn introduced<S: Stream>(
+    mut stream: S,
+    balancer: IpAddr,
+) -> io::Result<(S, Vec<u8>, IpAddr)> {
+    let mut seen = Vec::new();
+    loop {
+        let read = introduced::read(&seen).map_err(io::Error::other)?;
+        if let Some(introduction) = read {
+            seen.drain(..introduction.length);
+            return Ok((stream, seen, introduction.client.unwrap_or(balancer)));
+        }
+        if stream.read_buf(&mut seen).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
 }
 
 /// Serves one connection or stream, of which some was read before, with `answer`. From phase `until` on it takes no further

@@ -20,6 +20,7 @@ mod gate;
 mod headers;
 mod health;
 mod histogram;
+mod introduced;
 mod lane;
 mod ledger;
 mod local;
@@ -93,6 +94,9 @@ pub struct IngressConfig {
     pub node_queue: usize,
     /// How long a request may wait for room.
     pub activation_timeout: Duration,
+    /// Every connection comes through a load balancer that says whose it is, in the PROXY protocol;
+    /// one that does not is closed.
+    pub proxy_protocol: bool,
 }
 
 impl Default for IngressConfig {
@@ -102,6 +106,7 @@ impl Default for IngressConfig {
             activation_queue: 1_000,
             node_queue: 5_000,
             activation_timeout: Duration::from_secs(30),
+            proxy_protocol: false,
         }
     }
 }
@@ -163,6 +168,7 @@ struct Limits {
     queue: usize,
     node_queue: usize,
     wait: Duration,
+    proxy_protocol: bool,
 }
 
 impl Shared {
@@ -191,6 +197,7 @@ impl Ingress {
                 queue: config.activation_queue,
                 node_queue: config.node_queue,
                 wait: config.activation_timeout,
+                proxy_protocol: config.proxy_protocol,
             },
             epoch: Instant::now(),
             phase: watch::Sender::new(Phase::Open),

@@ -179,4 +179,18 @@ mod tests {
             assert!(take(bytes, 1).is_err(), "{bytes:?}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn whole_or_in_pieces_it_is_the_same(bytes: Vec<u8>, chunked: bool, step in 1_usize..9) {
+            let bytes = if chunked {
+                [format!("{:x}\r\n", bytes.len()).as_bytes(), &bytes, b"\r\n0\r\n\r\n"].concat()
+            } else {
+                bytes
+            };
+            let (whole, pieces) = (take(&bytes, bytes.len().max(1)), take(&bytes, step));
+            proptest::prop_assert_eq!(whole.is_ok(), pieces.is_ok());
+            proptest::prop_assert_eq!(whole.ok(), pieces.ok());
+        }
+    }
 }

@@ -47,10 +47,10 @@ pub(super) enum Waited {
 }
 
 impl<S: Stream> Conn<S> {
-    pub(super) fn new(stream: S, phase: watch::Receiver<Phase>) -> Self {
+    pub(super) fn new(stream: S, seen: Vec<u8>, phase: watch::Receiver<Phase>) -> Self {
         Self {
             stream,
-            seen: Vec::new(),
+            seen,
             out: Vec::new(),
             sent: 0,
             alarm: Alarm::new(Instant::now() + HEAD_TIME),

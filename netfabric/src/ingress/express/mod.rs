@@ -62,15 +62,15 @@ enum Turn {
     HandOver(Option<Resume>),
 }
 
-/// Serves a connection until it ends or is to be handed over.
+/// Serves a connection, of which some may have been read, until it ends or is to be handed over.
 pub(super) async fn serve<S: Stream>(
     shared: &Arc<Shared>,
-    stream: S,
+    (stream, seen): (S, Vec<u8>),
     client: IpAddr,
 ) -> Option<HandOver<S>> {
     let mut express = Express {
         shared: Arc::clone(shared),
-        conn: Conn::new(stream, shared.phase.subscribe()),
+        conn: Conn::new(stream, seen, shared.phase.subscribe()),
         client: client.to_canonical().to_string(),
         host: String::new(),
         onward: Vec::new(),

@@ -247,3 +247,214 @@ fn stays(value: &[u8]) -> Option<bool> {
         value.eq_ignore_ascii_case(b"close").then_some(false)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What goes on of a plain request; `None` for an odd one.
+    fn onward(head: &str) -> Option<String> {
+        let mut slots = slots();
+        match read(head.as_bytes(), &mut slots) {
+            Reading::Plain(plain) => {
+                let mut out = Vec::new();
+                plain.write(&mut out, "192.0.2.1", "ID");
+                Some(String::from_utf8(out).unwrap())
+            }
+            Reading::Odd => None,
+            Reading::Partial => panic!("partial: {head:?}"),
+        }
+    }
+
+    const OURS: &str = "x-request-id: ID\r\nforwarded: for=192.0.2.1;host=\"web.test\";proto=http\r\n\
+        x-forwarded-for: 192.0.2.1\r\nx-forwarded-host: web.test\r\nx-forwarded-proto: http\r\n";
+
+    #[test]
+    fn what_goes_on_of_a_plain_head() {
+        let table = [
+            ("GET /a?b=%20c HTTP/1.1", "", ""),
+            (
+                "GET / HTTP/1.1",
+                "X-Own: 1\r\nAccept: */*\r\n",
+                "X-Own: 1\r\nAccept: */*\r\n",
+            ),
+            ("GET / HTTP/1.1", "cookie: a=1\r\n", "cookie: a=1\r\n"),
+            (
+                "GET / HTTP/1.1",
+                "connection: keep-alive\r\nkeep-alive: 5\r\n",
+                "",
+            ),
+            (
+                "GET / HTTP/1.1",
+                "Connection: Close\r\nproxy-connection: x\r\n",
+                "",
+            ),
+            (
+                "GET / HTTP/1.1",
+                "forwarded: for=6.6.6.6\r\nX-Forwarded-For: 6.6.6.6\r\nx-forwarded-port: 1\r\nx-real-ip: 6.6.6.6\r\n",
+                "",
+            ),
+            (
+                "GET / HTTP/1.1",
+                "X-Selvedge-Revision: a/b\r\nX-Request-Id: mine\r\n",
+                "",
+            ),
+            (
+                "GET / HTTP/1.1",
+                "proxy-authorization: x\r\nx-y:  spaced \t\r\n",
+                "x-y: spaced\r\n",
+            ),
+            (
+                "DELETE / HTTP/1.1",
+                "traceparent: 00-1-2-01\r\n",
+                "traceparent: 00-1-2-01\r\n",
+            ),
+        ];
+        for (line, sent, passed) in table {
+            let got = onward(&format!("{line}\r\nHost: web.test\r\n{sent}\r\n"));
+            let want = format!("{line}\r\nhost: web.test\r\n{passed}{OURS}\r\n");
+            assert_eq!(got, Some(want), "{line} {sent:?}");
+        }
+        let post = onward("POST / HTTP/1.1\r\nhost: web.test\r\ncontent-length: 4\r\n\r\nbody");
+        let want = format!("POST / HTTP/1.1\r\nhost: web.test\r\n{OURS}content-length: 4\r\n\r\n");
+        assert_eq!(post, Some(want));
+        let mut slots = slots();
+        let Reading::Plain(plain) = read(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n", &mut slots) else {
+            panic!("a plain head");
+        };
+        let mut out = Vec::new();
+        plain.write(&mut out, "2001:db8::1", "ID");
+        let out = String::from_utf8(out).unwrap();
+        assert!(out.contains("for=\"[2001:db8::1]\";host=\"h\";"), "{out}");
+        assert!(out.contains("x-forwarded-for: 2001:db8::1\r\n"), "{out}");
+    }
+
+    #[test]
+    fn all_that_could_be_read_in_two_ways_is_odd() {
+        let lines = [
+            "GET / HTTP/1.0\r\nhost: h",
+            "GET / HTTP/2.0\r\nhost: h",
+            "PRI * HTTP/2.0",
+            "GET http://h/ HTTP/1.1\r\nhost: h",
+            "GET * HTTP/1.1\r\nhost: h",
+            "GET /#x HTTP/1.1\r\nhost: h",
+            "GET /\"<> HTTP/1.1\r\nhost: h",
+            "CONNECT h:80 HTTP/1.1\r\nhost: h",
+            "BREW / HTTP/1.1\r\nhost: h",
+            "get / HTTP/1.1\r\nhost: h",
+            "GET / HTTP/1.1",
+            "GET / HTTP/1.1\r\nhost:",
+            "GET / HTTP/1.1\r\nhost: h\r\nhost: h",
+            "GET / HTTP/1.1\r\nhost: a b",
+            "GET / HTTP/1.1\r\nhost: user@h",
+            "GET / HTTP/1.1\r\nhost: h/x",
+            "GET / HTTP/1.1\r\nhost : h",
+            "GET / HTTP/1.1\nhost: h",
+            "GET / HTTP/1.1\r\nhost: h\r\nx: a\r\n b",
+            "GET / HTTP/1.1\r\nhost: h\r\nx: a\nb: c",
+            "GET / HTTP/1.1\r\nhost: h\r\ncookie: a\r\ncookie: b",
+            "GET / HTTP/1.1\r\nhost: h\r\nconnection: upgrade\r\nupgrade: x",
+            "GET / HTTP/1.1\r\nhost: h\r\nconnection: x-private",
+            "GET / HTTP/1.1\r\nhost: h\r\nconnection: close\r\nconnection: keep-alive",
+            "GET / HTTP/1.1\r\nhost: h\r\nte: trailers",
+            "POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 1\r\ncontent-length: 1",
+            "POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 1, 1",
+            "POST / HTTP/1.1\r\nhost: h\r\ncontent-length: +1",
+            "POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 0x1",
+            "POST / HTTP/1.1\r\nhost: h\r\ncontent-length: ",
+            "POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 99999999999999999999",
+            "POST / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked",
+            "POST / HTTP/1.1\r\nhost: h\r\nTransfer-Encoding: xchunked\r\ncontent-length: 1",
+            "POST / HTTP/1.1\r\nhost: h\r\nexpect: 100-continue\r\ncontent-length: 1",
+        ];
+        for line in lines {
+            assert_eq!(onward(&format!("{line}\r\n\r\n")), None, "{line:?}");
+        }
+        let many: String = (0..=MAX_HEADERS).map(|i| format!("x-{i}: 1\r\n")).collect();
+        assert_eq!(onward(&format!("GET / HTTP/1.1\r\n{many}\r\n")), None);
+        let long = "y".repeat(MAX_HEAD_BYTES);
+        let long = format!("GET / HTTP/1.1\r\nhost: h\r\nx: {long}");
+        let mut slots = slots();
+        assert!(matches!(read(long.as_bytes(), &mut slots), Reading::Odd));
+    }
+
+    #[test]
+    fn a_head_is_waited_for_until_it_is_whole() {
+        let head = "GET / HTTP/1.1\r\nhost: h\r\nx: y\r\n\r\n";
+        for end in 0..head.len() {
+            let mut slots = slots();
+            let reading = read(&head.as_bytes()[..end], &mut slots);
+            assert!(matches!(reading, Reading::Partial), "{end}");
+        }
+        let both = format!("{head}{head}");
+        let mut slots = slots();
+        let Reading::Plain(plain) = read(both.as_bytes(), &mut slots) else {
+            panic!("a plain head");
+        };
+        assert_eq!(plain.ask.head, head.len(), "the next one is not its own");
+        assert!(plain.ask.keep && plain.ask.body.is_none());
+    }
+
+    /// Pieces of heads, among them all that smuggling is done with.
+    fn piece() -> impl proptest::strategy::Strategy<Value = String> {
+        use proptest::prelude::*;
+        let known = proptest::sample::select(vec![
+            "host: h",
+            "host: g",
+            "Host:h",
+            "content-length: 3",
+            "Content-Length: 03",
+            "content-length: 3, 3",
+            "transfer-encoding: chunked",
+            "Transfer-Encoding:\tchunked",
+            "transfer-encoding : chunked",
+            "connection: close",
+            "connection: content-length",
+            "connection: keep-alive",
+            "x-selvedge-revision: a/b",
+            "x-forwarded-for: 6.6.6.6",
+            "x: \u{b}y",
+            "x: a\rb",
+            "x:",
+            ": x",
+            "x",
+            " folded",
+            "te: trailers",
+            "cookie: a=b",
+        ]);
+        let end = proptest::sample::select(vec!["\r\n", "\r\n", "\r\n", "\n", "\r", ""]);
+        (known, end).prop_map(|(line, end)| format!("{line}{end}"))
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn what_is_plain_is_written_in_one_way_only(pieces in proptest::collection::vec(piece(), 0..6)) {
+            let head = format!("POST /x HTTP/1.1\r\nhost: h\r\n{}\r\n", pieces.concat());
+            let mut own = slots();
+            if let Reading::Plain(plain) = read(head.as_bytes(), &mut own) {
+                let mut out = Vec::new();
+                plain.write(&mut out, "192.0.2.1", "ID");
+                let mut headers = [httparse::EMPTY_HEADER; 64];
+                let mut again = Request::new(&mut headers);
+                let parsed = again.parse(&out).unwrap();
+                proptest::prop_assert!(parsed.is_complete() && parsed.unwrap() == out.len());
+                let count = |name: &str| again.headers.iter().filter(|h| h.name.eq_ignore_ascii_case(name)).count();
+                proptest::prop_assert_eq!(count("host"), 1);
+                proptest::prop_assert_eq!(count("x-forwarded-for"), 1);
+                proptest::prop_assert_eq!(count("content-length"), usize::from(plain.ask.body.is_some()));
+                for never in ["transfer-encoding", "connection", "te", "x-selvedge-revision"] {
+                    proptest::prop_assert_eq!(count(never), 0, "{}", never);
+                }
+                proptest::prop_assert_eq!(again.path, Some("/x"));
+            }
+        }
+
+        #[test]
+        fn nothing_breaks_it(bytes: Vec<u8>) {
+            let mut own = slots();
+            if let Reading::Plain(plain) = read(&bytes, &mut own) {
+                proptest::prop_assert!(plain.ask.head <= bytes.len());
+            }
+        }
+    }
+}

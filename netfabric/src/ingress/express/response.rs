@@ -290,3 +290,142 @@ fn chunk(out: &mut Vec<u8>, data: &[u8]) {
     out.extend_from_slice(data);
     out.extend_from_slice(b"\r\n");
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::request::slots;
+    use super::*;
+
+    #[test]
+    fn framing_is_read_strictly() {
+        let ok = "HTTP/1.1 200 OK";
+        let table: &[(&str, &str, Result<(Framing, bool), Garbled>)] = &[
+            (ok, "content-length: 5", Ok((Framing::Length(5), true))),
+            (
+                ok,
+                "Content-Length: 5\r\ncontent-length: 5",
+                Ok((Framing::Length(5), true)),
+            ),
+            (
+                ok,
+                "content-length: 5\r\ncontent-length: 6",
+                Err(Garbled::Framing),
+            ),
+            (ok, "content-length: 5, 5", Err(Garbled::Framing)),
+            (ok, "content-length: -5", Err(Garbled::Framing)),
+            (
+                ok,
+                "transfer-encoding: chunked",
+                Ok((Framing::Chunked, true)),
+            ),
+            (
+                ok,
+                "transfer-encoding: gzip, chunked",
+                Err(Garbled::Framing),
+            ),
+            (
+                ok,
+                "transfer-encoding: chunked\r\ntransfer-encoding: chunked",
+                Err(Garbled::Framing),
+            ),
+            (
+                ok,
+                "transfer-encoding: chunked\r\ncontent-length: 5",
+                Ok((Framing::Chunked, false)),
+            ),
+            (
+                ok,
+                "connection: close\r\ncontent-length: 5",
+                Ok((Framing::Length(5), false)),
+            ),
+            (
+                ok,
+                "connection: keep-alive, Close\r\ncontent-length: 5",
+                Ok((Framing::Length(5), false)),
+            ),
+            (ok, "x: y", Ok((Framing::Close, false))),
+            (
+                "HTTP/1.0 200 OK",
+                "content-length: 5",
+                Ok((Framing::Length(5), false)),
+            ),
+            (
+                "HTTP/1.0 200 OK",
+                "transfer-encoding: chunked",
+                Err(Garbled::Framing),
+            ),
+            ("HTTP/1.1 204 No", "x: y", Ok((Framing::Empty(None), true))),
+            (
+                "HTTP/1.1 204 No",
+                "content-length: 5",
+                Ok((Framing::Empty(None), true)),
+            ),
+            (
+                "HTTP/1.1 304 No",
+                "content-length: 5",
+                Ok((Framing::Empty(Some(5)), true)),
+            ),
+            (
+                "HTTP/1.1 103 Hints",
+                "link: x",
+                Ok((Framing::Empty(None), true)),
+            ),
+            ("HTTP/1.1 101 Switch", "upgrade: x", Err(Garbled::Switch)),
+            ("HTTP/1.1 099 Odd", "x: y", Err(Garbled::Head)),
+            ("HTTP/2.0 200 OK", "x: y", Err(Garbled::Head)),
+            ("ICY 200 OK", "x: y", Err(Garbled::Head)),
+        ];
+        for (line, headers, want) in table {
+            let head = format!("{line}\r\n{headers}\r\n\r\n");
+            let mut slots = slots();
+            let answer = read(head.as_bytes(), &mut slots, &Method::GET);
+            let got = answer.map(|a| a.map(|a| (a.framing, a.keep)).unwrap());
+            assert_eq!(got, *want, "{head:?}");
+        }
+        let head = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n";
+        let mut slots = slots();
+        let answer = read(head, &mut slots, &Method::HEAD).unwrap().unwrap();
+        assert_eq!(answer.framing, Framing::Empty(Some(5)));
+    }
+
+    #[test]
+    fn what_goes_on_of_an_answer() {
+        let head = "HTTP/1.1 201 Whatever\r\nDate: today\r\nConnection: x-hop, keep-alive\r\nX-Hop: 1\r\n\
+            keep-alive: 5\r\nx-selvedge-refused: a lie\r\nx-request-id: another\r\nset-cookie: a\r\n\
+            set-cookie: b\r\ntrailer: x\r\nContent-Length: 007\r\n\r\n";
+        let mut slots = slots();
+        let answer = read(head.as_bytes(), &mut slots, &Method::GET);
+        let mut out = Vec::new();
+        answer.unwrap().unwrap().write(&mut out, "ID", true);
+        let want = "HTTP/1.1 201 Created\r\nDate: today\r\nset-cookie: a\r\nset-cookie: b\r\n\
+            content-length: 7\r\nx-request-id: ID\r\nconnection: close\r\n\r\n";
+        assert_eq!(String::from_utf8(out).unwrap(), want);
+    }
+
+    #[test]
+    fn a_body_ends_where_its_framing_says() {
+        let table: &[(Framing, &[u8], &str, usize)] = &[
+            (Framing::Length(3), b"abcd", "abc", 3),
+            (
+                Framing::Chunked,
+                b"2\r\nab\r\n0\r\n\r\nHTTP",
+                "2\r\nab\r\n0\r\n\r\n",
+                12,
+            ),
+            (Framing::Empty(Some(3)), b"abc", "", 0),
+        ];
+        for (framing, bytes, want, used) in table {
+            let (mut through, mut out) = (Through::new(*framing), Vec::new());
+            assert_eq!(through.pass(bytes, &mut out), Ok(*used));
+            assert!(through.is_over());
+            assert_eq!(String::from_utf8(out).unwrap(), *want);
+        }
+        let (mut through, mut out) = (Through::new(Framing::Close), Vec::new());
+        through.pass(b"ab", &mut out).unwrap();
+        assert!(!through.is_over() && through.end(&mut out));
+        assert_eq!(out, b"2\r\nab\r\n0\r\n\r\n");
+        let mut through = Through::new(Framing::Length(3));
+        through.pass(b"ab", &mut out).unwrap();
+        assert!(!through.end(&mut out), "it ended early");
+    }
+}
