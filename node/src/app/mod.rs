@@ -182,7 +182,7 @@ impl App {
             origin: config.dns.origin.clone(),
             mesh: mesh.clone(),
             gossip: gossip.clone(),
-            registry: registry.view().watch(),
+            registry: registry.view().clone(),
             own: agent.record(),
             fleet: fleet_in,
             routes: routes.clone(),
