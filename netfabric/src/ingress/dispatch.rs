@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+use http::header::CONNECTION;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -17,7 +18,9 @@ use ulid::Ulid;
 
 use super::bench::Bench;
 use super::body::{Outbound, Outgoing, Spool};
-use super::headers::{Head, INSTANCE, PATIENCE, REQUEST_ID, REVISION, clean_response};
+use super::headers::{
+    Head, INSTANCE, PATIENCE, REQUEST_ID, REVISION, clean_response, switched_on_stream,
+};
 use super::lane::{Fate, hold};
 use super::ledger::{Line, Wait, micros};
 use super::offer::{self, Tried};
@@ -384,8 +387,17 @@ impl Errand {
         clean_response(status, response.headers_mut());
         if status == StatusCode::SWITCHING_PROTOCOLS && self.head.upgrade.is_some() {
             let server = hyper::upgrade::on(&mut response);
-            tunnel::join(&self.quest.shared, switch, server, admission, lease);
+            if self.head.on_stream {
+                switched_on_stream(&mut response);
+            }
+            let ends = (switch, server);
+            tunnel::join(&self.quest.shared, &self.head, ends, (admission, lease));
             return fresh(response).map(|_| Outgoing::Own(None));
+        }
+        if self.head.upgrade.is_some() && !self.head.on_stream {
+            // What follows was not read as HTTP (`strict`).
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(CONNECTION, close);
         }
         let escort = Escort::new(lease, self.body.clone(), admission);
         fresh(response).map(|body| Outgoing::pass(body, self.quest.deadline, escort))

@@ -24,7 +24,8 @@ use tokio::time::{sleep, timeout};
 use super::body::Outgoing;
 use super::headers::MAX_HEADERS;
 use super::local::lock;
-use super::stream::{Patient, Spoken, Stream, sniff};
+use super::stream::{Spoken, Stream, sniff};
+use super::strict::Strict;
 use super::{Shared, dispatch, express, introduced};
 
 /// A request's head may take this long to arrive, and an idle connection is kept as long.
@@ -148,7 +149,6 @@ pub(super) async fn serve<S, F, R>(
     let Ok(Ok((stream, spoken))) = sniffed else {
         return;
     };
-    let io: TokioIo<Patient<S>> = TokioIo::new(stream);
     let answering = Arc::clone(shared);
     let service = service_fn(move |request| {
         let answered = answer(Arc::clone(&answering), request);
@@ -156,10 +156,14 @@ pub(super) async fn serve<S, F, R>(
     });
     match spoken {
         Spoken::Http1 => {
+            let io = TokioIo::new(Strict::new(stream));
             let connection = http1_settings().serve_connection(io, service);
             drive(connection.with_upgrades(), phase, until).await;
         }
-        Spoken::Http2 => drive(http2_settings().serve_connection(io, service), phase, until).await,
+        Spoken::Http2 => {
+            let connection = http2_settings().serve_connection(TokioIo::new(stream), service);
+            drive(connection, phase, until).await;
+        }
     }
 }
 
@@ -178,6 +182,7 @@ fn http2_settings() -> http2::Builder<TokioExecutor> {
     settings
         .timer(TokioTimer::new())
         .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX))
+        .enable_connect_protocol()
         .max_concurrent_streams(MAX_STREAMS)
         .max_pending_accept_reset_streams(MAX_RESETS)
         .max_local_error_reset_streams(MAX_RESETS)

@@ -11,10 +11,12 @@
 
 mod bench;
 mod body;
+mod chunks;
 mod counters;
 mod dispatch;
 mod door;
 mod express;
+mod frames;
 mod frost;
 mod gate;
 mod headers;
@@ -32,6 +34,7 @@ mod problem;
 mod recent;
 mod start;
 mod stream;
+mod strict;
 mod tunnel;
 mod upstream;
 mod workers;

@@ -160,7 +160,8 @@ impl Call {
         let admission = Admission::Here(guard);
         if status == StatusCode::SWITCHING_PROTOCOLS && self.head.upgrade.is_some() {
             let server = hyper::upgrade::on(&mut response);
-            tunnel::join(&self.shared, switch, server, admission, lease);
+            let ends = (switch, server);
+            tunnel::join(&self.shared, &self.head, ends, (admission, lease));
             return fresh(response).map(|_| Outgoing::Own(None));
         }
         let escort = Escort::new(lease, self.body.clone(), admission);

@@ -134,6 +134,17 @@ impl<S: Stream> Conn<S> {
         })
     }
 
+    /// Where to write what is to be sent next.
+    pub(super) fn next(&mut self) -> &mut Vec<u8> {
+        &mut self.out
+    }
+
+    /// What was written and not sent is not to be sent.
+    pub(super) fn take_back(&mut self) {
+        self.out.clear();
+        self.sent = 0;
+    }
+
     /// Sends at once what the client takes, and keeps the rest.
     pub(super) fn push(&mut self, cx: &mut Context<'_>, mut bytes: &[u8]) -> io::Result<()> {
         while self.out.is_empty() && !bytes.is_empty() {

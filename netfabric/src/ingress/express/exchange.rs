@@ -30,7 +30,7 @@ pub(super) enum Failure {
     Gone,
 }
 
-/// An answer whose head is with the client.
+/// An answer whose head is ready for the client.
 #[derive(Debug)]
 pub(super) struct Begun {
     pub(super) status: u16,
@@ -122,7 +122,7 @@ fn lost(why: Waited) -> Failure {
     }
 }
 
-/// Reads until the answer's head can be passed on, and does so: small answers with their body.
+/// Reads until the answer's head can be passed on: small answers with their body.
 async fn answer<S: Stream>(
     conn: &mut Conn<S>,
     mut upstream: TcpStream,
@@ -145,7 +145,7 @@ async fn answer<S: Stream>(
                     Err(_) if early.is_empty() => Err(Failure::Stale),
                     Ok(()) if bytes.is_empty() && early.is_empty() => Err(Failure::Stale),
                     Err(error) => Err(broken(error)),
-                    Ok(()) => hear(cx, conn, bytes, &mut early, errand),
+                    Ok(()) => hear(conn, bytes, &mut early, errand),
                 })
             });
             match step {
@@ -175,7 +175,6 @@ struct Heard {
 
 /// Takes in what came of an answer; no bytes are its end. `None`: not enough yet.
 fn hear<S: Stream>(
-    cx: &mut Context<'_>,
     conn: &mut Conn<S>,
     bytes: &[u8],
     early: &mut Vec<u8>,
@@ -183,10 +182,10 @@ fn hear<S: Stream>(
 ) -> Result<Option<Heard>, Failure> {
     let ended = bytes.is_empty();
     let heard = if early.is_empty() {
-        pass_head(cx, conn, bytes, ended, errand)
+        pass_head(conn, bytes, ended, errand)
     } else {
         early.extend_from_slice(bytes);
-        pass_head(cx, conn, early, ended, errand)
+        pass_head(conn, early, ended, errand)
     };
     match heard? {
         Pass::Heard(heard) => Ok(Some(heard)),
@@ -204,9 +203,9 @@ enum Pass {
     Heard(Heard),
 }
 
-/// Passes the head on with what is here of the body, unless that is small and not here whole.
+/// Has the head ready for the client with what is here of the body, unless that is small and not here
+/// whole.
 fn pass_head<S: Stream>(
-    cx: &mut Context<'_>,
     conn: &mut Conn<S>,
     mut bytes: &[u8],
     ended: bool,
@@ -233,16 +232,14 @@ fn pass_head<S: Stream>(
         }
         let close = !errand.ask.keep || conn.is_closing();
         let mut through = Through::new(answer.framing);
-        let mut used = 0;
-        scratch::output(|out| {
-            answer.write(out, errand.id, close);
-            used = through.pass(body, out).map_err(|e| garbled(e.into()))?;
-            if ended {
-                through.end(out);
-            }
-            // A client that is gone is noticed when the answer is to be finished.
-            conn.push(cx, out).map_err(|_| Failure::Gone)
-        })?;
+        // Not sent yet: what became of the request is written down before its client knows.
+        let out = conn.next();
+        answer.write(out, errand.id, close);
+        let used = through.pass(body, out).map_err(|e| garbled(e.into()));
+        let used = used.inspect_err(|_| conn.take_back())?;
+        if ended {
+            through.end(conn.next());
+        }
         return Ok(Pass::Heard(Heard {
             status: answer.status,
             close,

@@ -7,7 +7,6 @@
 //! and everything that is wrong. Nothing is decided here that is not decided there: routing,
 //! admission, waiting, retries are `dispatch`'s.
 
-mod chunks;
 mod conn;
 mod exchange;
 mod request;

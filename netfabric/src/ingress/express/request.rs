@@ -9,6 +9,7 @@ use httparse::{Header, ParserConfig, Request, Status};
 
 use crate::ingress::door::MAX_HEAD_BYTES;
 use crate::ingress::headers::MAX_HEADERS;
+use crate::ingress::strict::{length, lines_end_well};
 
 /// Room for the headers of one head.
 pub(super) type Slots<'b> = [MaybeUninit<Header<'b>>; MAX_HEADERS];
@@ -201,11 +202,6 @@ fn kind(name: &str) -> Kind {
     }
 }
 
-/// No line of the head ends in a line feed alone.
-fn lines_end_well(head: &[u8]) -> bool {
-    memchr::memchr_iter(b'\n', head).all(|at| at > 0 && head[at - 1] == b'\r')
-}
-
 fn plain_method(method: &str) -> Option<Method> {
     Some(match method {
         "GET" => Method::GET,
@@ -230,13 +226,6 @@ fn plain_host(value: &[u8]) -> Option<&str> {
     let fine = |b: &u8| b.is_ascii_alphanumeric() || b"-._:[]~%".contains(b);
     let all = !value.is_empty() && value.iter().all(fine);
     std::str::from_utf8(value).ok().filter(|_| all)
-}
-
-/// Digits and nothing else, and not so many that it could overflow.
-pub(super) fn length(value: &[u8]) -> Option<u64> {
-    let digits = (1..=18).contains(&value.len()) && value.iter().all(u8::is_ascii_digit);
-    let digits = std::str::from_utf8(value).ok().filter(|_| digits);
-    digits?.parse().ok()
 }
 
 /// Whether the connection stays, by a `Connection` header that says nothing else.

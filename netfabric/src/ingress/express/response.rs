@@ -4,9 +4,10 @@
 use http::{Method, StatusCode};
 use httparse::{Header, ParserConfig, Response, Status};
 
-use super::chunks::{Chunks, Malformed};
-use super::request::{Slots, length};
+use super::request::Slots;
+use crate::ingress::chunks::{Chunks, Malformed};
 use crate::ingress::door::MAX_HEAD_BYTES;
+use crate::ingress::strict::length;
 
 /// Why an answer is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
