@@ -189,6 +189,8 @@ pub struct IngressSection {
     pub addresses: Vec<std::net::IpAddr>,
     pub activation_queue: usize,
     pub activation_timeout: Span,
+    /// Every connection comes through a load balancer that begins it with the PROXY protocol.
+    pub proxy_protocol: bool,
 }
 
 impl Default for IngressSection {
@@ -198,6 +200,7 @@ impl Default for IngressSection {
             addresses: Vec::new(),
             activation_queue: 1000,
             activation_timeout: Span(Duration::from_secs(30)),
+            proxy_protocol: false,
         }
     }
 }

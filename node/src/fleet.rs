@@ -1,5 +1,5 @@
 //! Keeps this node's view of the fleet and the routes made from it: whenever gossip, the registry
-//! or this node itself changes, both are built anew and swapped.
+//! or this node itself changes, both follow and are swapped.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,6 +14,8 @@ use scheduler::registry::State;
 use scheduler::route::Routes;
 use tokio::sync::watch;
 
+use crate::consensus::{Missing, RING_CHANGES, View};
+
 /// How often round trips are read from the transport when nothing else changes.
 const RTT_PERIOD: Duration = Duration::from_secs(5);
 
@@ -23,7 +25,7 @@ pub struct FleetDriver {
     pub origin: String,
     pub mesh: Mesh,
     pub gossip: Gossip,
-    pub registry: watch::Receiver<Arc<State>>,
+    pub registry: Arc<View>,
     /// This node's own record, newer than what gossip has of it.
     pub own: watch::Receiver<Arc<NodeRecord>>,
     pub fleet: watch::Sender<Arc<Fleet>>,
@@ -33,16 +35,18 @@ pub struct FleetDriver {
 impl FleetDriver {
     /// Runs until the daemon ends.
     pub async fn run(mut self) {
+        let mut registry = self.registry.watch();
         let mut members = self.gossip.members();
         let mut rtt = tokio::time::interval(RTT_PERIOD);
         rtt.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // The first record may have been made before anybody watched, and may not change for long.
         self.publish();
         loop {
-            self.rebuild(&members.borrow_and_update().clone());
+            let state = registry.borrow_and_update().clone();
+            self.rebuild(&state, &members.borrow_and_update().clone());
             let changed = tokio::select! {
                 changed = members.changed() => changed.is_ok(),
-                changed = self.registry.changed() => changed.is_ok(),
+                changed = registry.changed() => changed.is_ok(),
                 changed = self.own.changed() => {
                     self.publish();
                     changed.is_ok()
@@ -62,8 +66,7 @@ impl FleetDriver {
         }
     }
 
-    fn rebuild(&mut self, heard: &BTreeMap<NodeId, (NodeRecord, bool)>) {
-        let state = self.registry.borrow_and_update().clone();
+    fn rebuild(&mut self, state: &State, heard: &BTreeMap<NodeId, (NodeRecord, bool)>) {
         let own = self.own.borrow().clone();
         for (id, identity) in &state.nodes {
             let address = heard
@@ -73,17 +76,32 @@ impl FleetDriver {
                 self.mesh.set_addr(*id, address);
             }
         }
-        let fleet = Arc::new(view(self.me, &own, heard, &state, |id| {
+        let fleet = Arc::new(view(self.me, &own, heard, state, |id| {
             let rtt = self.mesh.rtt(id)?;
             u32::try_from(rtt.as_micros()).ok()
         }));
-        self.routes
-            .store(Arc::new(Routes::build(&state, &fleet, &self.origin)));
+        self.routes.store(Arc::new(self.reroute(state, &fleet)));
         self.fleet.send_if_modified(|current| {
             let changed = **current != *fleet;
             *current = fleet;
             changed
         });
+    }
+}
+
+impl FleetDriver {
+    /// The routes that follow the present ones; made from nothing when these are too old for that.
+    fn reroute(&self, state: &State, fleet: &Fleet) -> Routes {
+        let present = self.routes.load();
+        let missing = self.registry.since(present.index, RING_CHANGES);
+        match missing {
+            // Steps beyond `state` name services that are joined anew for nothing, and come again.
+            Missing::Steps(steps) if present.index > 0 => {
+                let changes = steps.iter().flat_map(|(_, changes)| changes);
+                present.follow(state, changes, &self.fleet.borrow(), fleet)
+            }
+            Missing::Steps(_) | Missing::TooMuch => Routes::build(state, fleet, &self.origin),
+        }
     }
 }
 

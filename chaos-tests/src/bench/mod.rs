@@ -38,6 +38,8 @@ pub struct Plan {
     pub programs: PathBuf,
     /// The most instances at once.
     pub most: usize,
+    /// Lengths of answers in `proxy`.
+    pub bodies: Vec<usize>,
 }
 
 impl Plan {
@@ -86,7 +88,7 @@ pub const ALL: [Bench; 9] = [
     },
     Bench {
         name: "proxy",
-        about: "requests through the front door to a warm instance; against nginx",
+        about: "requests through the front door to a warm instance; against nginx and haproxy",
         run: proxy::run,
     },
     Bench {

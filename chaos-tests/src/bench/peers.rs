@@ -19,6 +19,7 @@ pub struct Peer {
 pub const CRUN: Peer = Peer::new("crun", "crun");
 pub const RUNC: Peer = Peer::new("runc", "runc");
 pub const NGINX: Peer = Peer::new("nginx", "nginx-light");
+pub const HAPROXY: Peer = Peer::new("haproxy", "haproxy");
 pub const SKOPEO: Peer = Peer::new("skopeo", "skopeo");
 pub const UMOCI: Peer = Peer::new("umoci", "umoci");
 pub const PODMAN: Peer = Peer::new("podman", "podman");

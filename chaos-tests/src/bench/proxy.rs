@@ -1,5 +1,5 @@
-//! `proxy`: requests to a warm instance, through the front door, through nginx, and straight. All
-//! three ask the same process, the floor's backend in a container, from the node's own host, so
+//! `proxy`: requests to a warm instance, through the front door, through nginx and haproxy, and
+//! straight. All ask the same process, the floor's backend in a container, from the node's own host, so
 //! that only what stands between differs. CPU time is of all that serves, the backend too.
 
 use std::fs;
@@ -24,6 +24,7 @@ const TIME: Duration = Duration::from_secs(2);
 /// Requests at once, as cases.
 const CASES: [&str; 3] = ["c1", "c32", "c256"];
 const NGINX_PORT: u16 = 8099;
+const HAPROXY_PORT: u16 = 8098;
 
 pub fn run(plan: &Plan) -> Result<Board> {
     let mut board = Board::new("proxy");
@@ -39,7 +40,7 @@ pub fn run(plan: &Plan) -> Result<Board> {
             system,
             netns: node.netns.clone(),
             door,
-            request: get(&host),
+            host: host.clone(),
             groups,
         }) as Box<dyn Contestant>
     };
@@ -56,10 +57,33 @@ pub fn run(plan: &Plan) -> Result<Board> {
     };
     if let Some((_, group)) = &nginx {
         let at = (node.address, NGINX_PORT).into();
-        ways.push(door("nginx", at, vec![group.clone(), containers]));
+        ways.push(door("nginx", at, vec![group.clone(), containers.clone()]));
     }
-    race(&mut board, &CASES, plan.rounds, &mut ways)?;
+    let haproxy = match peers::HAPROXY.fetch() {
+        Ok(()) => Some(start_haproxy(&world, node, backend)?),
+        Err(error) => {
+            board.missing("haproxy", format!("{error:#}"));
+            None
+        }
+    };
+    if let Some((_, group)) = &haproxy {
+        let at = (node.address, HAPROXY_PORT).into();
+        ways.push(door("haproxy", at, vec![group.clone(), containers]));
+    }
+    let cases: Vec<String> = plan.bodies.iter().flat_map(|body| cases(*body)).collect();
+    let cases: Vec<&str> = cases.iter().map(String::as_str).collect();
+    race(&mut board, &cases, plan.rounds, &mut ways)?;
     Ok(board)
+}
+
+/// The cases with answers of that many bytes; 0 is the few that the backend says by itself.
+fn cases(body: usize) -> impl Iterator<Item = String> {
+    let end = if body > 0 {
+        format!("-{body}")
+    } else {
+        String::new()
+    };
+    CASES.iter().map(move |case| format!("{case}{end}"))
 }
 
 /// One way to the backend.
@@ -67,7 +91,7 @@ struct Way {
     system: &'static str,
     netns: String,
     door: SocketAddr,
-    request: Vec<u8>,
+    host: String,
     /// Of all that serves.
     groups: Vec<Group>,
 }
@@ -78,11 +102,12 @@ impl Contestant for Way {
     }
 
     fn take(&mut self, case: &str) -> Result<Vec<Reading>> {
+        let (case, path) = case.split_once('-').unwrap_or((case, ""));
         let load = Load {
             door: Door::Tcp(self.door),
             connections: connections(case)?,
             time: TIME,
-            requests: std::slice::from_ref(&self.request),
+            requests: &[get(&self.host, path)],
         };
         let before = group::used(&self.groups)?;
         let measured = yard::on_host(&self.netns, || drive(&load))?;
@@ -113,8 +138,8 @@ pub(super) fn readings(
     ]
 }
 
-fn get(host: &str) -> Vec<u8> {
-    format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n").into_bytes()
+fn get(host: &str, path: &str) -> Vec<u8> {
+    format!("GET /{path} HTTP/1.1\r\nhost: {host}\r\n\r\n").into_bytes()
 }
 
 /// The floor's backend as a service with one instance; returns where that listens.
@@ -212,6 +237,42 @@ http {{
         location / {{ proxy_pass http://backend; proxy_http_version 1.1; proxy_set_header Connection \"\"; }}
     }}
 }}
+"
+    )
+}
+
+/// haproxy likewise, with a thread a core.
+fn start_haproxy(world: &World, node: &Node, backend: SocketAddr) -> Result<(Running, Group)> {
+    let home = world.dir().join("haproxy");
+    fs::create_dir_all(&home)?;
+    let config = home.join("haproxy.cfg");
+    fs::write(&config, haproxy_config(backend))?;
+    let group = Group::of(world, "bench-haproxy")?;
+    let words = ["haproxy", "-f", &config.to_string_lossy()];
+    let child = yard::waiting(&node.netns, &group, &home.join("log"), &words)?.begin()?;
+    let door = (node.address, HAPROXY_PORT).into();
+    until("haproxy answers", PATIENCE, || {
+        world::Request::get(SERVICE, "/").send(door)?.ok().map(Some)
+    })?;
+    Ok((child, group))
+}
+
+fn haproxy_config(backend: SocketAddr) -> String {
+    format!(
+        "global
+    maxconn 4096
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 60s
+    timeout server 60s
+    option http-keep-alive
+    http-reuse always
+frontend door
+    bind :{HAPROXY_PORT}
+    default_backend backend
+backend backend
+    server one {backend}
 "
     )
 }

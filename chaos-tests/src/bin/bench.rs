@@ -23,6 +23,9 @@ struct Args {
     /// The most instances at once in `burst` and `density`
     #[arg(long, default_value_t = 1000, value_name = "COUNT")]
     most: usize,
+    /// Lengths of answers in `proxy`, up to 65536; 0 is the shortest there is
+    #[arg(long, value_name = "BYTES", value_delimiter = ',', default_value = "0")]
+    bodies: Vec<usize>,
     /// One JSON object a line instead of tables
     #[arg(long)]
     json: bool,
@@ -47,6 +50,7 @@ fn main() -> Result<()> {
         rounds: args.rounds,
         programs,
         most: args.most,
+        bodies: args.bodies,
     };
     plan.announce();
     let mut wanting = Vec::new();

@@ -16,7 +16,7 @@ use super::upstream::{Arrival, Escort};
 
 /// How much of a request's body is kept until an answer begins, so that another endpoint can be
 /// tried. What is kept are references to the received buffers, not copies.
-const KEEP_BYTES: usize = 64 * 1024;
+pub(super) const KEEP_BYTES: usize = 64 * 1024;
 
 pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -202,6 +202,14 @@ pub(super) struct Passing {
 }
 
 impl Outgoing {
+    /// What the door itself says.
+    pub(super) fn own(self) -> Bytes {
+        match self {
+            Self::Own(bytes) => bytes.unwrap_or_default(),
+            Self::Passing(_) => Bytes::new(),
+        }
+    }
+
     /// Passes `body` on until `deadline`; one that is here or empty lets its escort go now.
     pub(super) fn pass(body: Arrival, deadline: Instant, mut escort: Escort) -> Self {
         let source = match body {

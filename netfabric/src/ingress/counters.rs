@@ -6,16 +6,16 @@ use serde::Serialize;
 
 use super::histogram::{Distribution, Histogram};
 use super::problem::{CODES, Code};
+use super::workers;
 
 /// The steps of a start, in order.
 pub const PHASES: [&str; 5] = ["place", "pull", "create", "start", "ready"];
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Counters {
     pub(super) connections: AtomicU64,
-    pub(super) requests: AtomicU64,
-    /// Answers by the hundreds of their status, 1xx first.
-    classes: [AtomicU64; 5],
+    /// What every request counts, by the door's workers.
+    parts: Box<[Part]>,
     problems: [AtomicU64; CODES.len()],
     pub(super) cold: AtomicU64,
     pub(super) retries: AtomicU64,
@@ -27,6 +27,15 @@ pub(super) struct Counters {
     /// Whole requests that had to wait for room, until their answer began.
     pub(super) cold_starts: Histogram,
     phases: [Histogram; PHASES.len()],
+}
+
+/// One worker's counts.
+#[derive(Debug, Default)]
+#[repr(align(128))] // Two cache lines, so that no neighbour's writes slow it down.
+struct Part {
+    requests: AtomicU64,
+    /// Answers by the hundreds of their status, 1xx first.
+    classes: [AtomicU64; 5],
 }
 
 /// The door's counts at a moment. All but the last three only rise.
@@ -58,9 +67,35 @@ pub struct Counts {
 }
 
 impl Counters {
+    pub(super) fn new() -> Self {
+        Self {
+            connections: AtomicU64::default(),
+            parts: (0..workers::parts()).map(|_| Part::default()).collect(),
+            problems: Default::default(),
+            cold: AtomicU64::default(),
+            retries: AtomicU64::default(),
+            starts: AtomicU64::default(),
+            starts_failed: AtomicU64::default(),
+            sent_to_peers: AtomicU64::default(),
+            served_for_peers: AtomicU64::default(),
+            tunnels: AtomicU64::default(),
+            cold_starts: Histogram::default(),
+            phases: Default::default(),
+        }
+    }
+
     pub(super) fn answered(&self, status: u16) {
         let class = usize::from(status / 100).clamp(1, 5) - 1;
-        self.classes[class].fetch_add(1, Ordering::Relaxed);
+        self.here().classes[class].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A request came.
+    pub(super) fn asked(&self) {
+        self.here().requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn here(&self) -> &Part {
+        &self.parts[workers::here() % self.parts.len()]
     }
 
     pub(super) fn problem(&self, code: Code) {
@@ -79,8 +114,8 @@ impl Counters {
         let problems = CODES.iter().zip(&self.problems);
         Counts {
             connections: read(&self.connections),
-            requests: read(&self.requests),
-            classes: std::array::from_fn(|i| read(&self.classes[i])),
+            requests: self.parts.iter().map(|p| read(&p.requests)).sum(),
+            classes: std::array::from_fn(|i| self.parts.iter().map(|p| read(&p.classes[i])).sum()),
             problems: problems.map(|(c, n)| (c.1.to_owned(), read(n))).collect(),
             cold: read(&self.cold),
             retries: read(&self.retries),

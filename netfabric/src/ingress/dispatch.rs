@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::header::CONNECTION;
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use scheduler::activate::Ticket;
@@ -17,7 +18,9 @@ use ulid::Ulid;
 
 use super::bench::Bench;
 use super::body::{Outbound, Outgoing, Spool};
-use super::headers::{Head, INSTANCE, PATIENCE, REQUEST_ID, REVISION, clean_response};
+use super::headers::{
+    Head, INSTANCE, PATIENCE, REQUEST_ID, REVISION, clean_response, switched_on_stream,
+};
 use super::lane::{Fate, hold};
 use super::ledger::{Line, Wait, micros};
 use super::offer::{self, Tried};
@@ -36,154 +39,96 @@ const DEAD_ENDS: usize = 16;
 const FIRST_READY: Duration = Duration::from_secs(2);
 const FIRST_READY_LOOK: Duration = Duration::from_millis(25);
 
-/// Answers one request of a client.
+/// Answers one request of a client; `resume` when its way had begun.
 pub(super) async fn answer(
     shared: &Arc<Shared>,
     mut request: Request<Incoming>,
     client: IpAddr,
+    resume: Option<Resume>,
 ) -> Response<Outgoing> {
     let arrival = Instant::now();
-    shared.counters.requests.fetch_add(1, Ordering::Relaxed);
-    shared.retries.earn();
-    let id = Ulid::generate();
+    let id = resume.as_ref().map_or_else(Ulid::generate, |r| r.quest.id);
+    if resume.is_none() {
+        shared.counters.asked();
+        shared.retries.earn();
+    }
     let id_text = HeaderValue::try_from(id.to_string()).unwrap_or(HeaderValue::from_static("-"));
     let json = accepts_json(request.headers());
     let switch = hyper::upgrade::on(&mut request);
-    let errand = Errand::new(shared, request, client, id, &id_text, arrival).await;
-    let (mut response, line) = match errand {
-        Ok(mut errand) => errand.run(switch, &id_text, json).await,
+    let errand = Errand::new(shared, request, client, (id, &id_text, arrival), resume).await;
+    let mut response = match errand {
+        Ok(errand) => errand.run(switch, &id_text, json).await,
         Err(problem) => {
             shared.counters.problem(problem.code);
-            (problem.response(&id_text, json), None)
+            let response = problem.response(&id_text, json);
+            shared.counters.answered(response.status().as_u16());
+            response
         }
     };
-    shared.counters.answered(response.status().as_u16());
-    if let Some((line, wait)) = line {
-        match wait {
-            Some(wait) => {
-                shared.counters.cold_starts.note(line.took);
-                shared.ledger.cold(line, wait);
-            }
-            None => shared.ledger.warm(line),
-        }
-    }
     response.headers_mut().insert(REQUEST_ID, id_text);
     response
 }
 
-/// A request on its way.
-struct Errand {
-    shared: Arc<Shared>,
-    id: Ulid,
+/// A request's search for an endpoint.
+pub(super) struct Quest {
+    pub(super) shared: Arc<Shared>,
+    pub(super) id: Ulid,
+    pub(super) deadline: Instant,
+    pub(super) route: Arc<RevisionRoute>,
     arrival: Instant,
-    deadline: Instant,
-    head: Head,
-    body: Option<Arc<Spool>>,
-    route: Arc<RevisionRoute>,
     bench: Arc<Bench>,
     tried: Tried,
+    tries: usize,
+    dead_ends: usize,
     ticket: Option<Ticket>,
     wait: Option<Wait>,
 }
 
-/// Who answered.
-struct Source {
-    instance: Option<Arc<InstanceId>>,
-    node: NodeId,
+/// A request whose way began on an express connection.
+pub(super) struct Resume {
+    quest: Quest,
+    /// The endpoint it has found already.
+    admission: Option<Admission>,
 }
 
-type Record = Option<(Line, Option<Wait>)>;
+impl Resume {
+    pub(super) fn new(quest: Quest, admission: Option<Admission>) -> Self {
+        Self { quest, admission }
+    }
+}
 
-impl Errand {
-    async fn new(
+/// Who answered.
+pub(super) struct Source {
+    pub(super) instance: Option<Arc<InstanceId>>,
+    pub(super) node: NodeId,
+}
+
+impl Quest {
+    pub(super) async fn new(
         shared: &Arc<Shared>,
-        mut request: Request<Incoming>,
-        client: IpAddr,
+        host: &str,
         id: Ulid,
-        id_text: &HeaderValue,
         arrival: Instant,
     ) -> Result<Self, Problem> {
-        let mut head = Head::vet(&mut request)?;
-        head.introduce(client, id_text);
-        let route = revision(shared, &head, arrival).await?;
+        let route = revision(shared, host, arrival).await?;
         let seconds = u64::from(route.timeout_seconds.max(1));
         Ok(Self {
             shared: Arc::clone(shared),
             id,
-            arrival,
             deadline: arrival + Duration::from_secs(seconds),
-            head,
-            body: Spool::new(request.into_body()),
+            arrival,
             bench: shared.local.bench(&route.key),
             route,
             tried: Tried::default(),
+            tries: 0,
+            dead_ends: 0,
             ticket: None,
             wait: None,
         })
     }
 
-    /// Sends it until it is answered, and puts the answer into the client's form.
-    async fn run(
-        &mut self,
-        switch: OnUpgrade,
-        id_text: &HeaderValue,
-        json: bool,
-    ) -> (Response<Outgoing>, Record) {
-        let (response, source, problem) = match self.send().await {
-            Ok((answer, admission)) => {
-                let source = source(&self.shared, &answer, &admission);
-                let response = self.respond(answer, admission, switch);
-                (response, Some(source), None)
-            }
-            Err(problem) => {
-                self.shared.counters.problem(problem.code);
-                let response = problem.response(id_text, json);
-                (response, None, Some(problem.code.word()))
-            }
-        };
-        let line = Line {
-            request: self.id,
-            route: Arc::clone(&self.route),
-            instance: source.as_ref().and_then(|s| s.instance.clone()),
-            node: source.map(|s| s.node),
-            status: response.status().as_u16(),
-            problem,
-            took: self.arrival.elapsed(),
-        };
-        (response, Some((line, self.wait.take())))
-    }
-
-    /// Tries endpoints until one answers.
-    async fn send(&mut self) -> Result<(Answer, Admission), Problem> {
-        let (mut tries, mut dead_ends) = (0, 0);
-        loop {
-            let admission = self.admission().await?;
-            let sent = timeout_at(self.deadline, self.attempt(&admission)).await;
-            let late = || Problem::new(Code::UpstreamTimeout, "no answer within the timeout");
-            let trip = match sent.map_err(|_| late())? {
-                Ok(answer) => return Ok((answer, admission)),
-                Err(trip) => trip,
-            };
-            self.blame(&admission, &trip);
-            match trip {
-                // The node is not asked again for a while; the request has lost nothing but time.
-                Trip::Refused { .. } => {}
-                Trip::Connect(_) => dead_ends += 1,
-                Trip::Broken(_) | Trip::BrokenThere(_) => tries += 1,
-            }
-            if !matches!(trip, Trip::Refused { .. }) {
-                self.tried.add(&admission);
-            }
-            drop(admission);
-            if tries >= TRIES || dead_ends >= DEAD_ENDS || !self.may_repeat(&trip) {
-                return Err(problem(&trip));
-            }
-            self.shared.counters.retries.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
     /// An endpoint with room: at once when there is one and nobody waits, else from the queue.
-    async fn admission(&mut self) -> Result<Admission, Problem> {
+    pub(super) async fn admission(&mut self) -> Result<Admission, Problem> {
         let shared = Arc::clone(&self.shared);
         if let Some(route) = shared.routes.load().revision(&self.route.key) {
             self.route = Arc::clone(route);
@@ -224,47 +169,44 @@ impl Errand {
         wait.stories = Arc::clone(&fate.stories);
     }
 
-    async fn attempt(&self, admission: &Admission) -> Result<Answer, Trip> {
-        let gone = || Trip::Connect("the request's body was read already".to_owned());
-        let body = match &self.body {
-            None => Outbound::Empty,
-            Some(spool) => spool.read().ok_or_else(gone)?,
-        };
-        let mut request = self.head.request(body);
-        let switch = self.head.upgrade.is_some();
-        let answer = match admission {
-            Admission::Here(guard) => {
-                let answer = upstream::here(&guard.slot, request, switch).await?;
-                guard.slot.answered();
-                answer
-            }
-            Admission::There(sent) => {
-                self.address(&mut request);
-                self.shared
-                    .counters
-                    .sent_to_peers
-                    .fetch_add(1, Ordering::Relaxed);
-                let link = self.shared.link.as_ref();
-                let protocol = self.route.protocol;
-                let answer = upstream::there(link, sent.node, protocol, request, switch).await?;
-                self.shared.nodes.of(sent.node).answered();
-                answer
-            }
-        };
-        if let Some(body) = &self.body {
-            body.settle();
+    /// A try failed. Says whether another may follow: it does no harm when nothing was sent, or
+    /// when repeating is harmless by the method's meaning and retries are within their budget; and
+    /// when the body is still whole.
+    pub(super) fn again(
+        &mut self,
+        admission: &Admission,
+        trip: &Trip,
+        idempotent: bool,
+        whole: bool,
+    ) -> bool {
+        self.blame(admission, trip);
+        match trip {
+            // The node is not asked again for a while; the request has lost nothing but time.
+            Trip::Refused { .. } => {}
+            Trip::Connect(_) => self.dead_ends += 1,
+            Trip::Broken(_) | Trip::BrokenThere(_) => self.tries += 1,
         }
-        Ok(answer)
+        if !matches!(trip, Trip::Refused { .. }) {
+            self.tried.add(admission);
+        }
+        let harmless = || idempotent && self.shared.retries.spend();
+        let left = self.tries < TRIES && self.dead_ends < DEAD_ENDS;
+        let again = left && whole && (!trip.was_sent() || harmless());
+        if again {
+            self.shared.counters.retries.fetch_add(1, Ordering::Relaxed);
+        }
+        again
     }
 
-    /// Says to a peer what is meant and how long there is.
-    fn address(&self, request: &mut Request<Outbound>) {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        let headers = request.headers_mut();
-        headers.insert(PATIENCE, HeaderValue::from(micros(left) / 1000));
-        if let Ok(revision) = HeaderValue::try_from(self.route.key.to_string()) {
-            headers.insert(REVISION, revision);
+    /// A kept connection was closed as the request was sent on it, which is nobody's fault. Says
+    /// whether it may be sent again.
+    pub(super) fn again_after_stale(&mut self, method: &Method) -> bool {
+        self.tries += 1;
+        let again = self.tries < TRIES && method.is_idempotent() && self.shared.retries.spend();
+        if again {
+            self.shared.counters.retries.fetch_add(1, Ordering::Relaxed);
         }
+        again
     }
 
     /// Leaves an endpoint alone for a while when the fault is its own.
@@ -282,12 +224,153 @@ impl Errand {
         }
     }
 
-    /// Another try does no harm when nothing was sent, or when repeating is harmless by the
-    /// method's meaning and retries are within their budget; and when the body is still whole.
-    fn may_repeat(&self, trip: &Trip) -> bool {
-        let whole = self.body.as_ref().is_none_or(|b| b.can_repeat());
-        let harmless = || self.head.is_idempotent() && self.shared.retries.spend();
-        whole && (!trip.was_sent() || harmless())
+    /// An answer began: writes down what became of the request.
+    pub(super) fn record(self, status: u16, source: Option<Source>, problem: Option<&'static str>) {
+        let line = Line {
+            request: self.id,
+            route: self.route,
+            node: source.as_ref().map(|s| s.node),
+            instance: source.and_then(|s| s.instance),
+            status,
+            problem,
+            took: self.arrival.elapsed(),
+        };
+        self.shared.counters.answered(status);
+        match self.wait {
+            Some(wait) => {
+                self.shared.counters.cold_starts.note(line.took);
+                self.shared.ledger.cold(line, wait);
+            }
+            None => self.shared.ledger.warm(line),
+        }
+    }
+}
+
+/// A request on its way.
+struct Errand {
+    quest: Quest,
+    /// An endpoint that was found before.
+    found: Option<Admission>,
+    head: Head,
+    body: Option<Arc<Spool>>,
+}
+
+impl Errand {
+    async fn new(
+        shared: &Arc<Shared>,
+        mut request: Request<Incoming>,
+        client: IpAddr,
+        (id, id_text, arrival): (Ulid, &HeaderValue, Instant),
+        resume: Option<Resume>,
+    ) -> Result<Self, Problem> {
+        let mut head = Head::vet(&mut request)?;
+        head.introduce(client, id_text);
+        let Resume { quest, admission } = match resume {
+            Some(resume) => resume,
+            None => {
+                let host = head.host.to_str().unwrap_or_default();
+                Resume::new(Quest::new(shared, host, id, arrival).await?, None)
+            }
+        };
+        Ok(Self {
+            quest,
+            found: admission,
+            head,
+            body: Spool::new(request.into_body()),
+        })
+    }
+
+    /// Sends it until it is answered, and puts the answer into the client's form.
+    async fn run(
+        mut self,
+        switch: OnUpgrade,
+        id_text: &HeaderValue,
+        json: bool,
+    ) -> Response<Outgoing> {
+        match self.send().await {
+            Ok((answer, admission)) => {
+                let source = source(&self.quest.shared, &answer, &admission);
+                let response = self.respond(answer, admission, switch);
+                self.quest
+                    .record(response.status().as_u16(), Some(source), None);
+                response
+            }
+            Err(problem) => {
+                self.quest.shared.counters.problem(problem.code);
+                let response = problem.response(id_text, json);
+                let status = response.status().as_u16();
+                self.quest.record(status, None, Some(problem.code.word()));
+                response
+            }
+        }
+    }
+
+    /// Tries endpoints until one answers.
+    async fn send(&mut self) -> Result<(Answer, Admission), Problem> {
+        loop {
+            let admission = match self.found.take() {
+                Some(admission) => admission,
+                None => self.quest.admission().await?,
+            };
+            let sent = timeout_at(self.quest.deadline, self.attempt(&admission)).await;
+            let trip = match sent.map_err(|_| Problem::late())? {
+                Ok(answer) => return Ok((answer, admission)),
+                Err(trip) => trip,
+            };
+            let whole = self.body.as_ref().is_none_or(|b| b.can_repeat());
+            let idempotent = self.head.is_idempotent();
+            if !self.quest.again(&admission, &trip, idempotent, whole) {
+                return Err(trip.problem());
+            }
+        }
+    }
+
+    async fn attempt(&self, admission: &Admission) -> Result<Answer, Trip> {
+        let gone = || Trip::Connect("the request's body was read already".to_owned());
+        let body = match &self.body {
+            None => Outbound::Empty,
+            Some(spool) => spool.read().ok_or_else(gone)?,
+        };
+        let mut request = self.head.request(body);
+        let switch = self.head.upgrade.is_some();
+        let answer = match admission {
+            Admission::Here(guard) => {
+                let answer = upstream::here(&guard.slot, request, switch).await?;
+                guard.slot.answered();
+                answer
+            }
+            Admission::There(sent) => {
+                self.address(&mut request);
+                self.quest
+                    .shared
+                    .counters
+                    .sent_to_peers
+                    .fetch_add(1, Ordering::Relaxed);
+                let protocol = self.quest.route.protocol;
+                let answer =
+                    upstream::there(&self.quest.shared, sent.node, protocol, request, switch)
+                        .await?;
+                self.quest.shared.nodes.of(sent.node).answered();
+                answer
+            }
+        };
+        if let Some(body) = &self.body {
+            body.settle();
+        }
+        Ok(answer)
+    }
+
+    /// Says to a peer what is meant and how long there is.
+    fn address(&self, request: &mut Request<Outbound>) {
+        let left = self
+            .quest
+            .deadline
+            .saturating_duration_since(Instant::now());
+        let headers = request.headers_mut();
+        headers.insert(PATIENCE, HeaderValue::from(micros(left) / 1000));
+        if let Ok(revision) = HeaderValue::try_from(self.quest.route.key.to_string()) {
+            headers.insert(REVISION, revision);
+        }
     }
 
     fn respond(
@@ -304,11 +387,20 @@ impl Errand {
         clean_response(status, response.headers_mut());
         if status == StatusCode::SWITCHING_PROTOCOLS && self.head.upgrade.is_some() {
             let server = hyper::upgrade::on(&mut response);
-            tunnel::join(&self.shared, switch, server, admission, lease);
+            if self.head.on_stream {
+                switched_on_stream(&mut response);
+            }
+            let ends = (switch, server);
+            tunnel::join(&self.quest.shared, &self.head, ends, (admission, lease));
             return fresh(response).map(|_| Outgoing::Own(None));
         }
+        if self.head.upgrade.is_some() && !self.head.on_stream {
+            // What follows was not read as HTTP (`strict`).
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(CONNECTION, close);
+        }
         let escort = Escort::new(lease, self.body.clone(), admission);
-        fresh(response).map(|body| Outgoing::pass(body, self.deadline, escort))
+        fresh(response).map(|body| Outgoing::pass(body, self.quest.deadline, escort))
     }
 }
 
@@ -322,10 +414,9 @@ pub(super) fn fresh(mut response: Response<Arrival>) -> Response<Arrival> {
 /// The revision a request is for, waiting a moment for one that is about to be ready.
 async fn revision(
     shared: &Arc<Shared>,
-    head: &Head,
+    host: &str,
     arrival: Instant,
 ) -> Result<Arc<RevisionRoute>, Problem> {
-    let host = head.host.to_str().unwrap_or_default();
     loop {
         let unrouted = {
             let routes = shared.routes.load();
@@ -364,15 +455,6 @@ fn source(shared: &Shared, answer: &Answer, admission: &Admission) -> Source {
     }
 }
 
-fn problem(trip: &Trip) -> Problem {
-    let code = if trip.was_sent() {
-        Code::UpstreamReset
-    } else {
-        Code::UpstreamConnect
-    };
-    Problem::new(code, trip.to_string())
-}
-
 /// Retries are at most a fifth of requests over time, so that a failing endpoint is not answered
 /// with a storm. A burst is allowed for: when a node dies, all its requests come at once.
 #[derive(Debug)]
@@ -388,7 +470,7 @@ impl Default for Retries {
 }
 
 impl Retries {
-    fn earn(&self) {
+    pub(super) fn earn(&self) {
         if self.0.load(Ordering::Relaxed) < RETRY_BURST * RETRY_COST {
             self.0.fetch_add(1, Ordering::Relaxed);
         }

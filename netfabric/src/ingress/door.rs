@@ -3,28 +3,33 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::BytesMut;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::body::Outgoing;
 use super::headers::MAX_HEADERS;
-use super::stream::{Patient, Spoken, Stream, sniff};
-use super::{Shared, dispatch};
+use super::local::lock;
+use super::stream::{Spoken, Stream, sniff};
+use super::strict::Strict;
+use super::{Shared, dispatch, express, introduced};
 
 /// A request's head may take this long to arrive, and an idle connection is kept as long.
-const HEAD_TIME: Duration = Duration::from_secs(10);
+pub(super) const HEAD_TIME: Duration = Duration::from_secs(10);
 pub(super) const MAX_HEAD_BYTES: usize = 64 * 1024;
 const MAX_STREAMS: u32 = 100;
 /// Streams a client may open and reset at once before it is taken for an attack.
@@ -77,33 +82,73 @@ pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener) {
         shared.counters.connections.fetch_add(1, Ordering::Relaxed);
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
-            let client: IpAddr = peer.ip();
-            serve(&shared, stream, Phase::Closing, move |shared, request| async move {
-                dispatch::answer(&shared, request, client).await
-            })
-            .await;
+            guest(&shared, stream, peer.ip()).await;
             drop(permit);
         });
     }
 }
 
-/// Serves one connection or stream with `answer`. From phase `until` on it takes no further
+/// Serves a client: by the express way as long as that goes, then by the general one.
+async fn guest<S: Stream + 'static>(shared: &Arc<Shared>, stream: S, client: IpAddr) {
+    let (stream, seen, client) = if shared.limits.proxy_protocol {
+        let Ok(Ok(introduced)) = timeout(HEAD_TIME, introduced(stream, client)).await else {
+            return;
+        };
+        introduced
+    } else {
+        (stream, Vec::new(), client)
+    };
+    let Some(handed) = express::serve(shared, (stream, seen), client).await else {
+        return;
+    };
+    let begun = Arc::new(Mutex::new(handed.resume));
+    let seen = BytesMut::from(handed.seen.as_slice());
+    let answer = move |shared, request| {
+        let resume = lock(&begun).take();
+        async move { dispatch::answer(&shared, request, client, resume).await }
+    };
+    serve(shared, (handed.stream, seen), Phase::Closing, answer).await;
+}
+
+/// Reads who the load balancer says it speaks for.
+async fn introduced<S: Stream>(
+    mut stream: S,
+    balancer: IpAddr,
+) -> io::Result<(S, Vec<u8>, IpAddr)> {
+    let mut seen = Vec::new();
+    loop {
+        let read = introduced::read(&seen).map_err(io::Error::other)?;
+        if let Some(introduction) = read {
+            seen.drain(..introduction.length);
+            return Ok((stream, seen, introduction.client.unwrap_or(balancer)));
+        }
+        if stream.read_buf(&mut seen).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+}
+
+/// Serves one connection or stream, of which some was read before, with `answer`. From phase `until` on it takes no further
 /// request; when the door is closed it is cut off.
-pub(super) async fn serve<S, F, R>(shared: &Arc<Shared>, stream: S, until: Phase, answer: F)
-where
+pub(super) async fn serve<S, F, R>(
+    shared: &Arc<Shared>,
+    (stream, seen): (S, BytesMut),
+    until: Phase,
+    answer: F,
+) where
     S: Stream + 'static,
     F: Fn(Arc<Shared>, Request<Incoming>) -> R + Send + 'static,
     R: Future<Output = Response<Outgoing>> + Send + 'static,
 {
     let mut phase = shared.phase.subscribe();
     let sniffed = tokio::select! {
-        sniffed = timeout(HEAD_TIME, sniff(stream)) => sniffed,
+        biased;
+        sniffed = timeout(HEAD_TIME, sniff(stream, seen)) => sniffed,
         _ = phase.wait_for(|p| *p >= until) => return,
     };
     let Ok(Ok((stream, spoken))) = sniffed else {
         return;
     };
-    let io: TokioIo<Patient<S>> = TokioIo::new(stream);
     let answering = Arc::clone(shared);
     let service = service_fn(move |request| {
         let answered = answer(Arc::clone(&answering), request);
@@ -111,10 +156,14 @@ where
     });
     match spoken {
         Spoken::Http1 => {
+            let io = TokioIo::new(Strict::new(stream));
             let connection = http1_settings().serve_connection(io, service);
             drive(connection.with_upgrades(), phase, until).await;
         }
-        Spoken::Http2 => drive(http2_settings().serve_connection(io, service), phase, until).await,
+        Spoken::Http2 => {
+            let connection = http2_settings().serve_connection(TokioIo::new(stream), service);
+            drive(connection, phase, until).await;
+        }
     }
 }
 
@@ -133,6 +182,7 @@ fn http2_settings() -> http2::Builder<TokioExecutor> {
     settings
         .timer(TokioTimer::new())
         .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX))
+        .enable_connect_protocol()
         .max_concurrent_streams(MAX_STREAMS)
         .max_pending_accept_reset_streams(MAX_RESETS)
         .max_local_error_reset_streams(MAX_RESETS)

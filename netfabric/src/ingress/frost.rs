@@ -6,14 +6,13 @@
 use std::fmt::Debug;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use scheduler::converge::Froze;
 use scheduler::model::InstanceId;
 use tokio::sync::Mutex;
 
-use super::local::{Local, Slot, lock};
+use super::local::{Local, Slot};
 
 /// Holds an instance still and lets it go on. Both are quick: requests wait for the second.
 #[async_trait]
@@ -22,13 +21,11 @@ pub trait Freezer: Debug + Send + Sync {
     async fn thaw(&self, id: &InstanceId) -> io::Result<()>;
 }
 
-/// Whether one instance is held still.
+/// What holds one instance still. Whether it is held is the gate's to say: the mark is set in the same
+/// step that finds nobody inside.
 #[derive(Debug)]
 pub(super) struct Frost {
     freezer: Option<Arc<dyn Freezer>>,
-    /// Set under the lock of the slot's admission, so that no request comes in between the look
-    /// that finds nobody and this. Whoever comes in later sees it.
-    frozen: AtomicBool,
     /// Freezing and thawing take turns: a thaw must not overtake the freeze before it.
     turn: Mutex<()>,
 }
@@ -37,13 +34,8 @@ impl Frost {
     pub(super) fn new(freezer: Option<Arc<dyn Freezer>>) -> Self {
         Self {
             freezer,
-            frozen: AtomicBool::new(false),
             turn: Mutex::new(()),
         }
-    }
-
-    pub(super) fn is_frozen(&self) -> bool {
-        self.frozen.load(Ordering::Acquire)
     }
 }
 
@@ -53,9 +45,7 @@ pub struct Awake(Arc<Slot>);
 
 impl Drop for Awake {
     fn drop(&mut self) {
-        let mut state = lock(&self.0.state);
-        state.awake = state.awake.saturating_sub(1);
-        state.left = self.0.micros();
+        self.0.gate.let_sleep(self.0.micros());
     }
 }
 
@@ -64,13 +54,13 @@ impl Slot {
     /// anything is sent: as long as that is held, nobody freezes the instance.
     pub(super) async fn thawed(&self) -> io::Result<()> {
         let frost = &self.frost;
-        if !frost.is_frozen() {
+        if !self.gate.is_frozen() {
             return Ok(());
         }
         let _turn = frost.turn.lock().await;
-        if let Some(freezer) = frost.freezer.as_ref().filter(|_| frost.is_frozen()) {
+        if let Some(freezer) = frost.freezer.as_ref().filter(|_| self.gate.is_frozen()) {
             freezer.thaw(&self.id).await?;
-            frost.frozen.store(false, Ordering::Release);
+            self.gate.thaw();
         }
         Ok(())
     }
@@ -81,12 +71,8 @@ impl Slot {
             return Froze::Cannot;
         };
         let _turn = frost.turn.lock().await;
-        {
-            let state = lock(&self.state);
-            if !state.is_free() {
-                return Froze::Busy;
-            }
-            frost.frozen.store(true, Ordering::Release);
+        if !self.gate.freeze() {
+            return Froze::Busy;
         }
         let Err(error) = freezer.freeze(&self.id).await else {
             return Froze::Still;
@@ -94,7 +80,7 @@ impl Slot {
         tracing::warn!(instance = %self.id, %error, "cannot be frozen");
         // It may be half frozen; a request that came meanwhile waits for this turn to end.
         if freezer.thaw(&self.id).await.is_ok() {
-            frost.frozen.store(false, Ordering::Release);
+            self.gate.thaw();
         }
         Froze::Cannot
     }
@@ -118,7 +104,7 @@ impl Local {
         let Some(slot) = self.slot(id) else {
             return Ok(None);
         };
-        lock(&slot.state).awake += 1;
+        slot.gate.keep_awake();
         let awake = Awake(slot);
         awake.0.thawed().await?;
         Ok(Some(awake))
@@ -137,13 +123,13 @@ impl Local {
     }
 
     pub fn is_frozen(&self, id: &InstanceId) -> bool {
-        self.slot(id).is_some_and(|slot| slot.frost.is_frozen())
+        self.slot(id).is_some_and(|slot| slot.gate.is_frozen())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicU32;
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
     use std::time::Duration;
 
     use scheduler::model::{Name, Protocol, RevisionKey};

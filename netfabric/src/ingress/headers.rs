@@ -7,11 +7,14 @@
 
 use std::net::IpAddr;
 
+use base64::Engine as _;
 use http::header::{
     CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, HOST, PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
+    PROXY_AUTHORIZATION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, TE, TRANSFER_ENCODING, UPGRADE,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
+};
 
 use super::problem::{Code, Problem};
 
@@ -64,19 +67,23 @@ pub(super) struct Head {
     headers: HeaderMap,
     /// The protocol the client wants to switch to.
     pub(super) upgrade: Option<HeaderValue>,
+    /// It wants to on one stream of HTTP/2 (RFC 8441), and is answered in that form.
+    pub(super) on_stream: bool,
 }
 
 impl Head {
     /// Checks a client's request and takes out what does not go on.
     pub(super) fn vet<B>(request: &mut Request<B>) -> Result<Self, Problem> {
         let bad = |why: &'static str| Problem::new(Code::BadRequest, why);
-        let method = request.method().clone();
-        if method == Method::CONNECT {
-            return Err(Problem::new(
-                Code::MethodNotAllowed,
-                "CONNECT is not offered here",
-            ));
-        }
+        let on_stream = is_websocket_on_stream(request);
+        let method = match request.method() {
+            &Method::CONNECT if on_stream => Method::GET,
+            &Method::CONNECT => {
+                let message = "CONNECT is not offered here";
+                return Err(Problem::new(Code::MethodNotAllowed, message));
+            }
+            method => method.clone(),
+        };
         let host = host(request)?;
         let path = request.uri().path_and_query().cloned();
         let path = path.ok_or_else(|| bad("the request names no path"))?;
@@ -89,7 +96,12 @@ impl Head {
         if codings.iter().count() > 1 || !codings.iter().all(chunked) {
             return Err(bad("the only transfer coding understood is `chunked`"));
         }
-        let upgrade = wanted_upgrade(request.version(), &headers);
+        let upgrade = if on_stream {
+            headers.insert(SEC_WEBSOCKET_KEY, websocket_key());
+            Some(HeaderValue::from_static("websocket"))
+        } else {
+            wanted_upgrade(request.version(), &headers)
+        };
         join_cookies(&mut headers);
         scrub(&mut headers, upgrade.as_ref());
         for name in [
@@ -110,6 +122,7 @@ impl Head {
             target: Uri::from(path),
             headers,
             upgrade,
+            on_stream,
         })
     }
 
@@ -187,6 +200,29 @@ pub(super) fn clean_response(status: StatusCode, headers: &mut HeaderMap) {
     let upgrade = headers.get(UPGRADE).filter(|_| switching).cloned();
     scrub(headers, upgrade.as_ref());
     headers.remove(REQUEST_ID);
+}
+
+/// A switch of protocols that was agreed to, told as HTTP/2 does on a stream: a success, and bytes.
+pub(super) fn switched_on_stream<B>(response: &mut Response<B>) {
+    *response.status_mut() = StatusCode::OK;
+    let headers = response.headers_mut();
+    for name in [UPGRADE, CONNECTION, SEC_WEBSOCKET_ACCEPT] {
+        headers.remove(name);
+    }
+}
+
+/// WebSocket on one stream of HTTP/2. An instance is asked for it as HTTP/1.1 does.
+fn is_websocket_on_stream<B>(request: &Request<B>) -> bool {
+    let protocol = request.extensions().get::<hyper::ext::Protocol>();
+    let websocket = protocol.is_some_and(|p| p.as_str().eq_ignore_ascii_case("websocket"));
+    websocket && request.method() == Method::CONNECT
+}
+
+/// HTTP/2's form has no key, HTTP/1.1's must have one (RFC 6455, 4.1).
+fn websocket_key() -> HeaderValue {
+    let nonce: [u8; 16] = rand::random();
+    let key = base64::engine::general_purpose::STANDARD.encode(nonce);
+    HeaderValue::try_from(key).unwrap_or(HeaderValue::from_static(""))
 }
 
 /// The one host a request names: `Host`, or HTTP/2's authority; both must agree when both are

@@ -95,7 +95,7 @@ impl Lanes {
             let (inbox, guests) = mpsc::channel(shared.limits.queue.max(1));
             let bench = Arc::clone(&guest.bench);
             let task = Task::new(shared, &guest, guests);
-            tokio::spawn(task.run());
+            shared.runtime.spawn(task.run());
             Lane { inbox, bench }
         });
         lane.inbox.try_send(guest).map_err(|_| Rebuff::queue_full())

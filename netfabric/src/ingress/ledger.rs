@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 use ulid::Ulid;
 
 use super::local::lock;
+use super::workers;
 
-/// How many of each are kept.
+/// How many of each are kept, of lines by each worker.
 const KEPT: usize = 1000;
 /// Starts a lane remembers for its bills.
 const STORIES: usize = 64;
@@ -84,15 +85,29 @@ struct Cold {
     wait: Wait,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Ledger {
     colds: Mutex<VecDeque<Cold>>,
-    lines: Mutex<VecDeque<Line>>,
+    /// By the door's workers.
+    lines: Box<[Lines]>,
 }
 
+/// One worker's lines.
+#[derive(Debug, Default)]
+#[repr(align(128))] // Two cache lines, so that no neighbour's writes slow it down.
+struct Lines(Mutex<VecDeque<Line>>);
+
 impl Ledger {
+    pub(super) fn new() -> Self {
+        Self {
+            colds: Mutex::default(),
+            lines: (0..workers::parts()).map(|_| Lines::default()).collect(),
+        }
+    }
+
     pub(super) fn warm(&self, line: Line) {
-        push(&mut lock(&self.lines), line, KEPT);
+        let here = &self.lines[workers::here() % self.lines.len()];
+        push(&mut lock(&here.0), line, KEPT);
     }
 
     pub(super) fn cold(&self, line: Line, wait: Wait) {
@@ -109,8 +124,10 @@ impl Ledger {
         if let Some(cold) = lock(&self.colds).iter().rev().find(cold) {
             return Some(cold.bill());
         }
-        let lines = lock(&self.lines);
-        lines.iter().rev().find(|l| l.request == id).map(Line::bill)
+        self.lines.iter().find_map(|part| {
+            let lines = lock(&part.0);
+            lines.iter().rev().find(|l| l.request == id).map(Line::bill)
+        })
     }
 }
 

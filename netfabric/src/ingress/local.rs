@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -15,9 +15,11 @@ use tokio::sync::Notify;
 
 use super::bench::Bench;
 use super::frost::{Freezer, Frost};
+use super::gate::Gate;
 use super::health::Health;
 use super::meter::Meter;
 use super::pool::Pool;
+use super::workers;
 
 /// The table of this node's instances, shared by the agent and the door.
 #[derive(Debug, Default)]
@@ -35,36 +37,24 @@ pub(super) struct Slot {
     pub(super) id: Arc<InstanceId>,
     pub(super) addr: SocketAddr,
     pub(super) protocol: Protocol,
-    pub(super) pool: Pool,
     pub(super) health: Health,
     pub(super) frost: Frost,
+    pub(super) gate: Gate,
     hard_limit: u32,
     bench: Arc<Bench>,
     born: Instant,
-    pub(super) state: Mutex<State>,
-    /// Mirrors of `state` for picking without its lock; admission itself takes the lock.
-    in_flight: AtomicU32,
-    open: AtomicBool,
-    requests: AtomicU64,
+    /// By the door's workers.
+    parts: Box<[Part]>,
     drained: Notify,
 }
 
+/// One worker's part of an instance: nobody else touches it while requests pass.
 #[derive(Debug)]
-pub(super) struct State {
-    open: bool,
-    in_flight: u32,
-    /// Others than requests who need it to go on.
-    pub(super) awake: u32,
-    /// When the last request left, as the slot counts time.
-    pub(super) left: u64,
-    meter: Meter,
-}
-
-impl State {
-    /// Open, and nobody needs it to go on.
-    pub(super) fn is_free(&self) -> bool {
-        self.open && self.in_flight == 0 && self.awake == 0
-    }
+#[repr(align(128))] // Two cache lines, so that no neighbour's writes slow it down.
+struct Part {
+    pool: Pool,
+    meter: Mutex<Meter>,
+    requests: AtomicU64,
 }
 
 /// What an instance did for requests since it was opened.
@@ -80,6 +70,8 @@ pub struct Served {
 #[derive(Debug)]
 pub struct Guard {
     pub(super) slot: Arc<Slot>,
+    /// Whose meter runs.
+    part: usize,
 }
 
 impl Local {
@@ -112,22 +104,13 @@ impl Local {
             id: Arc::new(id.clone()),
             addr,
             protocol,
-            pool: Pool::default(),
             health: Health::default(),
             frost: Frost::new(self.freezer.get().cloned()),
+            gate: Gate::default(),
             hard_limit,
             bench: Arc::clone(&bench),
             born: Instant::now(),
-            state: Mutex::new(State {
-                open: true,
-                in_flight: 0,
-                awake: 0,
-                left: 0,
-                meter: Meter::new(0),
-            }),
-            in_flight: AtomicU32::new(0),
-            open: AtomicBool::new(true),
-            requests: AtomicU64::new(0),
+            parts: (0..workers::parts()).map(|_| Part::new()).collect(),
             drained: Notify::new(),
         });
         slots.insert(id, Arc::clone(&slot));
@@ -138,29 +121,23 @@ impl Local {
     /// No request enters any more; those inside go on. `drained` tells when they are out.
     pub fn close(&self, id: &InstanceId) {
         if let Some(slot) = self.slot(id) {
-            let mut state = lock(&slot.state);
-            state.open = false;
-            slot.open.store(false, Ordering::Relaxed);
+            slot.gate.close();
         }
     }
 
     /// A closed instance admits requests again.
     pub fn reopen(&self, id: &InstanceId) {
         if let Some(slot) = self.slot(id) {
-            let mut state = lock(&slot.state);
-            state.open = true;
-            slot.open.store(true, Ordering::Relaxed);
-            drop(state);
+            slot.gate.open();
             slot.bench.ring();
         }
     }
 
     /// How long no request has been in the open instance; `None` while one is, or when it is frozen.
     pub fn idle_millis(&self, id: &InstanceId) -> Option<u64> {
-        let slot = self.slot(id).filter(|slot| !slot.frost.is_frozen())?;
-        let state = lock(&slot.state);
-        let idle = slot.micros().saturating_sub(state.left) / 1_000;
-        state.is_free().then_some(idle)
+        let slot = self.slot(id).filter(|slot| !slot.gate.is_frozen())?;
+        let idle = slot.micros().saturating_sub(slot.gate.left()) / 1_000;
+        slot.gate.is_free().then_some(idle)
     }
 
     /// Closes and forgets the instance.
@@ -171,7 +148,9 @@ impl Local {
         };
         slot.bench
             .change(|list| list.retain(|s| !Arc::ptr_eq(s, &slot)));
-        slot.pool.clear();
+        for part in &slot.parts {
+            part.pool.clear();
+        }
     }
 
     /// Lets one request in, unless the instance is closed, full or unknown.
@@ -181,8 +160,7 @@ impl Local {
 
     /// Requests in the instance now; 0 when unknown.
     pub fn in_flight(&self, id: &InstanceId) -> u32 {
-        self.slot(id)
-            .map_or(0, |s| s.in_flight.load(Ordering::Acquire))
+        self.slot(id).map_or(0, |slot| slot.gate.inside())
     }
 
     /// Requests in the instance now, and on average over the last second times 1000.
@@ -191,18 +169,22 @@ impl Local {
             return (0, 0);
         };
         let now = slot.micros();
-        let mut state = lock(&slot.state);
-        (state.in_flight, state.meter.average_milli(now))
+        let average = |part: &Part| lock(&part.meter).average_milli(now);
+        let averages = slot.parts.iter().map(average);
+        (slot.gate.inside(), averages.fold(0, u32::saturating_add))
     }
 
     /// What it did for requests since it was opened; `None` when unknown.
     pub fn served(&self, id: &InstanceId) -> Option<Served> {
         let slot = self.slot(id)?;
         let now = slot.micros();
-        let request_micros = lock(&slot.state).meter.total(now);
+        let parts = slot.parts.iter();
         Some(Served {
-            requests: slot.requests.load(Ordering::Relaxed),
-            request_micros,
+            requests: parts
+                .clone()
+                .map(|p| p.requests.load(Ordering::Relaxed))
+                .sum(),
+            request_micros: parts.map(|p| lock(&p.meter).total(now)).sum(),
         })
     }
 
@@ -214,7 +196,8 @@ impl Local {
         };
         loop {
             let out = slot.drained.notified();
-            if slot.in_flight.load(Ordering::Acquire) == 0 {
+            slot.gate.await_last();
+            if slot.gate.inside() == 0 {
                 return;
             }
             out.await;
@@ -256,30 +239,36 @@ impl Local {
 
 impl Slot {
     pub(super) fn admit(self: &Arc<Self>) -> Option<Guard> {
-        let now = self.micros();
-        let mut state = lock(&self.state);
-        if !state.open || (self.hard_limit > 0 && state.in_flight >= self.hard_limit) {
+        if !self.gate.enter(self.hard_limit) {
             return None;
         }
-        state.in_flight += 1;
-        let level = state.in_flight;
-        state.meter.set(now, level);
-        self.in_flight.store(level, Ordering::Release);
+        let part = self.here();
+        lock(&self.parts[part].meter).enter(self.micros());
         Some(Guard {
             slot: Arc::clone(self),
+            part,
         })
     }
 
     /// It answered a request: nothing is held against it, and it is paid for.
     pub(super) fn answered(&self) {
         self.health.answered();
-        self.requests.fetch_add(1, Ordering::Relaxed);
+        let requests = &self.parts[self.here()].requests;
+        requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Connections of this thread's worker to the instance.
+    pub(super) fn pool(&self) -> &Pool {
+        &self.parts[self.here()].pool
+    }
+
+    fn here(&self) -> usize {
+        workers::here() % self.parts.len()
     }
 
     /// Requests inside; `None` when it admits none.
     pub(super) fn load(&self) -> Option<u32> {
-        let open = self.open.load(Ordering::Relaxed);
-        open.then(|| self.in_flight.load(Ordering::Relaxed))
+        self.gate.is_open().then(|| self.gate.inside())
     }
 
     pub(super) fn micros(&self) -> u64 {
@@ -287,18 +276,22 @@ impl Slot {
     }
 }
 
+impl Part {
+    fn new() -> Self {
+        Self {
+            pool: Pool::default(),
+            meter: Mutex::new(Meter::new(0)),
+            requests: AtomicU64::new(0),
+        }
+    }
+}
+
 impl Drop for Guard {
     fn drop(&mut self) {
         let slot = &self.slot;
         let now = slot.micros();
-        let mut state = lock(&slot.state);
-        state.in_flight = state.in_flight.saturating_sub(1);
-        state.left = now;
-        let level = state.in_flight;
-        state.meter.set(now, level);
-        slot.in_flight.store(level, Ordering::Release);
-        drop(state);
-        if level == 0 {
+        lock(&slot.parts[self.part].meter).leave(now);
+        if slot.gate.leave(now) {
             slot.drained.notify_waiters();
         }
         slot.bench.ring();

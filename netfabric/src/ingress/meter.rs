@@ -27,9 +27,14 @@ impl Meter {
         }
     }
 
-    pub(super) fn set(&mut self, now: u64, level: u32) {
+    pub(super) fn enter(&mut self, now: u64) {
         self.advance(now);
-        self.level = u64::from(level);
+        self.level += 1;
+    }
+
+    pub(super) fn leave(&mut self, now: u64) {
+        self.advance(now);
+        self.level = self.level.saturating_sub(1);
     }
 
     /// The average times 1000 over the last second, or over its life when younger.
@@ -78,6 +83,17 @@ impl Meter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Meter {
+        fn set(&mut self, now: u64, level: u64) {
+            while self.level < level {
+                self.enter(now);
+            }
+            while self.level > level {
+                self.leave(now);
+            }
+        }
+    }
 
     #[test]
     fn averages_the_last_second() {

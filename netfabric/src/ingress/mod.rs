@@ -1,7 +1,8 @@
 //! The public door of a node: HTTP in, to an instance here or at the nearest node that has one,
 //! and when there is none, held until one was started.
 //!
-//! A request's way: `door` (connection) -> `dispatch` (route, endpoint, tries) -> `offer` (room
+//! A request's way: `workers` (threads) -> `door` (connection) -> `express` (the plain and warm, in
+//! one task) or `dispatch` (route, endpoint, tries) -> `offer` (room
 //! now) or `lane` (wait; `start` finds a node) -> `upstream` (one try) -> `body` (the answer
 //! passing through). Requests from other nodes come in by `peer_door`.
 //!
@@ -10,13 +11,18 @@
 
 mod bench;
 mod body;
+mod chunks;
 mod counters;
 mod dispatch;
 mod door;
+mod express;
+mod frames;
 mod frost;
+mod gate;
 mod headers;
 mod health;
 mod histogram;
+mod introduced;
 mod lane;
 mod ledger;
 mod local;
@@ -28,8 +34,10 @@ mod problem;
 mod recent;
 mod start;
 mod stream;
+mod strict;
 mod tunnel;
 mod upstream;
+mod workers;
 
 use std::io;
 use std::net::SocketAddr;
@@ -43,7 +51,7 @@ use scheduler::fleet::Fleet;
 use scheduler::model::{Demand, NodeId, RequestId};
 use scheduler::registry::State;
 use scheduler::route::Routes;
-use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout};
 
@@ -59,6 +67,7 @@ pub use problem::{CODES, Code};
 pub use stream::Stream;
 
 use door::Phase;
+use workers::Listeners;
 
 /// Switched connections at once; more wait for one to end.
 const MAX_TUNNELS: usize = 10_000;
@@ -88,6 +97,9 @@ pub struct IngressConfig {
     pub node_queue: usize,
     /// How long a request may wait for room.
     pub activation_timeout: Duration,
+    /// Every connection comes through a load balancer that says whose it is, in the PROXY protocol;
+    /// one that does not is closed.
+    pub proxy_protocol: bool,
 }
 
 impl Default for IngressConfig {
@@ -97,6 +109,7 @@ impl Default for IngressConfig {
             activation_queue: 1_000,
             node_queue: 5_000,
             activation_timeout: Duration::from_secs(30),
+            proxy_protocol: false,
         }
     }
 }
@@ -120,9 +133,11 @@ pub enum IngressError {
         #[source]
         source: io::Error,
     },
+    #[error("cannot start a worker")]
+    Worker(#[source] io::Error),
 }
 
-/// The running door. Dropping it lets go of the handle only; `stop` closes it.
+/// The running door. `stop` closes it; dropping it cuts off whoever is in.
 pub struct Ingress {
     shared: Arc<Shared>,
     addrs: Vec<SocketAddr>,
@@ -136,6 +151,8 @@ struct Shared {
     registry: watch::Receiver<Arc<State>>,
     link: Arc<dyn PeerLink>,
     starter: Arc<dyn Starter>,
+    /// The daemon's own, for what is not the workers'.
+    runtime: Handle,
     limits: Limits,
     epoch: Instant,
     phase: watch::Sender<Phase>,
@@ -154,6 +171,7 @@ struct Limits {
     queue: usize,
     node_queue: usize,
     wait: Duration,
+    proxy_protocol: bool,
 }
 
 impl Shared {
@@ -163,15 +181,12 @@ impl Shared {
 }
 
 impl Ingress {
-    /// Listens, and answers from then on.
-    pub async fn start(config: IngressConfig, deps: IngressDeps) -> Result<Self, IngressError> {
+    /// Listens, and answers from then on. Call it on the daemon's runtime.
+    pub fn start(config: IngressConfig, deps: IngressDeps) -> Result<Self, IngressError> {
         let mut listeners = Vec::new();
         for addr in config.listen {
-            let bound = TcpListener::bind(addr).await;
-            let bind = |source| IngressError::Bind { addr, source };
-            let listener = bound.map_err(bind)?;
-            let addr = listener.local_addr().map_err(bind)?;
-            listeners.push((addr, listener));
+            let bound = Listeners::bind(addr);
+            listeners.push(bound.map_err(|source| IngressError::Bind { addr, source })?);
         }
         let shared = Arc::new(Shared {
             routes: deps.routes,
@@ -180,10 +195,12 @@ impl Ingress {
             registry: deps.registry,
             link: deps.link,
             starter: deps.starter,
+            runtime: Handle::current(),
             limits: Limits {
                 queue: config.activation_queue,
                 node_queue: config.node_queue,
                 wait: config.activation_timeout,
+                proxy_protocol: config.proxy_protocol,
             },
             epoch: Instant::now(),
             phase: watch::Sender::new(Phase::Open),
@@ -194,14 +211,11 @@ impl Ingress {
             retries: dispatch::Retries::default(),
             nodes: health::Nodes::default(),
             lanes: lane::Lanes::default(),
-            ledger: ledger::Ledger::default(),
-            counters: counters::Counters::default(),
+            ledger: ledger::Ledger::new(),
+            counters: counters::Counters::new(),
         });
-        let mut addrs = Vec::new();
-        for (addr, listener) in listeners {
-            addrs.push(addr);
-            tokio::spawn(door::accept(Arc::clone(&shared), listener));
-        }
+        let addrs = listeners.iter().map(|l| l.addr).collect();
+        workers::start(&shared, listeners).map_err(IngressError::Worker)?;
         Ok(Self { shared, addrs })
     }
 
@@ -258,6 +272,12 @@ impl Ingress {
         if timeout(grace, empty).await.is_err() {
             tracing::info!(counts = ?self.counts(), "cutting off requests that outlast the grace");
         }
+        self.shared.phase.send_replace(Phase::Closed);
+    }
+}
+
+impl Drop for Ingress {
+    fn drop(&mut self) {
         self.shared.phase.send_replace(Phase::Closed);
     }
 }

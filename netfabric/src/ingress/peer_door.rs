@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -48,7 +48,7 @@ impl PeerDoor {
         };
         door::serve(
             &self.shared,
-            stream,
+            (stream, BytesMut::new()),
             Phase::Closed,
             |shared, request| async move { answer(&shared, request).await },
         )
@@ -160,7 +160,8 @@ impl Call {
         let admission = Admission::Here(guard);
         if status == StatusCode::SWITCHING_PROTOCOLS && self.head.upgrade.is_some() {
             let server = hyper::upgrade::on(&mut response);
-            tunnel::join(&self.shared, switch, server, admission, lease);
+            let ends = (switch, server);
+            tunnel::join(&self.shared, &self.head, ends, (admission, lease));
             return fresh(response).map(|_| Outgoing::Own(None));
         }
         let escort = Escort::new(lease, self.body.clone(), admission);

@@ -1,14 +1,15 @@
 //! Idle connections to one instance.
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use hyper::client::conn::{http1, http2};
-use tokio::time::timeout;
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
 
 use super::body::Outbound;
-use super::local::lock;
+use super::local::{Slot, lock};
 
 /// Servers that keep connections alive do so for two seconds or more (gunicorn 2, node and
 /// uvicorn 5, nginx 75): one idle for less is not closed by them as we send on it.
@@ -26,6 +27,7 @@ const SETTLE: Duration = Duration::from_millis(5);
 pub(super) struct Pool {
     /// The one that became idle last is the last.
     idle: Mutex<VecDeque<Idle>>,
+    plain: Mutex<Plain>,
     h2: Mutex<Option<http2::SendRequest<Outbound>>>,
 }
 
@@ -35,7 +37,56 @@ struct Idle {
     since: Instant,
 }
 
+/// Connections of the express way, on which nothing is under way.
+#[derive(Debug, Default)]
+struct Plain {
+    /// The one that became idle last is the last.
+    idle: VecDeque<(TcpStream, Instant)>,
+    /// Somebody closes those that stay idle.
+    swept: bool,
+}
+
+impl Plain {
+    fn sweep(&mut self) {
+        let old = |(_, since): &(TcpStream, Instant)| since.elapsed() > IDLE_FOR;
+        while self.idle.front().is_some_and(old) {
+            self.idle.pop_front();
+        }
+    }
+}
+
 impl Pool {
+    /// The connection that became idle last, if it is good. No system call: what the kernel told
+    /// of it is known.
+    pub(super) fn take_idle(&self) -> Option<TcpStream> {
+        let mut plain = lock(&self.plain);
+        while let Some((stream, since)) = plain.idle.pop_back() {
+            if since.elapsed() > IDLE_FOR {
+                plain.idle.clear();
+                return None;
+            }
+            // Bytes, or an end, that nobody waits for.
+            let quiet = stream.try_read(&mut [0]);
+            if quiet.is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock) {
+                return Some(stream);
+            }
+        }
+        None
+    }
+
+    /// Keeps a connection for the worker's next request to `slot`, whose pool this is.
+    pub(super) fn put_idle(&self, slot: &Arc<Slot>, stream: TcpStream) {
+        let mut plain = lock(&self.plain);
+        if plain.idle.len() >= MAX_IDLE {
+            return;
+        }
+        plain.idle.push_back((stream, Instant::now()));
+        if !plain.swept {
+            plain.swept = true;
+            tokio::spawn(sweep(Arc::downgrade(slot)));
+        }
+    }
+
     /// The connection that became idle last, if one is good.
     pub(super) async fn take(&self) -> Option<http1::SendRequest<Outbound>> {
         loop {
@@ -84,6 +135,23 @@ impl Pool {
 
     pub(super) fn clear(&self) {
         lock(&self.idle).clear();
+        lock(&self.plain).idle.clear();
         *lock(&self.h2) = None;
+    }
+}
+
+/// Closes what stays idle in this worker's pool; ends when nothing is in it.
+async fn sweep(slot: Weak<Slot>) {
+    loop {
+        sleep(IDLE_FOR).await;
+        let Some(slot) = slot.upgrade() else {
+            return;
+        };
+        let mut plain = lock(&slot.pool().plain);
+        plain.sweep();
+        if plain.idle.is_empty() {
+            plain.swept = false;
+            return;
+        }
     }
 }

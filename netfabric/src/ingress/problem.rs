@@ -130,6 +130,11 @@ impl Problem {
         }
     }
 
+    /// The revision's timeout is over and no answer began.
+    pub(super) fn late() -> Self {
+        Self::new(Code::UpstreamTimeout, "no answer within the timeout")
+    }
+
     pub(super) fn refused(reason: &Refused, retry_after_millis: u64) -> Self {
         let code = match reason {
             Refused::QueueFull => Code::QueueFull,

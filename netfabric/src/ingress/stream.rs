@@ -17,7 +17,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// How long a client may take nothing of what is sent to it.
-const WRITE_STALL: Duration = Duration::from_mins(1);
+pub(super) const WRITE_STALL: Duration = Duration::from_mins(1);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Spoken {
@@ -25,13 +25,18 @@ pub(super) enum Spoken {
     Http2,
 }
 
-/// Reads until it is clear what is spoken; what was read is given back to the reader. An end
-/// before that is an error.
-pub(super) async fn sniff<S: Stream>(mut stream: S) -> io::Result<(Patient<S>, Spoken)> {
-    let mut seen = BytesMut::with_capacity(PREFACE.len());
+/// Reads until it is clear what is spoken; what was read, now and before (`seen`), is given back to
+/// the reader. An end before that is an error.
+pub(super) async fn sniff<S: Stream>(
+    mut stream: S,
+    mut seen: BytesMut,
+) -> io::Result<(Patient<S>, Spoken)> {
     let spoken = loop {
-        if stream.read_buf(&mut seen).await? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+        if seen.is_empty() || PREFACE.starts_with(&seen) {
+            seen.reserve(PREFACE.len());
+            if stream.read_buf(&mut seen).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
         }
         if seen.starts_with(PREFACE) {
             break Spoken::Http2;
@@ -153,7 +158,7 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         });
-        let (mut stream, spoken) = sniff(server).await.unwrap();
+        let (mut stream, spoken) = sniff(server, BytesMut::new()).await.unwrap();
         let mut all = Vec::new();
         stream.read_to_end(&mut all).await.unwrap();
         (spoken, all)
@@ -175,14 +180,14 @@ mod tests {
         }
         let (client, server) = duplex(8);
         drop(client);
-        assert!(sniff(server).await.is_err());
+        assert!(sniff(server, BytesMut::new()).await.is_err());
     }
 
     #[tokio::test]
     async fn a_receiver_that_takes_nothing_is_given_up() {
         let (mut client, server) = duplex(8);
         client.write_all(b"GET /").await.unwrap();
-        let (mut stream, _) = sniff(server).await.unwrap();
+        let (mut stream, _) = sniff(server, BytesMut::new()).await.unwrap();
         stream.patience = Duration::from_millis(20);
         let error = stream.write_all(&[0; 64]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);

@@ -9,15 +9,16 @@ use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use scheduler::model::Protocol;
+use scheduler::model::{NodeId, Protocol};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::PeerLink;
+use super::Shared;
 use super::bench::Sent;
 use super::body::{Outbound, Spool};
 use super::headers::{BROKEN, FULL, REFUSED, to_h2};
 use super::local::{Guard, Slot};
+use super::problem::{Code, Problem};
 use super::stream::Stream;
 
 /// An instance is one bridge away.
@@ -48,11 +49,20 @@ impl Trip {
     pub(super) fn was_sent(&self) -> bool {
         matches!(self, Self::Broken(_) | Self::BrokenThere(_))
     }
+
+    pub(super) fn problem(&self) -> Problem {
+        let code = if self.was_sent() {
+            Code::UpstreamReset
+        } else {
+            Code::UpstreamConnect
+        };
+        Problem::new(code, self.to_string())
+    }
 }
 
 /// Answers up to this size are taken in whole before their head is passed on: until then the
 /// request can go elsewhere, should the connection break.
-const WHOLE_BYTES: u64 = 16 * 1024;
+pub(super) const WHOLE_BYTES: u64 = 16 * 1024;
 
 pub(super) struct Answer {
     pub(super) response: Response<Arrival>,
@@ -121,7 +131,7 @@ impl Escort {
     pub(super) fn arrived(&mut self) {
         let request_through = self.request.as_ref().is_none_or(|r| r.is_ended());
         if let Some(Lease::Pooled(slot, sender)) = self.lease.take().filter(|_| request_through) {
-            slot.pool.put(sender);
+            slot.pool().put(sender);
         }
     }
 }
@@ -139,7 +149,7 @@ pub(super) async fn here(slot: &Arc<Slot>, request: Request, switch: bool) -> Re
 
 async fn here_h1(slot: &Arc<Slot>, mut request: Request) -> Result<Answer, Trip> {
     loop {
-        let pooled = slot.pool.take().await;
+        let pooled = slot.pool().take().await;
         let fresh = pooled.is_none();
         let mut sender = match pooled {
             Some(sender) => sender,
@@ -162,11 +172,11 @@ async fn here_h1(slot: &Arc<Slot>, mut request: Request) -> Result<Answer, Trip>
 
 async fn here_h2(slot: &Arc<Slot>, mut request: Request) -> Result<Answer, Trip> {
     to_h2(&mut request);
-    let mut sender = if let Some(sender) = slot.pool.h2() {
+    let mut sender = if let Some(sender) = slot.pool().h2() {
         sender
     } else {
         let sender = speak_h2(connect(slot).await?).await?;
-        slot.pool.put_h2(sender.clone());
+        slot.pool().put_h2(sender.clone());
         sender
     };
     let sent = sender.try_send_request(request).await;
@@ -176,15 +186,13 @@ async fn here_h2(slot: &Arc<Slot>, mut request: Request) -> Result<Answer, Trip>
 
 /// Sends to another node's door, one request per stream.
 pub(super) async fn there(
-    link: &dyn PeerLink,
-    node: scheduler::model::NodeId,
+    shared: &Shared,
+    node: NodeId,
     protocol: Protocol,
     mut request: Request,
     switch: bool,
 ) -> Result<Answer, Trip> {
-    let opened = timeout(OPEN_STREAM, link.open(node, OPEN_STREAM)).await;
-    let stream = opened.map_err(|_| Trip::Connect("no stream in time".to_owned()))?;
-    let stream = stream.map_err(|e| Trip::Connect(e.to_string()))?;
+    let stream = open(shared, node).await?;
     let (response, lease) = if protocol == Protocol::H2c && !switch {
         to_h2(&mut request);
         let mut sender = speak_h2(stream).await?;
@@ -205,6 +213,16 @@ pub(super) async fn there(
     arrived(response, lease).await
 }
 
+/// What a first stream brings up (the connection, its driver) must outlive this worker's request.
+async fn open(shared: &Shared, node: NodeId) -> Result<Box<dyn Stream>, Trip> {
+    let link = Arc::clone(&shared.link);
+    let opening = async move { timeout(OPEN_STREAM, link.open(node, OPEN_STREAM)).await };
+    let opened = shared.runtime.spawn(opening).await;
+    let opened = opened.map_err(|e| Trip::Connect(e.to_string()))?;
+    let stream = opened.map_err(|_| Trip::Connect("no stream in time".to_owned()))?;
+    stream.map_err(|e| Trip::Connect(e.to_string()))
+}
+
 fn trip(mut error: hyper::client::conn::TrySendError<Request>) -> Trip {
     let unsent = error.take_message().is_some();
     let cause = error.into_error().to_string();
@@ -215,7 +233,7 @@ fn trip(mut error: hyper::client::conn::TrySendError<Request>) -> Trip {
     }
 }
 
-async fn connect(slot: &Slot) -> Result<TcpStream, Trip> {
+pub(super) async fn connect(slot: &Slot) -> Result<TcpStream, Trip> {
     let connected = timeout(CONNECT, TcpStream::connect(slot.addr)).await;
     let connected = connected.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
     let stream = connected.map_err(|e| Trip::Connect(format!("{}: {e}", slot.addr)))?;

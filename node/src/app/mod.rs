@@ -182,7 +182,7 @@ impl App {
             origin: config.dns.origin.clone(),
             mesh: mesh.clone(),
             gossip: gossip.clone(),
-            registry: registry.view().watch(),
+            registry: registry.view().clone(),
             own: agent.record(),
             fleet: fleet_in,
             routes: routes.clone(),
@@ -202,7 +202,7 @@ impl App {
             link: Arc::new(DoorLink(mesh.clone())),
             starter: Arc::new(peers.clone()),
         };
-        let ingress = Arc::new(Ingress::start(ingress_config(&config), deps).await?);
+        let ingress = Arc::new(Ingress::start(ingress_config(&config), deps)?);
         // Set once, here.
         let _ = door.set(ingress.clone());
         mesh.serve(Kind::Proxy, Arc::new(ProxyServer(ingress.peer_door())));

@@ -120,6 +120,7 @@ pub(super) fn ingress_config(config: &Config) -> IngressConfig {
         listen: config.ingress.http.0.into_iter().collect(),
         activation_queue: config.ingress.activation_queue,
         activation_timeout: config.ingress.activation_timeout.0,
+        proxy_protocol: config.ingress.proxy_protocol,
         ..IngressConfig::default()
     }
 }

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Away, Host, MAX_SCALE, RevisionRoute, Routes, ServiceRoute, Unrouted, host};
+use super::{Away, MAX_SCALE, RevisionRoute, Routes, ServiceRoute, Tagged, Unrouted, host};
 use crate::fleet::{Fleet, Member};
 use crate::model::{
     InstanceReport, InstanceState, Name, NodeId, Revision, RevisionKey, RevisionState, Scale,
-    Service,
+    Service, ServiceKey,
 };
 use crate::registry::State;
 
@@ -15,7 +15,7 @@ impl Routes {
     /// Joins what people decided with what nodes say of themselves.
     #[must_use]
     pub fn build(state: &State, fleet: &Fleet, origin: &str) -> Self {
-        let sightings = sight(fleet);
+        let sightings = sight(fleet, |_| true);
         let mut routes = Self {
             me: fleet.me,
             index: state.index,
@@ -23,11 +23,58 @@ impl Routes {
             ..Self::default()
         };
         for service in state.services.values() {
-            let route = Arc::new(routes.service_route(state, service, &sightings));
-            routes.services.insert(service.key.clone(), route);
+            routes.add(state, service, &sightings);
         }
-        routes.name_hosts();
         routes
+    }
+
+    pub(super) fn add(
+        &mut self,
+        state: &State,
+        service: &Service,
+        sightings: &BTreeMap<&RevisionKey, Sighting>,
+    ) {
+        let key = &service.key;
+        let route = Arc::new(self.service_route(state, service, sightings));
+        *self.namespaces.entry(key.namespace.clone()).or_default() += 1;
+        let label = host::label(key, None);
+        self.hosts.insert(label, Arc::clone(&route));
+        for tag in route.tags.keys() {
+            let named = self.tagged.entry(host::label(key, Some(tag))).or_default();
+            let at = named.partition_point(|t| t.service.key < *key);
+            let tagged = Tagged {
+                service: Arc::clone(&route),
+                tag: tag.clone(),
+            };
+            named.insert(at, tagged);
+        }
+        self.services.insert(key.clone(), route);
+    }
+
+    pub(super) fn remove(&mut self, key: &ServiceKey) {
+        let Some(route) = self.services.remove(key) else {
+            return;
+        };
+        for tag in route.tags.keys() {
+            let label = host::label(key, Some(tag));
+            if let Some(named) = self.tagged.get_mut(&label) {
+                named.retain(|t| t.service.key != *key);
+                if named.is_empty() {
+                    self.tagged.remove(&label);
+                }
+            }
+        }
+        self.hosts.remove(&host::label(key, None));
+        let revisions = route.shares.iter().map(|(_, revision)| revision);
+        for revision in revisions.chain(route.tags.values()) {
+            self.revisions.remove(&revision.key);
+        }
+        if let Some(count) = self.namespaces.get_mut(&key.namespace) {
+            *count -= 1;
+            if *count == 0 {
+                self.namespaces.remove(&key.namespace);
+            }
+        }
     }
 
     fn service_route(
@@ -68,33 +115,6 @@ impl Routes {
             route.unrouted.get_or_insert(Unrouted::NoRevision);
         }
         route
-    }
-
-    /// Fills in every spelling of every service's host. A service's own name wins over a tag
-    /// that spells the same.
-    fn name_hosts(&mut self) {
-        let mut tagged = BTreeMap::new();
-        for service in self.services.values() {
-            let key = &service.key;
-            let plain = *key.namespace.as_str() == *Name::default_namespace().as_str();
-            let spell = |hosts: &mut BTreeMap<String, Host>, label: String, tag: Option<&Name>| {
-                let host = Host {
-                    service: Arc::clone(service),
-                    tag: tag.cloned(),
-                };
-                if plain {
-                    hosts.insert(label.clone(), host.clone());
-                }
-                hosts.insert(format!("{label}.{}", key.namespace), host);
-            };
-            spell(&mut self.hosts, key.name.to_string(), None);
-            for tag in service.tags.keys() {
-                spell(&mut tagged, format!("{tag}-{}", key.name), Some(tag));
-            }
-        }
-        for (label, host) in tagged {
-            self.hosts.entry(label).or_insert(host);
-        }
     }
 }
 
@@ -165,33 +185,45 @@ fn revision_route(revision: &Revision, scale: &Scale, seen: Option<&Sighting>) -
 
 /// What the fleet shows of one revision.
 #[derive(Debug, Default)]
-struct Sighting {
+pub(super) struct Sighting {
     ready: u32,
     starting: u32,
     away: Vec<Away>,
 }
 
-/// One walk over all reports. Dead members do not count, except when no other member is alive:
+/// One walk over all reports, of `wanted` revisions. Dead members do not count, except when no other member is alive:
 /// then it is more likely this node that is cut off, and what it last knew is kept as a last
 /// resort.
-fn sight(fleet: &Fleet) -> BTreeMap<&RevisionKey, Sighting> {
-    let alone = !fleet
-        .members
-        .iter()
-        .any(|(id, m)| m.alive && *id != fleet.me);
+pub(super) fn sight(
+    fleet: &Fleet,
+    wanted: impl Fn(&RevisionKey) -> bool,
+) -> BTreeMap<&RevisionKey, Sighting> {
+    let alone = is_alone(fleet);
     let mut members: Vec<(&NodeId, &Member)> = fleet.members.iter().collect();
     members.sort_by_key(|(id, m)| (!m.alive, m.rtt_micros.unwrap_or(u32::MAX), **id));
     let mut sightings = BTreeMap::<&RevisionKey, Sighting>::new();
     for (id, member) in members {
         if member.alive || alone {
-            note(&mut sightings, fleet.me == *id, member);
+            note(&mut sightings, fleet.me == *id, member, &wanted);
         }
     }
     sightings
 }
 
-fn note<'a>(sightings: &mut BTreeMap<&'a RevisionKey, Sighting>, here: bool, member: &'a Member) {
-    for report in &member.record.instances {
+/// Whether no other member is alive.
+pub(super) fn is_alone(fleet: &Fleet) -> bool {
+    let mut others = fleet.members.iter().filter(|(id, _)| **id != fleet.me);
+    !others.any(|(_, m)| m.alive)
+}
+
+fn note<'a>(
+    sightings: &mut BTreeMap<&'a RevisionKey, Sighting>,
+    here: bool,
+    member: &'a Member,
+    wanted: &impl Fn(&RevisionKey) -> bool,
+) {
+    let reports = member.record.instances.iter();
+    for report in reports.filter(|r| wanted(&r.revision)) {
         let sighting = sightings.entry(&report.revision).or_default();
         match report.state {
             InstanceState::Starting if member.alive || here => sighting.starting += 1,

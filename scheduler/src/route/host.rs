@@ -1,5 +1,7 @@
 //! Host names: what stands before `.ORIGIN`.
 
+use crate::model::{Name, ServiceKey};
+
 /// The part of `host` before `.origin`, ignoring case, a port and one trailing dot. `None` when
 /// it is not under the origin or is the origin itself. The port is anything after the first
 /// colon: an IPv6 literal is never under an origin.
@@ -10,6 +12,26 @@ pub fn within<'a>(host: &'a str, origin: &str) -> Option<&'a str> {
     let (label, rest) = (host.get(..cut)?, host.get(cut..)?);
     let under = rest.strip_prefix('.')?.eq_ignore_ascii_case(origin);
     (under && !label.is_empty()).then_some(label)
+}
+
+/// What stands before the origin for a service, or for one of its tags: `web`, `web.shop`,
+/// `canary-web`. The default namespace is not said.
+pub fn label(key: &ServiceKey, tag: Option<&Name>) -> String {
+    let (start, dash) = tag.map_or(("", ""), |tag| (tag.as_str(), "-"));
+    let plain = *key.namespace.as_str() == *Name::default_namespace().as_str();
+    if plain {
+        format!("{start}{dash}{}", key.name)
+    } else {
+        format!("{start}{dash}{}.{}", key.name, key.namespace)
+    }
+}
+
+/// A label as [`label`] spells it, in lower case already: without the default namespace.
+pub fn shortest(label: &str) -> &str {
+    match label.split_once('.') {
+        Some((name, namespace)) if namespace == Name::default_namespace().as_str() => name,
+        _ => label,
+    }
 }
 
 /// The origin as kept in routes: lower case, no dot at either end.

@@ -1,16 +1,20 @@
 //! Registry and fleet joined into what the front door and DNS read: which host is which service,
 //! which revision a request goes to, and which nodes have it ready.
 //!
-//! `Routes` is immutable and rebuilt on change. It knows nothing of requests in flight: what an
+//! `Routes` is immutable; what follows it shares all that did not change, so that one service among a
+//! hundred thousand costs what it costs alone. It knows nothing of requests in flight: what an
 //! endpoint carries this very moment is the door's knowledge and comes into [`pick`] as a view.
 
 mod build;
+mod follow;
 mod host;
 mod near;
 mod pick;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+use imbl::OrdMap;
 
 use crate::model::{InstanceId, Name, NodeId, Protocol, RevisionKey, ServiceKey};
 
@@ -29,16 +33,20 @@ pub struct Routes {
     pub index: u64,
     /// The domain services live under: lower case, no dot at either end.
     pub origin: String,
-    /// What stands before `.ORIGIN` in a host name, in every spelling, to its service.
-    hosts: BTreeMap<String, Host>,
-    services: BTreeMap<ServiceKey, Arc<ServiceRoute>>,
-    revisions: BTreeMap<RevisionKey, Arc<RevisionRoute>>,
+    /// What stands before `.ORIGIN` in a host name, in its shortest spelling, to its service.
+    hosts: OrdMap<String, Arc<ServiceRoute>>,
+    /// The same for names with a tag. Services whose tags spell the same share one, in their order.
+    tagged: OrdMap<String, Vec<Tagged>>,
+    services: OrdMap<ServiceKey, Arc<ServiceRoute>>,
+    revisions: OrdMap<RevisionKey, Arc<RevisionRoute>>,
+    /// How many services each namespace has.
+    namespaces: OrdMap<Name, usize>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Host {
+struct Tagged {
     service: Arc<ServiceRoute>,
-    tag: Option<Name>,
+    tag: Name,
 }
 
 /// A host name that names a service, and the tag in it when it carried one.
@@ -114,14 +122,23 @@ impl Routes {
     #[must_use]
     pub fn lookup(&self, host: &str) -> Option<Match<'_>> {
         let label = host::within(host, &self.origin)?;
-        let found = if label.bytes().any(|b| b.is_ascii_uppercase()) {
-            self.hosts.get(&label.to_ascii_lowercase())?
+        if label.bytes().any(|b| b.is_ascii_uppercase()) {
+            self.find(&label.to_ascii_lowercase())
         } else {
-            self.hosts.get(label)?
-        };
+            self.find(label)
+        }
+    }
+
+    /// A service's own name wins over a tag that spells the same.
+    fn find(&self, name: &str) -> Option<Match<'_>> {
+        let name = host::shortest(name);
+        if let Some(service) = self.hosts.get(name) {
+            return Some(Match { service, tag: None });
+        }
+        let last = self.tagged.get(name)?.last()?;
         Some(Match {
-            service: &found.service,
-            tag: found.tag.as_ref(),
+            service: &last.service,
+            tag: Some(&last.tag),
         })
     }
 
@@ -129,15 +146,13 @@ impl Routes {
     /// `web.shop`, `canary-web`.
     #[must_use]
     pub fn names(&self, name: &str) -> bool {
-        self.hosts.contains_key(name)
+        self.find(name).is_some()
     }
 
     /// Whether some service's name ends in `.name`: DNS has such a name exist, without records.
     #[must_use]
     pub fn encloses(&self, name: &str) -> bool {
-        self.services
-            .keys()
-            .any(|key| key.namespace.as_str() == name)
+        self.namespaces.contains_key(name)
     }
 
     #[must_use]

@@ -5,8 +5,8 @@ use super::fixture::{add, failed, fleet, name, revision_key, run, service_key, t
 use super::*;
 use crate::fleet::Fleet;
 use crate::model::InstanceState::{Draining, Failed, Ready, Starting};
-use crate::model::RevisionState;
-use crate::registry::State;
+use crate::model::{NodeId, RevisionKey, RevisionState};
+use crate::registry::{Change, State};
 
 fn routes(state: &State, fleet: &Fleet) -> Routes {
     Routes::build(state, fleet, "Edge.Test.")
@@ -390,4 +390,72 @@ fn front_doors_are_near_the_client() {
         member.alive = false;
     }
     assert_eq!(ask(&dark, None, None), [1, 2, 3], "never empty");
+}
+
+/// A step of a random history: what is done, to which service, and how.
+type Step = (u8, u8, u8, u8);
+
+/// Does one step to registry and fleet, and tells the registry's changes.
+fn step(state: &mut State, fleet: &mut Fleet, (what, service, how, node): Step) -> Vec<Change> {
+    // `a-web` with the tag `b` and `web` with the tag `b-a` spell the same.
+    let service = ["web", "a-web", "api", "b-a-web"][usize::from(service) % 4];
+    let namespace = ["default", "shop"][usize::from(node) % 2];
+    let key = service_key(namespace, service);
+    let member = u64::from(node % 4) + 1;
+    match what % 4 {
+        0 => {
+            let states = [RevisionState::Ready, RevisionState::Pending, failed()];
+            let states: Vec<_> = (0..=how % 3)
+                .map(|i| states[(usize::from(i) + usize::from(how)) % 3].clone())
+                .collect();
+            let first = RevisionKey::of(&key, 1).unwrap().name.to_string();
+            let tag = [None, Some("b"), Some("b-a"), Some("c")][usize::from(how) % 4];
+            let traffic = vec![target(None, 60, tag), target(Some(&first), 40, None)];
+            let traffic = if how % 5 == 0 { vec![] } else { traffic };
+            add(state, namespace, service, &states, traffic);
+            let service = state.services[&key].clone();
+            vec![Change::Service(Box::new(service))]
+        }
+        1 => {
+            state.services.remove(&key);
+            state.revisions.retain(|_, r| r.service != key);
+            vec![Change::ServiceGone(key)]
+        }
+        2 => {
+            let states = [Ready, Starting, Draining];
+            let revision = format!("{service}-00001");
+            run(
+                fleet,
+                member,
+                &revision,
+                states[usize::from(how) % 3],
+                u32::from(how),
+            );
+            vec![]
+        }
+        _ => {
+            let member = fleet.members.get_mut(&NodeId(member)).unwrap();
+            match how % 3 {
+                0 => member.alive = !member.alive,
+                1 => member.rtt_micros = Some(u32::from(how) * 100),
+                _ => member.record.instances.clear(),
+            }
+            vec![]
+        }
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn following_is_building_anew(steps in proptest::collection::vec(proptest::prelude::any::<Step>(), 1..40)) {
+        let (mut state, mut fleet) = (State::default(), fleet());
+        let mut followed = routes(&state, &fleet);
+        for one in steps {
+            let before = fleet.clone();
+            let changes = step(&mut state, &mut fleet, one);
+            state.index += 1;
+            followed = followed.follow(&state, &changes, &before, &fleet);
+            proptest::prop_assert_eq!(&followed, &routes(&state, &fleet));
+        }
+    }
 }

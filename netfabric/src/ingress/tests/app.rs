@@ -34,9 +34,26 @@ pub struct App {
 #[derive(Default)]
 pub struct Seen {
     pub connections: AtomicU32,
+    /// Connections that are open.
+    pub open: AtomicU32,
     pub requests: AtomicU32,
     pub at_once: AtomicU32,
     pub most_at_once: AtomicU32,
+}
+
+struct Open(Arc<Seen>);
+
+impl Open {
+    fn new(seen: &Arc<Seen>) -> Self {
+        seen.open.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(seen))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Drop for App {
@@ -62,6 +79,7 @@ async fn serve(listener: TcpListener, name: String, seen: Arc<Seen>) {
         seen.connections.fetch_add(1, Ordering::SeqCst);
         let (name, seen) = (name.clone(), Arc::clone(&seen));
         connections.spawn(async move {
+            let open = Open::new(&seen);
             let service = service_fn(move |request| {
                 let (name, seen) = (name.clone(), Arc::clone(&seen));
                 async move { counted(&name, &seen, request).await }
@@ -69,6 +87,7 @@ async fn serve(listener: TcpListener, name: String, seen: Arc<Seen>) {
             let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
             let io = TokioIo::new(stream);
             let _ended = server.serve_connection_with_upgrades(io, service).await;
+            drop(open);
         });
     }
 }

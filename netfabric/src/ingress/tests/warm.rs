@@ -475,10 +475,7 @@ async fn a_taken_port_is_named() {
         link: world.pipes.clone(),
         starter: world.starter.clone(),
     };
-    let error = super::super::Ingress::start(config, deps)
-        .await
-        .err()
-        .unwrap();
+    let error = super::super::Ingress::start(config, deps).err().unwrap();
     assert_eq!(
         error.to_string(),
         format!("cannot listen on {}", world.door())

@@ -295,7 +295,7 @@ impl World {
             link: self.pipes.clone(),
             starter: self.starter.clone(),
         };
-        let ingress = Ingress::start(config, deps).await.unwrap();
+        let ingress = Ingress::start(config, deps).unwrap();
         let door = ingress.peer_door();
         self.pipes.doors.lock().unwrap().insert(node.id, door);
         let _ = node.door.set(ingress);

@@ -1,0 +1,318 @@
+//! One try at an instance here over HTTP/1.1: the request out, the answer in and on to the client,
+//! in the task that has both connections.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::conn::{Conn, Waited};
+use super::request::{self, Ask};
+use super::response::{self, Framing, Garbled, Through};
+use super::scratch;
+use crate::ingress::local::Slot;
+use crate::ingress::stream::Stream;
+use crate::ingress::upstream::{Trip, WHOLE_BYTES, connect};
+
+/// Why a try gave no answer that was passed on whole.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// No answer began.
+    Trip(Trip),
+    /// A connection that was kept turned out to be closed; whether the request was read is not known.
+    Stale,
+    /// No answer began within the request's time.
+    Late,
+    /// The client is gone, or an answer that had begun cannot be finished.
+    Gone,
+}
+
+/// An answer whose head is ready for the client.
+#[derive(Debug)]
+pub(super) struct Begun {
+    pub(super) status: u16,
+    /// The client's connection ends after it.
+    pub(super) close: bool,
+    upstream: TcpStream,
+    /// The instance's connection can be used again.
+    keep: bool,
+    through: Through,
+}
+
+/// What the task needs to know of a request that is under way.
+pub(super) struct Errand<'a> {
+    pub(super) ask: &'a Ask,
+    pub(super) id: &'a str,
+    /// The head as it goes on.
+    pub(super) head: &'a [u8],
+}
+
+/// Sends the request to an instance that admitted it and goes on, until an answer begins.
+pub(super) async fn begin<S: Stream>(
+    conn: &mut Conn<S>,
+    slot: &Arc<Slot>,
+    errand: &Errand<'_>,
+) -> Result<Begun, Failure> {
+    loop {
+        let kept = slot.pool().take_idle();
+        let is_kept = kept.is_some();
+        let upstream = match kept {
+            Some(upstream) => upstream,
+            None => connect(slot).await.map_err(Failure::Trip)?,
+        };
+        match send(conn, &upstream, errand).await {
+            Ok(()) => return answer(conn, upstream, is_kept, errand).await,
+            // Nothing was sent: the next one.
+            Err(Failure::Stale) if is_kept => {}
+            Err(Failure::Stale) => {
+                let refused = Trip::Connect(format!("{} took nothing", slot.addr));
+                return Err(Failure::Trip(refused));
+            }
+            Err(other) => return Err(other),
+        }
+    }
+}
+
+/// Writes head and body in one go, as nearly always fits. [`Failure::Stale`] when nothing went out.
+async fn send<S: Stream>(
+    conn: &mut Conn<S>,
+    upstream: &TcpStream,
+    errand: &Errand<'_>,
+) -> Result<(), Failure> {
+    let rest = scratch::output(|out| {
+        out.extend_from_slice(errand.head);
+        let body = usize::try_from(errand.ask.body.unwrap_or(0)).unwrap_or(usize::MAX);
+        let from = errand.ask.head;
+        out.extend_from_slice(&conn.seen[from..from + body]);
+        match upstream.try_write(out) {
+            Ok(count) if count == out.len() => Ok(Vec::new()),
+            Ok(count) => Ok(out.split_off(count)),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(out.clone()),
+            Err(_) => Err(Failure::Stale),
+        }
+    })?;
+    let mut left = rest.as_slice();
+    while !left.is_empty() {
+        let mut writable = std::pin::pin!(upstream.writable());
+        let waited = poll_fn(|cx| match writable.as_mut().poll(cx) {
+            Poll::Ready(ready) => Poll::Ready(ready.map_err(broken)),
+            Poll::Pending => conn.poll_lost(cx).map(|why| Err(lost(why))),
+        });
+        waited.await?;
+        match upstream.try_write(left) {
+            Ok(count) => left = &left[count..],
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(broken(error)),
+        }
+    }
+    Ok(())
+}
+
+fn broken(error: impl ToString) -> Failure {
+    Failure::Trip(Trip::Broken(error.to_string()))
+}
+
+fn lost(why: Waited) -> Failure {
+    match why {
+        Waited::Late => Failure::Late,
+        Waited::Gone | Waited::Closing | Waited::Came => Failure::Gone,
+    }
+}
+
+/// Reads until the answer's head can be passed on: small answers with their body.
+async fn answer<S: Stream>(
+    conn: &mut Conn<S>,
+    mut upstream: TcpStream,
+    is_kept: bool,
+    errand: &Errand<'_>,
+) -> Result<Begun, Failure> {
+    // What came so far, when it was not enough.
+    let mut early: Vec<u8> = Vec::new();
+    let begun = poll_fn(|cx| {
+        loop {
+            let step = scratch::input(|input| {
+                let mut buf = ReadBuf::new(input);
+                let read = ready!(Pin::new(&mut upstream).poll_read(cx, &mut buf));
+                let bytes = buf.filled();
+                Poll::Ready(match read {
+                    Err(error) if early.is_empty() && !is_kept => Err(broken(error)),
+                    Ok(()) if bytes.is_empty() && early.is_empty() && !is_kept => {
+                        Err(broken("closed without an answer"))
+                    }
+                    Err(_) if early.is_empty() => Err(Failure::Stale),
+                    Ok(()) if bytes.is_empty() && early.is_empty() => Err(Failure::Stale),
+                    Err(error) => Err(broken(error)),
+                    Ok(()) => hear(conn, bytes, &mut early, errand),
+                })
+            });
+            match step {
+                Poll::Ready(Ok(None)) => {}
+                Poll::Ready(Ok(Some(begun))) => return Poll::Ready(Ok(begun)),
+                Poll::Ready(Err(failure)) => return Poll::Ready(Err(failure)),
+                Poll::Pending => return conn.poll_lost(cx).map(|why| Err(lost(why))),
+            }
+        }
+    })
+    .await?;
+    Ok(Begun {
+        status: begun.status,
+        close: begun.close,
+        upstream,
+        keep: begun.keep,
+        through: begun.through,
+    })
+}
+
+struct Heard {
+    status: u16,
+    close: bool,
+    keep: bool,
+    through: Through,
+}
+
+/// Takes in what came of an answer; no bytes are its end. `None`: not enough yet.
+fn hear<S: Stream>(
+    conn: &mut Conn<S>,
+    bytes: &[u8],
+    early: &mut Vec<u8>,
+    errand: &Errand<'_>,
+) -> Result<Option<Heard>, Failure> {
+    let ended = bytes.is_empty();
+    let heard = if early.is_empty() {
+        pass_head(conn, bytes, ended, errand)
+    } else {
+        early.extend_from_slice(bytes);
+        pass_head(conn, early, ended, errand)
+    };
+    match heard? {
+        Pass::Heard(heard) => Ok(Some(heard)),
+        Pass::More if ended => Err(broken("within the answer: it ended early")),
+        Pass::More if early.is_empty() => {
+            early.extend_from_slice(bytes);
+            Ok(None)
+        }
+        Pass::More => Ok(None),
+    }
+}
+
+enum Pass {
+    More,
+    Heard(Heard),
+}
+
+/// Has the head ready for the client with what is here of the body, unless that is small and not here
+/// whole.
+fn pass_head<S: Stream>(
+    conn: &mut Conn<S>,
+    mut bytes: &[u8],
+    ended: bool,
+    errand: &Errand<'_>,
+) -> Result<Pass, Failure> {
+    let garbled = |e: Garbled| broken(e);
+    loop {
+        let mut slots = request::slots();
+        let read = response::read(bytes, &mut slots, &errand.ask.method).map_err(garbled)?;
+        let Some(answer) = read else {
+            return Ok(Pass::More);
+        };
+        let body = &bytes[answer.head..];
+        if answer.is_interim() {
+            bytes = body;
+            continue;
+        }
+        let whole = match answer.framing {
+            Framing::Length(length) if length <= WHOLE_BYTES => body.len() as u64 >= length,
+            _ => true,
+        };
+        if !whole {
+            return Ok(Pass::More);
+        }
+        let close = !errand.ask.keep || conn.is_closing();
+        let mut through = Through::new(answer.framing);
+        // Not sent yet: what became of the request is written down before its client knows.
+        let out = conn.next();
+        answer.write(out, errand.id, close);
+        let used = through.pass(body, out).map_err(|e| garbled(e.into()));
+        let used = used.inspect_err(|_| conn.take_back())?;
+        if ended {
+            through.end(conn.next());
+        }
+        return Ok(Pass::Heard(Heard {
+            status: answer.status,
+            close,
+            // More than the answer on it: whose would that be?
+            keep: answer.keep && used == body.len() && !ended,
+            through,
+        }));
+    }
+}
+
+/// Passes on the rest. Says whether the answer is with the client whole.
+pub(super) async fn finish<S: Stream>(
+    conn: &mut Conn<S>,
+    mut begun: Begun,
+    slot: &Arc<Slot>,
+) -> bool {
+    while !begun.through.is_over() {
+        let more = poll_fn(|cx| poll_more(cx, conn, &mut begun));
+        if !more.await {
+            return false;
+        }
+    }
+    if begun.keep {
+        slot.pool().put_idle(slot, begun.upstream);
+    }
+    conn.flush().await
+}
+
+/// Takes in more of the body when the client took what there was. `false`: it cannot be finished.
+fn poll_more<S: Stream>(cx: &mut Context<'_>, conn: &mut Conn<S>, begun: &mut Begun) -> Poll<bool> {
+    match conn.poll_sent(cx) {
+        Poll::Ready(Ok(())) => {}
+        Poll::Ready(Err(_)) => return Poll::Ready(false),
+        Poll::Pending => return conn.poll_lost(cx).map(|_| false),
+    }
+    let read = scratch::input(|input| {
+        let mut buf = ReadBuf::new(input);
+        let read = ready!(Pin::new(&mut begun.upstream).poll_read(cx, &mut buf));
+        let passed = read.map(|()| pass_on(cx, conn, begun, buf.filled()));
+        Poll::Ready(passed.unwrap_or(false))
+    });
+    match read {
+        Poll::Ready(passed) => Poll::Ready(passed),
+        Poll::Pending => conn.poll_lost(cx).map(|_| false),
+    }
+}
+
+fn pass_on<S: Stream>(
+    cx: &mut Context<'_>,
+    conn: &mut Conn<S>,
+    begun: &mut Begun,
+    bytes: &[u8],
+) -> bool {
+    // The usual case of a long body needs no copy.
+    if let Through::Length(left) = &mut begun.through {
+        let mine = usize::try_from(*left)
+            .unwrap_or(usize::MAX)
+            .min(bytes.len());
+        *left -= mine as u64;
+        begun.keep &= mine == bytes.len();
+        if *left == 0 {
+            begun.through = Through::Over;
+        }
+        return mine > 0 && conn.push(cx, &bytes[..mine]).is_ok();
+    }
+    scratch::output(|out| {
+        if bytes.is_empty() {
+            return begun.through.end(out) && conn.push(cx, out).is_ok();
+        }
+        let Ok(used) = begun.through.pass(bytes, out) else {
+            return false;
+        };
+        begun.keep &= used == bytes.len();
+        conn.push(cx, out).is_ok()
+    })
+}

@@ -1,0 +1,294 @@
+//! The express way: plain HTTP/1.1 requests that an instance here answers over HTTP/1.1, which is
+//! nearly all there is. A request is read, sent on and answered in the connection's one task, with
+//! no channel, lock or timer of its own between accept and the instance.
+//!
+//! Whatever is not plain is handed over, with all bytes unread, to the general way (`door::serve`):
+//! other protocols and switches of them, bodies that do not come at once, answers from other nodes,
+//! and everything that is wrong. Nothing is decided here that is not decided there: routing,
+//! admission, waiting, retries are `dispatch`'s.
+
+mod conn;
+mod exchange;
+mod request;
+mod response;
+mod scratch;
+
+use std::future::poll_fn;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::task::Poll;
+
+use http::HeaderValue;
+use scheduler::model::Protocol;
+use tokio::time::Instant;
+use ulid::Ulid;
+
+use self::conn::{BODY_TIME, Conn, Waited};
+use self::exchange::{Begun, Errand, Failure, begin, finish};
+use self::request::{Ask, Reading};
+use super::Shared;
+use super::body::KEEP_BYTES;
+use super::dispatch::{Quest, Resume, Source};
+use super::door::HEAD_TIME;
+use super::local::Guard;
+use super::problem::Problem;
+use super::stream::Stream;
+use super::upstream::{Admission, Trip};
+
+/// A connection that the general way goes on with.
+pub(super) struct HandOver<S> {
+    pub(super) stream: S,
+    /// What was read and not answered.
+    pub(super) seen: Vec<u8>,
+    /// The first request, when its way had begun here.
+    pub(super) resume: Option<Resume>,
+}
+
+struct Express<S> {
+    shared: Arc<Shared>,
+    conn: Conn<S>,
+    /// The client's address, as it is passed on.
+    client: String,
+    host: String,
+    /// The request's head, as it goes on.
+    onward: Vec<u8>,
+}
+
+/// What comes after a request.
+enum Turn {
+    Next,
+    Close,
+    HandOver(Option<Resume>),
+}
+
+/// Serves a connection, of which some may have been read, until it ends or is to be handed over.
+pub(super) async fn serve<S: Stream>(
+    shared: &Arc<Shared>,
+    (stream, seen): (S, Vec<u8>),
+    client: IpAddr,
+) -> Option<HandOver<S>> {
+    let mut express = Express {
+        shared: Arc::clone(shared),
+        conn: Conn::new(stream, seen, shared.phase.subscribe()),
+        client: client.to_canonical().to_string(),
+        host: String::new(),
+        onward: Vec::new(),
+    };
+    loop {
+        match express.turn().await {
+            Turn::Next => {}
+            Turn::Close => {
+                express.conn.close().await;
+                return None;
+            }
+            Turn::HandOver(resume) => {
+                return Some(HandOver {
+                    stream: express.conn.stream,
+                    seen: express.conn.seen,
+                    resume,
+                });
+            }
+        }
+    }
+}
+
+impl<S: Stream> Express<S> {
+    /// One request.
+    async fn turn(&mut self) -> Turn {
+        let id = Ulid::generate();
+        let mut text = [0; ulid::ULID_LEN];
+        let text: &str = id.array_to_str(&mut text);
+        let ask = match self.head(text).await {
+            Ok(ask) => ask,
+            Err(turn) => return turn,
+        };
+        if let Some(turn) = self.body(&ask).await {
+            return turn;
+        }
+        let turn = self.answer(&ask, id, text).await;
+        if matches!(turn, Turn::Next) {
+            let body = usize::try_from(ask.body.unwrap_or(0)).unwrap_or(usize::MAX);
+            self.conn.forget(ask.head.saturating_add(body));
+        }
+        turn
+    }
+
+    /// Waits for a plain head, and writes it as it goes on.
+    async fn head(&mut self, id: &str) -> Result<Ask, Turn> {
+        if self.conn.seen.is_empty() && self.conn.is_closing() {
+            return Err(Turn::Close);
+        }
+        self.conn.expect_by(Instant::now() + HEAD_TIME);
+        loop {
+            if !self.conn.seen.is_empty() {
+                let mut slots = request::slots();
+                match request::read(&self.conn.seen, &mut slots) {
+                    Reading::Partial => {}
+                    Reading::Odd => return Err(Turn::HandOver(None)),
+                    Reading::Plain(plain) => {
+                        self.host.clear();
+                        self.host.push_str(plain.host);
+                        self.onward.clear();
+                        plain.write(&mut self.onward, &self.client, id);
+                        return Ok(plain.ask);
+                    }
+                }
+            }
+            let first = self.conn.seen.is_empty();
+            match self.conn.fill().await {
+                // An idle client that begins at the last moment has its time all the same.
+                Waited::Came if first => self.conn.expect_by(Instant::now() + HEAD_TIME),
+                Waited::Came => {}
+                Waited::Gone | Waited::Late | Waited::Closing => return Err(Turn::Close),
+            }
+        }
+    }
+
+    /// Waits a moment for the body, that it can be sent in one go. One that is long, or slow, is
+    /// for the other way, which passes it on as it comes.
+    async fn body(&mut self, ask: &Ask) -> Option<Turn> {
+        let length = ask.body.filter(|length| *length > 0)?;
+        let Some(length) = usize::try_from(length).ok().filter(|l| *l <= KEEP_BYTES) else {
+            return Some(Turn::HandOver(None));
+        };
+        let whole = ask.head + length;
+        if self.conn.seen.len() < whole {
+            self.conn.expect_by(Instant::now() + BODY_TIME);
+        }
+        while self.conn.seen.len() < whole {
+            match self.conn.fill().await {
+                Waited::Came => {}
+                Waited::Late => return Some(Turn::HandOver(None)),
+                Waited::Gone | Waited::Closing => return Some(Turn::Close),
+            }
+        }
+        None
+    }
+
+    /// Answers a request that is here whole.
+    async fn answer(&mut self, ask: &Ask, id: Ulid, text: &str) -> Turn {
+        let arrival = Instant::now();
+        self.shared.counters.asked();
+        self.shared.retries.earn();
+        let quest = Quest::new(&self.shared, &self.host, id, arrival).await;
+        let mut quest = match quest {
+            Ok(quest) if quest.route.protocol != Protocol::Http1 => {
+                return Turn::HandOver(Some(Resume::new(quest, None)));
+            }
+            Ok(quest) => quest,
+            Err(problem) => {
+                self.shared
+                    .counters
+                    .answered(problem.code.status().as_u16());
+                return self.own(&problem, ask, text).await;
+            }
+        };
+        self.conn.expect_by(quest.deadline);
+        loop {
+            let guard = match self.admission(&mut quest).await {
+                None => return Turn::Close,
+                Some(Ok(Admission::Here(guard))) if guard.slot.protocol == Protocol::Http1 => guard,
+                Some(Ok(other)) => return Turn::HandOver(Some(Resume::new(quest, Some(other)))),
+                Some(Err(problem)) => return self.fail(quest, &problem, ask, text).await,
+            };
+            match self.attempt(&guard, ask, text).await {
+                Ok(begun) => return self.pass_on(quest, guard, begun).await,
+                Err(Failure::Gone) => return Turn::Close,
+                Err(Failure::Late) => {
+                    return self.fail(quest, &Problem::late(), ask, text).await;
+                }
+                Err(Failure::Stale) if quest.again_after_stale(&ask.method) => {}
+                Err(Failure::Stale) => {
+                    let trip = Trip::Broken("closed without an answer".to_owned());
+                    return self.fail(quest, &trip.problem(), ask, text).await;
+                }
+                Err(Failure::Trip(trip)) => {
+                    let admission = Admission::Here(guard);
+                    if !quest.again(&admission, &trip, ask.method.is_idempotent(), true) {
+                        drop(admission);
+                        return self.fail(quest, &trip.problem(), ask, text).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// An endpoint with room; `None` when the client does not wait for it.
+    async fn admission(&mut self, quest: &mut Quest) -> Option<Result<Admission, Problem>> {
+        let conn = &mut self.conn;
+        let mut admission = std::pin::pin!(quest.admission());
+        poll_fn(|cx| {
+            if let Poll::Ready(admission) = admission.as_mut().poll(cx) {
+                return Poll::Ready(Some(admission));
+            }
+            match conn.poll_lost(cx) {
+                Poll::Ready(Waited::Gone) => Poll::Ready(None),
+                // The admission knows the deadline itself.
+                Poll::Ready(_) | Poll::Pending => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    async fn attempt(&mut self, guard: &Guard, ask: &Ask, id: &str) -> Result<Begun, Failure> {
+        let thawed = guard.slot.thawed().await;
+        let still = |e| Trip::Connect(format!("{} stays frozen: {e}", guard.slot.id));
+        thawed.map_err(|e| Failure::Trip(still(e)))?;
+        let errand = Errand {
+            ask,
+            id,
+            head: &self.onward,
+        };
+        let begun = begin(&mut self.conn, &guard.slot, &errand).await?;
+        guard.slot.answered();
+        Ok(begun)
+    }
+
+    /// Passes on what has begun, and writes down that it did.
+    async fn pass_on(&mut self, quest: Quest, guard: Guard, begun: Begun) -> Turn {
+        let source = Source {
+            instance: Some(Arc::clone(&guard.slot.id)),
+            node: quest.shared.me(),
+        };
+        quest.record(begun.status, Some(source), None);
+        let close = begun.close;
+        let whole = finish(&mut self.conn, begun, &guard.slot).await;
+        if whole && !close {
+            Turn::Next
+        } else {
+            Turn::Close
+        }
+    }
+
+    /// An answer of our own to a request that had a way.
+    async fn fail(&mut self, quest: Quest, problem: &Problem, ask: &Ask, id: &str) -> Turn {
+        let status = problem.code.status().as_u16();
+        quest.record(status, None, Some(problem.code.word()));
+        self.own(problem, ask, id).await
+    }
+
+    async fn own(&mut self, problem: &Problem, ask: &Ask, id: &str) -> Turn {
+        self.shared.counters.problem(problem.code);
+        let close = !ask.keep || self.conn.is_closing();
+        let id = HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("-"));
+        let (head, body) = problem.response(&id, ask.json).into_parts();
+        let mut out = Vec::new();
+        response::status_line(&mut out, head.status.as_u16());
+        for (name, value) in &head.headers {
+            for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+                out.extend_from_slice(part);
+            }
+        }
+        let body = body.own();
+        out.extend_from_slice(format!("content-length: {}\r\n", body.len()).as_bytes());
+        response::last_lines(&mut out, true, close);
+        if ask.method != http::Method::HEAD {
+            out.extend_from_slice(&body);
+        }
+        if self.conn.send(&out).await && !close {
+            Turn::Next
+        } else {
+            Turn::Close
+        }
+    }
+}

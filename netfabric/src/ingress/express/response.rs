@@ -1,0 +1,432 @@
+//! Heads of instances' answers, read strictly and written anew; and the body's way through,
+//! whatever its framing is on either side.
+
+use http::{Method, StatusCode};
+use httparse::{Header, ParserConfig, Response, Status};
+
+use super::request::Slots;
+use crate::ingress::chunks::{Chunks, Malformed};
+use crate::ingress::door::MAX_HEAD_BYTES;
+use crate::ingress::strict::length;
+
+/// Why an answer is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Garbled {
+    #[error("its head is malformed")]
+    Head,
+    #[error("its head is too large")]
+    Large,
+    #[error("its framing is ambiguous")]
+    Framing,
+    #[error("it switches protocols unasked")]
+    Switch,
+    #[error(transparent)]
+    Chunks(#[from] Malformed),
+}
+
+/// An answer's head; headers that do not go on have no name any more.
+#[derive(Debug)]
+pub(super) struct Answer<'h, 'b> {
+    pub(super) status: u16,
+    /// Its length in the instance's bytes.
+    pub(super) head: usize,
+    pub(super) framing: Framing,
+    /// The connection can be used again when the body is through.
+    pub(super) keep: bool,
+    has_date: bool,
+    headers: &'h [Header<'b>],
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Framing {
+    /// No body; this is what its length would be, if said.
+    Empty(Option<u64>),
+    Length(u64),
+    Chunked,
+    /// Until the connection ends.
+    Close,
+}
+
+/// Reads the head at the beginning of `bytes`; `None` when it is not whole yet.
+pub(super) fn read<'h, 'b>(
+    bytes: &'b [u8],
+    slots: &'h mut Slots<'b>,
+    asked: &Method,
+) -> Result<Option<Answer<'h, 'b>>, Garbled> {
+    let mut response = Response::new(&mut []);
+    let parsed = ParserConfig::default()
+        .parse_response_with_uninit_headers(&mut response, bytes, slots)
+        .map_err(|_| Garbled::Head)?;
+    let head = match parsed {
+        Status::Complete(head) if head <= MAX_HEAD_BYTES => head,
+        Status::Partial if bytes.len() < MAX_HEAD_BYTES => return Ok(None),
+        _ => return Err(Garbled::Large),
+    };
+    let status = response.code.ok_or(Garbled::Head)?;
+    if status < 100 {
+        return Err(Garbled::Head);
+    }
+    if status == StatusCode::SWITCHING_PROTOCOLS {
+        return Err(Garbled::Switch);
+    }
+    let old = response.version != Some(1);
+    let said = sift(response.headers)?;
+    let bodiless = *asked == Method::HEAD || status < 200 || matches!(status, 204 | 304);
+    let framing = match (said.chunked, said.length) {
+        _ if bodiless => Framing::Empty(said.length.filter(|_| status != 204)),
+        (true, _) if old => return Err(Garbled::Framing),
+        (true, _) => Framing::Chunked,
+        (false, Some(length)) => Framing::Length(length),
+        (false, None) => Framing::Close,
+    };
+    let doubtful = said.chunked && said.length.is_some();
+    let keep = !old && !said.close && !doubtful && framing != Framing::Close;
+    Ok(Some(Answer {
+        status,
+        head,
+        framing,
+        keep,
+        has_date: said.has_date,
+        headers: response.headers,
+    }))
+}
+
+/// What headers say of the message itself.
+#[derive(Default)]
+struct Said {
+    length: Option<u64>,
+    chunked: bool,
+    close: bool,
+    has_date: bool,
+}
+
+fn sift(headers: &mut [Header<'_>]) -> Result<Said, Garbled> {
+    let mut said = Said::default();
+    // Those that `Connection` names end here too; there are hardly ever any.
+    let mut named: Vec<String> = Vec::new();
+    for header in headers.iter_mut() {
+        let is = |other: &str| header.name.eq_ignore_ascii_case(other);
+        let ends = match header.name.len() {
+            2 => is("te"),
+            4 if is("date") => {
+                said.has_date = true;
+                false
+            }
+            7 => is("upgrade") || is("trailer"),
+            10 if is("connection") => {
+                said.close |= connection(header.value, &mut named);
+                true
+            }
+            10 => is("keep-alive"),
+            12 => is("x-request-id"),
+            14 if is("content-length") => {
+                let length = length(header.value).ok_or(Garbled::Framing)?;
+                if said.length.is_some_and(|l| l != length) {
+                    return Err(Garbled::Framing);
+                }
+                said.length = Some(length);
+                true
+            }
+            16 => is("proxy-connection"),
+            17 if is("transfer-encoding") => {
+                if said.chunked || !header.value.eq_ignore_ascii_case(b"chunked") {
+                    return Err(Garbled::Framing);
+                }
+                said.chunked = true;
+                true
+            }
+            18 => is("proxy-authenticate"),
+            19 => is("proxy-authorization"),
+            _ => false,
+        };
+        let start = header.name.as_bytes().get(..11);
+        if ends || start.is_some_and(|s| s.eq_ignore_ascii_case(b"x-selvedge-")) {
+            header.name = "";
+        }
+    }
+    for header in headers.iter_mut().filter(|_| !named.is_empty()) {
+        if named.iter().any(|n| n.eq_ignore_ascii_case(header.name)) {
+            header.name = "";
+        }
+    }
+    Ok(said)
+}
+
+/// Whether a `Connection` header says `close`; what else it names is added to `named`.
+fn connection(value: &[u8], named: &mut Vec<String>) -> bool {
+    let mut close = false;
+    let words = value.split(|b| *b == b',').map(<[u8]>::trim_ascii);
+    for word in words.filter_map(|w| std::str::from_utf8(w).ok()) {
+        if word.eq_ignore_ascii_case("close") {
+            close = true;
+        } else if !word.is_empty() && !word.eq_ignore_ascii_case("keep-alive") {
+            named.push(word.to_owned());
+        }
+    }
+    close
+}
+
+impl Answer<'_, '_> {
+    pub(super) fn is_interim(&self) -> bool {
+        self.status < 200
+    }
+
+    /// Writes the head as the client gets it.
+    pub(super) fn write(&self, out: &mut Vec<u8>, id: &str, close: bool) {
+        status_line(out, self.status);
+        let mut put = |parts: &[&[u8]]| parts.iter().for_each(|p| out.extend_from_slice(p));
+        for header in self.headers.iter().filter(|h| !h.name.is_empty()) {
+            put(&[header.name.as_bytes(), b": ", header.value, b"\r\n"]);
+        }
+        match self.framing {
+            Framing::Length(length) | Framing::Empty(Some(length)) => {
+                let mut digits = itoa::Buffer::new();
+                put(&[
+                    b"content-length: ",
+                    digits.format(length).as_bytes(),
+                    b"\r\n",
+                ]);
+            }
+            Framing::Chunked | Framing::Close => put(&[b"transfer-encoding: chunked\r\n"]),
+            Framing::Empty(None) => {}
+        }
+        put(&[b"x-request-id: ", id.as_bytes(), b"\r\n"]);
+        last_lines(out, !self.has_date, close);
+    }
+}
+
+pub(super) fn status_line(out: &mut Vec<u8>, status: u16) {
+    let mut digits = itoa::Buffer::new();
+    let reason = StatusCode::from_u16(status).ok();
+    let reason = reason.and_then(|s| s.canonical_reason()).unwrap_or("");
+    for part in ["HTTP/1.1 ", digits.format(status), " ", reason, "\r\n"] {
+        out.extend_from_slice(part.as_bytes());
+    }
+}
+
+/// The date when it is wanted, whether the connection ends, and the end of the head.
+pub(super) fn last_lines(out: &mut Vec<u8>, date: bool, close: bool) {
+    if date {
+        super::scratch::put_date(out);
+    }
+    if close {
+        out.extend_from_slice(b"connection: close\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// A body on its way through.
+#[derive(Debug)]
+pub(super) enum Through {
+    Length(u64),
+    Chunked(Chunks),
+    Close,
+    Over,
+}
+
+impl Through {
+    pub(super) fn new(framing: Framing) -> Self {
+        match framing {
+            Framing::Empty(_) | Framing::Length(0) => Self::Over,
+            Framing::Length(length) => Self::Length(length),
+            Framing::Chunked => Self::Chunked(Chunks::default()),
+            Framing::Close => Self::Close,
+        }
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self, Self::Over)
+    }
+
+    /// Writes what is the body's of `bytes` in the client's framing; returns how many are.
+    pub(super) fn pass(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<usize, Malformed> {
+        let used = match self {
+            Self::Length(left) => {
+                let most = usize::try_from(*left).unwrap_or(usize::MAX);
+                let mine = most.min(bytes.len());
+                out.extend_from_slice(&bytes[..mine]);
+                *left -= mine as u64;
+                if *left > 0 {
+                    return Ok(mine);
+                }
+                mine
+            }
+            Self::Chunked(chunks) => {
+                let used = chunks.take(bytes, |data| chunk(out, data))?;
+                if !chunks.is_over() {
+                    return Ok(used);
+                }
+                out.extend_from_slice(LAST_CHUNK);
+                used
+            }
+            Self::Close => {
+                chunk(out, bytes);
+                return Ok(bytes.len());
+            }
+            Self::Over => return Ok(0),
+        };
+        *self = Self::Over;
+        Ok(used)
+    }
+
+    /// The connection ended. Says whether the body had, too.
+    pub(super) fn end(&mut self, out: &mut Vec<u8>) -> bool {
+        if matches!(self, Self::Close) {
+            out.extend_from_slice(LAST_CHUNK);
+            *self = Self::Over;
+        }
+        self.is_over()
+    }
+}
+
+const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+
+fn chunk(out: &mut Vec<u8>, data: &[u8]) {
+    use std::io::Write as _;
+    if data.is_empty() {
+        return;
+    }
+    // Writing to memory does not fail.
+    let _ = write!(out, "{:x}\r\n", data.len());
+    out.extend_from_slice(data);
+    out.extend_from_slice(b"\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::request::slots;
+    use super::*;
+
+    #[test]
+    fn framing_is_read_strictly() {
+        let ok = "HTTP/1.1 200 OK";
+        let table: &[(&str, &str, Result<(Framing, bool), Garbled>)] = &[
+            (ok, "content-length: 5", Ok((Framing::Length(5), true))),
+            (
+                ok,
+                "Content-Length: 5\r\ncontent-length: 5",
+                Ok((Framing::Length(5), true)),
+            ),
+            (
+                ok,
+                "content-length: 5\r\ncontent-length: 6",
+                Err(Garbled::Framing),
+            ),
+            (ok, "content-length: 5, 5", Err(Garbled::Framing)),
+            (ok, "content-length: -5", Err(Garbled::Framing)),
+            (
+                ok,
+                "transfer-encoding: chunked",
+                Ok((Framing::Chunked, true)),
+            ),
+            (
+                ok,
+                "transfer-encoding: gzip, chunked",
+                Err(Garbled::Framing),
+            ),
+            (
+                ok,
+                "transfer-encoding: chunked\r\ntransfer-encoding: chunked",
+                Err(Garbled::Framing),
+            ),
+            (
+                ok,
+                "transfer-encoding: chunked\r\ncontent-length: 5",
+                Ok((Framing::Chunked, false)),
+            ),
+            (
+                ok,
+                "connection: close\r\ncontent-length: 5",
+                Ok((Framing::Length(5), false)),
+            ),
+            (
+                ok,
+                "connection: keep-alive, Close\r\ncontent-length: 5",
+                Ok((Framing::Length(5), false)),
+            ),
+            (ok, "x: y", Ok((Framing::Close, false))),
+            (
+                "HTTP/1.0 200 OK",
+                "content-length: 5",
+                Ok((Framing::Length(5), false)),
+            ),
+            (
+                "HTTP/1.0 200 OK",
+                "transfer-encoding: chunked",
+                Err(Garbled::Framing),
+            ),
+            ("HTTP/1.1 204 No", "x: y", Ok((Framing::Empty(None), true))),
+            (
+                "HTTP/1.1 204 No",
+                "content-length: 5",
+                Ok((Framing::Empty(None), true)),
+            ),
+            (
+                "HTTP/1.1 304 No",
+                "content-length: 5",
+                Ok((Framing::Empty(Some(5)), true)),
+            ),
+            (
+                "HTTP/1.1 103 Hints",
+                "link: x",
+                Ok((Framing::Empty(None), true)),
+            ),
+            ("HTTP/1.1 101 Switch", "upgrade: x", Err(Garbled::Switch)),
+            ("HTTP/1.1 099 Odd", "x: y", Err(Garbled::Head)),
+            ("HTTP/2.0 200 OK", "x: y", Err(Garbled::Head)),
+            ("ICY 200 OK", "x: y", Err(Garbled::Head)),
+        ];
+        for (line, headers, want) in table {
+            let head = format!("{line}\r\n{headers}\r\n\r\n");
+            let mut slots = slots();
+            let answer = read(head.as_bytes(), &mut slots, &Method::GET);
+            let got = answer.map(|a| a.map(|a| (a.framing, a.keep)).unwrap());
+            assert_eq!(got, *want, "{head:?}");
+        }
+        let head = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n";
+        let mut slots = slots();
+        let answer = read(head, &mut slots, &Method::HEAD).unwrap().unwrap();
+        assert_eq!(answer.framing, Framing::Empty(Some(5)));
+    }
+
+    #[test]
+    fn what_goes_on_of_an_answer() {
+        let head = "HTTP/1.1 201 Whatever\r\nDate: today\r\nConnection: x-hop, keep-alive\r\nX-Hop: 1\r\n\
+            keep-alive: 5\r\nx-selvedge-refused: a lie\r\nx-request-id: another\r\nset-cookie: a\r\n\
+            set-cookie: b\r\ntrailer: x\r\nContent-Length: 007\r\n\r\n";
+        let mut slots = slots();
+        let answer = read(head.as_bytes(), &mut slots, &Method::GET);
+        let mut out = Vec::new();
+        answer.unwrap().unwrap().write(&mut out, "ID", true);
+        let want = "HTTP/1.1 201 Created\r\nDate: today\r\nset-cookie: a\r\nset-cookie: b\r\n\
+            content-length: 7\r\nx-request-id: ID\r\nconnection: close\r\n\r\n";
+        assert_eq!(String::from_utf8(out).unwrap(), want);
+    }
+
+    #[test]
+    fn a_body_ends_where_its_framing_says() {
+        let table: &[(Framing, &[u8], &str, usize)] = &[
+            (Framing::Length(3), b"abcd", "abc", 3),
+            (
+                Framing::Chunked,
+                b"2\r\nab\r\n0\r\n\r\nHTTP",
+                "2\r\nab\r\n0\r\n\r\n",
+                12,
+            ),
+            (Framing::Empty(Some(3)), b"abc", "", 0),
+        ];
+        for (framing, bytes, want, used) in table {
+            let (mut through, mut out) = (Through::new(*framing), Vec::new());
+            assert_eq!(through.pass(bytes, &mut out), Ok(*used));
+            assert!(through.is_over());
+            assert_eq!(String::from_utf8(out).unwrap(), *want);
+        }
+        let (mut through, mut out) = (Through::new(Framing::Close), Vec::new());
+        through.pass(b"ab", &mut out).unwrap();
+        assert!(!through.is_over() && through.end(&mut out));
+        assert_eq!(out, b"2\r\nab\r\n0\r\n\r\n");
+        let mut through = Through::new(Framing::Length(3));
+        through.pass(b"ab", &mut out).unwrap();
+        assert!(!through.end(&mut out), "it ended early");
+    }
+}
