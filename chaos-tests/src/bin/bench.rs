@@ -23,6 +23,9 @@ struct Args {
     /// The most instances at once in `burst` and `density`
     #[arg(long, default_value_t = 1000, value_name = "COUNT")]
     most: usize,
+    /// Only cases whose names begin so, in `lazy` and `pull`
+    #[arg(long, value_name = "NAME")]
+    case: Option<String>,
     /// One JSON object a line instead of tables
     #[arg(long)]
     json: bool,
@@ -47,6 +50,7 @@ fn main() -> Result<()> {
         rounds: args.rounds,
         programs,
         most: args.most,
+        case: args.case,
     };
     plan.announce();
     let mut wanting = Vec::new();
