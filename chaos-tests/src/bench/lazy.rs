@@ -62,7 +62,9 @@ pub fn run(plan: &Plan) -> Result<Board> {
         node.start()?;
     }
     world.settle()?;
-    for case in &CASES {
+    let names = plan.chosen(&CASES.map(|case| case.name));
+    let cases = || CASES.iter().filter(|case| names.contains(&case.name));
+    for case in cases() {
         let layer = layer(&world, case)?;
         world.push(case.image, &[layer])?;
         let image = world.image(case.image);
@@ -77,12 +79,11 @@ pub fn run(plan: &Plan) -> Result<Board> {
             world: &world,
             node,
         };
-        for case in &CASES {
+        for case in cases() {
             starter.deploy(case)?;
         }
         contestants.push(Box::new(starter));
     }
-    let names = CASES.map(|case| case.name);
     race(&mut board, &names, plan.rounds, &mut contestants)?;
     Ok(board)
 }

@@ -40,9 +40,18 @@ pub struct Plan {
     pub most: usize,
     /// Lengths of answers in `proxy`.
     pub bodies: Vec<usize>,
+    /// Only cases whose names begin so.
+    pub case: Option<String>,
 }
 
 impl Plan {
+    /// Those of the cases that are wanted.
+    fn chosen<'a>(&self, cases: &[&'a str]) -> Vec<&'a str> {
+        let wanted = self.case.as_deref().unwrap_or_default();
+        let fits = |case: &&&str| case.starts_with(wanted);
+        cases.iter().filter(fits).copied().collect()
+    }
+
     /// Says on stderr what is about to be measured.
     pub fn announce(&self) {
         let dir = self.programs.display();

@@ -1,14 +1,18 @@
 //! `pull`: 150 MB of Debian's files from a registry on the same host into a store with nothing in it,
 //! until every file is unpacked and verified; against skopeo with umoci and podman, and against one
-//! `gunzip` that writes the same bytes. Ours also has the digest of every 16 KiB when it ends, and
-//! where there is a disk, all of it there.
+//! `gunzip` that writes the same bytes. Ours unpacks in a process without powers, as the daemon does,
+//! has the digest of every 16 KiB when it ends, and where there is a disk, all of it there. The cases
+//! that go on to the first answer of an instance are `request`'s.
 //!
-//! Everybody gets a file system in memory, new each time. On a disk whose files were deleted a
-//! moment ago ext4 spends more on inodes than all else costs (it leaves recently deleted ones
-//! alone and looks for others one by one), so that whoever comes after another pays for it.
+//! Everybody gets a file system with nothing in it, new each time: in memory, or an ext4 with a journal
+//! on blocks in memory. Not the machine's own disk: an ext4 without a journal, as here, looks past
+//! every inode that was freed within the last minutes, one by one, and whoever comes after another
+//! would pay for what that one deleted.
+
+mod request;
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -20,9 +24,16 @@ use super::race::{Contestant, race};
 use super::{Plan, peers, yard};
 use crate::world::{self, Standard, World};
 
-const CASES: [&str; 2] = ["one-layer", "four-layers"];
+/// What is pulled, and onto what.
+const CASES: [(&str, Standard, Disk); 3] = [
+    ("one-layer", Standard::Debian, Disk::Memory),
+    ("four-layers", Standard::DebianInParts, Disk::Memory),
+    ("one-layer-ext4", Standard::Debian, Disk::Ext4),
+];
 /// What is unpacked weighs at least so much, or it was not all unpacked.
 const LEAST: u64 = 100 << 20;
+/// Of the disk.
+const EXT4: u64 = 1536 << 20;
 
 /// Copies, unpacks. The layout is what `umoci` reads.
 const SKOPEO: &str = r#"
@@ -34,6 +45,8 @@ const PODMAN: &str = r#"
     exec podman --root "$1/root" --runroot "$1/run" --storage-driver overlay \
         pull --quiet --tls-verify=false "$2"
 "#;
+/// The folder, the program that unpacks, the image.
+const OURS_SCRIPT: &str = r#"exec "$1" "$3" "$4" "$2""#;
 /// The layers' files come after the folder.
 const FLOOR: &str = r#"
     set -e
@@ -43,19 +56,29 @@ const FLOOR: &str = r#"
 
 pub fn run(plan: &Plan) -> Result<Board> {
     let mut board = Board::new("pull");
+    let cases = plan.chosen(&CASES.map(|(name, ..)| name));
+    if !cases.is_empty() {
+        files(plan, &cases, &mut board)?;
+    }
+    request::run(plan, &mut board)?;
+    Ok(board)
+}
+
+/// The cases that end when all files are there.
+fn files(plan: &Plan, cases: &[&str], board: &mut Board) -> Result<()> {
     let world = World::empty()?;
-    let images = [Standard::Debian, Standard::DebianInParts];
-    let images: Result<Vec<_>> = images.iter().map(|image| world.standard(*image)).collect();
-    let images = images?;
-    let fetch = plan.programs.join("fetch");
+    let images = CASES.map(|(_, image, _)| world.standard(image));
+    let images: Vec<_> = images.into_iter().collect::<Result<_>>()?;
+    let [fetch, unpacker] = ["fetch", "selvedged"].map(|name| plan.programs.join(name));
     let hint = "build it: cargo build --release -p chaos-tests --bin fetch";
     ensure!(fetch.exists(), "no {}; {hint}", fetch.display());
-    let fetch = fetch.to_string_lossy().into_owned();
+    let (fetch, unpacker) = (fetch.to_string_lossy(), unpacker.to_string_lossy());
 
     let systems = |name, words: &[&str]| Puller::new(&world, &images, name, words);
     let shell = |name, script| systems(name, &["sh", "-c", script, "sh"]);
+    let ours = ["sh", "-c", OURS_SCRIPT, "sh", &fetch, &unpacker];
     let mut contestants: Vec<Box<dyn Contestant + '_>> = vec![
-        Box::new(systems(OURS, &[&fetch])?),
+        Box::new(systems(OURS, &ours)?),
         Box::new(floor(shell("gunzip", FLOOR)?, &images)?),
     ];
     let others = [
@@ -68,8 +91,7 @@ pub fn run(plan: &Plan) -> Result<Board> {
             Err(error) => board.missing(name, format!("{error:#}")),
         }
     }
-    race(&mut board, &CASES, plan.rounds, &mut contestants)?;
-    Ok(board)
+    race(board, cases, plan.rounds, &mut contestants)
 }
 
 /// A program that is given a folder with nothing in it and what to put there.
@@ -119,14 +141,14 @@ impl Contestant for Puller {
     }
 
     fn take(&mut self, case: &str) -> Result<Vec<Reading>> {
-        let number = CASES.iter().position(|known| *known == case);
-        let source = number.and_then(|number| self.sources.get(number));
-        let source = source.with_context(|| format!("no case {case}"))?;
+        let mut known = CASES.iter().zip(&self.sources);
+        let found = known.find(|((name, ..), _)| *name == case);
+        let ((.., disk), source) = found.with_context(|| format!("no case {case}"))?;
         let folder = self.home.join("store");
-        let memory = Memory::mount(&folder)?;
+        let mounts = disk.mount(&folder)?;
         let pulled = self.pull(source, &folder)?;
         let weighs = weight(&folder)?;
-        drop(memory);
+        drop(mounts);
         ensure!(weighs >= LEAST, "only {weighs} bytes were unpacked");
         let (took, used) = pulled;
         Ok(vec![
@@ -136,23 +158,52 @@ impl Contestant for Puller {
     }
 }
 
-/// A file system in memory.
-struct Memory<'a>(&'a Path);
+/// What somebody works on.
+#[derive(Debug, Clone, Copy)]
+enum Disk {
+    Memory,
+    Ext4,
+}
 
-impl<'a> Memory<'a> {
-    fn mount(folder: &'a Path) -> Result<Self> {
-        fs::create_dir_all(folder)?;
-        let place = [OsStr::new("pull"), folder.as_os_str()];
-        let kind = ["-t", "tmpfs", "-o", "size=2g"].map(OsStr::new);
-        world::run("mount", kind.into_iter().chain(place))?.ok()?;
-        Ok(Self(folder))
+impl Disk {
+    /// One with nothing in it, at a folder. What is returned is dropped in its order.
+    fn mount(self, folder: &Path) -> Result<Vec<Mounted>> {
+        let memory = ["-t", "tmpfs", "-o", "size=2g"].map(OsStr::new);
+        match self {
+            Self::Memory => Ok(vec![Mounted::new(&memory, OsStr::new("pull"), folder)?]),
+            Self::Ext4 => {
+                let blocks = folder.with_extension("blocks");
+                let below = Mounted::new(&memory, OsStr::new("pull"), &blocks)?;
+                let image = blocks.join("ext4");
+                File::create(&image)?.set_len(EXT4)?;
+                let make = ["-q", "-F"].map(OsStr::new).into_iter();
+                world::run("mkfs.ext4", make.chain([image.as_os_str()]))?.ok()?;
+                let loops = ["-t", "ext4", "-o", "loop"].map(OsStr::new);
+                Ok(vec![
+                    Mounted::new(&loops, image.as_os_str(), folder)?,
+                    below,
+                ])
+            }
+        }
     }
 }
 
-impl Drop for Memory<'_> {
+/// A mount that goes with its value.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn new(kind: &[&OsStr], what: &OsStr, folder: &Path) -> Result<Self> {
+        fs::create_dir_all(folder)?;
+        let place = [what, folder.as_os_str()];
+        world::run("mount", kind.iter().copied().chain(place))?.ok()?;
+        Ok(Self(folder.to_owned()))
+    }
+}
+
+impl Drop for Mounted {
     fn drop(&mut self) {
         // Nothing of it is used any more; the world unmounts what is left.
-        if let Err(error) = world::run("umount", [self.0]).and_then(world::Outcome::ok) {
+        if let Err(error) = world::run("umount", [&self.0]).and_then(world::Outcome::ok) {
             eprintln!("{}: {error:#}", self.0.display());
         }
     }

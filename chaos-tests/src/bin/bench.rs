@@ -26,6 +26,9 @@ struct Args {
     /// Lengths of answers in `proxy`, up to 65536; 0 is the shortest there is
     #[arg(long, value_name = "BYTES", value_delimiter = ',', default_value = "0")]
     bodies: Vec<usize>,
+    /// Only cases whose names begin so, in `lazy` and `pull`
+    #[arg(long, value_name = "NAME")]
+    case: Option<String>,
     /// One JSON object a line instead of tables
     #[arg(long)]
     json: bool,
@@ -51,6 +54,7 @@ fn main() -> Result<()> {
         programs,
         most: args.most,
         bodies: args.bodies,
+        case: args.case,
     };
     plan.announce();
     let mut wanting = Vec::new();

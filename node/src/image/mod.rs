@@ -30,6 +30,8 @@ mod disk;
 mod error;
 mod exchange;
 mod flight;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 mod gc;
 mod health;
 mod helper;

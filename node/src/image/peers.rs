@@ -387,7 +387,7 @@ impl Company {
             let found: usize = got.values().map(Bytes::len).sum();
             self.store.inner.tally.add_local(found as u64);
             let places: Vec<u32> = window.collect();
-            if !holders.complete(&places, &mut got).await {
+            if !holders.complete(&places, &mut got, None).await {
                 return None;
             }
             for bytes in got.into_values() {
@@ -422,8 +422,14 @@ pub(super) struct Holders<'a> {
 pub(super) type Got = BTreeMap<u32, Bytes>;
 
 impl Holders<'_> {
-    /// Fetches what of these is not there yet; what one peer gave stays when it fails.
-    pub(super) async fn complete(&mut self, places: &[u32], got: &mut Got) -> bool {
+    /// Fetches what of these is not there yet; what one peer gave stays when it fails. Whoever
+    /// listens is given each part of it as soon as it is verified.
+    pub(super) async fn complete(
+        &mut self,
+        places: &[u32],
+        got: &mut Got,
+        listener: Option<&mpsc::Sender<Got>>,
+    ) -> bool {
         loop {
             let missing = places.iter().copied().filter(|i| !got.contains_key(i));
             let missing: Vec<u32> = missing.collect();
@@ -433,7 +439,7 @@ impl Holders<'_> {
             let Some(node) = self.left.front().copied() else {
                 return false;
             };
-            if let Err(error) = self.from(node, &missing, got).await {
+            if let Err(error) = self.from(node, &missing, got, listener).await {
                 self.left.pop_front();
                 self.compared = 0;
                 // Another list than the author's: no fault as long as nobody knows whose is right.
@@ -444,7 +450,13 @@ impl Holders<'_> {
         }
     }
 
-    async fn from(&mut self, node: NodeId, missing: &[u32], got: &mut Got) -> io::Result<()> {
+    async fn from(
+        &mut self,
+        node: NodeId,
+        missing: &[u32],
+        got: &mut Got,
+        listener: Option<&mpsc::Sender<Got>>,
+    ) -> io::Result<()> {
         if self.compared == 0 {
             if self.company.left_out().contains(&node) {
                 return Err(io::ErrorKind::Unsupported.into());
@@ -470,7 +482,12 @@ impl Holders<'_> {
                     let (now, later) = due.split_at(count);
                     self.moved += packed.len() as u64;
                     self.company.store.inner.tally.add_peer(packed.len());
-                    verify(self.list, now, &packed, got)?;
+                    let part = verified(self.list, now, &packed)?;
+                    if let Some(listener) = listener {
+                        // One that has gone has its reason and tells it.
+                        let _ = listener.send(part.clone()).await;
+                    }
+                    got.extend(part);
                     due = later;
                 }
                 ImageAnswer::End => return Err(lie("chunks are left out")),
@@ -481,13 +498,14 @@ impl Holders<'_> {
     }
 }
 
-fn verify(list: &ChunkList, indexes: &[u32], packed: &[u8], got: &mut Got) -> io::Result<()> {
+fn verified(list: &ChunkList, indexes: &[u32], packed: &[u8]) -> io::Result<Got> {
     let chunks = indexes.iter().map(|i| &list.chunks[*i as usize]);
     let total: usize = chunks.clone().map(|chunk| chunk.len as usize).sum();
     let mut raw = Bytes::from(zstd::bulk::decompress(packed, total).map_err(lie)?);
     if raw.len() != total {
         return Err(lie("chunks of another size"));
     }
+    let mut got = Got::new();
     for (index, chunk) in indexes.iter().zip(chunks) {
         let bytes = raw.split_to(chunk.len as usize);
         if !chunk.holds(&bytes) {
@@ -495,7 +513,7 @@ fn verify(list: &ChunkList, indexes: &[u32], packed: &[u8], got: &mut Got) -> io
         }
         got.insert(*index, bytes);
     }
-    Ok(())
+    Ok(got)
 }
 
 /// Stretches of the list that are handled at once.

@@ -40,6 +40,12 @@ const IMPLIED: Mode = Mode::from_raw_mode(0o755);
 const WALK: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::CLOEXEC);
+/// A file nobody had.
+const NEW: OFlags = OFlags::WRONLY
+    .union(OFlags::CREATE)
+    .union(OFlags::EXCL)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
 const CONFINED: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
     .union(ResolveFlags::NO_MAGICLINKS)
@@ -193,11 +199,18 @@ impl Meta {
         }
     }
 
-    /// Everything but the times. The owner first: changing it clears the setuid bit.
+    /// Everything but the times, and only what is not so already: to ask costs nothing on a disk, and
+    /// to change is a transaction each. The owner first: changing it clears the setuid bit.
     fn apply(&self, fd: &OwnedFd) -> Result<(), Fault> {
-        let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
-        rustix::fs::fchown(fd, Some(uid), Some(gid))?;
-        rustix::fs::fchmod(fd, Mode::from_raw_mode(self.mode & 0o7777))?;
+        let stat = rustix::fs::fstat(fd)?;
+        let given = (stat.st_uid, stat.st_gid) != (self.uid, self.gid);
+        if given {
+            let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
+            rustix::fs::fchown(fd, Some(uid), Some(gid))?;
+        }
+        if given || stat.st_mode & 0o7777 != self.mode & 0o7777 {
+            rustix::fs::fchmod(fd, Mode::from_raw_mode(self.mode & 0o7777))?;
+        }
         for (name, value) in &self.xattrs {
             match rustix::fs::fsetxattr(fd, name.as_slice(), value, XattrFlags::empty()) {
                 // A file system without them, or too small for them: an image runs without.
@@ -271,13 +284,18 @@ impl Sink for Tree {
     }
 
     /// Empty at first; whatever non-directory had the name is gone from it.
-    fn file(&mut self, path: &Inside, _: Range<u64>) -> Result<File, Fault> {
+    fn file(&mut self, path: &Inside, _: Range<u64>, meta: &Meta) -> Result<File, Fault> {
         let parent = self.parent_of(path)?;
-        self.clear(&parent, path.name(), false)?;
-        let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mode = Mode::from_raw_mode(0o600);
-        Ok(rustix::fs::openat(&*parent, path.name(), flags, mode)?.into())
+        // Nobody else comes below the root while it is written; setuid bits come last all the same.
+        let mode = Mode::from_raw_mode(meta.mode & 0o777);
+        let make = || rustix::fs::openat(&*parent, path.name(), NEW, mode);
+        match make() {
+            Err(Errno::EXIST) => {
+                self.clear(&parent, path.name(), false)?;
+                Ok(make()?.into())
+            }
+            made => Ok(made?.into()),
+        }
     }
 
     fn write(file: &mut File, bytes: &[u8]) -> io::Result<()> {

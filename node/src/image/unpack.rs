@@ -30,8 +30,14 @@ pub(super) trait Sink {
 
     /// Makes a directory, or describes one that is already there.
     fn directory(&mut self, path: &Inside, meta: &Meta) -> Result<(), Fault>;
-    /// Makes a new regular file, whose content is these bytes of the raw tar.
-    fn file(&mut self, path: &Inside, content: Range<u64>) -> Result<Self::File, Fault>;
+    /// Makes a new regular file, whose content is these bytes of the raw tar. What `meta` says of it
+    /// need not hold before [`Sink::finish_file`].
+    fn file(
+        &mut self,
+        path: &Inside,
+        content: Range<u64>,
+        meta: &Meta,
+    ) -> Result<Self::File, Fault>;
     fn write(file: &mut Self::File, bytes: &[u8]) -> io::Result<()>;
     /// Describes a file whose content is written.
     fn finish_file(&mut self, file: Self::File, meta: &Meta) -> Result<(), Fault>;
@@ -254,7 +260,7 @@ impl<S: Sink, N: Notes> Unpacking<'_, S, N> {
             (EntryType::Regular | EntryType::Continuous, _) => {
                 let at = entry.raw_file_position();
                 let content = at..at.saturating_add(entry.size());
-                let mut file = self.tree.file(path, content)?;
+                let mut file = self.tree.file(path, content, meta)?;
                 self.notes.begin_file(path.bytes());
                 self.copy(entry, &mut file)?;
                 self.notes.end_file();

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::super::chunks::ChunkList;
 use super::super::error::ImageError;
+use super::super::peers::Got;
 use super::super::record::MAX_PROFILE;
 use super::wire::{self, Ask, News};
 
@@ -182,11 +183,41 @@ impl Arriving {
         if !chunk.holds(bytes) {
             return Ok(false);
         }
-        let written = self.tar.write_all_at(bytes, chunk.offset);
-        written.map_err(|e| ImageError::disk("write", &self.path, e))?;
+        self.write(chunk.offset, bytes)?;
         self.lock().arrive(place, chunk.len);
         self.stir.send_replace(());
         Ok(true)
+    }
+
+    /// Keeps chunks that were compared with this list by whoever brought them: neighbours in one
+    /// write, and all of them told at once.
+    pub(super) fn keep(&self, got: &Got) -> Result<(), ImageError> {
+        let mut run: (u64, Vec<u8>) = (0, Vec::new());
+        for (place, bytes) in got {
+            let Some(chunk) = self.list.chunks.get(*place as usize) else {
+                continue;
+            };
+            if chunk.offset != run.0 + run.1.len() as u64 {
+                self.write(run.0, &run.1)?;
+                run = (chunk.offset, Vec::new());
+            }
+            run.1.extend_from_slice(bytes);
+        }
+        self.write(run.0, &run.1)?;
+        let mut state = self.lock();
+        for place in got.keys().map(|place| *place as usize) {
+            if let Some(chunk) = self.list.chunks.get(place) {
+                state.arrive(place, chunk.len);
+            }
+        }
+        drop(state);
+        self.stir.send_replace(());
+        Ok(())
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) -> Result<(), ImageError> {
+        let written = self.tar.write_all_at(bytes, at);
+        written.map_err(|e| ImageError::disk("write", &self.path, e))
     }
 
     /// Whether the whole tar is in the file.

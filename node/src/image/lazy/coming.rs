@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::super::books::Image;
 use super::super::digest::Digest;
 use super::super::disk;
@@ -70,6 +72,12 @@ impl Coming {
 
     pub(in super::super) fn layer(&self, diff_id: &Digest) -> Option<Arc<Arrival>> {
         self.layers.get(diff_id).cloned()
+    }
+
+    /// When somebody last asked for something of any of them.
+    pub(super) fn last_want(&self) -> Option<Instant> {
+        let layers = self.layers.values();
+        layers.map(|arrival| arrival.arriving.last_want()).max()
     }
 
     fn of(&self, image: &Image) -> impl Iterator<Item = &Arc<Arrival>> {

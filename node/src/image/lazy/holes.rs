@@ -9,14 +9,14 @@ use super::super::recipe::{Recipe, Segment};
 const HEADER: usize = 512;
 
 /// Reads segments one after another.
-pub(super) struct Holes<'a> {
+pub(in super::super) struct Holes<'a> {
     segments: &'a [Segment],
     /// Already read of the first.
     read: u64,
 }
 
 impl<'a> Holes<'a> {
-    pub(super) fn new(recipe: &'a Recipe) -> Self {
+    pub(in super::super) fn new(recipe: &'a Recipe) -> Self {
         let segments = &recipe.segments;
         Self { segments, read: 0 }
     }

@@ -49,6 +49,11 @@ pub(super) use coming::Coming;
 pub use process::main;
 pub(super) use show::show;
 pub(super) use supply::{arrive, settle};
+#[cfg(any(test, feature = "fuzz"))]
+pub(super) use {
+    holes::Holes,
+    outline::{Kind, Node, Outline, ROOT},
+};
 
 /// What such a process calls itself, so that killing every `selvedged` by name spares it.
 const NAME: &str = "selvedge-lazy";

@@ -20,11 +20,11 @@ pub(super) const OPAQUE: &[u8] = b"trusted.overlay.opaque";
 const IMPLIED: u32 = 0o755;
 /// Deep names of few bytes make far more directories than there are entries.
 const MAX_NODES: usize = 1_000_000;
-pub(super) const ROOT: usize = 0;
+pub(in super::super) const ROOT: usize = 0;
 
 /// What a name stands for. Several names may stand for one.
 #[derive(Debug, Clone)]
-pub(super) struct Node {
+pub(in super::super) struct Node {
     pub kind: Kind,
     pub meta: Meta,
     /// Names it has; a directory's are counted by the file system.
@@ -32,7 +32,7 @@ pub(super) struct Node {
 }
 
 #[derive(Debug, Clone)]
-pub(super) enum Kind {
+pub(in super::super) enum Kind {
     Directory {
         names: BTreeMap<Box<[u8]>, usize>,
         parent: usize,
@@ -45,7 +45,7 @@ pub(super) enum Kind {
 
 /// The tree. The root is number 0.
 #[derive(Debug)]
-pub(super) struct Outline {
+pub(in super::super) struct Outline {
     nodes: Vec<Node>,
     opaque_root: bool,
     /// Made because something lies in them, and so far no entry says more of them.
@@ -56,7 +56,15 @@ pub(super) struct Outline {
 
 impl Outline {
     /// Reads the tar, of which only what is no file's content has to be there.
-    pub(super) fn read(tar: Holes<'_>, budget: &Budget) -> Result<Self, Stop> {
+    pub(in super::super) fn read(tar: Holes<'_>, budget: &Budget) -> Result<Self, Stop> {
+        let mut outline = Self::empty();
+        unpack_into(tar, &mut outline, budget, &())?;
+        Ok(outline)
+    }
+
+    /// The same of a tar that is all there.
+    #[cfg(any(test, feature = "fuzz"))]
+    pub(in super::super) fn of(tar: impl io::Read, budget: &Budget) -> Result<Self, Stop> {
         let mut outline = Self::empty();
         unpack_into(tar, &mut outline, budget, &())?;
         Ok(outline)
@@ -72,7 +80,7 @@ impl Outline {
         }
     }
 
-    pub(super) fn node(&self, number: usize) -> Option<&Node> {
+    pub(in super::super) fn node(&self, number: usize) -> Option<&Node> {
         self.nodes.get(number)
     }
 
@@ -81,12 +89,12 @@ impl Outline {
     }
 
     /// Nothing of the layers below shows.
-    pub(super) fn opaque_root(&self) -> bool {
+    pub(in super::super) fn opaque_root(&self) -> bool {
         self.opaque_root
     }
 
     /// The directories that no entry describes.
-    pub(super) fn implied(&self) -> &BTreeSet<Vec<u8>> {
+    pub(in super::super) fn implied(&self) -> &BTreeSet<Vec<u8>> {
         &self.implied
     }
 
@@ -230,7 +238,7 @@ impl Node {
 }
 
 /// A file on its way into an outline: its content is left where it is.
-pub(super) struct Described(usize);
+pub(in super::super) struct Described(usize);
 
 impl Sink for Outline {
     type File = Described;
@@ -254,7 +262,7 @@ impl Sink for Outline {
         Ok(())
     }
 
-    fn file(&mut self, path: &Inside, content: Range<u64>) -> Result<Described, Fault> {
+    fn file(&mut self, path: &Inside, content: Range<u64>, _: &Meta) -> Result<Described, Fault> {
         let parent = self.parent_of(path)?;
         self.clear(parent, path.name())?;
         let made = self.add(Node::leaf(Kind::File(content), Meta::default()))?;

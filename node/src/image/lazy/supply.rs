@@ -8,22 +8,25 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use scheduler::model::NodeId;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use super::super::budget::Budget;
 use super::super::error::ImageError;
 use super::super::layer::Marker;
 use super::super::manifest::{LayerPlan, Packing};
-use super::super::peers::{Company, Holders, Local, locate, read_local};
+use super::super::peers::{Company, Got, Holders, Local, locate, read_local};
 use super::super::recipe::{Recipe, Segment};
 use super::super::store::{Inner, Store};
 use super::arrival::Arrival;
 use super::arriving::Pick;
 
-/// Raw bytes asked for at once: what a reader waits behind at most.
+/// Raw bytes asked for at once. They come in parts, and a reader waits for its own only.
 const BATCH: u64 = 1 << 20;
-/// A reader asks little, and will come to little: no more than this is taken together.
+/// A reader asks little: no more than this is taken together.
 const QUICK: u64 = 256 << 10;
+/// Parts of an answer that are verified and not yet written.
+const PARTS_AHEAD: usize = 4;
 /// So long after the last reader's wish the rest goes on; an instance that starts asks again and again.
 const QUIET: Duration = Duration::from_millis(50);
 /// But the rest waits no longer than this between two of its batches.
@@ -44,6 +47,8 @@ pub(in super::super) async fn arrive(
         return Ok(None);
     }
     fail::fail_point!("image::coming_whole");
+    // It takes a core, and whoever starts meanwhile needs that more.
+    quiet(store).await;
     match unpack(store, arrival).await {
         Ok(marker) => {
             let of = Arc::clone(arrival);
@@ -112,6 +117,20 @@ fn void(arrival: &Arrival, why: &str) {
     arrival.arriving.void();
 }
 
+/// Until no reader of any layer has asked for a moment, or for too long.
+async fn quiet(store: &Store) {
+    let latest = Instant::now() + MOST_QUIET;
+    loop {
+        let now = Instant::now();
+        let asked = store.inner.coming().last_want();
+        let until = asked.map_or(now, |asked| asked + QUIET).min(latest);
+        if until <= now {
+            return;
+        }
+        sleep_until(until).await;
+    }
+}
+
 async fn unpack(store: &Store, arrival: &Arc<Arrival>) -> Result<Marker, ImageError> {
     let unpackers = Arc::clone(&store.inner.unpackers);
     let Ok(_permit) = unpackers.acquire_owned().await else {
@@ -151,7 +170,9 @@ async fn supply(
     // Readers need not wait behind a batch of the rest.
     tokio::select! {
         readers = lane.run(Pick::Wanted) => readers,
+        // Two: while one asks, what the other asked for comes.
         next = lane.run(Pick::Ahead) => next,
+        more = lane.run(Pick::Ahead) => more,
         rest = lane.run(Pick::Any) => rest,
     }
 }
@@ -195,20 +216,17 @@ impl Lane<'_> {
             arrival: self.arrival,
             places: arriving.take(pick, bytes),
         };
-        if matches!(pick, Pick::Wanted | Pick::Ahead) {
-            return take(pick, QUICK);
-        }
-        let latest = Instant::now() + MOST_QUIET;
-        loop {
-            let first = take(Pick::Known, BATCH);
-            let quiet = arriving.last_want() + QUIET;
-            if !first.places.is_empty() {
-                return first;
+        match pick {
+            Pick::Wanted => take(pick, QUICK),
+            Pick::Ahead | Pick::Known => take(pick, BATCH),
+            Pick::Any => {
+                let first = take(Pick::Known, BATCH);
+                if !first.places.is_empty() {
+                    return first;
+                }
+                quiet(self.store).await;
+                take(pick, BATCH)
             }
-            if Instant::now() >= quiet.min(latest) {
-                return take(Pick::Any, BATCH);
-            }
-            sleep_until(quiet.min(latest)).await;
         }
     }
 
@@ -220,24 +238,41 @@ impl Lane<'_> {
     ) -> Result<bool, ImageError> {
         let place = |place: &usize| u32::try_from(*place).unwrap_or(u32::MAX);
         let places: Vec<u32> = taken.places.iter().map(place).collect();
-        let (of, local) = (Arc::clone(self.arrival), Arc::clone(&self.local));
-        let here = places.clone();
-        let here = self
-            .store
-            .blocking(move |inner| Ok(read_local(inner, &of.arriving.list, here, &local)));
-        let mut got = here.await?;
-        let found: usize = got.values().map(Bytes::len).sum();
-        self.store.inner.tally.add_local(found as u64);
-        let complete = holders.complete(&places, &mut got).await;
+        let (parts, mut verified) = mpsc::channel::<Got>(PARTS_AHEAD);
         let of = Arc::clone(self.arrival);
-        let kept = self.store.blocking(move |_| {
-            for (place, bytes) in got {
-                of.arriving.put(place as usize, &bytes)?;
+        let keeping = self.store.blocking(move |_| {
+            while let Some(part) = verified.blocking_recv() {
+                of.arriving.keep(&part)?;
             }
             Ok(())
         });
-        kept.await?;
-        Ok(complete)
+        let bringing = async {
+            let mut got = self.held(&places).await?;
+            if !got.is_empty() {
+                let _ = parts.send(got.clone()).await;
+            }
+            let complete = holders.complete(&places, &mut got, Some(&parts)).await;
+            drop(parts);
+            Ok(complete)
+        };
+        let (complete, kept) = tokio::join!(bringing, keeping);
+        kept.and(complete)
+    }
+
+    /// What of these other layers that are here have.
+    async fn held(&self, places: &[u32]) -> Result<Got, ImageError> {
+        if self.local.is_empty() {
+            return Ok(Got::new());
+        }
+        let (of, local) = (Arc::clone(self.arrival), Arc::clone(&self.local));
+        let places = places.to_vec();
+        let read = self
+            .store
+            .blocking(move |inner| Ok(read_local(inner, &of.arriving.list, places, &local)));
+        let got = read.await?;
+        let found: usize = got.values().map(Bytes::len).sum();
+        self.store.inner.tally.add_local(found as u64);
+        Ok(got)
     }
 }
 
