@@ -8,10 +8,8 @@ use super::memory::Memory;
 use super::scene::{Scene, Seen};
 use crate::autoscale::{Aim, Autoscaler, Bounds, Decision};
 use crate::fleet::Fleet;
-use crate::model::{
-    InstanceId, InstanceReport, InstanceState, NodeId, Now, Revision, RevisionKey, Service, UnixMs,
-};
-use crate::place::{Ask, Receipt, needs, place};
+use crate::model::{InstanceId, InstanceState, NodeId, Now, Revision, Service};
+use crate::place::{Ask, Promised, Receipt, needs, place_beside};
 use crate::registry::State;
 
 /// Failed instances in a row after which a revision that was never ready is given up.
@@ -35,8 +33,8 @@ pub(super) struct Tick<'a> {
     pub state: &'a State,
     pub orders: Vec<Order>,
     fleet: &'a Fleet,
-    /// The fleet as it will be once this tick's starts are done; made when the first is ordered.
-    foreseen: Option<Fleet>,
+    /// This tick's starts, which the fleet does not show yet.
+    promised: Promised,
 }
 
 /// Why and from where starts are asked for.
@@ -54,7 +52,7 @@ impl<'a> Tick<'a> {
             state,
             orders: Vec::new(),
             fleet,
-            foreseen: None,
+            promised: Promised::default(),
         }
     }
 
@@ -304,14 +302,14 @@ impl<'a> Tick<'a> {
             return;
         }
         for _ in 0..wish.count.min(STARTS_PER_TICK) {
-            let foreseen = self.foreseen.get_or_insert_with(|| self.fleet.clone());
-            let receipt = placed(foreseen, revision, scene, wish);
+            let receipt = placed(self.fleet, &self.promised, revision, scene, wish);
             let Some((node, _)) = receipt.ranked().next() else {
                 let message = format!("no node can take it: {}", receipt.refusals().join("; "));
                 memory.refused(self.now, message);
                 return;
             };
-            reserve(foreseen, node, revision);
+            let needs = needs(&revision.spec);
+            self.promised.add(node, &revision.key, &needs);
             memory.started(self.now, wish.zonal);
             self.orders.push(Order::Start {
                 revision: revision.key.clone(),
@@ -322,7 +320,13 @@ impl<'a> Tick<'a> {
 }
 
 /// Placement that avoids nodes where the revision failed a moment ago, if others are left.
-fn placed(fleet: &Fleet, revision: &Revision, scene: &Scene<'_>, wish: &Wish<'_>) -> Receipt {
+fn placed(
+    fleet: &Fleet,
+    promised: &Promised,
+    revision: &Revision,
+    scene: &Scene<'_>,
+    wish: &Wish<'_>,
+) -> Receipt {
     let failed = scene
         .instances
         .iter()
@@ -332,34 +336,12 @@ fn placed(fleet: &Fleet, revision: &Revision, scene: &Scene<'_>, wish: &Wish<'_>
         avoid: failed.map(|s| s.member.record.node).collect(),
         cause: wish.cause.to_owned(),
     };
-    let receipt = place(fleet, revision, &ask);
+    let receipt = place_beside(fleet, revision, &ask, promised);
     if ask.avoid.is_empty() || receipt.ranked().next().is_some() {
         return receipt;
     }
     ask.avoid.clear();
-    place(fleet, revision, &ask)
-}
-
-/// Counts a start in before its node says so, or the next would be placed as if it were not.
-fn reserve(fleet: &mut Fleet, node: NodeId, revision: &Revision) {
-    let Some(member) = fleet.members.get_mut(&node) else {
-        return;
-    };
-    let needs = needs(&revision.spec);
-    let free = &mut member.record.free;
-    free.cpu_millis = free.cpu_millis.saturating_sub(needs.cpu_millis);
-    free.memory_bytes = free.memory_bytes.saturating_sub(needs.memory_bytes);
-    free.instances = free.instances.saturating_sub(1);
-    member.record.instances.push(InstanceReport {
-        id: InstanceId(String::new()),
-        service: revision.service.clone(),
-        revision: RevisionKey::clone(&revision.key),
-        state: InstanceState::Starting,
-        since: UnixMs(0),
-        in_flight: 0,
-        concurrency_milli: 0,
-        failure: None,
-    });
+    place_beside(fleet, revision, &ask, promised)
 }
 
 /// The instances that make up the service's minimum: the oldest. All zones' stewards spare the

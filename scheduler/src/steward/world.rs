@@ -128,6 +128,7 @@ impl World {
                 .map(|(id, r)| (*id, member(r)))
                 .collect(),
             volumes: self.state.volumes.clone(),
+            ..Fleet::default()
         }
     }
 
