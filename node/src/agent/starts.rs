@@ -5,7 +5,7 @@ use std::sync::Arc;
 use netfabric::wire::peer::StartRefusal;
 use scheduler::converge::{Admission, Effect, Refused};
 use scheduler::model::{FailReason, InstanceId, Name, Revision, RevisionKey, RevisionState};
-use scheduler::place::Receipt;
+use scheduler::place::{Inputs, Passed, Receipt};
 use scheduler::registry::State;
 
 use super::driver::Driver;
@@ -119,6 +119,8 @@ impl Driver {
                 decided_by: self.base.node,
                 cause: PARKED.to_owned(),
                 verdicts: Vec::new(),
+                inputs: Inputs::default(),
+                passed: Passed::default(),
             },
         };
         self.receipts.keep(id.clone(), record.receipt.clone());

@@ -5,7 +5,9 @@ use super::{
     Ask, BESIDE_MICROS, CROWDED_MICROS, Candidate, PULL_MICROS, Parts, Promised, REGION_RTT_MICROS,
     Rejection, SPREAD_MICROS, START_MICROS, ZONE_RTT_MICROS,
 };
-use crate::fleet::{Fleet, Index, Member, Row, Standing, UNMEASURED_RTT_MICROS, fullness};
+use crate::fleet::{
+    Fleet, Index, Member, Row, Standing, UNMEASURED_RTT_MICROS, fullness, text_hash,
+};
 use crate::model::{
     Name, NodeId, NodeRecord, ObjectKey, PlacementRules, Resources, Revision, Spread,
 };
@@ -45,7 +47,7 @@ impl<'a> Site<'a> {
         }
     }
 
-    pub fn of_row(row: &'a Row, image: u64, promised: &Promised) -> Self {
+    pub fn of_row(row: &'a Row, image_present: bool, promised: &Promised) -> Self {
         Self {
             node: row.node,
             name: &row.name,
@@ -57,9 +59,26 @@ impl<'a> Site<'a> {
             capacity: row.capacity,
             free: promised.left(row.node, &row.free),
             record: row.record,
-            image_present: row.holds(image),
+            image_present,
         }
     }
+}
+
+/// All nodes, by number.
+pub(super) fn sites<'a>(
+    fleet: &'a Fleet,
+    revision: &Revision,
+    promised: &Promised,
+) -> Vec<Site<'a>> {
+    let Some(index) = &fleet.index.0 else {
+        let members = fleet.members.values();
+        let site = |member| Site::of_member(member, revision, promised);
+        return members.map(site).collect();
+    };
+    let image = text_hash(&revision.image.digest);
+    let rows = index.slots().filter_map(|slot| index.row(slot));
+    rows.map(|row| Site::of_row(row, row.holds(image), promised))
+        .collect()
 }
 
 /// The first reason why the node cannot take it.
@@ -254,7 +273,14 @@ pub(super) struct Held<'a> {
 }
 
 impl<'a> Held<'a> {
-    pub fn of_members(fleet: &'a Fleet, revision: &'a Revision, promised: &Promised) -> Self {
+    pub fn of(fleet: &'a Fleet, revision: &'a Revision, promised: &Promised) -> Self {
+        match &fleet.index.0 {
+            Some(index) => Self::of_index(index, revision, promised),
+            None => Self::of_members(fleet, revision, promised),
+        }
+    }
+
+    fn of_members(fleet: &'a Fleet, revision: &'a Revision, promised: &Promised) -> Self {
         let key = &revision.key;
         let mut held = Self::default();
         for record in live_hosts(fleet, revision) {

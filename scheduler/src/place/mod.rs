@@ -119,11 +119,10 @@ pub fn judge_one(fleet: &Fleet, revision: &Revision, ask: &Ask, node: NodeId) ->
 
 fn judge_all(fleet: &Fleet, revision: &Revision, ask: &Ask, promised: &Promised) -> Receipt {
     let needs = needs(&revision.spec);
-    let held = Held::of_members(fleet, revision, promised);
+    let held = Held::of(fleet, revision, promised);
     let distance = Distance::new(fleet, ask.from);
     let spread = revision.spec.place.spread;
-    let judge = |member| {
-        let site = Site::of_member(member, revision, promised);
+    let judge = |site: Site<'_>| {
         let outcome = match judge::obstacle(fleet, &site, revision, &needs, ask) {
             Some(rejection) => Err(rejection),
             None => Ok(judge::score(&site, &needs, &distance, &held, spread)),
@@ -136,7 +135,8 @@ fn judge_all(fleet: &Fleet, revision: &Revision, ask: &Ask, promised: &Promised)
             outcome,
         }
     };
-    let mut verdicts: Vec<Verdict> = fleet.members.values().map(judge).collect();
+    let sites = judge::sites(fleet, revision, promised).into_iter();
+    let mut verdicts: Vec<Verdict> = sites.map(judge).collect();
     verdicts.sort_by_key(|v| {
         let cost = v.outcome.as_ref().map_or(u64::MAX, |c| c.cost_micros);
         (v.outcome.is_err(), cost, v.node)

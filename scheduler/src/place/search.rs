@@ -7,6 +7,8 @@
 //! all others the floor is a pull higher. So the walk is short and its winner is the best one, unless
 //! it was ended at [`MOST_LOOKED`]; then the next floor bounds the regret.
 
+use std::collections::BTreeSet;
+
 use super::judge::{Distance, Held, Site, crowding, in_regions, obstacle, score, volumes};
 use super::{
     Ask, Candidate, Inputs, PULL_MICROS, Passed, Promised, Receipt, Rejection, SPREAD_MICROS,
@@ -33,6 +35,8 @@ pub(super) struct Search<'a> {
     promised: &'a Promised,
     needs: Resources,
     image: u64,
+    /// Who holds the image.
+    holders: Option<&'a BTreeSet<Slot>>,
     held: Held<'a>,
     distance: Distance<'a>,
     /// The best so far, best first.
@@ -52,6 +56,7 @@ impl<'a> Search<'a> {
         ask: &'a Ask,
         promised: &'a Promised,
     ) -> Self {
+        let image = text_hash(&revision.image.digest);
         Self {
             fleet,
             index,
@@ -59,7 +64,8 @@ impl<'a> Search<'a> {
             ask,
             promised,
             needs: super::needs(&revision.spec),
-            image: text_hash(&revision.image.digest),
+            image,
+            holders: index.holders(image),
             held: Held::of_index(index, revision, promised),
             distance: Distance::new(fleet, ask.from),
             best: Vec::with_capacity(KEPT + 1),
@@ -76,14 +82,15 @@ impl<'a> Search<'a> {
             self.index
                 .slot(node)
                 .into_iter()
-                .for_each(|slot| self.look(slot));
+                .for_each(|slot| self.look(slot, None));
         } else if let Some(few) = self.rarest_label() {
-            few.for_each(|slot| self.look(slot));
+            few.for_each(|slot| self.look(slot, None));
         } else {
-            let holders = self.index.holders(self.image);
-            let few = holders.filter(|holders| holders.len() <= FEW);
-            few.into_iter().flatten().for_each(|slot| self.look(*slot));
-            self.walk(holders.is_none_or(|holders| holders.len() <= FEW));
+            let few = self.holders.filter(|holders| holders.len() <= FEW);
+            few.into_iter()
+                .flatten()
+                .for_each(|slot| self.look(*slot, Some(true)));
+            self.walk(few.is_some() || self.holders.is_none());
         }
         (!self.best.is_empty()).then(|| self.receipt())
     }
@@ -92,7 +99,7 @@ impl<'a> Search<'a> {
     fn rarest_label(&self) -> Option<impl Iterator<Item = Slot> + use<'a>> {
         let required = self.revision.spec.place.require.iter();
         let lists = required.map(|(label, value)| self.index.labelled(label, value));
-        let rarest = lists.min_by_key(|list| list.map_or(0, std::collections::BTreeSet::len))?;
+        let rarest = lists.min_by_key(|list| list.map_or(0, BTreeSet::len))?;
         let few = rarest.is_none_or(|list| list.len() <= FEW);
         few.then(|| rarest.into_iter().flatten().copied())
     }
@@ -166,9 +173,9 @@ impl<'a> Search<'a> {
                 self.floor = self.floor.min(floor);
                 return false;
             }
-            let held = holders_done && self.index.row(*slot).is_some_and(|r| r.holds(self.image));
-            if !held {
-                self.look(*slot);
+            let holds = self.holders.is_some_and(|all| all.contains(slot));
+            if !(holds && holders_done) {
+                self.look(*slot, Some(holds));
             }
         }
         true
@@ -180,12 +187,14 @@ impl<'a> Search<'a> {
         last.is_some_and(|(_, candidate)| candidate.cost_micros <= floor)
     }
 
-    fn look(&mut self, slot: Slot) {
+    /// `holds`: whether it has the image, where that is known.
+    fn look(&mut self, slot: Slot, holds: Option<bool>) {
         let Some(row) = self.index.row(slot) else {
             return;
         };
         self.looked += 1;
-        let site = Site::of_row(row, self.image, self.promised);
+        let holds = holds.unwrap_or_else(|| row.holds(self.image));
+        let site = Site::of_row(row, holds, self.promised);
         if let Some(why) = obstacle(self.fleet, &site, self.revision, &self.needs, self.ask) {
             if self.refused.len() < REFUSALS_NAMED {
                 self.refused.push((slot, why));

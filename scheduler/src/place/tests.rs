@@ -363,6 +363,7 @@ fn images_go_ahead_to_the_likely_next_hosts() {
         record(fleet, id).demand.push(Demand {
             revision: revision.key.clone(),
             queued: 1,
+            away: 0,
         });
     };
     let mut fleet = site(&["eu", "eu", "eu", "us"], &[2]);

@@ -209,6 +209,7 @@ impl World {
         let demand = Demand {
             revision: rev(1),
             queued,
+            away: 0,
         };
         self.records.get_mut(&NodeId(node)).unwrap().demand = vec![demand];
     }
