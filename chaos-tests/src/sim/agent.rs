@@ -64,7 +64,7 @@ impl World {
                 .map_err(|why| why.to_string())?;
             let program = Program::new(now, Arc::clone(revision), vec![wish.errand]);
             self.hosts[host].programs.insert(id.clone(), program);
-            self.oracle.started(now, revision);
+            self.oracle.started(now, revision, (wish.errand, host));
             self.note(format_args!("host {host} admits {id}"));
             self.perform(host, effects);
         }

@@ -47,9 +47,11 @@ pub(super) struct Program {
     pub inside: BTreeSet<Id>,
     /// Searches that wait until it is ready.
     pub askers: Vec<Errand>,
-    /// Request-milliseconds since the last record, and until when they are counted.
+    /// Request-milliseconds of this second, and until when they are counted.
     area: u64,
     counted: Millis,
+    /// Requests in it on average over the last second, times 1000.
+    average_milli: u32,
     pub idle_since: Millis,
 }
 
@@ -64,6 +66,7 @@ impl Program {
             askers,
             area: 0,
             counted: now,
+            average_milli: 0,
             idle_since: now,
         }
     }
@@ -76,13 +79,14 @@ impl Program {
         self.idle_since = now;
     }
 
-    /// The average since the last time, times 1000.
-    fn average_milli(&mut self, now: Millis, since: Millis) -> u32 {
+    /// The average load since the last time is what records say from now on.
+    fn roll(&mut self, now: Millis, since: Millis) {
         let idle = self.idle_since;
         self.count(now);
         self.idle_since = idle;
         let area = std::mem::take(&mut self.area);
-        u32::try_from(area * 1_000 / (now - since).max(1)).unwrap_or(u32::MAX)
+        let average = area * 1_000 / (now - since).max(1);
+        self.average_milli = u32::try_from(average).unwrap_or(u32::MAX);
     }
 }
 
@@ -134,7 +138,7 @@ pub(super) struct Host {
     /// Orders of the steward under way and waiting.
     pub errands: usize,
     pub waiting: VecDeque<(RevisionKey, scheduler::place::Receipt)>,
-    last_record: Millis,
+    rolled: Millis,
     pub stale: bool,
 }
 
@@ -172,7 +176,7 @@ impl Host {
             images: BTreeSet::new(),
             errands: 0,
             waiting: VecDeque::new(),
-            last_record: 0,
+            rolled: 0,
             stale: true,
         }
     }
@@ -209,19 +213,25 @@ impl Host {
         &self.region
     }
 
+    /// Its second is over: what its instances carried on average is known.
+    pub fn roll(&mut self, now: Millis) {
+        let since = std::mem::replace(&mut self.rolled, now);
+        for program in self.programs.values_mut() {
+            program.roll(now, since);
+        }
+    }
+
     /// What it says of itself now.
     pub fn record(&mut self, now: Millis) -> NodeRecord {
         self.seq += 1;
         let (own, unix) = (self.clock(now), EPOCH + self.clock(now).0);
-        let since = self.last_record;
-        self.last_record = now;
         let mut instances = Vec::new();
         for seen in self.agent.seen() {
             let busy = seen.state.serves() || seen.state == InstanceState::Draining;
-            let program = self.programs.get_mut(seen.id).filter(|_| busy);
+            let program = self.programs.get(seen.id).filter(|_| busy);
             let (in_flight, concurrency_milli) = program.map_or((0, 0), |p| {
                 let in_flight = u32::try_from(p.inside.len()).unwrap_or(u32::MAX);
-                (in_flight, p.average_milli(now, since))
+                (in_flight, p.average_milli)
             });
             instances.push(InstanceReport {
                 id: seen.id.clone(),

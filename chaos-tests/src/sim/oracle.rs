@@ -8,7 +8,7 @@ use scheduler::place::needs;
 use scheduler::steward::steward_of;
 
 use super::door::{Outcome, Request};
-use super::host::CAPACITY;
+use super::host::{CAPACITY, Errand};
 use super::plan::{CALM, Workload};
 use super::queue::Millis;
 use super::traffic::Pattern;
@@ -18,9 +18,9 @@ use super::world::World;
 const SLACK: Millis = 25_000;
 /// Requests may be lost with their hosts for so long after a fault took effect.
 const AFTERMATH: Millis = 65_000;
-/// Starts and stops of a service while nothing changes: random arrivals at the edge of what an
-/// instance carries may want one more or one less.
-const CALM_CHANGES: usize = 6;
+/// Starts and stops of a service while nothing changes; and in each of its windows each of the instances
+/// that are right may come and go, because random arrivals are at the edge of what they carry.
+const CALM_CHANGES: usize = 4;
 const FINDINGS: usize = 20;
 
 /// What a simulation came to.
@@ -63,6 +63,8 @@ pub(super) struct Oracle {
     figures: Figures,
     /// When hosts last died or were cut off.
     last_cut: Option<Millis>,
+    /// The search that an instance was last admitted for, and where.
+    last_start: Option<(Errand, usize)>,
     /// Starts and stops by service.
     changes: Vec<(Millis, usize)>,
     services: BTreeMap<ServiceKey, usize>,
@@ -90,8 +92,15 @@ impl Oracle {
         self.last_cut = Some(now);
     }
 
-    pub fn started(&mut self, now: Millis, revision: &Revision) {
+    /// A host admitted an instance for a search.
+    pub fn started(&mut self, now: Millis, revision: &Revision, wish: (Errand, usize)) {
         self.figures.starts += 1;
+        if self.last_start.replace(wish) == Some(wish) {
+            self.find(
+                now,
+                format!("one wish for {} made two instances", revision.key),
+            );
+        }
         if let Some(service) = self.services.get(&revision.service) {
             self.changes.push((now, *service));
         }
@@ -303,7 +312,10 @@ impl Oracle {
         }
         let calm = |(at, of): &&(Millis, usize)| *of == service && *at + CALM > now;
         let changes = self.changes.iter().filter(calm).count();
-        if changes > CALM_CHANGES {
+        let windows = CALM / (u64::from(workload.scale.window_seconds) * 1_000).max(1);
+        let most = 2 * windows * u64::from(most);
+        let most = CALM_CHANGES + usize::try_from(most).unwrap_or(usize::MAX);
+        if changes > most {
             self.find(
                 now,
                 format!("service {service} had {changes} starts and stops in calm"),

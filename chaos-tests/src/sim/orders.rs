@@ -182,6 +182,7 @@ impl World {
                     from: own.node,
                     avoid: search.avoid.iter().copied().chain(ejected).collect(),
                     cause: "request".to_owned(),
+                    ..Ask::default()
                 };
                 let revision = own.state.revisions.get(&search.revision);
                 let receipt = revision.map(|revision| place(&own.fleet, revision, &ask));

@@ -28,6 +28,8 @@ use super::traffic::TICK;
 /// Between two looks of a host at what it heard.
 const LOOK: Millis = 250;
 const SECOND: Millis = 1_000;
+/// Services are deployed once hosts have heard of each other.
+const DEPLOYED: Millis = 5_000;
 /// A change that the registry did not take is proposed again after this.
 const AGAIN: Millis = 500;
 
@@ -44,6 +46,7 @@ pub(super) enum Event {
     Fault(usize),
     /// All faults end.
     Heal,
+    Deploy(usize),
     Change(Box<Action>),
     /// The newest of the registry comes to a host.
     Follow(usize),
@@ -179,7 +182,8 @@ impl World {
             self.wake_host(host);
         }
         for service in 0..self.services.len() {
-            self.deploy(service);
+            let at = DEPLOYED + self.rng.random_range(0..SECOND);
+            self.queue.after(at, Event::Deploy(service));
         }
         for fault in 0..self.plan.faults.len() {
             let at = self.plan.faults[fault].0;
@@ -230,6 +234,7 @@ impl World {
             Event::Traffic => self.traffic(),
             Event::Fault(number) => self.fault(number),
             Event::Heal => self.heal(),
+            Event::Deploy(service) => self.deploy(service),
             Event::Change(action) => self.change(*action),
             Event::Follow(host) => self.follow(host),
             Event::Heard(host, record) => {
@@ -259,6 +264,8 @@ impl World {
     }
 
     fn beat(&mut self, host: usize) {
+        let now = self.queue.now();
+        self.hosts[host].roll(now);
         self.follow(host);
         self.tend(host);
         self.look(host);

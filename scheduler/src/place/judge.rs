@@ -98,6 +98,11 @@ pub(super) fn obstacle(
     if ask.avoid.contains(&site.node) {
         return Some(Rejection::Avoided);
     }
+    if let Some(region) = ask.region.as_ref().filter(|r| *r != site.region) {
+        return Some(Rejection::Far {
+            from: region.clone(),
+        });
+    }
     misplaced(site.region, site.labels, &revision.spec.place)
         .or_else(|| elsewhere(fleet, site.node, revision))
         .or_else(|| lacking(&site.free, needs))

@@ -25,7 +25,7 @@ pub use search::{KEPT, MOST_LOOKED};
 use std::collections::BTreeSet;
 
 use crate::fleet::Fleet;
-use crate::model::{NodeId, Resources, Revision, RevisionSpec};
+use crate::model::{Name, NodeId, Resources, Revision, RevisionSpec};
 use judge::{Distance, Held, Site};
 use search::Search;
 
@@ -61,6 +61,8 @@ pub struct Ask {
     pub from: NodeId,
     /// Nodes that refused or failed a moment ago.
     pub avoid: BTreeSet<NodeId>,
+    /// The only region it is asked for, where it is asked to be near.
+    pub region: Option<Name>,
     /// Why it is asked: `request`, `scale-up`, `initial`, `minimum`, …
     pub cause: String,
 }

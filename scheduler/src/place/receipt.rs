@@ -115,6 +115,9 @@ pub enum Rejection {
     Cpu { want: u32, free: u32 },
     #[error("needs {want} bytes of memory, {free} free")]
     Memory { want: u64, free: u64 },
+    /// It is asked for near where the traffic is.
+    #[error("is not in {from}, where it is asked for")]
+    Far { from: Name },
     #[error("has as many instances as it may")]
     Instances,
     #[error("its volume `{volume}` is on {on}")]

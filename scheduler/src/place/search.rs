@@ -160,7 +160,9 @@ impl<'a> Search<'a> {
             self.floor = self.floor.min(floor);
             return false;
         }
-        if !in_regions(&group.place.region, &self.revision.spec.place) {
+        let region = &group.place.region;
+        let near = self.ask.region.as_ref().is_none_or(|near| near == region);
+        if !near || !in_regions(region, &self.revision.spec.place) {
             return true;
         }
         for (fullness, slot) in &group.open {

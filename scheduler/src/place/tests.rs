@@ -107,6 +107,7 @@ fn ask() -> Ask {
     Ask {
         from: NodeId(1),
         avoid: BTreeSet::new(),
+        region: None,
         cause: "request".to_owned(),
     }
 }

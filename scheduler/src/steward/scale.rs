@@ -8,7 +8,7 @@ use super::memory::Memory;
 use super::scene::{Scene, Seen};
 use crate::autoscale::{Aim, Autoscaler, Bounds, Decision};
 use crate::fleet::Fleet;
-use crate::model::{InstanceId, InstanceState, NodeId, Now, Revision, Service};
+use crate::model::{InstanceId, InstanceState, Name, NodeId, Now, Revision, Service};
 use crate::place::{Ask, Promised, Receipt, needs, place_beside};
 use crate::registry::State;
 
@@ -33,6 +33,8 @@ pub(super) struct Tick<'a> {
     pub state: &'a State,
     pub orders: Vec<Order>,
     fleet: &'a Fleet,
+    /// Region and zone of the looking node.
+    here: (&'a Name, &'a Name),
     /// This tick's starts, which the fleet does not show yet.
     promised: Promised,
 }
@@ -41,17 +43,20 @@ pub(super) struct Tick<'a> {
 struct Wish<'a> {
     count: u32,
     from: NodeId,
+    /// The only region it is for.
+    region: Option<&'a Name>,
     cause: &'a str,
     zonal: bool,
 }
 
 impl<'a> Tick<'a> {
-    pub fn new(now: Now, state: &'a State, fleet: &'a Fleet) -> Self {
+    pub fn new(now: Now, state: &'a State, fleet: &'a Fleet, here: (&'a Name, &'a Name)) -> Self {
         Self {
             now,
             state,
             orders: Vec::new(),
             fleet,
+            here,
             promised: Promised::default(),
         }
     }
@@ -89,6 +94,7 @@ impl<'a> Tick<'a> {
         let wish = Wish {
             count: wanted.saturating_sub(have),
             from: self.fleet.me,
+            region: None,
             cause: "initial",
             zonal: false,
         };
@@ -127,6 +133,7 @@ impl<'a> Tick<'a> {
         let wish = Wish {
             count: Bounds::of(&service.scale).min.saturating_sub(have),
             from: self.fleet.me,
+            region: None,
             cause: "minimum",
             zonal: false,
         };
@@ -180,12 +187,20 @@ impl<'a> Tick<'a> {
         let decision = self.decide(revision, service, memory, busy + held * 1000, ready);
 
         let have = ready + coming;
-        if have < decision.wanted {
-            let total = count(scene.live()) + memory.flights(false);
-            let room = Bounds::of(&service.scale).max.saturating_sub(total);
+        if let Some(from) = self.traffic_from_here(scene, memory).filter(|_| have == 0) {
             let wish = Wish {
-                count: (decision.wanted - have).min(room),
+                count: 1.min(self.room(service, scene, memory)),
+                from,
+                region: Some(self.here.0),
+                cause: "traffic from here",
+                zonal: true,
+            };
+            self.start(revision, scene, memory, &wish);
+        } else if have < decision.wanted {
+            let wish = Wish {
+                count: (decision.wanted - have).min(self.room(service, scene, memory)),
                 from: scene.hottest.map_or(self.fleet.me, |(_, node)| node),
+                region: None,
                 cause: if have == 0 { "request" } else { "scale-up" },
                 zonal: true,
             };
@@ -193,9 +208,33 @@ impl<'a> Tick<'a> {
         } else if coming == 0 && ready > decision.wanted {
             let spared = spared(scene, memory, service.scale.min);
             let mut idle = mine;
-            idle.retain(|s| s.ready() && s.here && !spared.contains(&s.report.id));
+            let window = u64::from(service.scale.window_seconds) * 1000;
+            idle.retain(|s| {
+                let id = &s.report.id;
+                s.ready()
+                    && s.here
+                    && !spared.contains(id)
+                    && memory.is_proven(self.now, id, window)
+            });
             self.shrink(idle, scene, memory, ready, decision);
         }
+    }
+
+    /// How many more instances the service may have.
+    fn room(&self, service: &Service, scene: &Scene<'_>, memory: &Memory) -> u32 {
+        let total = count(scene.live()) + memory.flights(false);
+        Bounds::of(&service.scale).max.saturating_sub(total)
+    }
+
+    /// The door with the most requests that another region answers, when they keep coming, most of
+    /// them in this zone, and the region has no instance of its own.
+    fn traffic_from_here(&self, scene: &Scene<'_>, memory: &Memory) -> Option<NodeId> {
+        let (region, zone) = self.here;
+        let mut near = scene.live().filter(|s| s.member.record.region == *region);
+        if near.next().is_some() {
+            return None;
+        }
+        memory.afar.asks(zone)
     }
 
     /// The requests held at this zone's doors that call for more instances.
@@ -334,6 +373,7 @@ fn placed(
     let mut ask = Ask {
         from: wish.from,
         avoid: failed.map(|s| s.member.record.node).collect(),
+        region: wish.region.cloned(),
         cause: wish.cause.to_owned(),
     };
     let receipt = place_beside(fleet, revision, &ask, promised);
