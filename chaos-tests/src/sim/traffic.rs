@@ -162,8 +162,11 @@ mod tests {
             at: 250,
             count: 40,
         };
-        let drawn =
-            |region| (0..10).map(|t| herd.draw(region, 2, t * TICK, &mut StdRng::seed_from_u64(1)));
-        assert_eq!((drawn(0).sum::<u32>(), drawn(1).sum::<u32>()), (0, 40));
+        let drawn = |region: usize| -> u32 {
+            let mut rng = StdRng::seed_from_u64(1);
+            let ticks = (0..10).map(|tick| herd.draw(region, 2, tick * TICK, &mut rng));
+            ticks.sum()
+        };
+        assert_eq!((drawn(0), drawn(1)), (0, 40));
     }
 }

@@ -27,12 +27,8 @@ impl Afar {
         self.seconds.retain(|(at, _), _| *at > old);
         for (zone, node, count) in doors {
             let before = self.counts.insert(*node, *count);
-            // What was sent before it was first looked at says nothing; a count that fell began anew.
-            let new = match before {
-                Some(before) if before <= *count => count - before,
-                Some(_) => *count,
-                None => 0,
-            };
+            // What was sent before it was first looked at says nothing, and a count that fell began anew.
+            let new = before.map_or(0, |before| count.saturating_sub(before));
             if new > 0 {
                 let zones = self.seconds.entry((second, Name::clone(zone)));
                 *zones.or_default().entry(*node).or_default() += new;
