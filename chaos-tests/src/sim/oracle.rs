@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use scheduler::model::{InstanceState, Resources, Revision, RevisionState, ServiceKey};
-use scheduler::place::needs;
+use scheduler::place::{Receipt, needs};
 use scheduler::steward::steward_of;
 
 use super::door::{Outcome, Request};
@@ -42,6 +42,8 @@ pub struct Figures {
     pub lost: u64,
     pub starts: usize,
     pub stops: usize,
+    /// Starts that stewards ordered, by the cause in their receipts.
+    pub causes: BTreeMap<String, u32>,
     pub answers: Vec<Answer>,
     /// Live instances of each service, by region, second by second.
     pub instances: Vec<Vec<Vec<u32>>>,
@@ -104,6 +106,14 @@ impl Oracle {
         if let Some(service) = self.services.get(&revision.service) {
             self.changes.push((now, *service));
         }
+    }
+
+    pub fn ordered(&mut self, receipt: &Receipt) {
+        *self
+            .figures
+            .causes
+            .entry(receipt.cause.clone())
+            .or_default() += 1;
     }
 
     pub fn stopped(&mut self, now: Millis, service: usize) {

@@ -123,6 +123,7 @@ impl World {
                 return;
             };
             self.hosts[host].errands += 1;
+            self.oracle.ordered(&receipt);
             let nodes = receipt.ranked().map(|(node, _)| node).collect();
             self.note(format_args!(
                 "host {host} orders {}: {}",
