@@ -6,6 +6,7 @@ pub mod disk;
 pub mod faults;
 pub mod scenario;
 pub mod server;
+pub mod sim;
 pub mod wire;
 pub mod workload;
 pub mod world;

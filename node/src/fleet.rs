@@ -8,7 +8,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use netfabric::gossip::Gossip;
 use netfabric::transport::Mesh;
-use scheduler::fleet::{Fleet, Member};
+use scheduler::fleet::{Fleet, Index, Indexed, Member};
 use scheduler::model::{NodeId, NodeRecord};
 use scheduler::registry::State;
 use scheduler::route::Routes;
@@ -37,13 +37,15 @@ impl FleetDriver {
     pub async fn run(mut self) {
         let mut registry = self.registry.watch();
         let mut members = self.gossip.members();
+        let mut indexer = Indexer::default();
         let mut rtt = tokio::time::interval(RTT_PERIOD);
         rtt.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // The first record may have been made before anybody watched, and may not change for long.
         self.publish();
         loop {
             let state = registry.borrow_and_update().clone();
-            self.rebuild(&state, &members.borrow_and_update().clone());
+            let heard = members.borrow_and_update().clone();
+            self.rebuild(&state, &heard, &mut indexer);
             let changed = tokio::select! {
                 changed = members.changed() => changed.is_ok(),
                 changed = registry.changed() => changed.is_ok(),
@@ -66,7 +68,12 @@ impl FleetDriver {
         }
     }
 
-    fn rebuild(&mut self, state: &State, heard: &BTreeMap<NodeId, (NodeRecord, bool)>) {
+    fn rebuild(
+        &mut self,
+        state: &State,
+        heard: &BTreeMap<NodeId, (NodeRecord, bool)>,
+        indexer: &mut Indexer,
+    ) {
         let own = self.own.borrow().clone();
         for (id, identity) in &state.nodes {
             let address = heard
@@ -76,10 +83,12 @@ impl FleetDriver {
                 self.mesh.set_addr(*id, address);
             }
         }
-        let fleet = Arc::new(view(self.me, &own, heard, state, |id| {
+        let mut fleet = view(self.me, &own, heard, state, |id| {
             let rtt = self.mesh.rtt(id)?;
             u32::try_from(rtt.as_micros()).ok()
-        }));
+        });
+        fleet.index = Indexed(Some(indexer.follow(&self.fleet.borrow(), &fleet)));
+        let fleet = Arc::new(fleet);
         self.routes.store(Arc::new(self.reroute(state, &fleet)));
         self.fleet.send_if_modified(|current| {
             let changed = **current != *fleet;
@@ -138,5 +147,47 @@ fn view(
         me,
         members,
         volumes: state.volumes.clone(),
+        ..Fleet::default()
     }
 }
+
+/// Keeps the index by changes. Readers may hold the newest for a while, so there are two: what is
+/// changed is the one before, which has only the last changes to catch up on.
+#[derive(Default)]
+struct Indexer {
+    newest: Arc<Index>,
+    before: Arc<Index>,
+    /// Nodes that changed between the two.
+    behind: Vec<NodeId>,
+}
+
+impl Indexer {
+    /// The index of `new`, given that the last one was of `old`.
+    fn follow(&mut self, old: &Fleet, new: &Fleet) -> Arc<Index> {
+        let differs = |id: &&NodeId| old.members.get(id) != new.members.get(id);
+        let gone = old
+            .members
+            .keys()
+            .filter(|id| !new.members.contains_key(id));
+        let indexed = old.index.0.is_some();
+        let mut changed: Vec<NodeId> = gone.copied().collect();
+        changed.extend(new.members.keys().filter(|id| !indexed || differs(id)));
+        if changed.is_empty() {
+            return self.newest.clone();
+        }
+        // A copy is made only when somebody still reads the one before.
+        let index = Arc::make_mut(&mut self.before);
+        for node in self.behind.iter().chain(&changed) {
+            match new.members.get(node) {
+                Some(member) => index.set(member),
+                None => index.remove(*node),
+            }
+        }
+        std::mem::swap(&mut self.newest, &mut self.before);
+        self.behind = changed;
+        self.newest.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -48,7 +48,7 @@ pub const CPU: Metric = Metric::new("cpu_us", "us");
 pub const CLIENT_CPU: Metric = Metric::new("client_cpu_us", "us");
 
 impl Metric {
-    const fn new(name: &'static str, unit: &'static str) -> Self {
+    pub const fn new(name: &'static str, unit: &'static str) -> Self {
         Self { name, unit }
     }
 }

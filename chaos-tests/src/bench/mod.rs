@@ -14,6 +14,7 @@ mod group;
 mod lazy;
 mod load;
 mod peers;
+mod place;
 mod proxy;
 mod pull;
 mod race;
@@ -74,7 +75,7 @@ pub struct Bench {
 }
 
 /// All there are, in the order in which `bench all` runs them.
-pub const ALL: [Bench; 9] = [
+pub const ALL: [Bench; 10] = [
     Bench {
         name: "cold-start",
         about: "a request to a service at zero, until its first byte; against crun and runc",
@@ -119,5 +120,10 @@ pub const ALL: [Bench; 9] = [
         name: "pull-fleet",
         about: "an image to twenty nodes behind one thin link to the registry; against skopeo",
         run: fleet::run,
+    },
+    Bench {
+        name: "place",
+        about: "placement decisions among 10 to 10,000 nodes; against looking at every node",
+        run: place::run,
     },
 ];

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use netfabric::wire::api::{Bill, Explanation};
-use scheduler::place::{Receipt, Rejection, Verdict};
+use scheduler::place::{Parts, Passed, Receipt, Rejection, Verdict};
 
 use super::plain_table;
 use super::rows::distance;
@@ -69,7 +69,7 @@ fn verdict_sentence(receipt: &Receipt) -> String {
                 },
             );
             format!(
-                "{asked}: {} came first of {accepted}, {} expected: {rtt}, {image}.{}",
+                "{asked}: {} came first of {accepted}, {} expected: {rtt}, {image}.{}{}{}",
                 verdict.name,
                 micros(candidate.cost_micros),
                 match refused {
@@ -77,10 +77,52 @@ fn verdict_sentence(receipt: &Receipt) -> String {
                     1 => " One node refused.".to_owned(),
                     n => format!(" {n} nodes refused."),
                 },
+                passed(&receipt.passed),
+                made_of(&candidate.parts),
             )
         }
         None => format!("{asked}: no node can take it."),
     }
+}
+
+/// The nodes that have no verdict of their own.
+fn passed(passed: &Passed) -> String {
+    let mut out = String::new();
+    let more = [
+        (passed.refused, "refused too"),
+        (passed.closed, "took no instances"),
+    ];
+    for (count, what) in more.into_iter().filter(|(count, _)| *count > 0) {
+        let _ = write!(out, " {count} more {what}.");
+    }
+    if passed.unseen > 0 {
+        let _ = write!(out, " {} were not looked at: ", passed.unseen);
+        out += &match passed.regret_micros {
+            0 => "none of them can be better.".to_owned(),
+            regret => format!("the best of them saves {} at most.", micros(regret)),
+        };
+    }
+    out
+}
+
+/// What the expected time of the first one is the sum of.
+fn made_of(parts: &Parts) -> String {
+    let parts = [
+        ("round trip", parts.round_trip),
+        ("start", parts.start),
+        ("pull", parts.pull),
+        ("how full it is", parts.crowding),
+        ("others of it there", parts.beside),
+        ("others of it in its zone or region", parts.spread),
+    ];
+    let parts = parts.into_iter().filter(|(_, cost)| *cost > 0);
+    let parts: Vec<_> = parts
+        .map(|(what, cost)| format!("{what} {}", micros(cost)))
+        .collect();
+    if parts.is_empty() {
+        return String::new();
+    }
+    format!("\nIt counted {}.", parts.join(", "))
 }
 
 fn verdicts(receipt: &Receipt) -> String {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use netfabric::wire::api::*;
 use netfabric::wire::usage::*;
 use scheduler::model::*;
-use scheduler::place::{Candidate, Receipt, Rejection, Verdict};
+use scheduler::place::{Candidate, Inputs, Parts, Passed, Receipt, Rejection, Verdict};
 
 pub const NOW: UnixMs = UnixMs(1_700_000_600_000);
 
@@ -222,6 +222,7 @@ pub fn receipt() -> Receipt {
         node: NodeId(node),
         name: name(&format!("{at}-1")),
         region: name(at),
+        record: (1, 7),
         outcome,
     };
     let candidate = |cost, rtt, image| Candidate {
@@ -231,13 +232,24 @@ pub fn receipt() -> Receipt {
         same_revision: 0,
         free_cpu_millis: 1500,
         free_memory_bytes: 3 << 30,
+        parts: Parts::default(),
+    };
+    let near = Candidate {
+        parts: Parts {
+            round_trip: 9_200,
+            start: 150_000,
+            crowding: 13_200,
+            beside: 40_000,
+            ..Parts::default()
+        },
+        ..candidate(212_400, Some(9200), true)
     };
     Receipt {
         revision: revision_key(),
         decided_by: NodeId(1),
         cause: "request".into(),
         verdicts: vec![
-            verdict(2, "fra", Ok(candidate(212_400, Some(9200), true))),
+            verdict(2, "fra", Ok(near)),
             verdict(1, "par", Ok(candidate(1_250_000, Some(0), false))),
             verdict(
                 3,
@@ -256,6 +268,16 @@ pub fn receipt() -> Receipt {
                 }),
             ),
         ],
+        inputs: Inputs {
+            nodes: 211,
+            fleet_version: 9_000,
+        },
+        passed: Passed {
+            closed: 2,
+            refused: 0,
+            unseen: 205,
+            regret_micros: 800,
+        },
     }
 }
 

@@ -27,6 +27,8 @@ const FULL_FOR: Duration = Duration::from_millis(200);
 pub(super) struct Bench {
     slots: ArcSwap<Vec<Arc<Slot>>>,
     sent: Mutex<HashMap<NodeId, u32>>,
+    /// Requests that were ever sent to other nodes.
+    ever: Mutex<HashMap<NodeId, u64>>,
     /// Instances that other nodes just started for this door.
     fresh: Recent<(NodeId, InstanceId)>,
     /// Nodes that just said they have none, or none with room.
@@ -77,10 +79,18 @@ impl Bench {
 
     pub(super) fn send(self: &Arc<Self>, node: NodeId) -> Sent {
         *lock(&self.sent).entry(node).or_default() += 1;
+        *lock(&self.ever).entry(node).or_default() += 1;
         Sent {
             node,
             bench: Arc::clone(self),
         }
+    }
+
+    /// Requests that were ever sent to nodes for which `far` says so.
+    pub(super) fn sent_away(&self, far: impl Fn(NodeId) -> bool) -> u64 {
+        let ever = lock(&self.ever);
+        let away = ever.iter().filter(|(node, _)| far(**node));
+        away.map(|(_, count)| *count).sum()
     }
 
     /// A node just started an instance: it counts although gossip does not show it yet.

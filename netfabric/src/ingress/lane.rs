@@ -81,10 +81,9 @@ impl Lanes {
         let waiting = open.iter().map(|(revision, lane)| Demand {
             revision: revision.clone(),
             queued: u32::try_from(lane.bench.waiting()).unwrap_or(u32::MAX),
+            away: 0,
         });
-        let mut demand: Vec<Demand> = waiting.filter(|d| d.queued > 0).collect();
-        demand.sort_by(|a, b| a.revision.cmp(&b.revision));
-        demand
+        waiting.filter(|d| d.queued > 0).collect()
     }
 
     /// Lets the guest in, opening the lane if need be.

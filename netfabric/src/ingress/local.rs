@@ -213,6 +213,11 @@ impl Local {
         self.benches.load().get(revision).cloned()
     }
 
+    /// Everything that is known of revisions now.
+    pub(super) fn benches(&self) -> Arc<HashMap<RevisionKey, Arc<Bench>>> {
+        self.benches.load_full()
+    }
+
     pub(super) fn bench(&self, revision: &RevisionKey) -> Arc<Bench> {
         let found = self.find(revision);
         found.unwrap_or_else(|| self.make(revision.clone()))

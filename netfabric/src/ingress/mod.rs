@@ -39,6 +39,7 @@ mod tunnel;
 mod upstream;
 mod workers;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -48,7 +49,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use scheduler::fleet::Fleet;
-use scheduler::model::{Demand, NodeId, RequestId};
+use scheduler::model::{Demand, NodeId, RequestId, RevisionKey};
 use scheduler::registry::State;
 use scheduler::route::Routes;
 use tokio::runtime::Handle;
@@ -231,9 +232,29 @@ impl Ingress {
         }
     }
 
-    /// Requests waiting here, by revision: part of this node's record.
+    /// Requests waiting here or sent to other regions, by revision: part of this node's record.
     pub fn demand(&self) -> Vec<Demand> {
-        self.shared.lanes.demand()
+        let state = self.shared.registry.borrow().clone();
+        let region = |node: NodeId| state.nodes.get(&node).map(|n| &n.region);
+        let own = region(self.shared.me());
+        let far = |node: NodeId| region(node).is_some_and(|there| Some(there) != own);
+        let waiting = self.shared.lanes.demand();
+        let mut demand: BTreeMap<RevisionKey, Demand> = waiting
+            .into_iter()
+            .map(|d| (d.revision.clone(), d))
+            .collect();
+        for (revision, bench) in self.shared.local.benches().iter() {
+            let away = bench.sent_away(far);
+            if away > 0 {
+                let nothing = || Demand {
+                    revision: revision.clone(),
+                    queued: 0,
+                    away: 0,
+                };
+                demand.entry(revision.clone()).or_insert_with(nothing).away = away;
+            }
+        }
+        demand.into_values().collect()
     }
 
     /// The bills of the last requests that waited, oldest first.

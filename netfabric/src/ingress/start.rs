@@ -120,6 +120,7 @@ fn prepare(
         from: fleet.me,
         avoid: avoid.iter().chain(ejected).copied().collect(),
         cause: "request".to_owned(),
+        ..Ask::default()
     };
     Some(StartRequest {
         service: revision.service.clone(),

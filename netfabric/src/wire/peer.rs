@@ -98,4 +98,7 @@ pub enum StartRefusal {
     },
     #[error("the node did not answer: {0}")]
     Unreachable(String),
+    /// The service's rules do not allow it there, whoever asks.
+    #[error("it may not run there: {0}")]
+    Misplaced(String),
 }

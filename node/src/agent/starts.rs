@@ -5,7 +5,7 @@ use std::sync::Arc;
 use netfabric::wire::peer::StartRefusal;
 use scheduler::converge::{Admission, Effect, Refused};
 use scheduler::model::{FailReason, InstanceId, Name, Revision, RevisionKey, RevisionState};
-use scheduler::place::Receipt;
+use scheduler::place::{Inputs, Passed, Receipt, misplaced};
 use scheduler::registry::State;
 
 use super::driver::Driver;
@@ -31,6 +31,13 @@ impl Driver {
     pub(super) fn start(&mut self, start: Start) -> Vec<Effect> {
         let now = clock::now();
         let key = &start.revision.key;
+        // The asker ranks by what it heard of this node; what this node is, it knows itself.
+        let rules = &start.revision.spec.place;
+        if let Some(veto) = misplaced(&self.base.region, &self.base.labels, rules) {
+            tracing::warn!(revision = %key, %veto, "asked to start what may not run here");
+            refuse(start.replies, &StartRefusal::Misplaced(veto.to_string()));
+            return Vec::new();
+        }
         if start.held > 0
             && let Some(id) = self.node.share(now, key, start.held, start.capacity)
         {
@@ -53,10 +60,7 @@ impl Driver {
                     Refused::NoRoom(no_room) => StartRefusal::NoRoom(no_room.to_string()),
                     Refused::CrashLoop(reason) => failed(reason),
                 };
-                // The askers may be gone already; then nobody needs the answer.
-                for reply in start.replies {
-                    let _ = reply.send(Err(refusal.clone()));
-                }
+                refuse(start.replies, &refusal);
                 Vec::new()
             }
         }
@@ -119,6 +123,8 @@ impl Driver {
                 decided_by: self.base.node,
                 cause: PARKED.to_owned(),
                 verdicts: Vec::new(),
+                inputs: Inputs::default(),
+                passed: Passed::default(),
             },
         };
         self.receipts.keep(id.clone(), record.receipt.clone());
@@ -202,6 +208,13 @@ pub(super) fn refusal(reason: FailReason) -> StartRefusal {
         }
         "Network" | "Disk" | "Runtime" | "Volume" => StartRefusal::NoRoom(message),
         _ => failed(FailReason { code, message }),
+    }
+}
+
+/// The askers may be gone already; then nobody needs the answer.
+fn refuse(replies: Vec<Reply>, refusal: &StartRefusal) {
+    for reply in replies {
+        let _ = reply.send(Err(refusal.clone()));
     }
 }
 

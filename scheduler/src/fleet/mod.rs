@@ -1,6 +1,13 @@
 //! What nodes say of themselves, as one immutable view taken at a moment.
 
+mod index;
+
 use std::collections::BTreeMap;
+use std::sync::Arc;
+
+pub use index::{
+    Closed, Group, Index, Place, Row, Slot, Standing, UNMEASURED_RTT_MICROS, fullness, text_hash,
+};
 
 use crate::model::{InstanceReport, LocalVolume, NodeId, NodeRecord, ObjectKey, RevisionKey};
 
@@ -11,7 +18,21 @@ pub struct Fleet {
     pub members: BTreeMap<NodeId, Member>,
     /// Where local volumes are, as agreed in the registry.
     pub volumes: BTreeMap<ObjectKey, LocalVolume>,
+    /// The members as placement looks them up; `None` looks at each.
+    pub index: Indexed,
 }
+
+/// What is derived from the members: two fleets do not differ by it.
+#[derive(Debug, Clone, Default)]
+pub struct Indexed(pub Option<Arc<Index>>);
+
+impl PartialEq for Indexed {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Indexed {}
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
@@ -23,6 +44,13 @@ pub struct Member {
 }
 
 impl Fleet {
+    /// The same with an index made anew.
+    #[must_use]
+    pub fn indexed(mut self) -> Self {
+        self.index = Indexed(Some(Arc::new(Index::of(&self))));
+        self
+    }
+
     /// Members that are alive, this node first, then by round trip (unmeasured last), then number.
     #[must_use]
     pub fn nearest(&self) -> Vec<&Member> {

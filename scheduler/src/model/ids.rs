@@ -3,6 +3,7 @@
 use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -20,10 +21,11 @@ impl fmt::Display for NodeId {
 }
 
 /// A DNS label (RFC 1123): 1 to 63 of `a-z 0-9 -`, starting and ending with a letter or digit.
-/// Services, revisions, namespaces and nodes are named by it. Deserializing validates.
+/// Services, revisions, namespaces and nodes are named by it. Deserializing validates. A clone shares
+/// the text: names are in every record, route and receipt.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Name(String);
+pub struct Name(Arc<str>);
 
 /// Why a text is no [`Name`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -50,7 +52,7 @@ impl Name {
             && edge(bytes.first())
             && edge(bytes.last());
         if valid {
-            Ok(Self(text))
+            Ok(Self(text.into()))
         } else {
             Err(NameError {
                 text: text.chars().take(80).collect(),
@@ -61,7 +63,7 @@ impl Name {
     /// The namespace used when none is named.
     #[must_use]
     pub fn default_namespace() -> Self {
-        Self("default".to_owned())
+        Self("default".into())
     }
 
     #[must_use]
@@ -86,7 +88,7 @@ impl FromStr for Name {
 
 impl From<Name> for String {
     fn from(name: Name) -> Self {
-        name.0
+        name.0.as_ref().to_owned()
     }
 }
 

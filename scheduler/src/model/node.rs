@@ -73,10 +73,15 @@ pub struct NodeRecord {
     pub images: Vec<String>,
 }
 
-/// Requests held at this node's front door for a revision with nothing ready.
+/// What this node's front door is asked for and nothing near it answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Demand {
     pub revision: RevisionKey,
+    /// Requests held now, because nothing has room.
     pub queued: u32,
+    /// Requests that were sent to another region because nothing nearer had room, counted since the
+    /// daemon began.
+    #[serde(default)]
+    pub away: u64,
 }

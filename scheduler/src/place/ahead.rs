@@ -3,24 +3,27 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Ask, Held, crowding, needs, obstacle};
-use crate::fleet::Fleet;
+use super::judge::{Site, live_hosts, obstacle};
+use super::{Ask, Promised, needs};
+use crate::fleet::{Fleet, fullness};
 use crate::model::{Name, NodeId, NodeRecord, Revision};
 
 /// Nodes that are to be able to start the next instance without a pull, wherever instances are
 /// asked for: the one that would, and the one for when that is gone or full.
 pub const LIKELY: usize = 2;
 /// A node is told from another by its load in so many steps: the image is not moved for less.
-const LOAD_STEPS: u64 = 10;
+const LOAD_STEPS: u16 = 10;
 
 /// The likely next hosts of `revision` that do not have its image yet.
 #[must_use]
 pub fn ahead(fleet: &Fleet, revision: &Revision) -> BTreeSet<NodeId> {
-    let (needs, ask) = (needs(&revision.spec), Ask::default());
-    let members = fleet.members.values();
-    let able = members.filter(|m| obstacle(fleet, m, revision, &needs, &ask).is_none());
+    let (needs, ask, promised) = (needs(&revision.spec), Ask::default(), Promised::default());
+    let able = fleet.members.values().filter(|member| {
+        let site = Site::of_member(member, revision, &promised);
+        obstacle(fleet, &site, revision, &needs, &ask).is_none()
+    });
     let able: Vec<&NodeRecord> = able.map(|m| &m.record).collect();
-    let load = |node: &NodeRecord| crowding(node, &needs) * LOAD_STEPS / super::CROWDED_MICROS;
+    let load = |node: &NodeRecord| fullness(&node.capacity, &node.free, &needs) * LOAD_STEPS / 1000;
     let mut missing = BTreeSet::new();
     for origin in origins(fleet, revision).into_values() {
         let mut hosts = able.clone();
@@ -46,7 +49,7 @@ fn origins<'a>(fleet: &'a Fleet, revision: &'a Revision) -> BTreeMap<&'a Name, &
         let mut asked = node.demand.iter();
         asked.any(|d| d.revision == revision.key && d.queued > 0)
     };
-    let mut wanted: Vec<&NodeRecord> = Held::count(fleet, revision).0;
+    let mut wanted: Vec<&NodeRecord> = live_hosts(fleet, revision).collect();
     wanted.extend(alive().map(|m| &m.record).filter(|node| waits(node)));
     if wanted.is_empty() {
         let records = alive().map(|m| &m.record);

@@ -12,8 +12,37 @@ pub struct Receipt {
     /// The node that decided.
     pub decided_by: NodeId,
     pub cause: String,
-    /// Every node known to the decider: accepted ones first, best first, then the rejected.
+    /// The nodes that were looked at: accepted ones first, best first, then the rejected. In a small
+    /// fleet, and when no node can take it, these are all nodes known to the decider.
     pub verdicts: Vec<Verdict>,
+    #[serde(default)]
+    pub inputs: Inputs,
+    #[serde(default)]
+    pub passed: Passed,
+}
+
+/// What the decision was made from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Inputs {
+    /// Nodes the decider knew.
+    pub nodes: u32,
+    /// How many changes of the fleet it had taken in; 0 where it does not count them.
+    pub fleet_version: u64,
+}
+
+/// Nodes that were passed over without a verdict of their own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Passed {
+    /// Not reachable, leaving or cordoned.
+    pub closed: u32,
+    /// Looked at and refused, beyond those the verdicts name.
+    pub refused: u32,
+    /// Not looked at: farther, fuller, without the image, or where its rules do not allow it.
+    pub unseen: u32,
+    /// The best of those not looked at is better than the winner by no more than this.
+    pub regret_micros: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +51,9 @@ pub struct Verdict {
     pub node: NodeId,
     pub name: Name,
     pub region: Name,
+    /// Incarnation and number of the node's record that it was judged by.
+    #[serde(default)]
+    pub record: (u64, u64),
     pub outcome: Result<Candidate, Rejection>,
 }
 
@@ -36,6 +68,27 @@ pub struct Candidate {
     pub same_revision: u32,
     pub free_cpu_millis: u32,
     pub free_memory_bytes: u64,
+    #[serde(default)]
+    pub parts: Parts,
+}
+
+/// What the cost is made of, in microseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Parts {
+    pub round_trip: u64,
+    pub start: u64,
+    pub pull: u64,
+    pub crowding: u64,
+    pub beside: u64,
+    pub spread: u64,
+}
+
+impl Parts {
+    #[must_use]
+    pub fn sum(&self) -> u64 {
+        self.round_trip + self.start + self.pull + self.crowding + self.beside + self.spread
+    }
 }
 
 /// Why a node was not considered.
@@ -62,6 +115,9 @@ pub enum Rejection {
     Cpu { want: u32, free: u32 },
     #[error("needs {want} bytes of memory, {free} free")]
     Memory { want: u64, free: u64 },
+    /// It is asked for near where the traffic is.
+    #[error("is not in {from}, where it is asked for")]
+    Far { from: Name },
     #[error("has as many instances as it may")]
     Instances,
     #[error("its volume `{volume}` is on {on}")]

@@ -6,18 +6,19 @@ use std::net::{Ipv4Addr, SocketAddr};
 use proptest::prelude::*;
 
 use super::*;
+use crate::fleet::Member;
 use crate::model::{
-    Container, Demand, ImagePin, InstanceId, InstanceReport, LocalVolume, Name, RevisionKey,
-    RevisionState, ServiceKey, UnixMs, Volume, VolumeSource,
+    Container, Demand, ImagePin, InstanceId, InstanceReport, LocalVolume, Name, NodeRecord,
+    ObjectKey, RevisionKey, RevisionState, ServiceKey, Spread, UnixMs, Volume, VolumeSource,
 };
 
-const DIGEST: &str = "sha256:aa";
+pub(super) const DIGEST: &str = "sha256:aa";
 
-fn name(text: &str) -> Name {
+pub(super) fn name(text: &str) -> Name {
     Name::new(text).unwrap()
 }
 
-fn revision() -> Revision {
+pub(super) fn revision() -> Revision {
     let service = ServiceKey {
         namespace: Name::default_namespace(),
         name: name("web"),
@@ -39,7 +40,7 @@ fn revision() -> Revision {
     }
 }
 
-fn member(id: u64, region: &str, rtt_micros: Option<u32>) -> Member {
+pub(super) fn member(id: u64, region: &str, rtt_micros: Option<u32>) -> Member {
     let capacity = Resources {
         cpu_millis: 2000,
         memory_bytes: 2 << 30,
@@ -88,9 +89,8 @@ fn record(fleet: &mut Fleet, id: u64) -> &mut NodeRecord {
     &mut fleet.members.get_mut(&NodeId(id)).unwrap().record
 }
 
-fn put_instance(fleet: &mut Fleet, id: u64, revision: &Revision) {
-    let record = record(fleet, id);
-    let number = record.instances.len();
+pub(super) fn put_instance(record: &mut NodeRecord, revision: &Revision) {
+    let (id, number) = (record.node, record.instances.len());
     record.instances.push(InstanceReport {
         id: InstanceId(format!("{}-{id}-{number}", revision.key.name)),
         service: revision.service.clone(),
@@ -107,6 +107,7 @@ fn ask() -> Ask {
     Ask {
         from: NodeId(1),
         avoid: BTreeSet::new(),
+        region: None,
         cause: "request".to_owned(),
     }
 }
@@ -218,7 +219,7 @@ fn equals_are_told_apart_by_load_then_by_number() {
         [2, 3, 1],
         "the crowded one last"
     );
-    put_instance(&mut fleet, 2, &revision());
+    put_instance(record(&mut fleet, 2), &revision());
     assert_eq!(
         ranked(&fleet, &revision(), &ask())[0],
         3,
@@ -230,7 +231,7 @@ fn equals_are_told_apart_by_load_then_by_number() {
 fn spreading_outweighs_distance_and_pulls() {
     let mut fleet = fleet();
     let mut revision = revision();
-    put_instance(&mut fleet, 1, &revision);
+    put_instance(record(&mut fleet, 1), &revision);
     record(&mut fleet, 2).region = name("eu-west");
     record(&mut fleet, 3).images.clear();
     assert_eq!(ranked(&fleet, &revision, &ask())[0], 1);
@@ -363,6 +364,7 @@ fn images_go_ahead_to_the_likely_next_hosts() {
         record(fleet, id).demand.push(Demand {
             revision: revision.key.clone(),
             queued: 1,
+            away: 0,
         });
     };
     let mut fleet = site(&["eu", "eu", "eu", "us"], &[2]);
@@ -377,7 +379,7 @@ fn images_go_ahead_to_the_likely_next_hosts() {
     assert_eq!(missing(&fleet), [] as [u64; 0], "two are enough");
     demand(&mut fleet, 4);
     assert_eq!(missing(&fleet), [4], "where it is asked for");
-    put_instance(&mut fleet, 1, &revision);
+    put_instance(record(&mut fleet, 1), &revision);
     assert_eq!(missing(&fleet), [4]);
     record(&mut fleet, 2).free.memory_bytes = 0;
     assert_eq!(missing(&fleet), [3, 4], "one of two is full");

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use super::afar::Afar;
 use super::scale::FAILURES_TO_GIVE_UP;
 use super::scene::Scene;
 use crate::autoscale::Autoscaler;
@@ -48,12 +49,16 @@ pub(super) struct Memory {
     pub superseded: Option<Now>,
     /// Instances elsewhere that were started for this zone because it had no room.
     pub outside: BTreeSet<InstanceId>,
+    /// Since when each instance was seen serving.
+    serving: BTreeMap<InstanceId, Now>,
     /// Failed instances since one was last seen ready.
     pub failed_in_row: u32,
     pub last_failure: Option<FailReason>,
     /// Starts that nobody took, since one was last taken.
     pub refused_in_row: u32,
     pub last_refusal: String,
+    /// What the region asks of others.
+    pub afar: Afar,
     flights: VecDeque<Flight>,
     known: BTreeMap<InstanceId, InstanceState>,
     stopping: BTreeMap<InstanceId, Now>,
@@ -81,10 +86,12 @@ impl Memory {
             autoscaler: None,
             superseded: None,
             outside: BTreeSet::new(),
+            serving: BTreeMap::new(),
             failed_in_row: 0,
             last_failure: None,
             refused_in_row: 0,
             last_refusal: String::new(),
+            afar: Afar::default(),
             flights: VecDeque::new(),
             known,
             stopping: BTreeMap::new(),
@@ -101,6 +108,7 @@ impl Memory {
     /// after a crash: it is given up soon, and whoever deploys it waits.
     pub fn look(&mut self, now: Now, scene: &Scene<'_>, initial: bool) {
         self.flights.retain(|f| f.deadline > now);
+        self.afar.note(now, &scene.away);
         self.stopping.retain(|_, deadline| *deadline > now);
         if now.since(self.last_crash) > CRASH_FORGOTTEN_MILLIS {
             self.crashes = 0;
@@ -127,6 +135,10 @@ impl Memory {
         self.known = seen.collect();
         let live: BTreeSet<_> = scene.live().map(|s| &s.report.id).collect();
         self.outside.retain(|id| live.contains(id));
+        self.serving.retain(|id, _| live.contains(id));
+        for seen in scene.live().filter(|s| s.ready()) {
+            self.serving.entry(seen.report.id.clone()).or_insert(now);
+        }
         self.queue.push_back((now, scene.queued));
         while self
             .queue
@@ -216,6 +228,15 @@ impl Memory {
     pub fn flights(&self, zonal_only: bool) -> u32 {
         let counted = self.flights.iter().filter(|f| f.zonal || !zonal_only);
         u32::try_from(counted.count()).unwrap_or(u32::MAX)
+    }
+
+    /// Whether an instance has served for so long that its load says something. One that a door
+    /// started a moment ago has not shown yet what it is for: stopping it would only have it started
+    /// again at the next burst.
+    pub fn is_proven(&self, now: Now, id: &InstanceId, millis: u64) -> bool {
+        self.serving
+            .get(id)
+            .is_some_and(|since| now.since(*since) >= millis)
     }
 
     pub fn stopped(&mut self, now: Now, id: &InstanceId) {

@@ -8,6 +8,7 @@
 //! steward for a moment, no harm is done: starts are admitted by their targets, stops are drained
 //! and choose the same instances, and what is too few or too many is mended a tick later.
 
+mod afar;
 mod memory;
 mod scale;
 mod scene;
@@ -156,7 +157,7 @@ impl Steward {
         let mut keys: BTreeSet<RevisionKey> = state.revisions.keys().cloned().collect();
         keys.extend(scenes.keys().map(|key| (*key).clone()));
         self.memories.retain(|key, _| keys.contains(key));
-        let mut tick = Tick::new(now, state, fleet);
+        let mut tick = Tick::new(now, state, fleet, place);
         for key in keys {
             let duty = Duty {
                 home: steward_of(fleet, &key, None) == Some(fleet.me),

@@ -8,10 +8,8 @@ use super::memory::Memory;
 use super::scene::{Scene, Seen};
 use crate::autoscale::{Aim, Autoscaler, Bounds, Decision};
 use crate::fleet::Fleet;
-use crate::model::{
-    InstanceId, InstanceReport, InstanceState, NodeId, Now, Revision, RevisionKey, Service, UnixMs,
-};
-use crate::place::{Ask, Receipt, needs, place};
+use crate::model::{InstanceId, InstanceState, Name, NodeId, Now, Revision, Service};
+use crate::place::{Ask, Promised, Receipt, needs, place_beside};
 use crate::registry::State;
 
 /// Failed instances in a row after which a revision that was never ready is given up.
@@ -35,26 +33,31 @@ pub(super) struct Tick<'a> {
     pub state: &'a State,
     pub orders: Vec<Order>,
     fleet: &'a Fleet,
-    /// The fleet as it will be once this tick's starts are done; made when the first is ordered.
-    foreseen: Option<Fleet>,
+    /// Region and zone of the looking node.
+    here: (&'a Name, &'a Name),
+    /// This tick's starts, which the fleet does not show yet.
+    promised: Promised,
 }
 
 /// Why and from where starts are asked for.
 struct Wish<'a> {
     count: u32,
     from: NodeId,
+    /// The only region it is for.
+    region: Option<&'a Name>,
     cause: &'a str,
     zonal: bool,
 }
 
 impl<'a> Tick<'a> {
-    pub fn new(now: Now, state: &'a State, fleet: &'a Fleet) -> Self {
+    pub fn new(now: Now, state: &'a State, fleet: &'a Fleet, here: (&'a Name, &'a Name)) -> Self {
         Self {
             now,
             state,
             orders: Vec::new(),
             fleet,
-            foreseen: None,
+            here,
+            promised: Promised::default(),
         }
     }
 
@@ -91,6 +94,7 @@ impl<'a> Tick<'a> {
         let wish = Wish {
             count: wanted.saturating_sub(have),
             from: self.fleet.me,
+            region: None,
             cause: "initial",
             zonal: false,
         };
@@ -129,6 +133,7 @@ impl<'a> Tick<'a> {
         let wish = Wish {
             count: Bounds::of(&service.scale).min.saturating_sub(have),
             from: self.fleet.me,
+            region: None,
             cause: "minimum",
             zonal: false,
         };
@@ -182,12 +187,20 @@ impl<'a> Tick<'a> {
         let decision = self.decide(revision, service, memory, busy + held * 1000, ready);
 
         let have = ready + coming;
-        if have < decision.wanted {
-            let total = count(scene.live()) + memory.flights(false);
-            let room = Bounds::of(&service.scale).max.saturating_sub(total);
+        if let Some(from) = self.traffic_from_here(scene, memory).filter(|_| have == 0) {
             let wish = Wish {
-                count: (decision.wanted - have).min(room),
+                count: 1.min(self.room(service, scene, memory)),
+                from,
+                region: Some(self.here.0),
+                cause: "traffic from here",
+                zonal: true,
+            };
+            self.start(revision, scene, memory, &wish);
+        } else if have < decision.wanted {
+            let wish = Wish {
+                count: (decision.wanted - have).min(self.room(service, scene, memory)),
                 from: scene.hottest.map_or(self.fleet.me, |(_, node)| node),
+                region: None,
                 cause: if have == 0 { "request" } else { "scale-up" },
                 zonal: true,
             };
@@ -195,9 +208,33 @@ impl<'a> Tick<'a> {
         } else if coming == 0 && ready > decision.wanted {
             let spared = spared(scene, memory, service.scale.min);
             let mut idle = mine;
-            idle.retain(|s| s.ready() && s.here && !spared.contains(&s.report.id));
+            let window = u64::from(service.scale.window_seconds) * 1000;
+            idle.retain(|s| {
+                let id = &s.report.id;
+                s.ready()
+                    && s.here
+                    && !spared.contains(id)
+                    && memory.is_proven(self.now, id, window)
+            });
             self.shrink(idle, scene, memory, ready, decision);
         }
+    }
+
+    /// How many more instances the service may have.
+    fn room(&self, service: &Service, scene: &Scene<'_>, memory: &Memory) -> u32 {
+        let total = count(scene.live()) + memory.flights(false);
+        Bounds::of(&service.scale).max.saturating_sub(total)
+    }
+
+    /// The door with the most requests that another region answers, when they keep coming, most of
+    /// them in this zone, and the region has no instance of its own.
+    fn traffic_from_here(&self, scene: &Scene<'_>, memory: &Memory) -> Option<NodeId> {
+        let (region, zone) = self.here;
+        let mut near = scene.live().filter(|s| s.member.record.region == *region);
+        if near.next().is_some() {
+            return None;
+        }
+        memory.afar.asks(zone)
     }
 
     /// The requests held at this zone's doors that call for more instances.
@@ -304,14 +341,14 @@ impl<'a> Tick<'a> {
             return;
         }
         for _ in 0..wish.count.min(STARTS_PER_TICK) {
-            let foreseen = self.foreseen.get_or_insert_with(|| self.fleet.clone());
-            let receipt = placed(foreseen, revision, scene, wish);
+            let receipt = placed(self.fleet, &self.promised, revision, scene, wish);
             let Some((node, _)) = receipt.ranked().next() else {
                 let message = format!("no node can take it: {}", receipt.refusals().join("; "));
                 memory.refused(self.now, message);
                 return;
             };
-            reserve(foreseen, node, revision);
+            let needs = needs(&revision.spec);
+            self.promised.add(node, &revision.key, &needs);
             memory.started(self.now, wish.zonal);
             self.orders.push(Order::Start {
                 revision: revision.key.clone(),
@@ -322,7 +359,13 @@ impl<'a> Tick<'a> {
 }
 
 /// Placement that avoids nodes where the revision failed a moment ago, if others are left.
-fn placed(fleet: &Fleet, revision: &Revision, scene: &Scene<'_>, wish: &Wish<'_>) -> Receipt {
+fn placed(
+    fleet: &Fleet,
+    promised: &Promised,
+    revision: &Revision,
+    scene: &Scene<'_>,
+    wish: &Wish<'_>,
+) -> Receipt {
     let failed = scene
         .instances
         .iter()
@@ -330,36 +373,15 @@ fn placed(fleet: &Fleet, revision: &Revision, scene: &Scene<'_>, wish: &Wish<'_>
     let mut ask = Ask {
         from: wish.from,
         avoid: failed.map(|s| s.member.record.node).collect(),
+        region: wish.region.cloned(),
         cause: wish.cause.to_owned(),
     };
-    let receipt = place(fleet, revision, &ask);
+    let receipt = place_beside(fleet, revision, &ask, promised);
     if ask.avoid.is_empty() || receipt.ranked().next().is_some() {
         return receipt;
     }
     ask.avoid.clear();
-    place(fleet, revision, &ask)
-}
-
-/// Counts a start in before its node says so, or the next would be placed as if it were not.
-fn reserve(fleet: &mut Fleet, node: NodeId, revision: &Revision) {
-    let Some(member) = fleet.members.get_mut(&node) else {
-        return;
-    };
-    let needs = needs(&revision.spec);
-    let free = &mut member.record.free;
-    free.cpu_millis = free.cpu_millis.saturating_sub(needs.cpu_millis);
-    free.memory_bytes = free.memory_bytes.saturating_sub(needs.memory_bytes);
-    free.instances = free.instances.saturating_sub(1);
-    member.record.instances.push(InstanceReport {
-        id: InstanceId(String::new()),
-        service: revision.service.clone(),
-        revision: RevisionKey::clone(&revision.key),
-        state: InstanceState::Starting,
-        since: UnixMs(0),
-        in_flight: 0,
-        concurrency_milli: 0,
-        failure: None,
-    });
+    place_beside(fleet, revision, &ask, promised)
 }
 
 /// The instances that make up the service's minimum: the oldest. All zones' stewards spare the

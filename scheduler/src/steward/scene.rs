@@ -39,6 +39,8 @@ pub(super) struct Scene<'a> {
     pub queued: u32,
     /// The door with most of them.
     pub hottest: Option<(u32, NodeId)>,
+    /// Doors of the region that sent requests to other regions: their zones, and how many ever.
+    pub away: Vec<(&'a Name, NodeId, u64)>,
 }
 
 impl<'a> Scene<'a> {
@@ -65,6 +67,11 @@ pub(super) fn scenes<'a>(
                 report,
                 here,
             });
+        }
+        let near = &record.region == place.0;
+        for demand in record.demand.iter().filter(|d| near && d.away > 0) {
+            let scene = scenes.entry(&demand.revision).or_default();
+            scene.away.push((&record.zone, record.node, demand.away));
         }
         for demand in record.demand.iter().filter(|d| here && d.queued > 0) {
             let scene = scenes.entry(&demand.revision).or_default();

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::world::{World, rev, scale, starts, stops, warm, web};
 use super::*;
 use crate::converge::SHIM_LOST;
-use crate::model::{FailReason, InstanceState, Scale, TrafficTarget};
+use crate::model::{Demand, FailReason, InstanceState, Scale, TrafficTarget};
 use crate::registry::Action;
 
 #[test]
@@ -490,4 +490,37 @@ fn a_lowered_maximum_holds_over_all_zones() {
     assert!(!stopped.contains(&first), "the oldest is the minimum");
     world.obey(&orders);
     world.quiet(10);
+}
+
+#[test]
+fn traffic_that_keeps_coming_from_a_region_is_answered_there() {
+    let mut world = World::new(3);
+    world.deploy(scale(0, 2));
+    world.ready(1);
+    let far = world.put(1, 1, InstanceState::Ready);
+    world.load(&far, 3);
+    let mut away = 0;
+    let mut second = |world: &mut World, more: u64| {
+        away += more;
+        let demand = Demand {
+            revision: rev(1),
+            queued: 0,
+            away,
+        };
+        world.records.get_mut(&NodeId(2)).unwrap().demand = vec![demand];
+        world.tick()
+    };
+    for more in [5, 50, 0, 9, 0, 0, 0, 0] {
+        assert_eq!(
+            second(&mut world, more),
+            [],
+            "one burst or two are no traffic"
+        );
+    }
+    let orders: Vec<Order> = (0..3).flat_map(|_| second(&mut world, 1)).collect();
+    assert_eq!(starts(&orders), [(2, "traffic from here")]);
+    world.obey(&orders);
+    for _ in 0..5 {
+        assert_eq!(second(&mut world, 1), [], "one is enough");
+    }
 }

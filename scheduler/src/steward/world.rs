@@ -128,6 +128,7 @@ impl World {
                 .map(|(id, r)| (*id, member(r)))
                 .collect(),
             volumes: self.state.volumes.clone(),
+            ..Fleet::default()
         }
     }
 
@@ -208,6 +209,7 @@ impl World {
         let demand = Demand {
             revision: rev(1),
             queued,
+            away: 0,
         };
         self.records.get_mut(&NodeId(node)).unwrap().demand = vec![demand];
     }

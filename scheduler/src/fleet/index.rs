@@ -1,0 +1,443 @@
+//! The fleet as placement looks things up in it: nodes in groups of equal distance and zone, each
+//! ordered by how full they are; who holds an image, has a label, runs a revision. It is kept by
+//! changes, one node at a time, and owns no policy: what a distance or a full node costs is
+//! `place`'s word.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Fleet, Member};
+use crate::model::{Name, NodeId, NodeRecord, Resources, RevisionKey};
+
+/// The round trip to a node that was never measured: a quarter of the globe. It ranks behind
+/// measured neighbours and before a node that would have to pull the image.
+pub const UNMEASURED_RTT_MICROS: u32 = 150_000;
+/// Nodes whose round trips differ by less are as far as each other.
+const BAND_MICROS: u32 = 2_000;
+
+/// A node's number within the index; used again after it is gone.
+pub type Slot = u32;
+
+/// Where a node stands towards new instances.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    Open,
+    Gone,
+    Leaving,
+    Cordoned,
+}
+
+impl Standing {
+    #[must_use]
+    pub fn of(member: &Member) -> Self {
+        match (member.alive, member.record.serving, member.record.cordoned) {
+            (false, _, _) => Self::Gone,
+            (_, false, _) => Self::Leaving,
+            (_, _, true) => Self::Cordoned,
+            _ => Self::Open,
+        }
+    }
+}
+
+/// What placement reads of one node.
+#[derive(Debug, Clone)]
+pub struct Row {
+    pub node: NodeId,
+    pub name: Name,
+    pub region: Name,
+    pub zone: Name,
+    pub labels: BTreeMap<String, String>,
+    pub standing: Standing,
+    pub rtt_micros: Option<u32>,
+    pub capacity: Resources,
+    pub free: Resources,
+    /// Incarnation and number of the record it is from.
+    pub record: (u64, u64),
+    pub group: usize,
+    pub fullness: u16,
+    /// Hashes of the images it holds, in order.
+    images: Vec<u64>,
+    /// Revisions it runs, and how many instances of each serve or will.
+    live: BTreeMap<RevisionKey, u32>,
+}
+
+impl Row {
+    /// Whether it holds the image with that hash.
+    #[must_use]
+    pub fn holds(&self, image: u64) -> bool {
+        self.images.binary_search(&image).is_ok()
+    }
+}
+
+/// Nodes of one zone that are about as far away as each other.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// No node of the group is nearer.
+    pub floor_micros: u32,
+    pub region: Name,
+    pub zone: Name,
+}
+
+#[derive(Debug, Clone)]
+pub struct Group {
+    pub place: Place,
+    /// Its open nodes, emptiest first.
+    pub open: BTreeSet<(u16, Slot)>,
+    /// All its nodes, counted.
+    size: usize,
+}
+
+/// Nodes that take no new instances, counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Closed {
+    pub gone: u32,
+    pub leaving: u32,
+    pub cordoned: u32,
+}
+
+/// See the module.
+#[derive(Debug, Clone, Default)]
+pub struct Index {
+    rows: Vec<Option<Row>>,
+    slots: BTreeMap<NodeId, Slot>,
+    vacant: Vec<Slot>,
+    groups: Vec<Group>,
+    /// The groups, nearest first.
+    near: BTreeMap<Place, usize>,
+    /// Numbers of groups that are empty, to be used again.
+    spare: Vec<usize>,
+    images: BTreeMap<u64, BTreeSet<Slot>>,
+    labels: BTreeMap<(String, String), BTreeSet<Slot>>,
+    revisions: BTreeMap<(u64, RevisionKey), BTreeMap<Slot, u32>>,
+    closed: Closed,
+    version: u64,
+}
+
+impl Index {
+    #[must_use]
+    pub fn of(fleet: &Fleet) -> Self {
+        let mut index = Self::default();
+        for member in fleet.members.values() {
+            index.set(member);
+        }
+        index
+    }
+
+    /// Takes in what a node says now.
+    pub fn set(&mut self, member: &Member) {
+        self.version += 1;
+        let node = member.record.node;
+        let slot = self.slots.get(&node).copied().unwrap_or_else(|| {
+            let slot = self.vacant.pop().unwrap_or_else(|| {
+                self.rows.push(None);
+                slot_of(self.rows.len() - 1)
+            });
+            self.slots.insert(node, slot);
+            slot
+        });
+        let group = self.group(member);
+        let row = row(member, group);
+        let old = self.rows[at(slot)].take();
+        self.move_in_order(slot, old.as_ref(), Some(&row));
+        self.post(slot, old.as_ref(), Some(&row));
+        self.rows[at(slot)] = Some(row);
+    }
+
+    /// Forgets a node.
+    pub fn remove(&mut self, node: NodeId) {
+        let Some(slot) = self.slots.remove(&node) else {
+            return;
+        };
+        self.version += 1;
+        let old = self.rows[at(slot)].take();
+        self.move_in_order(slot, old.as_ref(), None);
+        self.post(slot, old.as_ref(), None);
+        self.vacant.push(slot);
+    }
+
+    /// How many changes it has taken in.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    #[must_use]
+    pub fn closed(&self) -> Closed {
+        self.closed
+    }
+
+    #[must_use]
+    pub fn row(&self, slot: Slot) -> Option<&Row> {
+        self.rows.get(at(slot))?.as_ref()
+    }
+
+    #[must_use]
+    pub fn slot(&self, node: NodeId) -> Option<Slot> {
+        self.slots.get(&node).copied()
+    }
+
+    /// All nodes, by number.
+    pub fn slots(&self) -> impl Iterator<Item = Slot> {
+        self.slots.values().copied()
+    }
+
+    /// The groups, nearest first.
+    pub fn groups(&self) -> impl Iterator<Item = (usize, &Group)> {
+        self.near
+            .values()
+            .map(|group| (*group, &self.groups[*group]))
+    }
+
+    #[must_use]
+    pub fn group_at(&self, group: usize) -> &Group {
+        &self.groups[group]
+    }
+
+    /// All groups' numbers are below this.
+    #[must_use]
+    pub fn group_count(&self) -> usize {
+        self.groups.len()
+    }
+
+    /// The nodes that hold an image.
+    #[must_use]
+    pub fn holders(&self, image: u64) -> Option<&BTreeSet<Slot>> {
+        self.images.get(&image)
+    }
+
+    /// The nodes with a label of that value.
+    #[must_use]
+    pub fn labelled(&self, label: &str, value: &str) -> Option<&BTreeSet<Slot>> {
+        self.labels.get(&(label.to_owned(), value.to_owned()))
+    }
+
+    /// Where instances of a revision serve or will on live nodes, and how many.
+    #[must_use]
+    pub fn live(&self, revision: &RevisionKey) -> Option<&BTreeMap<Slot, u32>> {
+        self.revisions.get(&(key_hash(revision), revision.clone()))
+    }
+
+    fn group(&mut self, member: &Member) -> usize {
+        let place = place_of(member);
+        if let Some(group) = self.near.get(&place) {
+            return *group;
+        }
+        let made = Group {
+            place: place.clone(),
+            open: BTreeSet::new(),
+            size: 0,
+        };
+        let group = self.spare.pop().unwrap_or(self.groups.len());
+        match self.groups.get_mut(group) {
+            Some(empty) => *empty = made,
+            None => self.groups.push(made),
+        }
+        self.near.insert(place, group);
+        group
+    }
+
+    fn move_in_order(&mut self, slot: Slot, old: Option<&Row>, new: Option<&Row>) {
+        self.count(old, new);
+        let spot = |row: &Row| (row.standing, row.group, row.fullness);
+        if old.map(spot) == new.map(spot) {
+            return;
+        }
+        if let Some(row) = old {
+            match row.standing {
+                Standing::Open => {
+                    self.groups[row.group].open.remove(&(row.fullness, slot));
+                }
+                closed => *self.closed.of(closed) -= 1,
+            }
+        }
+        if let Some(row) = new {
+            match row.standing {
+                Standing::Open => {
+                    self.groups[row.group].open.insert((row.fullness, slot));
+                }
+                closed => *self.closed.of(closed) += 1,
+            }
+        }
+    }
+
+    /// A group that nobody is in any more is forgotten: distances wander.
+    fn count(&mut self, old: Option<&Row>, new: Option<&Row>) {
+        if let Some(row) = new {
+            self.groups[row.group].size += 1;
+        }
+        let Some(row) = old else {
+            return;
+        };
+        let group = &mut self.groups[row.group];
+        group.size -= 1;
+        if group.size == 0 {
+            self.near.remove(&group.place);
+            self.spare.push(row.group);
+        }
+    }
+
+    /// Brings the lists of who has what up to date.
+    fn post(&mut self, slot: Slot, old: Option<&Row>, new: Option<&Row>) {
+        let images = |row: Option<&Row>| row.map_or_else(Vec::new, |r| r.images.clone());
+        if old.map(|r| &r.images) != new.map(|r| &r.images) {
+            change(&mut self.images, slot, images(old), images(new));
+        }
+        let labels = |row: Option<&Row>| row.map_or_else(BTreeMap::new, |r| r.labels.clone());
+        if old.map(|r| &r.labels) != new.map(|r| &r.labels) {
+            change(&mut self.labels, slot, labels(old), labels(new));
+        }
+        if old.map(|r| &r.live) == new.map(|r| &r.live) {
+            return;
+        }
+        for key in old.iter().flat_map(|r| r.live.keys()) {
+            let hashed = (key_hash(key), key.clone());
+            if let Some(list) = self.revisions.get_mut(&hashed) {
+                list.remove(&slot);
+                if list.is_empty() {
+                    self.revisions.remove(&hashed);
+                }
+            }
+        }
+        for (key, count) in new.iter().flat_map(|r| &r.live) {
+            let list = self.revisions.entry((key_hash(key), key.clone()));
+            list.or_default().insert(slot, *count);
+        }
+    }
+}
+
+impl Closed {
+    fn of(&mut self, standing: Standing) -> &mut u32 {
+        match standing {
+            Standing::Leaving => &mut self.leaving,
+            Standing::Cordoned => &mut self.cordoned,
+            Standing::Gone | Standing::Open => &mut self.gone,
+        }
+    }
+}
+
+fn change<K: Ord>(
+    lists: &mut BTreeMap<K, BTreeSet<Slot>>,
+    slot: Slot,
+    old: impl IntoIterator<Item = K>,
+    new: impl IntoIterator<Item = K>,
+) {
+    for key in old {
+        if let Some(list) = lists.get_mut(&key) {
+            list.remove(&slot);
+            if list.is_empty() {
+                lists.remove(&key);
+            }
+        }
+    }
+    for key in new {
+        lists.entry(key).or_default().insert(slot);
+    }
+}
+
+fn place_of(member: &Member) -> Place {
+    let rtt = member.rtt_micros;
+    Place {
+        floor_micros: rtt.map_or(UNMEASURED_RTT_MICROS, |rtt| rtt - rtt % BAND_MICROS),
+        region: member.record.region.clone(),
+        zone: member.record.zone.clone(),
+    }
+}
+
+fn row(member: &Member, group: usize) -> Row {
+    let record = &member.record;
+    let mut images: Vec<u64> = record.images.iter().map(|d| text_hash(d)).collect();
+    images.sort_unstable();
+    images.dedup();
+    Row {
+        node: record.node,
+        name: record.name.clone(),
+        region: record.region.clone(),
+        zone: record.zone.clone(),
+        labels: record.labels.clone(),
+        standing: Standing::of(member),
+        rtt_micros: member.rtt_micros,
+        capacity: record.capacity,
+        free: record.free,
+        record: (record.incarnation, record.seq),
+        group,
+        fullness: fullness(&record.capacity, &record.free, &Resources::default()),
+        images,
+        live: if member.alive {
+            live(record)
+        } else {
+            BTreeMap::new()
+        },
+    }
+}
+
+fn live(record: &NodeRecord) -> BTreeMap<RevisionKey, u32> {
+    let mut live = BTreeMap::new();
+    for report in record.instances.iter().filter(|i| i.state.is_live()) {
+        if let Some(count) = live.get_mut(&report.revision) {
+            *count += 1;
+        } else {
+            live.insert(report.revision.clone(), 1);
+        }
+    }
+    live
+}
+
+/// How full a node would be with `needed` more, by the scarcer of its processors and its memory, in
+/// thousandths.
+#[must_use]
+pub fn fullness(capacity: &Resources, free: &Resources, needed: &Resources) -> u16 {
+    let share = |capacity: u64, free: u64, needed: u64| {
+        let used = capacity.saturating_sub(free).saturating_add(needed);
+        // What overflows is more than full.
+        let permille = used.checked_mul(1000).map(|n| n / capacity.max(1));
+        u16::try_from(permille.unwrap_or(u64::MAX).min(1000)).unwrap_or(1000)
+    };
+    let cpu = share(
+        capacity.cpu_millis.into(),
+        free.cpu_millis.into(),
+        needed.cpu_millis.into(),
+    );
+    cpu.max(share(
+        capacity.memory_bytes,
+        free.memory_bytes,
+        needed.memory_bytes,
+    ))
+}
+
+/// FNV-1a. Two images with the same hash would be taken for each other, which makes an estimate
+/// wrong and nothing else.
+#[must_use]
+pub fn text_hash(text: &str) -> u64 {
+    mix(0xcbf2_9ce4_8422_2325, text)
+}
+
+/// Puts like names apart, so that looking one up compares numbers first.
+fn key_hash(revision: &RevisionKey) -> u64 {
+    mix(
+        text_hash(revision.namespace.as_str()),
+        revision.name.as_str(),
+    )
+}
+
+fn mix(seed: u64, text: &str) -> u64 {
+    text.bytes().fold(seed, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+fn at(slot: Slot) -> usize {
+    usize::try_from(slot).unwrap_or(usize::MAX)
+}
+
+fn slot_of(number: usize) -> Slot {
+    Slot::try_from(number).unwrap_or(Slot::MAX)
+}

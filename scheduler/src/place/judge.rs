@@ -1,0 +1,357 @@
+//! One node and one revision: what speaks against it, and what an instance there would cost. The
+//! same rules for a member of the fleet and for a row of its index.
+
+use super::{
+    Ask, BESIDE_MICROS, CROWDED_MICROS, Candidate, PULL_MICROS, Parts, Promised, REGION_RTT_MICROS,
+    Rejection, SPREAD_MICROS, START_MICROS, ZONE_RTT_MICROS,
+};
+use crate::fleet::{
+    Fleet, Index, Member, Row, Standing, UNMEASURED_RTT_MICROS, fullness, text_hash,
+};
+use crate::model::{
+    Name, NodeId, NodeRecord, ObjectKey, PlacementRules, Resources, Revision, Spread,
+};
+use std::collections::BTreeMap;
+
+/// A node as it is judged.
+#[derive(Clone, Copy)]
+pub(super) struct Site<'a> {
+    pub node: NodeId,
+    pub name: &'a Name,
+    pub region: &'a Name,
+    pub zone: &'a Name,
+    pub labels: &'a BTreeMap<String, String>,
+    pub standing: Standing,
+    pub rtt_micros: Option<u32>,
+    pub capacity: Resources,
+    pub free: Resources,
+    pub record: (u64, u64),
+    pub image_present: bool,
+}
+
+impl<'a> Site<'a> {
+    pub fn of_member(member: &'a Member, revision: &Revision, promised: &Promised) -> Self {
+        let record = &member.record;
+        Self {
+            node: record.node,
+            name: &record.name,
+            region: &record.region,
+            zone: &record.zone,
+            labels: &record.labels,
+            standing: Standing::of(member),
+            rtt_micros: member.rtt_micros,
+            capacity: record.capacity,
+            free: promised.left(record.node, &record.free),
+            record: (record.incarnation, record.seq),
+            image_present: record.images.contains(&revision.image.digest),
+        }
+    }
+
+    pub fn of_row(row: &'a Row, image_present: bool, promised: &Promised) -> Self {
+        Self {
+            node: row.node,
+            name: &row.name,
+            region: &row.region,
+            zone: &row.zone,
+            labels: &row.labels,
+            standing: row.standing,
+            rtt_micros: row.rtt_micros,
+            capacity: row.capacity,
+            free: promised.left(row.node, &row.free),
+            record: row.record,
+            image_present,
+        }
+    }
+}
+
+/// All nodes, by number.
+pub(super) fn sites<'a>(
+    fleet: &'a Fleet,
+    revision: &Revision,
+    promised: &Promised,
+) -> Vec<Site<'a>> {
+    let Some(index) = &fleet.index.0 else {
+        let members = fleet.members.values();
+        let site = |member| Site::of_member(member, revision, promised);
+        return members.map(site).collect();
+    };
+    let image = text_hash(&revision.image.digest);
+    let rows = index.slots().filter_map(|slot| index.row(slot));
+    rows.map(|row| Site::of_row(row, row.holds(image), promised))
+        .collect()
+}
+
+/// The first reason why the node cannot take it.
+pub(super) fn obstacle(
+    fleet: &Fleet,
+    site: &Site<'_>,
+    revision: &Revision,
+    needs: &Resources,
+    ask: &Ask,
+) -> Option<Rejection> {
+    match site.standing {
+        Standing::Gone => return Some(Rejection::NotAlive),
+        Standing::Leaving => return Some(Rejection::Leaving),
+        Standing::Cordoned => return Some(Rejection::Cordoned),
+        Standing::Open => {}
+    }
+    if ask.avoid.contains(&site.node) {
+        return Some(Rejection::Avoided);
+    }
+    if let Some(region) = ask.region.as_ref().filter(|r| *r != site.region) {
+        return Some(Rejection::Far {
+            from: region.clone(),
+        });
+    }
+    misplaced(site.region, site.labels, &revision.spec.place)
+        .or_else(|| elsewhere(fleet, site.node, revision))
+        .or_else(|| lacking(&site.free, needs))
+}
+
+/// The nodes that have one of the revision's local volumes. One that nobody has yet is made where
+/// the first instance starts.
+pub(super) fn volumes<'a>(
+    fleet: &'a Fleet,
+    revision: &'a Revision,
+) -> impl Iterator<Item = (ObjectKey, NodeId)> + 'a {
+    let locals = revision.spec.volumes.iter().filter_map(|v| v.local());
+    locals.filter_map(|name| {
+        let key = ObjectKey {
+            namespace: revision.key.namespace.clone(),
+            name: Name::new(name).ok()?,
+        };
+        let held = fleet.volumes.get(&key)?;
+        Some((key, held.node))
+    })
+}
+
+/// A local volume of the revision that another node has.
+fn elsewhere(fleet: &Fleet, node: NodeId, revision: &Revision) -> Option<Rejection> {
+    let (key, on) = volumes(fleet, revision).find(|(_, on)| *on != node)?;
+    let holder = fleet.members.get(&on);
+    Some(Rejection::Volume {
+        volume: key.name.to_string(),
+        on: holder.map_or_else(|| on.to_string(), |m| m.record.name.to_string()),
+    })
+}
+
+/// Why a node of that region with those labels may not run what has these rules, whoever asks.
+#[must_use]
+pub fn misplaced(
+    region: &Name,
+    labels: &BTreeMap<String, String>,
+    rules: &PlacementRules,
+) -> Option<Rejection> {
+    if !in_regions(region, rules) {
+        return Some(Rejection::Region {
+            want: rules.regions.join(", "),
+            have: region.to_string(),
+        });
+    }
+    let differs = |(label, want): &(&String, &String)| labels.get(*label) != Some(*want);
+    let (label, want) = rules.require.iter().find(differs)?;
+    Some(Rejection::Label {
+        label: label.clone(),
+        want: want.clone(),
+        have: labels.get(label).map_or("unset", String::as_str).to_owned(),
+    })
+}
+
+pub(super) fn in_regions(region: &Name, rules: &PlacementRules) -> bool {
+    let allows = |pattern: &String| match pattern.strip_suffix('*') {
+        Some(prefix) => region.as_str().starts_with(prefix),
+        None => region.as_str() == pattern,
+    };
+    rules.regions.is_empty() || rules.regions.iter().any(allows)
+}
+
+/// Why `free` does not hold `needs`; the node that is asked judges by the same rule.
+#[must_use]
+pub fn lacking(free: &Resources, needs: &Resources) -> Option<Rejection> {
+    if free.instances < needs.instances {
+        return Some(Rejection::Instances);
+    }
+    if free.cpu_millis < needs.cpu_millis {
+        return Some(Rejection::Cpu {
+            want: needs.cpu_millis,
+            free: free.cpu_millis,
+        });
+    }
+    if free.memory_bytes < needs.memory_bytes {
+        return Some(Rejection::Memory {
+            want: needs.memory_bytes,
+            free: free.memory_bytes,
+        });
+    }
+    None
+}
+
+/// What an instance on the site would cost who asks.
+pub(super) fn score(
+    site: &Site<'_>,
+    needs: &Resources,
+    distance: &Distance<'_>,
+    held: &Held<'_>,
+    spread: Spread,
+) -> Candidate {
+    let (rtt_micros, round_trip) = distance.to(site);
+    let same_revision = held.on_node(site.node);
+    let spread = match spread {
+        Spread::None => 0,
+        Spread::Zone => held.in_zone(site.region, site.zone),
+        Spread::Region => held.in_region(site.region),
+    };
+    let parts = Parts {
+        round_trip,
+        start: START_MICROS,
+        pull: if site.image_present { 0 } else { PULL_MICROS },
+        crowding: crowding(fullness(&site.capacity, &site.free, needs)),
+        beside: u64::from(same_revision) * BESIDE_MICROS,
+        spread: spread * SPREAD_MICROS,
+    };
+    Candidate {
+        cost_micros: parts.sum(),
+        rtt_micros,
+        image_present: site.image_present,
+        same_revision,
+        free_cpu_millis: site.free.cpu_millis,
+        free_memory_bytes: site.free.memory_bytes,
+        parts,
+    }
+}
+
+/// What so full a node adds.
+pub(super) fn crowding(fullness: u16) -> u64 {
+    u64::from(fullness) * CROWDED_MICROS / 1000
+}
+
+/// From where the demand is.
+pub(super) struct Distance<'a> {
+    from: NodeId,
+    /// Round trips are measured from this node alone.
+    measured: bool,
+    /// Region and zone of the asker, if it is known.
+    asker: Option<(&'a Name, &'a Name)>,
+}
+
+impl<'a> Distance<'a> {
+    pub fn new(fleet: &'a Fleet, from: NodeId) -> Self {
+        let asker = fleet.members.get(&from);
+        Self {
+            from,
+            measured: from == fleet.me,
+            asker: asker.map(|m| (&m.record.region, &m.record.zone)),
+        }
+    }
+
+    pub fn is_measured(&self) -> bool {
+        self.measured
+    }
+
+    /// The measured round trip, when there is one, and the one to count with.
+    pub fn to(&self, site: &Site<'_>) -> (Option<u32>, u64) {
+        if site.node == self.from {
+            return (Some(0), 0);
+        }
+        if self.measured {
+            let counted = site.rtt_micros.unwrap_or(UNMEASURED_RTT_MICROS);
+            return (site.rtt_micros, counted.into());
+        }
+        (None, self.guess(site.region, site.zone))
+    }
+
+    /// By names, where nothing is measured.
+    pub fn guess(&self, region: &Name, zone: &Name) -> u64 {
+        match self.asker {
+            Some((r, z)) if r == region && z == zone => ZONE_RTT_MICROS,
+            Some((r, _)) if r == region => REGION_RTT_MICROS,
+            _ => UNMEASURED_RTT_MICROS.into(),
+        }
+    }
+}
+
+/// Where instances of the revision are that serve or will, and how many.
+#[derive(Default)]
+pub(super) struct Held<'a> {
+    /// In the order of their nodes.
+    counts: Vec<(NodeId, u32, &'a Name, &'a Name)>,
+}
+
+impl<'a> Held<'a> {
+    pub fn of(fleet: &'a Fleet, revision: &'a Revision, promised: &Promised) -> Self {
+        match &fleet.index.0 {
+            Some(index) => Self::of_index(index, revision, promised),
+            None => Self::of_members(fleet, revision, promised),
+        }
+    }
+
+    fn of_members(fleet: &'a Fleet, revision: &'a Revision, promised: &Promised) -> Self {
+        let key = &revision.key;
+        let mut held = Self::default();
+        for record in live_hosts(fleet, revision) {
+            held.add(record.node, 1, &record.region, &record.zone);
+        }
+        for (node, count) in promised.of(key) {
+            if let Some(member) = fleet.members.get(&node) {
+                held.add(node, count, &member.record.region, &member.record.zone);
+            }
+        }
+        held
+    }
+
+    pub fn of_index(index: &'a Index, revision: &Revision, promised: &Promised) -> Self {
+        let key = &revision.key;
+        let mut held = Self::default();
+        for (slot, count) in index.live(key).into_iter().flatten() {
+            if let Some(row) = index.row(*slot) {
+                held.counts.push((row.node, *count, &row.region, &row.zone));
+            }
+        }
+        held.counts.sort_unstable_by_key(|(node, ..)| *node);
+        for (node, count) in promised.of(key) {
+            if let Some(row) = index.slot(node).and_then(|slot| index.row(slot)) {
+                held.add(node, count, &row.region, &row.zone);
+            }
+        }
+        held
+    }
+
+    fn add(&mut self, node: NodeId, count: u32, region: &'a Name, zone: &'a Name) {
+        match self.find(node) {
+            Ok(known) => self.counts[known].1 += count,
+            Err(place) => self.counts.insert(place, (node, count, region, zone)),
+        }
+    }
+
+    fn find(&self, node: NodeId) -> Result<usize, usize> {
+        self.counts.binary_search_by_key(&node, |(node, ..)| *node)
+    }
+
+    fn on_node(&self, node: NodeId) -> u32 {
+        self.find(node).map_or(0, |known| self.counts[known].1)
+    }
+
+    pub fn in_zone(&self, region: &Name, zone: &Name) -> u64 {
+        let here = self
+            .counts
+            .iter()
+            .filter(|(_, _, r, z)| *r == region && *z == zone);
+        here.map(|(_, count, ..)| u64::from(*count)).sum()
+    }
+
+    pub fn in_region(&self, region: &Name) -> u64 {
+        let here = self.counts.iter().filter(|(_, _, r, _)| *r == region);
+        here.map(|(_, count, ..)| u64::from(*count)).sum()
+    }
+}
+
+/// The nodes of live instances of the revision, once for each.
+pub(super) fn live_hosts<'a>(
+    fleet: &'a Fleet,
+    revision: &'a Revision,
+) -> impl Iterator<Item = &'a NodeRecord> {
+    let instances = fleet.instances(&revision.key);
+    instances
+        .filter(|(_, i)| i.state.is_live())
+        .map(|(m, _)| &m.record)
+}

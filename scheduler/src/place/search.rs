@@ -1,0 +1,255 @@
+//! Placement in a large fleet: looks at the nodes that can be best, and says how much better one
+//! that it did not look at could be.
+//!
+//! No node of a group costs less than the group's distance, and no one less than it with its
+//! fullness of now; groups and nodes are walked in the order of these floors until a floor is no
+//! less than what the last of the [`KEPT`] best costs. What holds the image is looked at first: for
+//! all others the floor is a pull higher. So the walk is short and its winner is the best one, unless
+//! it was ended at [`MOST_LOOKED`]; then the next floor bounds the regret.
+
+use std::collections::BTreeSet;
+
+use super::judge::{Distance, Held, Site, crowding, in_regions, obstacle, score, volumes};
+use super::{
+    Ask, Candidate, Inputs, PULL_MICROS, Passed, Promised, Receipt, Rejection, SPREAD_MICROS,
+    START_MICROS, Verdict,
+};
+use crate::fleet::{Fleet, Group, Index, Slot, text_hash};
+use crate::model::{Resources, Revision, Spread};
+
+/// Ranked nodes in a receipt: as many as a door asks before it gives up, and a few for the reader.
+pub const KEPT: usize = 8;
+/// Nodes looked at for one decision.
+pub const MOST_LOOKED: u32 = 512;
+/// Nodes with something rare (an image, a label) that are all looked at; more of them are met on
+/// the walk often enough.
+const FEW: usize = 128;
+/// Refusals named in a receipt that has a winner.
+const REFUSALS_NAMED: usize = 16;
+
+pub(super) struct Search<'a> {
+    fleet: &'a Fleet,
+    index: &'a Index,
+    revision: &'a Revision,
+    ask: &'a Ask,
+    promised: &'a Promised,
+    needs: Resources,
+    image: u64,
+    /// Who holds the image.
+    holders: Option<&'a BTreeSet<Slot>>,
+    held: Held<'a>,
+    distance: Distance<'a>,
+    /// The best so far, best first.
+    best: Vec<(Slot, Candidate)>,
+    refused: Vec<(Slot, Rejection)>,
+    refused_more: u32,
+    looked: u32,
+    /// What the best of those not looked at costs at least.
+    floor: u64,
+}
+
+impl<'a> Search<'a> {
+    pub fn new(
+        fleet: &'a Fleet,
+        index: &'a Index,
+        revision: &'a Revision,
+        ask: &'a Ask,
+        promised: &'a Promised,
+    ) -> Self {
+        let image = text_hash(&revision.image.digest);
+        Self {
+            fleet,
+            index,
+            revision,
+            ask,
+            promised,
+            needs: super::needs(&revision.spec),
+            image,
+            holders: index.holders(image),
+            held: Held::of_index(index, revision, promised),
+            distance: Distance::new(fleet, ask.from),
+            best: Vec::with_capacity(KEPT + 1),
+            refused: Vec::new(),
+            refused_more: 0,
+            looked: 0,
+            floor: u64::MAX,
+        }
+    }
+
+    /// The receipt, or `None` when what was looked at cannot take it: then all are to be judged.
+    pub fn run(mut self) -> Option<Receipt> {
+        if let Some((_, node)) = volumes(self.fleet, self.revision).next() {
+            self.index
+                .slot(node)
+                .into_iter()
+                .for_each(|slot| self.look(slot, None));
+        } else if let Some(few) = self.rarest_label() {
+            few.for_each(|slot| self.look(slot, None));
+        } else {
+            let few = self.holders.filter(|holders| holders.len() <= FEW);
+            few.into_iter()
+                .flatten()
+                .for_each(|slot| self.look(*slot, Some(true)));
+            self.walk(few.is_some() || self.holders.is_none());
+        }
+        (!self.best.is_empty()).then(|| self.receipt())
+    }
+
+    /// The nodes with the rarest of the labels it requires, when those are few.
+    fn rarest_label(&self) -> Option<impl Iterator<Item = Slot> + use<'a>> {
+        let required = self.revision.spec.place.require.iter();
+        let lists = required.map(|(label, value)| self.index.labelled(label, value));
+        let rarest = lists.min_by_key(|list| list.map_or(0, BTreeSet::len))?;
+        let few = rarest.is_none_or(|list| list.len() <= FEW);
+        few.then(|| rarest.into_iter().flatten().copied())
+    }
+
+    /// Walks the groups in the order of their floors. `holders_done`: those that hold the image were
+    /// looked at.
+    fn walk(&mut self, holders_done: bool) {
+        let pull = if holders_done { PULL_MICROS } else { 0 };
+        let index = self.index;
+        if self.distance.is_measured() && self.revision.spec.place.spread == Spread::None {
+            // The index has them in this order.
+            for (_, group) in index.groups() {
+                let floor = START_MICROS + pull + u64::from(group.place.floor_micros);
+                if !self.walk_group(group, floor, holders_done) {
+                    return;
+                }
+            }
+            return;
+        }
+        let floor = |group: &Group| START_MICROS + pull + self.floor_of(group);
+        let mut groups: Vec<(u64, &Group)> = index.groups().map(|(_, g)| (floor(g), g)).collect();
+        groups.sort_by_key(|(floor, _)| *floor);
+        for (floor, group) in groups {
+            if !self.walk_group(group, floor, holders_done) {
+                return;
+            }
+        }
+    }
+
+    /// Distance and spreading of a group at least.
+    fn floor_of(&self, group: &Group) -> u64 {
+        let place = &group.place;
+        let distance = if self.distance.is_measured() {
+            place.floor_micros.into()
+        } else if self.is_askers(place) {
+            0
+        } else {
+            self.distance.guess(&place.region, &place.zone)
+        };
+        let alike = match self.revision.spec.place.spread {
+            Spread::None => 0,
+            Spread::Zone => self.held.in_zone(&place.region, &place.zone),
+            Spread::Region => self.held.in_region(&place.region),
+        };
+        distance + alike * SPREAD_MICROS
+    }
+
+    /// Whether the asker itself, which is at no distance, may be in the group.
+    fn is_askers(&self, place: &crate::fleet::Place) -> bool {
+        let slot = self.index.slot(self.ask.from);
+        let row = slot.and_then(|slot| self.index.row(slot));
+        row.is_some_and(|row| row.region == place.region && row.zone == place.zone)
+    }
+
+    /// Whether the walk goes on to the next group.
+    fn walk_group(&mut self, group: &Group, floor: u64, holders_done: bool) -> bool {
+        if self.settled(floor) {
+            self.floor = self.floor.min(floor);
+            return false;
+        }
+        let region = &group.place.region;
+        let near = self.ask.region.as_ref().is_none_or(|near| near == region);
+        if !near || !in_regions(region, &self.revision.spec.place) {
+            return true;
+        }
+        for (fullness, slot) in &group.open {
+            let floor = floor + crowding(*fullness);
+            if self.settled(floor) {
+                self.floor = self.floor.min(floor);
+                break;
+            }
+            if self.looked >= MOST_LOOKED {
+                self.floor = self.floor.min(floor);
+                return false;
+            }
+            let holds = self.holders.is_some_and(|all| all.contains(slot));
+            if !(holds && holders_done) {
+                self.look(*slot, Some(holds));
+            }
+        }
+        true
+    }
+
+    /// Nothing that costs `floor` or more is worth a look any more.
+    fn settled(&self, floor: u64) -> bool {
+        let last = self.best.get(KEPT - 1);
+        last.is_some_and(|(_, candidate)| candidate.cost_micros <= floor)
+    }
+
+    /// `holds`: whether it has the image, where that is known.
+    fn look(&mut self, slot: Slot, holds: Option<bool>) {
+        let Some(row) = self.index.row(slot) else {
+            return;
+        };
+        self.looked += 1;
+        let holds = holds.unwrap_or_else(|| row.holds(self.image));
+        let site = Site::of_row(row, holds, self.promised);
+        if let Some(why) = obstacle(self.fleet, &site, self.revision, &self.needs, self.ask) {
+            if self.refused.len() < REFUSALS_NAMED {
+                self.refused.push((slot, why));
+            } else {
+                self.refused_more += 1;
+            }
+            return;
+        }
+        let spread = self.revision.spec.place.spread;
+        let candidate = score(&site, &self.needs, &self.distance, &self.held, spread);
+        let key = (candidate.cost_micros, row.node);
+        let node = |slot: Slot| self.index.row(slot).map(|row| row.node);
+        let better =
+            |(slot, c): &(Slot, Candidate)| (c.cost_micros, node(*slot)) < (key.0, Some(key.1));
+        let place = self.best.partition_point(better);
+        if place < KEPT {
+            self.best.truncate(KEPT - 1);
+            self.best.insert(place, (slot, candidate));
+        }
+    }
+
+    fn receipt(self) -> Receipt {
+        let winner = self.best.first().map_or(u64::MAX, |(_, c)| c.cost_micros);
+        let accepted = self.best.into_iter().map(|(slot, c)| (slot, Ok(c)));
+        let refused = self.refused.into_iter().map(|(slot, why)| (slot, Err(why)));
+        let verdicts = accepted.chain(refused).filter_map(|(slot, outcome)| {
+            let row = self.index.row(slot)?;
+            Some(Verdict {
+                node: row.node,
+                name: row.name.clone(),
+                region: row.region.clone(),
+                record: row.record,
+                outcome,
+            })
+        });
+        let nodes = u32::try_from(self.index.len()).unwrap_or(u32::MAX);
+        let closed = self.index.closed();
+        let closed = closed.gone + closed.leaving + closed.cordoned;
+        Receipt {
+            revision: self.revision.key.clone(),
+            decided_by: self.fleet.me,
+            cause: self.ask.cause.clone(),
+            verdicts: verdicts.collect(),
+            inputs: Inputs {
+                nodes,
+                fleet_version: self.index.version(),
+            },
+            passed: Passed {
+                closed,
+                refused: self.refused_more,
+                unseen: nodes.saturating_sub(closed).saturating_sub(self.looked),
+                regret_micros: winner.saturating_sub(self.floor),
+            },
+        }
+    }
+}
