@@ -12,9 +12,9 @@
 //! begin ID        both, telling the address in between     leased ID ADDRESS, started ID
 //! freeze ID, thaw ID
 //! delete ID       in the background                        deleted ID
-//! many N PREFIX   N containers at once, started            many N MICROSECONDS
+//! many N PREFIX   N containers at once, until they run     many N MICROSECONDS
 //! park N PREFIX   N containers at once, not started        park N MICROSECONDS
-//! launch N PREFIX starts parked ones                       launch N MICROSECONDS
+//! launch N PREFIX starts parked ones, until they run       launch N MICROSECONDS
 //! clear           deletes all                              cleared
 //! ```
 
@@ -35,6 +35,10 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 const USAGE: &str = "rooms FOLDER CGROUP SUBNET SELVEDGED ARCHIVE";
 /// Containers made or removed at once: more than the runtime itself lets through.
 const AT_ONCE: usize = 32;
+/// How libcontainer calls a process that is not the program yet.
+const LIBCONTAINER: &str = "youki";
+/// Between two looks at such a process.
+const PAUSE: Duration = Duration::from_micros(200);
 const PATIENCE: Duration = Duration::from_mins(2);
 
 struct Rooms {
@@ -212,7 +216,23 @@ impl Rooms {
         while let Some(made) = all.next().await {
             made?;
         }
+        if what != "park" {
+            for number in 0..count {
+                self.running(&InstanceId(format!("{prefix}-{number}")))
+                    .await?;
+            }
+        }
         Ok(began.elapsed())
+    }
+
+    /// Returns when the container's first process has become its program.
+    async fn running(&self, id: &InstanceId) -> Result<()> {
+        let pid = self.shims.pid(id).context("no such container")?;
+        let name = format!("/proc/{pid}/comm");
+        while std::fs::read_to_string(&name)?.starts_with(LIBCONTAINER) {
+            tokio::time::sleep(PAUSE).await;
+        }
+        Ok(())
     }
 
     async fn lease(&self, count: usize, prefix: &str) -> Result<()> {
