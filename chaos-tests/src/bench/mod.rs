@@ -19,6 +19,7 @@ mod pull;
 mod race;
 mod registry;
 mod rooms;
+mod routes;
 pub mod stats;
 mod sync;
 mod update;
@@ -65,7 +66,7 @@ pub struct Bench {
 }
 
 /// All there are, in the order in which `bench all` runs them.
-pub const ALL: [Bench; 9] = [
+pub const ALL: [Bench; 10] = [
     Bench {
         name: "cold-start",
         about: "a request to a service at zero, until its first byte; against crun and runc",
@@ -90,6 +91,11 @@ pub const ALL: [Bench; 9] = [
         name: "proxy",
         about: "requests through the front door to a warm instance; against nginx and haproxy",
         run: proxy::run,
+    },
+    Bench {
+        name: "routes",
+        about: "a service added among up to 100,000, until it is answered for; against nginx",
+        run: routes::run,
     },
     Bench {
         name: "registry",
