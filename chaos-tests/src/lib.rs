@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod checkers;
 pub mod disk;
+pub mod doorway;
 pub mod faults;
 pub mod scenario;
 pub mod server;

@@ -38,6 +38,9 @@ pub const MOVED: Metric = Metric::new("moved_mb", "MB");
 pub const SHARE: Metric = Metric::new("moved_pct", "%");
 /// The same, of the image's packed bytes.
 pub const PACKED_SHARE: Metric = Metric::new("moved_packed_pct", "%");
+/// From a change to an answer that shows it.
+pub const SERVES: Metric = Metric::new("serves_ms", "ms");
+pub const BYTES: Metric = Metric::new("bytes_each", "B");
 pub const RPS: Metric = Metric::new("rps", "1/s");
 pub const WRITES: Metric = Metric::new("writes_per_s", "1/s");
 pub const P50: Metric = Metric::new("p50_us", "us");

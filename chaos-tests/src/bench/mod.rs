@@ -20,6 +20,7 @@ mod pull;
 mod race;
 mod registry;
 mod rooms;
+mod routes;
 pub mod stats;
 mod sync;
 mod update;
@@ -100,6 +101,11 @@ pub const ALL: [Bench; 10] = [
         name: "proxy",
         about: "requests through the front door to a warm instance; against nginx and haproxy",
         run: proxy::run,
+    },
+    Bench {
+        name: "routes",
+        about: "a service added among up to 100,000, until it is answered for; against nginx",
+        run: routes::run,
     },
     Bench {
         name: "registry",
