@@ -23,6 +23,7 @@ mod rooms;
 mod routes;
 pub mod stats;
 mod sync;
+mod tick;
 mod update;
 mod yard;
 
@@ -76,7 +77,7 @@ pub struct Bench {
 }
 
 /// All there are, in the order in which `bench all` runs them.
-pub const ALL: [Bench; 10] = [
+pub const ALL: [Bench; 12] = [
     Bench {
         name: "cold-start",
         about: "a request to a service at zero, until its first byte; against crun and runc",
@@ -131,5 +132,10 @@ pub const ALL: [Bench; 10] = [
         name: "place",
         about: "placement decisions among 10 to 10,000 nodes; against looking at every node",
         run: place::run,
+    },
+    Bench {
+        name: "steward-tick",
+        about: "one look of a node's steward at up to 10,000 services on 200 nodes",
+        run: tick::run,
     },
 ];

@@ -181,7 +181,7 @@ impl World {
     }
 }
 
-fn member(id: u64, rng: &mut StdRng) -> Member {
+pub(super) fn member(id: u64, rng: &mut StdRng) -> Member {
     let region = id / REGION;
     let capacity = Resources {
         cpu_millis: 16_000,
@@ -223,7 +223,7 @@ fn member(id: u64, rng: &mut StdRng) -> Member {
     }
 }
 
-fn key(service: u64) -> (ServiceKey, RevisionKey) {
+pub(super) fn key(service: u64) -> (ServiceKey, RevisionKey) {
     let (namespace, name) = (Name::default_namespace(), format!("service-{service}"));
     let revision = self::name(&format!("{name}-00001"));
     let service = ServiceKey {
@@ -237,7 +237,7 @@ fn key(service: u64) -> (ServiceKey, RevisionKey) {
     (service, revision)
 }
 
-fn instance(service: u64) -> InstanceReport {
+pub(super) fn instance(service: u64) -> InstanceReport {
     let (service, revision) = key(service);
     InstanceReport {
         id: InstanceId(format!("{}-a", revision.name)),
@@ -251,7 +251,7 @@ fn instance(service: u64) -> InstanceReport {
     }
 }
 
-fn revision(service: u64) -> Revision {
+pub(super) fn revision(service: u64) -> Revision {
     let (key, revision) = key(service);
     let container = Container {
         cpu_millis: 250,

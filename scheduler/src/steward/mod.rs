@@ -9,6 +9,7 @@
 //! and choose the same instances, and what is too few or too many is mended a tick later.
 
 mod afar;
+mod duty;
 mod memory;
 mod scale;
 mod scene;
@@ -18,12 +19,14 @@ mod tests;
 #[cfg(test)]
 mod world;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use crate::fleet::{Fleet, Member};
-use crate::model::{InstanceId, Name, NodeId, Now, Revision, RevisionKey, RevisionState, Service};
+use crate::fleet::Fleet;
+use crate::model::{InstanceId, NodeId, Now, Revision, RevisionKey, RevisionState, Service};
 use crate::place::Receipt;
 use crate::registry::State;
+pub use duty::steward_of;
+use duty::{Duties, Duty};
 use memory::Memory;
 use scale::Tick;
 use scene::Scene;
@@ -51,46 +54,6 @@ pub enum Order {
         reason: String,
         message: String,
     },
-}
-
-/// The node that looks after a revision: in the zone given as region and zone, or, with `None`,
-/// its home steward. `None` when no live node is there.
-#[must_use]
-pub fn steward_of(
-    fleet: &Fleet,
-    revision: &RevisionKey,
-    zone: Option<(&Name, &Name)>,
-) -> Option<NodeId> {
-    let here = |m: &&Member| {
-        let place = (&m.record.region, &m.record.zone);
-        m.alive && m.record.serving && zone.is_none_or(|zone| zone == place)
-    };
-    let nodes = fleet.members.values().filter(here).map(|m| m.record.node);
-    nodes.max_by_key(|node| (weight(*node, revision), *node))
-}
-
-/// Rendezvous weight: FNV-1a over the names, stirred so that close numbers come out far apart.
-/// It must be the same in every build of every version.
-fn weight(node: NodeId, revision: &RevisionKey) -> u64 {
-    let key = [revision.namespace.as_str(), "/", revision.name.as_str()];
-    let bytes = node
-        .0
-        .to_be_bytes()
-        .into_iter()
-        .chain(key.iter().flat_map(|s| s.bytes()));
-    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    let stirred = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    let stirred = (stirred ^ (stirred >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    stirred ^ (stirred >> 33)
-}
-
-/// What this node is to a revision.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Duty {
-    home: bool,
-    zone: bool,
 }
 
 /// How a revision stands with its service.
@@ -136,6 +99,7 @@ impl<'a> Standing<'a> {
 #[derive(Debug, Default)]
 pub struct Steward {
     memories: BTreeMap<RevisionKey, Memory>,
+    duties: Duties,
 }
 
 impl Steward {
@@ -150,27 +114,31 @@ impl Steward {
         let me = fleet.members.get(&fleet.me);
         let Some(me) = me.filter(|m| m.alive && m.record.serving) else {
             self.memories.clear();
+            self.duties = Duties::default();
             return Vec::new();
         };
         let place = (&me.record.region, &me.record.zone);
         let mut scenes = scene::scenes(fleet, place);
-        let mut keys: BTreeSet<RevisionKey> = state.revisions.keys().cloned().collect();
-        keys.extend(scenes.keys().map(|key| (*key).clone()));
-        self.memories.retain(|key, _| keys.contains(key));
+        self.duties.renew(fleet, place);
+        let known = |key: &RevisionKey| state.revisions.contains_key(key);
+        let shown = scenes.keys().copied().filter(|key| !known(key));
+        let mut keys: Vec<&RevisionKey> = state.revisions.keys().chain(shown).collect();
+        keys.sort_unstable();
+        self.memories
+            .retain(|key, _| known(key) || scenes.contains_key(key));
+        self.duties.retain(&keys);
         let mut tick = Tick::new(now, state, fleet, place);
         for key in keys {
-            let duty = Duty {
-                home: steward_of(fleet, &key, None) == Some(fleet.me),
-                zone: steward_of(fleet, &key, Some(place)) == Some(fleet.me),
-            };
-            let memory = self.memories.remove(&key);
+            let duty = self.duties.of(key);
             if !duty.home && !duty.zone {
+                self.memories.remove(key);
                 continue;
             }
-            let scene = scenes.remove(&key).unwrap_or_default();
+            let scene = scenes.remove(key).unwrap_or_default();
+            let memory = self.memories.remove(key);
             let mut memory = memory.unwrap_or_else(|| Memory::new(now, &scene));
-            look_after(&mut tick, duty, &key, &scene, &mut memory);
-            self.memories.insert(key, memory);
+            look_after(&mut tick, duty, key, &scene, &mut memory);
+            self.memories.insert(key.clone(), memory);
         }
         tick.orders
     }

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::world::{World, rev, scale, starts, stops, warm, web};
 use super::*;
 use crate::converge::SHIM_LOST;
-use crate::model::{Demand, FailReason, InstanceState, Scale, TrafficTarget};
+use crate::model::{Demand, FailReason, InstanceState, Name, Scale, TrafficTarget};
 use crate::registry::Action;
 
 #[test]

@@ -1,11 +1,13 @@
 //! A small world for tests: nodes, a registry, a steward on each node, and orders carried out.
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use super::*;
+use crate::fleet::Member;
 use crate::model::{
-    Container, Demand, FailReason, ImagePin, InstanceReport, InstanceState, NodeRecord, Resources,
-    RevisionSpec, Scale, ServiceKey, UnixMs,
+    Container, Demand, FailReason, ImagePin, InstanceReport, InstanceState, Name, NodeRecord,
+    Resources, RevisionSpec, Scale, ServiceKey, UnixMs,
 };
 use crate::registry::{Action, Command, PutService, Reply};
 
