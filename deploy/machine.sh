@@ -7,7 +7,7 @@ PACKAGES=(
     bind9-dnsutils busybox-static curl iproute2 iputils-ping jq nftables procps util-linux
     docker-registry mmdebstrap openssl skopeo umoci
     # What the front door is compared with, and what speaks to it as a load balancer does.
-    haproxy nginx-light
+    haproxy nginx-light python3-grpcio python3-h2 python3-websockets
     # What faults are made with, and what announces the tests' nodes.
     bird2 conntrack e2fsprogs libfaketime mount strace
 )
