@@ -239,13 +239,12 @@ impl Books {
 
     pub(super) fn release(&mut self, layers: &[Digest]) {
         for layer in layers {
-            let count = self
-                .held
-                .get_mut(layer)
-                .expect("released once for each hold");
-            *count -= 1;
-            if *count == 0 {
-                self.held.remove(layer);
+            match self.held.get_mut(layer) {
+                Some(count) if *count > 1 => *count -= 1,
+                held => {
+                    assert!(held.is_some(), "{layer} is released more often than held");
+                    self.held.remove(layer);
+                }
             }
         }
     }

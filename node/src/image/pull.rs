@@ -62,7 +62,14 @@ impl Store {
             wanted = Some(digest);
         }
         for _ in 0..MAX_NESTING {
-            let (bytes, digest) = registry.manifest(wanted.as_ref(), limit).await?;
+            let (bytes, digest) = match registry.manifest(wanted.as_ref(), limit).await {
+                // A digest says all a registry could say. What a tag means only its registry knows.
+                Err(error) if error.is_passing() => {
+                    let known = self.known_to_peers(reference).await;
+                    return known.ok_or(error);
+                }
+                asked => asked?,
+            };
             match Document::parse(&format!("the manifest of {name}"), &bytes)? {
                 Document::Manifest(_) => {
                     fail::fail_point!("image::resolved");
@@ -76,6 +83,15 @@ impl Store {
             format!("the index of {name}"),
             "it nests too deep",
         ))
+    }
+
+    /// The pin of an image named by its digest that another node holds.
+    async fn known_to_peers(&self, reference: &Reference) -> Option<ImagePin> {
+        let near = self.inner.near.get().map(Arc::clone)?;
+        let (digest, reference) = (reference.digest()?.to_string(), reference.name());
+        let pin = ImagePin { reference, digest };
+        let company = Company::new(self.clone(), near, pin.clone(), false);
+        company.documents(true).await.map(|_| pin)
     }
 
     /// Brings a pinned image here, or finds it here.
