@@ -56,6 +56,11 @@ impl Images {
         if let Some(path) = docker_config() {
             config.load_docker_config(&path)?;
         }
+        if let Some(door) = section.listen.0 {
+            for host in ["localhost", "127.0.0.1", "[::1]"] {
+                config.own.insert(format!("{host}:{}", door.port()));
+            }
+        }
         let store = Store::open(&data.join("images"), Limits::default())?;
         // Through /proc the binary is found even after an upgrade replaced it.
         store.unpack_apart("/proc/self/exe".into());

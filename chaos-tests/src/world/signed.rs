@@ -25,8 +25,9 @@ impl World {
         Ok(public)
     }
 
-    /// Signs what the registry has under a name, as `cosign sign --key` does.
-    pub fn sign(&self, name: &str, signer: &Path) -> Result<()> {
+    /// Signs what the registry has under a name, as `cosign sign --key` does. Returns the tag of the
+    /// signature.
+    pub fn sign(&self, name: &str, signer: &Path) -> Result<String> {
         let (registry, dir) = (registry_name(&self.tag), self.dir().join("signature"));
         let image = format!("docker://{registry}/{name}:1");
         let inspect = ["inspect", "--tls-verify=false", "--format", "{{.Digest}}"];
@@ -52,10 +53,11 @@ impl World {
         fs::write(dir.join("index.json"), index)?;
         fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
         let from = format!("oci:{}:s", dir.display());
-        let to = format!("docker://{registry}/{name}:sha256-{hex}.sig");
+        let tag = format!("sha256-{hex}.sig");
+        let to = format!("docker://{registry}/{name}:{tag}");
         let copy = ["copy", "--insecure-policy", "--dest-tls-verify=false"];
         run("skopeo", [&copy[..], &[&from, &to]].concat())?.ok()?;
-        Ok(())
+        Ok(tag)
     }
 }
 

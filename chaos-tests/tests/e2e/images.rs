@@ -86,6 +86,34 @@ fn a_pushed_image_runs_on_all_without_a_registry() -> Result<()> {
     on_every_node(&world, "app")
 }
 
+/// Pushed with its signature, as cosign and skopeo copy both: a rule is met where there never was a
+/// registry, on other nodes too.
+#[test]
+fn a_pushed_image_is_signed_by_what_is_pushed_with_it() -> Result<()> {
+    const NAME: &str = "127.0.0.1:5000/app";
+    let world = World::of(&["par-1", "fra-1"])?;
+    let (first, fra) = (world.first(), &world["fra-1"]);
+    let signer = world.signer("team")?;
+    let rule = format!("[[images.signatures]]\nkeys = [\"{}\"]\n", signer.display());
+    fra.configure(&rule)?;
+    first.configure(&format!("[images]\nlisten = \"127.0.0.1:5000\"\n{rule}"))?;
+    world.settle()?;
+    let tag = world.sign("box", &signer)?;
+    let image = world.image("box");
+    let (registry, _) = image.rsplit_once(':').context("a tag")?;
+    let app = format!("{NAME}:1");
+    first.push(&image, &app)?.ok()?;
+    let refused = first.deploy("app", &app, &SMALL)?.code(2)?;
+    refused.says("ImageUnsigned")?.says("it has no signature")?;
+    first
+        .push(&format!("{registry}:{tag}"), &format!("{NAME}:{tag}"))?
+        .ok()?;
+    world.stop_registry()?;
+    let there = [&SMALL[..], &["--region", "fra"]].concat();
+    first.deploy("app", &app, &there)?.ok()?;
+    fra.get("app", "/")?.ok()?.says("box").map(drop)
+}
+
 /// With our own command, over the operator's API: the name needs no registry, and a second push moves
 /// nothing.
 #[test]

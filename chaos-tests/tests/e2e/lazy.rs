@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::Read as _;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use chaos_tests::checkers::leaks;
 use chaos_tests::world::{Node, PATIENCE, World, run, until};
 
@@ -26,14 +26,23 @@ struct Pair {
 
 impl Pair {
     fn new() -> Result<Self> {
+        Self::under(|_| Ok(String::new()), |_| Ok(()))
+    }
+
+    /// With these lines more in both nodes' configuration, and this done once the image is pushed.
+    fn under(
+        lines: impl FnOnce(&World) -> Result<String>,
+        pushed: impl FnOnce(&World) -> Result<()>,
+    ) -> Result<Self> {
         let world = World::of(&["par-1", "fra-1"])?;
+        let lines = lines(&world)?;
         for (node, line) in world.nodes().iter().zip([
             "image_peer_rate = \"3MiB\"",
             "image_lazy = \"on\"\nparked = 0",
         ]) {
             node.configure_runtime(line)?;
-            node.stop()?;
-            node.start()?;
+            // Starts it again.
+            node.configure(&lines)?;
         }
         world.settle()?;
         let root = world.dir().join("big-root");
@@ -47,6 +56,7 @@ impl Pair {
         let args = ["-cf".into(), layer.clone(), "-C".into(), root, "big".into()];
         run("tar", args)?.ok()?;
         world.push(SERVICE, &[layer])?;
+        pushed(&world)?;
         let name = world.image(SERVICE);
         world.first().cli(&["image", "pull", &name])?.ok()?;
         // The program is not what is waited for.
@@ -198,4 +208,36 @@ fn what_cannot_be_read_fails_and_does_not_hang() -> Result<()> {
     pair.has_arrived()?;
     par.cli(&["delete", SERVICE, "--yes"])?.ok()?;
     leaks::nothing_more(world, &before, PATIENCE)
+}
+
+/// Who signed it is known before anything of it runs, from the node that gives it: no registry is left to
+/// ask, and most of the image is still to come.
+#[test]
+fn a_signature_is_demanded_before_an_image_arrives() -> Result<()> {
+    let rule = |world: &World| {
+        let (signer, name) = (world.signer("team")?, world.image(SERVICE));
+        let (name, _) = name.rsplit_once(':').context("a tag")?;
+        let key = signer.display();
+        Ok(format!(
+            "[[images.signatures]]\nimages = [\"{name}\"]\nkeys = [\"{key}\"]\n"
+        ))
+    };
+    let sign = |world: &World| {
+        let image = world.image(SERVICE);
+        let refused = world.first().cli(&["image", "pull", &image])?;
+        ensure!(refused.code != 0, "nobody signed it");
+        refused.says("ImageUnsigned")?;
+        world.sign(SERVICE, &world.dir().join("team.pub")).map(drop)
+    };
+    let pair = Pair::under(rule, sign)?;
+    let proofs = || {
+        let folder = pair.starter().dir().join("images/proofs");
+        fs::read_dir(folder).map_or(0, Iterator::count)
+    };
+    ensure!(proofs() == 0);
+    pair.deploy()?;
+    ensure!(pair.arrives()?, "it was all here before it ran");
+    ensure!(proofs() == 1, "it runs, and who signed it is not known");
+    pair.reads_all()?;
+    pair.has_arrived()
 }

@@ -72,7 +72,10 @@ impl Refusal {
 
 fn of_manifest(error: &PushError) -> (StatusCode, &'static str, String) {
     let (status, code) = match error {
-        PushError::BlobUnknown(_) => (StatusCode::BAD_REQUEST, "MANIFEST_BLOB_UNKNOWN"),
+        PushError::BlobUnknown(_) | PushError::SubjectUnknown(_) => {
+            (StatusCode::BAD_REQUEST, "MANIFEST_BLOB_UNKNOWN")
+        }
+        PushError::TooMany => (StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS"),
         PushError::Image(ImageError::TooLarge { .. }) => {
             (StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID")
         }
@@ -90,7 +93,9 @@ fn of_manifest(error: &PushError) -> (StatusCode, &'static str, String) {
 fn of_blob(error: &PushError) -> (StatusCode, &'static str, String) {
     let (status, code) = match error {
         PushError::UploadUnknown => (StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN"),
-        PushError::BlobUnknown(_) => (StatusCode::NOT_FOUND, "BLOB_UNKNOWN"),
+        PushError::BlobUnknown(_) | PushError::SubjectUnknown(_) => {
+            (StatusCode::NOT_FOUND, "BLOB_UNKNOWN")
+        }
         PushError::OutOfOrder { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, "BLOB_UPLOAD_INVALID"),
         PushError::TooMany => (StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS"),
         PushError::Cut(_) => (StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID"),

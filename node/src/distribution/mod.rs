@@ -27,7 +27,7 @@ use netfabric::wire::api::REGISTRY;
 use tokio::net::TcpListener;
 
 use crate::api::same_secret;
-use crate::image::{Digest, Image, PushError, Pushes, Reference};
+use crate::image::{Digest, PushError, Pushed, Pushes, Reference};
 use answer::Refusal;
 use call::{Call, range_start};
 
@@ -327,22 +327,35 @@ async fn put_manifest(door: &Distribution, name: &str, named: &Reference, body: 
     if named.digest().is_some_and(|given| *given != digest) {
         return Err(Refusal::WrongManifestDigest);
     }
-    let image = door.pushes.accept(named, bytes).await;
-    let image = image.map_err(Refusal::Manifest)?;
-    tracing::info!(image = %named, digest = %image.pin.digest, "pushed");
+    let pushed = door.pushes.accept(named, bytes).await;
+    match pushed.map_err(Refusal::Manifest)? {
+        Pushed::Image(image) => {
+            tracing::info!(image = %named, digest = %image.pin.digest, "pushed");
+        }
+        Pushed::Beside(image) => {
+            let of = &image.pin.digest;
+            tracing::info!(document = %named, %of, "pushed");
+        }
+        Pushed::Other => tracing::info!(manifest = %named, "no image for this machine"),
+    }
     (door.changed)();
     Ok(created(name, "manifests", &digest))
 }
 
 async fn get_manifest(door: &Distribution, method: &Method, named: &Reference) -> Answer {
-    let image: Arc<Image> = door.pushes.find(named).ok_or(Refusal::ManifestUnknown)?;
-    let digest = image.digest().map_err(|e| Refusal::Manifest(e.into()))?;
-    let bytes = door
-        .pushes
-        .document(&digest)
-        .await
-        .map_err(Refusal::Manifest)?;
-    let bytes = bytes.ok_or(Refusal::ManifestUnknown)?;
+    let pushes = &door.pushes;
+    let found = match pushes.beside(named).await.map_err(Refusal::Manifest)? {
+        Some(document) => Some(document),
+        None => match pushes.find(named) {
+            Some(image) => {
+                let digest = image.digest().map_err(|e| Refusal::Manifest(e.into()))?;
+                pushes.document(&digest).await.map_err(Refusal::Manifest)?
+            }
+            None => None,
+        },
+    };
+    let bytes = found.ok_or(Refusal::ManifestUnknown)?;
+    let digest = Digest::of(&bytes);
     let media_type = crate::image::media_type(&bytes);
     let size = bytes.len() as u64;
     let body = if method == Method::HEAD {

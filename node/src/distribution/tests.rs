@@ -92,6 +92,13 @@ async fn told(answer: reqwest::Response) -> (u16, String, String) {
 
 /// A layer, a configuration and a manifest.
 fn image() -> (Vec<u8>, Vec<u8>, Vec<u8>) {
+    image_for(match std::env::consts::ARCH {
+        "aarch64" => "arm64",
+        _ => "amd64",
+    })
+}
+
+fn image_for(architecture: &str) -> (Vec<u8>, Vec<u8>, Vec<u8>) {
     let mut tar = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_ustar();
     header.set_size(2);
@@ -102,7 +109,7 @@ fn image() -> (Vec<u8>, Vec<u8>, Vec<u8>) {
     tar.append_data(&mut header, "hello", &b"hi"[..]).unwrap();
     let layer = tar.into_inner().unwrap();
     let config = json!({
-        "architecture": match std::env::consts::ARCH { "aarch64" => "arm64", _ => "amd64" },
+        "architecture": architecture,
         "os": "linux",
         "config": { "Cmd": ["/hello"] },
         "rootfs": { "type": "layers", "diff_ids": [Digest::of(&layer).as_str()] },
@@ -188,7 +195,7 @@ async fn what_is_wrong_is_told_by_status_and_code() {
         (&put, &wrong, b"x", 404, "BLOB_UPLOAD_UNKNOWN"),
         (&get, "/v2/a/manifests/1", b"", 404, "MANIFEST_UNKNOWN"),
         (&put, "/v2/a/manifests/1", b"{}", 400, "MANIFEST_INVALID"),
-        (&put, "/v2/a/manifests/1", index, 400, "UNSUPPORTED"),
+        (&put, "/v2/a/manifests/1", index, 400, "MANIFEST_INVALID"),
         (&put, &by_digest, &manifest, 400, "DIGEST_INVALID"),
         (
             &put,
@@ -230,19 +237,91 @@ async fn nobody_enters_without_the_token() {
 /// The image as an OCI layout, for clients that push.
 fn layout(dir: &Path) -> Digest {
     let (layer, config, manifest) = image();
-    let blobs = dir.join("blobs/sha256");
-    std::fs::create_dir_all(&blobs).unwrap();
-    for bytes in [&layer, &config, &manifest] {
-        std::fs::write(blobs.join(Digest::of(bytes).hex()), bytes).unwrap();
+    let described = descriptor("manifest", &manifest);
+    lay(dir, &[&layer, &config, &manifest], &described);
+    Digest::of(&manifest)
+}
+
+fn descriptor(kind: &str, bytes: &[u8]) -> Value {
+    json!({ "mediaType": format!("application/vnd.oci.image.{kind}.v1+json"),
+        "digest": Digest::of(bytes).as_str(), "size": bytes.len() })
+}
+
+/// Blobs, and the one that is meant.
+fn lay(dir: &Path, blobs: &[&Vec<u8>], described: &Value) {
+    let folder = dir.join("blobs/sha256");
+    std::fs::create_dir_all(&folder).unwrap();
+    for bytes in blobs {
+        std::fs::write(folder.join(Digest::of(bytes).hex()), bytes).unwrap();
     }
-    let digest = Digest::of(&manifest);
-    let index = json!({ "schemaVersion": 2, "manifests": [{
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "digest": digest.as_str(), "size": manifest.len() }] });
+    let index = json!({ "schemaVersion": 2, "manifests": [described] });
     std::fs::write(dir.join("index.json"), index.to_string()).unwrap();
     let version = r#"{"imageLayoutVersion":"1.0.0"}"#;
     std::fs::write(dir.join("oci-layout"), version).unwrap();
-    digest
+}
+
+/// The same for two platforms, as an index of both; the index's bytes.
+fn layout_of_two(dir: &Path) -> Vec<u8> {
+    let both = [image(), image_for("mips")];
+    let entries = both.iter().zip([None, Some("mips")]);
+    let entries = entries.map(|((.., manifest), other)| {
+        let mut entry = descriptor("manifest", manifest);
+        let own = match std::env::consts::ARCH {
+            "aarch64" => "arm64",
+            _ => "amd64",
+        };
+        entry["platform"] = json!({ "os": "linux", "architecture": other.unwrap_or(own) });
+        entry
+    });
+    let entries: Vec<_> = entries.collect();
+    let index = json!({ "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": entries });
+    let index = serde_json::to_vec(&index).unwrap();
+    let parts = both
+        .iter()
+        .flat_map(|(layer, config, manifest)| [layer, config, manifest]);
+    let blobs: Vec<_> = parts.chain([&index]).collect();
+    lay(dir, &blobs, &descriptor("index", &index));
+    index
+}
+
+async fn skopeo(from: &Path, door: &Door, more: &[&'static str]) {
+    let (from, to) = (from.to_owned(), door.address);
+    let more = more.to_vec();
+    let pushed = tokio::task::spawn_blocking(move || {
+        Command::new("skopeo")
+            .args(["copy", "--insecure-policy", "--dest-tls-verify=false"])
+            .args(more)
+            .arg(format!("--dest-creds=anyone:{TOKEN}"))
+            .arg(format!("oci:{}", from.display()))
+            .arg(format!("docker://{to}/team/app:1"))
+            .output()
+    });
+    let pushed = pushed.await.unwrap().unwrap();
+    let said = String::from_utf8_lossy(&pushed.stderr);
+    assert!(pushed.status.success(), "{said}");
+}
+
+/// For all platforms at once, again too: the index is what the name gives afterwards.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn skopeo_pushes_an_index() {
+    let door = Door::open().await;
+    let files = tempfile::tempdir().unwrap();
+    let index = layout_of_two(files.path());
+    for _ in 0..2 {
+        skopeo(files.path(), &door, &["--all", "--preserve-digests"]).await;
+    }
+    let name = Reference::parse(&format!("{}/team/app:1", door.address)).unwrap();
+    assert_eq!(door.store.find(&name).unwrap().layers.len(), 1);
+    assert_eq!(door.store.list().len(), 1);
+    assert_eq!(door.tmp(), 0);
+    for reference in ["1", Digest::of(&index).as_str()] {
+        let path = format!("/v2/team/app/manifests/{reference}");
+        let got = door.request(&Method::GET, &path).send().await.unwrap();
+        let kind = got.headers()["content-type"].to_str().unwrap().to_owned();
+        assert!(kind.contains("index"), "{kind}");
+        assert_eq!(got.bytes().await.unwrap(), index);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -251,18 +330,7 @@ async fn skopeo_pushes() {
     let files = tempfile::tempdir().unwrap();
     layout(files.path());
     for _ in 0..2 {
-        let (from, to) = (files.path().to_owned(), door.address);
-        let pushed = tokio::task::spawn_blocking(move || {
-            Command::new("skopeo")
-                .args(["copy", "--insecure-policy", "--dest-tls-verify=false"])
-                .arg(format!("--dest-creds=anyone:{TOKEN}"))
-                .arg(format!("oci:{}", from.display()))
-                .arg(format!("docker://{to}/team/app:1"))
-                .output()
-        });
-        let pushed = pushed.await.unwrap().unwrap();
-        let said = String::from_utf8_lossy(&pushed.stderr);
-        assert!(pushed.status.success(), "{said}");
+        skopeo(files.path(), &door, &[]).await;
     }
     let name = Reference::parse(&format!("{}/team/app:1", door.address)).unwrap();
     assert_eq!(door.store.find(&name).unwrap().layers.len(), 1);

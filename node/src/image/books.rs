@@ -27,6 +27,10 @@ pub struct Image {
     pub bytes: u64,
     /// Of the configuration document in `blobs/`.
     config_digest: String,
+    /// What was pushed beside it, by name: an index that lists it, a list of its signatures. Each the
+    /// digest of the document in `blobs/`, and of those that it needs there.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) attached: BTreeMap<String, Vec<String>>,
 }
 
 impl Image {
@@ -46,6 +50,7 @@ impl Image {
             layers,
             bytes,
             config_digest,
+            attached: BTreeMap::new(),
         }
     }
 
@@ -147,7 +152,13 @@ impl Books {
     pub(super) fn enter(&mut self, digest: &Digest, mut image: Image) -> Vec<(Digest, Arc<Image>)> {
         if let Some(known) = self.images.get(digest) {
             image.names.extend(known.names.iter().cloned());
+            for (name, documents) in &known.attached {
+                let had = image.attached.entry(name.clone());
+                had.or_insert_with(|| documents.clone());
+            }
         }
+        // Nothing is said in place of an image by the image itself.
+        image.attached.retain(|_, documents| !documents.is_empty());
         let image = Arc::new(image);
         self.images.insert(digest.clone(), Arc::clone(&image));
         let mut changed = vec![(digest.clone(), Arc::clone(&image))];
@@ -155,6 +166,9 @@ impl Books {
             if other != digest && !held.names.is_disjoint(&image.names) {
                 let mut poorer = Image::clone(held);
                 poorer.names.retain(|name| !image.names.contains(name));
+                poorer
+                    .attached
+                    .retain(|name, _| !image.names.contains(name));
                 *held = Arc::new(poorer);
                 changed.push((other.clone(), Arc::clone(held)));
             }
@@ -225,13 +239,12 @@ impl Books {
 
     pub(super) fn release(&mut self, layers: &[Digest]) {
         for layer in layers {
-            let count = self
-                .held
-                .get_mut(layer)
-                .expect("released once for each hold");
-            *count -= 1;
-            if *count == 0 {
-                self.held.remove(layer);
+            match self.held.get_mut(layer) {
+                Some(count) if *count > 1 => *count -= 1,
+                held => {
+                    assert!(held.is_some(), "{layer} is released more often than held");
+                    self.held.remove(layer);
+                }
             }
         }
     }
@@ -243,6 +256,9 @@ impl Books {
             layers.extend(image.diff_ids()?);
             blobs.insert(digest.hex().to_owned());
             blobs.insert(image.config_digest.parse::<Digest>()?.hex().to_owned());
+            for document in image.attached.values().flatten() {
+                blobs.insert(document.parse::<Digest>()?.hex().to_owned());
+            }
         }
         for held in self.uses.values() {
             layers.extend(held.layers.iter().filter_map(|id| id.parse().ok()));

@@ -13,12 +13,13 @@ use tar::{Builder, EntryType, Header};
 
 use super::budget::Budget;
 use super::digest::Digest;
+use super::entry::Meta;
 use super::error::ImageError;
 use super::layer::Marker;
 use super::manifest::{LayerPlan, Packing};
 use super::snapshot::{Lower, visible};
 use super::store::Inner;
-use super::tree::{self, Meta};
+use super::tree;
 
 /// Directories opened in the search, some seconds' worth. Images that people make take thousands.
 const MAX_OPENED: u64 = 10_000_000;

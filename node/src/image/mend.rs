@@ -10,10 +10,13 @@ use std::path::Path;
 use rustix::fs::{OFlags, XattrFlags};
 use rustix::io::Errno;
 
+use super::budget::{Budget, Limits};
 use super::digest::Digest;
 use super::disk;
 use super::error::ImageError;
 use super::layer::Layers;
+use super::lazy;
+use super::likeness;
 use super::recipe::Segment;
 use super::tree;
 
@@ -47,6 +50,9 @@ impl Layers {
                 )
             })?;
         }
+        let outline = lazy::outline(diff_id, &recipe, &Budget::new(Limits::default()))?;
+        likeness::put_right(&outline, &content)
+            .map_err(|e| ImageError::disk("mend", &content, e))?;
         disk::sync_filesystem(&content)
     }
 }

@@ -18,8 +18,8 @@
 //! images/tmp/                 what is not finished; emptied at start
 //! ```
 
-mod access;
 mod apart;
+mod beside;
 mod books;
 mod budget;
 mod chunks;
@@ -27,21 +27,22 @@ mod config;
 mod confine;
 mod digest;
 mod disk;
+mod entry;
 mod error;
-mod exchange;
+mod fetch;
 mod flight;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
 mod gc;
 mod health;
-mod helper;
+mod holders;
 mod implied;
 mod import;
 mod layer;
 pub mod lazy;
+mod likeness;
 mod manifest;
 mod mend;
-mod partial;
 mod pax;
 mod peers;
 mod pipeline;
@@ -49,9 +50,9 @@ mod policy;
 mod proofs;
 mod pull;
 mod push;
-mod reach;
 mod recipe;
 mod record;
+mod records;
 mod reference;
 mod registry;
 mod room;
@@ -63,12 +64,10 @@ mod source;
 mod spool;
 mod store;
 mod tally;
-mod token;
 mod tree;
 mod unpack;
 mod verify;
 
-pub use access::{Credentials, Patience, RegistryConfig};
 pub use apart::main as unpack_main;
 pub use books::Image;
 pub use budget::Limits;
@@ -79,8 +78,9 @@ pub use gc::{Marks, Wanted};
 pub use manifest::media_type;
 pub use policy::{Policy, SignatureRule};
 pub use pull::{Progress, ProgressFn};
-pub use push::{PushError, Pushes};
+pub use push::{PushError, Pushed, Pushes};
 pub use reference::Reference;
+pub use registry::access::{Credentials, Patience, RegistryConfig};
 pub use room::{Prune, Removed, Stocked};
 pub use serve::serve;
 pub use shares::Share;
@@ -94,7 +94,11 @@ mod faulty;
 #[cfg(test)]
 mod field;
 #[cfg(test)]
+mod signing;
+#[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests_beside;
 #[cfg(test)]
 mod tests_bombs;
 #[cfg(test)]
@@ -115,6 +119,8 @@ mod tests_hostile;
 mod tests_import;
 #[cfg(test)]
 mod tests_peers;
+#[cfg(test)]
+mod tests_proofs;
 #[cfg(test)]
 mod tests_protocol;
 #[cfg(test)]

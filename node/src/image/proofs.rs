@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use scheduler::model::ImagePin;
 
-use super::access::RegistryConfig;
 use super::digest::Digest;
 use super::disk;
 use super::error::ImageError;
@@ -18,6 +17,7 @@ use super::peers::Company;
 use super::policy::{Demand, Policy};
 use super::reference::Reference;
 use super::registry::Registry;
+use super::registry::access::RegistryConfig;
 use super::signature::{ANNOTATION, MAX_INDEX, MAX_PAYLOAD, MAX_SIGNATURES, MEDIA_TYPE};
 use super::signature::{Proof, Refusal, Signature};
 use super::store::{Inner, Store};
@@ -84,6 +84,13 @@ impl Store {
         let told = |everybody| self.told(company.as_ref(), &demand, &digest, everybody);
         if let Some(proof) = told(false).await {
             return self.learn(&digest, proof).await.map(drop);
+        }
+        if config.is_own(reference.registry()) {
+            // What was pushed with it is known, and there is nobody else to ask.
+            return match told(true).await {
+                Some(proof) => self.learn(&digest, proof).await.map(drop),
+                None => self.met(&demand, namespace, pin, &BTreeSet::new()),
+            };
         }
         let failure = match in_time(self, reference, &digest, config).await {
             Ok(proof) => {
@@ -173,6 +180,18 @@ impl Inner {
             known.entry(image.clone()).or_default().extend(signers);
         }
         Ok(refusals)
+    }
+
+    /// Keeps a proof that was pushed, whoever signed: nobody else could be asked for it, and a rule may come
+    /// later or be another node's.
+    pub(super) fn keep_proof(&self, image: &Digest, proof: &Proof) -> Result<(), ImageError> {
+        let bytes = serde_json::to_vec(proof).map_err(|e| ImageError::malformed("proof", e))?;
+        disk::create_private_dirs(&self.dir.join("proofs"))?;
+        disk::replace(&self.tmp(), &self.proof(image), &bytes)?;
+        let keys = self.proofs.policy.get().map(Policy::keys);
+        let (signers, _) = proof.signers(image, &keys.unwrap_or_default());
+        self.proofs.signers().insert(image.clone(), signers);
+        Ok(())
     }
 
     /// What is on disk, verified. What cannot be read is left out, and asked for again when needed.

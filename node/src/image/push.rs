@@ -16,6 +16,7 @@ use scheduler::model::ImagePin;
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
+use super::beside;
 use super::books::Image;
 use super::budget::Budget;
 use super::config::ConfigFile;
@@ -25,7 +26,7 @@ use super::error::ImageError;
 use super::layer::Marker;
 use super::manifest::{self, Document, LayerPlan, Manifest};
 use super::reference::Reference;
-use super::store::{Hold, Store};
+use super::store::{Hold, Inner, Store};
 
 /// Uploads under way at once, by all clients: each is an open file.
 const MAX_UPLOADS: usize = 64;
@@ -52,21 +53,35 @@ pub enum PushError {
     WrongDigest { expected: Digest, got: Digest },
     #[error("blob {0} was not pushed")]
     BlobUnknown(Digest),
+    #[error("{0}, which it is about, is not held here: push that first")]
+    SubjectUnknown(Digest),
     #[error(transparent)]
     Image(#[from] ImageError),
 }
 
 /// What is being pushed to this node.
 pub struct Pushes {
-    store: Store,
+    pub(super) store: Store,
     arrived: Mutex<Arrived>,
 }
 
 #[derive(Default)]
-struct Arrived {
+pub(super) struct Arrived {
     next: u64,
     uploads: BTreeMap<String, Upload>,
     blobs: BTreeMap<Digest, Arc<Blob>>,
+    /// Manifests that are no image of this node's, until an index that lists them is here.
+    pub(super) others: BTreeMap<Digest, (Bytes, Instant)>,
+}
+
+/// What became of a manifest.
+#[derive(Debug)]
+pub enum Pushed {
+    Image(Arc<Image>),
+    /// It lies beside the image that it is about.
+    Beside(Arc<Image>),
+    /// It is for nodes of another kind, or for nobody: known until its index is here.
+    Other,
 }
 
 /// A blob of which more is to come. While a piece is written it is out of the books, so that two
@@ -93,7 +108,7 @@ impl Pushes {
         Self { store, arrived }
     }
 
-    fn arrived(&self) -> MutexGuard<'_, Arrived> {
+    pub(super) fn arrived(&self) -> MutexGuard<'_, Arrived> {
         self.arrived.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -113,6 +128,7 @@ impl Pushes {
         let fresh = |since: Instant| now.saturating_duration_since(since) < EXPIRY;
         arrived.uploads.retain(|_, upload| fresh(upload.touched));
         arrived.blobs.retain(|_, blob| fresh(blob.arrived));
+        arrived.others.retain(|_, (_, since)| fresh(*since));
     }
 
     /// Begins an upload and says what it is called.
@@ -217,7 +233,7 @@ impl Pushes {
     /// The exact bytes of a manifest or a configuration held here.
     pub async fn document(&self, digest: &Digest) -> Result<Option<Bytes>, PushError> {
         let digest = digest.clone();
-        let read = move |inner: &super::store::Inner| match std::fs::read(inner.blob(&digest)) {
+        let read = move |inner: &Inner| match std::fs::read(inner.blob(&digest)) {
             Ok(bytes) if Digest::of(&bytes) == digest => Ok(Some(Bytes::from(bytes))),
             Ok(_) => Ok(None),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -237,16 +253,30 @@ impl Pushes {
         Ok(found.await?)
     }
 
+    /// Takes a manifest, or what lies beside one, whose parts are here, under `name`.
+    pub async fn accept(&self, name: &Reference, bytes: Bytes) -> Result<Pushed, PushError> {
+        match Document::parse("manifest", &bytes)? {
+            Document::Index(index) => self.index(name, &index, bytes).await,
+            Document::Manifest(manifest) => match beside::signed_by(name) {
+                Some(signed) => self.signatures(name, &signed, &manifest, bytes).await,
+                None if name.digest().is_some() && !self.is_ours(&manifest).await? => {
+                    self.other(&manifest, bytes).await
+                }
+                None => self.image(name, manifest, bytes).await.map(Pushed::Image),
+            },
+        }
+    }
+
     /// Makes an image of a manifest whose blobs are here, under `name`.
-    pub async fn accept(&self, name: &Reference, bytes: Bytes) -> Result<Arc<Image>, PushError> {
-        let Document::Manifest(manifest) = Document::parse("manifest", &bytes)? else {
-            let what = "an index".to_owned();
-            let detail = "push the image for this node's platform alone: it".to_owned();
-            return Err(ImageError::Unsupported { what, detail }.into());
-        };
+    async fn image(
+        &self,
+        name: &Reference,
+        manifest: Manifest,
+        bytes: Bytes,
+    ) -> Result<Arc<Image>, PushError> {
         let digest = Digest::of(&bytes);
         match self.store.sound_as(&digest, &name.name()).await {
-            Ok(Some(image)) => return Ok(image),
+            Ok(Some(image)) => return Ok(self.alone(image, name).await?),
             // What is damaged of it was asked for like what is missing.
             Ok(None) | Err(ImageError::Damaged { .. }) => {}
             Err(error) => return Err(error.into()),
@@ -272,20 +302,36 @@ impl Pushes {
             .await?;
         fail::fail_point!("image::push_kept");
         self.settle(&manifest);
+        Ok(self.alone(image, name).await?)
+    }
+
+    /// Under this name there is the image and no index any more.
+    async fn alone(&self, image: Arc<Image>, name: &Reference) -> Result<Arc<Image>, ImageError> {
+        let name = name.name();
+        if !image.attached.contains_key(&name) {
+            return Ok(image);
+        }
+        let digest = image.digest()?;
+        let attach = move |inner: &Inner| inner.attach(&digest, &name, Vec::new());
+        self.store.blocking(attach).await?;
         Ok(image)
     }
 
     /// The configuration a manifest names, from what arrived or from what is held.
-    async fn config(&self, manifest: &Manifest) -> Result<Bytes, PushError> {
-        let digest = manifest.config.digest()?;
-        let blob = self.arrived().blobs.get(&digest).cloned();
-        let Some(blob) = blob else {
-            let held = self.document(&digest).await?;
-            return held.ok_or(PushError::BlobUnknown(digest));
-        };
+    pub(super) async fn config(&self, manifest: &Manifest) -> Result<Bytes, PushError> {
         let limit = self.store.inner.limits.document;
+        self.small(&manifest.config.digest()?, limit).await
+    }
+
+    /// A document, from what arrived or from what is held.
+    pub(super) async fn small(&self, digest: &Digest, limit: u64) -> Result<Bytes, PushError> {
+        let blob = self.arrived().blobs.get(digest).cloned();
+        let Some(blob) = blob else {
+            let held = self.document(digest).await?;
+            return held.ok_or_else(|| PushError::BlobUnknown(digest.clone()));
+        };
         if blob.size > limit {
-            let what = "the image's configuration".to_owned();
+            let what = format!("document {digest}");
             return Err(ImageError::TooLarge { what, limit }.into());
         }
         let bytes = tokio::fs::read(blob.scratch.path()).await;
@@ -322,7 +368,7 @@ impl Pushes {
     }
 
     /// What became part of an image waits no longer.
-    fn settle(&self, manifest: &Manifest) {
+    pub(super) fn settle(&self, manifest: &Manifest) {
         let mut arrived = self.arrived();
         for part in manifest.layers.iter().chain([&manifest.config]) {
             if let Ok(digest) = part.digest() {

@@ -5,8 +5,8 @@
 use std::cell::RefCell;
 use std::io::{self, Read, Write};
 
+use super::entry::Inside;
 use super::error::ImageError;
-use super::tree::Inside;
 
 const VERSION: u8 = 1;
 const INLINE: u8 = 0;

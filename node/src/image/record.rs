@@ -152,6 +152,10 @@ impl Raw {
         self.recipe.raw()
     }
 
+    pub(super) fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
     /// The files a stretch of the tar has content of, for people to read.
     pub(super) fn files(&self, chunk: &Chunk) -> Vec<String> {
         let parts = self.recipe.range(chunk.offset, chunk.len.into());

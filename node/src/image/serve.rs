@@ -10,11 +10,11 @@ use scheduler::model::ImagePin;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
-use super::access::RegistryConfig;
 use super::chunks::{Chunk, ChunkList};
 use super::digest::Digest;
 use super::error::ImageError;
 use super::recipe::Recipe;
+use super::registry::access::RegistryConfig;
 use super::store::{Hold, Inner, Store};
 
 /// zstd: a fast link is not to wait for the packer.

@@ -13,9 +13,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::disk::Scratch;
+use super::entry::Inside;
 use super::error::ImageError;
 use super::pax::Pax;
-use super::tree::Inside;
 
 /// Between two pieces of an upload.
 const IDLE: Duration = Duration::from_mins(1);

@@ -1,7 +1,7 @@
 //! Damage at rest: found, named, never run from, and mended where there is a source.
 
 use std::fs;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, lchown, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -31,6 +31,8 @@ fn layer() -> Vec<u8> {
         .entry(EntryType::Regular, b"app", b"", big.as_bytes())
         .hardlink("again", "app")
         .file("d/small", "little")
+        .file("empty", "")
+        .symlink("link", "app")
         .end()
 }
 
@@ -99,6 +101,98 @@ impl Held {
     async fn pull(&self) -> Result<Arc<Image>, ImageError> {
         let (pin, config) = nowhere(&self.image.pin);
         self.store.pull(&pin, &config, None).await
+    }
+}
+
+/// A change of a tree that leaves all contents as they are, and the name that is told.
+type Change = (fn(&Path), &'static str);
+
+const CHANGES: [Change; 8] = [
+    (|root| mode(&root.join("app"), 0o777), "app"),
+    (|root| mode(&root.join("d"), 0o700), "d"),
+    (
+        |root| lchown(root.join("d/small"), Some(1), None).unwrap(),
+        "d/small",
+    ),
+    (
+        |root| lchown(root.join("link"), None, Some(1)).unwrap(),
+        "link",
+    ),
+    (
+        |root| {
+            fs::remove_file(root.join("link")).unwrap();
+            symlink("elsewhere", root.join("link")).unwrap();
+        },
+        "link",
+    ),
+    (
+        |root| fs::write(root.join("d/planted"), "").unwrap(),
+        "d/planted",
+    ),
+    (|root| fs::remove_file(root.join("empty")).unwrap(), "empty"),
+    (
+        |root| {
+            let file = fs::OpenOptions::new()
+                .append(true)
+                .open(root.join("d/small"));
+            std::io::Write::write_all(&mut file.unwrap(), b"more").unwrap();
+        },
+        "d/small",
+    ),
+];
+
+fn mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+#[tokio::test]
+async fn names_modes_owners_and_links_are_compared_too() {
+    for (change, named) in CHANGES {
+        let held = Held::new().await;
+        let (layers, id) = (&held.store.inner.layers, &held.image.diff_ids().unwrap()[0]);
+        assert_eq!(layers.verify(id), Finding::Whole);
+        change(&held.layer("fs"));
+        match layers.verify(id) {
+            Finding::Damaged(damage) => {
+                let names = if named == "app" { 2 } else { 1 };
+                assert_eq!(
+                    (damage.files.len(), damage.chunks),
+                    (names, 0),
+                    "{damage:?}"
+                );
+                assert!(damage.files.contains(named), "{damage:?}");
+            }
+            other => panic!("{named}: {other:?}"),
+        }
+        let held = held.reborn();
+        let refused = held.store.verified(&held.image).await.unwrap_err();
+        assert!(refused.to_string().contains(named), "{refused}");
+        let archive = oci_archive(&[layer()]);
+        held.store.import(&archive[..], None).await.unwrap();
+        assert_eq!(
+            held.store.inner.layers.verify(id),
+            Finding::Whole,
+            "{named}"
+        );
+    }
+}
+
+/// As if an instance had been started before the change was found.
+#[tokio::test]
+async fn modes_and_owners_of_a_layer_in_use_are_put_right() {
+    for (change, named) in &CHANGES[..4] {
+        let held = Held::new().await;
+        let id = &held.image.diff_ids().unwrap()[0];
+        change(&held.layer("fs"));
+        let held = held.reborn();
+        let instance = held.dir.path().join("instance");
+        fs::create_dir(&instance).unwrap();
+        let inner = &held.store.inner;
+        inner.begin_use(&instance, &held.digest()).unwrap();
+        assert!(held.store.verified(&held.image).await.is_err(), "{named}");
+        let archive = oci_archive(&[layer()]);
+        held.store.import(&archive[..], None).await.unwrap();
+        assert_eq!(inner.layers.verify(id), Finding::Whole, "{named}");
     }
 }
 

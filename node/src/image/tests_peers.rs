@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 use super::testing::{Tar, free_address, impatient, install_tls, oci_archive, open_store, temp};
-use super::{Answers, Image, ImageError, Near, Neighbour, Reference, Store, Waits, serve};
+use super::{Answers, Digest, Image, ImageError, Near, Neighbour, Reference, Store, Waits, serve};
 
 /// What is wrong with a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -217,6 +217,30 @@ pub(super) fn room(store: &Store, other: &str, faults: &[(Fault, bool)]) -> Room
 pub(super) fn runtime() -> tokio::runtime::Runtime {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     builder.enable_all().build().unwrap()
+}
+
+/// What a tag means only its registry knows; a digest is the image, whoever has it.
+#[test]
+fn a_digest_is_resolved_without_its_registry_and_a_tag_is_not() {
+    install_tls();
+    runtime().block_on(async {
+        let dirs = [temp(), temp()];
+        let (there, here) = (open_store(&dirs[0]), open_store(&dirs[1]));
+        let image = import(&there, Tar::default().file("f", "x").end(), NAME).await;
+        let (pin, config) = nowhere(&image.pin);
+        let tagged = Reference::parse(&pin.reference).unwrap();
+        let pinned = tagged.with_digest(pin.digest.parse().unwrap());
+        assert!(
+            here.resolve(&pinned, &config).await.is_err(),
+            "nobody is near"
+        );
+        here.set_near(Arc::new(room(&there, "", &[(Fault::None, false)])));
+        assert_eq!(here.resolve(&pinned, &config).await.unwrap(), pin);
+        let error = here.resolve(&tagged, &config).await.unwrap_err();
+        assert!(error.is_passing(), "{error}");
+        let unknown = tagged.with_digest(Digest::of(b"nobody's"));
+        assert!(here.resolve(&unknown, &config).await.is_err());
+    });
 }
 
 #[test]

@@ -9,10 +9,11 @@ use std::path::Path;
 use tar::{Archive, Entry, EntryType};
 
 use super::budget::{Budget, Spent};
+use super::entry::{Fault, Inside, Meta};
 use super::error::ImageError;
 use super::pax::Pax;
 use super::recipe::Notes;
-use super::tree::{Fault, Inside, Meta, Tree};
+use super::tree::Tree;
 
 /// Extended headers hold names, times and small attributes.
 const MAX_EXTENSION: u64 = 1024 * 1024;

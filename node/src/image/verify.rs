@@ -1,12 +1,16 @@
-//! One layer at rest, read again and compared with its chunk list. Owns the reading and what it
-//! finds; what follows from it is `health`'s.
+//! One layer at rest, read again and compared with its chunk list, and its names with its recipe. Owns
+//! the reading and what it finds; what follows from it is `health`'s.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
+use super::budget::{Budget, Limits};
 use super::chunks::ChunkList;
 use super::digest::Digest;
 use super::error::ImageError;
 use super::layer::Layers;
+use super::lazy;
+use super::likeness;
 use super::record::Raw;
 
 /// How much is read in one step.
@@ -29,8 +33,7 @@ impl Damage {
         Self { files, chunks: 0 }
     }
 
-    fn add(&mut self, files: Vec<String>) {
-        self.chunks += 1;
+    fn add(&mut self, files: impl IntoIterator<Item = String>) {
         let room = MAX_FILES.saturating_sub(self.files.len());
         self.files.extend(files.into_iter().take(room));
     }
@@ -48,6 +51,9 @@ pub(super) enum Finding {
 pub(super) struct Reading {
     list: ChunkList,
     raw: Raw,
+    layer: Digest,
+    content: PathBuf,
+    limits: Limits,
     next: usize,
     damage: Damage,
 }
@@ -60,6 +66,7 @@ impl Reading {
             // A file that is gone or short is damage as well; so is a sector that cannot be read.
             let here = self.raw.read_at(chunk.offset, chunk.len, &mut bytes);
             if here.is_err() || !chunk.holds(&bytes) {
+                self.damage.chunks += 1;
                 self.damage.add(self.raw.files(chunk));
             }
             self.next += 1;
@@ -68,11 +75,30 @@ impl Reading {
                 return None;
             }
         }
-        Some(if self.damage.chunks == 0 {
+        if self.damage.chunks == 0 {
+            // Whose headers are sound by now.
+            self.compare_names();
+        }
+        Some(if self.damage == Damage::default() {
             Finding::Whole
         } else {
             Finding::Damaged(std::mem::take(&mut self.damage))
         })
+    }
+}
+
+impl Reading {
+    fn compare_names(&mut self) {
+        let budget = Budget::new(self.limits);
+        let outline = lazy::outline(&self.layer, self.raw.recipe(), &budget);
+        let compared = outline.map(|outline| {
+            let differ = likeness::differences(&outline, &self.content, MAX_FILES);
+            differ.map_err(|e| ImageError::disk("compare", &self.content, e))
+        });
+        match compared {
+            Ok(Ok(names)) => self.damage.add(names),
+            Ok(Err(why)) | Err(why) => self.damage = Damage::of("its names", &why),
+        }
     }
 }
 
@@ -101,6 +127,9 @@ impl Layers {
                 Ok(Reading {
                     list,
                     raw,
+                    layer: diff_id.clone(),
+                    content: self.content(diff_id),
+                    limits: Limits::default(),
                     next: 0,
                     damage: Damage::default(),
                 })

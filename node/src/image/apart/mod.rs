@@ -8,6 +8,12 @@
 //!   shared budget        <- stdout --      what it spends, then one verdict
 //!   checks what is left in the folder, marks opaque directories, syncs, names the layer
 //! ```
+//!
+//! The process checks the digests itself, and the daemon believes it: the raw bytes are nowhere else, and
+//! to digest the packed ones once more would cost a core as long as inflating them does. Whoever takes the
+//! process over can therefore fill the one layer that it was asked for with what it likes. That layer is
+//! named by a diff id that the configuration of the very image it came with names, and the bytes that
+//! took it over came by that image's own digest: nobody who does not run that image is any worse off.
 
 mod process;
 mod wire;

@@ -195,7 +195,7 @@ impl Parts {
 }
 
 /// The tree that a recipe describes.
-pub(super) fn outline(
+pub(in super::super) fn outline(
     diff_id: &Digest,
     recipe: &Recipe,
     budget: &Budget,

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::super::chunks::ChunkList;
 use super::super::error::ImageError;
-use super::super::peers::Got;
+use super::super::holders::Got;
 use super::super::record::MAX_PROFILE;
 use super::wire::{self, Ask, News};
 

@@ -44,16 +44,14 @@ mod tests_arriving;
 #[cfg(test)]
 mod tests_supply;
 
-pub(super) use arrival::{Arrival, Point};
+pub(super) use arrival::{Arrival, Point, outline};
 pub(super) use coming::Coming;
+#[cfg(any(test, feature = "fuzz"))]
+pub(super) use holes::Holes;
+pub(super) use outline::{Kind, Node, OPAQUE, Outline, ROOT};
 pub use process::main;
 pub(super) use show::show;
 pub(super) use supply::{arrive, settle};
-#[cfg(any(test, feature = "fuzz"))]
-pub(super) use {
-    holes::Holes,
-    outline::{Kind, Node, Outline, ROOT},
-};
 
 /// What such a process calls itself, so that killing every `selvedged` by name spares it.
 const NAME: &str = "selvedge-lazy";

@@ -7,15 +7,16 @@ use std::io;
 use std::ops::Range;
 
 use super::super::budget::Budget;
+use super::super::entry::{Fault, Inside, Meta};
 use super::super::implied::{At, Directories};
-use super::super::tree::{Fault, Inside, Meta, check_target};
+use super::super::tree::check_target;
 use super::super::unpack::{Sink, Stop, unpack_into};
 use super::holes::Holes;
 
 /// The longest name of one file on Linux.
 pub(super) const MAX_NAME: usize = 255;
 /// What overlayfs asks a lower directory for.
-pub(super) const OPAQUE: &[u8] = b"trusted.overlay.opaque";
+pub(in super::super) const OPAQUE: &[u8] = b"trusted.overlay.opaque";
 /// Directories nobody described get the mode every unpacker gives them.
 const IMPLIED: u32 = 0o755;
 /// Deep names of few bytes make far more directories than there are entries.

@@ -13,9 +13,10 @@ use tokio::time::{Instant, sleep_until};
 
 use super::super::budget::Budget;
 use super::super::error::ImageError;
+use super::super::holders::{Got, Holders, Local, locate, read_local};
 use super::super::layer::Marker;
 use super::super::manifest::{LayerPlan, Packing};
-use super::super::peers::{Company, Got, Holders, Local, locate, read_local};
+use super::super::peers::Company;
 use super::super::recipe::{Recipe, Segment};
 use super::super::store::{Inner, Store};
 use super::arrival::Arrival;

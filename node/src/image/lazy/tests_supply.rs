@@ -18,7 +18,7 @@ use super::super::peers::Company;
 use super::super::store::Store;
 use super::super::testing::{Tar, impatient, install_tls, open_store, temp};
 use super::super::tests_peers::{Fault, NAME, import, noise, nowhere, room, runtime};
-use super::super::{Image, RegistryConfig};
+use super::super::{Image, Prune, RegistryConfig};
 use super::arrival::{self, Arrival};
 use super::arrivals::Arrivals;
 use super::fs::Supply as _;
@@ -225,6 +225,46 @@ fn with_nobody_to_give_it_a_reader_is_told() {
         let bringing = start::bring(two.here.clone(), pin, Arc::new(config));
         let (read, ()) = tokio::join!(read(&reader), bringing);
         assert!(read.is_none());
+    });
+}
+
+/// On the disk it is counted as far as it came, and what is due has its place; nothing takes it away.
+#[test]
+fn what_arrives_counts_and_stays() {
+    install_tls();
+    runtime().block_on(async {
+        let two = Two::new(&[(Fault::None, true)]).await;
+        let told = two.company().told(&two.diff_id()).await.unwrap();
+        let raw = layer('f', 1);
+        let arrival = two.begin(told);
+        let (inner, list) = (&two.here.inner, &arrival.arriving.list);
+        let mut came = 0;
+        for (place, chunk) in list.chunks.iter().enumerate().step_by(2) {
+            let at = usize::try_from(chunk.offset).unwrap();
+            let bytes = &raw[at..at + chunk.len as usize];
+            assert!(arrival.arriving.put(place, bytes).unwrap());
+            came += u64::from(chunk.len);
+            let weight = inner.coming().weight(&inner.layers);
+            assert_eq!((weight.here, inner.stored().unwrap()), (came, came));
+            assert_eq!(
+                weight.due,
+                list.raw - came + list.raw,
+                "the rest, and the tree"
+            );
+        }
+        let removed = two.here.prune(Prune::All, false).await.unwrap();
+        assert_eq!(removed.bytes, 0);
+        assert!(arrival.folder().exists() && arrival.arriving.bytes() == came);
+
+        let (pin, config) = two.nowhere();
+        two.here.pull(&pin, &config, None).await.unwrap();
+        let weight = inner.coming().weight(&inner.layers);
+        assert_eq!(
+            (weight.here, weight.due),
+            (list.raw, 0),
+            "its readers have it still"
+        );
+        assert_eq!(inner.stored().unwrap(), 2 * list.raw);
     });
 }
 

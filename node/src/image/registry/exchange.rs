@@ -10,11 +10,11 @@ use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, RANGE, RETR
 use reqwest::{Client, Method, Response, StatusCode, Url};
 use tokio::time::timeout;
 
+use super::super::error::ImageError;
+use super::super::manifest::{DOCKER_INDEX, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
+use super::super::reference::Reference;
 use super::access::RegistryConfig;
-use super::error::ImageError;
-use super::manifest::{DOCKER_INDEX, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
 use super::reach::{self, Reach};
-use super::reference::Reference;
 use super::token::{self, Tokens};
 use crate::causes::with_causes;
 

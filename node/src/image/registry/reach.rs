@@ -14,8 +14,8 @@ use reqwest::{Certificate, Client, ClientBuilder, Url};
 
 const MAX_REDIRECTS: usize = 5;
 /// How the refusals of this room begin, by which they are known in a client's errors.
-pub(super) const REFUSED: &str = "the registry sends us where it must not";
-pub(super) const TOO_MANY: &str = "the registry redirects without end";
+pub(in super::super) const REFUSED: &str = "the registry sends us where it must not";
+pub(in super::super) const TOO_MANY: &str = "the registry redirects without end";
 const IDLE_CONNECTION: Duration = Duration::from_secs(30);
 /// Where some clouds answer a machine's questions about itself, apart from link-local addresses.
 const METADATA: [IpAddr; 2] = [
@@ -27,14 +27,14 @@ const METADATA: [IpAddr; 2] = [
 /// never seen to lead to a public address too: whoever can change a public name's addresses cannot
 /// open the way in by it.
 #[derive(Debug)]
-pub(super) struct Reach {
+pub(in super::super) struct Reach {
     host: String,
     inside: AtomicBool,
     public: AtomicBool,
 }
 
 impl Reach {
-    pub(super) fn new(host: &str) -> Arc<Self> {
+    pub(in super::super) fn new(host: &str) -> Arc<Self> {
         let host = bare(host).to_owned();
         let inside = AtomicBool::new(is_inside(&host));
         let public = AtomicBool::new(host.parse().is_ok_and(is_public));
@@ -47,7 +47,7 @@ impl Reach {
 
     /// Whether anybody may be asked at `url` on this registry's word, who was asked at `from`. A name
     /// is looked at again when its addresses are known.
-    pub(super) fn may_go(&self, from: &Url, url: &Url) -> bool {
+    pub(in super::super) fn may_go(&self, from: &Url, url: &Url) -> bool {
         let host = bare(url.host_str().unwrap_or_default());
         let never = host.parse().is_ok_and(is_never);
         let open = !is_inside(host) || self.is_inside();
@@ -97,7 +97,7 @@ impl Resolve for Names {
 
 /// Whom a connection trusts.
 #[derive(Debug, Clone)]
-pub(super) enum Trust {
+pub(in super::super) enum Trust {
     /// Nobody: plain HTTP, on a machine that may have no CA certificates.
     Plain,
     /// The machine's CA certificates, and these, which do where the machine has none.
@@ -105,7 +105,7 @@ pub(super) enum Trust {
 }
 
 /// The client for one registry and the places it sends us to.
-pub(super) fn client(
+pub(in super::super) fn client(
     reach: &Arc<Reach>,
     trust: &Trust,
     connect: Duration,
@@ -145,7 +145,7 @@ fn builder(reach: &Arc<Reach>, connect: Duration) -> ClientBuilder {
 }
 
 /// Whether nobody may be asked at this host, whoever named it.
-pub(super) fn is_forbidden(host: &str) -> bool {
+pub(in super::super) fn is_forbidden(host: &str) -> bool {
     bare(host).parse().is_ok_and(is_never)
 }
 

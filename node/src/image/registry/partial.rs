@@ -8,9 +8,9 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::disk;
-use super::error::ImageError;
-use super::manifest::LayerPlan;
+use super::super::disk;
+use super::super::error::ImageError;
+use super::super::manifest::LayerPlan;
 
 /// A smaller layer is as soon fetched again.
 const LEAST: u64 = 1024 * 1024;
@@ -20,11 +20,11 @@ const MOST: u64 = 1024 * 1024 * 1024;
 const EXPIRY: Duration = Duration::from_hours(24);
 
 #[derive(Debug)]
-pub(super) struct Partials(PathBuf);
+pub(in super::super) struct Partials(PathBuf);
 
 impl Partials {
     /// Those in `dir`, less what is over the bounds.
-    pub(super) fn open(dir: PathBuf) -> Result<Self, ImageError> {
+    pub(in super::super) fn open(dir: PathBuf) -> Result<Self, ImageError> {
         disk::create_private_dirs(&dir)?;
         let partials = Self(dir);
         partials.sweep(SystemTime::now(), MOST)?;
@@ -33,7 +33,7 @@ impl Partials {
 
     /// What has come of a layer, to read and to add to; `None` where that is not worth it or where
     /// the disk does not want to. A pull goes without.
-    pub(super) fn of(&self, plan: &LayerPlan) -> Option<Partial> {
+    pub(in super::super) fn of(&self, plan: &LayerPlan) -> Option<Partial> {
         if plan.size < LEAST || plan.size > MOST {
             return None;
         }
@@ -53,7 +53,7 @@ impl Partials {
     }
 
     /// Removes all; a download under way goes on without.
-    pub(super) fn clear(&self) -> Result<(), ImageError> {
+    pub(in super::super) fn clear(&self) -> Result<(), ImageError> {
         self.sweep(SystemTime::now(), 0)
     }
 
@@ -80,35 +80,35 @@ impl Partials {
 }
 
 /// The packed bytes of one layer, from its beginning.
-pub(super) struct Partial {
+pub(in super::super) struct Partial {
     path: PathBuf,
     file: File,
     have: u64,
 }
 
 impl Partial {
-    pub(super) fn have(&self) -> u64 {
+    pub(in super::super) fn have(&self) -> u64 {
         self.have
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(in super::super) fn path(&self) -> &Path {
         &self.path
     }
 }
 
-pub(super) fn remove(path: &Path) -> Result<(), ImageError> {
+pub(in super::super) fn remove(path: &Path) -> Result<(), ImageError> {
     disk::remove_all(path).map_err(|e| ImageError::disk("remove", path, e))
 }
 
 /// Reads what was there, then what arrives, which it adds. At the end nothing is left of it.
-pub(super) struct Keeping<R> {
+pub(in super::super) struct Keeping<R> {
     partial: Option<Partial>,
     at: u64,
     arriving: R,
 }
 
 impl<R: Read> Keeping<R> {
-    pub(super) fn new(partial: Option<Partial>, arriving: R) -> Self {
+    pub(in super::super) fn new(partial: Option<Partial>, arriving: R) -> Self {
         Self {
             partial,
             at: 0,
@@ -152,8 +152,8 @@ impl<R: Read> Read for Keeping<R> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Digest;
-    use super::super::manifest::Packing;
+    use super::super::super::Digest;
+    use super::super::super::manifest::Packing;
     use super::*;
 
     fn plan(of: &str, size: u64) -> LayerPlan {

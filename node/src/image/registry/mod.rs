@@ -7,6 +7,13 @@
 //! download that goes on where it broke, and a host without CA certificates, which can still
 //! use a registry in plain HTTP.
 
+pub(super) mod access;
+mod exchange;
+mod helper;
+pub(super) mod partial;
+pub(super) mod reach;
+pub(super) mod token;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,13 +22,12 @@ use reqwest::header::CONTENT_RANGE;
 use reqwest::{Response, StatusCode, Url};
 use tokio::sync::mpsc;
 
-use super::access::RegistryConfig;
 use super::digest::Digest;
 use super::error::ImageError;
-use super::exchange::{Ask, Exchange, TRIES, backoff, header};
-use super::reach;
 use super::reference::Reference;
 use super::store::Store;
+use access::RegistryConfig;
+use exchange::{Ask, Exchange, TRIES, backoff, header};
 
 /// Between connections that each carried something: a registry that cuts them all is not hammered.
 const AFTER_PROGRESS: Duration = Duration::from_millis(10);

@@ -13,10 +13,10 @@ use base64::engine::general_purpose::STANDARD;
 use reqwest::Certificate;
 use serde::Deserialize;
 
-use super::digest::Digest;
-use super::error::ImageError;
+use super::super::digest::Digest;
+use super::super::error::ImageError;
+use super::super::reference::Reference;
 use super::helper;
-use super::reference::Reference;
 
 /// Mirrors of one registry: each may be waited for.
 const MAX_MIRRORS: usize = 8;
@@ -26,6 +26,8 @@ const MAX_MIRRORS: usize = 8;
 pub struct RegistryConfig {
     /// Registries (`host` or `host:port`) spoken to in plain HTTP. Loopback ones always are.
     pub insecure: BTreeSet<String>,
+    /// Names of this node's own door, where there is no registry behind them.
+    pub own: BTreeSet<String>,
     /// By registry, as references name it.
     pub credentials: BTreeMap<String, Credentials>,
     /// Programs that know credentials, by registry; the one without a registry knows the rest.
@@ -86,7 +88,7 @@ const IDENTITY: &str = "<token>";
 
 impl Credentials {
     /// The long-lived token that stands in for a password, to be exchanged by `OAuth2`.
-    pub(super) fn identity_token(&self) -> Option<&str> {
+    pub(in super::super) fn identity_token(&self) -> Option<&str> {
         (self.username == IDENTITY).then_some(&self.password)
     }
 }
@@ -188,12 +190,12 @@ impl RegistryConfig {
         Ok(())
     }
 
-    pub(super) fn mirrors(&self, registry: &str) -> &[String] {
+    pub(in super::super) fn mirrors(&self, registry: &str) -> &[String] {
         self.mirrors.get(registry).map_or(&[], Vec::as_slice)
     }
 
     /// A registry's own CA certificates, and what tells them from others.
-    pub(super) fn authority(&self, registry: &str) -> (Vec<Certificate>, Option<Digest>) {
+    pub(in super::super) fn authority(&self, registry: &str) -> (Vec<Certificate>, Option<Digest>) {
         match self.authorities.get(registry) {
             Some(own) => (own.certificates.clone(), Some(own.digest.clone())),
             None => (Vec::new(), None),
@@ -201,7 +203,10 @@ impl RegistryConfig {
     }
 
     /// What to tell a registry of who we are: what its helper says, else what a file does.
-    pub(super) async fn secret(&self, registry: &str) -> Result<Option<Credentials>, String> {
+    pub(in super::super) async fn secret(
+        &self,
+        registry: &str,
+    ) -> Result<Option<Credentials>, String> {
         if let Some(name) = self.helpers.get(&Some(registry.to_owned())) {
             return helper::ask(name, registry).await;
         }
@@ -212,7 +217,12 @@ impl RegistryConfig {
         }
     }
 
-    pub(super) fn is_plain_http(&self, registry: &str) -> bool {
+    /// Whether images of this name come from no registry but from who pushed them.
+    pub(in super::super) fn is_own(&self, registry: &str) -> bool {
+        registry == "localhost" || self.own.contains(registry)
+    }
+
+    pub(in super::super) fn is_plain_http(&self, registry: &str) -> bool {
         self.insecure.contains(registry) || is_loopback(registry)
     }
 }

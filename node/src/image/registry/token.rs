@@ -25,7 +25,7 @@ const MAX_KEPT: usize = 256;
 
 /// What the registry wants to see.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Challenge {
+pub(in super::super) enum Challenge {
     Basic,
     Bearer {
         realm: String,
@@ -35,13 +35,13 @@ pub(super) enum Challenge {
 }
 
 /// Why there is no token.
-pub(super) enum Refusal {
+pub(in super::super) enum Refusal {
     Network(reqwest::Error),
     Said(String),
 }
 
 /// The first challenge we can answer; a token before a password.
-pub(super) fn challenge(headers: &HeaderMap) -> Option<Challenge> {
+pub(in super::super) fn challenge(headers: &HeaderMap) -> Option<Challenge> {
     let all: Vec<Challenge> = headers
         .get_all(WWW_AUTHENTICATE)
         .iter()
@@ -92,13 +92,13 @@ fn parameters(mut text: &str) -> Vec<(String, String)> {
 }
 
 /// An `Authorization` header, and how long it is good for.
-pub(super) struct Grant {
+pub(in super::super) struct Grant {
     pub header: HeaderValue,
     pub lifetime: Duration,
 }
 
 /// What answers `challenge`; `None` when it wants credentials and there are none.
-pub(super) async fn answer(
+pub(in super::super) async fn answer(
     http: &Client,
     (registry, reach): (&Url, &Reach),
     challenge: &Challenge,
@@ -197,16 +197,16 @@ type Scope = (String, Option<String>);
 
 /// Tokens that are still good.
 #[derive(Default)]
-pub(super) struct Tokens(Mutex<BTreeMap<Scope, (HeaderValue, Instant)>>);
+pub(in super::super) struct Tokens(Mutex<BTreeMap<Scope, (HeaderValue, Instant)>>);
 
 impl Tokens {
-    pub(super) fn get(&self, scope: &Scope, now: Instant) -> Option<HeaderValue> {
+    pub(in super::super) fn get(&self, scope: &Scope, now: Instant) -> Option<HeaderValue> {
         let kept = self.kept();
         let (header, until) = kept.get(scope)?;
         (now < *until).then(|| header.clone())
     }
 
-    pub(super) fn keep(&self, scope: Scope, grant: &Grant, now: Instant) {
+    pub(in super::super) fn keep(&self, scope: Scope, grant: &Grant, now: Instant) {
         let Some(until) = now.checked_add(grant.lifetime) else {
             return;
         };
@@ -220,7 +220,7 @@ impl Tokens {
     }
 
     /// The registry did not take it.
-    pub(super) fn forget(&self, scope: &Scope) {
+    pub(in super::super) fn forget(&self, scope: &Scope) {
         self.kept().remove(scope);
     }
 
