@@ -484,6 +484,13 @@ fn explain_finds_out_what_is_meant() {
     assert!(out(&selvedge(&node, "explain web-00001-a").success()).starts_with("instance web"));
     let request = selvedge(&node, "explain 01ARZ3NDEKTSV4RRFFQ69G5FAV").success();
     assert!(out(&request).starts_with("request 01A"));
+    node.json(
+        "GET /v1/explain/why-not/default/web/fra-1",
+        &said("why not fra-1"),
+    );
+    let why_not = selvedge(&node, "why-not web fra-1").success();
+    assert_eq!(out(&why_not), "why not fra-1\n  So.\n");
+    selvedge(&node, "why-not web fra/1").code(2);
 }
 
 #[test]

@@ -121,6 +121,8 @@ pub enum Command {
         #[arg(value_name = "KIND/NAME|REQUEST-ID")]
         subject: String,
     },
+    /// Why the next instance of a service would not go to a node
+    WhyNot { service: String, node: String },
     /// What instances, services or nodes use now
     Top(TopArgs),
     /// What a node's kernel protects containers with, and what is missing

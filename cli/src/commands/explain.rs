@@ -1,4 +1,5 @@
-//! `explain`: why an instance is where it is, or what a cold request paid.
+//! `explain`: why an instance is where it is, or what a cold request paid. `why-not`: why the next one
+//! would not go to a node.
 
 use netfabric::wire::api::Explanation;
 
@@ -24,7 +25,21 @@ pub async fn run(subject: &str, session: &Session) -> anyhow::Result<()> {
             .into());
         }
     };
-    let explanation: Explanation = session.client.get(&path).await.map_err(Failure::from)?;
+    show(&path, session).await
+}
+
+pub async fn why_not(service: &str, node: &str, session: &Session) -> anyhow::Result<()> {
+    let (service, node) = (name(service)?, name(node)?);
+    let namespace = &session.namespace;
+    show(
+        &format!("/v1/explain/why-not/{namespace}/{service}/{node}"),
+        session,
+    )
+    .await
+}
+
+async fn show(path: &str, session: &Session) -> anyhow::Result<()> {
+    let explanation: Explanation = session.client.get(path).await.map_err(Failure::from)?;
     let named = || explanation.subject.clone();
     session
         .out

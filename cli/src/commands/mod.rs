@@ -50,6 +50,7 @@ pub async fn run(cli: Cli, out: Printer) -> anyhow::Result<ExitCode> {
         Command::Describe { subject } => describe::run(&subject, &session()?).await?,
         Command::Doctor { node } => return doctor::run(node.as_ref(), &session()?).await,
         Command::Explain { subject } => explain::run(&subject, &session()?).await?,
+        Command::WhyNot { service, node } => explain::why_not(&service, &node, &session()?).await?,
         Command::Top(args) => top::run(args, &session()?).await?,
         Command::Exec(args) => return exec::run(args, &session()?).await,
         Command::Cp(args) => cp::run(args, &session()?).await?,

@@ -176,7 +176,16 @@ fn network(top: &Section<'_>, manifest: &mut Manifest) -> Read<()> {
 fn scale(top: &Section<'_>) -> Read<Scale> {
     let mut scale = Scale::default();
     if top.item("scale").is_some_and(Item::is_table_like) {
-        let known = ["min", "max", "target", "window", "utilization", "initial"];
+        let known = [
+            "min",
+            "max",
+            "target",
+            "window",
+            "utilization",
+            "initial",
+            "activation",
+            "down_delay",
+        ];
         if let Some(table) = top.section("scale", &known)? {
             scale.min = table.number("min")?.unwrap_or(scale.min);
             scale.max = table.number("max")?.unwrap_or(scale.max);
@@ -191,6 +200,10 @@ fn scale(top: &Section<'_>) -> Read<Scale> {
                 .number("utilization")?
                 .unwrap_or(scale.utilization_percent);
             scale.initial = table.number("initial")?.unwrap_or(scale.initial);
+            scale.activation = table.number("activation")?.unwrap_or(scale.activation);
+            scale.down_delay_seconds = table
+                .parsed("down_delay", seconds)?
+                .unwrap_or(scale.down_delay_seconds);
         }
     } else if let Some(bounds) = top.parsed("scale", str::parse::<ScaleFlag>)? {
         scale.min = bounds.min;

@@ -553,3 +553,19 @@ fn mount_flags_add_replace_and_take_away() {
     let token = main.env.iter().find(|e| e.name == "T").unwrap();
     assert_eq!(token.secret.as_deref(), Some("db:t"));
 }
+
+#[test]
+fn scale_is_a_table_of_all_of_it() {
+    let text = r#"
+image = "a"
+[scale]
+min = 1
+max = 9
+initial = 2
+activation = 3
+down_delay = "2m"
+"#;
+    let scale = parse("web.toml", text).unwrap().scale;
+    assert_eq!((scale.min, scale.max, scale.initial), (1, 9, 2));
+    assert_eq!((scale.activation, scale.down_delay_seconds), (3, 120));
+}

@@ -18,6 +18,7 @@ mod usage;
 mod views;
 mod volumes;
 mod watch;
+mod why_not;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -139,6 +140,10 @@ fn routes(api: Arc<Api>) -> Router {
             get(explain::service),
         )
         .route("/v1/explain/request/{id}", get(explain::request))
+        .route(
+            "/v1/explain/why-not/{namespace}/{name}/{node}",
+            get(why_not::node),
+        )
         .route("/v1/logs", get(logs::stream))
         .route("/v1/usage", get(usage::get))
         .route("/v1/watch", get(watch::stream))

@@ -50,8 +50,8 @@ impl Aim {
             // Thousandths times percent is a hundred thousandths: divided by 100 again.
             target_milli: (total * 1000 * percent / 100).max(MIN_TARGET_MILLI),
             stable_seconds: scale.window_seconds.max(1),
-            scale_down_delay_seconds: 0,
-            activation: 1,
+            scale_down_delay_seconds: scale.down_delay_seconds,
+            activation: scale.activation.max(1),
         }
     }
 

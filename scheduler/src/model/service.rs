@@ -298,6 +298,12 @@ pub struct Scale {
     pub window_seconds: u32,
     /// Instances a new revision must show ready before it takes traffic.
     pub initial: u32,
+    /// Shrinking waits until nothing within this time wanted more; 0 waits for nothing.
+    #[serde(default)]
+    pub down_delay_seconds: u32,
+    /// The least number in a zone that has requests; 0 and 1 ask for nothing special.
+    #[serde(default)]
+    pub activation: u32,
 }
 
 impl Default for Scale {
@@ -309,6 +315,8 @@ impl Default for Scale {
             utilization_percent: 70,
             window_seconds: 60,
             initial: 1,
+            down_delay_seconds: 0,
+            activation: 0,
         }
     }
 }

@@ -103,42 +103,54 @@ pub fn place_beside(fleet: &Fleet, revision: &Revision, ask: &Ask, promised: &Pr
     found.unwrap_or_else(|| judge_all(fleet, revision, ask, promised))
 }
 
-/// A verdict on one node, whatever the others are like; `None` when it is not known.
+/// The verdict on one node, wherever it would come in the ranking; `None` when it is not known.
 #[must_use]
 pub fn judge_one(fleet: &Fleet, revision: &Revision, ask: &Ask, node: NodeId) -> Option<Verdict> {
-    let mut alone = Fleet {
-        me: fleet.me,
-        volumes: fleet.volumes.clone(),
-        ..Fleet::default()
-    };
-    for id in [node, ask.from] {
-        let member = fleet.members.get(&id);
-        alone.members.extend(member.map(|m| (id, m.clone())));
-    }
-    let receipt = judge_all(&alone, revision, ask, &Promised::default());
-    receipt.verdicts.into_iter().find(|v| v.node == node)
+    let promised = Promised::default();
+    let site = Site::of_member(fleet.members.get(&node)?, revision, &promised);
+    Some(Judge::new(fleet, revision, ask, &promised).verdict(&site))
 }
 
-fn judge_all(fleet: &Fleet, revision: &Revision, ask: &Ask, promised: &Promised) -> Receipt {
-    let needs = needs(&revision.spec);
-    let held = Held::of(fleet, revision, promised);
-    let distance = Distance::new(fleet, ask.from);
-    let spread = revision.spec.place.spread;
-    let judge = |site: Site<'_>| {
-        let outcome = match judge::obstacle(fleet, &site, revision, &needs, ask) {
-            Some(rejection) => Err(rejection),
-            None => Ok(judge::score(&site, &needs, &distance, &held, spread)),
-        };
+/// What one node after the other is judged by.
+struct Judge<'a> {
+    fleet: &'a Fleet,
+    revision: &'a Revision,
+    ask: &'a Ask,
+    needs: Resources,
+    held: Held<'a>,
+    distance: Distance<'a>,
+}
+
+impl<'a> Judge<'a> {
+    fn new(fleet: &'a Fleet, revision: &'a Revision, ask: &'a Ask, promised: &Promised) -> Self {
+        Self {
+            fleet,
+            revision,
+            ask,
+            needs: needs(&revision.spec),
+            held: Held::of(fleet, revision, promised),
+            distance: Distance::new(fleet, ask.from),
+        }
+    }
+
+    fn verdict(&self, site: &Site<'_>) -> Verdict {
+        let obstacle = judge::obstacle(self.fleet, site, self.revision, &self.needs, self.ask);
+        let spread = self.revision.spec.place.spread;
+        let score = || judge::score(site, &self.needs, &self.distance, &self.held, spread);
         Verdict {
             node: site.node,
             name: site.name.clone(),
             region: site.region.clone(),
             record: site.record,
-            outcome,
+            outcome: obstacle.map_or_else(|| Ok(score()), Err),
         }
-    };
-    let sites = judge::sites(fleet, revision, promised).into_iter();
-    let mut verdicts: Vec<Verdict> = sites.map(judge).collect();
+    }
+}
+
+fn judge_all(fleet: &Fleet, revision: &Revision, ask: &Ask, promised: &Promised) -> Receipt {
+    let judge = Judge::new(fleet, revision, ask, promised);
+    let sites = judge::sites(fleet, revision, promised);
+    let mut verdicts: Vec<Verdict> = sites.iter().map(|site| judge.verdict(site)).collect();
     verdicts.sort_by_key(|v| {
         let cost = v.outcome.as_ref().map_or(u64::MAX, |c| c.cost_micros);
         (v.outcome.is_err(), cost, v.node)

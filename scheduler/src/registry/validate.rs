@@ -212,6 +212,13 @@ pub(super) fn validate_scale(scale: &Scale) -> Result<(), Refusal> {
         || format!("{} is not within 1 to {most}", scale.initial),
     )?;
     at_most("scale.target", scale.target.into(), 100_000)?;
+    at_most("scale.activation", scale.activation.into(), most)?;
+    ensure(
+        scale.max == 0 || scale.activation <= scale.max,
+        "scale.activation",
+        || format!("{} is above max {}", scale.activation, scale.max),
+    )?;
+    at_most("scale.down_delay", scale.down_delay_seconds.into(), 3_600)?;
     let percent = scale.utilization_percent;
     ensure((1..=100).contains(&percent), "scale.utilization", || {
         format!("{percent} is not within 1 to 100 percent")

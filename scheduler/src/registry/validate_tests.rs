@@ -62,6 +62,10 @@ fn what_is_wrong_is_named_as_the_operator_wrote_it() {
         ("scale.utilization: 0", |p| p.scale.utilization_percent = 0),
         ("scale.max: 1001", |p| p.scale.max = 1001),
         ("scale.initial: 0", |p| p.scale.initial = 0),
+        ("scale.activation: 4", |p| {
+            (p.scale.max, p.scale.activation) = (3, 4);
+        }),
+        ("scale.down_delay: ", |p| p.scale.down_delay_seconds = 3_601),
         ("service: is 52", |p| {
             let long = "x".repeat(27_000);
             p.annotations = (0..20).map(|i| (i.to_string(), long.clone())).collect();
