@@ -10,9 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use netfabric::ingress::{
-    Ingress, IngressConfig, IngressDeps, Local, PeerLink, Starter, Stream,
-};
+use netfabric::ingress::{Ingress, IngressConfig, IngressDeps, Local, PeerLink, Starter, Stream};
 use netfabric::wire::peer::{StartRefusal, StartRequest, Started};
 use scheduler::fleet::Fleet;
 use scheduler::model::{
@@ -137,10 +135,13 @@ impl Doorway {
     pub fn run(&self, name: &str, address: SocketAddr) -> Result<()> {
         let revision = self.state.revisions.values();
         let mut revision = revision.filter(|r| r.service.name.as_str() == name);
-        let revision = revision.next().with_context(|| format!("no service {name}"))?;
+        let revision = revision
+            .next()
+            .with_context(|| format!("no service {name}"))?;
         let id = InstanceId(format!("{}-{}", revision.key.name, address.port()));
         let protocol = revision.spec.port().protocol;
-        self.local.open(id, revision.key.clone(), address, protocol, 0);
+        self.local
+            .open(id, revision.key.clone(), address, protocol, 0);
         Ok(())
     }
 

@@ -39,9 +39,13 @@ pub fn run(plan: &Plan) -> Result<Board> {
     race(&mut board, &CASES, plan.rounds, &mut ways)?;
     match peers::NGINX.fetch() {
         Ok(()) => {
-            let few = CASES.iter().filter(|c| c.parse().is_ok_and(|n: usize| n <= NGINX_MOST));
+            let few = CASES
+                .iter()
+                .filter(|c| c.parse().is_ok_and(|n: usize| n <= NGINX_MOST));
             let few: Vec<&str> = few.copied().collect();
-            let nginx = Nginx { backend: backend.at };
+            let nginx = Nginx {
+                backend: backend.at,
+            };
             race(&mut board, &few, plan.rounds, &mut [Box::new(nginx)])?;
         }
         Err(error) => board.missing("nginx", format!("{error:#}")),
@@ -63,7 +67,9 @@ impl Backend {
             .spawn()
             .context("the program `floor`")?;
         let backend = Self { child, at };
-        until("the backend listens", PATIENCE, || Ok(TcpStream::connect(at).ok()))?;
+        until("the backend listens", PATIENCE, || {
+            Ok(TcpStream::connect(at).ok())
+        })?;
         Ok(backend)
     }
 }
@@ -161,10 +167,17 @@ impl Contestant for Nginx {
         let mut names: Vec<String> = names.chain([FIRST.to_owned()]).collect();
         let dir = home.path().display().to_string();
         fs::write(&file, config(&dir, at, self.backend, &names))?;
-        let child = Command::new("nginx").arg("-p").arg(home.path()).arg("-c").arg(&file).spawn();
+        let child = Command::new("nginx")
+            .arg("-p")
+            .arg(home.path())
+            .arg("-c")
+            .arg(&file)
+            .spawn();
         let master = Master(child.context("nginx")?);
         let ask = |name: &str| Request::get(&host(name), "/").send(at);
-        until("nginx answers", PATIENCE, || Ok((ask(FIRST)?.status == 200).then_some(())))?;
+        until("nginx answers", PATIENCE, || {
+            Ok((ask(FIRST)?.status == 200).then_some(()))
+        })?;
         let rate = rate(at)?;
         names.push("new".to_owned());
         fs::write(&file, config(&dir, at, self.backend, &names))?;
@@ -174,7 +187,10 @@ impl Contestant for Nginx {
         while ask("new")?.status != 200 {
             ensure!(began.elapsed() < PATIENCE, "nginx never knew the new name");
         }
-        Ok(vec![SERVES.of(began.elapsed().as_secs_f64() * 1e3), RPS.of(rate)])
+        Ok(vec![
+            SERVES.of(began.elapsed().as_secs_f64() * 1e3),
+            RPS.of(rate),
+        ])
     }
 }
 

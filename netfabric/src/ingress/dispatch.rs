@@ -44,7 +44,7 @@ pub(super) async fn answer(
     shared: &Arc<Shared>,
     mut request: Request<Incoming>,
     client: IpAddr,
-    resume: Option<Resume>,
+    resume: Option<Box<Resume>>,
 ) -> Response<Outgoing> {
     let arrival = Instant::now();
     let id = resume.as_ref().map_or_else(Ulid::generate, |r| r.quest.id);
@@ -261,16 +261,15 @@ impl Errand {
         mut request: Request<Incoming>,
         client: IpAddr,
         (id, id_text, arrival): (Ulid, &HeaderValue, Instant),
-        resume: Option<Resume>,
+        resume: Option<Box<Resume>>,
     ) -> Result<Self, Problem> {
         let mut head = Head::vet(&mut request)?;
         head.introduce(client, id_text);
-        let Resume { quest, admission } = match resume {
-            Some(resume) => resume,
-            None => {
-                let host = head.host.to_str().unwrap_or_default();
-                Resume::new(Quest::new(shared, host, id, arrival).await?, None)
-            }
+        let Resume { quest, admission } = if let Some(resume) = resume {
+            *resume
+        } else {
+            let host = head.host.to_str().unwrap_or_default();
+            Resume::new(Quest::new(shared, host, id, arrival).await?, None)
         };
         Ok(Self {
             quest,

@@ -98,20 +98,20 @@ async fn send<S: Stream>(
     while !left.is_empty() {
         let mut writable = std::pin::pin!(upstream.writable());
         let waited = poll_fn(|cx| match writable.as_mut().poll(cx) {
-            Poll::Ready(ready) => Poll::Ready(ready.map_err(broken)),
+            Poll::Ready(ready) => Poll::Ready(ready.map_err(|e| broken(&e))),
             Poll::Pending => conn.poll_lost(cx).map(|why| Err(lost(why))),
         });
         waited.await?;
         match upstream.try_write(left) {
             Ok(count) => left = &left[count..],
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(broken(error)),
+            Err(error) => return Err(broken(&error)),
         }
     }
     Ok(())
 }
 
-fn broken(error: impl ToString) -> Failure {
+fn broken(error: &dyn std::fmt::Display) -> Failure {
     Failure::Trip(Trip::Broken(error.to_string()))
 }
 
@@ -138,13 +138,13 @@ async fn answer<S: Stream>(
                 let read = ready!(Pin::new(&mut upstream).poll_read(cx, &mut buf));
                 let bytes = buf.filled();
                 Poll::Ready(match read {
-                    Err(error) if early.is_empty() && !is_kept => Err(broken(error)),
+                    Err(error) if early.is_empty() && !is_kept => Err(broken(&error)),
                     Ok(()) if bytes.is_empty() && early.is_empty() && !is_kept => {
-                        Err(broken("closed without an answer"))
+                        Err(broken(&"closed without an answer"))
                     }
                     Err(_) if early.is_empty() => Err(Failure::Stale),
                     Ok(()) if bytes.is_empty() && early.is_empty() => Err(Failure::Stale),
-                    Err(error) => Err(broken(error)),
+                    Err(error) => Err(broken(&error)),
                     Ok(()) => hear(conn, bytes, &mut early, errand),
                 })
             });
@@ -189,7 +189,7 @@ fn hear<S: Stream>(
     };
     match heard? {
         Pass::Heard(heard) => Ok(Some(heard)),
-        Pass::More if ended => Err(broken("within the answer: it ended early")),
+        Pass::More if ended => Err(broken(&"within the answer: it ended early")),
         Pass::More if early.is_empty() => {
             early.extend_from_slice(bytes);
             Ok(None)
@@ -211,7 +211,7 @@ fn pass_head<S: Stream>(
     ended: bool,
     errand: &Errand<'_>,
 ) -> Result<Pass, Failure> {
-    let garbled = |e: Garbled| broken(e);
+    let garbled = |e: Garbled| broken(&e);
     loop {
         let mut slots = request::slots();
         let read = response::read(bytes, &mut slots, &errand.ask.method).map_err(garbled)?;
