@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use http::header::CONNECTION;
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use scheduler::activate::Ticket;
@@ -44,7 +44,7 @@ pub(super) async fn answer(
     shared: &Arc<Shared>,
     mut request: Request<Incoming>,
     client: IpAddr,
-    resume: Option<Resume>,
+    resume: Option<Box<Resume>>,
 ) -> Response<Outgoing> {
     let arrival = Instant::now();
     let id = resume.as_ref().map_or_else(Ulid::generate, |r| r.quest.id);
@@ -53,14 +53,19 @@ pub(super) async fn answer(
         shared.retries.earn();
     }
     let id_text = HeaderValue::try_from(id.to_string()).unwrap_or(HeaderValue::from_static("-"));
-    let json = accepts_json(request.headers());
+    let (json, version) = (accepts_json(request.headers()), request.version());
     let switch = hyper::upgrade::on(&mut request);
     let errand = Errand::new(shared, request, client, (id, &id_text, arrival), resume).await;
     let mut response = match errand {
         Ok(errand) => errand.run(switch, &id_text, json).await,
         Err(problem) => {
             shared.counters.problem(problem.code);
-            let response = problem.response(&id_text, json);
+            let mut response = problem.response(&id_text, json);
+            if problem.code == Code::BadRequest && version < Version::HTTP_2 {
+                // Whoever says such things may mean something else by what follows.
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(CONNECTION, close);
+            }
             shared.counters.answered(response.status().as_u16());
             response
         }
@@ -261,16 +266,15 @@ impl Errand {
         mut request: Request<Incoming>,
         client: IpAddr,
         (id, id_text, arrival): (Ulid, &HeaderValue, Instant),
-        resume: Option<Resume>,
+        resume: Option<Box<Resume>>,
     ) -> Result<Self, Problem> {
         let mut head = Head::vet(&mut request)?;
         head.introduce(client, id_text);
-        let Resume { quest, admission } = match resume {
-            Some(resume) => resume,
-            None => {
-                let host = head.host.to_str().unwrap_or_default();
-                Resume::new(Quest::new(shared, host, id, arrival).await?, None)
-            }
+        let Resume { quest, admission } = if let Some(resume) = resume {
+            *resume
+        } else {
+            let host = head.host.to_str().unwrap_or_default();
+            Resume::new(Quest::new(shared, host, id, arrival).await?, None)
         };
         Ok(Self {
             quest,

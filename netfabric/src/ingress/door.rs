@@ -17,7 +17,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
@@ -26,6 +26,7 @@ use super::headers::MAX_HEADERS;
 use super::local::lock;
 use super::stream::{Spoken, Stream, sniff};
 use super::strict::Strict;
+use super::workers::{self, Aboard, Arrived};
 use super::{Shared, dispatch, express, introduced};
 
 /// A request's head may take this long to arrive, and an idle connection is kept as long.
@@ -80,12 +81,27 @@ pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener) {
             continue;
         }
         shared.counters.connections.fetch_add(1, Ordering::Relaxed);
-        let shared = Arc::clone(&shared);
-        tokio::spawn(async move {
-            guest(&shared, stream, peer.ip()).await;
-            drop(permit);
-        });
+        let Ok(stream) = stream.into_std() else {
+            continue;
+        };
+        let arrived = Arrived {
+            stream,
+            client: peer.ip(),
+            permit,
+        };
+        if let Some((arrived, aboard)) = workers::settle(&shared, arrived) {
+            tokio::spawn(greet(arrived, aboard));
+        }
     }
+}
+
+/// Serves a client on this thread.
+pub(super) async fn greet(arrived: Arrived, aboard: Aboard) {
+    match TcpStream::from_std(arrived.stream) {
+        Ok(stream) => guest(aboard.shared(), stream, arrived.client).await,
+        Err(error) => tracing::warn!(%error, "a connection cannot be served"),
+    }
+    drop(arrived.permit);
 }
 
 /// Serves a client: by the express way as long as that goes, then by the general one.

@@ -154,6 +154,7 @@ struct Shared {
     starter: Arc<dyn Starter>,
     /// The daemon's own, for what is not the workers'.
     runtime: Handle,
+    crew: workers::Crew,
     limits: Limits,
     epoch: Instant,
     phase: watch::Sender<Phase>,
@@ -189,7 +190,9 @@ impl Ingress {
             let bound = Listeners::bind(addr);
             listeners.push(bound.map_err(|source| IngressError::Bind { addr, source })?);
         }
+        let (crew, inboxes) = workers::Crew::new();
         let shared = Arc::new(Shared {
+            crew,
             routes: deps.routes,
             local: deps.local,
             fleet: deps.fleet,
@@ -216,7 +219,7 @@ impl Ingress {
             counters: counters::Counters::new(),
         });
         let addrs = listeners.iter().map(|l| l.addr).collect();
-        workers::start(&shared, listeners).map_err(IngressError::Worker)?;
+        workers::start(&shared, listeners, inboxes).map_err(IngressError::Worker)?;
         Ok(Self { shared, addrs })
     }
 

@@ -43,6 +43,8 @@ enum At {
     Chunks(Chunks),
     /// No more HTTP, or nothing that is ours to judge.
     Beyond,
+    /// A body that is none; what stands before it is passed on still.
+    Broken,
 }
 
 /// A connection whose requests are read along.
@@ -74,18 +76,18 @@ impl<S> Strict<S> {
     }
 
     /// Judges what is held, as far as that goes.
-    fn judge(&mut self) -> io::Result<()> {
+    fn judge(&mut self) {
         while !self.held.is_empty() {
             let step = match &mut self.at {
                 At::Head => match head(&self.held) {
-                    Judged::Partial => return Ok(()),
+                    Judged::Partial => return,
                     Judged::Refused => {
                         self.refuse(REFUSED);
-                        return Ok(());
+                        return;
                     }
                     Judged::Large => {
                         self.refuse(TOO_MANY.repeat(MAX_HEADERS + 1).as_bytes());
-                        return Ok(());
+                        return;
                     }
                     Judged::Head(length, next) => {
                         self.at = next;
@@ -99,22 +101,25 @@ impl<S> Strict<S> {
                     step
                 }
                 At::Chunks(chunks) => {
-                    let step = chunks.take(&self.held, |_| {});
-                    step.map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?
+                    let Ok(step) = chunks.take(&self.held, |_| {}) else {
+                        self.at = At::Broken;
+                        continue;
+                    };
+                    step
                 }
                 At::Beyond => self.held.len(),
+                At::Broken => return self.held.clear(),
             };
             self.good.unsplit(self.held.split_to(step));
             let over = match &self.at {
                 At::Length(left) => *left == 0,
                 At::Chunks(chunks) => chunks.is_over(),
-                At::Head | At::Beyond => false,
+                At::Head | At::Beyond | At::Broken => false,
             };
             if over {
                 self.at = At::Head;
             }
         }
-        Ok(())
     }
 }
 
@@ -189,6 +194,9 @@ impl<S: Stream> AsyncRead for Strict<S> {
                 this.good.advance(count);
                 return Poll::Ready(Ok(()));
             }
+            if matches!(this.at, At::Broken) {
+                return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+            }
             // Nothing to judge in there: no copy.
             let plain = match &mut this.at {
                 At::Beyond => Some(None),
@@ -219,7 +227,7 @@ impl<S: Stream> AsyncRead for Strict<S> {
                 }
                 continue;
             }
-            this.judge()?;
+            this.judge();
         }
     }
 }

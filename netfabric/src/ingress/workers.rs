@@ -1,16 +1,20 @@
 //! The door's threads: one for each core, each with a runtime and listening sockets of its own. A
-//! connection stays with the worker that accepted it, and so does all that its requests touch:
+//! connection stays with one worker, the one that accepted it or, where that has more than another,
+//! the one with the fewest; and so does all that its requests touch:
 //! connections to instances, counts, the lines of the ledger. What is not a warm request's affair
 //! (lanes, starts, streams to other nodes) runs on the daemon's runtime.
 
 use std::cell::Cell;
 use std::io;
-use std::net::{SocketAddr, TcpListener as Unregistered};
+use std::net::{self, IpAddr, SocketAddr};
 use std::num::NonZero;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime::Builder;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::Shared;
 use super::door::{self, Phase};
@@ -19,6 +23,8 @@ use super::door::{self, Phase};
 const MAX_WORKERS: usize = 32;
 /// Connections the kernel holds for one worker until it accepts them.
 const BACKLOG: u32 = 1024;
+/// Connections handed to a worker that it did not look at yet; the next ones are not handed over.
+const ON_THE_WAY: usize = 256;
 
 thread_local! {
     static NUMBER: Cell<usize> = const { Cell::new(0) };
@@ -46,7 +52,7 @@ fn count() -> usize {
 /// them.
 pub(super) struct Listeners {
     pub(super) addr: SocketAddr,
-    sockets: Vec<Unregistered>,
+    sockets: Vec<net::TcpListener>,
 }
 
 impl Listeners {
@@ -77,28 +83,130 @@ fn socket(addr: SocketAddr) -> io::Result<TcpSocket> {
     Ok(socket)
 }
 
+/// A connection on its way to its worker.
+pub(super) struct Arrived {
+    pub(super) stream: net::TcpStream,
+    pub(super) client: IpAddr,
+    pub(super) permit: OwnedSemaphorePermit,
+}
+
+/// How many connections each worker has, and how it is handed another. The kernel deals them out
+/// by their hash: of a few that live long, one worker would get most.
+pub(super) struct Crew {
+    workers: Box<[Worker]>,
+}
+
+struct Worker {
+    load: AtomicUsize,
+    inbox: mpsc::Sender<Arrived>,
+}
+
+/// A connection counted for its worker.
+pub(super) struct Aboard {
+    shared: Arc<Shared>,
+    worker: usize,
+}
+
+impl Crew {
+    /// The crew, and what each worker is handed.
+    pub(super) fn new() -> (Self, Vec<mpsc::Receiver<Arrived>>) {
+        let (workers, inboxes): (Vec<_>, Vec<_>) = (0..count())
+            .map(|_| {
+                let (inbox, arrivals) = mpsc::channel(ON_THE_WAY);
+                let load = AtomicUsize::new(0);
+                (Worker { load, inbox }, arrivals)
+            })
+            .unzip();
+        let workers = workers.into();
+        (Self { workers }, inboxes)
+    }
+
+    /// The worker with clearly fewer connections than this thread's.
+    fn lighter(&self) -> Option<usize> {
+        let load = |worker: &Worker| worker.load.load(Ordering::Relaxed);
+        let mine = load(self.workers.get(here().checked_sub(1)?)?);
+        let all = self.workers.iter().map(load).enumerate();
+        let (worker, least) = all.min_by_key(|(_, load)| *load)?;
+        (mine > least + 1).then_some(worker)
+    }
+}
+
+/// Counts a connection that was just accepted here, and hands it on where that is fair. What is
+/// given back is served here.
+pub(super) fn settle(shared: &Arc<Shared>, arrived: Arrived) -> Option<(Arrived, Aboard)> {
+    let Some(other) = shared.crew.lighter() else {
+        return Some((arrived, Aboard::new(shared)));
+    };
+    let worker = &shared.crew.workers[other];
+    // Counted at once, for the next one that is accepted.
+    worker.load.fetch_add(1, Ordering::Relaxed);
+    let given = worker.inbox.try_send(arrived);
+    given.err().map(|refused| {
+        worker.load.fetch_sub(1, Ordering::Relaxed);
+        let (TrySendError::Full(arrived) | TrySendError::Closed(arrived)) = refused;
+        (arrived, Aboard::new(shared))
+    })
+}
+
+impl Aboard {
+    /// One more for this thread's worker.
+    fn new(shared: &Arc<Shared>) -> Self {
+        let aboard = Self::counted(shared);
+        let worker = &shared.crew.workers[aboard.worker];
+        worker.load.fetch_add(1, Ordering::Relaxed);
+        aboard
+    }
+
+    /// One that was counted when it was handed over.
+    fn counted(shared: &Arc<Shared>) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+            worker: here().saturating_sub(1),
+        }
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+}
+
+impl Drop for Aboard {
+    fn drop(&mut self) {
+        let worker = &self.shared.crew.workers[self.worker];
+        worker.load.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Starts the workers. Each ends when the door is closed.
-pub(super) fn start(shared: &Arc<Shared>, listeners: Vec<Listeners>) -> io::Result<()> {
-    let mut sockets: Vec<Vec<Unregistered>> = (0..count()).map(|_| Vec::new()).collect();
+pub(super) fn start(
+    shared: &Arc<Shared>,
+    listeners: Vec<Listeners>,
+    inboxes: Vec<mpsc::Receiver<Arrived>>,
+) -> io::Result<()> {
+    let mut sockets: Vec<Vec<net::TcpListener>> = (0..count()).map(|_| Vec::new()).collect();
     for listener in listeners {
         for (mine, socket) in sockets.iter_mut().zip(listener.sockets) {
             mine.push(socket);
         }
     }
-    for (at, sockets) in sockets.into_iter().enumerate() {
+    for (at, (sockets, inbox)) in sockets.into_iter().zip(inboxes).enumerate() {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let shared = Arc::clone(shared);
         let thread = std::thread::Builder::new().name(format!("door-{at}"));
         thread.spawn(move || {
             NUMBER.set(at + 1);
-            runtime.block_on(run(shared, sockets));
+            runtime.block_on(run(shared, sockets, inbox));
             runtime.shutdown_background();
         })?;
     }
     Ok(())
 }
 
-async fn run(shared: Arc<Shared>, sockets: Vec<Unregistered>) {
+async fn run(
+    shared: Arc<Shared>,
+    sockets: Vec<net::TcpListener>,
+    mut inbox: mpsc::Receiver<Arrived>,
+) {
     let mut phase = shared.phase.subscribe();
     for socket in sockets {
         match TcpListener::from_std(socket) {
@@ -106,8 +214,17 @@ async fn run(shared: Arc<Shared>, sockets: Vec<Unregistered>) {
             Err(error) => tracing::error!(%error, "a worker of the door cannot listen"),
         }
     }
-    drop(shared);
-    let _closed = phase.wait_for(|p| *p == Phase::Closed).await;
+    loop {
+        let arrived = tokio::select! {
+            arrived = inbox.recv() => arrived,
+            _ = phase.wait_for(|p| *p == Phase::Closed) => return,
+        };
+        let Some(arrived) = arrived else {
+            return;
+        };
+        let aboard = Aboard::counted(&shared);
+        tokio::spawn(door::greet(arrived, aboard));
+    }
 }
 
 #[cfg(test)]

@@ -13,9 +13,13 @@ use super::conn::{Conn, Waited};
 use super::request::{self, Ask};
 use super::response::{self, Framing, Garbled, Through};
 use super::scratch;
+use crate::ingress::door::MAX_HEAD_BYTES;
 use crate::ingress::local::Slot;
 use crate::ingress::stream::Stream;
 use crate::ingress::upstream::{Trip, WHOLE_BYTES, connect};
+
+/// Bytes of an answer that are held until its head can be passed on: heads and a small body.
+const MAX_EARLY: usize = 2 * MAX_HEAD_BYTES;
 
 /// Why a try gave no answer that was passed on whole.
 #[derive(Debug)]
@@ -98,20 +102,20 @@ async fn send<S: Stream>(
     while !left.is_empty() {
         let mut writable = std::pin::pin!(upstream.writable());
         let waited = poll_fn(|cx| match writable.as_mut().poll(cx) {
-            Poll::Ready(ready) => Poll::Ready(ready.map_err(broken)),
+            Poll::Ready(ready) => Poll::Ready(ready.map_err(|e| broken(&e))),
             Poll::Pending => conn.poll_lost(cx).map(|why| Err(lost(why))),
         });
         waited.await?;
         match upstream.try_write(left) {
             Ok(count) => left = &left[count..],
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(broken(error)),
+            Err(error) => return Err(broken(&error)),
         }
     }
     Ok(())
 }
 
-fn broken(error: impl ToString) -> Failure {
+fn broken(error: &dyn std::fmt::Display) -> Failure {
     Failure::Trip(Trip::Broken(error.to_string()))
 }
 
@@ -137,15 +141,15 @@ async fn answer<S: Stream>(
                 let mut buf = ReadBuf::new(input);
                 let read = ready!(Pin::new(&mut upstream).poll_read(cx, &mut buf));
                 let bytes = buf.filled();
+                let nothing = bytes.is_empty() && early.is_empty();
+                let read = match read {
+                    Ok(()) if nothing => Err("closed without an answer".to_owned()),
+                    read => read.map_err(|e| e.to_string()),
+                };
                 Poll::Ready(match read {
-                    Err(error) if early.is_empty() && !is_kept => Err(broken(error)),
-                    Ok(()) if bytes.is_empty() && early.is_empty() && !is_kept => {
-                        Err(broken("closed without an answer"))
-                    }
-                    Err(_) if early.is_empty() => Err(Failure::Stale),
-                    Ok(()) if bytes.is_empty() && early.is_empty() => Err(Failure::Stale),
-                    Err(error) => Err(broken(error)),
                     Ok(()) => hear(conn, bytes, &mut early, errand),
+                    Err(_) if is_kept && early.is_empty() => Err(Failure::Stale),
+                    Err(error) => Err(broken(&error)),
                 })
             });
             match step {
@@ -189,7 +193,9 @@ fn hear<S: Stream>(
     };
     match heard? {
         Pass::Heard(heard) => Ok(Some(heard)),
-        Pass::More if ended => Err(broken("within the answer: it ended early")),
+        Pass::More if ended => Err(broken(&"within the answer: it ended early")),
+        // Interim heads without end.
+        Pass::More if early.len() > MAX_EARLY => Err(broken(&"no answer in what it says")),
         Pass::More if early.is_empty() => {
             early.extend_from_slice(bytes);
             Ok(None)
@@ -211,7 +217,7 @@ fn pass_head<S: Stream>(
     ended: bool,
     errand: &Errand<'_>,
 ) -> Result<Pass, Failure> {
-    let garbled = |e: Garbled| broken(e);
+    let garbled = |e: Garbled| broken(&e);
     loop {
         let mut slots = request::slots();
         let read = response::read(bytes, &mut slots, &errand.ask.method).map_err(garbled)?;

@@ -41,7 +41,7 @@ pub(super) struct HandOver<S> {
     /// What was read and not answered.
     pub(super) seen: Vec<u8>,
     /// The first request, when its way had begun here.
-    pub(super) resume: Option<Resume>,
+    pub(super) resume: Option<Box<Resume>>,
 }
 
 struct Express<S> {
@@ -58,7 +58,11 @@ struct Express<S> {
 enum Turn {
     Next,
     Close,
-    HandOver(Option<Resume>),
+    HandOver(Option<Box<Resume>>),
+}
+
+fn hand_over(quest: Quest, admission: Option<Admission>) -> Turn {
+    Turn::HandOver(Some(Box::new(Resume::new(quest, admission))))
 }
 
 /// Serves a connection, of which some may have been read, until it ends or is to be handed over.
@@ -173,7 +177,7 @@ impl<S: Stream> Express<S> {
         let quest = Quest::new(&self.shared, &self.host, id, arrival).await;
         let mut quest = match quest {
             Ok(quest) if quest.route.protocol != Protocol::Http1 => {
-                return Turn::HandOver(Some(Resume::new(quest, None)));
+                return hand_over(quest, None);
             }
             Ok(quest) => quest,
             Err(problem) => {
@@ -188,7 +192,7 @@ impl<S: Stream> Express<S> {
             let guard = match self.admission(&mut quest).await {
                 None => return Turn::Close,
                 Some(Ok(Admission::Here(guard))) if guard.slot.protocol == Protocol::Http1 => guard,
-                Some(Ok(other)) => return Turn::HandOver(Some(Resume::new(quest, Some(other)))),
+                Some(Ok(other)) => return hand_over(quest, Some(other)),
                 Some(Err(problem)) => return self.fail(quest, &problem, ask, text).await,
             };
             match self.attempt(&guard, ask, text).await {

@@ -300,7 +300,8 @@ mod tests {
     #[test]
     fn framing_is_read_strictly() {
         let ok = "HTTP/1.1 200 OK";
-        let table: &[(&str, &str, Result<(Framing, bool), Garbled>)] = &[
+        type Want = Result<(Framing, bool), Garbled>;
+        let table: &[(&str, &str, Want)] = &[
             (ok, "content-length: 5", Ok((Framing::Length(5), true))),
             (
                 ok,

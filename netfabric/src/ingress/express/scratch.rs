@@ -35,8 +35,8 @@ pub(super) fn output<R>(work: impl FnOnce(&mut Vec<u8>) -> R) -> R {
 pub(super) fn put_date(out: &mut Vec<u8>) {
     DATE.with_borrow_mut(|date| {
         let now = Instant::now();
-        let fresh = |d: &&(Instant, String)| now.duration_since(d.0) < Duration::from_millis(500);
-        if date.as_ref().filter(fresh).is_none() {
+        let old = |d: &(Instant, String)| now.duration_since(d.0) > Duration::from_millis(500);
+        if date.as_ref().is_none_or(old) {
             let text = httpdate::fmt_http_date(SystemTime::now());
             *date = Some((now, format!("date: {text}\r\n")));
         }

@@ -20,7 +20,9 @@ async fn says(world: &World, name: &str, answer: &'static [u8]) -> JoinHandle<()
         while let Ok((mut stream, _)) = listener.accept().await {
             let mut head = [0; 4096];
             while stream.read(&mut head).await.is_ok_and(|n| n > 0) {
-                stream.write_all(answer).await.unwrap();
+                if stream.write_all(answer).await.is_err() {
+                    break;
+                }
                 if !answer.windows(7).any(|w| w == b"content") {
                     break;
                 }
@@ -118,6 +120,16 @@ async fn framings_of_instances_are_understood() {
         }
         serving.abort();
     }
+}
+
+#[tokio::test]
+async fn interim_answers_without_end_are_no_answer() {
+    let world = World::one(Deployed::default()).await;
+    let hint = b"HTTP/1.1 103 Early Hints\r\nlink: content\r\n\r\n";
+    let serving = says(&world, "a", hint.repeat(10_000).leak()).await;
+    let reply = post(world.door(), "/", "x").await;
+    assert_eq!(reply.header("x-selvedge-error"), "upstream-reset");
+    serving.abort();
 }
 
 #[tokio::test]

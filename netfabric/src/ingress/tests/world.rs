@@ -275,13 +275,13 @@ impl World {
             deployed,
         };
         for node in &world.nodes {
-            world.open_door(node, adjust).await;
+            world.open_door(node, adjust);
         }
         world.publish(&BTreeMap::new());
         world
     }
 
-    async fn open_door(&self, node: &Node, adjust: fn(&mut IngressConfig)) {
+    fn open_door(&self, node: &Node, adjust: fn(&mut IngressConfig)) {
         let mut config = IngressConfig {
             listen: vec!["127.0.0.1:0".parse().unwrap()],
             ..IngressConfig::default()
