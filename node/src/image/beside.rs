@@ -64,12 +64,9 @@ impl Pushes {
             file.check_platform("")?;
             manifest::plan(manifest, &file, limits)
         });
-        match fits {
-            Ok(_) => Ok(true),
-            // Ours, and said to be too large when it is unpacked.
-            Err(ImageError::TooLarge { .. }) => Ok(true),
-            Err(_) => Ok(false),
-        }
+        // One that is too large is ours, and that is said when it is unpacked.
+        let large = matches!(fits, Err(ImageError::TooLarge { .. }));
+        Ok(large || fits.is_ok())
     }
 
     /// A manifest for others. What it names has to be here, as it has in a registry.

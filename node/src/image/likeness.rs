@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, Stat, Uid};
 use super::lazy::{Kind, Node, OPAQUE, Outline, ROOT};
 use super::tree;
 
-/// What is done about a name that is not as it should be.
+/// Shown every name that should be there, before it is compared, with what is there of it.
 type See<'a> = dyn FnMut(&OwnedFd, &[u8], &Node, Option<&Stat>) -> io::Result<()> + 'a;
 
 /// The names that are not as they should be, `most` of them.

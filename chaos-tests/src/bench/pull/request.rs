@@ -41,7 +41,8 @@ const CRUN: &str = r#"
 "#;
 const PODMAN: &str = r#"
     exec podman --root "$1/root" --runroot "$1/run" --storage-driver overlay --runtime crun \
-        run --quiet --tls-verify=false --network host --cgroups disabled --ulimit host --log-driver none "$2"
+        run --quiet --tls-verify=false --network host --cgroups disabled --log-driver none \
+        --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 "$2"
 "#;
 
 pub(super) fn run(plan: &Plan, board: &mut Board) -> Result<()> {
