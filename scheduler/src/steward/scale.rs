@@ -189,7 +189,7 @@ impl<'a> Tick<'a> {
         let have = ready + coming;
         if let Some(from) = self.traffic_from_here(scene, memory).filter(|_| have == 0) {
             let wish = Wish {
-                count: 1.min(self.room(service, scene, memory)),
+                count: 1.min(room(service, scene, memory)),
                 from,
                 region: Some(self.here.0),
                 cause: "traffic from here",
@@ -198,7 +198,7 @@ impl<'a> Tick<'a> {
             self.start(revision, scene, memory, &wish);
         } else if have < decision.wanted {
             let wish = Wish {
-                count: (decision.wanted - have).min(self.room(service, scene, memory)),
+                count: (decision.wanted - have).min(room(service, scene, memory)),
                 from: scene.hottest.map_or(self.fleet.me, |(_, node)| node),
                 region: None,
                 cause: if have == 0 { "request" } else { "scale-up" },
@@ -218,12 +218,6 @@ impl<'a> Tick<'a> {
             });
             self.shrink(idle, scene, memory, ready, decision);
         }
-    }
-
-    /// How many more instances the service may have.
-    fn room(&self, service: &Service, scene: &Scene<'_>, memory: &Memory) -> u32 {
-        let total = count(scene.live()) + memory.flights(false);
-        Bounds::of(&service.scale).max.saturating_sub(total)
     }
 
     /// The door with the most requests that another region answers, when they keep coming, most of
@@ -356,6 +350,12 @@ impl<'a> Tick<'a> {
             });
         }
     }
+}
+
+/// How many more instances the service may have.
+fn room(service: &Service, scene: &Scene<'_>, memory: &Memory) -> u32 {
+    let total = count(scene.live()) + memory.flights(false);
+    Bounds::of(&service.scale).max.saturating_sub(total)
 }
 
 /// Placement that avoids nodes where the revision failed a moment ago, if others are left.
