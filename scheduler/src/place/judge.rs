@@ -51,7 +51,7 @@ impl<'a> Starts<'a> {
                 members.extend(own.map(|s| (*node, s.micros)));
             }
         }
-        let (mut count, mut sum, mut least) = (0, 0, u64::MAX);
+        let (mut count, mut sum, mut least) = (0_u64, 0_u64, u64::MAX);
         for micros in members
             .values()
             .chain(shown.into_iter().flat_map(BTreeMap::values))
@@ -60,11 +60,7 @@ impl<'a> Starts<'a> {
             sum += u64::from(*micros);
             least = least.min((*micros).into());
         }
-        let usual = if count == 0 {
-            START_MICROS
-        } else {
-            sum / count
-        };
+        let usual = sum.checked_div(count).unwrap_or(START_MICROS);
         Self {
             index: shown,
             members,
