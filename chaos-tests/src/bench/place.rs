@@ -216,6 +216,7 @@ pub(super) fn member(id: u64, rng: &mut StdRng) -> Member {
             registry_index: 1,
             instances: Vec::new(),
             demand: Vec::new(),
+            starts: Vec::new(),
             images: Vec::new(),
         },
         alive: true,

@@ -90,7 +90,8 @@ impl World {
         let effects = match step {
             Step::Prepared => {
                 let effects = agent.on_prepared(clock, id, Ok(()));
-                if let Some(program) = self.hosts[host].programs.get(id) {
+                if let Some(program) = self.hosts[host].programs.get_mut(id) {
+                    program.prepared = now;
                     let image = program.revision.image.digest.clone();
                     self.hosts[host].images.insert(image);
                 }
@@ -257,6 +258,8 @@ impl World {
         program.open = true;
         program.idle_since = now;
         let revision = program.revision.key.clone();
+        let took = now - program.prepared + CREATE;
+        self.hosts[host].took.insert(revision.clone(), took);
         self.note(format_args!("host {host} opens {id}"));
         self.answer_all(host, id, &Ok(id.clone()));
         self.offer(host, &revision);

@@ -1,24 +1,18 @@
-//! What a host's front door does with a request: it sends it to an endpoint that `route` picks, holds
-//! it by `activate` while nothing has room, tries elsewhere what broke, and answers.
-
-use std::collections::BTreeMap;
+//! What a host's front door does with a request: it sends it to an endpoint that `route` picks, tries
+//! elsewhere what broke, and answers. What waits for room is `lane`'s.
 
 use rand::RngExt as _;
-use scheduler::activate::{Activation, Bounds, Effect, Refused, Ticket};
 use scheduler::model::{InstanceId, NodeId, RevisionKey};
-use scheduler::route::{LoadView, Pick, RevisionRoute, last_resort, pick};
+use scheduler::route::{Pick, last_resort, pick};
 
-use super::host::{Host, Id, Lane, Rumour};
+use super::host::{Id, Rumour};
 use super::network::SILENCE;
 use super::orders::number_of;
 use super::plan::Bug;
 use super::queue::Millis;
+use super::sight::{Choice, Sight};
 use super::world::{Event, Hop, Visit, World};
 
-/// Requests that one door holds for one revision.
-const QUEUE: usize = 1_000;
-/// While requests wait, routes are looked at this often.
-const LOOK: Millis = 50;
 /// A client whose door is gone asks another one after this.
 const CLIENT_AGAIN: Millis = 1_000;
 /// A node that said it has no instance is believed for so long, one that is full for so long.
@@ -36,23 +30,23 @@ pub(super) struct Request {
     pub born: Millis,
     /// It changes something: it is not sent again once an instance may have seen it.
     pub changes: bool,
-    door: usize,
+    pub door: usize,
     life: u64,
     /// When its door refuses it.
-    deadline: Millis,
-    revision: Option<RevisionKey>,
-    stage: Stage,
+    pub deadline: Millis,
+    pub revision: Option<RevisionKey>,
+    pub stage: Stage,
     /// Rises with every move: what was meant for an earlier one is void.
     step: u64,
-    tried: Vec<NodeId>,
-    tried_here: Vec<InstanceId>,
-    dead_ends: u32,
+    pub tried: Vec<NodeId>,
+    pub tried_here: Vec<InstanceId>,
+    pub dead_ends: u32,
     /// An instance had it.
     seen: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Stage {
+pub(super) enum Stage {
     Client,
     Held,
     /// On its way to a host, or in an instance there.
@@ -152,7 +146,7 @@ impl World {
     }
 
     /// The request moves on: what was under way for it before is void.
-    fn advance(&mut self, id: Id, stage: Stage) -> u64 {
+    pub(super) fn advance(&mut self, id: Id, stage: Stage) -> u64 {
         self.requests.get_mut(&id).map_or(0, |request| {
             request.step += 1;
             request.stage = stage;
@@ -194,7 +188,7 @@ impl World {
         }
     }
 
-    fn choose(&mut self, id: Id, anyone: bool) -> Option<(RevisionKey, Choice)> {
+    pub(super) fn choose(&mut self, id: Id, anyone: bool) -> Option<(RevisionKey, Choice)> {
         let draw = self.rng.random();
         let request = self.requests.get(&id)?;
         let host = &self.hosts[request.door];
@@ -213,7 +207,7 @@ impl World {
         Some((route.key.clone(), choice))
     }
 
-    fn send_to(&mut self, id: Id, door: usize, revision: &RevisionKey, choice: Choice) {
+    pub(super) fn send_to(&mut self, id: Id, door: usize, revision: &RevisionKey, choice: Choice) {
         match choice {
             Choice::Here(instance) => {
                 self.advance(id, Stage::Sent(door));
@@ -450,7 +444,7 @@ impl World {
         }
     }
 
-    fn answered(&mut self, id: Id, outcome: &Outcome) {
+    pub(super) fn answered(&mut self, id: Id, outcome: &Outcome) {
         let now = self.queue.now();
         let Some(request) = self.requests.remove(&id) else {
             return;
@@ -461,274 +455,5 @@ impl World {
             now - request.born
         ));
         self.oracle.answered(now, &request, outcome);
-    }
-}
-
-// Requests that wait.
-impl World {
-    fn hold(&mut self, id: Id) {
-        if self.plan.bug == Some(Bug::ForgetsRequests) && id % 50 == 0 {
-            return;
-        }
-        self.advance(id, Stage::Held);
-        let Some(request) = self.requests.get(&id) else {
-            return;
-        };
-        let Some(key) = request.revision.clone() else {
-            return;
-        };
-        let (door, now) = (request.door, self.queue.now());
-        let deadline = self.hosts[door].clock(request.deadline);
-        let (clock, life) = (self.hosts[door].clock(now), self.hosts[door].life);
-        let bounds = self.bounds(door, &key);
-        let lane = self.hosts[door]
-            .lanes
-            .entry(key.clone())
-            .or_insert_with(|| Lane {
-                core: Activation::new(QUEUE),
-                held: std::collections::BTreeSet::new(),
-            });
-        if lane.held.is_empty() {
-            self.queue
-                .after(LOOK, Event::LaneTimer(door, life, key.clone()));
-        }
-        lane.held.insert(id);
-        let effects = lane.core.on_request(clock, Ticket(id), deadline, &bounds);
-        self.settle(door, &key, effects);
-    }
-
-    fn bounds(&self, door: usize, key: &RevisionKey) -> Bounds {
-        let host = &self.hosts[door];
-        let Some(route) = host.routes.revision(key) else {
-            return Bounds {
-                per_instance: 1,
-                max_scale: 1,
-                ready: 0,
-                starting: 0,
-            };
-        };
-        let here = host
-            .programs
-            .values()
-            .filter(|p| p.open && p.revision.key == *key);
-        let shown = route
-            .away
-            .iter()
-            .filter(|a| a.alive)
-            .map(|a| a.instances.len());
-        let fresh: u32 = fresh(host, route).iter().map(|(_, count)| count).sum();
-        let known = u32::try_from(here.count() + shown.sum::<usize>()).unwrap_or(u32::MAX);
-        Bounds {
-            per_instance: route.total,
-            max_scale: route.max_scale,
-            ready: known.saturating_add(fresh),
-            starting: route.starting,
-        }
-    }
-
-    fn settle(&mut self, door: usize, key: &RevisionKey, effects: Vec<Effect>) {
-        for effect in effects {
-            match effect {
-                Effect::Start { count } => {
-                    let held = self.hosts[door]
-                        .lanes
-                        .get(key)
-                        .map_or(0, |lane| lane.held.len());
-                    let held = u32::try_from(held)
-                        .unwrap_or(u32::MAX)
-                        .div_ceil(count.max(1));
-                    for _ in 0..count {
-                        self.door_search(door, key, held);
-                    }
-                }
-                Effect::Release { .. } => {}
-                Effect::Refuse { ticket, reason, .. } => self.refuse(door, key, ticket.0, &reason),
-            }
-        }
-    }
-
-    /// A refusal, unless there is still an endpoint to try however doubtful.
-    fn refuse(&mut self, door: usize, key: &RevisionKey, id: Id, reason: &Refused) {
-        if let Some(lane) = self.hosts[door].lanes.get_mut(key) {
-            lane.held.remove(&id);
-        }
-        let in_time = self
-            .requests
-            .get(&id)
-            .is_some_and(|r| self.queue.now() < r.deadline);
-        if in_time && let Some((revision, choice)) = self.choose(id, true) {
-            return self.send_to(id, door, &revision, choice);
-        }
-        let why = match reason {
-            Refused::QueueFull => "queue full",
-            Refused::WaitTimeout => "waited in vain",
-            Refused::StartFailed { .. } => "start failed",
-            Refused::NoCapacity { .. } => "no capacity",
-        };
-        self.answered(id, &Outcome::Refused(why));
-    }
-
-    pub(super) fn on_lane_timer(&mut self, door: usize, key: &RevisionKey) {
-        self.offer(door, key);
-        let clock = self.hosts[door].clock(self.queue.now());
-        let bounds = self.bounds(door, key);
-        let Some(lane) = self.hosts[door].lanes.get_mut(key) else {
-            return;
-        };
-        let effects = lane.core.on_timeout(clock, &bounds);
-        self.settle(door, key, effects);
-        let life = self.hosts[door].life;
-        let Some(lane) = self.hosts[door].lanes.get_mut(key) else {
-            return;
-        };
-        if lane.held.is_empty() && lane.core.is_idle() {
-            self.hosts[door].lanes.remove(key);
-        } else if !lane.held.is_empty() {
-            self.queue
-                .after(LOOK, Event::LaneTimer(door, life, key.clone()));
-        }
-    }
-
-    pub(super) fn offer_all(&mut self, door: usize) {
-        let keys: Vec<RevisionKey> = self.hosts[door].lanes.keys().cloned().collect();
-        for key in keys {
-            self.offer(door, &key);
-        }
-    }
-
-    /// Hands out room while there is any to those who wait longest.
-    pub(super) fn offer(&mut self, door: usize, key: &RevisionKey) {
-        loop {
-            let lane = self.hosts[door].lanes.get(key);
-            let Some(first) = lane.and_then(|lane| lane.held.first().copied()) else {
-                return;
-            };
-            if let Some(request) = self.requests.get_mut(&first) {
-                request.tried.clear();
-                request.tried_here.clear();
-                request.dead_ends = 0;
-            }
-            let Some((revision, choice)) = self.choose(first, false) else {
-                return;
-            };
-            let Some(lane) = self.hosts[door].lanes.get_mut(key) else {
-                return;
-            };
-            let released = lane.core.on_room(1);
-            for effect in released {
-                if let Effect::Release { ticket } = effect {
-                    lane.held.remove(&ticket.0);
-                    self.send_to(ticket.0, door, &revision, choice.clone());
-                    break;
-                }
-            }
-        }
-    }
-
-    /// What came of a start that the lane asked for.
-    pub(super) fn on_search_ended(
-        &mut self,
-        door: usize,
-        key: &RevisionKey,
-        result: Result<(), Refused>,
-    ) {
-        let clock = self.hosts[door].clock(self.queue.now());
-        let bounds = self.bounds(door, key);
-        let Some(lane) = self.hosts[door].lanes.get_mut(key) else {
-            return;
-        };
-        match result {
-            Ok(()) => lane.core.on_started(),
-            Err(reason) => {
-                let effects = lane.core.on_start_failed(clock, reason, &bounds);
-                self.settle(door, key, effects);
-            }
-        }
-        self.offer(door, key);
-    }
-}
-
-#[derive(Debug, Clone)]
-enum Choice {
-    Here(InstanceId),
-    There(NodeId),
-}
-
-/// What a door knows of a revision's endpoints.
-struct Sight<'a> {
-    slots: Vec<(&'a InstanceId, Option<u32>)>,
-    fresh: Vec<(NodeId, u32)>,
-    host: &'a Host,
-    key: &'a RevisionKey,
-    tried: &'a [NodeId],
-}
-
-impl<'a> Sight<'a> {
-    fn new(
-        host: &'a Host,
-        route: &'a RevisionRoute,
-        tried: &'a [NodeId],
-        tried_here: &[InstanceId],
-    ) -> Self {
-        let own = host
-            .programs
-            .iter()
-            .filter(|(_, p)| p.revision.key == route.key);
-        let slots = own.map(|(id, program)| {
-            let load = u32::try_from(program.inside.len()).ok();
-            (
-                id,
-                load.filter(|_| program.open && !tried_here.contains(id)),
-            )
-        });
-        Self {
-            slots: slots.collect(),
-            fresh: fresh(host, route),
-            host,
-            key: &route.key,
-            tried,
-        }
-    }
-}
-
-/// Nodes with instances that routes do not show yet.
-fn fresh(host: &Host, route: &RevisionRoute) -> Vec<(NodeId, u32)> {
-    let mut nodes: BTreeMap<NodeId, u32> = BTreeMap::new();
-    for rumour in host.fresh.iter().filter(|r| r.revision == route.key) {
-        let shown =
-            |instance: &InstanceId| route.away.iter().any(|a| a.instances.contains(instance));
-        if !rumour.instance.as_ref().is_some_and(shown) {
-            *nodes.entry(rumour.node).or_default() += 1;
-        }
-    }
-    nodes.into_iter().collect()
-}
-
-impl LoadView for Sight<'_> {
-    fn here(&self) -> usize {
-        self.slots.len()
-    }
-
-    fn load(&self, instance: usize) -> Option<u32> {
-        self.slots[instance].1
-    }
-
-    fn ejected_here(&self, _: usize) -> bool {
-        false
-    }
-
-    fn fresh(&self) -> &[(NodeId, u32)] {
-        &self.fresh
-    }
-
-    fn sent(&self, node: NodeId) -> Option<u32> {
-        let bare = |r: &Rumour| r.node == node && r.revision == *self.key;
-        let vain = self.tried.contains(&node) || self.host.bare.iter().any(bare);
-        let sent = self.host.sent.get(&(self.key.clone(), node)).copied();
-        (!vain).then(|| sent.unwrap_or(0))
-    }
-
-    fn ejected(&self, node: NodeId) -> bool {
-        self.host.ejected.contains_key(&node)
     }
 }

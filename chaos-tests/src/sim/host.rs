@@ -10,7 +10,7 @@ use scheduler::converge::Node;
 use scheduler::fleet::{Fleet, Member};
 use scheduler::model::{
     Demand, InstanceId, InstanceReport, InstanceState, Name, NodeId, NodeRecord, Now, Resources,
-    Revision, RevisionKey, UnixMs,
+    Revision, RevisionKey, StartTime, UnixMs,
 };
 use scheduler::registry::State;
 use scheduler::route::Routes;
@@ -40,6 +40,8 @@ pub(super) type Errand = u64;
 #[derive(Debug)]
 pub(super) struct Program {
     pub revision: Arc<Revision>,
+    /// Its image was there.
+    pub prepared: Millis,
     /// It answers probes from then on.
     pub listens: Millis,
     pub open: bool,
@@ -59,6 +61,7 @@ impl Program {
     pub fn new(now: Millis, revision: Arc<Revision>, askers: Vec<Errand>) -> Self {
         Self {
             revision,
+            prepared: now,
             listens: Millis::MAX,
             open: false,
             frozen: false,
@@ -135,6 +138,8 @@ pub(super) struct Host {
     pub bare: Vec<Rumour>,
     pub ejected: BTreeMap<NodeId, Millis>,
     pub images: BTreeSet<String>,
+    /// What the last start of each revision took, without the pull.
+    pub took: BTreeMap<RevisionKey, Millis>,
     /// Orders of the steward under way and waiting.
     pub errands: usize,
     pub waiting: VecDeque<(RevisionKey, scheduler::place::Receipt)>,
@@ -174,6 +179,7 @@ impl Host {
             bare: Vec::new(),
             ejected: BTreeMap::new(),
             images: BTreeSet::new(),
+            took: BTreeMap::new(),
             errands: 0,
             waiting: VecDeque::new(),
             rolled: 0,
@@ -263,7 +269,16 @@ impl Host {
             instances,
             demand: self.demand(),
             images: self.images.iter().cloned().collect(),
+            starts: self.starts(),
         }
+    }
+
+    fn starts(&self) -> Vec<StartTime> {
+        let starts = self.took.iter().map(|(revision, millis)| StartTime {
+            revision: revision.clone(),
+            micros: u32::try_from(millis * 1_000).unwrap_or(u32::MAX),
+        });
+        starts.collect()
     }
 
     fn demand(&self) -> Vec<Demand> {

@@ -1,6 +1,6 @@
 //! The whole simulation: what happens next, to whom. Hosts run the product's cores; this room moves
-//! time, carries what they send to each other, plays the plan's traffic, changes and faults, and shows
-//! everything to the oracle.
+//! time, carries what they send to each other, lets the plan's traffic come, and shows everything to the
+//! oracle; `play` does what else the plan says.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,19 +8,17 @@ use std::sync::Arc;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use scheduler::converge::Ask;
-use scheduler::model::{
-    Container, ImagePin, InstanceId, Name, NodeRecord, PlacementRules, Resources, RevisionKey,
-    RevisionSpec, ServiceKey, Volume, VolumeMount, VolumeSource,
-};
-use scheduler::registry::{Action, PutService, Reply};
+use scheduler::model::{InstanceId, Name, NodeRecord, RevisionKey, ServiceKey};
+use scheduler::registry::Action;
 
 use super::door::Request;
-use super::host::{CAPACITY, Errand, Host, Id};
+use super::host::{Errand, Host, Id};
 use super::log::Log;
 use super::network::{Network, Spot};
 use super::oracle::{Oracle, Report};
 use super::orders::Search;
-use super::plan::{Bug, Fault, Plan, WARM};
+use super::plan::{Bug, Plan, WARM};
+use super::play::capacity;
 use super::queue::{Millis, Queue};
 use super::trace::Trace;
 use super::traffic::TICK;
@@ -30,8 +28,6 @@ const LOOK: Millis = 250;
 const SECOND: Millis = 1_000;
 /// Services are deployed once hosts have heard of each other.
 const DEPLOYED: Millis = 5_000;
-/// A change that the registry did not take is proposed again after this.
-const AGAIN: Millis = 500;
 
 /// What happens. Events of a host are void when it has died since.
 #[derive(Debug)]
@@ -109,9 +105,9 @@ pub(super) struct World {
     pub trace: Trace,
     pub services: Vec<ServiceKey>,
     /// How often each service was deployed; 0 when it is deleted.
-    versions: Vec<u32>,
+    pub versions: Vec<u32>,
     numbers: u64,
-    groups: u32,
+    pub groups: u32,
 }
 
 /// Plays a plan to its end.
@@ -197,7 +193,7 @@ impl World {
     }
 
     /// A host's periods begin, each somewhere else within a second.
-    fn wake_host(&mut self, host: usize) {
+    pub fn wake_host(&mut self, host: usize) {
         let life = self.hosts[host].life;
         let offset = self.rng.random_range(1..SECOND);
         self.queue.after(offset, Event::Beat(host, life));
@@ -322,180 +318,6 @@ impl World {
         self.queue.after(TICK, Event::Traffic);
     }
 
-    /// Deploys the next version of a service.
-    fn deploy(&mut self, service: usize) {
-        self.versions[service] += 1;
-        let workload = &self.plan.services[service];
-        let key = &self.services[service];
-        let image = format!("sim/{}:{}", key.name, self.versions[service]);
-        let regions = match self.plan.bug {
-            Some(Bug::IgnoresResidency) => Vec::new(),
-            _ => workload
-                .only
-                .iter()
-                .map(|s| self.plan.sites[*s].name.clone())
-                .collect(),
-        };
-        let mut container = Container {
-            image: image.clone(),
-            cpu_millis: workload.cpu_millis,
-            memory_bytes: workload.memory_bytes,
-            ..Container::default()
-        };
-        let mut volumes = Vec::new();
-        if workload.volume {
-            container.volume_mounts.push(VolumeMount {
-                name: "data".to_owned(),
-                mount_path: "/data".to_owned(),
-                read_only: false,
-                sub_path: None,
-            });
-            volumes.push(Volume {
-                name: "data".to_owned(),
-                source: VolumeSource::Local {
-                    name: format!("data-{service}"),
-                },
-            });
-        }
-        let put = PutService {
-            key: key.clone(),
-            spec: RevisionSpec {
-                container_concurrency: workload.concurrency,
-                containers: vec![container],
-                volumes,
-                place: PlacementRules {
-                    regions,
-                    spread: workload.spread,
-                    ..PlacementRules::default()
-                },
-                ..RevisionSpec::default()
-            },
-            image: ImagePin {
-                digest: digest(service, self.versions[service]),
-                reference: image,
-            },
-            scale: workload.scale.clone(),
-            traffic: Vec::new(),
-            labels: BTreeMap::new(),
-            annotations: BTreeMap::new(),
-            uid: key.to_string(),
-            if_version: None,
-        };
-        self.change(Action::PutService(Box::new(put)));
-    }
-
-    /// Somebody changes the registry, and tries until it is acknowledged.
-    fn change(&mut self, action: Action) {
-        let now = self.queue.now();
-        match self.log.propose(now, action.clone()) {
-            Some(Reply::Refused(refusal)) => {
-                // A plan asks for nothing wrong; what it deletes may be gone already.
-                self.note(format_args!("registry refuses: {refusal}"));
-            }
-            Some(reply) => {
-                let index = self.log.newest().index;
-                self.note(format_args!("registry {index} {reply:?}"));
-                self.announce();
-            }
-            None => self.queue.after(AGAIN, Event::Change(Box::new(action))),
-        }
-    }
-
-    /// Hosts learn of a change after a while.
-    pub fn announce(&mut self) {
-        for host in 0..self.hosts.len() {
-            let delay = self.rng.random_range(5..150);
-            self.queue.after(delay, Event::Follow(host));
-        }
-    }
-
-    fn follow(&mut self, host: usize) {
-        let stuck = self.plan.bug == Some(Bug::StopsFollowing) && host == 1;
-        if stuck && self.queue.now() > WARM || !self.has_registry(host) {
-            return;
-        }
-        let host = &mut self.hosts[host];
-        if host.up && host.state.index < self.log.newest().index {
-            host.state = self.log.newest().clone();
-            host.stale = true;
-        }
-    }
-
-    /// Whether the host reaches a majority of the voters, which are spread over all hosts.
-    pub fn has_registry(&self, host: usize) -> bool {
-        let all = self.hosts.len();
-        let voters = [0, all / 3, 2 * all / 3];
-        let reached = voters
-            .iter()
-            .filter(|v| self.hosts[**v].up && self.network.reaches(host, **v));
-        reached.count() >= 2
-    }
-
-    fn fault(&mut self, number: usize) {
-        let fault = self.plan.faults[number].1.clone();
-        self.note(format_args!("fault {fault:?}"));
-        let now = self.queue.now();
-        match fault {
-            Fault::Kill(hosts) => hosts.into_iter().for_each(|host| self.kill(host)),
-            Fault::Return(hosts) => hosts.into_iter().for_each(|host| self.bring_back(host)),
-            Fault::CutOff(hosts) => {
-                self.groups += 1;
-                self.network.cut_off(hosts, self.groups);
-                self.oracle.cut(now);
-            }
-            Fault::Mend => self.network.heal(),
-            Fault::Loss(permille) => self.network.loss_permille = permille,
-            Fault::Delay { micros } => self.network.delay_micros = micros,
-            Fault::Outage(millis) => self.log.out_until = now + millis,
-            Fault::Drift {
-                host,
-                parts_per_million,
-            } => {
-                // A clock may be corrected, but a monotonic one does not go back.
-                if parts_per_million > self.hosts[host].drift {
-                    self.hosts[host].drift = parts_per_million;
-                }
-            }
-            Fault::Slow { host, percent } => self.hosts[host].slow_percent = percent,
-            Fault::Deploy(service) => self.deploy(service),
-            Fault::Delete(service) => {
-                let key = self.services[service].clone();
-                self.change(Action::DeleteService { key });
-            }
-        }
-    }
-
-    fn heal(&mut self) {
-        self.note("healed");
-        self.oracle.cut(self.queue.now());
-        self.network.heal();
-        self.log.out_until = 0;
-        for host in 0..self.hosts.len() {
-            self.bring_back(host);
-            self.hosts[host].slow_percent = 100;
-        }
-    }
-
-    fn kill(&mut self, host: usize) {
-        if !self.hosts[host].up {
-            return;
-        }
-        self.oracle.cut(self.queue.now());
-        self.hosts[host].up = false;
-        self.lose_requests(host);
-        self.lose_calls(host);
-        self.hosts[host].programs.clear();
-    }
-
-    fn bring_back(&mut self, host: usize) {
-        if self.hosts[host].up {
-            return;
-        }
-        let capacity = capacity(self.plan.bug);
-        self.hosts[host].reborn(capacity);
-        self.wake_host(host);
-    }
-
     fn report(mut self) -> Report {
         let oracle = std::mem::take(&mut self.oracle);
         let (findings, figures) = oracle.judge(&self);
@@ -506,21 +328,5 @@ impl World {
             figures,
             lines,
         }
-    }
-}
-
-/// A digest that no other version has.
-fn digest(service: usize, version: u32) -> String {
-    format!("sha256:{service:032x}{version:032x}")
-}
-
-fn capacity(bug: Option<Bug>) -> Resources {
-    if bug != Some(Bug::TakesAll) {
-        return CAPACITY;
-    }
-    Resources {
-        cpu_millis: CAPACITY.cpu_millis * 100,
-        memory_bytes: CAPACITY.memory_bytes * 100,
-        instances: CAPACITY.instances * 100,
     }
 }

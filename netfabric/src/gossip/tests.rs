@@ -61,6 +61,7 @@ pub(super) fn record(node: u64, port: u16) -> NodeRecord {
         registry_index: 0,
         instances: vec![],
         demand: vec![],
+        starts: vec![],
         images: vec![],
     }
 }

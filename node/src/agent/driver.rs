@@ -7,7 +7,7 @@ use std::time::Duration;
 use netfabric::ingress::Local;
 use netfabric::wire::peer::StartRefusal;
 use scheduler::converge::{Ask, Effect, Froze, Node};
-use scheduler::model::{Demand, Exit, FailReason, InstanceId, NodeRecord};
+use scheduler::model::{Demand, Exit, FailReason, InstanceId, NodeRecord, StartTime};
 use tokio::sync::{mpsc, watch};
 
 use super::files::Files;
@@ -17,6 +17,7 @@ use super::receipts::Receipts;
 use super::record::{self, Moment};
 use super::starts::{Start, refusal};
 use super::steps::{Prepared, Tools, service_address};
+use super::times::Times;
 use super::work::Work;
 use super::{AgentParts, RecordBase};
 use crate::clock;
@@ -43,6 +44,7 @@ pub(super) struct Driver {
     pub(super) base: RecordBase,
     pub(super) node: Node,
     pub(super) work: BTreeMap<InstanceId, Work>,
+    times: Times,
     pub(super) tools: Arc<Tools>,
     pub(super) registry: Registry,
     pub(super) local: Arc<Local>,
@@ -77,7 +79,7 @@ impl Driver {
         let first = record::record(
             &parts.base,
             &node,
-            moment(&parts.registry, &tools, Vec::new()),
+            moment(&parts.registry, &tools, Vec::new(), Vec::new()),
             |_| (0, 0),
         );
         let (record, watched) = watch::channel(Arc::new(first));
@@ -85,6 +87,7 @@ impl Driver {
             base: parts.base,
             node,
             work: BTreeMap::new(),
+            times: Times::default(),
             tools: Arc::new(tools),
             registry: parts.registry,
             local: parts.local,
@@ -275,6 +278,10 @@ impl Driver {
             self.tools.record_by_and_by(work.record.clone());
         }
         let started = work.started(id);
+        // One that was taken over was not started.
+        if started.phases.iter().any(|(phase, _)| phase == "start") {
+            self.times.note(&work.record.revision.key, &started.phases);
+        }
         for reply in work.replies.drain(..) {
             let _ = reply.send(Ok(started.clone()));
         }
@@ -360,7 +367,8 @@ impl Driver {
 
     /// Publishes the record if anything in it but its number changed.
     fn publish(&self) {
-        let moment = moment(&self.registry, &self.tools, (self.demand)());
+        let starts = self.times.told();
+        let moment = moment(&self.registry, &self.tools, (self.demand)(), starts);
         let mut next = record::record(&self.base, &self.node, moment, |id| self.local.sample(id));
         self.record.send_if_modified(|current| {
             next.seq = current.seq;
@@ -385,12 +393,18 @@ fn same_moments(next: &mut NodeRecord, current: &NodeRecord) {
     }
 }
 
-fn moment(registry: &Registry, tools: &Tools, demand: Vec<Demand>) -> Moment {
+fn moment(
+    registry: &Registry,
+    tools: &Tools,
+    demand: Vec<Demand>,
+    starts: Vec<StartTime>,
+) -> Moment {
     Moment {
         now: clock::now(),
         unix: clock::unix(),
         registry_index: registry.view().index(),
         demand,
+        starts,
         images: tools
             .images
             .list()

@@ -14,6 +14,7 @@ mod record;
 mod spec;
 mod starts;
 mod steps;
+mod times;
 mod work;
 
 use std::path::PathBuf;

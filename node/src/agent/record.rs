@@ -6,7 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use scheduler::converge::{Node, Seen};
 use scheduler::model::{
-    Demand, InstanceId, InstanceReport, InstanceState, Name, NodeId, NodeRecord, Now, UnixMs,
+    Demand, InstanceId, InstanceReport, InstanceState, Name, NodeId, NodeRecord, Now, StartTime,
+    UnixMs,
 };
 
 /// Images named in a record; the newest deploys are what placement asks about.
@@ -31,6 +32,7 @@ pub(super) struct Moment {
     pub unix: UnixMs,
     pub registry_index: u64,
     pub demand: Vec<Demand>,
+    pub starts: Vec<StartTime>,
     pub images: Vec<String>,
     pub serving: bool,
 }
@@ -65,6 +67,7 @@ pub(super) fn record(
             .collect(),
         demand: moment.demand,
         images,
+        starts: moment.starts,
     }
 }
 

@@ -37,6 +37,7 @@ fn member(id: u64, free: u32) -> Member {
             registry_index: 0,
             instances: Vec::new(),
             demand: Vec::new(),
+            starts: Vec::new(),
             images: Vec::new(),
         },
     }

@@ -58,6 +58,8 @@ pub struct Row {
     images: Vec<u64>,
     /// Revisions it runs, and how many instances of each serve or will.
     live: BTreeMap<RevisionKey, u32>,
+    /// What starts of revisions took there, in microseconds.
+    starts: BTreeMap<RevisionKey, u32>,
 }
 
 impl Row {
@@ -108,6 +110,7 @@ pub struct Index {
     images: BTreeMap<u64, BTreeSet<Slot>>,
     labels: BTreeMap<(String, String), BTreeSet<Slot>>,
     revisions: BTreeMap<(u64, RevisionKey), BTreeMap<Slot, u32>>,
+    starts: BTreeMap<(u64, RevisionKey), BTreeMap<Slot, u32>>,
     closed: Closed,
     version: u64,
 }
@@ -226,6 +229,12 @@ impl Index {
         self.revisions.get(&(key_hash(revision), revision.clone()))
     }
 
+    /// What starts of a revision took, where it was started lately.
+    #[must_use]
+    pub fn starts(&self, revision: &RevisionKey) -> Option<&BTreeMap<Slot, u32>> {
+        self.starts.get(&(key_hash(revision), revision.clone()))
+    }
+
     fn group(&mut self, member: &Member) -> usize {
         let place = place_of(member);
         if let Some(group) = self.near.get(&place) {
@@ -295,22 +304,35 @@ impl Index {
         if old.map(|r| &r.labels) != new.map(|r| &r.labels) {
             change(&mut self.labels, slot, labels(old), labels(new));
         }
-        if old.map(|r| &r.live) == new.map(|r| &r.live) {
-            return;
-        }
-        for key in old.iter().flat_map(|r| r.live.keys()) {
-            let hashed = (key_hash(key), key.clone());
-            if let Some(list) = self.revisions.get_mut(&hashed) {
-                list.remove(&slot);
-                if list.is_empty() {
-                    self.revisions.remove(&hashed);
-                }
+        let revisions = &mut self.revisions;
+        repost(revisions, slot, old.map(|r| &r.live), new.map(|r| &r.live));
+        let starts = &mut self.starts;
+        repost(starts, slot, old.map(|r| &r.starts), new.map(|r| &r.starts));
+    }
+}
+
+/// Replaces a node's numbers by revision.
+fn repost(
+    lists: &mut BTreeMap<(u64, RevisionKey), BTreeMap<Slot, u32>>,
+    slot: Slot,
+    old: Option<&BTreeMap<RevisionKey, u32>>,
+    new: Option<&BTreeMap<RevisionKey, u32>>,
+) {
+    if old == new {
+        return;
+    }
+    for key in old.into_iter().flat_map(BTreeMap::keys) {
+        let hashed = (key_hash(key), key.clone());
+        if let Some(list) = lists.get_mut(&hashed) {
+            list.remove(&slot);
+            if list.is_empty() {
+                lists.remove(&hashed);
             }
         }
-        for (key, count) in new.iter().flat_map(|r| &r.live) {
-            let list = self.revisions.entry((key_hash(key), key.clone()));
-            list.or_default().insert(slot, *count);
-        }
+    }
+    for (key, number) in new.into_iter().flatten() {
+        let list = lists.entry((key_hash(key), key.clone()));
+        list.or_default().insert(slot, *number);
     }
 }
 
@@ -376,6 +398,11 @@ fn row(member: &Member, group: usize) -> Row {
         } else {
             BTreeMap::new()
         },
+        starts: record
+            .starts
+            .iter()
+            .map(|s| (s.revision.clone(), s.micros))
+            .collect(),
     }
 }
 

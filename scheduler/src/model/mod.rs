@@ -20,7 +20,7 @@ pub use ids::{
     InstanceId, Name, NameError, NodeId, Now, RequestId, RevisionKey, ServiceKey, UnixMs,
 };
 pub use instance::{Exit, FailReason, InstanceReport, InstanceState};
-pub use node::{Demand, NodeIdentity, NodeRecord, Resources, Role};
+pub use node::{Demand, NodeIdentity, NodeRecord, Resources, Role, StartTime};
 pub use revision::{ImagePin, Revision, RevisionState};
 pub use sandbox::{Dns, HostAlias, IoLimits, Tmpfs, Ulimit};
 pub use service::{

@@ -71,6 +71,17 @@ pub struct NodeRecord {
     pub demand: Vec<Demand>,
     /// Manifest digests of images held here.
     pub images: Vec<String>,
+    /// What starts here took lately.
+    #[serde(default)]
+    pub starts: Vec<StartTime>,
+}
+
+/// From the wish for an instance of a revision to its first answer, without bringing its image here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StartTime {
+    pub revision: RevisionKey,
+    pub micros: u32,
 }
 
 /// What this node's front door is asked for and nothing near it answers.

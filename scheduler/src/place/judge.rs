@@ -6,7 +6,7 @@ use super::{
     Rejection, SPREAD_MICROS, START_MICROS, ZONE_RTT_MICROS,
 };
 use crate::fleet::{
-    Fleet, Index, Member, Row, Standing, UNMEASURED_RTT_MICROS, fullness, text_hash,
+    Fleet, Index, Member, Row, Slot, Standing, UNMEASURED_RTT_MICROS, fullness, text_hash,
 };
 use crate::model::{
     Name, NodeId, NodeRecord, ObjectKey, PlacementRules, Resources, Revision, Spread,
@@ -27,10 +27,72 @@ pub(super) struct Site<'a> {
     pub free: Resources,
     pub record: (u64, u64),
     pub image_present: bool,
+    /// What a start takes there.
+    pub start_micros: u64,
+}
+
+/// What starts of a revision take: where it was started lately, and anywhere else.
+pub(super) struct Starts<'a> {
+    index: Option<&'a BTreeMap<Slot, u32>>,
+    members: BTreeMap<NodeId, u32>,
+    usual: u64,
+    least: u64,
+}
+
+impl<'a> Starts<'a> {
+    pub fn of(fleet: &'a Fleet, revision: &Revision) -> Self {
+        let index = fleet.index.0.as_deref();
+        let shown = index.and_then(|index| index.starts(&revision.key));
+        let mut members = BTreeMap::new();
+        if index.is_none() {
+            for (node, member) in &fleet.members {
+                let starts = &member.record.starts;
+                let own = starts.iter().find(|s| s.revision == revision.key);
+                members.extend(own.map(|s| (*node, s.micros)));
+            }
+        }
+        let (mut count, mut sum, mut least) = (0_u64, 0_u64, u64::MAX);
+        for micros in members
+            .values()
+            .chain(shown.into_iter().flat_map(BTreeMap::values))
+        {
+            count += 1;
+            sum += u64::from(*micros);
+            least = least.min((*micros).into());
+        }
+        let usual = sum.checked_div(count).unwrap_or(START_MICROS);
+        Self {
+            index: shown,
+            members,
+            usual,
+            least: least.min(usual),
+        }
+    }
+
+    /// No start takes less anywhere.
+    pub fn least(&self) -> u64 {
+        self.least
+    }
+
+    fn at(&self, node: NodeId) -> u64 {
+        self.members
+            .get(&node)
+            .map_or(self.usual, |micros| (*micros).into())
+    }
+
+    fn at_slot(&self, slot: Slot) -> u64 {
+        let shown = self.index.and_then(|shown| shown.get(&slot));
+        shown.map_or(self.usual, |micros| (*micros).into())
+    }
 }
 
 impl<'a> Site<'a> {
-    pub fn of_member(member: &'a Member, revision: &Revision, promised: &Promised) -> Self {
+    pub fn of_member(
+        member: &'a Member,
+        revision: &Revision,
+        promised: &Promised,
+        starts: &Starts<'_>,
+    ) -> Self {
         let record = &member.record;
         Self {
             node: record.node,
@@ -44,10 +106,16 @@ impl<'a> Site<'a> {
             free: promised.left(record.node, &record.free),
             record: (record.incarnation, record.seq),
             image_present: record.images.contains(&revision.image.digest),
+            start_micros: starts.at(record.node),
         }
     }
 
-    pub fn of_row(row: &'a Row, image_present: bool, promised: &Promised) -> Self {
+    pub fn of_row(
+        (slot, row): (Slot, &'a Row),
+        image_present: bool,
+        promised: &Promised,
+        starts: &Starts<'_>,
+    ) -> Self {
         Self {
             node: row.node,
             name: &row.name,
@@ -60,6 +128,7 @@ impl<'a> Site<'a> {
             free: promised.left(row.node, &row.free),
             record: row.record,
             image_present,
+            start_micros: starts.at_slot(slot),
         }
     }
 }
@@ -70,15 +139,20 @@ pub(super) fn sites<'a>(
     revision: &Revision,
     promised: &Promised,
 ) -> Vec<Site<'a>> {
+    let starts = Starts::of(fleet, revision);
     let Some(index) = &fleet.index.0 else {
         let members = fleet.members.values();
-        let site = |member| Site::of_member(member, revision, promised);
+        let site = |member| Site::of_member(member, revision, promised, &starts);
         return members.map(site).collect();
     };
     let image = text_hash(&revision.image.digest);
-    let rows = index.slots().filter_map(|slot| index.row(slot));
-    rows.map(|row| Site::of_row(row, row.holds(image), promised))
-        .collect()
+    let rows = index
+        .slots()
+        .filter_map(|slot| Some((slot, index.row(slot)?)));
+    let site = |(slot, row): (Slot, &'a Row)| {
+        Site::of_row((slot, row), row.holds(image), promised, &starts)
+    };
+    rows.map(site).collect()
 }
 
 /// The first reason why the node cannot take it.
@@ -203,7 +277,7 @@ pub(super) fn score(
     };
     let parts = Parts {
         round_trip,
-        start: START_MICROS,
+        start: site.start_micros,
         pull: if site.image_present { 0 } else { PULL_MICROS },
         crowding: crowding(fullness(&site.capacity, &site.free, needs)),
         beside: u64::from(same_revision) * BESIDE_MICROS,

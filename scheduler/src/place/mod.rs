@@ -107,7 +107,8 @@ pub fn place_beside(fleet: &Fleet, revision: &Revision, ask: &Ask, promised: &Pr
 #[must_use]
 pub fn judge_one(fleet: &Fleet, revision: &Revision, ask: &Ask, node: NodeId) -> Option<Verdict> {
     let promised = Promised::default();
-    let site = Site::of_member(fleet.members.get(&node)?, revision, &promised);
+    let mut sites = judge::sites(fleet, revision, &promised).into_iter();
+    let site = sites.find(|site| site.node == node)?;
     Some(Judge::new(fleet, revision, ask, &promised).verdict(&site))
 }
 

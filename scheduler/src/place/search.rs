@@ -9,10 +9,10 @@
 
 use std::collections::BTreeSet;
 
-use super::judge::{Distance, Held, Site, crowding, in_regions, obstacle, score, volumes};
+use super::judge::{Distance, Held, Site, Starts, crowding, in_regions, obstacle, score, volumes};
 use super::{
     Ask, Candidate, Inputs, PULL_MICROS, Passed, Promised, Receipt, Rejection, SPREAD_MICROS,
-    START_MICROS, Verdict,
+    Verdict,
 };
 use crate::fleet::{Fleet, Group, Index, Slot, text_hash};
 use crate::model::{Resources, Revision, Spread};
@@ -38,6 +38,7 @@ pub(super) struct Search<'a> {
     /// Who holds the image.
     holders: Option<&'a BTreeSet<Slot>>,
     held: Held<'a>,
+    starts: Starts<'a>,
     distance: Distance<'a>,
     /// The best so far, best first.
     best: Vec<(Slot, Candidate)>,
@@ -67,6 +68,7 @@ impl<'a> Search<'a> {
             image,
             holders: index.holders(image),
             held: Held::of_index(index, revision, promised),
+            starts: Starts::of(fleet, revision),
             distance: Distance::new(fleet, ask.from),
             best: Vec::with_capacity(KEPT + 1),
             refused: Vec::new(),
@@ -108,18 +110,19 @@ impl<'a> Search<'a> {
     /// looked at.
     fn walk(&mut self, holders_done: bool) {
         let pull = if holders_done { PULL_MICROS } else { 0 };
+        let least = self.starts.least();
         let index = self.index;
         if self.distance.is_measured() && self.revision.spec.place.spread == Spread::None {
             // The index has them in this order.
             for (_, group) in index.groups() {
-                let floor = START_MICROS + pull + u64::from(group.place.floor_micros);
+                let floor = least + pull + u64::from(group.place.floor_micros);
                 if !self.walk_group(group, floor, holders_done) {
                     return;
                 }
             }
             return;
         }
-        let floor = |group: &Group| START_MICROS + pull + self.floor_of(group);
+        let floor = |group: &Group| least + pull + self.floor_of(group);
         let mut groups: Vec<(u64, &Group)> = index.groups().map(|(_, g)| (floor(g), g)).collect();
         groups.sort_by_key(|(floor, _)| *floor);
         for (floor, group) in groups {
@@ -196,7 +199,7 @@ impl<'a> Search<'a> {
         };
         self.looked += 1;
         let holds = holds.unwrap_or_else(|| row.holds(self.image));
-        let site = Site::of_row(row, holds, self.promised);
+        let site = Site::of_row((slot, row), holds, self.promised, &self.starts);
         if let Some(why) = obstacle(self.fleet, &site, self.revision, &self.needs, self.ask) {
             if self.refused.len() < REFUSALS_NAMED {
                 self.refused.push((slot, why));

@@ -9,7 +9,8 @@ use super::*;
 use crate::fleet::Member;
 use crate::model::{
     Container, Demand, ImagePin, InstanceId, InstanceReport, LocalVolume, Name, NodeRecord,
-    ObjectKey, RevisionKey, RevisionState, ServiceKey, Spread, UnixMs, Volume, VolumeSource,
+    ObjectKey, RevisionKey, RevisionState, ServiceKey, Spread, StartTime, UnixMs, Volume,
+    VolumeSource,
 };
 
 pub(super) const DIGEST: &str = "sha256:aa";
@@ -65,6 +66,7 @@ pub(super) fn member(id: u64, region: &str, rtt_micros: Option<u32>) -> Member {
             registry_index: 1,
             instances: Vec::new(),
             demand: Vec::new(),
+            starts: Vec::new(),
             images: vec![DIGEST.to_owned()],
         },
         alive: true,
@@ -408,5 +410,30 @@ fn every_node_names_the_same_hosts() {
             .values_mut()
             .for_each(|m| m.rtt_micros = Some(rtt));
         assert_eq!(ahead(&fleet, &revision), own);
+    }
+}
+
+#[test]
+fn a_node_counts_with_what_its_own_starts_took() {
+    let revision = revision();
+    let mut fleet = fleet();
+    let took = |fleet: &mut Fleet, id: u64, micros: u32| {
+        record(fleet, id).starts = vec![StartTime {
+            revision: revision.key.clone(),
+            micros,
+        }];
+    };
+    took(&mut fleet, 1, 4_000_000);
+    took(&mut fleet, 2, 1_000_000);
+    for fleet in [fleet.clone(), fleet.indexed()] {
+        let receipt = place(&fleet, &revision, &ask());
+        assert_eq!(ranking(&receipt), [2, 3, 1], "slow here");
+        let starts = receipt.ranked().map(|(_, c)| c.parts.start);
+        let mean = "the others are taken for the mean";
+        assert_eq!(
+            starts.collect::<Vec<_>>(),
+            [1_000_000, 2_500_000, 4_000_000],
+            "{mean}"
+        );
     }
 }

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::tests::{DIGEST, member, name, put_instance, revision};
 use super::*;
 use crate::fleet::{Index, Indexed, Member};
-use crate::model::Spread;
+use crate::model::{Spread, StartTime};
 
 const REGIONS: [&str; 4] = ["eu-west", "eu-north", "us-east", "as-1"];
 
@@ -36,6 +36,12 @@ prop_compose! {
         member.record.images = vec![format!("sha256:{}", id % 7)];
         if image {
             member.record.images.push(DIGEST.to_owned());
+        }
+        if fast {
+            member.record.starts.push(StartTime {
+                revision: revision().key,
+                micros: 50_000 + 10 * cpu,
+            });
         }
         for _ in 0..instances.saturating_sub(1) {
             put_instance(&mut member.record, &revision());

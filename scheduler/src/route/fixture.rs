@@ -106,6 +106,7 @@ pub fn member(id: u64, region: &str, rtt_micros: Option<u32>) -> Member {
             registry_index: 0,
             instances: Vec::new(),
             demand: Vec::new(),
+            starts: Vec::new(),
             images: Vec::new(),
         },
         alive: true,

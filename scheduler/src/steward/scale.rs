@@ -352,6 +352,12 @@ impl<'a> Tick<'a> {
     }
 }
 
+/// How many more instances the service may have.
+fn room(service: &Service, scene: &Scene<'_>, memory: &Memory) -> u32 {
+    let total = count(scene.live()) + memory.flights(false);
+    Bounds::of(&service.scale).max.saturating_sub(total)
+}
+
 /// Placement that avoids nodes where the revision failed a moment ago, if others are left.
 fn placed(
     fleet: &Fleet,

@@ -50,6 +50,7 @@ pub(super) fn record(id: u64) -> NodeRecord {
         registry_index: 0,
         instances: Vec::new(),
         demand: Vec::new(),
+        starts: Vec::new(),
         images: vec!["sha256:".to_owned() + &"a".repeat(64)],
     }
 }

@@ -142,6 +142,7 @@ fn member(id: u64, instances: &[InstanceId]) -> Member {
             registry_index: 7,
             instances: instances.iter().map(report).collect(),
             demand: vec![],
+            starts: vec![],
             images: vec![],
         },
         alive: true,
