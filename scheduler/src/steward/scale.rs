@@ -398,12 +398,6 @@ fn spared(scene: &Scene<'_>, memory: &Memory, min: u32) -> BTreeSet<InstanceId> 
         .collect()
 }
 
-/// How many more instances the service may have.
-fn room(service: &Service, scene: &Scene<'_>, memory: &Memory) -> u32 {
-    let total = count(scene.live()) + memory.flights(false);
-    Bounds::of(&service.scale).max.saturating_sub(total)
-}
-
 /// Of those alike, the youngest.
 fn least_loaded_first(instances: &mut [Seen<'_>]) {
     instances.sort_by_key(|s| {
