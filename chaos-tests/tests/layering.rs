@@ -28,7 +28,7 @@ const KEPT_TO: [(&str, &str); 7] = [
 ];
 
 /// All that `scheduler` may be built on.
-const PURE: [&str; 2] = ["serde", "thiserror"];
+const PURE: [&str; 3] = ["imbl", "serde", "thiserror"];
 
 /// Words that are no part of a pure crate. Addresses
 /// (`std::net::IpAddr`) are plain data, and so is what is shared unchanged (`std::sync::Arc`).
