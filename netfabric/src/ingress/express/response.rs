@@ -297,10 +297,11 @@ mod tests {
     use super::super::request::slots;
     use super::*;
 
+    type Want = Result<(Framing, bool), Garbled>;
+
     #[test]
     fn framing_is_read_strictly() {
         let ok = "HTTP/1.1 200 OK";
-        type Want = Result<(Framing, bool), Garbled>;
         let table: &[(&str, &str, Want)] = &[
             (ok, "content-length: 5", Ok((Framing::Length(5), true))),
             (

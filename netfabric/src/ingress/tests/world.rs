@@ -249,6 +249,7 @@ impl World {
         Self::new(1, deployed, |_| {}).await
     }
 
+    #[allow(clippy::unused_async)] // The doors run on the runtime of who waits for this.
     pub async fn new(count: u64, deployed: Deployed, adjust: fn(&mut IngressConfig)) -> Self {
         let nodes: Vec<Node> = (1..=count)
             .map(|id| Node {
