@@ -100,3 +100,23 @@ impl Made {
         self.0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What lies in a directory that hands its group down belongs to whom the layer says all the same.
+    #[test]
+    fn a_directory_that_nobody_described_takes_no_group_from_above() {
+        let mut made = Made::default();
+        made.entry(EntryType::Directory, "a/", "", b"");
+        let header = Header::from_byte_slice(&made.0[..BLOCK]);
+        let mut header = header.clone();
+        header.set_mode(0o2755);
+        header.set_gid(7);
+        header.set_cksum();
+        made.0[..BLOCK].copy_from_slice(header.as_bytes());
+        made.entry(EntryType::Regular, "a/b/c", "", b"1");
+        trees::alike(&made.end());
+    }
+}
