@@ -64,7 +64,7 @@ fn registry(services: u64) -> Result<State> {
 fn put(state: &mut State, key: &ServiceKey, revision: &scheduler::model::Revision) -> Result<()> {
     let mut spec = revision.spec.clone();
     for container in &mut spec.containers {
-        container.image = "app:1".to_owned();
+        "app:1".clone_into(&mut container.image);
     }
     apply(
         state,

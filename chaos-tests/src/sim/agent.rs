@@ -34,7 +34,7 @@ pub(super) struct Wish {
 
 impl World {
     /// Admits a wish, or says why not. The answer comes when the instance is ready.
-    pub(super) fn admit(&mut self, host: usize, wish: Wish) -> Result<(), String> {
+    pub(super) fn admit(&mut self, host: usize, wish: &Wish) -> Result<(), String> {
         let now = self.queue.now();
         let revision = &wish.revision;
         if self.plan.bug != Some(Bug::IgnoresResidency) {
@@ -291,8 +291,8 @@ impl World {
     pub(super) fn drained(&mut self, host: usize, id: &InstanceId) {
         let clock = self.hosts[host].clock(self.queue.now());
         let own = &mut self.hosts[host];
-        let closed = |p: &&mut Program| !p.open && p.inside.is_empty();
-        if own.programs.get_mut(id).filter(closed).is_none() {
+        let closed = |p: &Program| !p.open && p.inside.is_empty();
+        if !own.programs.get(id).is_some_and(closed) {
             return;
         }
         let effects = own.agent.on_drained(clock, id);

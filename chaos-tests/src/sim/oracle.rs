@@ -84,7 +84,7 @@ impl Oracle {
         }
     }
 
-    pub fn find(&mut self, now: Millis, what: String) {
+    pub fn find(&mut self, now: Millis, what: impl std::fmt::Display) {
         if self.findings.len() < FINDINGS {
             self.findings.push(format!("at {now} ms: {what}"));
         }

@@ -194,7 +194,7 @@ impl World {
         };
         let Some(node) = node else {
             let reasons = search.receipt.refusals();
-            return self.end_search(search, Err(reasons.join("; ")));
+            return self.end_search(&search, Err(reasons.join("; ")));
         };
         search.at = number_of(node);
         search.asked += 1;
@@ -243,7 +243,7 @@ impl World {
             capacity: service.map_or(1, |s| s.scale.total_concurrency(concurrency)),
             revision: std::sync::Arc::new(revision),
         };
-        if let Err(why) = self.admit(host, wish) {
+        if let Err(why) = self.admit(host, &wish) {
             self.answer(host, errand, Err(why));
         }
     }
@@ -288,7 +288,7 @@ impl World {
         match result {
             Ok(instance) => {
                 if let Some(search) = self.searches.remove(&errand) {
-                    self.end_search(search, Ok(instance));
+                    self.end_search(&search, Ok(instance));
                 }
             }
             Err(why) => {
@@ -306,10 +306,10 @@ impl World {
         }
     }
 
-    fn end_search(&mut self, search: Search, result: Result<InstanceId, String>) {
+    fn end_search(&mut self, search: &Search, result: Result<InstanceId, String>) {
         let (host, now) = (search.asker, self.queue.now());
         let clock = self.hosts[host].clock(now);
-        match search.purpose {
+        match &search.purpose {
             Purpose::Steward(_) => {
                 let steward = &mut self.hosts[host].steward;
                 steward.on_start_result(clock, &search.revision, result.map(drop));

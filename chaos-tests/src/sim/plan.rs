@@ -174,7 +174,7 @@ impl Plan {
                 hosts: size.hosts,
             })
             .collect();
-        let between = distances(size.sites, |_, _| rng.random_range(8_000..120_000));
+        let between = distances(size.sites, || rng.random_range(8_000..120_000));
         let services = (0..size.services)
             .map(|number| workload(number, size, &mut rng))
             .collect();
@@ -237,14 +237,15 @@ impl Size {
 }
 
 /// Round trips that are the same both ways.
-pub(super) fn distances(sites: usize, mut draw: impl FnMut(usize, usize) -> u64) -> Vec<Vec<u64>> {
-    let mut between = vec![vec![0; sites]; sites];
-    for a in 0..sites {
-        for b in 0..a {
-            let micros = draw(a, b);
-            between[a][b] = micros;
-            between[b][a] = micros;
+pub(super) fn distances(sites: usize, mut draw: impl FnMut() -> u64) -> Vec<Vec<u64>> {
+    let mut between: Vec<Vec<u64>> = Vec::new();
+    for site in 0..sites {
+        let mut row: Vec<u64> = (0..site).map(|_| draw()).collect();
+        for (earlier, micros) in between.iter_mut().zip(&row) {
+            earlier.push(*micros);
         }
+        row.push(0);
+        between.push(row);
     }
     between
 }
@@ -308,7 +309,7 @@ fn workload(number: usize, size: &Size, rng: &mut StdRng) -> Workload {
         },
     };
     let volume = number % 4 == 3;
-    let min = if rng.random_range(0..4) == 0 { 1 } else { 0 };
+    let min = u32::from(rng.random_range(0..4) == 0);
     Workload {
         scale: Scale {
             min,

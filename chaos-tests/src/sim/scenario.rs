@@ -116,7 +116,7 @@ fn plain(seed: u64, size: &Size, end: Millis, pattern: impl Fn(u64) -> Pattern) 
                 hosts: size.hosts,
             })
             .collect(),
-        between: distances(size.sites, |_, _| APART_MICROS),
+        between: distances(size.sites, || APART_MICROS),
         services: (0..services)
             .map(|service| Workload {
                 pattern: pattern(service),

@@ -30,10 +30,8 @@ fn seeds_hold_and_mean_the_same_twice() {
 
 /// The first of a few seeds whose run with the bug finds something.
 fn finds(bug: Bug) -> Option<String> {
-    let found = (0..30).map(|seed| run(Plan::of(seed).with(bug)).findings);
-    found
-        .filter_map(|findings| findings.into_iter().next())
-        .next()
+    let findings = |seed| run(Plan::of(seed).with(bug)).findings;
+    (0..30).find_map(|seed| findings(seed).into_iter().next())
 }
 
 #[test]

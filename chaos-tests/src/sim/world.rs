@@ -60,7 +60,7 @@ pub(super) enum Event {
 }
 
 /// What comes of a step of the agent.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) enum Step {
     Prepared,
     Launched,
@@ -70,7 +70,7 @@ pub(super) enum Step {
 }
 
 /// What becomes of a request on its way.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) enum Hop {
     /// Its client asks, for the first time or again.
     Client,

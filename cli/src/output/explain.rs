@@ -97,9 +97,9 @@ fn passed(passed: &Passed) -> String {
     }
     if passed.unseen > 0 {
         let _ = write!(out, " {} were not looked at: ", passed.unseen);
-        out += &match passed.regret_micros {
-            0 => "none of them can be better.".to_owned(),
-            regret => format!("the best of them saves {} at most.", micros(regret)),
+        let _ = match passed.regret_micros {
+            0 => write!(out, "none of them can be better."),
+            regret => write!(out, "the best of them saves {} at most.", micros(regret)),
         };
     }
     out
