@@ -74,6 +74,18 @@ impl Cgroup {
             .unwrap_or(0)
     }
 
+    /// Makes the groups above it under version 2, where libcontainer's own making of them fails when
+    /// another container's of the same moment comes first.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn make_above(&self) -> io::Result<()> {
+        let above = self.folders.iter().filter_map(|folder| folder.parent());
+        above
+            .filter(|_| is_unified())
+            .try_for_each(fs::create_dir_all)
+    }
+
     /// Puts the calling process into it.
     ///
     /// # Errors

@@ -171,6 +171,9 @@ impl Runtime for Shims {
         if folder.join(SPEC).exists() {
             return Err(RuntimeError::Exists(id.clone()));
         }
+        Cgroup::at(&spec.cgroup)
+            .make_above()
+            .map_err(failed(id, "making its cgroup"))?;
         // A crash of the machine ends the container too: no fsync.
         let text =
             serde_json::to_vec(spec).map_err(|e| failed(id, "writing the spec")(e.into()))?;
