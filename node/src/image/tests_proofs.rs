@@ -133,6 +133,12 @@ async fn a_peer_shows_the_proof_where_no_registry_does() {
     }
 }
 
+/// Of the hub, which has no TLS, to a file.
+fn copy(from: &str, to: &str) {
+    let plain = ["copy", "--insecure-policy", "--src-tls-verify=false"];
+    run("skopeo", &[&plain[..], &[from, to]].concat());
+}
+
 /// The image and its signature in one archive, as copies of both.
 fn archived(hub: &Hub, digest: &Digest, change: impl Fn(String) -> String) -> (TempDir, PathBuf) {
     let dir = temp();
@@ -140,16 +146,7 @@ fn archived(hub: &Hub, digest: &Digest, change: impl Fn(String) -> String) -> (T
     for tag in ["1", &format!("sha256-{}.sig", digest.hex())] {
         let from = format!("docker://{}/team/app:{tag}", hub.address);
         let to = format!("oci:{}:{tag}", layout.display());
-        run(
-            "skopeo",
-            &[
-                "copy",
-                "--insecure-policy",
-                "--src-tls-verify=false",
-                &from,
-                &to,
-            ],
-        );
+        copy(&from, &to);
     }
     let index = layout.join("index.json");
     fs::write(&index, change(fs::read_to_string(&index).unwrap())).unwrap();
@@ -196,16 +193,7 @@ async fn an_archive_brings_its_signatures_or_is_refused() {
     let bare = dir.path().join("bare.tar");
     let from = format!("docker://{}/team/app:1", hub.address);
     let to = format!("docker-archive:{}:imports.test/app:1", bare.display());
-    run(
-        "skopeo",
-        &[
-            "copy",
-            "--insecure-policy",
-            "--src-tls-verify=false",
-            &from,
-            &to,
-        ],
-    );
+    copy(&from, &to);
     drop(hub);
 
     let rules = [rule(&["prod"], &["imports.test"], &[&signer])];

@@ -415,11 +415,14 @@ fn classify(error: &dyn Error, said: &str, spec: &ContainerSpec) -> Failure {
 /// taken the container's groups away.
 fn limit_behind(text: &str, spec: &ContainerSpec) -> Option<String> {
     let (pids, memory) = (spec.pids, spec.memory_bytes);
-    if text.contains("launch init process") {
+    if text.contains("launch init process") && pids > 0 {
         Some(format!(
             "its limit of {pids} processes leaves no room for its first"
         ))
-    } else if text.contains("create intermediate process") {
+    } else if ["launch init process", "create intermediate process"]
+        .iter()
+        .any(|step| text.contains(step))
+    {
         Some("this node has no room for another process".to_owned())
     } else if text.contains("waiting for init ready")
         && text.contains("brokenchannel")
