@@ -214,6 +214,14 @@ pub struct Cage {
 
 impl Cage {
     pub fn around(pid: u32, cgroup: &str) -> Result<Self> {
+        let cage = Self::beside(pid, cgroup)?;
+        cage.enter()?;
+        Ok(cage)
+    }
+
+    /// A group for the process, which does not enter it yet: under version 1 the kernel refuses
+    /// a limit of memory below what a group has already taken.
+    pub fn beside(pid: u32, cgroup: &str) -> Result<Self> {
         require_root()?;
         let mut cage = Self {
             cgroup: cgroup.to_owned(),
@@ -225,10 +233,14 @@ impl Cage {
             let from = root.join(group_of(pid, &root)?.trim_start_matches('/'));
             let own = root.join(name);
             fs::create_dir_all(&own).with_context(|| own.display().to_string())?;
-            cage.folders.push((own.clone(), from));
-            write(&own.join("cgroup.procs"), &pid.to_string())?;
+            cage.folders.push((own, from));
         }
         Ok(cage)
+    }
+
+    pub fn enter(&self) -> Result<()> {
+        let mut groups = self.folders.iter().map(|(own, _)| own.join("cgroup.procs"));
+        groups.try_for_each(|group| write(&group, &self.pid.to_string()))
     }
 
     pub fn limit(&self, limit: Limit) -> Result<Limited> {
@@ -376,6 +388,19 @@ mod tests {
         limited.heal()?;
         ensure!(shell.says(eat)? == "yes");
         Ok(())
+    }
+
+    #[test]
+    fn a_limit_that_was_there_first_ends_who_enters() -> Result<()> {
+        let mut shell = Shell::new()?;
+        let name = format!("/selvedge-disk-{}-first", std::process::id());
+        let cage = Cage::beside(shell.0.id(), &name)?;
+        let limited = cage.limit(Limit::Memory(256 << 10))?;
+        ensure!(shell.says("echo here")? == "here");
+        cage.enter()?;
+        let end = "x=$(head -c 8M /dev/zero | tr '\\0' x); echo $((${#x} >> 20))";
+        ensure!(shell.says(end)? != "8");
+        limited.heal()
     }
 
     #[test]

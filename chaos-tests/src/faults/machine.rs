@@ -76,8 +76,9 @@ const NO_MEMORY: u64 = 256 << 10;
 pub(super) fn out_of_memory(world: &World, node: &str) -> Result<Undo> {
     let name = node.to_owned();
     let node = &world[node];
-    let cage = Cage::around(daemon(node)?, &format!("{}-hungry", node.cgroup()))?;
+    let cage = Cage::beside(daemon(node)?, &format!("{}-hungry", node.cgroup()))?;
     let limited = cage.limit(Limit::Memory(NO_MEMORY))?;
+    cage.enter()?;
     until("the kernel ends the daemon", SEEN_WITHIN, || {
         Ok(node.daemon().is_none().then_some(()))
     })?;
