@@ -1,12 +1,10 @@
 //! From the manifest's keys to the registry's words.
 
-use scheduler::model::{
-    Container, ContainerPort, Egress, EnvVar, Name, Scale, TrafficTarget, units,
-};
+use scheduler::model::{Container, ContainerPort, EnvVar, Name, Scale, TrafficTarget, units};
 use toml_edit::{Document, Item};
 
 use super::section::{Section, Source};
-use super::{MAX_BYTES, Manifest, ManifestError, mount, probe, sandbox};
+use super::{MAX_BYTES, Manifest, ManifestError, listen, mount, probe, sandbox};
 use crate::args::{EnvChange, PortFlag, ScaleFlag, spread};
 
 /// Beside those of the sandbox.
@@ -31,6 +29,7 @@ const TOP: &[&str] = &[
     "mount",
     "resources",
     "health",
+    "listen",
     "place",
     "network",
     "traffic",
@@ -71,7 +70,8 @@ pub fn parse(file: &str, text: &str) -> Read<Manifest> {
     container(&top, &mut manifest)?;
     sandbox::read(&top, &mut manifest)?;
     place(&top, &mut manifest)?;
-    network(&top, &mut manifest)?;
+    listen::listens(&top, &mut manifest)?;
+    listen::network(&top, &mut manifest)?;
     mount::mounts(&top, &mut manifest.spec)?;
     Ok(manifest)
 }
@@ -155,20 +155,6 @@ fn place(top: &Section<'_>, manifest: &mut Manifest) -> Read<()> {
     rules.regions = place.list("regions")?.unwrap_or_default();
     rules.spread = place.parsed("spread", spread)?.unwrap_or_default();
     rules.require = place.pairs("require")?;
-    Ok(())
-}
-
-/// `allow = ["10.0.0.0/8:443"]`.
-fn network(top: &Section<'_>, manifest: &mut Manifest) -> Read<()> {
-    let Some(network) = top.section("network", &["allow"])? else {
-        return Ok(());
-    };
-    for text in network.list("allow")?.unwrap_or_default() {
-        let egress = text.parse::<Egress>();
-        let help = "write networks as 10.0.0.0/8, with ports as 10.0.0.0/8:443";
-        let egress = egress.map_err(|error| network.fault("allow", error, help))?;
-        manifest.spec.egress.push(egress);
-    }
     Ok(())
 }
 

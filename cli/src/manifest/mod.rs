@@ -3,6 +3,7 @@
 
 mod error;
 mod flags;
+mod listen;
 mod lower;
 mod mount;
 mod probe;

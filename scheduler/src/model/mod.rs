@@ -7,6 +7,7 @@ mod config;
 mod egress;
 mod ids;
 mod instance;
+mod listen;
 mod node;
 mod revision;
 mod sandbox;
@@ -20,6 +21,7 @@ pub use ids::{
     InstanceId, Name, NameError, NodeId, Now, RequestId, RevisionKey, ServiceKey, UnixMs,
 };
 pub use instance::{Exit, FailReason, InstanceReport, InstanceState};
+pub use listen::{Caller, CallerError, Listen, ListenProtocol, Socket};
 pub use node::{Demand, NodeIdentity, NodeRecord, Resources, Role, StartTime};
 pub use revision::{ImagePin, Revision, RevisionState};
 pub use sandbox::{Dns, HostAlias, IoLimits, Tmpfs, Ulimit};

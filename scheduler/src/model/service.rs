@@ -2,11 +2,13 @@
 //! Front ends (TOML, Knative YAML, Kubernetes, Compose) only translate into this.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Dns, Egress, HostAlias, IoLimits, Name, RevisionKey, ServiceKey, Tmpfs, Ulimit, UnixMs,
+    Caller, Dns, Egress, HostAlias, IoLimits, Listen, Name, RevisionKey, ServiceKey, Tmpfs, Ulimit,
+    UnixMs,
 };
 
 /// A service as stored in the registry.
@@ -35,6 +37,9 @@ pub struct Meta {
     pub created: UnixMs,
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
+    /// Where containers of the cluster find it, the same on every node; given once, by the registry.
+    #[serde(default)]
+    pub address: Option<Ipv4Addr>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,6 +64,13 @@ pub struct RevisionSpec {
     /// Private networks its containers may reach; the public internet is open to all.
     #[serde(default)]
     pub egress: Vec<Egress>,
+    /// What it takes besides HTTP.
+    #[serde(default)]
+    pub listen: Vec<Listen>,
+    /// Services that may call it from inside, besides itself; nobody else's containers may. What the
+    /// service's template says holds at once, for all its revisions.
+    #[serde(default)]
+    pub callers: Vec<Caller>,
     /// SIGTERM to SIGKILL.
     pub termination_grace_seconds: u32,
     pub labels: BTreeMap<String, String>,
@@ -85,6 +97,8 @@ impl Default for RevisionSpec {
             volumes: Vec::new(),
             place: PlacementRules::default(),
             egress: Vec::new(),
+            listen: Vec::new(),
+            callers: Vec::new(),
             termination_grace_seconds: 10,
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),

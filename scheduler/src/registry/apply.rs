@@ -3,11 +3,13 @@
 
 use std::collections::BTreeSet;
 
+use super::addresses::give;
 use super::members::{create_token, enroll, found, remove_node};
 use super::objects::{
     claim_volume, delete_config, delete_secret, delete_volume, put_config, put_secret,
 };
 use super::validate::{invalid, validate, validate_scale, validate_traffic};
+use super::validate_listen::ensure_free;
 use super::{Action, Change, Command, Outcome, PutService, Refusal, State};
 use crate::model::{
     Meta, Revision, RevisionKey, RevisionState, Scale, Service, ServiceKey, ServiceStatus,
@@ -108,6 +110,7 @@ fn put_service(state: &State, at: UnixMs, put: &PutService) -> Result<Plan, Refu
             .is_some_and(|r| r.service == put.key)
     };
     validate_traffic(&put.key, &put.traffic, known)?;
+    ensure_free(state, &put.key, &put.spec.listen)?;
 
     let service = put_onto(state, at, put, stored, created.as_ref());
     match stored {
@@ -184,6 +187,7 @@ fn put_onto(
         ),
     };
     meta.resource_version = state.index + 1;
+    meta.address = meta.address.or_else(|| give(&put.key, &state.addresses));
     meta.labels.clone_from(&put.labels);
     meta.annotations.clone_from(&put.annotations);
     if let Some(revision) = created {
@@ -207,6 +211,7 @@ fn same_wishes(a: &Service, b: &Service) -> bool {
         && a.traffic == b.traffic
         && a.meta.labels == b.meta.labels
         && a.meta.annotations == b.meta.annotations
+        && a.meta.address == b.meta.address
 }
 
 /// Revisions that go once `service` is stored: those that are neither among the newest nor
@@ -283,6 +288,11 @@ fn set_traffic(
         traffic: traffic.to_vec(),
         ..service.clone()
     };
+    // Revisions of long ago may have had what another service has now.
+    let routed = changed.routed().into_iter();
+    for revision in routed.filter_map(|key| state.revisions.get(&key)) {
+        ensure_free(state, key, &revision.spec.listen)?;
+    }
     Ok(restored(state, service, changed))
 }
 

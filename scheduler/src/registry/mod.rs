@@ -2,6 +2,7 @@
 //! equal commands give equal results on every replica. It owns what a command means; it does not
 //! own how commands are agreed on, stored or carried.
 
+mod addresses;
 mod apply;
 mod command;
 mod members;
@@ -9,6 +10,7 @@ mod objects;
 mod size;
 mod validate;
 mod validate_container;
+mod validate_listen;
 mod validate_probe;
 mod validate_sandbox;
 
@@ -22,9 +24,11 @@ mod validate_sandbox_tests;
 mod validate_tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
+pub use addresses::BLOCK as SERVICE_BLOCK;
 pub use command::{
     Action, Change, ClusterMeta, Command, Outcome, PutService, Refusal, Reply, Token,
 };
@@ -64,6 +68,9 @@ pub struct State {
     pub secrets: BTreeMap<ObjectKey, Secret>,
     #[serde(with = "pairs", default)]
     pub volumes: BTreeMap<ObjectKey, LocalVolume>,
+    /// Addresses that services have.
+    #[serde(default)]
+    pub addresses: BTreeSet<Ipv4Addr>,
 }
 
 /// What is remembered of a deleted service.
@@ -113,6 +120,7 @@ impl State {
             Change::Cluster(cluster) => self.cluster = Some(cluster.clone()),
             Change::Service(service) => {
                 self.retired.remove(&service.key);
+                self.addresses.extend(service.meta.address);
                 self.services
                     .insert(service.key.clone(), (**service).clone());
             }
@@ -167,6 +175,9 @@ impl State {
         let Some(service) = self.services.remove(key) else {
             return;
         };
+        if let Some(address) = service.meta.address {
+            self.addresses.remove(&address);
+        }
         let retired = Retired {
             generation: service.meta.generation,
             index: self.index,

@@ -600,3 +600,73 @@ fn check(state: &State) -> Result<(), TestCaseError> {
     }
     Ok(())
 }
+
+#[test]
+fn a_port_is_one_service_s_over_all_its_revisions() {
+    let listen = |port| {
+        vec![crate::model::Listen {
+            port,
+            ..crate::model::Listen::default()
+        }]
+    };
+    let mut state = State::default();
+    let mut db = put("db", 'a');
+    db.spec.listen = listen(5432);
+    done(run(&mut state, 1, Action::PutService(Box::new(db.clone()))));
+    let first = rev("db-00001");
+    done(run(
+        &mut state,
+        2,
+        Action::MarkReady {
+            revision: first.clone(),
+        },
+    ));
+    let mut other = put("other", 'a');
+    other.spec.listen = listen(5432);
+    let put_other = || Action::PutService(Box::new(other.clone()));
+    let taken = "listen.port: 5432/tcp is the service default/db's";
+    assert_eq!(refused(run(&mut state, 3, put_other())), taken);
+    // Asked for no more, but the revision that has it still takes requests.
+    db.spec.listen.clear();
+    done(run(&mut state, 4, Action::PutService(Box::new(db))));
+    assert_eq!(refused(run(&mut state, 5, put_other())), taken);
+    let revision = rev("db-00002");
+    done(run(&mut state, 6, Action::MarkReady { revision }));
+    done(run(&mut state, 7, put_other()));
+    // And now it cannot go back to it.
+    let back = Action::SetTraffic {
+        key: key("db"),
+        traffic: vec![TrafficTarget {
+            revision: Some(first.name),
+            percent: 100,
+            tag: None,
+        }],
+    };
+    let taken = "listen.port: 5432/tcp is the service default/other's";
+    assert_eq!(refused(run(&mut state, 8, back)), taken);
+}
+
+#[test]
+fn an_address_is_kept_until_its_service_goes() {
+    let mut state = State::default();
+    let address = |state: &State| state.services[&key("web")].meta.address.unwrap();
+    done(run(
+        &mut state,
+        1,
+        Action::PutService(Box::new(put("web", 'a'))),
+    ));
+    let first = address(&state);
+    assert!(state.addresses.contains(&first));
+    done(run(
+        &mut state,
+        2,
+        Action::PutService(Box::new(put("web", 'b'))),
+    ));
+    assert_eq!(address(&state), first);
+    done(run(
+        &mut state,
+        3,
+        Action::DeleteService { key: key("web") },
+    ));
+    assert!(state.addresses.is_empty());
+}

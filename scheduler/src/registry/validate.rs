@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use super::size::written_size;
 use super::validate_container::{validate_container, validate_volumes};
+use super::validate_listen::validate_listens;
 use super::validate_sandbox::validate_sandbox;
 use super::{PutService, Refusal};
 use crate::model::{
@@ -172,6 +173,7 @@ fn validate_spec(spec: &RevisionSpec) -> Result<(), Refusal> {
         spec.egress.len() as u64,
         limits::EGRESS as u64,
     )?;
+    validate_listens(spec)?;
     let [container] = spec.containers.as_slice() else {
         return Err(invalid(
             "containers",

@@ -48,6 +48,7 @@ impl Routes {
             };
             named.insert(at, tagged);
         }
+        self.note_inner(&route);
         self.services.insert(key.clone(), route);
     }
 
@@ -65,6 +66,7 @@ impl Routes {
             }
         }
         self.hosts.remove(&host::label(key, None));
+        self.forget_inner(&route);
         let revisions = route.shares.iter().map(|(_, revision)| revision);
         for revision in revisions.chain(route.tags.values()) {
             self.revisions.remove(&revision.key);
@@ -88,6 +90,8 @@ impl Routes {
             shares: Vec::new(),
             tags: BTreeMap::new(),
             unrouted: None,
+            address: service.meta.address,
+            callers: service.spec.callers.clone(),
         };
         for (percent, tag, wanted) in targets(service) {
             let revision = match takes_requests(state, wanted.as_ref()) {
@@ -176,6 +180,8 @@ fn revision_route(revision: &Revision, scale: &Scale, seen: Option<&Sighting>) -
         target: (total.saturating_mul(percent) / 100).max(1),
         timeout_seconds: spec.timeout_seconds,
         protocol: spec.port().protocol,
+        port: spec.port().container_port,
+        listens: spec.listen.clone(),
         max_scale,
         ready: seen.map_or(0, |s| s.ready),
         starting: seen.map_or(0, |s| s.starting),

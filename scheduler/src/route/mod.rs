@@ -8,15 +8,19 @@
 mod build;
 mod follow;
 mod host;
+mod inner;
 mod near;
 mod pick;
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use imbl::OrdMap;
 
-use crate::model::{InstanceId, Name, NodeId, Protocol, RevisionKey, ServiceKey};
+use crate::model::{
+    Caller, InstanceId, Listen, Name, NodeId, Protocol, RevisionKey, ServiceKey, Socket,
+};
 
 pub use near::front_doors;
 pub use pick::{LoadView, Pick, last_resort, pick};
@@ -41,6 +45,10 @@ pub struct Routes {
     revisions: OrdMap<RevisionKey, Arc<RevisionRoute>>,
     /// How many services each namespace has.
     namespaces: OrdMap<Name, usize>,
+    /// Ports that nodes listen on for services, and whose they are.
+    sockets: OrdMap<Socket, Vec<ServiceKey>>,
+    /// Where containers find services.
+    addresses: OrdMap<Ipv4Addr, ServiceKey>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +74,10 @@ pub struct ServiceRoute {
     tags: BTreeMap<Name, Arc<RevisionRoute>>,
     /// Why no revision takes requests, when none does.
     unrouted: Option<Unrouted>,
+    /// Where containers find it.
+    pub address: Option<Ipv4Addr>,
+    /// Who may call it from there, besides itself.
+    callers: Vec<Caller>,
 }
 
 /// Why a service has no revision for a request.
@@ -96,6 +108,10 @@ pub struct RevisionRoute {
     pub target: u32,
     pub timeout_seconds: u32,
     pub protocol: Protocol,
+    /// The container's port of HTTP, and of whatever names no other.
+    pub port: u16,
+    /// What it takes besides HTTP.
+    pub listens: Vec<Listen>,
     pub max_scale: u32,
     /// Ready instances on live nodes, this one included.
     pub ready: u32,
