@@ -3,14 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use netfabric::ingress::{Ingress, IngressConfig, IngressDeps, Local, PeerLink, Starter, Stream};
+use netfabric::ingress::{
+    Callers, Conduit, Ingress, IngressConfig, IngressDeps, Local, PeerLink, Starter, Stream,
+};
 use netfabric::wire::peer::{StartRefusal, StartRequest, Started};
 use scheduler::fleet::Fleet;
 use scheduler::model::{
@@ -34,6 +36,16 @@ struct Alone;
 impl PeerLink for Alone {
     async fn open(&self, _: NodeId, _: Duration) -> io::Result<Box<dyn Stream>> {
         Err(io::ErrorKind::HostUnreachable.into())
+    }
+
+    async fn open_passage(&self, _: NodeId, _: Duration) -> io::Result<Box<dyn Conduit>> {
+        Err(io::ErrorKind::HostUnreachable.into())
+    }
+}
+
+impl Callers for Alone {
+    fn who(&self, _: IpAddr) -> Option<ServiceKey> {
+        None
     }
 }
 
@@ -81,6 +93,7 @@ impl Doorway {
             registry: watch::Sender::new(Arc::new(state.clone())).subscribe(),
             link: Arc::new(Alone),
             starter: Arc::new(Alone),
+            callers: Arc::new(Alone),
         };
         let inside = runtime.enter();
         let ingress = Ingress::start(config, deps)?;

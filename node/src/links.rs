@@ -1,19 +1,21 @@
-//! How rooms that only know a trait reach other nodes: each trait over the mesh, in a few lines.
+//! How rooms that only know a trait reach other nodes, or other rooms: each trait in a few lines.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use netfabric::gossip::Trust;
-use netfabric::ingress::{PeerDoor, PeerLink, Stream};
+use netfabric::ingress::{Callers, Conduit, PeerDoor, PeerLink, Stream};
 use netfabric::transport::{Admit, Handler, Kind, Mesh, MeshStream, TransportError};
 use scheduler::fleet::Fleet;
-use scheduler::model::{NodeId, Role};
+use scheduler::model::{NodeId, NodeRecord, Role, ServiceKey};
 use scheduler::registry::State;
 use tokio::sync::watch;
 
 use crate::consensus::{Carrier, CarrierError, FeedSource, FeedStream, Registry};
+use crate::network::Network;
 
 /// Whom the mesh admits and whose records count: nodes of the registry that are not revoked.
 pub struct Enrolled(pub watch::Receiver<Arc<State>>);
@@ -117,6 +119,13 @@ impl PeerLink for DoorLink {
             Err(error) => Err(io::Error::other(error)),
         }
     }
+
+    async fn open_passage(&self, node: NodeId, deadline: Duration) -> io::Result<Box<dyn Conduit>> {
+        match self.0.open(node, Kind::Passage, deadline).await {
+            Ok(stream) => Ok(Box::new(stream)),
+            Err(error) => Err(io::Error::other(error)),
+        }
+    }
 }
 
 /// Serves feeds of the registry.
@@ -136,5 +145,33 @@ pub struct ProxyServer(pub PeerDoor);
 impl Handler for ProxyServer {
     async fn handle(&self, _from: NodeId, stream: MeshStream) {
         self.0.serve(stream).await;
+    }
+}
+
+/// Serves other doors' bytes and datagrams.
+pub struct PassageServer(pub PeerDoor);
+
+#[async_trait]
+impl Handler for PassageServer {
+    async fn handle(&self, _from: NodeId, stream: MeshStream) {
+        self.0.pass(Box::new(stream)).await;
+    }
+}
+
+/// Whose containers have which addresses here: the firewall lets nobody send from another's.
+pub struct Neighbours {
+    pub network: Network,
+    pub record: watch::Receiver<Arc<NodeRecord>>,
+}
+
+impl Callers for Neighbours {
+    fn who(&self, address: IpAddr) -> Option<ServiceKey> {
+        let IpAddr::V4(address) = address else {
+            return None;
+        };
+        let instance = self.network.instance_at(address)?;
+        let record = self.record.borrow();
+        let report = record.instances.iter().find(|r| r.id == instance)?;
+        Some(report.service.clone())
     }
 }

@@ -1,4 +1,4 @@
-//! What the DNS server answers with: routes and fleet, asked at every query.
+//! What the DNS servers answer with: routes and fleet, asked at every query.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -36,6 +36,34 @@ impl Answers for Names {
         nodes
             .map(|m| (format!("{}.ns", m.record.name), m.record.ingress.clone()))
             .collect()
+    }
+
+    fn serial(&self) -> u64 {
+        self.routes.load().index
+    }
+}
+
+/// What containers are told: each service's own address.
+pub struct InnerNames {
+    pub routes: Arc<ArcSwap<Routes>>,
+}
+
+impl Answers for InnerNames {
+    fn service_exists(&self, name: &str) -> bool {
+        self.routes.load().address_of(name).is_some()
+    }
+
+    fn encloses(&self, name: &str) -> bool {
+        self.routes.load().encloses(name)
+    }
+
+    fn nearest(&self, name: &str, _client: &Client) -> Vec<IpAddr> {
+        let address = self.routes.load().address_of(name);
+        address.map(IpAddr::from).into_iter().collect()
+    }
+
+    fn name_servers(&self) -> Vec<(String, Vec<IpAddr>)> {
+        Vec::new()
     }
 
     fn serial(&self) -> u64 {

@@ -6,7 +6,8 @@ use std::fmt::Write;
 use netfabric::wire::api::{Diagnosis, InstanceView, NodeStatus, ServiceView};
 use netfabric::wire::usage::Amounts;
 use scheduler::model::{
-    PlacementRules, Protocol, Revision, RevisionSpec, RevisionState, Spread, TrafficTarget, UnixMs,
+    Listen, ListenProtocol, PlacementRules, Protocol, Revision, RevisionSpec, RevisionState,
+    Spread, TrafficTarget, UnixMs,
 };
 
 use super::doctor::isolation;
@@ -188,6 +189,8 @@ pub fn describe_node(
         ),
     );
     sheet.some("Isolation", isolation(diagnosis));
+    let closed = diagnosis.map_or(&[][..], |d| &d.closed_ports);
+    sheet.some("Closed ports", closed.join("\n"));
     sheet.line("Registry", format!("index {}", node.registry_index));
     sheet.some("Labels", pairs(&node.labels));
     sheet.instances(instances, now);
@@ -233,6 +236,27 @@ fn template(sheet: &mut Sheet, spec: &RevisionSpec) {
     sheet.some("Place", rules(&spec.place));
     let egress: Vec<String> = spec.egress.iter().map(ToString::to_string).collect();
     sheet.some("Reaches", egress.join(" "));
+    let listens: Vec<String> = spec.listen.iter().map(listen).collect();
+    sheet.some("Listens", listens.join("\n"));
+    let callers: Vec<String> = spec.callers.iter().map(ToString::to_string).collect();
+    sheet.some("Callers", callers.join(" "));
+}
+
+fn listen(of: &Listen) -> String {
+    let mut text = of.socket().to_string();
+    if of.protocol == ListenProtocol::Tls {
+        text += &format!(" for TLS to {}", of.sni.join(", "));
+    }
+    if of.to != 0 {
+        text += &format!(" to {}", of.to);
+    }
+    if of.private {
+        text += ", inside only";
+    }
+    if of.proxy_protocol {
+        text += ", by the PROXY protocol";
+    }
+    text
 }
 
 fn rules(place: &PlacementRules) -> String {

@@ -25,6 +25,9 @@ pub fn diagnosis(of: &Diagnosis) -> String {
             check.name, check.found, check.effect, check.advice
         );
     }
+    for port in &of.closed_ports {
+        let _ = write!(text, "\nA service's port stays closed: {port}\n");
+    }
     text
 }
 
@@ -81,6 +84,7 @@ mod tests {
                 check("seccomp", true, true),
                 check("user-namespaces", false, false),
             ],
+            closed_ports: vec![],
         };
         assert!(of.is_sound());
         insta::assert_snapshot!(diagnosis(&of), @r"

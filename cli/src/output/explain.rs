@@ -194,12 +194,19 @@ fn reason(rejection: &Rejection) -> String {
 }
 
 fn paid(bill: &Bill) -> String {
+    // It passes unread, and has no status.
+    let connection = bill.status == 0;
     let mut out = format!(
-        "Request {} to {} at {}: status {}, {} in all\n",
+        "{} {} to {} at {}: {}, {} in all\n",
+        if connection { "Connection" } else { "Request" },
         bill.request,
         bill.revision,
         time(bill.at),
-        bill.status,
+        if connection {
+            bill.problem.clone().unwrap_or_else(|| "let in".to_owned())
+        } else {
+            format!("status {}", bill.status)
+        },
         micros(bill.total_micros),
     );
     if let Some(instance) = &bill.instance {

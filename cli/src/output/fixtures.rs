@@ -61,6 +61,7 @@ pub fn service() -> ServiceView {
         created: UnixMs(1_700_000_000_000),
         labels: BTreeMap::from([("team".into(), "edge".into())]),
         annotations: BTreeMap::new(),
+        address: None,
     };
     let status = ServiceStatus {
         latest_created: Some(revision_key()),
@@ -303,6 +304,7 @@ pub fn bill() -> Bill {
         ],
         status: 200,
         at: UnixMs(1_700_000_000_123),
+        problem: None,
         total_micros: 232_050,
     }
 }

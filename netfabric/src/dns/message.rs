@@ -168,6 +168,14 @@ fn encode(message: &Message, limit: usize) -> Option<Vec<u8>> {
     shorter.to_vec().ok()
 }
 
+/// "Nobody could say", to a query that was to be passed on.
+pub(super) fn unanswered(query: &[u8]) -> Option<Vec<u8>> {
+    let claimed = Claimed::read(query)?;
+    let code = ResponseCode::ServFail;
+    let message = Message::error_msg(claimed.id, claimed.op_code, code);
+    message.to_vec().ok().filter(|_| !claimed.response)
+}
+
 /// "Ask over TCP", without a look at what is asked: no larger than the query.
 pub(super) fn refer_to_tcp(query: &[u8]) -> Option<Vec<u8>> {
     let claimed = Claimed::read(query)?;

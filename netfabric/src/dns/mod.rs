@@ -6,9 +6,12 @@
 //! The loops are our own over `hickory-proto` and not `hickory-server`: its listener accepts TCP
 //! without bound and writes two log lines per query, and a function from bytes to bytes tests well.
 //!
+//! `inner` is another server, for a node's own containers.
+//!
 //! Known limit: replies to a wildcard listener leave from the address the kernel's routing picks;
 //! a host with several addresses names the one it serves DNS on in `[dns] listen`.
 
+mod inner;
 mod limit;
 mod message;
 mod serve;
@@ -23,6 +26,7 @@ use scheduler::model::Name;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::task::JoinSet;
 
+pub use inner::{InnerConfig, InnerDns};
 pub use subnets::{Cidr, CidrError};
 
 /// How many times a fresh port is tried until UDP and TCP agree on one (`listen` with port 0).

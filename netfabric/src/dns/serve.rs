@@ -17,15 +17,15 @@ use super::message::{Carrier, refer_to_tcp, reply};
 use super::zone::Zone;
 
 /// Largest query looked at; real ones are below 300 bytes.
-const MAX_QUERY: usize = 4096;
+pub(super) const MAX_QUERY: usize = 4096;
 /// TCP clients at once; the rest wait in the listen backlog.
-const MAX_CONNECTIONS: usize = 256;
+pub(super) const MAX_CONNECTIONS: usize = 256;
 /// Queries on one connection, so that nobody keeps a place for ever.
-const MAX_QUERIES_PER_CONNECTION: usize = 1000;
+pub(super) const MAX_QUERIES_PER_CONNECTION: usize = 1000;
 /// From one byte to the next of a TCP client, and from one query to the next.
-const TCP_PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const TCP_PATIENCE: Duration = Duration::from_secs(5);
 /// After an error of the socket itself (out of descriptors), so that the loop does not spin.
-const ERROR_PAUSE: Duration = Duration::from_millis(100);
+pub(super) const ERROR_PAUSE: Duration = Duration::from_millis(100);
 /// Port 53 as a source is another server: answering it invites loops; port 0 is forged.
 const REFUSED_SOURCES: [u16; 2] = [0, 53];
 
@@ -129,7 +129,7 @@ async fn connection(mut stream: TcpStream, from: SocketAddr, zone: &Zone) -> io:
         return Ok(());
     }
     for _ in 0..MAX_QUERIES_PER_CONNECTION {
-        let Some(query) = timeout(TCP_PATIENCE, read_frame(&mut stream)).await?? else {
+        let Some(query) = timeout(TCP_PATIENCE, read_frame(&mut stream, MAX_QUERY)).await?? else {
             return Ok(());
         };
         let Some(bytes) = reply(zone, &query, Carrier::Tcp) else {
@@ -144,14 +144,14 @@ async fn connection(mut stream: TcpStream, from: SocketAddr, zone: &Zone) -> io:
     Ok(())
 }
 
-/// One query, or `None` when the client has hung up or claims more than a query can be.
-async fn read_frame(stream: &mut TcpStream) -> io::Result<Option<Vec<u8>>> {
+/// One message, or `None` when the other side has hung up or claims more than it may have.
+pub(super) async fn read_frame(stream: &mut TcpStream, most: usize) -> io::Result<Option<Vec<u8>>> {
     let length = match stream.read_u16().await {
         Ok(length) => usize::from(length),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
         Err(error) => return Err(error),
     };
-    if length > MAX_QUERY {
+    if length > most {
         return Ok(None);
     }
     let mut query = vec![0; length];

@@ -38,7 +38,7 @@ struct Part {
     classes: [AtomicU64; 5],
 }
 
-/// The door's counts at a moment. All but the last three only rise.
+/// The door's counts at a moment. All but the last four only rise.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Counts {
@@ -60,7 +60,13 @@ pub struct Counts {
     pub cold_starts: Distribution,
     /// How long the steps of starts took, by [`PHASES`].
     pub phases: [Distribution; PHASES.len()],
+    /// Connections and flows that passed unread, and the bytes they carried to containers and back.
+    pub passages: u64,
+    pub passage_bytes: [u64; 2],
+    /// Datagrams that found no room.
+    pub datagrams_dropped: u64,
     pub open_connections: u64,
+    pub open_passages: u64,
     pub open_tunnels: u64,
     /// Requests waiting for room now.
     pub held: u64,

@@ -11,8 +11,8 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use scheduler::activate::Ticket;
-use scheduler::model::{InstanceId, NodeId};
-use scheduler::route::{RevisionRoute, Unrouted};
+use scheduler::model::{InstanceId, Name, NodeId, ServiceKey};
+use scheduler::route::{RevisionRoute, Routes, ServiceRoute, Unrouted};
 use tokio::time::{Instant, sleep, timeout_at};
 use ulid::Ulid;
 
@@ -102,6 +102,13 @@ impl Resume {
     }
 }
 
+/// What a request calls.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Called<'a> {
+    Host(&'a str),
+    Service(&'a ServiceKey),
+}
+
 /// Who answered.
 pub(super) struct Source {
     pub(super) instance: Option<Arc<InstanceId>>,
@@ -111,11 +118,11 @@ pub(super) struct Source {
 impl Quest {
     pub(super) async fn new(
         shared: &Arc<Shared>,
-        host: &str,
+        called: Called<'_>,
         id: Ulid,
         arrival: Instant,
     ) -> Result<Self, Problem> {
-        let route = revision(shared, host, arrival).await?;
+        let route = revision(shared, called, arrival).await?;
         let seconds = u64::from(route.timeout_seconds.max(1));
         Ok(Self {
             shared: Arc::clone(shared),
@@ -229,7 +236,8 @@ impl Quest {
         }
     }
 
-    /// An answer began: writes down what became of the request.
+    /// An answer began: writes down what became of the request. Status 0 is a connection's, which has
+    /// no such thing.
     pub(super) fn record(self, status: u16, source: Option<Source>, problem: Option<&'static str>) {
         let line = Line {
             request: self.id,
@@ -240,7 +248,9 @@ impl Quest {
             problem,
             took: self.arrival.elapsed(),
         };
-        self.shared.counters.answered(status);
+        if status > 0 {
+            self.shared.counters.answered(status);
+        }
         match self.wait {
             Some(wait) => {
                 self.shared.counters.cold_starts.note(line.took);
@@ -274,7 +284,10 @@ impl Errand {
             *resume
         } else {
             let host = head.host.to_str().unwrap_or_default();
-            Resume::new(Quest::new(shared, host, id, arrival).await?, None)
+            Resume::new(
+                Quest::new(shared, Called::Host(host), id, arrival).await?,
+                None,
+            )
         };
         Ok(Self {
             quest,
@@ -415,20 +428,39 @@ pub(super) fn fresh(mut response: Response<Arrival>) -> Response<Arrival> {
     response
 }
 
+impl Called<'_> {
+    fn find<'r>(
+        &self,
+        routes: &'r Routes,
+    ) -> Result<(&'r Arc<ServiceRoute>, Option<&'r Name>), Problem> {
+        let (found, name) = match self {
+            Self::Host(host) => {
+                let found = routes.lookup(host).map(|m| (m.service, m.tag));
+                (found, (*host).to_owned())
+            }
+            Self::Service(key) => {
+                let found = routes.service(key).map(|s| (s, None));
+                (found, key.to_string())
+            }
+        };
+        found.ok_or_else(|| {
+            let message = format!("no service is named `{name}` here");
+            Problem::new(Code::NoSuchHost, message)
+        })
+    }
+}
+
 /// The revision a request is for, waiting a moment for one that is about to be ready.
 async fn revision(
     shared: &Arc<Shared>,
-    host: &str,
+    called: Called<'_>,
     arrival: Instant,
 ) -> Result<Arc<RevisionRoute>, Problem> {
     loop {
         let unrouted = {
             let routes = shared.routes.load();
-            let Some(found) = routes.lookup(host) else {
-                let message = format!("no service is named `{host}` here");
-                return Err(Problem::new(Code::NoSuchHost, message));
-            };
-            match found.service.pick_revision(rand::random(), found.tag) {
+            let (service, tag) = called.find(&routes)?;
+            match service.pick_revision(rand::random(), tag) {
                 Ok(revision) => return Ok(Arc::clone(revision)),
                 Err(unrouted) => unrouted,
             }

@@ -1,6 +1,6 @@
 //! The PROXY protocol, versions 1 and 2: a load balancer before this node says whose connection it
 //! passes on. Only read where the operator said that every connection begins so: anybody could say
-//! anything otherwise.
+//! anything otherwise. Written, as version 2, to containers whose service asks for it.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -119,6 +119,39 @@ fn address<const N: usize>(rest: &[u8], block: usize) -> Result<[u8; N], Unintro
     from.copied().ok_or(Unintroduced)
 }
 
+/// Says whose connection follows: `client`'s, to `server`.
+pub(super) fn write(client: SocketAddr, server: SocketAddr) -> Vec<u8> {
+    let mut addresses = Vec::new();
+    // A socket that takes both families shows IPv4 as a part of IPv6.
+    let family = match (client.ip().to_canonical(), server.ip().to_canonical()) {
+        (IpAddr::V4(client), IpAddr::V4(server)) => {
+            addresses.extend(client.octets().into_iter().chain(server.octets()));
+            0x11
+        }
+        (client, server) => {
+            addresses.extend(sixteen(client).into_iter().chain(sixteen(server)));
+            0x21
+        }
+    };
+    addresses.extend(client.port().to_be_bytes());
+    addresses.extend(server.port().to_be_bytes());
+    let length = u16::try_from(addresses.len()).unwrap_or(u16::MAX);
+    [
+        &SIGNATURE[..],
+        &[0x21, family],
+        &length.to_be_bytes(),
+        &addresses,
+    ]
+    .concat()
+}
+
+fn sixteen(ip: IpAddr) -> [u8; 16] {
+    match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+        IpAddr::V6(ip) => ip.octets(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,6 +193,28 @@ mod tests {
             for end in 0..length {
                 assert_eq!(read(&bytes[..end]), Ok(None), "{end} of {bytes:?}");
             }
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_as_meant() {
+        let table = [
+            ("192.0.2.1:4000", "10.0.0.1:5432", "192.0.2.1"),
+            (
+                "[::ffff:192.0.2.1]:4000",
+                "[::ffff:10.0.0.1]:5432",
+                "192.0.2.1",
+            ),
+            ("[2001:db8::1]:4000", "[2001:db8::2]:5432", "2001:db8::1"),
+            ("[2001:db8::1]:4000", "10.0.0.1:5432", "2001:db8::1"),
+        ];
+        for (client, server, want) in table {
+            let bytes = write(client.parse().unwrap(), server.parse().unwrap());
+            let client = Some(want.parse().unwrap());
+            let length = bytes.len();
+            assert_eq!(read(&bytes), Ok(Some(Introduction { client, length })));
+            let ports = bytes[length - 4..].to_vec();
+            assert_eq!(ports, [0x0f, 0xa0, 0x15, 0x38], "{client:?}");
         }
     }
 

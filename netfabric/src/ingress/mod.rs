@@ -4,7 +4,8 @@
 //! A request's way: `workers` (threads) -> `door` (connection) -> `express` (the plain and warm, in
 //! one task) or `dispatch` (route, endpoint, tries) -> `offer` (room
 //! now) or `lane` (wait; `start` finds a node) -> `upstream` (one try) -> `body` (the answer
-//! passing through). Requests from other nodes come in by `peer_door`.
+//! passing through). Requests from other nodes come in by `peer_door`, those of containers here by
+//! `inward`. What is no HTTP goes by `passage`.
 //!
 //! It decides nothing: routing, picking, holding and placing are `scheduler`'s. It knows neither
 //! containers nor consensus: instances come and go in [`Local`], starts are a [`Starter`]'s.
@@ -23,11 +24,13 @@ mod headers;
 mod health;
 mod histogram;
 mod introduced;
+mod inward;
 mod lane;
 mod ledger;
 mod local;
 mod meter;
 mod offer;
+mod passage;
 mod peer_door;
 mod pool;
 mod problem;
@@ -41,15 +44,15 @@ mod workers;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use scheduler::fleet::Fleet;
-use scheduler::model::{Demand, NodeId, RequestId, RevisionKey};
+use scheduler::model::{Demand, NodeId, RequestId, RevisionKey, ServiceKey, Socket};
 use scheduler::registry::State;
 use scheduler::route::Routes;
 use tokio::runtime::Handle;
@@ -65,7 +68,7 @@ pub use ledger::Bill;
 pub use local::{Guard, Local, Served};
 pub use peer_door::PeerDoor;
 pub use problem::{CODES, Code};
-pub use stream::Stream;
+pub use stream::{Conduit, Stream};
 
 use door::Phase;
 use workers::Listeners;
@@ -80,6 +83,9 @@ const MAX_FIRST_READY: usize = 1_000;
 pub trait PeerLink: Send + Sync {
     /// Opens a stream to the node's [`PeerDoor`], within `deadline`.
     async fn open(&self, node: NodeId, deadline: Duration) -> io::Result<Box<dyn Stream>>;
+
+    /// Opens a stream that is served by [`PeerDoor::pass`] there.
+    async fn open_passage(&self, node: NodeId, deadline: Duration) -> io::Result<Box<dyn Conduit>>;
 }
 
 /// Has a node start an instance: this one or another.
@@ -90,9 +96,17 @@ pub trait Starter: Send + Sync {
     async fn start(&self, node: NodeId, request: StartRequest) -> Result<Started, StartRefusal>;
 }
 
+/// Knows whose container has which address.
+pub trait Callers: Send + Sync {
+    fn who(&self, address: IpAddr) -> Option<ServiceKey>;
+}
+
 #[derive(Debug, Clone)]
 pub struct IngressConfig {
+    /// Services' own ports are listened on at the same addresses.
     pub listen: Vec<SocketAddr>,
+    /// Where connections of containers to services' own addresses are led to.
+    pub inner: Option<SocketAddr>,
     /// Requests that may wait for one revision, and for all together.
     pub activation_queue: usize,
     pub node_queue: usize,
@@ -107,6 +121,7 @@ impl Default for IngressConfig {
     fn default() -> Self {
         Self {
             listen: vec![SocketAddr::from(([0, 0, 0, 0], 80))],
+            inner: None,
             activation_queue: 1_000,
             node_queue: 5_000,
             activation_timeout: Duration::from_secs(30),
@@ -124,6 +139,7 @@ pub struct IngressDeps {
     pub registry: watch::Receiver<Arc<State>>,
     pub link: Arc<dyn PeerLink>,
     pub starter: Arc<dyn Starter>,
+    pub callers: Arc<dyn Callers>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -142,6 +158,7 @@ pub enum IngressError {
 pub struct Ingress {
     shared: Arc<Shared>,
     addrs: Vec<SocketAddr>,
+    inner: Option<SocketAddr>,
 }
 
 /// What every request's way touches.
@@ -152,6 +169,7 @@ struct Shared {
     registry: watch::Receiver<Arc<State>>,
     link: Arc<dyn PeerLink>,
     starter: Arc<dyn Starter>,
+    callers: Arc<dyn Callers>,
     /// The daemon's own, for what is not the workers'.
     runtime: Handle,
     crew: workers::Crew,
@@ -167,6 +185,7 @@ struct Shared {
     lanes: lane::Lanes,
     ledger: ledger::Ledger,
     counters: counters::Counters,
+    passages: passage::Passages,
 }
 
 struct Limits {
@@ -186,6 +205,8 @@ impl Ingress {
     /// Listens, and answers from then on. Call it on the daemon's runtime.
     pub fn start(config: IngressConfig, deps: IngressDeps) -> Result<Self, IngressError> {
         let mut listeners = Vec::new();
+        let inner = config.inner.map(inward::bind).transpose();
+        let inner = inner.map_err(|(addr, source)| IngressError::Bind { addr, source })?;
         for addr in config.listen {
             let bound = Listeners::bind(addr);
             listeners.push(bound.map_err(|source| IngressError::Bind { addr, source })?);
@@ -199,6 +220,7 @@ impl Ingress {
             registry: deps.registry,
             link: deps.link,
             starter: deps.starter,
+            callers: deps.callers,
             runtime: Handle::current(),
             limits: Limits {
                 queue: config.activation_queue,
@@ -217,15 +239,36 @@ impl Ingress {
             lanes: lane::Lanes::default(),
             ledger: ledger::Ledger::new(),
             counters: counters::Counters::new(),
+            passages: passage::Passages::default(),
         });
-        let addrs = listeners.iter().map(|l| l.addr).collect();
+        let addrs: Vec<SocketAddr> = listeners.iter().map(|l| l.addr).collect();
         workers::start(&shared, listeners, inboxes).map_err(IngressError::Worker)?;
-        Ok(Self { shared, addrs })
+        let ips = addrs.iter().map(SocketAddr::ip).collect();
+        tokio::spawn(passage::follow(Arc::clone(&shared), ips));
+        let inner = inner.map(|(listener, addr)| {
+            tokio::spawn(inward::accept(Arc::clone(&shared), listener));
+            addr
+        });
+        Ok(Self {
+            shared,
+            addrs,
+            inner,
+        })
     }
 
     /// Where it listens, with the ports the kernel chose.
     pub fn addrs(&self) -> &[SocketAddr] {
         &self.addrs
+    }
+
+    /// Where containers' connections to services are led to.
+    pub fn inner(&self) -> Option<SocketAddr> {
+        self.inner
+    }
+
+    /// Services' ports that this node cannot listen on, and why.
+    pub fn closed_ports(&self) -> BTreeMap<Socket, String> {
+        self.shared.passages.closed()
     }
 
     /// The door for other nodes' requests.
@@ -272,7 +315,8 @@ impl Ingress {
 
     pub fn counts(&self) -> Counts {
         let used = |all: usize, left: usize| all.saturating_sub(left) as u64;
-        let shared = &self.shared;
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let (shared, passages) = (&self.shared, &self.shared.passages);
         Counts {
             open_connections: used(
                 door::MAX_CONNECTIONS,
@@ -280,6 +324,10 @@ impl Ingress {
             ),
             open_tunnels: used(MAX_TUNNELS, shared.tunnels.available_permits()),
             held: shared.lanes.held() as u64,
+            open_passages: used(passage::MAX_PASSAGES, passages.places.available_permits()),
+            passages: read(&passages.opened),
+            passage_bytes: [read(&passages.sent), read(&passages.received)],
+            datagrams_dropped: read(&passages.dropped),
             ..shared.counters.counts()
         }
     }
@@ -289,9 +337,12 @@ impl Ingress {
         self.shared.phase.send_replace(Phase::Closing);
         let all = u32::try_from(door::MAX_CONNECTIONS).unwrap_or(u32::MAX);
         let tunnels = u32::try_from(MAX_TUNNELS).unwrap_or(u32::MAX);
+        let passages = u32::try_from(passage::MAX_PASSAGES).unwrap_or(u32::MAX);
         let empty = async {
             let _connections = self.shared.connections.acquire_many(all).await;
             let _tunnels = self.shared.tunnels.acquire_many(tunnels).await;
+            let places = &self.shared.passages.places;
+            let _passages = places.acquire_many(passages).await;
         };
         if timeout(grace, empty).await.is_err() {
             tracing::info!(counts = ?self.counts(), "cutting off requests that outlast the grace");

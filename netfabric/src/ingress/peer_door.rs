@@ -170,7 +170,7 @@ impl Call {
 }
 
 /// The least loaded instance with room, healthy ones first.
-fn admit(bench: &Bench, tried: &[Arc<Slot>]) -> Option<Guard> {
+pub(super) fn admit(bench: &Bench, tried: &[Arc<Slot>]) -> Option<Guard> {
     let slots = bench.slots();
     let untried = slots
         .iter()

@@ -24,10 +24,12 @@ pub enum Code {
     UpstreamReset,
     UpstreamTimeout,
     DoorStopping,
+    NoSuchPort,
+    CallerRefused,
 }
 
 /// Every code, its word, its status and what it means to the client.
-pub const CODES: [(Code, &str, u16, &str); 12] = [
+pub const CODES: [(Code, &str, u16, &str); 14] = [
     (
         Code::BadRequest,
         "bad-request",
@@ -99,6 +101,18 @@ pub const CODES: [(Code, &str, u16, &str); 12] = [
         "door-stopping",
         503,
         "this node is shutting down",
+    ),
+    (
+        Code::NoSuchPort,
+        "no-such-port",
+        404,
+        "the service takes nothing on this port",
+    ),
+    (
+        Code::CallerRefused,
+        "caller-refused",
+        403,
+        "the service does not let this caller in",
     ),
 ];
 

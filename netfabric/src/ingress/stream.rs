@@ -10,9 +10,30 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 
+use crate::transport::MeshStream;
+
 /// Anything HTTP can be spoken over: a TCP connection, a stream between nodes, a pipe in tests.
 pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+/// A stream whose end can be told from its breaking off: what is cut short must not look whole.
+pub trait Conduit: Stream {
+    /// Breaks it off, both ways; the other end sees a reset.
+    fn cut(self: Box<Self>);
+}
+
+impl Conduit for tokio::net::TcpStream {
+    fn cut(self: Box<Self>) {
+        // Without lingering, closing resets. That fails only where nobody is left to be told.
+        let _ = socket2::SockRef::from(&*self).set_linger(Some(Duration::ZERO));
+    }
+}
+
+impl Conduit for MeshStream {
+    fn cut(self: Box<Self>) {
+        self.abort();
+    }
+}
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 

@@ -1,5 +1,6 @@
 //! One try at one endpoint: an instance here over TCP, or another node's door over a stream.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ use super::stream::Stream;
 /// An instance is one bridge away.
 const CONNECT: Duration = Duration::from_secs(1);
 /// A node may be a continent away and the first stream to it brings up the connection.
-const OPEN_STREAM: Duration = Duration::from_secs(3);
+pub(super) const OPEN_STREAM: Duration = Duration::from_secs(3);
 
 type Request = http::Request<Outbound>;
 
@@ -234,9 +235,13 @@ fn trip(mut error: hyper::client::conn::TrySendError<Request>) -> Trip {
 }
 
 pub(super) async fn connect(slot: &Slot) -> Result<TcpStream, Trip> {
-    let connected = timeout(CONNECT, TcpStream::connect(slot.addr)).await;
+    connect_to(slot.addr).await
+}
+
+pub(super) async fn connect_to(addr: SocketAddr) -> Result<TcpStream, Trip> {
+    let connected = timeout(CONNECT, TcpStream::connect(addr)).await;
     let connected = connected.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
-    let stream = connected.map_err(|e| Trip::Connect(format!("{}: {e}", slot.addr)))?;
+    let stream = connected.map_err(|e| Trip::Connect(format!("{addr}: {e}")))?;
     stream
         .set_nodelay(true)
         .map_err(|e| Trip::Connect(e.to_string()))?;

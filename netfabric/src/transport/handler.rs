@@ -19,6 +19,8 @@ pub enum Kind {
     Touch = 7,
     /// Images and their layers.
     Images = 8,
+    /// Bytes or datagrams to an instance, whatever they mean.
+    Passage = 9,
 }
 
 impl Kind {
@@ -32,6 +34,7 @@ impl Kind {
             6 => Self::Logs,
             7 => Self::Touch,
             8 => Self::Images,
+            9 => Self::Passage,
             _ => return None,
         })
     }
@@ -46,7 +49,7 @@ impl Kind {
             // A manifest whole; chunks in batches.
             Self::Peer | Self::Images => 8 * 1024 * 1024,
             // Proxied bodies are not framed.
-            Self::Proxy => 64 * 1024,
+            Self::Proxy | Self::Passage => 64 * 1024,
             // The wish and its answer; what follows has frames of its own.
             Self::Logs | Self::Touch => 1024 * 1024,
         }
@@ -57,7 +60,7 @@ impl Kind {
         match self {
             Self::Raft | Self::Gossip => 2,
             Self::Peer => 1,
-            Self::Proxy => 0,
+            Self::Proxy | Self::Passage => 0,
             Self::Feed | Self::Logs | Self::Touch => -1,
             // Bulk: whatever else there is goes first.
             Self::Images => -2,

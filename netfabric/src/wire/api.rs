@@ -63,6 +63,9 @@ pub struct Diagnosis {
     pub node: Name,
     pub kernel: String,
     pub checks: Vec<Check>,
+    /// Services' ports that the node cannot listen on, each with its reason.
+    #[serde(default)]
+    pub closed_ports: Vec<String>,
 }
 
 impl Diagnosis {
@@ -333,8 +336,11 @@ pub struct Bill {
     pub node: Option<NodeId>,
     /// In order; they sum to about the total.
     pub phases: Vec<Phase>,
-    /// The HTTP status the client got.
+    /// The HTTP status the client got; 0 for a connection that passed unread.
     pub status: u16,
+    /// The code of an answer of the door's own.
+    #[serde(default)]
+    pub problem: Option<String>,
     pub at: UnixMs,
     pub total_micros: u64,
 }

@@ -4,6 +4,7 @@ pub mod api;
 pub mod codec;
 pub mod frame;
 pub mod image;
+pub mod passage;
 pub mod peer;
 pub mod touch;
 pub mod usage;

@@ -29,7 +29,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub use capacity::offered;
 pub use record::RecordBase;
-pub use spec::unsupported;
+pub use spec::{INTERNAL, unsupported};
 
 use crate::consensus::Registry;
 use crate::images::Images;

@@ -20,9 +20,14 @@ pub(super) struct Parts<'a> {
     pub rootfs: &'a Path,
     pub netns: &'a Path,
     pub address: Ipv4Addr,
+    /// The node on the bridge, which knows the services' names.
+    pub gateway: Ipv4Addr,
     pub ids: Option<Block>,
     pub cgroup: PathBuf,
 }
+
+/// The domain services have for containers.
+pub const INTERNAL: &str = "internal";
 
 /// What of a service this node cannot give; refused when it is deployed, never ignored.
 pub fn unsupported(spec: &RevisionSpec) -> Option<&'static str> {
@@ -64,7 +69,7 @@ pub(super) fn container(
     spec.add_capabilities
         .clone_from(&container.security.add_capabilities);
     limit(&mut spec, container);
-    name(&mut spec, &revision.spec);
+    name(&mut spec, revision, parts.gateway);
     spec.init = container.init;
     let signal = container.stop_signal.as_ref().unwrap_or(&image.stop_signal);
     if let Some(signal) = parse_signal(signal) {
@@ -86,15 +91,21 @@ fn limit(spec: &mut ContainerSpec, container: &Container) {
 }
 
 /// What it calls itself, what it calls others, and its network's settings.
-fn name(spec: &mut ContainerSpec, revision: &RevisionSpec) {
+fn name(spec: &mut ContainerSpec, of: &Revision, gateway: Ipv4Addr) {
+    let revision = &of.spec;
     if let Some(hostname) = &revision.hostname {
         spec.hostname.clone_from(hostname);
     }
     spec.host_aliases.clone_from(&revision.host_aliases);
-    if !revision.dns.servers.is_empty() {
+    spec.dns_search.clone_from(&revision.dns.search);
+    if revision.dns.servers.is_empty() {
+        spec.nameservers = vec![gateway.into()];
+        // `web` of its own namespace, `web.shop` of another.
+        let own = format!("{}.{INTERNAL}", of.key.namespace);
+        spec.dns_search.extend([own, INTERNAL.to_owned()]);
+    } else {
         spec.nameservers.clone_from(&revision.dns.servers);
     }
-    spec.dns_search.clone_from(&revision.dns.search);
     spec.dns_options.clone_from(&revision.dns.options);
     let sysctls = revision.sysctls.iter();
     spec.sysctls = sysctls.map(|(k, v)| (k.clone(), v.clone())).collect();
@@ -263,6 +274,7 @@ mod tests {
             rootfs: Path::new("/r"),
             netns: Path::new("/n"),
             address: Ipv4Addr::new(10, 201, 0, 2),
+            gateway: Ipv4Addr::new(10, 201, 0, 1),
             ids: Block::number(2),
             cgroup: "/selvedge/par-1/web-00001-a".into(),
         };
@@ -392,7 +404,14 @@ mod tests {
         );
         assert_eq!(spec.tmpfs[0].path, "/cache");
         assert_eq!(spec.hostname, "db");
-        assert_eq!(spec.nameservers.len(), 1);
+        assert_eq!(spec.nameservers[0].to_string(), "9.9.9.9");
+        assert!(spec.dns_search.is_empty(), "that one knows no services");
+        revision.spec.dns.servers.clear();
+        revision.spec.dns.search = vec!["example.com".into()];
+        let spec_of_ours = of(&revision);
+        assert_eq!(spec_of_ours.nameservers[0].to_string(), "10.201.0.1");
+        let search = ["example.com", "default.internal", "internal"];
+        assert_eq!(spec_of_ours.dns_search, search);
         assert_eq!(spec.sysctls.len(), 1);
     }
 

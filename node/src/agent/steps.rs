@@ -105,6 +105,7 @@ impl Tools {
             rootfs: &snapshot.rootfs,
             netns: &lease.netns,
             address: lease.address,
+            gateway: lease.gateway,
             ids: lease.ids,
             cgroup: self.cgroup.join(&id.0),
         };

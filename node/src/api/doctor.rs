@@ -1,4 +1,4 @@
-//! `selvedge doctor`: what a node's kernel protects with, asked of the node itself.
+//! `selvedge doctor`: what a node's kernel protects with and what it cannot do, asked of the node itself.
 
 use std::sync::Arc;
 
@@ -32,10 +32,12 @@ impl Api {
         let protections = self.protections.clone();
         let looked = tokio::task::spawn_blocking(move || protections.diagnosis(founded)).await;
         let (kernel, checks) = looked.ok()?;
+        let closed = self.ingress.closed_ports().into_iter();
         Some(Diagnosis {
             node: self.name.clone(),
             kernel,
             checks,
+            closed_ports: closed.map(|(port, why)| format!("{port}: {why}")).collect(),
         })
     }
 }

@@ -225,6 +225,7 @@ fn shown(kept: ingress::Bill) -> Bill {
         node: kept.node,
         phases,
         status: kept.status,
+        problem: kept.problem,
         at: kept.at,
         total_micros,
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use arc_swap::ArcSwap;
-use netfabric::dns::{CidrError, Dns, DnsConfig};
+use netfabric::dns::{CidrError, Dns, DnsConfig, InnerDns};
 use netfabric::gossip::{Gossip, GossipConfig, INTERVAL};
 use netfabric::identity::{Authority, Identity, Vault};
 use netfabric::ingress::{Ingress, IngressDeps, Local};
@@ -35,10 +35,12 @@ use crate::fleet::FleetDriver;
 use crate::image::{Pushes, WantedFn};
 use crate::imagemesh::{self, ImageMesh};
 use crate::images::{Images, wanted};
-use crate::links::{DoorLink, Enrolled, FeedLink, FeedServer, ProxyServer, RaftLink};
+use crate::links::{
+    DoorLink, Enrolled, FeedLink, FeedServer, Neighbours, PassageServer, ProxyServer, RaftLink,
+};
 use crate::meter::Meter;
-use crate::names::Names;
-use crate::network::Network;
+use crate::names::{InnerNames, Names};
+use crate::network::{Inward, Network};
 use crate::peers::{self, Peers};
 use crate::prefetch::Prefetch;
 use crate::protections::Protections;
@@ -49,8 +51,8 @@ use crate::touch::{self, Toucher};
 use crate::volumes::Volumes;
 use crate::{clock, logs};
 use settings::{
-    advertised, cgroup, founder, ingress_config, network_config, operator_token, record_base,
-    seeds, volumes_config,
+    advertised, cgroup, founder, ingress_config, inner_dns_config, network_config, operator_token,
+    record_base, seeds, volumes_config,
 };
 
 /// Requests in flight at a shutdown have this long; containers are left running.
@@ -116,6 +118,8 @@ struct App {
     meter: Meter,
     images: Images,
     ingress: Arc<Ingress>,
+    /// Answers containers as long as it is kept.
+    _inner_dns: InnerDns,
     protections: Protections,
     toucher: Toucher,
     ca_hash: String,
@@ -164,7 +168,7 @@ impl App {
             registry: registry.clone(),
             images: images.clone(),
             runtime,
-            network,
+            network: network.clone(),
             meter: meter.clone(),
             volumes: Volumes::new(volumes_config(&config, &data, me)?, registry.clone()),
             local: local.clone(),
@@ -201,11 +205,18 @@ impl App {
             registry: registry.view().watch(),
             link: Arc::new(DoorLink(mesh.clone())),
             starter: Arc::new(peers.clone()),
+            callers: Arc::new(Neighbours {
+                network: network.clone(),
+                record: agent.record(),
+            }),
         };
-        let ingress = Arc::new(Ingress::start(ingress_config(&config), deps)?);
+        let ingress = ingress_config(&config, network.gateway());
+        let ingress = Arc::new(Ingress::start(ingress, deps)?);
+        let inner_dns = open_inward(&network, &ingress, &routes).await?;
         // Set once, here.
         let _ = door.set(ingress.clone());
         mesh.serve(Kind::Proxy, Arc::new(ProxyServer(ingress.peer_door())));
+        mesh.serve(Kind::Passage, Arc::new(PassageServer(ingress.peer_door())));
         tokio::spawn(Stewardship::new(registry.clone(), fleet.clone(), peers).run());
         let ca_hash = identity.ca_hash();
         Ok(Self {
@@ -221,6 +232,7 @@ impl App {
             meter,
             images,
             ingress,
+            _inner_dns: inner_dns,
             protections,
             toucher,
             ca_hash,
@@ -455,6 +467,25 @@ async fn open_network(config: &Config, data: &Path) -> Result<(Network, Protecti
     let protections = Protections::look(data, &data.join(INSTANCES), &network.table);
     network.user_namespaces = protections.no_user_namespaces.is_none();
     Ok((Network::open(network).await?, protections))
+}
+
+/// Names for containers, and the way of their calls to the door that is there for them.
+async fn open_inward(
+    network: &Network,
+    ingress: &Ingress,
+    routes: &Arc<ArcSwap<Routes>>,
+) -> Result<InnerDns> {
+    let names = InnerNames {
+        routes: routes.clone(),
+    };
+    let dns = InnerDns::start(inner_dns_config(network.gateway()), Arc::new(names)).await;
+    let dns = dns.context("DNS for containers")?;
+    let doors = Inward {
+        door: ingress.inner().map_or(0, |addr| addr.port()),
+        dns: dns.local_addr().port(),
+    };
+    network.lead_inward(doors).await?;
+    Ok(dns)
 }
 
 fn open_meter(

@@ -2,22 +2,26 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use netfabric::dns::InnerConfig;
 use netfabric::identity::{Identity, Vault};
 use netfabric::ingress::IngressConfig;
 use netfabric::transport::join;
 use scheduler::model::{NodeId, NodeIdentity, Role};
 
-use crate::agent::RecordBase;
+use crate::agent::{INTERNAL, RecordBase};
 use crate::clock;
 use crate::config::{Address, Auto, Config};
 use crate::consensus::Registry;
 use crate::network::NetworkConfig;
 use crate::volumes::VolumesConfig;
+
+/// Containers keep a service's address for so many seconds: it is the service's as long as that exists.
+const INNER_TTL: u32 = 5;
 
 /// What of this node's record stays as long as the daemon runs.
 pub(super) fn record_base(config: &Config, node: NodeId, mesh: SocketAddr) -> RecordBase {
@@ -115,14 +119,36 @@ pub(super) fn volumes_config(config: &Config, data: &Path, me: NodeId) -> Result
     })
 }
 
-pub(super) fn ingress_config(config: &Config) -> IngressConfig {
+pub(super) fn ingress_config(config: &Config, gateway: Ipv4Addr) -> IngressConfig {
     IngressConfig {
+        inner: Some((gateway, 0).into()),
         listen: config.ingress.http.0.into_iter().collect(),
         activation_queue: config.ingress.activation_queue,
         activation_timeout: config.ingress.activation_timeout.0,
         proxy_protocol: config.ingress.proxy_protocol,
         ..IngressConfig::default()
     }
+}
+
+/// The node's own resolvers serve its containers too.
+pub(super) fn inner_dns_config(gateway: Ipv4Addr) -> InnerConfig {
+    let text = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    InnerConfig {
+        listen: (gateway, 0).into(),
+        domain: INTERNAL.to_owned(),
+        ttl: INNER_TTL,
+        resolvers: resolvers(&text),
+    }
+}
+
+fn resolvers(text: &str) -> Vec<SocketAddr> {
+    let named = text.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        let server = words.next() == Some("nameserver");
+        let ip: IpAddr = words.next().filter(|_| server)?.parse().ok()?;
+        Some(SocketAddr::new(ip, 53))
+    });
+    named.collect()
 }
 
 /// The operator token, made at the first start.

@@ -82,6 +82,15 @@ impl NetworkConfig {
     }
 }
 
+/// Ports of the node's on the bridge, for its containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Inward {
+    /// Where services are called.
+    pub door: u16,
+    /// Where names are asked for.
+    pub dns: u16,
+}
+
 /// Six characters that tell names apart where there is no room for them (FNV-1a, folded).
 fn tag(name: &str) -> String {
     let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| {

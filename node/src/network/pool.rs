@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,7 +18,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::addresses::Addresses;
 use super::firewall::Firewall;
 use super::pace::Pace;
-use super::{Lease, NetworkConfig, NetworkError, Slot, Traffic, netns, rules};
+use super::{Inward, Lease, NetworkConfig, NetworkError, Slot, Traffic, netns, rules};
 
 /// Making one takes tens of milliseconds; a machine under load, seconds.
 const ACQUIRE_DEADLINE: Duration = Duration::from_secs(10);
@@ -207,6 +208,31 @@ impl Network {
             .iter()
             .map(|(id, slot)| lease(&self.shared.config, id, slot))
             .collect()
+    }
+
+    /// The node's own address on the bridge.
+    #[must_use]
+    pub fn gateway(&self) -> Ipv4Addr {
+        self.shared.config.subnet.gateway()
+    }
+
+    /// Whose address it is.
+    #[must_use]
+    pub fn instance_at(&self, address: Ipv4Addr) -> Option<InstanceId> {
+        let state = self.shared.state();
+        let mut leases = state.leases.iter();
+        let (instance, _) = leases.find(|(_, slot)| slot.address == address)?;
+        Some(instance.clone())
+    }
+
+    /// Leads containers' connections to services' own addresses, and their questions for names, to
+    /// ports of the node's on the bridge.
+    ///
+    /// # Errors
+    /// `nft` refused it, or cannot be run.
+    pub async fn lead_inward(&self, doors: Inward) -> Result<(), NetworkError> {
+        let script = rules::lead_inward(&self.shared.config, doors);
+        self.shared.firewall.apply(script).await
     }
 
     /// The port of each instance on the bridge.

@@ -1,5 +1,6 @@
 //! The firewall of a node's containers, as nftables reads it: nothing in but what the node itself
-//! began, nothing out to private networks, the node or each other, and no forged sender.
+//! began, nothing out to private networks, the node or each other but by the doors there for it, and
+//! no forged sender.
 //!
 //! Plain `nft` scripts: they are what an operator sees in `nft list ruleset`, and one script is one
 //! atomic change. Two tables: `bridge` looks at the frames of each container's own port (there a
@@ -12,10 +13,11 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use scheduler::model::Egress;
+use scheduler::registry::SERVICE_BLOCK;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
-use super::{NetworkConfig, NetworkError, Slot};
+use super::{Inward, NetworkConfig, NetworkError, Slot};
 
 /// Where containers may not go: this host, private and shared networks, link-local (the metadata
 /// service), multicast and what is reserved.
@@ -106,7 +108,13 @@ table ip {table} {{
 	chain input {{
 		type filter hook input priority -10; policy accept;
 		iifname "{bridge}" ct state established,related accept
+		iifname "{bridge}" jump led
 		iifname "{bridge}" drop
+	}}
+	chain led {{
+	}}
+	chain inward {{
+		type nat hook prerouting priority -100; policy accept;
 	}}
 	chain forward {{
 		type filter hook forward priority -10; policy accept;
@@ -174,6 +182,31 @@ fn opened(slot: &Slot) -> Vec<String> {
         }
     };
     slot.egress.iter().map(rule).collect()
+}
+
+/// What containers send to services' own addresses, and ask the node for names, is led to the doors
+/// that are there for it; those are reached in no other way.
+pub fn lead_inward(config: &NetworkConfig, doors: Inward) -> String {
+    let NetworkConfig { table, bridge, .. } = config;
+    let gateway = config.subnet.gateway();
+    let Inward { door, dns } = doors;
+    let mut text = String::new();
+    for chain in ["led", "inward"] {
+        let _ = writeln!(text, "flush chain ip {table} {chain}");
+    }
+    for (meant, asked, port) in [
+        (SERVICE_BLOCK, "tcp dport 1-65535", door),
+        (&gateway.to_string(), "udp dport 53", dns),
+        (&gateway.to_string(), "tcp dport 53", dns),
+    ] {
+        let protocol = &asked[..3];
+        let _ = writeln!(
+            text,
+            "add rule ip {table} inward iifname \"{bridge}\" ip daddr {meant} {asked} redirect to :{port}\n\
+             add rule ip {table} led ct status dnat ct original ip daddr {meant} {protocol} dport {port} accept"
+        );
+    }
+    text
 }
 
 /// Gives a slot its service's policy.

@@ -180,7 +180,6 @@ fn revision_route(revision: &Revision, scale: &Scale, seen: Option<&Sighting>) -
         target: (total.saturating_mul(percent) / 100).max(1),
         timeout_seconds: spec.timeout_seconds,
         protocol: spec.port().protocol,
-        port: spec.port().container_port,
         listens: spec.listen.clone(),
         max_scale,
         ready: seen.map_or(0, |s| s.ready),

@@ -120,12 +120,6 @@ impl RevisionRoute {
     pub fn listen(&self, socket: Socket) -> Option<&Listen> {
         self.listens.iter().find(|l| l.socket() == socket)
     }
-
-    /// The container's port behind one of its service's.
-    #[must_use]
-    pub fn behind(&self, listen: &Listen) -> u16 {
-        if listen.to == 0 { self.port } else { listen.to }
-    }
 }
 
 #[cfg(test)]
@@ -213,7 +207,7 @@ mod tests {
         let revision = routes.service(&service_key("default", "db")).unwrap();
         let revision = revision.pick_revision(0, None).unwrap();
         let inner = revision.listen(socket(9000, false)).unwrap();
-        assert_eq!(revision.behind(inner), 8080);
+        assert!(inner.private && revision.listen(socket(9001, false)).is_none());
     }
 
     #[test]

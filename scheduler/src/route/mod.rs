@@ -108,8 +108,6 @@ pub struct RevisionRoute {
     pub target: u32,
     pub timeout_seconds: u32,
     pub protocol: Protocol,
-    /// The container's port of HTTP, and of whatever names no other.
-    pub port: u16,
     /// What it takes besides HTTP.
     pub listens: Vec<Listen>,
     pub max_scale: u32,

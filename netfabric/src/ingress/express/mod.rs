@@ -28,7 +28,7 @@ use self::exchange::{Begun, Errand, Failure, begin, finish};
 use self::request::{Ask, Reading};
 use super::Shared;
 use super::body::KEEP_BYTES;
-use super::dispatch::{Quest, Resume, Source};
+use super::dispatch::{Called, Quest, Resume, Source};
 use super::door::HEAD_TIME;
 use super::local::Guard;
 use super::problem::Problem;
@@ -174,7 +174,7 @@ impl<S: Stream> Express<S> {
         let arrival = Instant::now();
         self.shared.counters.asked();
         self.shared.retries.earn();
-        let quest = Quest::new(&self.shared, &self.host, id, arrival).await;
+        let quest = Quest::new(&self.shared, Called::Host(&self.host), id, arrival).await;
         let mut quest = match quest {
             Ok(quest) if quest.route.protocol != Protocol::Http1 => {
                 return hand_over(quest, None);

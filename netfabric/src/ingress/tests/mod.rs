@@ -3,6 +3,8 @@
 mod cold;
 mod express;
 mod hygiene;
+mod inward;
+mod passage;
 mod peers;
 mod warm;
 

@@ -474,6 +474,7 @@ async fn a_taken_port_is_named() {
         registry: node.registry.subscribe(),
         link: world.pipes.clone(),
         starter: world.starter.clone(),
+        callers: world.neighbours.clone(),
     };
     let error = super::super::Ingress::start(config, deps).err().unwrap();
     assert_eq!(

@@ -1,22 +1,24 @@
 //! One node's door with everything around it made up: registry, fleet, starter, links.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use scheduler::fleet::Member;
 use scheduler::model::{
-    Container, ImagePin, InstanceId, InstanceReport, InstanceState, Meta, Name, NodeRecord,
-    Protocol, Resources, Revision, RevisionKey, RevisionSpec, RevisionState, Scale, Service,
-    ServiceKey, ServiceStatus, UnixMs,
+    Caller, Container, ImagePin, InstanceId, InstanceReport, InstanceState, Listen, Meta, Name,
+    NodeRecord, Protocol, Resources, Revision, RevisionKey, RevisionSpec, RevisionState, Scale,
+    Service, ServiceKey, ServiceStatus, UnixMs,
 };
 
 use super::super::*;
 use super::app::App;
 
 pub const ORIGIN: &str = "edge.test";
+/// The service's own.
+pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 7);
 
 pub fn name(text: &str) -> Name {
     Name::new(text).unwrap()
@@ -42,6 +44,8 @@ pub struct Deployed {
     pub timeout_seconds: u32,
     pub state: RevisionState,
     pub protocol: Protocol,
+    pub listen: Vec<Listen>,
+    pub callers: Vec<Caller>,
 }
 
 impl Default for Deployed {
@@ -53,6 +57,8 @@ impl Default for Deployed {
             timeout_seconds: 10,
             state: RevisionState::Ready,
             protocol: Protocol::Http1,
+            listen: vec![],
+            callers: vec![],
         }
     }
 }
@@ -62,6 +68,8 @@ impl Deployed {
         let mut spec = RevisionSpec {
             container_concurrency: self.hard,
             timeout_seconds: self.timeout_seconds,
+            listen: self.listen.clone(),
+            callers: self.callers.clone(),
             containers: vec![Container::default()],
             ..RevisionSpec::default()
         };
@@ -84,7 +92,10 @@ impl Deployed {
         };
         let service = Service {
             key: service(),
-            meta: Meta::default(),
+            meta: Meta {
+                address: Some(ADDRESS),
+                ..Meta::default()
+            },
             spec,
             scale: Scale {
                 max: self.max,
@@ -213,6 +224,27 @@ impl PeerLink for Pipes {
         tokio::spawn(async move { door.serve(far).await });
         Ok(Box::new(near))
     }
+
+    async fn open_passage(&self, node: NodeId, _: Duration) -> io::Result<Box<dyn Conduit>> {
+        let door = self.doors.lock().unwrap().get(&node).cloned();
+        let door = door.ok_or(io::ErrorKind::ConnectionRefused)?;
+        // TCP and no pipe: a connection that is cut must be seen to be.
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        let near = tokio::net::TcpStream::connect(listener.local_addr()?).await?;
+        let (far, _) = listener.accept().await?;
+        tokio::spawn(async move { door.pass(Box::new(far)).await });
+        Ok(Box::new(near))
+    }
+}
+
+/// Containers' addresses and whose they are.
+#[derive(Default)]
+pub struct Neighbours(pub Mutex<BTreeMap<IpAddr, ServiceKey>>);
+
+impl Callers for Neighbours {
+    fn who(&self, address: IpAddr) -> Option<ServiceKey> {
+        self.0.lock().unwrap().get(&address).cloned()
+    }
 }
 
 impl Pipes {
@@ -226,6 +258,7 @@ pub struct World {
     pub nodes: Vec<Node>,
     pub starter: Arc<FakeStarter>,
     pub pipes: Arc<Pipes>,
+    pub neighbours: Arc<Neighbours>,
     pub deployed: Deployed,
 }
 
@@ -274,6 +307,7 @@ impl World {
             nodes,
             starter,
             pipes,
+            neighbours: Arc::default(),
             deployed,
         };
         for node in &world.nodes {
@@ -296,6 +330,7 @@ impl World {
             registry: node.registry.subscribe(),
             link: self.pipes.clone(),
             starter: self.starter.clone(),
+            callers: self.neighbours.clone(),
         };
         let ingress = Ingress::start(config, deps).unwrap();
         let door = ingress.peer_door();

@@ -203,6 +203,16 @@ impl Sheet<'_> {
                 "Requests that waited for room",
                 counts.cold,
             ),
+            (
+                "selvedge_ingress_passages",
+                "Connections and flows passed unread",
+                counts.passages,
+            ),
+            (
+                "selvedge_ingress_datagrams_dropped",
+                "Datagrams that found no room",
+                counts.datagrams_dropped,
+            ),
             ("selvedge_ingress_starts", "Starts asked for", counts.starts),
             (
                 "selvedge_ingress_starts_failed",
@@ -212,6 +222,17 @@ impl Sheet<'_> {
         ] {
             self.counter(name, help, one(count))?;
         }
+        let ways = ["in", "out"].into_iter().zip(counts.passage_bytes);
+        let ways = ways.map(|(way, n)| (vec![("direction", way.to_owned())], n));
+        let name = "selvedge_ingress_passage_bytes";
+        self.counter(
+            name,
+            "Bytes passed unread, to containers and from them",
+            ways,
+        )?;
+        let name = "selvedge_ingress_open_passages";
+        let help = "Connections and flows that pass unread now";
+        self.gauge(name, help, one(counts.open_passages))?;
         let answered: u64 = counts.classes.iter().sum();
         let inflight = counts.requests.saturating_sub(answered);
         let name = "selvedge_ingress_inflight_requests";

@@ -1,0 +1,93 @@
+//! The door's side for other nodes' connections and flows: to an instance here, or refused.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::super::Shared;
+use super::super::bench::Bench;
+use super::super::local::Guard;
+use super::super::peer_door::{PeerDoor, admit};
+use super::super::stream::Conduit;
+use super::carry::{End, here};
+use super::packets;
+use super::relay::relay;
+use crate::wire::frame;
+use crate::wire::passage::{FRAME_LIMIT, OpenPassage, PassageAnswer};
+
+/// A peer's wish comes with its stream.
+const WISH: Duration = Duration::from_secs(5);
+const TRIES: usize = 3;
+
+impl PeerDoor {
+    /// Serves one stream of another node's door until it ends.
+    pub async fn pass(&self, mut stream: Box<dyn Conduit>) {
+        let shared = &self.shared;
+        let wish = timeout(WISH, frame::read_value(&mut stream, FRAME_LIMIT)).await;
+        let Ok(Ok(wish)) = wish else {
+            return stream.cut();
+        };
+        let served = &shared.counters.served_for_peers;
+        served.fetch_add(1, Ordering::Relaxed);
+        let (answer, reached) = match shared.passages.places.try_acquire() {
+            Ok(place) => match find(shared, &wish).await {
+                Ok((end, guard)) => {
+                    let id = guard.slot.id.as_ref().clone();
+                    (PassageAnswer::Open(id), Some((end, guard, place)))
+                }
+                Err(refusal) => (refusal, None),
+            },
+            Err(_) => (PassageAnswer::Full, None),
+        };
+        let told = frame::write_value(&mut stream, &answer, FRAME_LIMIT);
+        let told = matches!(timeout(WISH, told).await, Ok(Ok(())));
+        let Some((end, _guard, _place)) = reached else {
+            return;
+        };
+        if !told {
+            return stream.cut();
+        }
+        pass(shared, stream, end, &wish).await;
+    }
+}
+
+async fn pass(shared: &Shared, stream: Box<dyn Conduit>, end: End, wish: &OpenPassage) {
+    let idle = Duration::from_secs(wish.idle_seconds.max(1).into());
+    let phase = shared.phase.subscribe();
+    // They are counted where they came in from outside.
+    let nowhere = (&Default::default(), &Default::default());
+    let ended = match end {
+        End::Bytes(server) | End::Framed(server) => {
+            relay(stream, server, idle, phase, nowhere).await
+        }
+        End::Datagrams(socket) => packets::exchange(stream, &socket, idle, phase).await,
+    };
+    if let Err(error) = ended {
+        tracing::debug!(revision = %wish.revision, %error, "a peer's connection broke off");
+    }
+}
+
+/// Connects to one of the revision's instances here.
+async fn find(shared: &Shared, wish: &OpenPassage) -> Result<(End, Guard), PassageAnswer> {
+    let bench = shared.local.find(&wish.revision);
+    let bench: Arc<Bench> = bench.ok_or(PassageAnswer::NotHere)?;
+    let mut tried = Vec::new();
+    while tried.len() < TRIES {
+        let Some(guard) = admit(&bench, &tried) else {
+            let full = tried.is_empty() && bench.open_here() > 0;
+            return Err(if full {
+                PassageAnswer::Full
+            } else {
+                PassageAnswer::NotHere
+            });
+        };
+        match here(&guard, wish.udp, wish.port).await {
+            Ok(end) => return Ok((end, guard)),
+            Err(_) => guard.slot.health.broke(),
+        }
+        tried.push(Arc::clone(&guard.slot));
+    }
+    Err(PassageAnswer::NotHere)
+}

@@ -1,0 +1,165 @@
+//! Sockets that follow the routes: a node listens on a port as long as a service has it. What cannot
+//! be had (somebody else's port) is told and tried again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use scheduler::model::{ServiceKey, Socket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use super::super::Shared;
+use super::super::door::Phase;
+use super::super::local::lock;
+use super::{Way, carry, datagrams, hello};
+
+/// How often routes are looked at: a port opens so much later than its service is ready.
+const LOOK: Duration = Duration::from_millis(250);
+/// How often a port that is somebody else's is tried again.
+const AGAIN: Duration = Duration::from_secs(5);
+/// After a failed accept (out of files): without a pause the loop would spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+const BACKLOG: u32 = 1024;
+
+/// Listens for the services of the routes until the door closes.
+pub(in super::super) async fn follow(shared: Arc<Shared>, ips: BTreeSet<IpAddr>) {
+    let mut phase = shared.phase.subscribe();
+    let mut open: BTreeMap<Socket, JoinSet<()>> = BTreeMap::new();
+    let mut seen = shared.routes.load_full();
+    let mut next = Instant::now();
+    loop {
+        let routes = shared.routes.load_full();
+        let changed = !Arc::ptr_eq(&routes, &seen) && !routes.same_sockets(&seen);
+        if changed || next <= Instant::now() {
+            next = Instant::now() + AGAIN;
+            let wanted: BTreeSet<Socket> = routes.sockets().collect();
+            // Dropping closes the socket; connections that came by it go on.
+            open.retain(|socket, _| wanted.contains(socket));
+            lock(&shared.passages.closed).retain(|socket, _| wanted.contains(socket));
+            for socket in wanted {
+                if !open.contains_key(&socket) {
+                    try_open(&shared, &ips, socket, &mut open).await;
+                }
+            }
+        }
+        seen = routes;
+        tokio::select! {
+            () = sleep(LOOK) => {}
+            _ = phase.wait_for(|p| *p > Phase::Open) => return,
+        }
+    }
+}
+
+async fn try_open(
+    shared: &Arc<Shared>,
+    ips: &BTreeSet<IpAddr>,
+    socket: Socket,
+    open: &mut BTreeMap<Socket, JoinSet<()>>,
+) {
+    let mut tasks = JoinSet::new();
+    for ip in ips {
+        let addr = SocketAddr::new(*ip, socket.port);
+        if let Err(error) = listen(shared, socket, addr, &mut tasks).await {
+            let why = format!("cannot listen on {addr}: {error}");
+            let before = lock(&shared.passages.closed).insert(socket, why.clone());
+            if before.as_ref() != Some(&why) {
+                tracing::warn!(port = %socket, why, "a service's port stays closed on this node");
+            }
+            return;
+        }
+    }
+    if lock(&shared.passages.closed).remove(&socket).is_some() {
+        tracing::info!(port = %socket, "the port is open now");
+    }
+    open.insert(socket, tasks);
+}
+
+async fn listen(
+    shared: &Arc<Shared>,
+    socket: Socket,
+    addr: SocketAddr,
+    tasks: &mut JoinSet<()>,
+) -> io::Result<()> {
+    if socket.udp {
+        let bound = UdpSocket::bind(addr).await?;
+        tasks.spawn(datagrams::serve(Arc::clone(shared), bound, socket));
+    } else {
+        let bound = bind(addr)?;
+        tasks.spawn(accept(Arc::clone(shared), bound, socket));
+    }
+    Ok(())
+}
+
+fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match addr {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }?;
+    socket.set_reuseaddr(true)?;
+    // Connections have it from the socket they come by: a client that vanished is noticed.
+    socket.set_keepalive(true)?;
+    socket.bind(addr)?;
+    socket.listen(BACKLOG)
+}
+
+async fn accept(shared: Arc<Shared>, listener: TcpListener, socket: Socket) {
+    loop {
+        // One too many waits in the kernel's backlog.
+        match shared.passages.places.acquire().await {
+            Ok(place) => drop(place),
+            Err(_) => return,
+        }
+        let (stream, client) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        tokio::spawn(guest(Arc::clone(&shared), stream, client, socket));
+    }
+}
+
+async fn guest(shared: Arc<Shared>, mut stream: TcpStream, client: SocketAddr, socket: Socket) {
+    let Ok(_place) = shared.passages.places.try_acquire() else {
+        return;
+    };
+    let (Ok(()), Ok(server)) = (stream.set_nodelay(true), stream.local_addr()) else {
+        return;
+    };
+    let alone = shared
+        .routes
+        .load()
+        .at_socket(socket)
+        .map(|s| s.key.clone());
+    let (seen, service) = match alone {
+        Some(service) => (Vec::new(), Some(service)),
+        None => match hello::of(&mut stream).await {
+            Ok((seen, name)) => (seen, passed_through(&shared, socket.port, name.as_deref())),
+            Err(_) => return,
+        },
+    };
+    let stream = Box::new(stream);
+    let Some(service) = service else {
+        return super::super::stream::Conduit::cut(stream);
+    };
+    let way = Way {
+        service,
+        socket,
+        client,
+        server,
+        seen,
+    };
+    carry(Arc::clone(&shared), stream, way).await;
+}
+
+/// The service whose TLS on `port` only its container can read, by the name asked for.
+fn passed_through(shared: &Shared, port: u16, name: Option<&str>) -> Option<ServiceKey> {
+    let routes = shared.routes.load();
+    Some(routes.by_server_name(port, name?)?.key.clone())
+}

@@ -1,0 +1,82 @@
+//! What passes through the door unread: connections on ports of services' own, TLS that only the
+//! container can read, datagrams. They wake a service from zero, wait, are placed and counted as
+//! requests are (`dispatch::Quest`), and count as one request in their instance while they last.
+//!
+//! A connection's way: `listen` (sockets that follow the routes) -> `hello` (TLS: the name asked for)
+//! -> `carry` (an endpoint, here or through a peer) -> `relay` (bytes both ways). `far` is the same
+//! door's side for other nodes; `datagrams` is UDP's own `listen` and `relay`.
+
+mod carry;
+mod datagrams;
+mod far;
+mod hello;
+mod listen;
+mod packets;
+mod relay;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+
+use scheduler::model::{ServiceKey, Socket};
+use tokio::sync::Semaphore;
+
+pub(super) use carry::carry;
+pub(super) use listen::follow;
+
+use super::local::lock;
+
+/// Connections and flows at once, from clients and from peers; each holds two buffers.
+pub(super) const MAX_PASSAGES: usize = 10_000;
+
+/// Datagrams that wait, of all flows together.
+const WAITING_BYTES: usize = 32 << 20;
+
+/// A connection's or flow's wish.
+#[derive(Debug, Clone)]
+pub(super) struct Way {
+    pub(super) service: ServiceKey,
+    /// The service's port it came to.
+    pub(super) socket: Socket,
+    pub(super) client: SocketAddr,
+    /// Where the client meant to go.
+    pub(super) server: SocketAddr,
+    /// What was read of it already.
+    pub(super) seen: Vec<u8>,
+}
+
+/// What the door knows of passages.
+#[derive(Debug)]
+pub(super) struct Passages {
+    pub(super) places: Semaphore,
+    /// Ports that cannot be listened on, and why.
+    closed: Mutex<BTreeMap<Socket, String>>,
+    /// All that were let in, and the bytes they carried: to containers, and from them.
+    pub(super) opened: AtomicU64,
+    pub(super) sent: AtomicU64,
+    pub(super) received: AtomicU64,
+    /// Datagrams that found no room, and the room in bytes.
+    pub(super) dropped: AtomicU64,
+    pub(super) waiting: Arc<Semaphore>,
+}
+
+impl Default for Passages {
+    fn default() -> Self {
+        Self {
+            places: Semaphore::new(MAX_PASSAGES),
+            closed: Mutex::default(),
+            opened: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
+            waiting: Arc::new(Semaphore::new(WAITING_BYTES)),
+        }
+    }
+}
+
+impl Passages {
+    pub(super) fn closed(&self) -> BTreeMap<Socket, String> {
+        lock(&self.closed).clone()
+    }
+}

@@ -1,0 +1,94 @@
+//! Containers that call services at their own addresses.
+
+use std::net::SocketAddrV4;
+use std::sync::Arc;
+use std::time::Duration;
+
+use scheduler::model::{Listen, ServiceKey};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+
+use super::world::{ADDRESS, Deployed, World, name};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a container says to the service on `port`, and hears until the end; the firewall's part is
+/// played here.
+async fn call(world: &World, port: u16, says: &str) -> std::io::Result<String> {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut stream = TcpStream::connect(listener.local_addr().unwrap())
+        .await
+        .unwrap();
+    let (inside, client) = listener.accept().await.unwrap();
+    let shared = Arc::clone(&world.ingress().shared);
+    let meant = SocketAddrV4::new(ADDRESS, port);
+    tokio::spawn(super::super::inward::serve(shared, inside, client, meant));
+    stream.write_all(says.as_bytes()).await?;
+    let mut heard = String::new();
+    let read = timeout(PATIENCE, stream.read_to_string(&mut heard)).await;
+    read.expect("an end")?;
+    Ok(heard)
+}
+
+const GET: &str = "GET /headers HTTP/1.1\r\nhost: web\r\nconnection: close\r\n\r\n";
+
+async fn world() -> World {
+    let listen = |port| Listen {
+        port,
+        private: true,
+        ..Listen::default()
+    };
+    let deployed = Deployed {
+        listen: vec![listen(5432)],
+        callers: vec!["shop/*".parse().unwrap()],
+        ..Deployed::default()
+    };
+    World::one(deployed).await
+}
+
+fn is(world: &World, namespace: &str) {
+    let key = ServiceKey {
+        namespace: name(namespace),
+        name: name("api"),
+    };
+    let address = "127.0.0.1".parse().unwrap();
+    world.neighbours.0.lock().unwrap().insert(address, key);
+}
+
+#[tokio::test]
+async fn who_is_let_in_reaches_it_by_http_and_on_its_ports_from_zero() {
+    let world = world().await;
+    is(&world, "shop");
+    for port in [80, 5432] {
+        let heard = call(&world, port, GET).await.unwrap();
+        assert!(heard.starts_with("HTTP/1.1 200"), "{port}: {heard}");
+        // By HTTP it is told who asks; what passes unread is told nothing.
+        assert_eq!(
+            heard.contains("x-forwarded-for: 127.0.0.1"),
+            port == 80,
+            "{heard}"
+        );
+        assert!(heard.contains("host: web"), "{heard}");
+    }
+    assert_eq!(world.starter.starts(), 1);
+}
+
+#[tokio::test]
+async fn everybody_else_is_reset() {
+    let world = world().await;
+    let strangers: [fn(&World); 2] = [|_| {}, |world| is(world, "bank")];
+    for stranger in strangers {
+        stranger(&world);
+        for port in [80, 5432] {
+            let refused = call(&world, port, GET).await.unwrap_err();
+            assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionReset);
+        }
+    }
+    is(&world, "shop");
+    let nothing = call(&world, 5433, GET).await.unwrap_err();
+    assert_eq!(nothing.kind(), std::io::ErrorKind::ConnectionReset);
+    let problems = world.ingress().counts().problems;
+    let count = |code: &str| problems.iter().find(|(c, _)| c == code).unwrap().1;
+    assert_eq!((count("caller-refused"), count("no-such-port")), (4, 1));
+}

@@ -1,0 +1,294 @@
+//! What passes unread: bytes and datagrams on services' own ports.
+
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use scheduler::model::{InstanceId, Listen, ListenProtocol, NodeId};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::time::timeout;
+
+use super::world::{Deployed, Starts, World, eventually};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A port that was free a moment ago.
+async fn free_port(udp: bool) -> u16 {
+    let any = "127.0.0.1:0";
+    if udp {
+        let socket = UdpSocket::bind(any).await.unwrap();
+        return socket.local_addr().unwrap().port();
+    }
+    let socket = TcpListener::bind(any).await.unwrap();
+    socket.local_addr().unwrap().port()
+}
+
+async fn listening(protocol: ListenProtocol) -> (Deployed, SocketAddr) {
+    let port = free_port(protocol == ListenProtocol::Udp).await;
+    let listen = Listen {
+        port,
+        protocol,
+        ..Listen::default()
+    };
+    let deployed = Deployed {
+        listen: vec![listen],
+        ..Deployed::default()
+    };
+    (deployed, SocketAddr::from(([127, 0, 0, 1], port)))
+}
+
+/// Connects once the node listens.
+async fn connect(door: SocketAddr) -> TcpStream {
+    let connecting = async {
+        loop {
+            match TcpStream::connect(door).await {
+                Ok(stream) => return stream,
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    timeout(PATIENCE, connecting).await.expect("the port opens")
+}
+
+async fn ask(mut stream: TcpStream) -> String {
+    let line = b"GET /x HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    stream.write_all(line).await.unwrap();
+    heard(stream).await
+}
+
+async fn heard(mut stream: TcpStream) -> String {
+    let mut heard = String::new();
+    let read = timeout(PATIENCE, stream.read_to_string(&mut heard)).await;
+    read.expect("an end").unwrap();
+    heard
+}
+
+/// Says how much it heard once it has heard all.
+async fn listener() -> SocketAddr {
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = server.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = server.accept().await {
+            let mut all = Vec::new();
+            stream.read_to_end(&mut all).await.unwrap();
+            let answer = all.len().to_string();
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    addr
+}
+
+#[tokio::test]
+async fn a_connection_wakes_its_service_and_counts_while_it_lasts() {
+    let (deployed, door) = listening(ListenProtocol::Tcp).await;
+    let world = World::one(deployed).await;
+    let mut stream = connect(door).await;
+    stream
+        .write_all(b"GET /stream/4 HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await
+        .unwrap();
+    let mut first = [0; 12];
+    timeout(PATIENCE, stream.read_exact(&mut first))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(&first, b"HTTP/1.1 200");
+    assert_eq!(world.starter.starts(), 1);
+    let id = InstanceId("web-00001-0".into());
+    assert_eq!(world.local().in_flight(&id), 1);
+    assert!(
+        world.local().idle_millis(&id).is_none(),
+        "it is not frozen meanwhile"
+    );
+    let counts = world.ingress().counts();
+    assert_eq!((counts.passages, counts.open_passages), (1, 1));
+    let bill = world.ingress().bills().pop().unwrap();
+    assert_eq!(
+        (bill.status, bill.instance, bill.problem),
+        (0, Some(id.clone()), None)
+    );
+    drop(stream);
+    eventually("it left", || world.local().in_flight(&id) == 0).await;
+    assert!(world.ingress().counts().passage_bytes[1] > 12);
+}
+
+#[tokio::test]
+async fn half_a_connection_ends_before_the_other() {
+    for node in [1, 2] {
+        let (deployed, door) = listening(ListenProtocol::Tcp).await;
+        let world = World::new(2, deployed, |_| {}).await;
+        let _app = world.run(node, "i").await;
+        world.publish(&[(node as u64, vec![InstanceId("i".into())])].into());
+        let answer = ask(connect(door).await).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 200") && answer.ends_with('i'),
+            "{answer}"
+        );
+        assert_eq!(world.starter.starts(), 0);
+        let id = InstanceId("i".into());
+        let there = || world.nodes[node - 1].local.in_flight(&id) == 0;
+        eventually("both counted it out", there).await;
+    }
+}
+
+#[tokio::test]
+async fn what_breaks_off_never_looks_like_an_end() {
+    for node in [1, 2] {
+        let (deployed, door) = listening(ListenProtocol::Tcp).await;
+        let world = World::new(2, deployed, |_| {}).await;
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        world.open(node, "i", server.local_addr().unwrap());
+        world.publish(&[(node as u64, vec![InstanceId("i".into())])].into());
+        let mut stream = connect(door).await;
+        let (mut inside, _) = timeout(PATIENCE, server.accept()).await.unwrap().unwrap();
+        inside.write_all(b"half").await.unwrap();
+        let mut half = [0; 4];
+        timeout(PATIENCE, stream.read_exact(&mut half))
+            .await
+            .unwrap()
+            .unwrap();
+        socket2::SockRef::from(&inside)
+            .set_linger(Some(Duration::ZERO))
+            .unwrap();
+        drop(inside);
+        let read = timeout(PATIENCE, stream.read(&mut half)).await.unwrap();
+        assert_eq!(
+            read.unwrap_err().kind(),
+            std::io::ErrorKind::ConnectionReset
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_hard_limit_counts_connections() {
+    let (deployed, door) = listening(ListenProtocol::Tcp).await;
+    let deployed = Deployed {
+        hard: 1,
+        max: 1,
+        ..deployed
+    };
+    let world = World::one(deployed).await;
+    let app = world.run(1, "i").await;
+    let first = connect(door).await;
+    eventually("it is inside", || app.seen.open.load(Ordering::SeqCst) == 1).await;
+    let second = tokio::spawn(ask(connect(door).await));
+    eventually("one waits", || world.ingress().counts().held == 1).await;
+    assert_eq!(app.seen.connections.load(Ordering::SeqCst), 1);
+    drop(first);
+    assert!(second.await.unwrap().starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn the_container_is_told_whose_connection_it_is() {
+    let (mut deployed, door) = listening(ListenProtocol::Tcp).await;
+    deployed.listen[0].proxy_protocol = true;
+    let world = World::one(deployed).await;
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    world.open(1, "i", server.local_addr().unwrap());
+    let stream = connect(door).await;
+    let (mut inside, _) = timeout(PATIENCE, server.accept()).await.unwrap().unwrap();
+    let mut told = [0; 28];
+    timeout(PATIENCE, inside.read_exact(&mut told))
+        .await
+        .unwrap()
+        .unwrap();
+    let me = stream.local_addr().unwrap();
+    assert_eq!(told.to_vec(), super::super::introduced::write(me, door));
+}
+
+#[tokio::test]
+async fn nothing_moving_ends_it_and_a_port_goes_with_its_service() {
+    let (mut deployed, door) = listening(ListenProtocol::Tcp).await;
+    deployed.listen[0].idle_seconds = 1;
+    let world = World::one(deployed).await;
+    let _app = world.run(1, "i").await;
+    let mut stream = connect(door).await;
+    let read = timeout(PATIENCE, stream.read_u8())
+        .await
+        .expect("it is given up");
+    assert!(read.is_err());
+    let node = &world.nodes[0];
+    node.registry.send_replace(std::sync::Arc::default());
+    world.publish(&[].into());
+    let gone = async {
+        while TcpStream::connect(door).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, gone).await.expect("the port closes");
+}
+
+#[tokio::test]
+async fn a_port_of_somebody_else_is_told_and_had_once_it_is_free() {
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let listen = Listen {
+        port,
+        ..Listen::default()
+    };
+    let deployed = Deployed {
+        listen: vec![listen],
+        ..Deployed::default()
+    };
+    let world = World::one(deployed).await;
+    let closed = || world.ingress().closed_ports().into_values().next();
+    eventually("it is told", || closed().is_some()).await;
+    let why = closed().unwrap();
+    assert!(
+        why.starts_with(&format!("cannot listen on 127.0.0.1:{port}: ")),
+        "{why}"
+    );
+    drop(taken);
+    eventually("it is had", || closed().is_none()).await;
+}
+
+/// Answers every datagram with itself, as `server`.
+async fn echo() -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let addr = socket.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut buffer = [0; 2048];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
+            let _ = socket.send_to(&buffer[..length], from).await;
+        }
+    });
+    addr
+}
+
+#[tokio::test]
+async fn datagrams_go_to_an_instance_and_answers_come_from_the_port() {
+    for node in [1, 2] {
+        let (deployed, door) = listening(ListenProtocol::Udp).await;
+        let world = World::new(2, deployed, |_| {}).await;
+        let never = Starts::After(PATIENCE * 2);
+        let starts = [1, 2].map(|id| (NodeId(id), never.clone()));
+        world.starter.how.lock().unwrap().extend(starts);
+        let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        client.connect(door).await.unwrap();
+        // Nobody has it ready: it waits for the instance that opens next.
+        let mut buffer = [0; 64];
+        let sent = async {
+            loop {
+                // Refused until the node listens, which is not a loss of the door's.
+                let _ = client.send(b"first").await;
+                let tick = Duration::from_millis(100);
+                if let Ok(Ok(length)) = timeout(tick, client.recv(&mut buffer)).await {
+                    return length;
+                }
+                if world.ingress().counts().held > 0 {
+                    world.open(node, "i", echo().await);
+                    world.publish(&[(node as u64, vec![InstanceId("i".into())])].into());
+                }
+            }
+        };
+        let length = timeout(PATIENCE, sent).await.expect("an answer");
+        assert_eq!(&buffer[..length], b"first", "at node {node}");
+        let id = InstanceId("i".into());
+        assert_eq!(
+            world.nodes[node - 1].local.in_flight(&id),
+            1,
+            "a flow counts"
+        );
+    }
+}
