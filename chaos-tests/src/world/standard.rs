@@ -23,6 +23,9 @@ pub enum Standard {
     Nginx,
     /// Python's own web server with one file.
     Python,
+    /// Servers of protocols other than HTTP: redis, dnsmasq, openssl's TLS, nginx behind a load balancer.
+    /// Which of them runs is the service's to say.
+    Kit,
     /// 150 MB of a distribution's files, in one layer. Nothing runs it.
     Debian,
     /// The same files in four layers.
@@ -91,6 +94,37 @@ const PYTHON: Recipe = Recipe {
     mirror: "",
 };
 
+const KIT: Recipe = Recipe {
+    name: "kit",
+    packages: "redis-server,dnsmasq-base,openssl,nginx-light,busybox-static",
+    files: &[
+        ("etc/passwd", PASSWD),
+        ("etc/group", GROUP),
+        (
+            "etc/nginx/introduced.conf",
+            "daemon off; master_process off; user root; pid /tmp/pid; error_log stderr warn;\n\
+             events {}\n\
+             http {\n\
+             access_log off; client_body_temp_path /tmp/body; proxy_temp_path /tmp/proxy;\n\
+             fastcgi_temp_path /tmp/fastcgi; uwsgi_temp_path /tmp/uwsgi; scgi_temp_path /tmp/scgi;\n\
+             server { listen 8080 proxy_protocol;\n\
+             location / { return 200 \"for $proxy_protocol_addr\"; } }\n\
+             }\n",
+        ),
+        (
+            // The first process of a container has no default for SIGTERM, so it ends on purpose.
+            "srv/tls.sh",
+            "trap 'exit 0' TERM\n\
+             openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=kit -days 2 -keyout /tmp/k -out /tmp/c\n\
+             openssl s_server -accept 8443 -key /tmp/k -cert /tmp/c -www -quiet &\n\
+             wait\n",
+        ),
+    ],
+    entrypoint: &["/bin/busybox"],
+    parts: &[],
+    mirror: "",
+};
+
 const DEBIAN: Recipe = Recipe {
     name: "debian",
     packages: "python3,perl,git,ca-certificates,busybox-static",
@@ -126,6 +160,7 @@ impl Standard {
         match self {
             Self::Nginx => NGINX,
             Self::Python => PYTHON,
+            Self::Kit => KIT,
             Self::Debian => DEBIAN,
             Self::DebianInParts => DEBIAN_IN_PARTS,
             Self::DebianBefore => DEBIAN_BEFORE,

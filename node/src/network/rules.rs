@@ -415,4 +415,30 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn what_is_led_inward_is_let_in_at_the_doors_and_nowhere_else() {
+        let config = NetworkConfig::of("rules", "/run/x");
+        let whole = ruleset(&config, &[]);
+        let input = whole.split_once("chain input {").unwrap().1;
+        let at = |text: &str| input.find(text).unwrap();
+        let (jump, drop) = (at("jump led"), at("\" drop"));
+        assert!(jump < drop, "{input}");
+        let led = lead_inward(
+            &config,
+            Inward {
+                door: 4001,
+                dns: 4002,
+            },
+        );
+        let rules: Vec<&str> = led.lines().filter(|l| l.starts_with("add")).collect();
+        let bridge = &config.bridge;
+        let want = [
+            format!("add rule ip selvedge inward iifname \"{bridge}\" ip daddr 198.18.0.0/15 tcp dport 1-65535 redirect to :4001"),
+            "add rule ip selvedge led ct status dnat ct original ip daddr 198.18.0.0/15 tcp dport 4001 accept".to_owned(),
+            format!("add rule ip selvedge inward iifname \"{bridge}\" ip daddr 10.201.0.1 udp dport 53 redirect to :4002"),
+            "add rule ip selvedge led ct status dnat ct original ip daddr 10.201.0.1 udp dport 4002 accept".to_owned(),
+        ];
+        assert_eq!(rules[..4], want);
+    }
 }
