@@ -23,8 +23,8 @@ pub enum Standard {
     Nginx,
     /// Python's own web server with one file.
     Python,
-    /// Servers of protocols other than HTTP: redis, dnsmasq, openssl's TLS, nginx behind a load balancer.
-    /// Which of them runs is the service's to say.
+    /// Servers of protocols other than HTTP: redis, dnsmasq, openssl's TLS, nginx behind a load balancer;
+    /// and curl. Which of them runs is the service's to say.
     Kit,
     /// 150 MB of a distribution's files, in one layer. Nothing runs it.
     Debian,
@@ -96,7 +96,7 @@ const PYTHON: Recipe = Recipe {
 
 const KIT: Recipe = Recipe {
     name: "kit",
-    packages: "redis-server,dnsmasq-base,openssl,nginx-light,busybox-static",
+    packages: "redis-server,dnsmasq-base,openssl,nginx-light,curl,busybox-static",
     files: &[
         ("etc/passwd", PASSWD),
         ("etc/group", GROUP),

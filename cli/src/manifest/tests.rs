@@ -1,6 +1,6 @@
 //! The manifest, by examples: what it lowers to and how it complains.
 
-use scheduler::model::{ProbeAction, Protocol, Spread, VolumeSource};
+use scheduler::model::{Listen, ListenProtocol, ProbeAction, Protocol, Spread, VolumeSource};
 
 use super::*;
 use crate::args::{Cli, Command, DeployArgs};
@@ -568,4 +568,77 @@ down_delay = "2m"
     let scale = parse("web.toml", text).unwrap().scale;
     assert_eq!((scale.min, scale.max, scale.initial), (1, 9, 2));
     assert_eq!((scale.activation, scale.down_delay_seconds), (3, 120));
+}
+
+#[test]
+fn ports_and_callers_lower() {
+    let text = r#"
+name = "db"
+image = "db:1"
+port = 5432
+[network]
+allow = ["10.0.0.0/8"]
+callers = ["shop/web", "bank/*"]
+[[listen]]
+port = 5432
+[[listen]]
+port = 443
+protocol = "tls"
+sni = ["db.example.com"]
+to = 8443
+idle = "10m"
+[[listen]]
+port = 53
+protocol = "udp"
+private = true
+[[listen]]
+port = 7000
+proxy_protocol = true
+"#;
+    let spec = parse("db.toml", text).unwrap().spec;
+    let callers: Vec<String> = spec.callers.iter().map(ToString::to_string).collect();
+    assert_eq!(callers, ["shop/web", "bank/*"]);
+    assert_eq!(spec.egress.len(), 1);
+    let listen = |port, protocol| Listen {
+        port,
+        protocol,
+        ..Listen::default()
+    };
+    let want = [
+        listen(5432, ListenProtocol::Tcp),
+        Listen {
+            to: 8443,
+            sni: vec!["db.example.com".into()],
+            idle_seconds: 600,
+            ..listen(443, ListenProtocol::Tls)
+        },
+        Listen {
+            private: true,
+            ..listen(53, ListenProtocol::Udp)
+        },
+        Listen {
+            proxy_protocol: true,
+            ..listen(7000, ListenProtocol::Tcp)
+        },
+    ];
+    assert_eq!(spec.listen, want);
+    for (bad, says) in [
+        ("[[listen]]\nprotocol = \"tcp\"", "`port` is missing"),
+        (
+            "[[listen]]\nport = 70000",
+            "`70000` is no port from 1 to 65535",
+        ),
+        (
+            "[[listen]]\nport = 1\nprotocol = \"sctp\"",
+            "`sctp` is no protocol",
+        ),
+        (
+            "[[listen]]\nport = 1\nprotcol = \"tcp\"",
+            "unknown key `protcol`",
+        ),
+        ("[network]\ncallers = [\"web\"]", "`web` names no services"),
+    ] {
+        let error = parse("db.toml", bad).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
 }

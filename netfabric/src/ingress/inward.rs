@@ -81,7 +81,7 @@ pub(super) async fn serve(
     client: SocketAddr,
     meant: SocketAddrV4,
 ) {
-    let Ok(_place) = shared.passages.places.try_acquire() else {
+    let Some(_place) = shared.passages.inside.enter(client.ip()) else {
         return Box::new(stream).cut();
     };
     let called = shared

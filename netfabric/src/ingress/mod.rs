@@ -324,7 +324,7 @@ impl Ingress {
             ),
             open_tunnels: used(MAX_TUNNELS, shared.tunnels.available_permits()),
             held: shared.lanes.held() as u64,
-            open_passages: used(passage::MAX_PASSAGES, passages.places.available_permits()),
+            open_passages: (passages.outside.taken() + passages.inside.taken()) as u64,
             passages: read(&passages.opened),
             passage_bytes: [read(&passages.sent), read(&passages.received)],
             datagrams_dropped: read(&passages.dropped),
@@ -337,12 +337,11 @@ impl Ingress {
         self.shared.phase.send_replace(Phase::Closing);
         let all = u32::try_from(door::MAX_CONNECTIONS).unwrap_or(u32::MAX);
         let tunnels = u32::try_from(MAX_TUNNELS).unwrap_or(u32::MAX);
-        let passages = u32::try_from(passage::MAX_PASSAGES).unwrap_or(u32::MAX);
         let empty = async {
             let _connections = self.shared.connections.acquire_many(all).await;
             let _tunnels = self.shared.tunnels.acquire_many(tunnels).await;
-            let places = &self.shared.passages.places;
-            let _passages = places.acquire_many(passages).await;
+            self.shared.passages.outside.empty().await;
+            self.shared.passages.inside.empty().await;
         };
         if timeout(grace, empty).await.is_err() {
             tracing::info!(counts = ?self.counts(), "cutting off requests that outlast the grace");

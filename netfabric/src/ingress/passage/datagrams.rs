@@ -106,7 +106,7 @@ fn begin(
     let (shared, bound) = (Arc::clone(shared), Arc::clone(bound));
     tokio::spawn(async move {
         let _entry = entry;
-        let Ok(_place) = shared.passages.places.try_acquire() else {
+        let Some(_place) = shared.passages.outside.enter(client.ip()) else {
             return;
         };
         let mut phase = shared.phase.subscribe();

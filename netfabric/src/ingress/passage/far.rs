@@ -31,15 +31,15 @@ impl PeerDoor {
         };
         let served = &shared.counters.served_for_peers;
         served.fetch_add(1, Ordering::Relaxed);
-        let (answer, reached) = match shared.passages.places.try_acquire() {
-            Ok(place) => match find(shared, &wish).await {
+        let (answer, reached) = match shared.passages.outside.enter_peer() {
+            Some(place) => match find(shared, &wish).await {
                 Ok((end, guard)) => {
                     let id = guard.slot.id.as_ref().clone();
                     (PassageAnswer::Open(id), Some((end, guard, place)))
                 }
                 Err(refusal) => (refusal, None),
             },
-            Err(_) => (PassageAnswer::Full, None),
+            None => (PassageAnswer::Full, None),
         };
         let told = frame::write_value(&mut stream, &answer, FRAME_LIMIT);
         let told = matches!(timeout(WISH, told).await, Ok(Ok(())));

@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep};
 use super::super::Shared;
 use super::super::door::Phase;
 use super::super::local::lock;
+use super::super::stream::Conduit;
 use super::{Way, carry, datagrams, hello};
 
 /// How often routes are looked at: a port opens so much later than its service is ready.
@@ -109,10 +110,7 @@ fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
 async fn accept(shared: Arc<Shared>, listener: TcpListener, socket: Socket) {
     loop {
         // One too many waits in the kernel's backlog.
-        match shared.passages.places.acquire().await {
-            Ok(place) => drop(place),
-            Err(_) => return,
-        }
+        shared.passages.outside.free().await;
         let (stream, client) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -126,8 +124,8 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener, socket: Socket) {
 }
 
 async fn guest(shared: Arc<Shared>, mut stream: TcpStream, client: SocketAddr, socket: Socket) {
-    let Ok(_place) = shared.passages.places.try_acquire() else {
-        return;
+    let Some(_place) = shared.passages.outside.enter(client.ip()) else {
+        return Box::new(stream).cut();
     };
     let (Ok(()), Ok(server)) = (stream.set_nodelay(true), stream.local_addr()) else {
         return;
@@ -146,7 +144,7 @@ async fn guest(shared: Arc<Shared>, mut stream: TcpStream, client: SocketAddr, s
     };
     let stream = Box::new(stream);
     let Some(service) = service else {
-        return super::super::stream::Conduit::cut(stream);
+        return stream.cut();
     };
     let way = Way {
         service,

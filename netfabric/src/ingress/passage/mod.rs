@@ -12,6 +12,7 @@ mod far;
 mod hello;
 mod listen;
 mod packets;
+mod places;
 mod relay;
 
 use std::collections::BTreeMap;
@@ -26,9 +27,7 @@ pub(super) use carry::carry;
 pub(super) use listen::follow;
 
 use super::local::lock;
-
-/// Connections and flows at once, from clients and from peers; each holds two buffers.
-pub(super) const MAX_PASSAGES: usize = 10_000;
+use places::Places;
 
 /// Datagrams that wait, of all flows together.
 const WAITING_BYTES: usize = 32 << 20;
@@ -49,7 +48,8 @@ pub(super) struct Way {
 /// What the door knows of passages.
 #[derive(Debug)]
 pub(super) struct Passages {
-    pub(super) places: Semaphore,
+    pub(super) outside: Places,
+    pub(super) inside: Places,
     /// Ports that cannot be listened on, and why.
     closed: Mutex<BTreeMap<Socket, String>>,
     /// All that were let in, and the bytes they carried: to containers, and from them.
@@ -64,7 +64,8 @@ pub(super) struct Passages {
 impl Default for Passages {
     fn default() -> Self {
         Self {
-            places: Semaphore::new(MAX_PASSAGES),
+            outside: Places::outside(),
+            inside: Places::inside(),
             closed: Mutex::default(),
             opened: AtomicU64::new(0),
             sent: AtomicU64::new(0),

@@ -118,13 +118,12 @@ async fn half_a_connection_ends_before_the_other() {
     for node in [1, 2] {
         let (deployed, door) = listening(ListenProtocol::Tcp).await;
         let world = World::new(2, deployed, |_| {}).await;
-        let _app = world.run(node, "i").await;
+        world.open(node, "i", listener().await);
         world.publish(&[(node as u64, vec![InstanceId("i".into())])].into());
-        let answer = ask(connect(door).await).await;
-        assert!(
-            answer.starts_with("HTTP/1.1 200") && answer.ends_with('i'),
-            "{answer}"
-        );
+        let mut stream = connect(door).await;
+        stream.write_all(&[7; 300_000]).await.unwrap();
+        stream.shutdown().await.unwrap();
+        assert_eq!(heard(stream).await, "300000");
         assert_eq!(world.starter.starts(), 0);
         let id = InstanceId("i".into());
         let there = || world.nodes[node - 1].local.in_flight(&id) == 0;
