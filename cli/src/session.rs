@@ -4,7 +4,7 @@
 use hyper::upgrade::Upgraded;
 use netfabric::wire::api::{Diagnosis, InstanceView, NodeStatus, ServiceView};
 use netfabric::wire::usage::{Amounts, UsageView};
-use scheduler::model::{InstanceId, InstanceState, Name, Revision};
+use scheduler::model::{InstanceId, Name, Revision};
 use serde::Serialize;
 
 use crate::args::Global;
@@ -100,7 +100,7 @@ impl Session {
             Subject::Service(wanted) => {
                 let all = self.instances(false).await?;
                 let of = |i: &&InstanceView| i.service.as_str() == wanted;
-                let ready = |i: &&InstanceView| i.alive && i.state == InstanceState::Ready;
+                let ready = |i: &&InstanceView| i.alive && i.state.serves();
                 if let Some(ready) = all.iter().filter(of).find(ready) {
                     return Ok(ready.id.clone());
                 }

@@ -67,6 +67,8 @@ pub fn describe_service(
     sheet.line("Name", service.key.name.as_str());
     sheet.line("Namespace", service.key.namespace.as_str());
     sheet.line("URL", &view.url);
+    let inside = view.service.meta.address.map(|a| a.to_string());
+    sheet.some("Inside", inside.unwrap_or_default());
     sheet.line("Ready", &view.condition.ready);
     sheet.some("Reason", &view.condition.reason);
     sheet.some("Message", &view.condition.message);
