@@ -245,20 +245,20 @@ fn template(sheet: &mut Sheet, spec: &RevisionSpec) {
 }
 
 fn listen(of: &Listen) -> String {
-    let mut text = of.socket().to_string();
+    let mut parts = vec![of.socket().to_string()];
     if of.protocol == ListenProtocol::Tls {
-        text += &format!(" for TLS to {}", of.sni.join(", "));
+        parts.push(format!("for TLS to {}", of.sni.join(" ")));
     }
     if of.to != 0 {
-        text += &format!(" to {}", of.to);
+        parts.push(format!("to {}", of.to));
     }
     if of.private {
-        text += ", inside only";
+        parts.push("inside only".to_owned());
     }
     if of.proxy_protocol {
-        text += ", by the PROXY protocol";
+        parts.push("by the PROXY protocol".to_owned());
     }
-    text
+    parts.join(", ")
 }
 
 fn rules(place: &PlacementRules) -> String {

@@ -198,27 +198,18 @@ impl App {
             agent: agent.clone(),
             mesh: mesh.clone(),
         };
-        let deps = IngressDeps {
+        let parts = DoorParts {
             routes: routes.clone(),
             local,
             fleet: fleet.clone(),
             registry: registry.view().watch(),
-            link: Arc::new(DoorLink(mesh.clone())),
-            starter: Arc::new(peers.clone()),
-            callers: Arc::new(Neighbours {
-                network: network.clone(),
-                record: agent.record(),
-            }),
+            peers: peers.clone(),
+            network,
         };
-        let ingress = ingress_config(&config, network.gateway());
-        let ingress = Arc::new(Ingress::start(ingress, deps)?);
-        let inner_dns = open_inward(&network, &ingress, &routes).await?;
+        let (ingress, inner_dns) = open_doors(&config, parts).await?;
         // Set once, here.
         let _ = door.set(ingress.clone());
-        mesh.serve(Kind::Proxy, Arc::new(ProxyServer(ingress.peer_door())));
-        mesh.serve(Kind::Passage, Arc::new(PassageServer(ingress.peer_door())));
         tokio::spawn(Stewardship::new(registry.clone(), fleet.clone(), peers).run());
-        let ca_hash = identity.ca_hash();
         Ok(Self {
             config,
             data,
@@ -235,7 +226,7 @@ impl App {
             _inner_dns: inner_dns,
             protections,
             toucher,
-            ca_hash,
+            ca_hash: identity.ca_hash(),
             mesh_address,
         })
     }
@@ -469,23 +460,47 @@ async fn open_network(config: &Config, data: &Path) -> Result<(Network, Protecti
     Ok((Network::open(network).await?, protections))
 }
 
-/// Names for containers, and the way of their calls to the door that is there for them.
-async fn open_inward(
-    network: &Network,
-    ingress: &Ingress,
-    routes: &Arc<ArcSwap<Routes>>,
-) -> Result<InnerDns> {
-    let names = InnerNames {
+/// What the doors need of the other rooms.
+struct DoorParts {
+    routes: Arc<ArcSwap<Routes>>,
+    local: Arc<Local>,
+    fleet: watch::Receiver<Arc<Fleet>>,
+    registry: watch::Receiver<Arc<State>>,
+    peers: Peers,
+    network: Network,
+}
+
+/// The front door, its side for peers, and that for containers with their names.
+async fn open_doors(config: &Config, parts: DoorParts) -> Result<(Arc<Ingress>, InnerDns)> {
+    let DoorParts {
+        routes, network, ..
+    } = parts;
+    let Peers { agent, mesh, .. } = parts.peers.clone();
+    let deps = IngressDeps {
         routes: routes.clone(),
+        local: parts.local,
+        fleet: parts.fleet,
+        registry: parts.registry,
+        link: Arc::new(DoorLink(mesh.clone())),
+        starter: Arc::new(parts.peers),
+        callers: Arc::new(Neighbours {
+            network: network.clone(),
+            record: agent.record(),
+        }),
     };
-    let dns = InnerDns::start(inner_dns_config(network.gateway()), Arc::new(names)).await;
+    let ingress = Ingress::start(ingress_config(config, network.gateway()), deps)?;
+    mesh.serve(Kind::Proxy, Arc::new(ProxyServer(ingress.peer_door())));
+    mesh.serve(Kind::Passage, Arc::new(PassageServer(ingress.peer_door())));
+
+    let names = Arc::new(InnerNames { routes });
+    let dns = InnerDns::start(inner_dns_config(network.gateway()), names).await;
     let dns = dns.context("DNS for containers")?;
     let doors = Inward {
         door: ingress.inner().map_or(0, |addr| addr.port()),
         dns: dns.local_addr().port(),
     };
     network.lead_inward(doors).await?;
-    Ok(dns)
+    Ok((Arc::new(ingress), dns))
 }
 
 fn open_meter(

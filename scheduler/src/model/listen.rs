@@ -185,13 +185,13 @@ mod tests {
 
     #[test]
     fn two_services_share_a_port_only_by_different_names() {
+        use ListenProtocol::{Tcp, Tls, Udp};
         let listen = |port, protocol, sni: &[&str]| Listen {
             port,
             protocol,
             sni: sni.iter().map(|s| (*s).to_owned()).collect(),
             ..Listen::default()
         };
-        use ListenProtocol::{Tcp, Tls, Udp};
         let a = listen(443, Tls, &["a.test", "b.test"]);
         let table = [
             (listen(443, Tls, &["c.test"]), false),

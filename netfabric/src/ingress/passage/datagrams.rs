@@ -2,6 +2,9 @@
 //! like a connection, until nothing moves. A flow's first datagrams wait for the instance; the
 //! answers leave from the port they came to. Nothing is ever said to a sender but what the program
 //! says: a forged sender gets no more than that program gives away.
+//!
+//! Known limit: answers of a socket that listens on every address leave from the one the kernel's
+//! routing picks; a host with several names the one it serves on in `[ingress] http`.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};

@@ -1,7 +1,7 @@
 //! The door's side for other nodes' connections and flows: to an instance here, or refused.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -57,7 +57,7 @@ async fn pass(shared: &Shared, stream: Box<dyn Conduit>, end: End, wish: &OpenPa
     let idle = Duration::from_secs(wish.idle_seconds.max(1).into());
     let phase = shared.phase.subscribe();
     // They are counted where they came in from outside.
-    let nowhere = (&Default::default(), &Default::default());
+    let nowhere = (&AtomicU64::default(), &AtomicU64::default());
     let ended = match end {
         End::Bytes(server) | End::Framed(server) => {
             relay(stream, server, idle, phase, nowhere).await

@@ -121,7 +121,7 @@ async fn half_a_connection_ends_before_the_other() {
         world.open(node, "i", listener().await);
         world.publish(&[(node as u64, vec![InstanceId("i".into())])].into());
         let mut stream = connect(door).await;
-        stream.write_all(&[7; 300_000]).await.unwrap();
+        stream.write_all(&vec![7; 300_000]).await.unwrap();
         stream.shutdown().await.unwrap();
         assert_eq!(heard(stream).await, "300000");
         assert_eq!(world.starter.starts(), 0);
