@@ -113,6 +113,8 @@ mod tests_documents;
 #[cfg(test)]
 mod tests_faults;
 #[cfg(test)]
+mod tests_flips;
+#[cfg(test)]
 mod tests_full;
 #[cfg(test)]
 mod tests_gc;
