@@ -3,12 +3,13 @@
 //! other end, verifying and unpacking overlap: several windows are on their way at once.
 
 use std::ops::Range;
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use scheduler::model::NodeId;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 
 use super::budget::Budget;
 use super::chunks::ChunkList;
@@ -18,15 +19,16 @@ use super::fetch::Arriving;
 use super::holders::{Got, Holders, Local, locate, read_local};
 use super::layer::Marker;
 use super::manifest::{LayerPlan, Packing};
-use super::peers::{Company, lie};
+use super::peers::{Company, WINDOWS_AT_ONCE, lie};
 use super::registry::Piece;
 
-/// Raw bytes of the tar that are fetched together, and how many such windows at once: while one is on
-/// its way, another is packed and a third verified. All of them are in memory.
+/// Raw bytes of the tar that are fetched together. While one such window is on its way, another is packed
+/// by the peer and a third verified here; all of them are in memory.
 const WINDOW: u64 = 1 << 20;
-const WINDOWS_AT_ONCE: usize = 4;
-/// Chunks between peers and the unpacker: some four megabytes.
-const PIECES_AHEAD: usize = 256;
+/// Windows of a layer in memory, some on their way and some waiting for the unpacker.
+const WINDOWS_AHEAD: usize = WINDOWS_AT_ONCE + 2;
+/// Chunks between the windows and the unpacker: about a megabyte.
+const PIECES_AHEAD: usize = 64;
 
 impl Company {
     /// A layer from these peers, the first one first; `None` when they could not give it.
@@ -109,20 +111,28 @@ impl Company {
         let local = self.store.blocking(move |inner| Ok(locate(inner, &wanted)));
         let local = Arc::new(local.await.unwrap_or_default());
         let holders = Holders::new(self, (layer, list), holders, true);
-        let fetching = stream::iter(windows(list))
-            .map(|window| self.window(list, window, &local, &holders))
-            .buffered(WINDOWS_AT_ONCE);
-        let mut fetched = std::pin::pin!(fetching);
-        while let Some(window) = fetched.next().await {
-            for bytes in window?.into_values() {
-                if pieces.send(Piece::Data(bytes)).await.is_err() {
-                    return Some(holders.moved());
-                }
-            }
-            fail::fail_point!("image::window_passed");
-        }
-        let _ = pieces.send(Piece::End).await;
-        Some(holders.moved())
+        let room = Semaphore::new(WINDOWS_AHEAD);
+        let (fetched, ready) = mpsc::channel(WINDOWS_AHEAD);
+        let fetching = async {
+            // Here, so that whoever feeds hears of the end.
+            let fetched = fetched;
+            let windows = stream::iter(windows(list)).map(|window| async {
+                let room = room.acquire().await.ok()?;
+                let got = self.window(list, window, &local, &holders).await?;
+                Some((got, room))
+            });
+            let mut windows = pin!(windows.buffered(WINDOWS_AT_ONCE));
+            // There is room: peers are listened to also while the unpacker takes nothing.
+            while let Some(window) = windows.next().await
+                && fetched.send(window).await.is_ok()
+            {}
+        };
+        let mut feeding = pin!(feed_from(ready, &pieces));
+        let fed = tokio::select! {
+            fed = &mut feeding => fed,
+            () = fetching => feeding.await,
+        };
+        fed.map(|()| holders.moved())
     }
 
     /// All chunks of a window, of this node's other layers where they have them.
@@ -144,11 +154,28 @@ impl Company {
             let found: usize = got.values().map(Bytes::len).sum();
             self.store.inner.tally.add_local(found as u64);
         }
-        holders
-            .complete(&places, &mut got, None)
-            .await
-            .then_some(got)
+        let _turn = self.turns.acquire().await.ok()?;
+        let complete = holders.complete(&places, &mut got, None).await;
+        complete.then_some(got)
     }
+}
+
+/// Passes windows on as they come; `None` when one does not.
+async fn feed_from(
+    mut ready: mpsc::Receiver<Option<(Got, SemaphorePermit<'_>)>>,
+    pieces: &mpsc::Sender<Piece>,
+) -> Option<()> {
+    while let Some(window) = ready.recv().await {
+        let (got, _room) = window?;
+        for bytes in got.into_values() {
+            if pieces.send(Piece::Data(bytes)).await.is_err() {
+                return Some(());
+            }
+        }
+        fail::fail_point!("image::window_passed");
+    }
+    let _ = pieces.send(Piece::End).await;
+    Some(())
 }
 
 /// Stretches of the list that are handled at once.

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use netfabric::wire::image::{ImageAnswer, ImageRequest};
 use scheduler::model::{ImagePin, NodeId};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
 use super::chunks::ChunkList;
@@ -25,6 +26,8 @@ use super::store::Store;
 const ASK_FIRST: usize = 16;
 /// Nodes asked at once.
 const FAN_OUT: usize = 8;
+/// Windows of chunks asked for at once, by all layers of a pull together: a peer serves many pulls.
+pub(super) const WINDOWS_AT_ONCE: usize = 4;
 /// What a chunk list may have, encoded: 32 bytes a chunk and a little.
 const MAX_LIST: usize = 80 << 20;
 /// The peers of one pull.
@@ -35,6 +38,8 @@ pub(super) struct Company {
     /// Whether the site's elected may be asked to pull; not when this pull is for a peer.
     pub elects: bool,
     pub(super) waits: Waits,
+    /// To ask for a window.
+    pub(super) turns: Semaphore,
     left_out: Mutex<BTreeSet<NodeId>>,
 }
 
@@ -46,6 +51,7 @@ impl Company {
             near,
             pin,
             elects,
+            turns: Semaphore::new(WINDOWS_AT_ONCE),
             left_out: Mutex::default(),
         }
     }
