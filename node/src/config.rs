@@ -185,6 +185,8 @@ impl Default for ImagesSection {
 #[serde(deny_unknown_fields, default)]
 pub struct IngressSection {
     pub http: Listen,
+    /// Where TLS is spoken, with the cluster's certificates.
+    pub https: Listen,
     /// Addresses clients reach this door at, for DNS; empty takes the mesh address.
     pub addresses: Vec<std::net::IpAddr>,
     pub activation_queue: usize,
@@ -197,6 +199,7 @@ impl Default for IngressSection {
     fn default() -> Self {
         Self {
             http: Listen::port(80),
+            https: Listen::port(443),
             addresses: Vec::new(),
             activation_queue: 1000,
             activation_timeout: Span(Duration::from_secs(30)),
@@ -488,6 +491,7 @@ mod tests {
     fn a_small_file_takes_the_defaults() {
         let config = parse(SMALL).unwrap();
         assert_eq!(config.ingress.http, Listen::port(80));
+        assert_eq!(config.ingress.https, Listen::port(443));
         assert_eq!(config.dns.ttl, Span(Duration::from_secs(5)));
         assert_eq!(config.capacity.cpu, Auto::Auto);
         assert_eq!(

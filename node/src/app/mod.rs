@@ -16,6 +16,7 @@ use netfabric::dns::{CidrError, Dns, DnsConfig};
 use netfabric::gossip::{Gossip, GossipConfig, INTERVAL};
 use netfabric::identity::{Authority, Identity, Vault};
 use netfabric::ingress::{Ingress, IngressDeps, Local};
+use netfabric::tls::{Shelf, Tickets};
 use netfabric::transport::{Kind, Mesh};
 use scheduler::fleet::Fleet;
 use scheduler::model::{Demand, NodeId};
@@ -189,6 +190,8 @@ impl App {
         };
         tokio::spawn(driver.run());
 
+        let vault = Vault::load(&data.join("identity"))?;
+        let shelf = Arc::new(Shelf::default());
         let peers = Peers {
             me,
             agent: agent.clone(),
@@ -201,6 +204,8 @@ impl App {
             registry: registry.view().watch(),
             link: Arc::new(DoorLink(mesh.clone())),
             starter: Arc::new(peers.clone()),
+            shelf: shelf.clone(),
+            tickets: vault.clone().map(Tickets::new),
         };
         let ingress = Arc::new(Ingress::start(ingress_config(&config), deps)?);
         // Set once, here.

@@ -66,6 +66,8 @@ pub struct ServiceRoute {
     tags: BTreeMap<Name, Arc<RevisionRoute>>,
     /// Why no revision takes requests, when none does.
     unrouted: Option<Unrouted>,
+    /// Clients without TLS stay, also where the host has a certificate.
+    pub plain_http: bool,
 }
 
 /// Why a service has no revision for a request.
