@@ -48,7 +48,7 @@ use crate::stewardship::Stewardship;
 use crate::telemetry::metrics;
 use crate::touch::{self, Toucher};
 use crate::volumes::Volumes;
-use crate::{clock, logs};
+use crate::{certs, clock, logs};
 use settings::{
     advertised, cgroup, founder, ingress_config, network_config, operator_token, record_base,
     seeds, volumes_config,
@@ -192,6 +192,8 @@ impl App {
 
         let vault = Vault::load(&data.join("identity"))?;
         let shelf = Arc::new(Shelf::default());
+        let watched = registry.view().watch();
+        tokio::spawn(certs::follow(watched, vault.clone(), shelf.clone()));
         let peers = Peers {
             me,
             agent: agent.clone(),
