@@ -194,6 +194,7 @@ impl App {
         let shelf = Arc::new(Shelf::default());
         let watched = registry.view().watch();
         tokio::spawn(certs::follow(watched, vault.clone(), shelf.clone()));
+        order_certificates(&config, me, &registry, &fleet, vault.clone())?;
         let peers = Peers {
             me,
             agent: agent.clone(),
@@ -368,6 +369,7 @@ impl App {
             .collect();
         let names = Names {
             routes: self.routes.clone(),
+            registry: self.registry.view().watch(),
             fleet: self.fleet.clone(),
         };
         let config = DnsConfig {
@@ -381,6 +383,35 @@ impl App {
             format!("DNS on {listen}; `--dns off` goes without")
         })?))
     }
+}
+
+/// Has this node order certificates, where its configuration names an authority.
+fn order_certificates(
+    config: &Config,
+    me: NodeId,
+    registry: &Registry,
+    fleet: &watch::Receiver<Arc<Fleet>>,
+    vault: Option<Vault>,
+) -> Result<()> {
+    let Some(section) = &config.acme else {
+        return Ok(());
+    };
+    let settings = certs::Settings::new(section, &config.dns.origin);
+    let settings = settings.map_err(|rule| anyhow::anyhow!("[acme] {rule}"))?;
+    let Some(vault) = vault else {
+        bail!(
+            "[acme]: this node holds no key to seal certificates with: its cluster was founded before there was one"
+        );
+    };
+    let issuer = certs::Issuer {
+        me,
+        registry: registry.clone(),
+        fleet: fleet.clone(),
+        vault,
+        settings,
+    };
+    tokio::spawn(issuer.run());
+    Ok(())
 }
 
 /// The front door, which opens after the agent that asks it for its demand.

@@ -1,6 +1,10 @@
 //! Certificates on this node: what the registry has of them goes onto the front door's shelf, keys
 //! opened in memory alone. Ordering them is `issuer`'s, on one node at a time.
 
+mod authority;
+mod issuer;
+mod order;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +14,8 @@ use netfabric::tls::{Bundle, Shelf, Table};
 use scheduler::model::{Certificate, CertificateSource, Challenge, ChallengeKind, Order};
 use scheduler::registry::State;
 use tokio::sync::watch;
+
+pub use issuer::{Issuer, Settings};
 
 /// Changes closer together than this are taken up together.
 const SETTLE: Duration = Duration::from_millis(20);

@@ -18,6 +18,7 @@ use imbl::OrdMap;
 
 use crate::model::{InstanceId, Name, NodeId, Protocol, RevisionKey, ServiceKey};
 
+pub use host::host_names;
 pub use near::front_doors;
 pub use pick::{LoadView, Pick, last_resort, pick};
 
