@@ -40,6 +40,8 @@ const PLAIN_HTTP: &[u8] = b"HTTP/1.1 400 Bad Request\r\n\
     x-selvedge-error: tls-expected\r\ncontent-type: text/plain; charset=utf-8\r\n\
     content-length: 37\r\nconnection: close\r\n\r\n\
     tls-expected: this port speaks HTTPS\n";
+/// As much of such a client's words is read.
+const PLAIN_BYTES: usize = 64 * 1024;
 const CHALLENGES: &str = "/.well-known/acme-challenge/";
 const HTTPS_PORT: u16 = 443;
 
@@ -116,6 +118,8 @@ async fn hello<S: Stream>(
             shared.counters.problem(Code::TlsExpected);
             stream.write_all(PLAIN_HTTP).await?;
             stream.shutdown().await?;
+            // What was not read when a connection is closed takes the answer with it.
+            while seen.len() < PLAIN_BYTES && stream.read_buf(&mut seen).await? > 0 {}
         }
         return Ok(None);
     }

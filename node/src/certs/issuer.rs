@@ -202,7 +202,7 @@ impl Issuer {
             };
             if let Err(error) = done {
                 tracing::debug!(%error, "a step of ordering is tried again");
-                if matches!(error, Unmade::Refused(Refusal::Fenced(_))) {
+                if matches!(&error, Unmade::Refused(refusal) if is_fenced(refusal)) {
                     return;
                 }
                 sleep(PAUSE).await;
@@ -233,7 +233,14 @@ impl Issuer {
         let failure = match timeout(ORDER_TIME, attempt.run()).await {
             Ok(Ok(actions)) => {
                 tracing::info!(host, "a certificate was issued");
-                return self.change_all(actions).await;
+                match self.change_all(actions).await {
+                    Err(Unmade::Refused(refusal)) if !is_fenced(&refusal) => acme::Failure {
+                        error: format!("the registry does not take what was issued: {refusal}"),
+                        counted: true,
+                        retry_after_millis: None,
+                    },
+                    done => return done,
+                }
             }
             Ok(Err(failure)) => failure,
             Err(_) => acme::Failure {
@@ -288,6 +295,10 @@ impl Issuer {
     }
 }
 
+fn is_fenced(refusal: &Refusal) -> bool {
+    matches!(refusal, Refusal::Fenced(_))
+}
+
 /// How much is left of another node's lease: its term, from when its version was first seen.
 fn watched(lease: &Lease, seen: &mut Option<Seen>) -> Duration {
     let now = Instant::now();
@@ -302,4 +313,47 @@ fn watched(lease: &Lease, seen: &mut Option<Seen>) -> Duration {
         }
     };
     (since + TERM).saturating_duration_since(now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lease(version: u64) -> Lease {
+        Lease {
+            name: ISSUER.to_owned(),
+            holder: Some(NodeId(2)),
+            epoch: 1,
+            version,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_is_anothers_until_it_stood_still_for_its_term() {
+        let mut seen = None;
+        assert_eq!(watched(&lease(7), &mut seen), TERM);
+        tokio::time::advance(TERM - RENEWAL).await;
+        assert_eq!(watched(&lease(7), &mut seen), RENEWAL);
+        assert_eq!(watched(&lease(8), &mut seen), TERM, "it was renewed");
+        tokio::time::advance(TERM).await;
+        assert_eq!(watched(&lease(8), &mut seen), Duration::ZERO);
+    }
+
+    #[test]
+    fn what_the_section_must_say() {
+        let good =
+            "directory = \"https://ca.test/dir\"\nterms_agreed = true\ncontact = [\"a@b.test\"]\n";
+        let settings = |text: &str| {
+            let section = toml::from_str(text).unwrap();
+            Settings::new(&section, "edge.test").map(|s| s.contact)
+        };
+        assert_eq!(settings(good).unwrap(), ["mailto:a@b.test"]);
+        for (from, to) in [
+            ("https", "http"),
+            ("true", "false"),
+            ("contact", "challenges = []\ncontact"),
+        ] {
+            assert!(settings(&good.replacen(from, to, 1)).is_err(), "{to}");
+        }
+    }
 }
