@@ -81,6 +81,8 @@ impl Doorway {
             registry: watch::Sender::new(Arc::new(state.clone())).subscribe(),
             link: Arc::new(Alone),
             starter: Arc::new(Alone),
+            shelf: Arc::default(),
+            tickets: None,
         };
         let inside = runtime.enter();
         let ingress = Ingress::start(config, deps)?;

@@ -1,7 +1,7 @@
 //! From the manifest's keys to the registry's words.
 
 use scheduler::model::{
-    Container, ContainerPort, Egress, EnvVar, Name, Scale, TrafficTarget, units,
+    Container, ContainerPort, Egress, EnvVar, Name, Scale, TLS_ANNOTATIONS, TrafficTarget, units,
 };
 use toml_edit::{Document, Item};
 
@@ -37,6 +37,7 @@ const TOP: &[&str] = &[
     "labels",
     "annotations",
     "dns",
+    "tls",
 ];
 
 /// Annotations that say how instances run: a revision's, not only its service's.
@@ -72,12 +73,14 @@ pub fn parse(file: &str, text: &str) -> Read<Manifest> {
     sandbox::read(&top, &mut manifest)?;
     place(&top, &mut manifest)?;
     network(&top, &mut manifest)?;
+    tls(&top, &mut manifest)?;
     mount::mounts(&top, &mut manifest.spec)?;
     Ok(manifest)
 }
 
 fn revision(top: &Section<'_>, manifest: &mut Manifest) -> Read<()> {
-    let own = |(name, _): &(&String, &String)| name.starts_with(OWN_ANNOTATIONS);
+    let doors = |name: &str| TLS_ANNOTATIONS.iter().any(|(word, _)| *word == name);
+    let own = |(name, _): &(&String, &String)| name.starts_with(OWN_ANNOTATIONS) && !doors(name);
     let own = manifest.annotations.iter().filter(own);
     manifest.spec.annotations = own.map(|(n, v)| (n.clone(), v.clone())).collect();
     let spec = &mut manifest.spec;
@@ -168,6 +171,23 @@ fn network(top: &Section<'_>, manifest: &mut Manifest) -> Read<()> {
         let help = "write networks as 10.0.0.0/8, with ports as 10.0.0.0/8:443";
         let egress = egress.map_err(|error| network.fault("allow", error, help))?;
         manifest.spec.egress.push(egress);
+    }
+    Ok(())
+}
+
+/// What the front door does, in the words of the annotations that say so.
+fn tls(top: &Section<'_>, manifest: &mut Manifest) -> Read<()> {
+    let Some(tls) = top.section("tls", &["certificate", "plain_http"])? else {
+        return Ok(());
+    };
+    for (key, (annotation, words)) in ["certificate", "plain_http"].iter().zip(TLS_ANNOTATIONS) {
+        let known = |text: &str| match words.iter().find(|word| **word == text) {
+            Some(word) => Ok((*word).to_owned()),
+            None => Err(format!("write `{}` or `{}`", words[0], words[1])),
+        };
+        if let Some(value) = tls.parsed(key, known)? {
+            manifest.annotations.insert(annotation.to_owned(), value);
+        }
     }
     Ok(())
 }

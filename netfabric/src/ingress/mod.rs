@@ -32,6 +32,7 @@ mod peer_door;
 mod pool;
 mod problem;
 mod recent;
+mod secure;
 mod start;
 mod stream;
 mod strict;
@@ -56,6 +57,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout};
 
+use crate::tls::{Shelf, Tickets};
 use crate::wire::peer::{StartRefusal, StartRequest, Started};
 
 pub use counters::{Counts, PHASES};
@@ -93,6 +95,8 @@ pub trait Starter: Send + Sync {
 #[derive(Debug, Clone)]
 pub struct IngressConfig {
     pub listen: Vec<SocketAddr>,
+    /// Where TLS is spoken.
+    pub listen_tls: Vec<SocketAddr>,
     /// Requests that may wait for one revision, and for all together.
     pub activation_queue: usize,
     pub node_queue: usize,
@@ -107,6 +111,7 @@ impl Default for IngressConfig {
     fn default() -> Self {
         Self {
             listen: vec![SocketAddr::from(([0, 0, 0, 0], 80))],
+            listen_tls: Vec::new(),
             activation_queue: 1_000,
             node_queue: 5_000,
             activation_timeout: Duration::from_secs(30),
@@ -124,6 +129,9 @@ pub struct IngressDeps {
     pub registry: watch::Receiver<Arc<State>>,
     pub link: Arc<dyn PeerLink>,
     pub starter: Arc<dyn Starter>,
+    pub shelf: Arc<Shelf>,
+    /// Without them a TLS session is not resumed.
+    pub tickets: Option<Tickets>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -136,12 +144,15 @@ pub enum IngressError {
     },
     #[error("cannot start a worker")]
     Worker(#[source] io::Error),
+    #[error("TLS cannot be set up")]
+    Tls(#[source] rustls::Error),
 }
 
 /// The running door. `stop` closes it; dropping it cuts off whoever is in.
 pub struct Ingress {
     shared: Arc<Shared>,
     addrs: Vec<SocketAddr>,
+    tls_addrs: Vec<SocketAddr>,
 }
 
 /// What every request's way touches.
@@ -155,6 +166,7 @@ struct Shared {
     /// The daemon's own, for what is not the workers'.
     runtime: Handle,
     crew: workers::Crew,
+    secure: secure::Secure,
     limits: Limits,
     epoch: Instant,
     phase: watch::Sender<Phase>,
@@ -186,13 +198,23 @@ impl Ingress {
     /// Listens, and answers from then on. Call it on the daemon's runtime.
     pub fn start(config: IngressConfig, deps: IngressDeps) -> Result<Self, IngressError> {
         let mut listeners = Vec::new();
-        for addr in config.listen {
-            let bound = Listeners::bind(addr);
+        let plain = config.listen.into_iter().map(|addr| (addr, false));
+        let secure = config.listen_tls.into_iter().map(|addr| (addr, true));
+        for (addr, secure) in plain.chain(secure) {
+            let bound = Listeners::bind(addr, secure);
             listeners.push(bound.map_err(|source| IngressError::Bind { addr, source })?);
         }
+        let addrs = |secure: bool| {
+            let ours = listeners.iter().filter(|l| l.secure == secure);
+            ours.map(|l| l.addr).collect::<Vec<_>>()
+        };
+        let (addrs, tls_addrs) = (addrs(false), addrs(true));
+        let port = tls_addrs.first().map(SocketAddr::port);
+        let secure = secure::Secure::new(deps.shelf, deps.tickets, port);
         let (crew, inboxes) = workers::Crew::new();
         let shared = Arc::new(Shared {
             crew,
+            secure: secure.map_err(IngressError::Tls)?,
             routes: deps.routes,
             local: deps.local,
             fleet: deps.fleet,
@@ -218,14 +240,22 @@ impl Ingress {
             ledger: ledger::Ledger::new(),
             counters: counters::Counters::new(),
         });
-        let addrs = listeners.iter().map(|l| l.addr).collect();
         workers::start(&shared, listeners, inboxes).map_err(IngressError::Worker)?;
-        Ok(Self { shared, addrs })
+        Ok(Self {
+            shared,
+            addrs,
+            tls_addrs,
+        })
     }
 
     /// Where it listens, with the ports the kernel chose.
     pub fn addrs(&self) -> &[SocketAddr] {
         &self.addrs
+    }
+
+    /// The same of TLS.
+    pub fn tls_addrs(&self) -> &[SocketAddr] {
+        &self.tls_addrs
     }
 
     /// The door for other nodes' requests.

@@ -1,7 +1,7 @@
 //! Answers of the door's own, and the one table of their codes.
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use scheduler::activate::Refused;
 use scheduler::route::Unrouted;
@@ -24,10 +24,12 @@ pub enum Code {
     UpstreamReset,
     UpstreamTimeout,
     DoorStopping,
+    HttpsOnly,
+    TlsExpected,
 }
 
 /// Every code, its word, its status and what it means to the client.
-pub const CODES: [(Code, &str, u16, &str); 12] = [
+pub const CODES: [(Code, &str, u16, &str); 14] = [
     (
         Code::BadRequest,
         "bad-request",
@@ -100,6 +102,18 @@ pub const CODES: [(Code, &str, u16, &str); 12] = [
         503,
         "this node is shutting down",
     ),
+    (
+        Code::HttpsOnly,
+        "https-only",
+        308,
+        "the host has a certificate and the service does not ask for plain HTTP too",
+    ),
+    (
+        Code::TlsExpected,
+        "tls-expected",
+        400,
+        "plain HTTP was spoken to the port of HTTPS",
+    ),
 ];
 
 impl Code {
@@ -118,6 +132,8 @@ pub(super) struct Problem {
     pub(super) code: Code,
     pub(super) message: String,
     pub(super) retry_after_seconds: Option<u64>,
+    /// Where to go in the place of here.
+    pub(super) location: Option<HeaderValue>,
 }
 
 impl Problem {
@@ -127,6 +143,7 @@ impl Problem {
             code,
             message: message.into(),
             retry_after_seconds: unavailable.then_some(1),
+            location: None,
         }
     }
 
@@ -157,6 +174,9 @@ impl Problem {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(ERROR, HeaderValue::from_static(self.code.word()));
         headers.insert(REQUEST_ID, id.clone());
+        if let Some(location) = &self.location {
+            headers.insert(LOCATION, location.clone());
+        }
         if let Some(seconds) = self.retry_after_seconds {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }

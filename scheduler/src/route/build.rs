@@ -88,6 +88,7 @@ impl Routes {
             shares: Vec::new(),
             tags: BTreeMap::new(),
             unrouted: None,
+            plain_http: service.allows_plain_http(),
         };
         for (percent, tag, wanted) in targets(service) {
             let revision = match takes_requests(state, wanted.as_ref()) {

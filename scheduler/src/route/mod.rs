@@ -18,6 +18,7 @@ use imbl::OrdMap;
 
 use crate::model::{InstanceId, Name, NodeId, Protocol, RevisionKey, ServiceKey};
 
+pub use host::host_names;
 pub use near::front_doors;
 pub use pick::{LoadView, Pick, last_resort, pick};
 
@@ -66,6 +67,8 @@ pub struct ServiceRoute {
     tags: BTreeMap<Name, Arc<RevisionRoute>>,
     /// Why no revision takes requests, when none does.
     unrouted: Option<Unrouted>,
+    /// Clients without TLS stay, also where the host has a certificate.
+    pub plain_http: bool,
 }
 
 /// Why a service has no revision for a request.

@@ -4,6 +4,7 @@ mod cold;
 mod express;
 mod hygiene;
 mod peers;
+mod tls;
 mod warm;
 
 mod app;

@@ -474,6 +474,8 @@ async fn a_taken_port_is_named() {
         registry: node.registry.subscribe(),
         link: world.pipes.clone(),
         starter: world.starter.clone(),
+        shelf: node.shelf.clone(),
+        tickets: None,
     };
     let error = super::super::Ingress::start(config, deps).err().unwrap();
     assert_eq!(

@@ -9,12 +9,13 @@ use std::time::Duration;
 use scheduler::fleet::Member;
 use scheduler::model::{
     Container, ImagePin, InstanceId, InstanceReport, InstanceState, Meta, Name, NodeRecord,
-    Protocol, Resources, Revision, RevisionKey, RevisionSpec, RevisionState, Scale, Service,
-    ServiceKey, ServiceStatus, UnixMs,
+    PLAIN_HTTP, Protocol, Resources, Revision, RevisionKey, RevisionSpec, RevisionState, Scale,
+    Service, ServiceKey, ServiceStatus, UnixMs,
 };
 
 use super::super::*;
 use super::app::App;
+use crate::identity::Vault;
 
 pub const ORIGIN: &str = "edge.test";
 
@@ -42,6 +43,7 @@ pub struct Deployed {
     pub timeout_seconds: u32,
     pub state: RevisionState,
     pub protocol: Protocol,
+    pub plain_http: bool,
 }
 
 impl Default for Deployed {
@@ -53,6 +55,7 @@ impl Default for Deployed {
             timeout_seconds: 10,
             state: RevisionState::Ready,
             protocol: Protocol::Http1,
+            plain_http: false,
         }
     }
 }
@@ -84,7 +87,10 @@ impl Deployed {
         };
         let service = Service {
             key: service(),
-            meta: Meta::default(),
+            meta: Meta {
+                annotations: self.plain_http.then(allowed).into_iter().collect(),
+                ..Meta::default()
+            },
             spec,
             scale: Scale {
                 max: self.max,
@@ -105,6 +111,10 @@ impl Deployed {
         state.revisions.insert(revision.key.clone(), revision);
         state
     }
+}
+
+fn allowed() -> (String, String) {
+    (PLAIN_HTTP.to_owned(), "allow".to_owned())
 }
 
 fn member(id: u64, instances: &[InstanceId]) -> Member {
@@ -227,6 +237,7 @@ pub struct World {
     pub starter: Arc<FakeStarter>,
     pub pipes: Arc<Pipes>,
     pub deployed: Deployed,
+    pub vault: Vault,
 }
 
 pub struct Node {
@@ -235,6 +246,7 @@ pub struct Node {
     pub routes: Arc<ArcSwap<Routes>>,
     pub fleet: watch::Sender<Arc<Fleet>>,
     pub registry: watch::Sender<Arc<State>>,
+    pub shelf: Arc<Shelf>,
     door: OnceLock<Ingress>,
 }
 
@@ -258,6 +270,7 @@ impl World {
                 routes: Arc::default(),
                 fleet: watch::Sender::new(Arc::default()),
                 registry: watch::Sender::new(Arc::new(deployed.state())),
+                shelf: Arc::default(),
                 door: OnceLock::new(),
             })
             .collect();
@@ -275,6 +288,7 @@ impl World {
             starter,
             pipes,
             deployed,
+            vault: Vault::create().unwrap(),
         };
         for node in &world.nodes {
             world.open_door(node, adjust);
@@ -286,6 +300,7 @@ impl World {
     fn open_door(&self, node: &Node, adjust: fn(&mut IngressConfig)) {
         let mut config = IngressConfig {
             listen: vec!["127.0.0.1:0".parse().unwrap()],
+            listen_tls: vec!["127.0.0.1:0".parse().unwrap()],
             ..IngressConfig::default()
         };
         adjust(&mut config);
@@ -296,6 +311,8 @@ impl World {
             registry: node.registry.subscribe(),
             link: self.pipes.clone(),
             starter: self.starter.clone(),
+            shelf: node.shelf.clone(),
+            tickets: Some(Tickets::new(self.vault.clone())),
         };
         let ingress = Ingress::start(config, deps).unwrap();
         let door = ingress.peer_door();
