@@ -5,7 +5,7 @@
 PACKAGES=(
     ca-certificates gcc libc6-dev libseccomp-dev pkg-config
     bind9-dnsutils busybox-static curl iproute2 iputils-ping jq nftables procps util-linux
-    docker-registry mmdebstrap openssl skopeo umoci
+    docker-registry mmdebstrap openssl pebble skopeo umoci
     # What the front door is compared with, and what speaks to it as a load balancer does.
     haproxy nginx-light python3-grpcio python3-h2 python3-websockets
     # What faults are made with, and what announces the tests' nodes.

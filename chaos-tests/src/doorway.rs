@@ -94,6 +94,8 @@ impl Doorway {
             link: Arc::new(Alone),
             starter: Arc::new(Alone),
             callers: Arc::new(Alone),
+            shelf: Arc::default(),
+            tickets: None,
         };
         let inside = runtime.enter();
         let ingress = Ingress::start(config, deps)?;

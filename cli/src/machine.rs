@@ -80,6 +80,10 @@ pub fn ports_are_free(flags: &NodeFlags) -> Result<(), Failure> {
     if let Some(addr) = listen("--http", &flags.http)? {
         free(Transport::Tcp, addr, "the front door", "--http :8080")?;
     }
+    if let Some(addr) = listen("--https", &flags.https)? {
+        let help = "--https :8443 or --https off";
+        free(Transport::Tcp, addr, "the front door's TLS", help)?;
+    }
     if let Some(addr) = listen("--dns", &flags.dns)? {
         for transport in [Transport::Udp, Transport::Tcp] {
             free(

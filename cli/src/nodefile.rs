@@ -56,6 +56,7 @@ struct Api {
 #[derive(Serialize)]
 struct Ingress<'a> {
     http: &'a str,
+    https: &'a str,
 }
 
 #[derive(Serialize)]
@@ -120,7 +121,10 @@ pub fn render(flags: &NodeFlags, name: &str, reach: &Reach) -> Result<String, to
             seeds: reach.seeds.clone(),
         },
         api: Api { listen: flags.api },
-        ingress: Ingress { http: &flags.http },
+        ingress: Ingress {
+            http: &flags.http,
+            https: &flags.https,
+        },
         dns: Dns {
             listen: &flags.dns,
             origin: &flags.origin,

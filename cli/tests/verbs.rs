@@ -641,3 +641,40 @@ fn touching_an_instance_says_what_is_wrong_and_ends_as_agreed() {
     let text = err(&selvedge(&node, "cp web:/a /tmp/never").code(8));
     assert!(text.contains("too far"), "{text}");
 }
+
+#[test]
+fn certificates_go_in_and_are_listed_without_their_keys() {
+    let node = FakeNode::start();
+    let view = json!({
+        "name": "web", "source": "own", "hosts": ["web.edge.internal"], "notBefore": 1,
+        "notAfter": 9_000_000_000_000_u64, "secondsLeft": 8_640_000, "state": "valid",
+        "error": null, "version": 7,
+    });
+    node.json("PUT /v1/certificates/web", &view);
+    node.json("GET /v1/certificates", &json!([view]));
+    let (chain, key) = (node.file("web.pem", "CHAIN"), node.file("web.key", "KEY"));
+    let add = |name: &str| {
+        let (chain, key) = (chain.display(), key.display());
+        selvedge(
+            &node,
+            &format!("cert add {name} --cert {chain} --key {key}"),
+        )
+    };
+    let added = out(&add("web").success());
+    assert!(added.contains("100 days to go"), "{added}");
+    let sent = node.body("PUT /v1/certificates/web");
+    assert_eq!(
+        (&sent["chain"], &sent["key"]),
+        (&json!("CHAIN"), &json!("KEY"))
+    );
+    let listed = out(&selvedge(&node, "cert ls").success());
+    for word in ["web", "own", "valid", "100d", "web.edge.internal"] {
+        assert!(listed.contains(word), "no {word} in {listed}");
+    }
+    assert!(!listed.contains("KEY"));
+    for bad in ["../services", "a/b", ".hidden"] {
+        add(bad).code(2);
+    }
+    // Nobody is there to be asked.
+    selvedge(&node, "cert rm web").code(2);
+}

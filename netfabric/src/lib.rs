@@ -2,6 +2,7 @@
 
 pub mod gossip;
 pub mod identity;
+pub mod tls;
 pub mod transport;
 
 pub mod dns;

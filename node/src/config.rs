@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use scheduler::model::{Name, units};
+use scheduler::model::{ChallengeKind, Name, units};
 use serde::{Deserialize, Deserializer};
 
 use crate::image::{Marks, SignatureRule};
@@ -46,6 +46,9 @@ pub struct Config {
     pub images: ImagesSection,
     #[serde(default)]
     pub ingress: IngressSection,
+    /// Without it no certificates are ordered by this node.
+    #[serde(default)]
+    pub acme: Option<AcmeSection>,
     #[serde(default)]
     pub dns: DnsSection,
     #[serde(default)]
@@ -185,6 +188,8 @@ impl Default for ImagesSection {
 #[serde(deny_unknown_fields, default)]
 pub struct IngressSection {
     pub http: Listen,
+    /// Where TLS is spoken, with the cluster's certificates.
+    pub https: Listen,
     /// Addresses clients reach this door at, for DNS; empty takes the mesh address.
     pub addresses: Vec<std::net::IpAddr>,
     pub activation_queue: usize,
@@ -197,12 +202,49 @@ impl Default for IngressSection {
     fn default() -> Self {
         Self {
             http: Listen::port(80),
+            https: Listen::port(443),
             addresses: Vec::new(),
             activation_queue: 1000,
             activation_timeout: Span(Duration::from_secs(30)),
             proxy_protocol: false,
         }
     }
+}
+
+/// The authority that is asked for certificates of services that want one. Every node that has this
+/// section can order for the fleet; one does at a time.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AcmeSection {
+    /// The URL of its directory.
+    pub directory: String,
+    /// The operator's agreement to its terms of service.
+    #[serde(default)]
+    pub terms_agreed: bool,
+    /// Mail addresses for what the authority has to say.
+    #[serde(default)]
+    pub contact: Vec<String>,
+    /// CA certificates (PEM) that its server is trusted by, in the place of the machine's.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
+    /// Orders of the whole fleet within an hour, at most.
+    #[serde(default = "default_orders")]
+    pub orders_per_hour: usize,
+    /// How a host is shown to be ours, the preferred way first.
+    #[serde(default = "default_challenges")]
+    pub challenges: Vec<ChallengeKind>,
+}
+
+fn default_orders() -> usize {
+    20
+}
+
+fn default_challenges() -> Vec<ChallengeKind> {
+    vec![
+        ChallengeKind::Http,
+        ChallengeKind::TlsAlpn,
+        ChallengeKind::Dns,
+    ]
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -488,6 +530,7 @@ mod tests {
     fn a_small_file_takes_the_defaults() {
         let config = parse(SMALL).unwrap();
         assert_eq!(config.ingress.http, Listen::port(80));
+        assert_eq!(config.ingress.https, Listen::port(443));
         assert_eq!(config.dns.ttl, Span(Duration::from_secs(5)));
         assert_eq!(config.capacity.cpu, Auto::Auto);
         assert_eq!(
@@ -506,6 +549,20 @@ mod tests {
         assert_eq!(config.capacity.memory, Auto::Set(Bytes(2 << 30)));
         assert_eq!(config.ingress.http.0, Some(([127, 0, 0, 1], 8080).into()));
         assert_eq!(config.dns.listen, Listen(None));
+    }
+
+    #[test]
+    fn certificates_are_ordered_where_an_authority_is_named() {
+        assert!(parse(SMALL).unwrap().acme.is_none());
+        let text = format!(
+            "{SMALL}[acme]\ndirectory=\"https://ca.test/dir\"\nterms_agreed=true\nchallenges=[\"dns-01\"]\n"
+        );
+        let acme = parse(&text).unwrap().acme.unwrap();
+        assert_eq!(acme.challenges, [ChallengeKind::Dns]);
+        assert_eq!(acme.orders_per_hour, 20);
+        for bad in ["", "directory=\"x\"\nchallenges=[\"http-02\"]"] {
+            assert!(parse(&format!("{SMALL}[acme]\n{bad}\n")).is_err(), "{bad}");
+        }
     }
 
     #[test]

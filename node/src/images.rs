@@ -145,7 +145,8 @@ impl Images {
     }
 
     fn held(&self, reference: &Reference) -> Option<ImagePin> {
-        let image = self.store.find(reference)?;
+        let named = self.store.find(reference);
+        let image = named.or_else(|| self.store.find_listed(reference))?;
         Some(ImagePin {
             reference: reference.name(),
             digest: image.pin.digest.clone(),

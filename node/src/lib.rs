@@ -4,6 +4,7 @@ pub mod agent;
 pub mod api;
 pub mod app;
 mod causes;
+pub mod certs;
 pub mod clock;
 pub mod config;
 pub mod consensus;

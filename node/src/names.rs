@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use netfabric::dns::{Answers, Client};
+use netfabric::tls;
 use scheduler::fleet::Fleet;
+use scheduler::model::ChallengeKind;
+use scheduler::registry::State;
 use scheduler::route::{Routes, front_doors};
 use tokio::sync::watch;
 
@@ -15,7 +18,11 @@ const MAX_NAME_SERVERS: usize = 6;
 pub struct Names {
     pub routes: Arc<ArcSwap<Routes>>,
     pub fleet: watch::Receiver<Arc<Fleet>>,
+    pub registry: watch::Receiver<Arc<State>>,
 }
+
+/// Where a certificate authority looks for what shows that a host is ours.
+const CHALLENGE: &str = "_acme-challenge.";
 
 impl Answers for Names {
     fn service_exists(&self, name: &str) -> bool {
@@ -28,6 +35,21 @@ impl Answers for Names {
 
     fn nearest(&self, _name: &str, client: &Client) -> Vec<IpAddr> {
         front_doors(&self.fleet.borrow(), client.subnet, client.region.as_ref())
+    }
+
+    fn texts(&self, name: &str) -> Vec<String> {
+        let Some(label) = name.strip_prefix(CHALLENGE) else {
+            return Vec::new();
+        };
+        let host = format!("{label}.{}", self.routes.load().origin);
+        let state = self.registry.borrow().clone();
+        let order = state.orders.get(&host);
+        let challenge = order.and_then(|order| order.challenge.as_ref());
+        let challenge = challenge.filter(|c| c.kind == ChallengeKind::Dns);
+        challenge
+            .map(|c| tls::dns_value(&c.authorization))
+            .into_iter()
+            .collect()
     }
 
     fn name_servers(&self) -> Vec<(String, Vec<IpAddr>)> {

@@ -1,6 +1,7 @@
 //! Decides. Every policy of Selvedge as pure functions and state machines: no I/O, no clock, no
 //! runtime, no logging. Time and randomness come in as arguments, reasons go out as data.
 
+pub mod acme;
 pub mod activate;
 pub mod autoscale;
 pub mod converge;

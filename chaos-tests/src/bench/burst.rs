@@ -1,8 +1,9 @@
 //! `burst`: from no instance to hundreds, as fast as it goes; against the OCI runtimes at their best
 //! parallelism and a container without a runtime. Ours have their networks ready (a pool's work) and
-//! everything else to make, or are parked, as they are kept after a burst of late; peers and the floor
-//! do the same in both, on the host's network.
+//! everything else to make, or are parked, as they are kept after a burst of late, or are started by a
+//! whole daemon for a crowd of requests; peers and the floor do the same in all, on the host's network.
 
+mod crowd;
 pub(super) mod peers;
 
 use std::time::Duration;
@@ -19,13 +20,15 @@ use crate::world::World;
 
 /// Before the name of a case whose containers wait, made, for their programs to start.
 const PARKED: &str = "parked-";
+/// Before the number of requests that a whole daemon is asked.
+const CROWD: &str = "crowd-";
 pub(super) const SLEEP: &[&str] = &["/bin/busybox", "sleep", "100000"];
 pub(super) const SERVER: &[&str] = &["/bin/box"];
 const COUNTS: [usize; 3] = [200, 500, 1000];
 
 pub fn run(plan: &Plan) -> Result<Board> {
     let mut board = Board::new("burst");
-    let world = World::empty()?;
+    let world = World::of(&[crowd::NODE])?;
     let host = super::yard::host(&world, "burst")?;
     let mut contestants: Vec<Box<dyn Contestant + '_>> = vec![
         Box::new(Ours::new(&world, plan)?),
@@ -39,12 +42,18 @@ pub fn run(plan: &Plan) -> Result<Board> {
     }
     let mut counts = COUNTS.map(|count| count.min(plan.most)).to_vec();
     counts.dedup();
+    let crowds = counts
+        .clone()
+        .into_iter()
+        .map(|count| format!("{CROWD}{count}"));
     let cases: Vec<_> = counts
         .into_iter()
         .flat_map(|count| ["sleep", "http"].map(|what| format!("{what}-{count}")))
         .flat_map(|case| [format!("{PARKED}{case}"), case])
+        .chain(crowds)
         .collect();
     let cases: Vec<_> = cases.iter().map(String::as_str).collect();
+    let cases = plan.chosen(&cases);
     race(&mut board, &cases, plan.rounds, &mut contestants)?;
     Ok(board)
 }
@@ -53,7 +62,7 @@ pub fn run(plan: &Plan) -> Result<Board> {
 fn parts(case: &str) -> Result<(&'static [&'static str], usize)> {
     let case = case.strip_prefix(PARKED).unwrap_or(case);
     let (what, count) = case.split_once('-').context("a case without a count")?;
-    let program = if what == "http" { SERVER } else { SLEEP };
+    let program = if what == "sleep" { SLEEP } else { SERVER };
     Ok((program, count.parse()?))
 }
 
@@ -65,27 +74,36 @@ fn readings(count: usize, took: Duration, used: Duration) -> Vec<Reading> {
     ]
 }
 
-struct Ours {
+struct Ours<'a> {
+    crowd: crowd::Crowd<'a>,
     rooms: Rooms,
     /// Networks it has.
     leased: usize,
 }
 
-impl Ours {
-    fn new(world: &World, plan: &Plan) -> Result<Self> {
+impl<'a> Ours<'a> {
+    fn new(world: &'a World, plan: &Plan) -> Result<Self> {
+        let crowd = crowd::Crowd::new(world, plan.most)?;
         let group = Group::of(world, "bench-rooms")?;
         let rooms = Rooms::start(world, plan, group)?;
-        Ok(Self { rooms, leased: 0 })
+        Ok(Self {
+            crowd,
+            rooms,
+            leased: 0,
+        })
     }
 }
 
-impl Contestant for Ours {
+impl Contestant for Ours<'_> {
     fn name(&self) -> &'static str {
         OURS
     }
 
     fn take(&mut self, case: &str) -> Result<Vec<Reading>> {
         let (program, count) = parts(case)?;
+        if case.starts_with(CROWD) {
+            return self.crowd.take(count);
+        }
         if self.leased < count {
             self.rooms.ask(&format!("lease {count} burst"), "lease")?;
             self.leased = count;

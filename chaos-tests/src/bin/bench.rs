@@ -26,7 +26,7 @@ struct Args {
     /// Lengths of answers in `proxy`, up to 65536; 0 is the shortest there is
     #[arg(long, value_name = "BYTES", value_delimiter = ',', default_value = "0")]
     bodies: Vec<usize>,
-    /// Only cases whose names begin so, in `lazy` and `pull`
+    /// Only cases whose names begin so, in `burst`, `lazy` and `pull`
     #[arg(long, value_name = "NAME")]
     case: Option<String>,
     /// One JSON object a line instead of tables

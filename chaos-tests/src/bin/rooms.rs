@@ -35,8 +35,8 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 const USAGE: &str = "rooms FOLDER CGROUP SUBNET SELVEDGED ARCHIVE";
 /// Containers made or removed at once: more than the runtime itself lets through.
 const AT_ONCE: usize = 32;
-/// How libcontainer calls a process that is not the program yet.
-const LIBCONTAINER: &str = "youki";
+/// How a process is called that is not the program yet.
+const NOT_YET: [&str; 2] = [node::runtime::PARKED, "youki"];
 /// Between two looks at such a process.
 const PAUSE: Duration = Duration::from_micros(200);
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -229,10 +229,13 @@ impl Rooms {
     async fn running(&self, id: &InstanceId) -> Result<()> {
         let pid = self.shims.pid(id).context("no such container")?;
         let name = format!("/proc/{pid}/comm");
-        while std::fs::read_to_string(&name)?.starts_with(LIBCONTAINER) {
+        loop {
+            let name = std::fs::read_to_string(&name)?;
+            if !NOT_YET.iter().any(|not| name.starts_with(not)) {
+                return Ok(());
+            }
             tokio::time::sleep(PAUSE).await;
         }
-        Ok(())
     }
 
     async fn lease(&self, count: usize, prefix: &str) -> Result<()> {

@@ -33,6 +33,7 @@ mod registry;
 mod scenarios;
 mod serving;
 mod streams;
+mod tls;
 mod touch;
 mod trust;
 mod volumes;

@@ -106,6 +106,12 @@ pub struct DeployArgs {
     /// When nodes ask the registry: always, missing or never
     #[arg(long, value_name = "WHEN", value_parser = ["always", "missing", "never"])]
     pub pull: Option<String>,
+    /// Where its certificate comes from: acme has an authority asked for one
+    #[arg(long, value_name = "SOURCE", value_parser = ["own", "acme"])]
+    pub certificate: Option<String>,
+    /// What plain HTTP gets where there is a certificate
+    #[arg(long, value_name = "WHAT", value_parser = ["redirect", "allow"])]
+    pub plain_http: Option<String>,
     /// A label of the service
     #[arg(short, long = "label", value_name = "K=V", value_parser = pair)]
     pub labels: Vec<(String, String)>,

@@ -18,7 +18,9 @@ use crate::output::TopKind;
 pub use deploy::{DeployArgs, EnvChange, PortFlag, ScaleFlag, pair, spread};
 pub use given::{MountFlag, SecretFlag};
 pub use node::{JoinArgs, NodeFlags, UpArgs};
-pub use objects::{ConfigCommand, SecretCommand, SetArgs, ValueFlag, ValueFrom, VolumeCommand};
+pub use objects::{
+    CertCommand, ConfigCommand, SecretCommand, SetArgs, ValueFlag, ValueFrom, VolumeCommand,
+};
 pub use sandbox::{SandboxArgs, UserFlag, bound_io, host, ulimit};
 pub use touch::{CpArgs, ExecArgs, Place, PortForwardArgs, Ports};
 
@@ -149,6 +151,9 @@ pub enum Command {
     /// Values for services, as variables or files
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Certificates that every node serves
+    #[command(subcommand)]
+    Cert(CertCommand),
     /// Folders of one node that outlive instances
     #[command(subcommand)]
     Volume(VolumeCommand),

@@ -62,6 +62,9 @@ pub struct NodeFlags {
     /// Where requests come in: :PORT, IP:PORT or off
     #[arg(long, value_name = "LISTEN", default_value = ":80")]
     pub http: String,
+    /// Where requests come in over TLS: :PORT, IP:PORT or off
+    #[arg(long, value_name = "LISTEN", default_value = ":443")]
+    pub https: String,
     /// Where DNS is answered: :PORT, IP:PORT or off
     #[arg(long, value_name = "LISTEN", default_value = ":53")]
     pub dns: String,

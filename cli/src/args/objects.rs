@@ -31,6 +31,28 @@ pub enum ConfigCommand {
     Unset { name: Name, keys: Vec<String> },
 }
 
+#[derive(Debug, Clone, Subcommand)]
+pub enum CertCommand {
+    /// Have every node serve a certificate of yours; one of that name is replaced
+    #[command(alias = "set")]
+    Add {
+        /// What it is called
+        name: String,
+        /// Its chain in PEM form: the host's own first, each issuer after it
+        #[arg(long, value_name = "FILE")]
+        cert: PathBuf,
+        /// Its private key in PEM form
+        #[arg(long, value_name = "FILE")]
+        key: PathBuf,
+    },
+    /// Certificates, for which hosts and how long
+    #[command(alias = "list")]
+    Ls,
+    /// Remove a certificate
+    #[command(alias = "delete")]
+    Rm { name: String },
+}
+
 #[derive(Debug, Clone, Args)]
 #[command(
     after_help = "A value given as KEY=VALUE stays in the shell's history and shows in the list \

@@ -1,5 +1,6 @@
 //! One file per verb.
 
+mod cert;
 mod completion;
 mod config;
 mod confirm;
@@ -60,6 +61,7 @@ pub async fn run(cli: Cli, out: Printer) -> anyhow::Result<ExitCode> {
         Command::Delete(args) => delete::run(args, &session()?).await?,
         Command::Secret(command) => secret::run(command, &session()?).await?,
         Command::Config(command) => config::run(command, &session()?).await?,
+        Command::Cert(command) => cert::run(command, &session()?).await?,
         Command::Volume(command) => volume::run(command, &session()?).await?,
         Command::Image(command) => image::run(command, &session()?).await?,
         Command::Node(command) => node::run(command, &session()?).await?,

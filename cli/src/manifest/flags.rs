@@ -1,6 +1,6 @@
 //! The flags of `deploy` over a manifest: what a flag names wins, the rest stays.
 
-use scheduler::model::EnvVar;
+use scheduler::model::{CERTIFICATE, EnvVar, PLAIN_HTTP};
 
 use super::lower::{env_line, pull_policy, whole_seconds};
 use super::probe::probe;
@@ -39,6 +39,14 @@ pub fn override_with(
         spec.place.spread = spread;
     }
     spec.place.require.extend(flags.node_labels.iter().cloned());
+    for (name, value) in [
+        (CERTIFICATE, &flags.certificate),
+        (PLAIN_HTTP, &flags.plain_http),
+    ] {
+        if let Some(value) = value {
+            manifest.annotations.insert(name.to_owned(), value.clone());
+        }
+    }
     manifest.labels.extend(flags.labels.iter().cloned());
     Ok(manifest)
 }

@@ -1,6 +1,8 @@
 //! From the manifest's keys to the registry's words.
 
-use scheduler::model::{Container, ContainerPort, EnvVar, Name, Scale, TrafficTarget, units};
+use scheduler::model::{
+    Container, ContainerPort, EnvVar, Name, Scale, TLS_ANNOTATIONS, TrafficTarget, units,
+};
 use toml_edit::{Document, Item};
 
 use super::section::{Section, Source};
@@ -36,6 +38,7 @@ const TOP: &[&str] = &[
     "labels",
     "annotations",
     "dns",
+    "tls",
 ];
 
 /// Annotations that say how instances run: a revision's, not only its service's.
@@ -72,12 +75,14 @@ pub fn parse(file: &str, text: &str) -> Read<Manifest> {
     place(&top, &mut manifest)?;
     listen::listens(&top, &mut manifest)?;
     listen::network(&top, &mut manifest)?;
+    tls(&top, &mut manifest)?;
     mount::mounts(&top, &mut manifest.spec)?;
     Ok(manifest)
 }
 
 fn revision(top: &Section<'_>, manifest: &mut Manifest) -> Read<()> {
-    let own = |(name, _): &(&String, &String)| name.starts_with(OWN_ANNOTATIONS);
+    let doors = |name: &str| TLS_ANNOTATIONS.iter().any(|(word, _)| *word == name);
+    let own = |(name, _): &(&String, &String)| name.starts_with(OWN_ANNOTATIONS) && !doors(name);
     let own = manifest.annotations.iter().filter(own);
     manifest.spec.annotations = own.map(|(n, v)| (n.clone(), v.clone())).collect();
     let spec = &mut manifest.spec;
@@ -155,6 +160,23 @@ fn place(top: &Section<'_>, manifest: &mut Manifest) -> Read<()> {
     rules.regions = place.list("regions")?.unwrap_or_default();
     rules.spread = place.parsed("spread", spread)?.unwrap_or_default();
     rules.require = place.pairs("require")?;
+    Ok(())
+}
+
+/// What the front door does, in the words of the annotations that say so.
+fn tls(top: &Section<'_>, manifest: &mut Manifest) -> Read<()> {
+    let Some(tls) = top.section("tls", &["certificate", "plain_http"])? else {
+        return Ok(());
+    };
+    for (key, (annotation, words)) in ["certificate", "plain_http"].iter().zip(TLS_ANNOTATIONS) {
+        let known = |text: &str| match words.iter().find(|word| **word == text) {
+            Some(word) => Ok((*word).to_owned()),
+            None => Err(format!("write `{}` or `{}`", words[0], words[1])),
+        };
+        if let Some(value) = tls.parsed(key, known)? {
+            manifest.annotations.insert(annotation.to_owned(), value);
+        }
+    }
     Ok(())
 }
 

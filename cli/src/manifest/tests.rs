@@ -110,6 +110,21 @@ fn annotations_of_our_own_are_the_revisions_too() {
 }
 
 #[test]
+fn the_front_doors_tls_is_the_services_and_makes_no_revision() {
+    let web = parse(
+        "f",
+        "[tls]\ncertificate = \"acme\"\nplain_http = \"allow\"\n",
+    )
+    .unwrap();
+    assert_eq!(web.annotations["selvedge.dev/certificate"], "acme");
+    assert_eq!(web.annotations["selvedge.dev/plain-http"], "allow");
+    assert!(web.spec.annotations.is_empty());
+    let wrong = parse("f", "[tls]\ncertificate = \"letsencrypt\"\n").unwrap_err();
+    assert!(wrong.to_string().contains("`own` or `acme`"), "{wrong}");
+    assert!(parse("f", "[tls]\nredirect = true\n").is_err());
+}
+
+#[test]
 fn a_small_manifest_takes_the_defaults() {
     let web = parse("f", "image = 'web'\n").unwrap();
     let expected = {

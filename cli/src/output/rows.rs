@@ -1,11 +1,12 @@
 //! The rows of `get`: which columns a kind has and what stands in them.
 
 use netfabric::wire::api::{
-    ImageShare, ImageView, InstanceView, NodeStatus, ObjectView, ServiceView, VolumeView,
+    CertificateState, CertificateView, ImageShare, ImageView, InstanceView, NodeStatus, ObjectView,
+    ServiceView, VolumeView,
 };
-use scheduler::model::{Name, Revision, RevisionState, Role, Scale};
+use scheduler::model::{CertificateSource, Name, Revision, RevisionState, Role, Scale, UnixMs};
 
-use super::words::{age, bytes, cores, first_line, micros, or_dash, short_digest};
+use super::words::{age, bytes, cores, first_line, micros, or_dash, short_digest, time};
 use super::{Row, View};
 
 /// Reasons are cut at this many characters in tables; `describe` has them whole.
@@ -356,6 +357,49 @@ impl Row for ObjectView {
 
     fn wide_cells(&self, _: &View) -> Vec<String> {
         vec![self.version.to_string()]
+    }
+}
+
+impl Row for CertificateView {
+    const KIND: &'static str = "certificate";
+    const PLURAL: &'static str = "certificates";
+    const COLUMNS: &'static [&'static str] = &["NAME", "SOURCE", "STATE", "LEFT", "HOSTS"];
+    const WIDE: &'static [&'static str] = &["EXPIRES", "ERROR"];
+
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn cells(&self, _: &View) -> Vec<String> {
+        let source = match self.source {
+            CertificateSource::Own => "own",
+            CertificateSource::Acme => "acme",
+        };
+        let state = match (self.state, &self.error) {
+            (CertificateState::Valid, _) => "valid",
+            (CertificateState::Expiring, _) => "expiring",
+            (CertificateState::Expired, _) => "expired",
+            (CertificateState::OnOrder, None) => "on order",
+            (CertificateState::OnOrder, Some(_)) => "order failed",
+        };
+        let left = u64::try_from(self.seconds_left).unwrap_or(0) * 1000;
+        let left = (left > 0).then(|| age(UnixMs(0), UnixMs(left)));
+        vec![
+            self.name.clone(),
+            source.to_owned(),
+            state.to_owned(),
+            or_dash(left.unwrap_or_default()),
+            self.hosts.join(","),
+        ]
+    }
+
+    fn wide_cells(&self, _: &View) -> Vec<String> {
+        let expires = (self.not_after.0 > 0).then(|| time(self.not_after));
+        let error = self.error.as_deref().unwrap_or_default();
+        vec![
+            or_dash(expires.unwrap_or_default()),
+            or_dash(first_line(error, REASON_CHARS)),
+        ]
     }
 }
 

@@ -52,6 +52,12 @@ pub trait Answers: Send + Sync + 'static {
     /// Never empty for an existing service while any front door is known.
     fn nearest(&self, name: &str, client: &Client) -> Vec<IpAddr>;
 
+    /// Texts at a name that is no service's, for a moment: what an authority looks for.
+    fn texts(&self, name: &str) -> Vec<String> {
+        let _ = name;
+        Vec::new()
+    }
+
     /// Name servers of the origin: names relative to it (`ns1`, `par-1.ns`) and their addresses.
     fn name_servers(&self) -> Vec<(String, Vec<IpAddr>)>;
 

@@ -34,6 +34,10 @@ impl Answers for Fixed {
             _ => self.services.get(name).cloned().unwrap_or_default(),
         }
     }
+    fn texts(&self, name: &str) -> Vec<String> {
+        let here = name == "_acme-challenge.web";
+        here.then(|| "proof".to_owned()).into_iter().collect()
+    }
     fn name_servers(&self) -> Vec<(String, Vec<IpAddr>)> {
         vec![
             ("par-1.ns".into(), vec![ip("10.77.0.11")]),
@@ -139,6 +143,20 @@ async fn a_service_answers_with_its_front_doors_by_family() {
     assert_eq!(data(&six), ["fd00::11"]);
     let in_namespace = udp(&dns, &question("api.shop.edge.example.", RecordType::A)).await;
     assert_eq!(data(&in_namespace), ["10.77.0.12"]);
+}
+
+#[tokio::test]
+async fn a_text_is_there_for_who_asks_for_it() {
+    let dns = server().await;
+    let name = "_acme-challenge.web.edge.example.";
+    let reply = udp(&dns, &question(name, RecordType::TXT)).await;
+    assert_eq!(data(&reply), ["proof"]);
+    let other = udp(&dns, &question(name, RecordType::A)).await;
+    assert_eq!(other.metadata.response_code, ResponseCode::NoError);
+    assert!(other.answers.is_empty() && has_soa(&other));
+    let none = question("_acme-challenge.api.edge.example.", RecordType::TXT);
+    let none = udp(&dns, &none).await;
+    assert_eq!(none.metadata.response_code, ResponseCode::NXDomain);
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use hickory_proto::op::{Query, ResponseCode};
-use hickory_proto::rr::rdata::{A, AAAA, HINFO, NS, SOA};
+use hickory_proto::rr::rdata::{A, AAAA, HINFO, NS, SOA, TXT};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 
 use super::{Answers, Cidr, Client, DnsConfig, DnsError, subnets};
@@ -16,6 +16,8 @@ const RETRY_SECONDS: i32 = 30;
 const EXPIRE_SECONDS: i32 = 86_400;
 /// Name servers and their addresses change with the fleet, not with load.
 const NAME_SERVER_TTL: u32 = 300;
+/// Texts are for one look.
+const TEXT_TTL: u32 = 1;
 /// RFC 8482: the minimal answer to ANY may be kept long.
 const ANY_TTL: u32 = 3600;
 
@@ -66,6 +68,7 @@ enum Owner {
     Apex,
     NameServer(Vec<IpAddr>),
     Service,
+    Texts(Vec<String>),
     /// Exists only because something exists below it.
     Empty,
     Nothing,
@@ -117,6 +120,12 @@ impl Zone {
                 let records = address_records(query, NAME_SERVER_TTL, &addresses);
                 self.found_or_no_data(records)
             }
+            Owner::Texts(texts) => {
+                let asked = query.query_type() == RecordType::TXT;
+                let texts = texts.into_iter().filter(|_| asked);
+                let records = texts.map(|t| text(query.name(), t)).collect();
+                self.found_or_no_data(records)
+            }
             Owner::Service => {
                 let near = self.answers.nearest(&name, client);
                 let records = address_records(query, self.ttl, &near);
@@ -142,6 +151,10 @@ impl Zone {
     fn owner(&self, name: &str) -> Owner {
         if name.is_empty() {
             return Owner::Apex;
+        }
+        let texts = self.answers.texts(name);
+        if !texts.is_empty() {
+            return Owner::Texts(texts);
         }
         let servers = self.answers.name_servers();
         let below = format!(".{name}");
@@ -258,6 +271,11 @@ fn address(owner: &Name, ttl: u32, ip: IpAddr) -> Record {
         IpAddr::V6(v6) => RData::AAAA(AAAA(v6)),
     };
     Record::from_rdata(owner.clone(), ttl, rdata)
+}
+
+fn text(owner: &Name, text: String) -> Record {
+    let rdata = RData::TXT(TXT::new(vec![text]));
+    Record::from_rdata(owner.clone(), TEXT_TTL, rdata)
 }
 
 /// RFC 8482's minimal answer, of no use to an amplifier.

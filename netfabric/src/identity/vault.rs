@@ -6,6 +6,7 @@ use std::path::Path;
 
 use chacha20poly1305::aead::{Aead, KeyInit, Payload};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
+use ring::hmac;
 use scheduler::model::{Blob, ObjectKey, Sealed};
 use zeroize::{Zeroize, Zeroizing};
 
@@ -75,12 +76,36 @@ impl Vault {
 
     /// Seals a value of a secret whose present version is `upon`.
     pub fn seal(&self, label: Label<'_>, upon: u64, plain: &[u8]) -> Result<Sealed, IdentityError> {
+        self.seal_with(&label.authenticated(upon), upon, plain)
+    }
+
+    /// Opens a value; fails when it was sealed under another key, for another place, or changed.
+    pub fn open(&self, label: Label<'_>, sealed: &Sealed) -> Result<Plain, IdentityError> {
+        self.open_with(&label.authenticated(sealed.upon), sealed)
+    }
+
+    /// Seals what is no secret's value: `purpose` says what it is and whose, and opens it again.
+    pub fn seal_for(&self, purpose: &str, plain: &[u8]) -> Result<Sealed, IdentityError> {
+        self.seal_with(&authenticated(purpose), 0, plain)
+    }
+
+    pub fn open_for(&self, purpose: &str, sealed: &Sealed) -> Result<Plain, IdentityError> {
+        self.open_with(&authenticated(purpose), sealed)
+    }
+
+    /// A key for one purpose, the same on every node of the cluster.
+    #[must_use]
+    pub fn derive(&self, purpose: &str) -> Zeroizing<[u8; KEY_BYTES]> {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &*self.0);
+        let tag = hmac::sign(&key, format!("selvedge key for {purpose}").as_bytes());
+        let mut derived = Zeroizing::new([0; KEY_BYTES]);
+        derived.copy_from_slice(tag.as_ref());
+        derived
+    }
+
+    fn seal_with(&self, aad: &[u8], upon: u64, plain: &[u8]) -> Result<Sealed, IdentityError> {
         let nonce: [u8; NONCE_BYTES] = random()?;
-        let aad = label.authenticated(upon);
-        let payload = Payload {
-            msg: plain,
-            aad: &aad,
-        };
+        let payload = Payload { msg: plain, aad };
         let text = self.cipher().encrypt(&XNonce::from(nonce), payload);
         Ok(Sealed {
             upon,
@@ -90,17 +115,15 @@ impl Vault {
         })
     }
 
-    /// Opens a value; fails when it was sealed under another key, for another place, or changed.
-    pub fn open(&self, label: Label<'_>, sealed: &Sealed) -> Result<Plain, IdentityError> {
+    fn open_with(&self, aad: &[u8], sealed: &Sealed) -> Result<Plain, IdentityError> {
         let wrong = || IdentityError::Mismatch {
             what: "sealed secret",
             why: "it was not sealed with this cluster's key for this place",
         };
         let nonce: [u8; NONCE_BYTES] = sealed.nonce.0.as_slice().try_into().map_err(|_| wrong())?;
-        let aad = label.authenticated(sealed.upon);
         let payload = Payload {
             msg: &sealed.text.0,
-            aad: &aad,
+            aad,
         };
         let plain = self.cipher().decrypt(&XNonce::from(nonce), payload);
         Ok(Plain(Zeroizing::new(plain.map_err(|_| wrong())?)))
@@ -109,6 +132,11 @@ impl Vault {
     fn cipher(&self) -> XChaCha20Poly1305 {
         XChaCha20Poly1305::new((&*self.0).into())
     }
+}
+
+/// Begins unlike any secret's label.
+fn authenticated(purpose: &str) -> Vec<u8> {
+    format!("selvedge sealed {purpose}").into_bytes()
 }
 
 impl Label<'_> {
@@ -178,6 +206,19 @@ mod tests {
         assert!(vault.open(label(&db, "url"), &changed).is_err());
         let twice = vault.seal(label(&db, "url"), 7, b"hunter2").unwrap();
         assert_ne!(twice.nonce, sealed.nonce, "equal values do not look equal");
+    }
+
+    #[test]
+    fn other_things_are_sealed_for_one_purpose_each() {
+        let (vault, other) = (Vault::create().unwrap(), Vault::create().unwrap());
+        let sealed = vault.seal_for("certificate web", b"key").unwrap();
+        let opened = vault.open_for("certificate web", &sealed).unwrap();
+        assert_eq!(opened.bytes(), b"key");
+        assert!(vault.open_for("certificate api", &sealed).is_err());
+        assert!(other.open_for("certificate web", &sealed).is_err());
+        let (a, b) = (vault.derive("a"), vault.derive("b"));
+        assert!(*a != *b && *a == *vault.derive("a") && *a != *other.derive("a"));
+        assert_ne!(*a, *vault.0, "the key itself is nobody's");
     }
 
     #[test]

@@ -24,6 +24,12 @@ pub(super) struct Counters {
     pub(super) sent_to_peers: AtomicU64,
     pub(super) served_for_peers: AtomicU64,
     pub(super) tunnels: AtomicU64,
+    /// TLS handshakes that ended well, those of them that resumed a session, those that did not,
+    /// and those for a name that has no certificate here.
+    pub(super) handshakes: AtomicU64,
+    pub(super) handshakes_resumed: AtomicU64,
+    pub(super) handshakes_failed: AtomicU64,
+    pub(super) unknown_names: AtomicU64,
     /// Whole requests that had to wait for room, until their answer began.
     pub(super) cold_starts: Histogram,
     phases: [Histogram; PHASES.len()],
@@ -56,6 +62,12 @@ pub struct Counts {
     pub sent_to_peers: u64,
     pub served_for_peers: u64,
     pub tunnels: u64,
+    pub handshakes: u64,
+    /// Of those, the ones that resumed a session.
+    pub handshakes_resumed: u64,
+    pub handshakes_failed: u64,
+    /// Handshakes for a name that has no certificate here.
+    pub unknown_names: u64,
     /// How long requests that waited for room took, until their answer began.
     pub cold_starts: Distribution,
     /// How long the steps of starts took, by [`PHASES`].
@@ -85,6 +97,10 @@ impl Counters {
             sent_to_peers: AtomicU64::default(),
             served_for_peers: AtomicU64::default(),
             tunnels: AtomicU64::default(),
+            handshakes: AtomicU64::default(),
+            handshakes_resumed: AtomicU64::default(),
+            handshakes_failed: AtomicU64::default(),
+            unknown_names: AtomicU64::default(),
             cold_starts: Histogram::default(),
             phases: Default::default(),
         }
@@ -130,6 +146,10 @@ impl Counters {
             sent_to_peers: read(&self.sent_to_peers),
             served_for_peers: read(&self.served_for_peers),
             tunnels: read(&self.tunnels),
+            handshakes: read(&self.handshakes),
+            handshakes_resumed: read(&self.handshakes_resumed),
+            handshakes_failed: read(&self.handshakes_failed),
+            unknown_names: read(&self.unknown_names),
             cold_starts: self.cold_starts.distribution(),
             phases: std::array::from_fn(|at| self.phases[at].distribution()),
             ..Counts::default()

@@ -1,7 +1,6 @@
 //! One request's way: host to service, service to revision, revision to an endpoint with room
 //! (or the queue), the try, another try where that can do no harm, and the answer.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -19,14 +18,14 @@ use ulid::Ulid;
 use super::bench::Bench;
 use super::body::{Outbound, Outgoing, Spool};
 use super::headers::{
-    Head, INSTANCE, PATIENCE, REQUEST_ID, REVISION, clean_response, switched_on_stream,
+    Caller, Head, INSTANCE, PATIENCE, REQUEST_ID, REVISION, clean_response, switched_on_stream,
 };
 use super::lane::{Fate, hold};
 use super::ledger::{Line, Wait, micros};
 use super::offer::{self, Tried};
 use super::problem::{Code, Problem, accepts_json};
 use super::upstream::{self, Admission, Answer, Arrival, Escort, Trip};
-use super::{Shared, tunnel};
+use super::{Shared, secure, tunnel};
 
 /// Endpoints one request is sent to at most.
 const TRIES: usize = 3;
@@ -43,7 +42,7 @@ const FIRST_READY_LOOK: Duration = Duration::from_millis(25);
 pub(super) async fn answer(
     shared: &Arc<Shared>,
     mut request: Request<Incoming>,
-    client: IpAddr,
+    caller: Caller,
     resume: Option<Box<Resume>>,
 ) -> Response<Outgoing> {
     let arrival = Instant::now();
@@ -54,8 +53,17 @@ pub(super) async fn answer(
     }
     let id_text = HeaderValue::try_from(id.to_string()).unwrap_or(HeaderValue::from_static("-"));
     let (json, version) = (accepts_json(request.headers()), request.version());
+    if !caller.secure
+        && !caller.inside
+        && let Some(instead) = secure::instead(shared, &request)
+    {
+        let mut response = instead.response(&id_text, json);
+        shared.counters.answered(response.status().as_u16());
+        response.headers_mut().insert(REQUEST_ID, id_text);
+        return response;
+    }
     let switch = hyper::upgrade::on(&mut request);
-    let errand = Errand::new(shared, request, client, (id, &id_text, arrival), resume).await;
+    let errand = Errand::new(shared, request, caller, (id, &id_text, arrival), resume).await;
     let mut response = match errand {
         Ok(errand) => errand.run(switch, &id_text, json).await,
         Err(problem) => {
@@ -274,12 +282,12 @@ impl Errand {
     async fn new(
         shared: &Arc<Shared>,
         mut request: Request<Incoming>,
-        client: IpAddr,
+        caller: Caller,
         (id, id_text, arrival): (Ulid, &HeaderValue, Instant),
         resume: Option<Box<Resume>>,
     ) -> Result<Self, Problem> {
         let mut head = Head::vet(&mut request)?;
-        head.introduce(client, id_text);
+        head.introduce(caller, id_text);
         let Resume { quest, admission } = if let Some(resume) = resume {
             *resume
         } else {

@@ -22,12 +22,12 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::body::Outgoing;
-use super::headers::MAX_HEADERS;
+use super::headers::{Caller, MAX_HEADERS};
 use super::local::lock;
 use super::stream::{Spoken, Stream, sniff};
 use super::strict::Strict;
 use super::workers::{self, Aboard, Arrived};
-use super::{Shared, dispatch, express, introduced};
+use super::{Shared, dispatch, express, introduced, passage, secure};
 
 /// A request's head may take this long to arrive, and an idle connection is kept as long.
 pub(super) const HEAD_TIME: Duration = Duration::from_secs(10);
@@ -54,7 +54,7 @@ pub(super) enum Phase {
 }
 
 /// Accepts until the door closes.
-pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener) {
+pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener, secure: bool) {
     let mut phase = shared.phase.subscribe();
     loop {
         let permit = tokio::select! {
@@ -87,6 +87,7 @@ pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener) {
         let arrived = Arrived {
             stream,
             client: peer.ip(),
+            secure,
             permit,
         };
         if let Some((arrived, aboard)) = workers::settle(&shared, arrived) {
@@ -98,15 +99,15 @@ pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener) {
 /// Serves a client on this thread.
 pub(super) async fn greet(arrived: Arrived, aboard: Aboard) {
     match TcpStream::from_std(arrived.stream) {
-        Ok(stream) => guest(aboard.shared(), stream, arrived.client).await,
+        Ok(stream) => arrive(aboard.shared(), stream, arrived.client, arrived.secure).await,
         Err(error) => tracing::warn!(%error, "a connection cannot be served"),
     }
     drop(arrived.permit);
 }
 
-/// Serves a client: by the express way as long as that goes, then by the general one.
-async fn guest<S: Stream + 'static>(shared: &Arc<Shared>, stream: S, client: IpAddr) {
-    let (stream, seen, client) = if shared.limits.proxy_protocol {
+/// Finds out who a client is, and makes its connection a secure one where that is its port.
+async fn arrive(shared: &Arc<Shared>, stream: TcpStream, client: IpAddr, secure: bool) {
+    let (stream, seen, address) = if shared.limits.proxy_protocol {
         let Ok(Ok(introduced)) = timeout(HEAD_TIME, introduced(stream, client)).await else {
             return;
         };
@@ -114,14 +115,40 @@ async fn guest<S: Stream + 'static>(shared: &Arc<Shared>, stream: S, client: IpA
     } else {
         (stream, Vec::new(), client)
     };
-    let Some(handed) = express::serve(shared, (stream, seen), client).await else {
+    let caller = Caller {
+        address,
+        secure,
+        inside: false,
+    };
+    if !secure {
+        return guest(shared, (stream, seen), caller).await;
+    }
+    // What only a container can read, another port's room has: by the name asked for.
+    let Some((stream, seen)) = Box::pin(passage::divert(shared, stream, seen, address)).await
+    else {
+        return;
+    };
+    // On the heap, so that plain connections do without its room.
+    let inside = Box::pin(secure::handshake(shared, stream, seen));
+    if let Some(inside) = inside.await {
+        Box::pin(guest(shared, (inside, Vec::new()), caller)).await;
+    }
+}
+
+/// Serves a client: by the express way as long as that goes, then by the general one.
+async fn guest<S: Stream + 'static>(
+    shared: &Arc<Shared>,
+    (stream, seen): (S, Vec<u8>),
+    caller: Caller,
+) {
+    let Some(handed) = express::serve(shared, (stream, seen), caller).await else {
         return;
     };
     let begun = Arc::new(Mutex::new(handed.resume));
     let seen = BytesMut::from(handed.seen.as_slice());
     let answer = move |shared, request| {
         let resume = lock(&begun).take();
-        async move { dispatch::answer(&shared, request, client, resume).await }
+        async move { dispatch::answer(&shared, request, caller, resume).await }
     };
     serve(shared, (handed.stream, seen), Phase::Closing, answer).await;
 }

@@ -57,6 +57,23 @@ const HOP_BY_HOP: [HeaderName; 8] = [
 /// Names a `Connection` header cannot have removed: they frame or address the message.
 const NOT_PER_HOP: [HeaderName; 4] = [HOST, CONTENT_LENGTH, TRANSFER_ENCODING, COOKIE];
 
+/// Who asks, and how it came in.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Caller {
+    pub(super) address: IpAddr,
+    /// Through TLS.
+    pub(super) secure: bool,
+    /// A container's of this node, by the door that is there for those.
+    pub(super) inside: bool,
+}
+
+impl Caller {
+    /// As it is told to the application.
+    pub(super) fn scheme(self) -> &'static str {
+        if self.secure { "https" } else { "http" }
+    }
+}
+
 /// The head of a request, checked and cleaned, ready to be sent on any number of times.
 #[derive(Debug, Clone)]
 pub(super) struct Head {
@@ -127,13 +144,13 @@ impl Head {
     }
 
     /// Says who asked for what, in what only proxies may say.
-    pub(super) fn introduce(&mut self, client: IpAddr, id: &HeaderValue) {
+    pub(super) fn introduce(&mut self, caller: Caller, id: &HeaderValue) {
         self.headers.insert(REQUEST_ID, id.clone());
         let host = self.host.to_str().unwrap_or_default();
-        let client = client.to_canonical();
+        let (client, scheme) = (caller.address.to_canonical(), caller.scheme());
         let quoted = match client {
-            IpAddr::V4(v4) => format!("for={v4};host=\"{host}\";proto=http"),
-            IpAddr::V6(v6) => format!("for=\"[{v6}]\";host=\"{host}\";proto=http"),
+            IpAddr::V4(v4) => format!("for={v4};host=\"{host}\";proto={scheme}"),
+            IpAddr::V6(v6) => format!("for=\"[{v6}]\";host=\"{host}\";proto={scheme}"),
         };
         if let Ok(forwarded) = HeaderValue::try_from(quoted) {
             self.headers.insert(FORWARDED, forwarded);
@@ -143,7 +160,7 @@ impl Head {
         }
         self.headers.insert(FORWARDED_HOST, self.host.clone());
         self.headers
-            .insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+            .insert(FORWARDED_PROTO, HeaderValue::from_static(scheme));
     }
 
     /// The request for one try, in the form of HTTP/1.1.

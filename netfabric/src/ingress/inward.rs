@@ -20,7 +20,7 @@ use super::Shared;
 use super::body::Outgoing;
 use super::dispatch::{self, Called, Quest, Resume};
 use super::door::{self, Phase};
-use super::headers::REQUEST_ID;
+use super::headers::{Caller, REQUEST_ID};
 use super::passage::{Way, carry};
 use super::problem::{Code, Problem, accepts_json};
 use super::stream::Conduit;
@@ -166,7 +166,12 @@ async fn answer(
     let problem = match quest {
         Ok(quest) => {
             let resume = Some(Box::new(Resume::new(quest, None)));
-            return dispatch::answer(shared, request, client, resume).await;
+            let caller = Caller {
+                address: client,
+                secure: false,
+                inside: true,
+            };
+            return dispatch::answer(shared, request, caller, resume).await;
         }
         Err(problem) => problem,
     };

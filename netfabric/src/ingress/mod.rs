@@ -35,6 +35,7 @@ mod peer_door;
 mod pool;
 mod problem;
 mod recent;
+mod secure;
 mod start;
 mod stream;
 mod strict;
@@ -59,6 +60,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout};
 
+use crate::tls::{Shelf, Tickets};
 use crate::wire::peer::{StartRefusal, StartRequest, Started};
 
 pub use counters::{Counts, PHASES};
@@ -107,6 +109,8 @@ pub struct IngressConfig {
     pub listen: Vec<SocketAddr>,
     /// Where connections of containers to services' own addresses are led to.
     pub inner: Option<SocketAddr>,
+    /// Where TLS is spoken.
+    pub listen_tls: Vec<SocketAddr>,
     /// Requests that may wait for one revision, and for all together.
     pub activation_queue: usize,
     pub node_queue: usize,
@@ -122,6 +126,7 @@ impl Default for IngressConfig {
         Self {
             listen: vec![SocketAddr::from(([0, 0, 0, 0], 80))],
             inner: None,
+            listen_tls: Vec::new(),
             activation_queue: 1_000,
             node_queue: 5_000,
             activation_timeout: Duration::from_secs(30),
@@ -140,6 +145,9 @@ pub struct IngressDeps {
     pub link: Arc<dyn PeerLink>,
     pub starter: Arc<dyn Starter>,
     pub callers: Arc<dyn Callers>,
+    pub shelf: Arc<Shelf>,
+    /// Without them a TLS session is not resumed.
+    pub tickets: Option<Tickets>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -152,6 +160,8 @@ pub enum IngressError {
     },
     #[error("cannot start a worker")]
     Worker(#[source] io::Error),
+    #[error("TLS cannot be set up")]
+    Tls(#[source] rustls::Error),
 }
 
 /// The running door. `stop` closes it; dropping it cuts off whoever is in.
@@ -159,6 +169,7 @@ pub struct Ingress {
     shared: Arc<Shared>,
     addrs: Vec<SocketAddr>,
     inner: Option<SocketAddr>,
+    tls_addrs: Vec<SocketAddr>,
 }
 
 /// What every request's way touches.
@@ -173,6 +184,7 @@ struct Shared {
     /// The daemon's own, for what is not the workers'.
     runtime: Handle,
     crew: workers::Crew,
+    secure: secure::Secure,
     limits: Limits,
     epoch: Instant,
     phase: watch::Sender<Phase>,
@@ -207,13 +219,23 @@ impl Ingress {
         let mut listeners = Vec::new();
         let inner = config.inner.map(inward::bind).transpose();
         let inner = inner.map_err(|(addr, source)| IngressError::Bind { addr, source })?;
-        for addr in config.listen {
-            let bound = Listeners::bind(addr);
+        let plain = config.listen.into_iter().map(|addr| (addr, false));
+        let secure = config.listen_tls.into_iter().map(|addr| (addr, true));
+        for (addr, secure) in plain.chain(secure) {
+            let bound = Listeners::bind(addr, secure);
             listeners.push(bound.map_err(|source| IngressError::Bind { addr, source })?);
         }
+        let addrs = |secure: bool| {
+            let ours = listeners.iter().filter(|l| l.secure == secure);
+            ours.map(|l| l.addr).collect::<Vec<_>>()
+        };
+        let (addrs, tls_addrs) = (addrs(false), addrs(true));
+        let port = tls_addrs.first().map(SocketAddr::port);
+        let secure = secure::Secure::new(deps.shelf, deps.tickets, port);
         let (crew, inboxes) = workers::Crew::new();
         let shared = Arc::new(Shared {
             crew,
+            secure: secure.map_err(IngressError::Tls)?,
             routes: deps.routes,
             local: deps.local,
             fleet: deps.fleet,
@@ -241,10 +263,10 @@ impl Ingress {
             counters: counters::Counters::new(),
             passages: passage::Passages::default(),
         });
-        let addrs: Vec<SocketAddr> = listeners.iter().map(|l| l.addr).collect();
         workers::start(&shared, listeners, inboxes).map_err(IngressError::Worker)?;
         let ips = addrs.iter().map(SocketAddr::ip).collect();
-        tokio::spawn(passage::follow(Arc::clone(&shared), ips));
+        let own = tls_addrs.iter().map(SocketAddr::port).collect();
+        tokio::spawn(passage::follow(Arc::clone(&shared), ips, own));
         let inner = inner.map(|(listener, addr)| {
             tokio::spawn(inward::accept(Arc::clone(&shared), listener));
             addr
@@ -253,12 +275,18 @@ impl Ingress {
             shared,
             addrs,
             inner,
+            tls_addrs,
         })
     }
 
     /// Where it listens, with the ports the kernel chose.
     pub fn addrs(&self) -> &[SocketAddr] {
         &self.addrs
+    }
+
+    /// The same of TLS.
+    pub fn tls_addrs(&self) -> &[SocketAddr] {
+        &self.tls_addrs
     }
 
     /// Where containers' connections to services are led to.

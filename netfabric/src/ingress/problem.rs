@@ -1,7 +1,7 @@
 //! Answers of the door's own, and the one table of their codes.
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use scheduler::activate::Refused;
 use scheduler::route::Unrouted;
@@ -26,10 +26,12 @@ pub enum Code {
     DoorStopping,
     NoSuchPort,
     CallerRefused,
+    HttpsOnly,
+    TlsExpected,
 }
 
 /// Every code, its word, its status and what it means to the client.
-pub const CODES: [(Code, &str, u16, &str); 14] = [
+pub const CODES: [(Code, &str, u16, &str); 16] = [
     (
         Code::BadRequest,
         "bad-request",
@@ -114,6 +116,18 @@ pub const CODES: [(Code, &str, u16, &str); 14] = [
         403,
         "the service does not let this caller in",
     ),
+    (
+        Code::HttpsOnly,
+        "https-only",
+        308,
+        "the host has a certificate and the service does not ask for plain HTTP too",
+    ),
+    (
+        Code::TlsExpected,
+        "tls-expected",
+        400,
+        "plain HTTP was spoken to the port of HTTPS",
+    ),
 ];
 
 impl Code {
@@ -132,6 +146,8 @@ pub(super) struct Problem {
     pub(super) code: Code,
     pub(super) message: String,
     pub(super) retry_after_seconds: Option<u64>,
+    /// Where to go in the place of here.
+    pub(super) location: Option<HeaderValue>,
 }
 
 impl Problem {
@@ -141,6 +157,7 @@ impl Problem {
             code,
             message: message.into(),
             retry_after_seconds: unavailable.then_some(1),
+            location: None,
         }
     }
 
@@ -171,6 +188,9 @@ impl Problem {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(ERROR, HeaderValue::from_static(self.code.word()));
         headers.insert(REQUEST_ID, id.clone());
+        if let Some(location) = &self.location {
+            headers.insert(LOCATION, location.clone());
+        }
         if let Some(seconds) = self.retry_after_seconds {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }

@@ -66,13 +66,7 @@ pub(super) async fn sniff<S: Stream>(
             break Spoken::Http1;
         }
     };
-    let patient = Patient {
-        stream,
-        seen,
-        patience: WRITE_STALL,
-        stall: None,
-    };
-    Ok((patient, spoken))
+    Ok((Patient::new(stream, seen), spoken))
 }
 
 /// A stream that first gives back what was sniffed, and fails when a write finds no taker.
@@ -90,6 +84,15 @@ struct Stall {
 }
 
 impl<S> Patient<S> {
+    pub(super) fn new(stream: S, seen: BytesMut) -> Self {
+        Self {
+            stream,
+            seen,
+            patience: WRITE_STALL,
+            stall: None,
+        }
+    }
+
     /// Passes on what a write gave, unless it has been pending for too long.
     fn bounded<T>(
         &mut self,

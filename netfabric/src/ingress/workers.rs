@@ -52,13 +52,15 @@ fn count() -> usize {
 /// them.
 pub(super) struct Listeners {
     pub(super) addr: SocketAddr,
+    /// TLS is spoken on them.
+    pub(super) secure: bool,
     sockets: Vec<net::TcpListener>,
 }
 
 impl Listeners {
     /// An address that somebody else listens on is an error, also when that is another daemon:
     /// the first socket is bound before it says that it shares.
-    pub(super) fn bind(addr: SocketAddr) -> io::Result<Self> {
+    pub(super) fn bind(addr: SocketAddr, secure: bool) -> io::Result<Self> {
         let first = socket(addr)?;
         first.bind(addr)?;
         first.set_reuseport(true)?;
@@ -70,7 +72,11 @@ impl Listeners {
             next.bind(addr)?;
             sockets.push(next.listen(BACKLOG)?.into_std()?);
         }
-        Ok(Self { addr, sockets })
+        Ok(Self {
+            addr,
+            secure,
+            sockets,
+        })
     }
 }
 
@@ -87,6 +93,8 @@ fn socket(addr: SocketAddr) -> io::Result<TcpSocket> {
 pub(super) struct Arrived {
     pub(super) stream: net::TcpStream,
     pub(super) client: IpAddr,
+    /// It begins with a TLS handshake.
+    pub(super) secure: bool,
     pub(super) permit: OwnedSemaphorePermit,
 }
 
@@ -183,10 +191,10 @@ pub(super) fn start(
     listeners: Vec<Listeners>,
     inboxes: Vec<mpsc::Receiver<Arrived>>,
 ) -> io::Result<()> {
-    let mut sockets: Vec<Vec<net::TcpListener>> = (0..count()).map(|_| Vec::new()).collect();
+    let mut sockets: Vec<Vec<_>> = (0..count()).map(|_| Vec::new()).collect();
     for listener in listeners {
         for (mine, socket) in sockets.iter_mut().zip(listener.sockets) {
-            mine.push(socket);
+            mine.push((socket, listener.secure));
         }
     }
     for (at, (sockets, inbox)) in sockets.into_iter().zip(inboxes).enumerate() {
@@ -204,13 +212,15 @@ pub(super) fn start(
 
 async fn run(
     shared: Arc<Shared>,
-    sockets: Vec<net::TcpListener>,
+    sockets: Vec<(net::TcpListener, bool)>,
     mut inbox: mpsc::Receiver<Arrived>,
 ) {
     let mut phase = shared.phase.subscribe();
-    for socket in sockets {
+    for (socket, secure) in sockets {
         match TcpListener::from_std(socket) {
-            Ok(listener) => drop(tokio::spawn(door::accept(Arc::clone(&shared), listener))),
+            Ok(listener) => {
+                tokio::spawn(door::accept(Arc::clone(&shared), listener, secure));
+            }
             Err(error) => tracing::error!(%error, "a worker of the door cannot listen"),
         }
     }
@@ -233,12 +243,12 @@ mod tests {
 
     #[tokio::test]
     async fn workers_share_an_address_among_themselves_and_with_nobody_else() {
-        let ours = Listeners::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let ours = Listeners::bind("127.0.0.1:0".parse().unwrap(), false).unwrap();
         assert_eq!(ours.sockets.len(), count());
-        let again = Listeners::bind(ours.addr).map(|l| l.addr);
+        let again = Listeners::bind(ours.addr, false).map(|l| l.addr);
         assert_eq!(again.unwrap_err().kind(), io::ErrorKind::AddrInUse);
         let addr = ours.addr;
         drop(ours);
-        assert_eq!(Listeners::bind(addr).unwrap().addr, addr);
+        assert_eq!(Listeners::bind(addr, false).unwrap().addr, addr);
     }
 }

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use scheduler::model::{
-    Blob, FailReason, ImagePin, InstanceId, InstanceState, Name, NodeId, ObjectKey, RequestId,
-    Resources, Revision, RevisionKey, RevisionSpec, RevisionState, Role, Scale, Service,
-    ServiceKey, TrafficTarget, UnixMs,
+    Blob, CertificateSource, FailReason, ImagePin, InstanceId, InstanceState, Name, NodeId,
+    ObjectKey, RequestId, Resources, Revision, RevisionKey, RevisionSpec, RevisionState, Role,
+    Scale, Service, ServiceKey, TrafficTarget, UnixMs,
 };
 use scheduler::place::Receipt;
 use serde::{Deserialize, Serialize};
@@ -402,6 +402,52 @@ pub enum WatchChange {
     SecretGone(ObjectKey),
     Volume(VolumeView),
     VolumeGone(ObjectKey),
+}
+
+/// A certificate without its key, or a host that waits for its first: `GET /v1/certificates`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CertificateView {
+    pub name: String,
+    pub source: CertificateSource,
+    pub hosts: Vec<String>,
+    /// Both are 0 while there is none.
+    pub not_before: UnixMs,
+    pub not_after: UnixMs,
+    pub seconds_left: i64,
+    pub state: CertificateState,
+    /// Why the last order for it failed.
+    pub error: Option<String>,
+    /// What `ifVersion` is compared with.
+    pub version: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum CertificateState {
+    Valid,
+    Expiring,
+    Expired,
+    /// There is none yet.
+    OnOrder,
+}
+
+/// `PUT /v1/certificates/NAME`, answered with the [`CertificateView`]. `Debug` shows no key.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CertificateChange {
+    /// PEM: the host's own certificate first, each issuer after it.
+    pub chain: String,
+    /// PEM.
+    pub key: String,
+    #[serde(default)]
+    pub if_version: Option<u64>,
+}
+
+impl std::fmt::Debug for CertificateChange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("CertificateChange(…)")
+    }
 }
 
 /// A config or a secret without its values: `GET /v1/configs`, `GET /v1/secrets`.

@@ -42,6 +42,8 @@ pub enum ImageRequest {
     Profile { layer: String },
     /// What shows who signed an image, by its manifest's digest.
     Proof { image: String },
+    /// An index that led to an image, by its own digest.
+    Index { index: String },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,7 +53,7 @@ pub enum ImageAnswer {
         images: Vec<bool>,
         layers: Vec<bool>,
     },
-    /// The manifest; the configuration comes next.
+    /// An index; or the manifest, and the configuration comes next.
     Document(#[serde(with = "serde_bytes")] Vec<u8>),
     /// A part of a list or a recipe.
     Piece(#[serde(with = "serde_bytes")] Vec<u8>),

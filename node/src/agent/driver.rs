@@ -9,6 +9,7 @@ use netfabric::wire::peer::StartRefusal;
 use scheduler::converge::{Ask, Effect, Froze, Node};
 use scheduler::model::{Demand, Exit, FailReason, InstanceId, NodeRecord, StartTime};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use super::files::Files;
 use super::idle::Hold;
@@ -25,6 +26,8 @@ use crate::consensus::Registry;
 
 /// How often loads and held requests are looked at; nothing is published while they stay.
 const LOAD_PERIOD: Duration = Duration::from_secs(1);
+/// From one record to the next: it names every instance, and hundreds may start within a second.
+const RECORD_PAUSE: Duration = Duration::from_millis(50);
 
 pub(super) enum Input {
     Start(Start),
@@ -106,8 +109,14 @@ impl Driver {
         load.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut index = self.registry.view().watch();
         self.publish();
+        let (mut pause, mut unpublished) = (Instant::now() + RECORD_PAUSE, false);
         loop {
             tokio::select! {
+                () = tokio::time::sleep_until(pause), if unpublished => {
+                    self.publish();
+                    (pause, unpublished) = (Instant::now() + RECORD_PAUSE, false);
+                    continue;
+                }
                 input = self.received.recv() => match input {
                     Some(Input::Probed(id, ask, answer)) => {
                         // Comes a thousand times a second and mostly says nothing new to others.
@@ -126,7 +135,7 @@ impl Driver {
                 changed = index.changed() => if changed.is_err() { return },
             }
             self.tend();
-            self.publish();
+            unpublished = true;
         }
     }
 
@@ -385,8 +394,9 @@ impl Driver {
 
 /// `since` is computed from two clocks and may wobble by a millisecond: that is no change.
 fn same_moments(next: &mut NodeRecord, current: &NodeRecord) {
+    let before: BTreeMap<_, _> = current.instances.iter().map(|i| (&i.id, i)).collect();
     for report in &mut next.instances {
-        let before = current.instances.iter().find(|i| i.id == report.id);
+        let before = before.get(&report.id);
         if let Some(before) = before.filter(|b| b.state == report.state) {
             report.since = before.since;
         }

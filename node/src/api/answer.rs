@@ -78,6 +78,7 @@ impl From<Refusal> for Failure {
             Refusal::Conflict { .. }
             | Refusal::NameTaken(_)
             | Refusal::AlreadyFounded
+            | Refusal::Fenced(_)
             | Refusal::InUse { .. } => ErrorCode::Conflict,
             Refusal::Invalid { .. } => ErrorCode::Invalid,
             Refusal::TokenUnknown | Refusal::TokenUsed | Refusal::TokenExpired => {

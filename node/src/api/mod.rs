@@ -2,6 +2,7 @@
 //! socket whoever may open it is root; on TCP every call but `healthz` carries the operator token.
 
 mod answer;
+mod certificates;
 mod configs;
 mod deploy;
 mod doctor;
@@ -29,7 +30,7 @@ use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::header::{AUTHORIZATION, HOST, ORIGIN};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
+use axum::routing::{delete, get, post, put};
 use netfabric::identity::Vault;
 use netfabric::ingress::Ingress;
 use netfabric::transport::Mesh;
@@ -152,6 +153,11 @@ fn routes(api: Arc<Api>) -> Router {
         .route("/v1/images/usage", get(images::usage))
         .route("/v1/images/prune", post(images::prune))
         .route("/v1/images/{digest}", delete(images::delete))
+        .route("/v1/certificates", get(certificates::list))
+        .route(
+            "/v1/certificates/{name}",
+            put(certificates::put).delete(certificates::delete),
+        )
         .route("/v1/volumes", get(volumes::list))
         .route("/v1/volumes/{namespace}/{name}", delete(volumes::delete))
         .layer(DefaultBodyLimit::max(MAX_BODY))

@@ -156,7 +156,15 @@ fn shown(state: &registry::State, change: Change) -> Option<WatchChange> {
             role: node.role,
             revoked: node.revoked,
         }),
-        Change::Token { .. } | Change::TokenGone { .. } => return None,
+        // What is not for reading back, or the nodes' own affair.
+        Change::Token { .. }
+        | Change::TokenGone { .. }
+        | Change::Certificate(_)
+        | Change::CertificateGone(_)
+        | Change::Order(_)
+        | Change::OrderGone(_)
+        | Change::Account(_)
+        | Change::Lease(_) => return None,
         Change::Config(config) => WatchChange::Config(config_view(&config)),
         Change::ConfigGone(key) => WatchChange::ConfigGone(key),
         Change::Secret(secret) => WatchChange::Secret(secret_view(&secret)),

@@ -16,6 +16,7 @@ use netfabric::dns::{CidrError, Dns, DnsConfig, InnerDns};
 use netfabric::gossip::{Gossip, GossipConfig, INTERVAL};
 use netfabric::identity::{Authority, Identity, Vault};
 use netfabric::ingress::{Ingress, IngressDeps, Local};
+use netfabric::tls::{Shelf, Tickets};
 use netfabric::transport::{Kind, Mesh};
 use scheduler::fleet::Fleet;
 use scheduler::model::{Demand, NodeId};
@@ -49,7 +50,7 @@ use crate::stewardship::Stewardship;
 use crate::telemetry::metrics;
 use crate::touch::{self, Toucher};
 use crate::volumes::Volumes;
-use crate::{clock, logs};
+use crate::{certs, clock, logs};
 use settings::{
     advertised, cgroup, founder, ingress_config, inner_dns_config, network_config, operator_token,
     record_base, seeds, volumes_config,
@@ -193,6 +194,11 @@ impl App {
         };
         tokio::spawn(driver.run());
 
+        let vault = Vault::load(&data.join("identity"))?;
+        let shelf = Arc::new(Shelf::default());
+        let watched = registry.view().watch();
+        tokio::spawn(certs::follow(watched, vault.clone(), shelf.clone()));
+        order_certificates(&config, me, &registry, &fleet, vault.clone())?;
         let peers = Peers {
             me,
             agent: agent.clone(),
@@ -205,6 +211,8 @@ impl App {
             registry: registry.view().watch(),
             peers: peers.clone(),
             network,
+            shelf,
+            tickets: vault.map(Tickets::new),
         };
         let (ingress, inner_dns) = open_doors(&config, parts).await?;
         // Set once, here.
@@ -364,6 +372,7 @@ impl App {
             .collect();
         let names = Names {
             routes: self.routes.clone(),
+            registry: self.registry.view().watch(),
             fleet: self.fleet.clone(),
         };
         let config = DnsConfig {
@@ -377,6 +386,35 @@ impl App {
             format!("DNS on {listen}; `--dns off` goes without")
         })?))
     }
+}
+
+/// Has this node order certificates, where its configuration names an authority.
+fn order_certificates(
+    config: &Config,
+    me: NodeId,
+    registry: &Registry,
+    fleet: &watch::Receiver<Arc<Fleet>>,
+    vault: Option<Vault>,
+) -> Result<()> {
+    let Some(section) = &config.acme else {
+        return Ok(());
+    };
+    let settings = certs::Settings::new(section, &config.dns.origin);
+    let settings = settings.map_err(|rule| anyhow::anyhow!("[acme] {rule}"))?;
+    let Some(vault) = vault else {
+        bail!(
+            "[acme]: this node holds no key to seal certificates with: its cluster was founded before there was one"
+        );
+    };
+    let issuer = certs::Issuer {
+        me,
+        registry: registry.clone(),
+        fleet: fleet.clone(),
+        vault,
+        settings,
+    };
+    tokio::spawn(issuer.run());
+    Ok(())
 }
 
 /// The front door, which opens after the agent that asks it for its demand.
@@ -468,6 +506,8 @@ struct DoorParts {
     registry: watch::Receiver<Arc<State>>,
     peers: Peers,
     network: Network,
+    shelf: Arc<Shelf>,
+    tickets: Option<Tickets>,
 }
 
 /// The front door, its side for peers, and that for containers with their names.
@@ -483,6 +523,8 @@ async fn open_doors(config: &Config, parts: DoorParts) -> Result<(Arc<Ingress>, 
         registry: parts.registry,
         link: Arc::new(DoorLink(mesh.clone())),
         starter: Arc::new(parts.peers),
+        shelf: parts.shelf,
+        tickets: parts.tickets,
         callers: Arc::new(Neighbours {
             network: network.clone(),
             record: agent.record(),

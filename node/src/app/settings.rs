@@ -123,6 +123,7 @@ pub(super) fn ingress_config(config: &Config, gateway: Ipv4Addr) -> IngressConfi
     IngressConfig {
         inner: Some((gateway, 0).into()),
         listen: config.ingress.http.0.into_iter().collect(),
+        listen_tls: config.ingress.https.0.into_iter().collect(),
         activation_queue: config.ingress.activation_queue,
         activation_timeout: config.ingress.activation_timeout.0,
         proxy_protocol: config.ingress.proxy_protocol,

@@ -69,40 +69,47 @@ impl fmt::Display for Digest {
     }
 }
 
+/// A digest in the making, and how many bytes it is of.
+#[derive(Default)]
+pub(super) struct State {
+    hash: Sha256,
+    count: u64,
+}
+
+impl State {
+    pub(super) fn add(&mut self, bytes: &[u8]) {
+        self.hash.update(bytes);
+        self.count += bytes.len() as u64;
+    }
+
+    pub(super) fn finish(self) -> (Digest, u64) {
+        let digest = Digest::from_sha256(&self.hash.finalize().into());
+        (digest, self.count)
+    }
+}
+
 /// Digests and counts everything read through it.
 pub(super) struct Digesting<R> {
     inner: R,
-    state: Sha256,
-    count: u64,
+    state: State,
 }
 
 impl<R: Read> Digesting<R> {
     pub(super) fn new(inner: R) -> Self {
-        Self {
-            inner,
-            state: Sha256::new(),
-            count: 0,
-        }
+        let state = State::default();
+        Self { inner, state }
     }
 
     /// The digest of the bytes read so far, and their number.
     pub(super) fn finish(self) -> (Digest, u64) {
-        let (_, digest, count) = self.into_inner_and_digest();
-        (digest, count)
-    }
-
-    /// The reader behind, and the same.
-    pub(super) fn into_inner_and_digest(self) -> (R, Digest, u64) {
-        let digest = Digest(format!("{PREFIX}{}", hex::encode(self.state.finalize())));
-        (self.inner, digest, self.count)
+        self.state.finish()
     }
 }
 
 impl<R: Read> Read for Digesting<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(buf)?;
-        self.state.update(&buf[..n]);
-        self.count += n as u64;
+        self.state.add(&buf[..n]);
         Ok(n)
     }
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TryRecvError;
 
 use super::budget::Budget;
 use super::error::ImageError;
@@ -200,19 +201,30 @@ impl Arriving {
 }
 
 impl Read for Arriving {
+    /// As much as there is: chunks of peers are small, and each read costs a write to the unpacker.
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        while self.current.is_empty() && !self.ended {
-            match self.pieces.blocking_recv() {
-                Some(Piece::Data(bytes)) => self.current = bytes,
-                Some(Piece::End) => self.ended = true,
-                None => {
-                    let what = "a layer".to_owned();
-                    return Err(io::Error::other(ImageError::Interrupted { what }));
+        let mut length = 0;
+        while length < buf.len() && !self.ended {
+            if self.current.is_empty() {
+                let piece = match self.pieces.try_recv() {
+                    Err(TryRecvError::Empty) if length == 0 => self.pieces.blocking_recv(),
+                    Err(TryRecvError::Empty) => break,
+                    piece => piece.ok(),
+                };
+                match piece {
+                    Some(Piece::Data(bytes)) => self.current = bytes,
+                    Some(Piece::End) => self.ended = true,
+                    None if length > 0 => break,
+                    None => {
+                        let what = "a layer".to_owned();
+                        return Err(io::Error::other(ImageError::Interrupted { what }));
+                    }
                 }
             }
+            let n = self.current.len().min(buf.len() - length);
+            buf[length..length + n].copy_from_slice(&self.current.split_to(n));
+            length += n;
         }
-        let n = buf.len().min(self.current.len());
-        buf[..n].copy_from_slice(&self.current.split_to(n));
-        Ok(n)
+        Ok(length)
     }
 }

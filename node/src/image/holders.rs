@@ -1,38 +1,81 @@
 //! Chunks of one layer from those who hold them: from this node's other layers, verified as they are read,
 //! and from peers one after the other, each part verified as it arrives.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use netfabric::wire::image::{ImageAnswer, ImageRequest};
 use scheduler::model::NodeId;
 use tokio::sync::mpsc;
 
-use super::chunks::ChunkList;
+use super::chunks::{Chunk, ChunkList};
 use super::digest::Digest;
 use super::peers::{Company, lie, next, unexpected};
 use super::store::Inner;
 
-/// Those who may still give chunks of one layer by one list.
+/// Those who may still give chunks of one layer by one list; several stretches of it at once.
 pub(super) struct Holders<'a> {
     pub(super) company: &'a Company,
-    pub(super) layer: &'a Digest,
-    pub(super) list: &'a ChunkList,
-    pub(super) left: std::collections::VecDeque<NodeId>,
-    /// 1 while the first one is the list's author; the others' lists are compared first: a lying
-    /// list must not make liars of them.
-    pub(super) compared: usize,
-    pub(super) moved: u64,
+    layer: &'a Digest,
+    list: &'a ChunkList,
+    left: Mutex<Left>,
+    /// While a list is compared, nobody else need.
+    comparing: tokio::sync::Mutex<()>,
+    moved: AtomicU64,
+}
+
+struct Left {
+    nodes: VecDeque<NodeId>,
+    /// Of the first: it is the list's author, or its own list is the same. Others' are compared first:
+    /// a lying list must not make liars of them.
+    compared: bool,
 }
 
 pub(super) type Got = BTreeMap<u32, Bytes>;
 
-impl Holders<'_> {
+impl<'a> Holders<'a> {
+    /// The first is the list's author, unless all are to be compared.
+    pub(super) fn new(
+        company: &'a Company,
+        (layer, list): (&'a Digest, &'a ChunkList),
+        nodes: &[NodeId],
+        author_first: bool,
+    ) -> Self {
+        let left = Left {
+            nodes: nodes.iter().copied().collect(),
+            compared: author_first,
+        };
+        Self {
+            company,
+            layer,
+            list,
+            left: Mutex::new(left),
+            comparing: tokio::sync::Mutex::default(),
+            moved: AtomicU64::new(0),
+        }
+    }
+
+    /// The packed bytes they have sent.
+    pub(super) fn moved(&self) -> u64 {
+        self.moved.load(Ordering::Relaxed)
+    }
+
+    fn left(&self) -> MutexGuard<'_, Left> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn first(&self) -> Option<(NodeId, bool)> {
+        let left = self.left();
+        Some((*left.nodes.front()?, left.compared))
+    }
+
     /// Fetches what of these is not there yet; what one peer gave stays when it fails. Whoever
     /// listens is given each part of it as soon as it is verified.
     pub(super) async fn complete(
-        &mut self,
+        &self,
         places: &[u32],
         got: &mut Got,
         listener: Option<&mpsc::Sender<Got>>,
@@ -43,36 +86,67 @@ impl Holders<'_> {
             if missing.is_empty() {
                 return true;
             }
-            let Some(node) = self.left.front().copied() else {
+            let Some((node, compared)) = self.first() else {
                 return false;
             };
-            if let Err(error) = self.from(node, &missing, got, listener).await {
-                self.left.pop_front();
-                self.compared = 0;
-                // Another list than the author's: no fault as long as nobody knows whose is right.
-                if error.kind() != io::ErrorKind::Unsupported {
-                    self.company.leave_out(node, &error);
-                }
+            let given = match self.compared(node, compared).await {
+                Ok(()) => self.from(node, &missing, got, listener).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = given {
+                self.pass_over(node, &error);
             }
         }
     }
 
+    /// The next one's turn. Several may find at once that it is.
+    fn pass_over(&self, node: NodeId, error: &io::Error) {
+        let mut left = self.left();
+        if left.nodes.front() != Some(&node) {
+            return;
+        }
+        left.nodes.pop_front();
+        left.compared = false;
+        drop(left);
+        // Another list than the author's: no fault as long as nobody knows whose is right.
+        if error.kind() != io::ErrorKind::Unsupported {
+            self.company.leave_out(node, error);
+        }
+    }
+
+    /// Whether this node's chunks are by the same list.
+    async fn compared(&self, node: NodeId, already: bool) -> io::Result<()> {
+        if already {
+            return Ok(());
+        }
+        let _alone = self.comparing.lock().await;
+        match self.first() {
+            Some((first, compared)) if first == node => {
+                if compared {
+                    return Ok(());
+                }
+            }
+            // Somebody else has found out.
+            _ => return Err(io::ErrorKind::Unsupported.into()),
+        }
+        if self.company.left_out().contains(&node) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        if self.company.list(node, self.layer).await?.0 != *self.list {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let mut left = self.left();
+        left.compared |= left.nodes.front() == Some(&node);
+        Ok(())
+    }
+
     async fn from(
-        &mut self,
+        &self,
         node: NodeId,
         missing: &[u32],
         got: &mut Got,
         listener: Option<&mpsc::Sender<Got>>,
     ) -> io::Result<()> {
-        if self.compared == 0 {
-            if self.company.left_out().contains(&node) {
-                return Err(io::ErrorKind::Unsupported.into());
-            }
-            if self.company.list(node, self.layer).await?.0 != *self.list {
-                return Err(io::ErrorKind::Unsupported.into());
-            }
-            self.compared = 1;
-        }
         let request = ImageRequest::Chunks {
             layer: self.layer.to_string(),
             ranges: ranges(missing),
@@ -87,9 +161,10 @@ impl Holders<'_> {
                         return Err(lie("chunks nobody asked for"));
                     }
                     let (now, later) = due.split_at(count);
-                    self.moved += packed.len() as u64;
-                    self.company.store.inner.tally.add_peer(packed.len());
-                    let part = verified(self.list, now, &packed)?;
+                    let moved = packed.len();
+                    self.moved.fetch_add(moved as u64, Ordering::Relaxed);
+                    self.company.store.inner.tally.add_peer(moved);
+                    let part = self.verified(now, packed).await?;
                     if let Some(listener) = listener {
                         // One that has gone has its reason and tells it.
                         let _ = listener.send(part.clone()).await;
@@ -103,17 +178,24 @@ impl Holders<'_> {
         }
         Ok(())
     }
+
+    /// Off the runtime's threads: it is all of the work there is with bytes that arrive.
+    async fn verified(&self, indexes: &[u32], packed: Vec<u8>) -> io::Result<Got> {
+        let chunks = indexes.iter().map(|i| (*i, self.list.chunks[*i as usize]));
+        let chunks: Vec<(u32, Chunk)> = chunks.collect();
+        let work = tokio::task::spawn_blocking(move || verified(&chunks, &packed));
+        work.await.map_err(io::Error::other)?
+    }
 }
 
-fn verified(list: &ChunkList, indexes: &[u32], packed: &[u8]) -> io::Result<Got> {
-    let chunks = indexes.iter().map(|i| &list.chunks[*i as usize]);
-    let total: usize = chunks.clone().map(|chunk| chunk.len as usize).sum();
+fn verified(chunks: &[(u32, Chunk)], packed: &[u8]) -> io::Result<Got> {
+    let total: usize = chunks.iter().map(|(_, chunk)| chunk.len as usize).sum();
     let mut raw = Bytes::from(zstd::bulk::decompress(packed, total).map_err(lie)?);
     if raw.len() != total {
         return Err(lie("chunks of another size"));
     }
     let mut got = Got::new();
-    for (index, chunk) in indexes.iter().zip(chunks) {
+    for (index, chunk) in chunks {
         let bytes = raw.split_to(chunk.len as usize);
         if !chunk.holds(&bytes) {
             return Err(lie("a chunk has not the hash it should have"));

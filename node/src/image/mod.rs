@@ -11,6 +11,7 @@
 //! images/layers/HEX/complete  its marker, written last
 //! images/index/HEX.json       an image held here, named by its manifest's digest; its time is the
 //!                             image's last use
+//! images/indexes/HEX          an index that led to an image, its exact bytes
 //! images/proofs/HEX.json      who signed an image: its signatures, verified whenever they are read
 //! images/uses/HEX.json        a snapshot made of one
 //! images/coming/              layers that are read while they arrive (see `lazy`)
@@ -19,6 +20,8 @@
 //! ```
 
 mod apart;
+mod archive;
+mod assembly;
 mod beside;
 mod books;
 mod budget;
@@ -38,6 +41,7 @@ mod health;
 mod holders;
 mod implied;
 mod import;
+mod indexes;
 mod layer;
 pub mod lazy;
 mod likeness;
@@ -66,6 +70,7 @@ mod store;
 mod tally;
 mod tree;
 mod unpack;
+mod uses;
 mod verify;
 
 pub use apart::main as unpack_main;
@@ -107,6 +112,8 @@ mod tests_chunks;
 mod tests_documents;
 #[cfg(test)]
 mod tests_faults;
+#[cfg(test)]
+mod tests_flips;
 #[cfg(test)]
 mod tests_full;
 #[cfg(test)]

@@ -1,7 +1,6 @@
-//! The asker's side of images between nodes: finds who holds a layer, waits for the one who pulls
-//! for the site, and puts the layer's tar together from chunks held here and chunks of peers. Every
-//! chunk is verified as it arrives and the whole by its diff id; whoever fails is left out for the
-//! rest of this pull, and whoever lies is named in the log.
+//! The asker's side of images between nodes: who is asked and in which order, what is asked, and what
+//! of the answers is believed. Whoever fails is left out for the rest of this pull, and whoever lies is
+//! named in the log. How a layer is put together from answers is `assembly`'s.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -12,19 +11,13 @@ use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use netfabric::wire::image::{ImageAnswer, ImageRequest};
 use scheduler::model::{ImagePin, NodeId};
-use tokio::sync::mpsc;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
-use super::budget::Budget;
 use super::chunks::ChunkList;
 use super::digest::Digest;
-use super::error::ImageError;
-use super::fetch::Arriving;
-use super::holders::{Holders, locate, read_local};
-use super::layer::Marker;
-use super::manifest::{Document, LayerPlan, Packing};
+use super::manifest::Document;
 use super::proofs::MAX_PROOF;
-use super::registry::Piece;
 use super::signature::Proof;
 use super::source::{self, Answers, Near, Neighbour, Source, Waits};
 use super::store::Store;
@@ -33,13 +26,10 @@ use super::store::Store;
 const ASK_FIRST: usize = 16;
 /// Nodes asked at once.
 const FAN_OUT: usize = 8;
-/// Raw bytes of the tar prepared at a time, in memory.
-const WINDOW: u64 = 4 << 20;
+/// Windows of chunks asked for at once, by all layers of a pull together: a peer serves many pulls.
+pub(super) const WINDOWS_AT_ONCE: usize = 4;
 /// What a chunk list may have, encoded: 32 bytes a chunk and a little.
 const MAX_LIST: usize = 80 << 20;
-/// Windows and local pieces between peers and the unpacker.
-const PIECES_AHEAD: usize = 32;
-
 /// The peers of one pull.
 pub(super) struct Company {
     pub store: Store,
@@ -48,6 +38,8 @@ pub(super) struct Company {
     /// Whether the site's elected may be asked to pull; not when this pull is for a peer.
     pub elects: bool,
     pub(super) waits: Waits,
+    /// To ask for a window.
+    pub(super) turns: Semaphore,
     left_out: Mutex<BTreeSet<NodeId>>,
 }
 
@@ -59,6 +51,7 @@ impl Company {
             near,
             pin,
             elects,
+            turns: Semaphore::new(WINDOWS_AT_ONCE),
             left_out: Mutex::default(),
         }
     }
@@ -145,6 +138,26 @@ impl Company {
             return Err(lie("a configuration is not the image's"));
         }
         Ok((manifest, config))
+    }
+
+    /// An index by its digest, from whoever has it.
+    pub(super) async fn index(&self, digest: &Digest) -> Option<Bytes> {
+        let asked = stream::iter(self.candidates(true)).map(|node| self.index_of(node, digest));
+        let given = asked.buffer_unordered(FAN_OUT);
+        let mut sound = given
+            .filter_map(|index| std::future::ready(index.ok()))
+            .boxed();
+        sound.next().await
+    }
+
+    async fn index_of(&self, node: NodeId, digest: &Digest) -> io::Result<Bytes> {
+        let index = digest.to_string();
+        let mut answers = self.ask(node, ImageRequest::Index { index }).await?;
+        match next(&mut answers, self.waits.answer).await? {
+            ImageAnswer::Document(bytes) if Digest::of(&bytes) == *digest => Ok(bytes.into()),
+            ImageAnswer::Document(_) => Err(lie("an index is not the one asked for")),
+            other => Err(unexpected(other)),
+        }
     }
 
     /// What peers know of who signed the image, one after the other, until one shows what is wanted.
@@ -245,54 +258,6 @@ impl Company {
         }
     }
 
-    /// A layer from these peers, the first one first; `None` when they could not give it.
-    pub(super) async fn layer(
-        &self,
-        plan: &LayerPlan,
-        holders: &[NodeId],
-    ) -> Result<Option<Marker>, ImageError> {
-        for (at, author) in holders.iter().enumerate() {
-            if self.left_out().contains(author) {
-                continue;
-            }
-            let (list, moved) = match self.list(*author, &plan.diff_id).await {
-                Ok((list, moved)) => (Arc::new(list), moved),
-                Err(error) => {
-                    self.leave_out(*author, &error);
-                    continue;
-                }
-            };
-            fail::fail_point!("image::list_taken");
-            match self.assemble(plan, (&list, moved), &holders[at..]).await {
-                Ok(marker) => return Ok(Some(marker)),
-                Err(error @ ImageError::Io { .. }) => return Err(error),
-                // Nobody is left who could go on.
-                Err(ImageError::Interrupted { .. }) => {}
-                // All chunks were what the list says: the list is wrong.
-                Err(error) => self.leave_out(*author, &lie(error)),
-            }
-        }
-        Ok(None)
-    }
-
-    /// Those who may give chunks of a layer; the first is the list's author unless all are compared.
-    pub(super) fn holders_of<'a>(
-        &'a self,
-        layer: &'a Digest,
-        list: &'a ChunkList,
-        holders: &[NodeId],
-        author_first: bool,
-    ) -> Holders<'a> {
-        Holders {
-            company: self,
-            layer,
-            list,
-            left: holders.iter().copied().collect(),
-            compared: usize::from(author_first),
-            moved: 0,
-        }
-    }
-
     pub(super) async fn pieces(
         &self,
         node: NodeId,
@@ -328,80 +293,6 @@ impl Company {
         Ok((list, moved))
     }
 
-    async fn assemble(
-        &self,
-        plan: &LayerPlan,
-        (list, told): (&Arc<ChunkList>, u64),
-        holders: &[NodeId],
-    ) -> Result<Marker, ImageError> {
-        let interrupted = || ImageError::Interrupted {
-            what: plan.diff_id.to_string(),
-        };
-        let unpackers = Arc::clone(&self.store.inner.unpackers);
-        let _permit = unpackers.acquire_owned().await.map_err(|_| interrupted())?;
-        let plain = LayerPlan {
-            digest: plan.diff_id.clone(),
-            size: list.raw,
-            packing: Packing::Plain,
-            diff_id: plan.diff_id.clone(),
-        };
-        let (pieces, arriving) = mpsc::channel(PIECES_AHEAD);
-        let unpacked = self.store.blocking(move |inner| {
-            // A budget of its own: what a liar wasted is not the image's.
-            let budget = Budget::new(inner.limits);
-            let arriving = Arriving::new(arriving);
-            inner.take_in(arriving, &plain, &budget)
-        });
-        let feeding = self.feed(&plan.diff_id, list, holders, pieces);
-        let (fed, unpacked) = tokio::join!(feeding, unpacked);
-        match (fed, unpacked) {
-            (Some(moved), Ok(marker)) => {
-                let (layer, raw, moved) = (plan.diff_id.short(), list.raw, told + moved);
-                tracing::info!(layer, raw, moved, "a layer came from peers");
-                Ok(marker)
-            }
-            (None, _) => Err(interrupted()),
-            (_, unpacked) => unpacked,
-        }
-    }
-
-    /// The tar in its order, window by window; the packed bytes that peers sent. `None` when no
-    /// peer is left. An unpacker that gave up says why itself.
-    async fn feed(
-        &self,
-        layer: &Digest,
-        list: &Arc<ChunkList>,
-        holders: &[NodeId],
-        pieces: mpsc::Sender<Piece>,
-    ) -> Option<u64> {
-        let wanted = Arc::clone(list);
-        let local = self.store.blocking(move |inner| Ok(locate(inner, &wanted)));
-        let local = Arc::new(local.await.unwrap_or_default());
-        let mut holders = self.holders_of(layer, list, holders, true);
-        for window in windows(list) {
-            let (wanted, known) = (Arc::clone(list), Arc::clone(&local));
-            let range = window.clone();
-            let here = self
-                .store
-                .blocking(move |inner| Ok(read_local(inner, &wanted, range, &known)));
-            let mut got = here.await.unwrap_or_default();
-            let found: usize = got.values().map(Bytes::len).sum();
-            self.store.inner.tally.add_local(found as u64);
-            let places: Vec<u32> = window.collect();
-            if !holders.complete(&places, &mut got, None).await {
-                return None;
-            }
-            for bytes in got.into_values() {
-                if pieces.send(Piece::Data(bytes)).await.is_err() {
-                    return Some(holders.moved);
-                }
-            }
-            fail::fail_point!("image::window_passed");
-        }
-        let _ = pieces.send(Piece::End).await;
-        Some(holders.moved)
-    }
-
     pub(super) async fn ask(
         &self,
         node: NodeId,
@@ -410,21 +301,6 @@ impl Company {
         let deadline = self.waits.quick;
         timeout(deadline, self.near.ask(node, request, deadline)).await?
     }
-}
-
-/// Stretches of the list that are handled at once.
-fn windows(list: &ChunkList) -> Vec<std::ops::Range<u32>> {
-    let (mut windows, mut start, mut bytes) = (Vec::new(), 0, 0);
-    for (index, chunk) in (0u32..).zip(&list.chunks) {
-        if bytes >= WINDOW {
-            windows.push(start..index);
-            (start, bytes) = (index, 0);
-        }
-        bytes += u64::from(chunk.len);
-    }
-    let end = u32::try_from(list.chunks.len()).unwrap_or(u32::MAX);
-    windows.push(start..end);
-    windows
 }
 
 pub(super) async fn next(

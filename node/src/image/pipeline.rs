@@ -1,7 +1,8 @@
 //! A layer's packed bytes on a thread of their own: received, digested, decoded, and digested again
 //! ahead of the unpacker, which cuts the raw bytes and writes files meanwhile. Two threads, because
 //! on a small node a layer costs about as much to inflate as to cut and write, and a digest more
-//! on this side makes both sides alike. What the bytes mean is not its business. Blocking.
+//! on this side makes both sides alike. Bytes that are not packed are digested once: they are the
+//! same on both sides of a decoder that does nothing. What the bytes mean is not its business. Blocking.
 
 use std::io::{self, BufReader, Read};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -10,7 +11,7 @@ use std::thread;
 use flate2::bufread::MultiGzDecoder;
 
 use super::budget::{Bounded, Budget, Counted};
-use super::digest::{Digest, Digesting};
+use super::digest::{Digest, Digesting, State};
 use super::error::ImageError;
 use super::manifest::Packing;
 
@@ -25,7 +26,8 @@ const RAW_AHEAD: usize = 4;
 /// The packed side after the last byte was decoded, or after nobody wanted more.
 pub(super) struct Rest<R> {
     packed: Counted<Digesting<R>>,
-    raw: (Digest, u64),
+    /// `None` where they are the packed ones.
+    raw: Option<(Digest, u64)>,
 }
 
 impl<R: Read> Rest<R> {
@@ -37,7 +39,9 @@ impl<R: Read> Rest<R> {
     /// The digests of the packed and of the raw bytes, each with their number. The raw ones are all
     /// of them when the unpacker has read to the end.
     pub(super) fn finish(self) -> [(Digest, u64); 2] {
-        [self.packed.into_inner().finish(), self.raw]
+        let packed = self.packed.into_inner().finish();
+        let raw = self.raw.unwrap_or_else(|| packed.clone());
+        [packed, raw]
     }
 }
 
@@ -78,12 +82,16 @@ fn decode<R: Read>(
     let (counted, count) = Counted::new(Digesting::new(packed));
     let decoder =
         Decoder::new(packing, counted).map_err(|e| ImageError::io("start the decoder", e))?;
-    let mut bounded = Digesting::new(Bounded::new(decoder, budget, count));
+    let mut bounded = Bounded::new(decoder, budget, count);
+    let mut raw = (packing != Packing::Plain).then(State::default);
     loop {
         let mut buffer = spare.try_recv().unwrap_or_default();
         buffer.resize(RAW_BUFFER, 0);
         let (length, end) = fill(&mut bounded, &mut buffer);
         buffer.truncate(length);
+        if let Some(raw) = &mut raw {
+            raw.add(&buffer);
+        }
         // An unpacker that wants no more has its reason and tells it.
         let wanted = buffer.is_empty() || filled.send(Ok(buffer)).is_ok();
         match end {
@@ -96,10 +104,9 @@ fn decode<R: Read>(
             }
         }
     }
-    let (bounded, diff_id, length) = bounded.into_inner_and_digest();
     Ok(Rest {
         packed: bounded.into_inner().into_inner(),
-        raw: (diff_id, length),
+        raw: raw.map(State::finish),
     })
 }
 

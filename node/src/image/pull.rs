@@ -62,13 +62,13 @@ impl Store {
             wanted = Some(digest);
         }
         for _ in 0..MAX_NESTING {
-            let (bytes, digest) = match registry.manifest(wanted.as_ref(), limit).await {
+            let (bytes, digest) = match (registry.manifest(wanted.as_ref(), limit).await, wanted) {
                 // A digest says all a registry could say. What a tag means only its registry knows.
-                Err(error) if error.is_passing() => {
-                    let known = self.known_to_peers(reference).await;
-                    return known.ok_or(error);
+                (Err(error), Some(wanted)) if error.is_passing() => {
+                    let known = self.known(reference, &wanted).await;
+                    (known.ok_or(error)?, wanted)
                 }
-                asked => asked?,
+                (asked, _) => asked?,
             };
             match Document::parse(&format!("the manifest of {name}"), &bytes)? {
                 Document::Manifest(_) => {
@@ -76,7 +76,10 @@ impl Store {
                     let (reference, digest) = (reference.name(), digest.to_string());
                     return Ok(ImagePin { reference, digest });
                 }
-                Document::Index(index) => wanted = Some(index.choose(&name)?.digest()?),
+                Document::Index(index) => {
+                    wanted = Some(index.choose(&name)?.digest()?);
+                    self.keep_index(&digest, &bytes).await;
+                }
             }
         }
         Err(ImageError::malformed(
@@ -85,13 +88,27 @@ impl Store {
         ))
     }
 
-    /// The pin of an image named by its digest that another node holds.
-    async fn known_to_peers(&self, reference: &Reference) -> Option<ImagePin> {
+    /// A manifest or an index by its digest, from here or from another node.
+    async fn known(&self, reference: &Reference, digest: &Digest) -> Option<Bytes> {
+        let wanted = digest.clone();
+        let kept = self.blocking(move |inner| match inner.documents(&wanted) {
+            Ok((manifest, _)) => Ok(manifest),
+            Err(_) => inner.index(&wanted),
+        });
+        if let Ok(bytes) = kept.await {
+            return Some(bytes.into());
+        }
         let near = self.inner.near.get().map(Arc::clone)?;
-        let (digest, reference) = (reference.digest()?.to_string(), reference.name());
-        let pin = ImagePin { reference, digest };
-        let company = Company::new(self.clone(), near, pin.clone(), false);
-        company.documents(true).await.map(|_| pin)
+        let (reference, of) = (reference.name(), digest.to_string());
+        let pin = ImagePin {
+            reference,
+            digest: of,
+        };
+        let company = Company::new(self.clone(), near, pin, false);
+        match company.documents(true).await {
+            Some((manifest, _)) => Some(manifest),
+            None => company.index(digest).await,
+        }
     }
 
     /// Brings a pinned image here, or finds it here.

@@ -9,6 +9,7 @@ use netfabric::wire::image::{BATCH, ImageAnswer, ImageRequest, MAX_ASKED, MAX_RA
 use scheduler::model::ImagePin;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
+use zstd::bulk::Compressor;
 
 use super::chunks::{Chunk, ChunkList};
 use super::digest::Digest;
@@ -116,6 +117,10 @@ fn answer(inner: &Inner, request: ImageRequest, to: &Answering) -> Result<(), Im
         }
         ImageRequest::Profile { layer } => pieces(&inner.layers.profile(&layer.parse()?), to),
         ImageRequest::Chunks { layer, ranges } => chunks(inner, &layer.parse()?, &ranges, to),
+        ImageRequest::Index { index } => {
+            let index = inner.index(&index.parse()?)?;
+            say(to, ImageAnswer::Document(index))
+        }
         ImageRequest::Proof { image } => pieces(&inner.proof_bytes(&image.parse()?)?, to),
         ImageRequest::Bring { .. } => Err(ImageError::malformed("a peer's request", "of no kind")),
     }
@@ -147,7 +152,8 @@ fn chunks(
     let known = inner.recent.of(inner, layer)?;
     let (list, recipe) = known.ok_or_else(|| not_held(layer))?;
     let mut raw = inner.layers.raw_by(layer, recipe)?;
-    let (mut count, mut batch, mut one) = (0, Vec::new(), Vec::new());
+    let mut packer = Compressor::new(LEVEL).map_err(|e| ImageError::io("pack", e))?;
+    let (mut count, mut batch, mut one) = (0, Vec::with_capacity(BATCH), Vec::new());
     for (first, many) in ranges {
         let (from, many) = (*first as usize, *many as usize);
         let range: &[Chunk] = list
@@ -157,20 +163,26 @@ fn chunks(
         for chunk in range {
             raw.read_at(chunk.offset, chunk.len, &mut one)?;
             if !batch.is_empty() && batch.len() + one.len() > BATCH {
-                pack(&mut count, &mut batch, to)?;
+                pack(&mut packer, &mut count, &mut batch, to)?;
             }
             batch.extend_from_slice(&one);
             count += 1;
         }
     }
     if count > 0 {
-        pack(&mut count, &mut batch, to)?;
+        pack(&mut packer, &mut count, &mut batch, to)?;
     }
     Ok(())
 }
 
-fn pack(count: &mut u32, batch: &mut Vec<u8>, to: &Answering) -> Result<(), ImageError> {
-    let packed = zstd::bulk::compress(batch, LEVEL).map_err(|e| ImageError::io("pack", e))?;
+fn pack(
+    packer: &mut Compressor<'_>,
+    count: &mut u32,
+    batch: &mut Vec<u8>,
+    to: &Answering,
+) -> Result<(), ImageError> {
+    let packed = packer.compress(batch);
+    let packed = packed.map_err(|e| ImageError::io("pack", e))?;
     batch.clear();
     let count = std::mem::take(count);
     say(to, ImageAnswer::Chunks { count, packed })

@@ -8,17 +8,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, CWD, FlockOperation, Timespec, Timestamps, UTIME_NOW};
+use rustix::fs::FlockOperation;
 use tokio::sync::{Semaphore, mpsc};
 
-use super::books::{Books, Image, Use};
+use super::books::{Books, Image};
 use super::budget::Limits;
 use super::digest::Digest;
-use super::disk::{self, Scratch};
+use super::disk;
 use super::error::ImageError;
 use super::flight::Flights;
 use super::gc::{Held, Marks, Wanted};
 use super::health::Health;
+use super::indexes;
 use super::layer::{Layers, Marker};
 use super::lazy::Coming;
 use super::manifest::Document;
@@ -47,11 +48,6 @@ type DialerKey = (String, bool, Duration, Option<Digest>);
 
 /// Asks what of the images somebody outside needs.
 pub type WantedFn = Arc<dyn Fn() -> Wanted + Send + Sync>;
-
-const UTIME: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: UTIME_NOW,
-};
 
 /// The image store. Cheap to clone; all clones are the same store.
 #[derive(Clone)]
@@ -99,6 +95,7 @@ impl Store {
             "blobs/sha256",
             "layers",
             "index",
+            indexes::FOLDER,
             "uses",
             "coming",
             "lazy",
@@ -248,16 +245,6 @@ impl Inner {
         self.coming.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether an instance is made of the image.
-    pub(super) fn is_used(&self, digest: &Digest) -> bool {
-        self.books().is_used(digest)
-    }
-
-    /// The folders of all instances that are made of an image.
-    pub(super) fn instances(&self) -> Vec<PathBuf> {
-        self.books().instances()
-    }
-
     pub(super) fn recording(&self) -> MutexGuard<'_, ()> {
         self.recording
             .lock()
@@ -336,66 +323,6 @@ impl Inner {
         let graves = self.sweep()?;
         drop(graves);
         Ok(())
-    }
-
-    /// An instance is made of an image now, or was until now. The time of its record remembers it over a restart: one call, not
-    /// synced, and no harm when lost.
-    pub(super) fn used(&self, digest: &Digest) {
-        self.books().used(digest, room::now());
-        let now = Timestamps {
-            last_access: UTIME,
-            last_modification: UTIME,
-        };
-        let _ = rustix::fs::utimensat(CWD, self.record(digest), &now, AtFlags::empty());
-    }
-
-    /// Notes that an instance is made of an image, before its mount exists.
-    pub(super) fn begin_use(&self, instance: &Path, digest: &Digest) -> Result<(), ImageError> {
-        let held = {
-            let coming = self.coming().image(digest);
-            let mut books = self.books();
-            let Some(image) = books.image(digest).or(coming) else {
-                return Err(ImageError::NotHeld {
-                    digest: digest.to_string(),
-                });
-            };
-            let (instance, digest) = (instance.to_owned(), digest.to_string());
-            let held = Use {
-                instance,
-                digest,
-                layers: image.layers.clone(),
-            };
-            books.begin_use(held.clone());
-            held
-        };
-        self.used(digest);
-        let bytes = serde_json::to_vec(&held).map_err(|e| ImageError::malformed("use", e))?;
-        // Not synced: after a power cut there is no instance left to protect.
-        let (scratch, path) = (Scratch::reserve(&self.tmp()), self.use_file(instance));
-        std::fs::write(scratch.path(), bytes)
-            .and_then(|()| std::fs::rename(scratch.path(), &path))
-            .map_err(|e| ImageError::disk("write", &path, e))?;
-        fail::fail_point!("image::use_noted");
-        Ok(())
-    }
-
-    /// Whether an instance's root file system has this layer below it.
-    pub(super) fn layer_in_use(&self, diff_id: &Digest) -> bool {
-        self.books().uses_layer(diff_id)
-    }
-
-    pub(super) fn end_use(&self, instance: &Path) -> Result<(), ImageError> {
-        let digest = self.books().end_use(instance);
-        if let Some(digest) = digest {
-            self.used(&digest);
-        }
-        let path = self.use_file(instance);
-        disk::remove_all(&path).map_err(|e| ImageError::disk("remove", &path, e))
-    }
-
-    fn use_file(&self, instance: &Path) -> PathBuf {
-        let name = Digest::of(instance.as_os_str().as_encoded_bytes());
-        self.dir.join("uses").join(format!("{}.json", name.hex()))
     }
 
     /// The client for a registry, which `host` leads to. Made when first needed: a node that never

@@ -315,6 +315,45 @@ fn what_has_arrived_is_not_fetched_again() {
     });
 }
 
+/// Of a layer of many windows several are on their way when the first peer fails: the next goes on with all
+/// of them, and what came is not asked for again.
+#[test]
+fn windows_on_their_way_outlive_their_peer() {
+    install_tls();
+    let runtime = runtime();
+    runtime.block_on(async {
+        let there = temp();
+        let store = open_store(&there);
+        let files = (0..6).fold(Tar::default(), |tar, file| {
+            tar.file(&format!("f{file}"), &noise(file, 1_000_000))
+        });
+        let image = import(&store, files.end(), NAME).await;
+        let other = import(&store, layer(20), "peers.test/other:1").await;
+        let (pin, config) = nowhere(&image.pin);
+        let mut sizes = Vec::new();
+        for fault in [
+            Fault::None,
+            Fault::CutAfter(3),
+            Fault::StallsAfter(2),
+            Fault::Lying,
+            Fault::OtherList,
+        ] {
+            let dir = temp();
+            let here = open_store(&dir);
+            let peers = [(fault, true), (Fault::None, true), (Fault::None, false)];
+            let room = room(&store, &other.layers[0], &peers);
+            let moved = Arc::clone(&room.moved);
+            here.set_near(Arc::new(room));
+            let pulled = here.pull(&pin, &config, None).await;
+            let pulled = pulled.unwrap_or_else(|error| panic!("{fault:?}: {error}"));
+            here.verified(&pulled).await.unwrap();
+            sizes.push(*moved.lock().unwrap());
+        }
+        let most = sizes[0] * 4 / 3;
+        assert!(sizes.iter().all(|size| *size < most), "{sizes:?}");
+    });
+}
+
 #[test]
 fn a_new_version_moves_only_what_changed() {
     install_tls();

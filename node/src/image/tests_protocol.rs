@@ -14,7 +14,8 @@ use futures::{StreamExt, stream};
 use tokio::net::TcpListener;
 
 use super::manifest::host_architecture;
-use super::testing::{Tar, gzip, impatient, install_tls, open_store, temp};
+use super::testing::{Tar, free_address, gzip, impatient, install_tls, open_store, temp};
+use super::tests_peers::{Fault, room};
 use super::{Credentials, Digest, ImageError, Reference, RegistryConfig};
 
 /// How the registry answers for a blob or manifest, once for each request; then properly.
@@ -282,6 +283,17 @@ async fn tokens_are_fetched_with_the_registrys_scope() {
     assert!(error.to_string().contains("must not send us"), "{error}");
 }
 
+fn entry(arch: &str, digest: &Digest) -> String {
+    format!(
+        r#"{{"digest":"{digest}","size":1,"platform":{{"os":"linux","architecture":"{arch}"}}}}"#
+    )
+}
+
+fn index(entries: &[String]) -> String {
+    let entries = entries.join(",");
+    format!(r#"{{"schemaVersion":2,"manifests":[{entries}]}}"#)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_platform_is_chosen_from_an_index() {
     let Served {
@@ -289,18 +301,7 @@ async fn the_platform_is_chosen_from_an_index() {
         manifest,
         ..
     } = image();
-    let entry = |arch: &str, digest: &Digest| {
-        format!(
-            r#"{{"digest":"{digest}","size":1,"platform":{{"os":"linux","architecture":"{arch}"}}}}"#
-        )
-    };
     let other = entry("s390x", &Digest::of(b"other"));
-    let index = |entries: &[String]| {
-        format!(
-            r#"{{"schemaVersion":2,"manifests":[{}]}}"#,
-            entries.join(",")
-        )
-    };
     let ours = index(&[other.clone(), entry(host_architecture(), &manifest)]);
     script.content.insert("manifests/1".into(), ours.into());
     script
@@ -326,6 +327,54 @@ async fn the_platform_is_chosen_from_an_index() {
         let error = store.resolve(&reference, &config).await.unwrap_err();
         assert_eq!(error.code(), code, "{error}");
     }
+}
+
+/// What an index leads to is known to whoever followed it, to those who asked that one, and after a restart:
+/// its registry is needed once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_index_that_was_followed_is_known_without_its_registry() {
+    let Served {
+        mut script,
+        manifest,
+        ..
+    } = image();
+    let ours = index(&[entry(host_architecture(), &manifest)]);
+    script
+        .content
+        .insert("manifests/1".into(), ours.clone().into());
+    let (address, _) = serve(script).await;
+    let dirs = [temp(), temp(), temp()];
+    let [first, second, third] = [0, 1, 2].map(|at: usize| open_store(&dirs[at]));
+    let mut config = impatient();
+    let image = first.pull_reference(&app(address), &config, None).await;
+    let image = image.unwrap();
+    drop(first);
+
+    let first = open_store(&dirs[0]);
+    let gone = free_address();
+    config.insecure.insert(gone.to_string());
+    let digest = Digest::of(ours.as_bytes());
+    let asked = Reference::parse(&format!("{gone}/app@{digest}")).unwrap();
+    let here = first.resolve(&asked, &config).await.unwrap();
+    assert_eq!(here.digest, image.pin.digest);
+    let listed = first.find_listed(&asked).unwrap();
+    assert_eq!(listed.pin.digest, image.pin.digest);
+
+    second.set_near(Arc::new(room(&first, "", &[(Fault::None, false)])));
+    let brought = second.pull_reference(&asked, &config, None).await.unwrap();
+    assert_eq!(brought.pin.digest, image.pin.digest);
+    third.set_near(Arc::new(room(&second, "", &[(Fault::None, true)])));
+    third.pull_reference(&asked, &config, None).await.unwrap();
+
+    // One that lies gives none, and one that nobody followed is nobody's.
+    let dir = temp();
+    let other = open_store(&dir);
+    other.set_near(Arc::new(room(&first, "", &[(Fault::Lying, true)])));
+    assert!(other.resolve(&asked, &config).await.is_err());
+    let unknown = Digest::of(index(&[]).as_bytes());
+    let unknown = Reference::parse(&format!("{gone}/app@{unknown}")).unwrap();
+    let error = third.resolve(&unknown, &config).await.unwrap_err();
+    assert!(error.is_passing(), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -35,6 +35,7 @@ use scheduler::model::{Exit, FailReason, InstanceId};
 
 pub use copy::CopyJob;
 pub use exec::{Exec, ExecSpec};
+pub use shim::parked::NAME as PARKED;
 pub use shims::{Shims, ShimsConfig};
 pub use spec::{BindMount, ContainerSpec, DEFAULT_PIDS, SecretEnv, is_safe_id};
 pub use usage::Usage;

@@ -26,7 +26,6 @@ pub const LOG_BEFORE: &str = "log.1";
 pub const SHIM: &str = "shim.json";
 pub const SOCKET: &str = "shim.sock";
 pub const BUNDLE: &str = "bundle";
-pub const STATE: &str = "state";
 pub const ETC: &str = "etc";
 pub const SHIM_LOG: &str = "shim.log";
 

@@ -3,6 +3,7 @@
 //! All types serialize the same way in JSON (stored, shown) and in bincode (between nodes), so no
 //! field is ever skipped or flattened; new fields carry `#[serde(default)]`.
 
+mod certificate;
 mod config;
 mod egress;
 mod ids;
@@ -15,6 +16,9 @@ mod service;
 mod signal;
 pub mod units;
 
+pub use certificate::{
+    AcmeAccount, Certificate, CertificateSource, Challenge, ChallengeKind, Lease, Order,
+};
 pub use config::{Blob, Config, LocalVolume, ObjectKey, Sealed, Secret};
 pub use egress::{Egress, EgressError};
 pub use ids::{
@@ -26,8 +30,8 @@ pub use node::{Demand, NodeIdentity, NodeRecord, Resources, Role, StartTime};
 pub use revision::{ImagePin, Revision, RevisionState};
 pub use sandbox::{Dns, HostAlias, IoLimits, Tmpfs, Ulimit};
 pub use service::{
-    Container, ContainerPort, EnvVar, Meta, PlacementRules, Probe, ProbeAction, Protocol,
-    RevisionSpec, Scale, SecurityContext, Service, ServiceStatus, Spread, TrafficTarget, Volume,
-    VolumeMount, VolumeSource,
+    CERTIFICATE, Container, ContainerPort, EnvVar, Meta, PLAIN_HTTP, PlacementRules, Probe,
+    ProbeAction, Protocol, RevisionSpec, Scale, SecurityContext, Service, ServiceStatus, Spread,
+    TLS_ANNOTATIONS, TrafficTarget, Volume, VolumeMount, VolumeSource,
 };
 pub use signal::parse_signal;

@@ -49,6 +49,34 @@ pub struct ServiceStatus {
     pub latest_ready: Option<RevisionKey>,
 }
 
+/// Where a service's certificate comes from: `acme` has an authority asked for one.
+pub const CERTIFICATE: &str = "selvedge.dev/certificate";
+/// `allow`: clients of plain HTTP stay there although there is a certificate.
+pub const PLAIN_HTTP: &str = "selvedge.dev/plain-http";
+/// What the two can be, the default first.
+pub const TLS_ANNOTATIONS: [(&str, [&str; 2]); 2] = [
+    (CERTIFICATE, ["own", "acme"]),
+    (PLAIN_HTTP, ["redirect", "allow"]),
+];
+
+impl Service {
+    #[must_use]
+    pub fn wants_acme(&self) -> bool {
+        self.meta
+            .annotations
+            .get(CERTIFICATE)
+            .is_some_and(|v| v == "acme")
+    }
+
+    #[must_use]
+    pub fn allows_plain_http(&self) -> bool {
+        self.meta
+            .annotations
+            .get(PLAIN_HTTP)
+            .is_some_and(|v| v == "allow")
+    }
+}
+
 /// How a revision runs. Immutable once it is a revision's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

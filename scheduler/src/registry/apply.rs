@@ -10,7 +10,7 @@ use super::objects::{
 };
 use super::validate::{invalid, validate, validate_scale, validate_traffic};
 use super::validate_listen::ensure_free;
-use super::{Action, Change, Command, Outcome, PutService, Refusal, State};
+use super::{Action, Change, Command, Outcome, PutService, Refusal, State, certificates};
 use crate::model::{
     Meta, Revision, RevisionKey, RevisionState, Scale, Service, ServiceKey, ServiceStatus,
     TrafficTarget, UnixMs,
@@ -81,6 +81,13 @@ pub(super) fn plan(state: &State, command: &Command) -> Result<Plan, Refusal> {
         Action::DeleteSecret { key } => delete_secret(state, key),
         Action::ClaimVolume { key, node } => claim_volume(state, key, *node),
         Action::DeleteVolume { key } => delete_volume(state, key),
+        Action::PutCertificate { .. }
+        | Action::DeleteCertificate { .. }
+        | Action::PutOrder { .. }
+        | Action::DeleteOrder { .. }
+        | Action::PutAccount { .. }
+        | Action::TakeLease { .. }
+        | Action::GiveLease { .. } => certificates::plan(state, &command.action),
     }
 }
 

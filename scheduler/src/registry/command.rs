@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Blob, Config, ImagePin, LocalVolume, Name, NodeId, NodeIdentity, ObjectKey, Revision,
-    RevisionKey, RevisionSpec, Scale, Sealed, Secret, Service, ServiceKey, TrafficTarget, UnixMs,
+    AcmeAccount, Blob, Certificate, Config, ImagePin, Lease, LocalVolume, Name, NodeId,
+    NodeIdentity, ObjectKey, Order, Revision, RevisionKey, RevisionSpec, Scale, Sealed, Secret,
+    Service, ServiceKey, TrafficTarget, UnixMs,
 };
 
 /// A change someone asks for. `at` is the proposer's wall clock: apply reads no clock itself.
@@ -89,6 +90,39 @@ pub enum Action {
     DeleteVolume {
         key: ObjectKey,
     },
+    /// Creates or replaces a certificate; its version is set by apply. One that was ordered needs the
+    /// epoch of the lease it was ordered under, and never replaces an operator's own.
+    PutCertificate {
+        certificate: Box<Certificate>,
+        if_version: Option<u64>,
+        epoch: Option<u64>,
+    },
+    DeleteCertificate {
+        name: String,
+        epoch: Option<u64>,
+    },
+    PutOrder {
+        order: Box<Order>,
+        epoch: u64,
+    },
+    DeleteOrder {
+        host: String,
+        epoch: u64,
+    },
+    PutAccount {
+        account: Box<AcmeAccount>,
+        epoch: u64,
+    },
+    /// Takes a lease or renews it; refused unless its version is what was seen.
+    TakeLease {
+        name: String,
+        node: NodeId,
+        seen: Option<u64>,
+    },
+    GiveLease {
+        name: String,
+        epoch: u64,
+    },
 }
 
 /// Creates or changes a service.
@@ -139,6 +173,7 @@ pub enum Outcome {
     /// The new version of a config or secret.
     Version(u64),
     Volume(LocalVolume),
+    Lease(Lease),
 }
 
 /// Why a command changed nothing.
@@ -167,6 +202,9 @@ pub enum Refusal {
     /// A thing that others need is not removed.
     #[error("{what} is used by {by}")]
     InUse { what: String, by: String },
+    /// Who asks is no longer the one to do this.
+    #[error("the lease {0} is not held, or another node's")]
+    Fenced(String),
 }
 
 /// What followers of the feed are told: each carries the whole new object, so applying one twice
@@ -187,6 +225,12 @@ pub enum Change {
     SecretGone(ObjectKey),
     Volume(LocalVolume),
     VolumeGone(ObjectKey),
+    Certificate(Box<Certificate>),
+    CertificateGone(String),
+    Order(Box<Order>),
+    OrderGone(String),
+    Account(Box<AcmeAccount>),
+    Lease(Lease),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

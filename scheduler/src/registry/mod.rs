@@ -4,6 +4,7 @@
 
 mod addresses;
 mod apply;
+mod certificates;
 mod command;
 mod members;
 mod objects;
@@ -14,6 +15,8 @@ mod validate_listen;
 mod validate_probe;
 mod validate_sandbox;
 
+#[cfg(test)]
+mod certificates_tests;
 #[cfg(test)]
 mod objects_tests;
 #[cfg(test)]
@@ -29,6 +32,7 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 pub use addresses::BLOCK as SERVICE_BLOCK;
+pub use certificates::{ISSUER, limits as certificate_limits};
 pub use command::{
     Action, Change, ClusterMeta, Command, Outcome, PutService, Refusal, Reply, Token,
 };
@@ -36,8 +40,8 @@ pub use objects::limits as object_limits;
 pub use validate::{limits, validate};
 
 use crate::model::{
-    Config, LocalVolume, NodeId, NodeIdentity, ObjectKey, Revision, RevisionKey, Secret, Service,
-    ServiceKey,
+    AcmeAccount, Certificate, Config, Lease, LocalVolume, NodeId, NodeIdentity, ObjectKey, Order,
+    Revision, RevisionKey, Secret, Service, ServiceKey,
 };
 
 /// How many deleted services' last generations are remembered.
@@ -71,6 +75,17 @@ pub struct State {
     /// Addresses that services have.
     #[serde(default)]
     pub addresses: BTreeSet<Ipv4Addr>,
+    /// By name.
+    #[serde(default)]
+    pub certificates: BTreeMap<String, Certificate>,
+    /// By host.
+    #[serde(default)]
+    pub orders: BTreeMap<String, Order>,
+    /// By the authority's directory.
+    #[serde(default)]
+    pub accounts: BTreeMap<String, AcmeAccount>,
+    #[serde(default)]
+    pub leases: BTreeMap<String, Lease>,
 }
 
 /// What is remembered of a deleted service.
@@ -165,6 +180,32 @@ impl State {
             }
             Change::VolumeGone(key) => {
                 self.volumes.remove(key);
+            }
+            other => self.absorb_certificate(other),
+        }
+    }
+
+    fn absorb_certificate(&mut self, change: &Change) {
+        match change {
+            Change::Certificate(certificate) => {
+                let name = certificate.name.clone();
+                self.certificates.insert(name, (**certificate).clone());
+            }
+            Change::CertificateGone(name) => {
+                self.certificates.remove(name);
+            }
+            Change::Order(order) => {
+                self.orders.insert(order.host.clone(), (**order).clone());
+            }
+            Change::OrderGone(host) => {
+                self.orders.remove(host);
+            }
+            Change::Account(account) => {
+                let directory = account.directory.clone();
+                self.accounts.insert(directory, (**account).clone());
+            }
+            Change::Lease(lease) => {
+                self.leases.insert(lease.name.clone(), lease.clone());
             }
             // The others' are `absorb`'s.
             _ => {}

@@ -12,7 +12,8 @@ use super::validate_listen::validate_listens;
 use super::validate_sandbox::validate_sandbox;
 use super::{PutService, Refusal};
 use crate::model::{
-    ImagePin, PlacementRules, RevisionKey, RevisionSpec, Scale, ServiceKey, TrafficTarget,
+    ImagePin, PlacementRules, RevisionKey, RevisionSpec, Scale, ServiceKey, TLS_ANNOTATIONS,
+    TrafficTarget,
 };
 
 /// The bounds, for those who explain them elsewhere.
@@ -121,6 +122,14 @@ pub fn validate(put: &PutService) -> Result<(), Refusal> {
     ] {
         at_most(field, map.len() as u64, limits::LABELS as u64)?;
         ensure(!map.contains_key(""), field, || "a key is empty".to_owned())?;
+    }
+    for (name, words) in TLS_ANNOTATIONS {
+        let value = put.annotations.get(name).map(String::as_str);
+        ensure(
+            value.is_none_or(|v| words.contains(&v)),
+            "annotations",
+            || format!("{name} is `{}` or `{}`", words[0], words[1]),
+        )?;
     }
     Ok(())
 }

@@ -92,6 +92,7 @@ impl Routes {
             unrouted: None,
             address: service.meta.address,
             callers: service.spec.callers.clone(),
+            plain_http: service.allows_plain_http(),
         };
         for (percent, tag, wanted) in targets(service) {
             let revision = match takes_requests(state, wanted.as_ref()) {

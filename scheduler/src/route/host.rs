@@ -1,6 +1,6 @@
 //! Host names: what stands before `.ORIGIN`.
 
-use crate::model::{Name, ServiceKey};
+use crate::model::{Name, Service, ServiceKey};
 
 /// The part of `host` before `.origin`, ignoring case, a port and one trailing dot. `None` when
 /// it is not under the origin or is the origin itself. The port is anything after the first
@@ -24,6 +24,20 @@ pub fn label(key: &ServiceKey, tag: Option<&Name>) -> String {
     } else {
         format!("{start}{dash}{}.{}", key.name, key.namespace)
     }
+}
+
+/// The hosts a service has under `origin`: its own, and one for each tag.
+pub fn host_names(service: &Service, origin: &str) -> impl Iterator<Item = String> {
+    let origin = normal_origin(origin);
+    let tags = service
+        .traffic
+        .iter()
+        .filter_map(|t| t.tag.as_ref())
+        .map(Some);
+    let labels = std::iter::once(None)
+        .chain(tags)
+        .map(|tag| label(&service.key, tag));
+    labels.map(move |label| format!("{label}.{origin}"))
 }
 
 /// A label as [`label`] spells it, in lower case already: without the default namespace.

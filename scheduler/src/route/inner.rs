@@ -19,6 +19,12 @@ impl Routes {
         self.sockets.ptr_eq(&other.sockets)
     }
 
+    /// Whether services have this port.
+    #[must_use]
+    pub fn has_socket(&self, socket: Socket) -> bool {
+        self.sockets.contains_key(&socket)
+    }
+
     /// The service that has a port for itself, with what it says of it; `None` also for a port that TLS clients share.
     #[must_use]
     pub fn at_socket(&self, socket: Socket) -> Option<&Arc<ServiceRoute>> {
@@ -47,7 +53,12 @@ impl Routes {
             name.split_once('.')
                 .map(|(_, parent)| format!("*.{parent}"))
         };
-        with(name).or_else(|| with(&parent()?))
+        let found = with(name).or_else(|| with(&parent()?))?;
+        // A name below the origin is its own service's, whoever asks for it.
+        let owner = self.lookup(name).map(|m| &m.service.key);
+        owner
+            .is_none_or(|owner| *owner == found.key)
+            .then_some(found)
     }
 
     /// The service that containers find at `address`.
@@ -160,7 +171,12 @@ mod tests {
             listen(53, Udp, &[], false),
         ];
         serve(&mut state, "db", db, 1);
-        let a = vec![listen(443, Tls, &["a.test", "*.b.test"], false)];
+        let a = vec![listen(
+            443,
+            Tls,
+            &["a.test", "*.b.test", "*.edge.test"],
+            false,
+        )];
         serve(&mut state, "a", a, 2);
         serve(
             &mut state,
@@ -190,6 +206,9 @@ mod tests {
             (443, "y.b.test", Some("a")),
             (443, "b.test", None),
             (443, "z.y.b.test", None),
+            (443, "db.edge.test", None),
+            (443, "a.edge.test", Some("a")),
+            (443, "nobody.edge.test", Some("a")),
             (5432, "a.test", None),
         ];
         for (port, name, want) in table {

@@ -22,6 +22,7 @@ use crate::model::{
     Caller, InstanceId, Listen, Name, NodeId, Protocol, RevisionKey, ServiceKey, Socket,
 };
 
+pub use host::host_names;
 pub use near::front_doors;
 pub use pick::{LoadView, Pick, last_resort, pick};
 
@@ -78,6 +79,8 @@ pub struct ServiceRoute {
     pub address: Option<Ipv4Addr>,
     /// Who may call it from there, besides itself.
     callers: Vec<Caller>,
+    /// Clients without TLS stay, also where the host has a certificate.
+    pub plain_http: bool,
 }
 
 /// Why a service has no revision for a request.

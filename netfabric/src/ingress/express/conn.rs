@@ -175,7 +175,13 @@ impl<S: Stream> Conn<S> {
         }
         self.out.clear();
         self.sent = 0;
-        Poll::Ready(Ok(()))
+        // Under TLS what was written may wait to be sealed and sent.
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        match flushed {
+            Poll::Pending => self.alarm.stall(),
+            Poll::Ready(_) => self.alarm.stalled = None,
+        }
+        flushed
     }
 
     /// Sends all that was kept. Says whether the client took it.

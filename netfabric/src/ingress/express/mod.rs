@@ -14,7 +14,6 @@ mod response;
 mod scratch;
 
 use std::future::poll_fn;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::task::Poll;
 
@@ -26,14 +25,15 @@ use ulid::Ulid;
 use self::conn::{BODY_TIME, Conn, Waited};
 use self::exchange::{Begun, Errand, Failure, begin, finish};
 use self::request::{Ask, Reading};
-use super::Shared;
 use super::body::KEEP_BYTES;
 use super::dispatch::{Called, Quest, Resume, Source};
 use super::door::HEAD_TIME;
+use super::headers::Caller;
 use super::local::Guard;
 use super::problem::Problem;
 use super::stream::Stream;
 use super::upstream::{Admission, Trip};
+use super::{Shared, secure};
 
 /// A connection that the general way goes on with.
 pub(super) struct HandOver<S> {
@@ -47,6 +47,7 @@ pub(super) struct HandOver<S> {
 struct Express<S> {
     shared: Arc<Shared>,
     conn: Conn<S>,
+    caller: Caller,
     /// The client's address, as it is passed on.
     client: String,
     host: String,
@@ -69,12 +70,13 @@ fn hand_over(quest: Quest, admission: Option<Admission>) -> Turn {
 pub(super) async fn serve<S: Stream>(
     shared: &Arc<Shared>,
     (stream, seen): (S, Vec<u8>),
-    client: IpAddr,
+    caller: Caller,
 ) -> Option<HandOver<S>> {
     let mut express = Express {
         shared: Arc::clone(shared),
         conn: Conn::new(stream, seen, shared.phase.subscribe()),
-        client: client.to_canonical().to_string(),
+        caller,
+        client: caller.address.to_canonical().to_string(),
         host: String::new(),
         onward: Vec::new(),
     };
@@ -106,6 +108,9 @@ impl<S: Stream> Express<S> {
             Ok(ask) => ask,
             Err(turn) => return turn,
         };
+        if !self.caller.secure && secure::may_answer(&self.shared, &self.host) {
+            return Turn::HandOver(None);
+        }
         if let Some(turn) = self.body(&ask).await {
             return turn;
         }
@@ -133,7 +138,8 @@ impl<S: Stream> Express<S> {
                         self.host.clear();
                         self.host.push_str(plain.host);
                         self.onward.clear();
-                        plain.write(&mut self.onward, &self.client, id);
+                        let who = (self.client.as_str(), self.caller.scheme());
+                        plain.write(&mut self.onward, who, id);
                         return Ok(plain.ask);
                     }
                 }

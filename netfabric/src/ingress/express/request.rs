@@ -121,7 +121,7 @@ fn sift<'h, 'b>(
 
 impl Plain<'_, '_> {
     /// Writes the head as it goes on, with what only proxies may say.
-    pub(super) fn write(&self, out: &mut Vec<u8>, client: &str, id: &str) {
+    pub(super) fn write(&self, out: &mut Vec<u8>, (client, scheme): (&str, &str), id: &str) {
         let host = self.host.as_bytes();
         let mut put = |parts: &[&[u8]]| parts.iter().for_each(|p| out.extend_from_slice(p));
         let method = self.ask.method.as_str().as_bytes();
@@ -136,19 +136,16 @@ impl Plain<'_, '_> {
         for header in self.headers.iter().filter(|h| !h.name.is_empty()) {
             put(&[header.name.as_bytes(), b": ", header.value, b"\r\n"]);
         }
-        let client = client.as_bytes();
+        let (client, scheme) = (client.as_bytes(), scheme.as_bytes());
         let (open, close): (&[u8], &[u8]) = if client.contains(&b':') {
             (b"\r\nforwarded: for=\"[", b"]\";host=\"")
         } else {
             (b"\r\nforwarded: for=", b";host=\"")
         };
         put(&[b"x-request-id: ", id.as_bytes(), open, client, close, host]);
-        put(&[b"\";proto=http\r\nx-forwarded-for: ", client]);
-        put(&[
-            b"\r\nx-forwarded-host: ",
-            host,
-            b"\r\nx-forwarded-proto: http\r\n",
-        ]);
+        put(&[b"\";proto=", scheme, b"\r\nx-forwarded-for: ", client]);
+        put(&[b"\r\nx-forwarded-host: ", host]);
+        put(&[b"\r\nx-forwarded-proto: ", scheme, b"\r\n"]);
         if let Some(body) = self.ask.body {
             let mut digits = itoa::Buffer::new();
             put(&[b"content-length: ", digits.format(body).as_bytes(), b"\r\n"]);
@@ -247,7 +244,7 @@ mod tests {
         match read(head.as_bytes(), &mut slots) {
             Reading::Plain(plain) => {
                 let mut out = Vec::new();
-                plain.write(&mut out, "192.0.2.1", "ID");
+                plain.write(&mut out, ("192.0.2.1", "http"), "ID");
                 Some(String::from_utf8(out).unwrap())
             }
             Reading::Odd => None,
@@ -312,10 +309,11 @@ mod tests {
             panic!("a plain head");
         };
         let mut out = Vec::new();
-        plain.write(&mut out, "2001:db8::1", "ID");
+        plain.write(&mut out, ("2001:db8::1", "https"), "ID");
         let out = String::from_utf8(out).unwrap();
         assert!(out.contains("for=\"[2001:db8::1]\";host=\"h\";"), "{out}");
         assert!(out.contains("x-forwarded-for: 2001:db8::1\r\n"), "{out}");
+        assert!(out.contains(";proto=https\r\n") && out.contains("-proto: https\r\n"));
     }
 
     #[test]
@@ -422,7 +420,7 @@ mod tests {
             let mut own = slots();
             if let Reading::Plain(plain) = read(head.as_bytes(), &mut own) {
                 let mut out = Vec::new();
-                plain.write(&mut out, "192.0.2.1", "ID");
+                plain.write(&mut out, ("192.0.2.1", "http"), "ID");
                 let mut headers = [httparse::EMPTY_HEADER; 64];
                 let mut again = Request::new(&mut headers);
                 let parsed = again.parse(&out).unwrap();

@@ -52,6 +52,7 @@ pub(super) async fn serve(shared: Arc<Shared>, bound: UdpSocket, socket: Socket)
     };
     let bound = Arc::new(bound);
     let flows = Arc::new(Mutex::new(Flows::default()));
+    let _closing = Closing(Arc::clone(&flows));
     let mut buffer = vec![0; MAX_DATAGRAM];
     loop {
         let (length, client) = match bound.recv_from(&mut buffer).await {
@@ -235,6 +236,15 @@ impl Flows {
                 self.of.remove(&client.ip());
             }
         }
+    }
+}
+
+/// With the socket's end its flows hear no more, and end too.
+struct Closing(Arc<Mutex<Flows>>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        lock(&self.0).open.clear();
     }
 }
 

@@ -16,7 +16,7 @@ const STEP: usize = 2048;
 
 /// What a connection begins with.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Greeting {
+enum Greeting {
     /// Not whole yet.
     Partial,
     /// Asks for this name, in lower case, or for none.
@@ -25,9 +25,7 @@ pub enum Greeting {
     Alien,
 }
 
-/// Reads a greeting. A door that terminates TLS asks this, and `Routes::by_server_name`, before it
-/// answers one.
-pub fn read(bytes: &[u8]) -> Greeting {
+fn read(bytes: &[u8]) -> Greeting {
     let mut acceptor = Acceptor::default();
     let mut left = bytes;
     while !left.is_empty() {
@@ -54,18 +52,21 @@ pub fn read(bytes: &[u8]) -> Greeting {
     }
 }
 
-/// Reads a client's greeting, and gives back its bytes with the name.
-pub(super) async fn of<S: Stream>(stream: &mut S) -> io::Result<(Vec<u8>, Option<String>)> {
-    let mut seen = Vec::with_capacity(STEP);
+/// Reads a client's greeting, of which some was `seen` before, and gives back its bytes with the
+/// name; none for what asks for none, or is no TLS.
+pub(super) async fn of<S: Stream>(
+    stream: &mut S,
+    mut seen: Vec<u8>,
+) -> io::Result<(Vec<u8>, Option<String>)> {
     let reading = async {
         loop {
-            if stream.read_buf(&mut seen).await? == 0 {
-                return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
-            }
             match read(&seen) {
                 Greeting::Partial => seen.reserve(STEP),
                 Greeting::Hello(name) => return Ok(name),
-                Greeting::Alien => return Err(io::ErrorKind::InvalidData.into()),
+                Greeting::Alien => return Ok(None),
+            }
+            if stream.read_buf(&mut seen).await? == 0 {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
             }
         }
     };

@@ -27,7 +27,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const BACKLOG: u32 = 1024;
 
 /// Listens for the services of the routes until the door closes.
-pub(in super::super) async fn follow(shared: Arc<Shared>, ips: BTreeSet<IpAddr>) {
+/// What comes to ports of the front door's own TLS is [`divert`]'s.
+pub(in super::super) async fn follow(
+    shared: Arc<Shared>,
+    ips: BTreeSet<IpAddr>,
+    own: BTreeSet<u16>,
+) {
     let mut phase = shared.phase.subscribe();
     let mut open: BTreeMap<Socket, JoinSet<()>> = BTreeMap::new();
     let mut seen = shared.routes.load_full();
@@ -37,7 +42,8 @@ pub(in super::super) async fn follow(shared: Arc<Shared>, ips: BTreeSet<IpAddr>)
         let changed = !Arc::ptr_eq(&routes, &seen) && !routes.same_sockets(&seen);
         if changed || next <= Instant::now() {
             next = Instant::now() + AGAIN;
-            let wanted: BTreeSet<Socket> = routes.sockets().collect();
+            let ours = |socket: &Socket| socket.udp || !own.contains(&socket.port);
+            let wanted: BTreeSet<Socket> = routes.sockets().filter(ours).collect();
             // Dropping closes the socket; connections that came by it go on.
             open.retain(|socket, _| wanted.contains(socket));
             lock(&shared.passages.closed).retain(|socket, _| wanted.contains(socket));
@@ -137,7 +143,7 @@ async fn guest(shared: Arc<Shared>, mut stream: TcpStream, client: SocketAddr, s
         .map(|s| s.key.clone());
     let (seen, service) = match alone {
         Some(service) => (Vec::new(), Some(service)),
-        None => match hello::of(&mut stream).await {
+        None => match hello::of(&mut stream, Vec::new()).await {
             Ok((seen, name)) => (seen, passed_through(&shared, socket.port, name.as_deref())),
             Err(_) => return,
         },
@@ -154,6 +160,50 @@ async fn guest(shared: Arc<Shared>, mut stream: TcpStream, client: SocketAddr, s
         seen,
     };
     carry(Arc::clone(&shared), stream, way).await;
+}
+
+/// Carries a connection to the front door's own TLS that asks for a service whose TLS only its container
+/// can read. Any other is given back, with what was read of it.
+pub(in super::super) async fn divert(
+    shared: &Arc<Shared>,
+    mut stream: TcpStream,
+    seen: Vec<u8>,
+    client: IpAddr,
+) -> Option<(TcpStream, Vec<u8>)> {
+    let (Ok(server), Ok(peer)) = (stream.local_addr(), stream.peer_addr()) else {
+        return None;
+    };
+    let socket = Socket {
+        udp: false,
+        port: server.port(),
+    };
+    if !shared.routes.load().has_socket(socket) {
+        return Some((stream, seen));
+    }
+    let (seen, name) = hello::of(&mut stream, seen).await.ok()?;
+    let Some(service) = passed_through(shared, socket.port, name.as_deref()) else {
+        return Some((stream, seen));
+    };
+    let way = Way {
+        service,
+        socket,
+        client: SocketAddr::new(client, peer.port()),
+        server,
+        seen,
+    };
+    // Off the worker: what a stream to another node brings up outlives this connection.
+    let stream = stream.into_std().ok()?;
+    let (shared, runtime) = (Arc::clone(shared), &shared.runtime);
+    runtime.spawn(async move {
+        let Ok(stream) = TcpStream::from_std(stream) else {
+            return;
+        };
+        match shared.passages.outside.enter(client) {
+            Some(_place) => carry(Arc::clone(&shared), Box::new(stream), way).await,
+            None => Box::new(stream).cut(),
+        }
+    });
+    None
 }
 
 /// The service whose TLS on `port` only its container can read, by the name asked for.

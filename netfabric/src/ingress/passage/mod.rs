@@ -24,7 +24,7 @@ use scheduler::model::{ServiceKey, Socket};
 use tokio::sync::Semaphore;
 
 pub(super) use carry::carry;
-pub(super) use listen::follow;
+pub(super) use listen::{divert, follow};
 
 use super::local::lock;
 use places::Places;

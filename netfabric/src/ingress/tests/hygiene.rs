@@ -3,7 +3,9 @@
 use http::header::HOST;
 use http::{HeaderName, HeaderValue, Request, Uri};
 
-use super::super::headers::{FORWARDED_FOR, Head, MAX_HEADERS, REQUEST_ID, REVISION, to_h2};
+use super::super::headers::{
+    Caller, FORWARDED_FOR, Head, MAX_HEADERS, REQUEST_ID, REVISION, to_h2,
+};
 
 type Line<'a> = (&'a str, &'a str);
 
@@ -15,9 +17,17 @@ fn request(lines: &[Line]) -> Request<()> {
     request.body(()).unwrap()
 }
 
+fn caller() -> Caller {
+    Caller {
+        address: [192, 0, 2, 1].into(),
+        inside: false,
+        secure: false,
+    }
+}
+
 fn passed(lines: &[Line]) -> Vec<String> {
     let mut head = Head::vet(&mut request(lines)).unwrap();
-    head.introduce([192, 0, 2, 1].into(), &HeaderValue::from_static("ID"));
+    head.introduce(caller(), &HeaderValue::from_static("ID"));
     let request = head.request(());
     assert_eq!(request.uri(), "/p?q=1");
     let lines = request.headers().iter();
@@ -156,7 +166,7 @@ fn doubtful_requests_are_refused() {
 #[test]
 fn a_peer_keeps_what_the_first_door_said() {
     let mut first = Head::vet(&mut request(&[("host", "web.test")])).unwrap();
-    first.introduce([192, 0, 2, 1].into(), &HeaderValue::from_static("ID"));
+    first.introduce(caller(), &HeaderValue::from_static("ID"));
     let mut sent = first.request(());
     let revision = HeaderValue::from_static("default/web-00001");
     sent.headers_mut().insert(REVISION, revision);

@@ -6,6 +6,7 @@ mod hygiene;
 mod inward;
 mod passage;
 mod peers;
+mod tls;
 mod warm;
 
 mod app;

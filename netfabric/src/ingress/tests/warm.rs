@@ -475,6 +475,8 @@ async fn a_taken_port_is_named() {
         link: world.pipes.clone(),
         starter: world.starter.clone(),
         callers: world.neighbours.clone(),
+        shelf: node.shelf.clone(),
+        tickets: None,
     };
     let error = super::super::Ingress::start(config, deps).err().unwrap();
     assert_eq!(

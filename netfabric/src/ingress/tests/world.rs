@@ -9,12 +9,13 @@ use std::time::Duration;
 use scheduler::fleet::Member;
 use scheduler::model::{
     Caller, Container, ImagePin, InstanceId, InstanceReport, InstanceState, Listen, Meta, Name,
-    NodeRecord, Protocol, Resources, Revision, RevisionKey, RevisionSpec, RevisionState, Scale,
-    Service, ServiceKey, ServiceStatus, UnixMs,
+    NodeRecord, PLAIN_HTTP, Protocol, Resources, Revision, RevisionKey, RevisionSpec,
+    RevisionState, Scale, Service, ServiceKey, ServiceStatus, UnixMs,
 };
 
 use super::super::*;
 use super::app::App;
+use crate::identity::Vault;
 
 pub const ORIGIN: &str = "edge.test";
 /// The service's own.
@@ -46,6 +47,7 @@ pub struct Deployed {
     pub protocol: Protocol,
     pub listen: Vec<Listen>,
     pub callers: Vec<Caller>,
+    pub plain_http: bool,
 }
 
 impl Default for Deployed {
@@ -59,6 +61,7 @@ impl Default for Deployed {
             protocol: Protocol::Http1,
             listen: vec![],
             callers: vec![],
+            plain_http: false,
         }
     }
 }
@@ -94,6 +97,7 @@ impl Deployed {
             key: service(),
             meta: Meta {
                 address: Some(ADDRESS),
+                annotations: self.plain_http.then(allowed).into_iter().collect(),
                 ..Meta::default()
             },
             spec,
@@ -116,6 +120,10 @@ impl Deployed {
         state.revisions.insert(revision.key.clone(), revision);
         state
     }
+}
+
+fn allowed() -> (String, String) {
+    (PLAIN_HTTP.to_owned(), "allow".to_owned())
 }
 
 fn member(id: u64, instances: &[InstanceId]) -> Member {
@@ -260,6 +268,7 @@ pub struct World {
     pub pipes: Arc<Pipes>,
     pub neighbours: Arc<Neighbours>,
     pub deployed: Deployed,
+    pub vault: Vault,
 }
 
 pub struct Node {
@@ -268,6 +277,7 @@ pub struct Node {
     pub routes: Arc<ArcSwap<Routes>>,
     pub fleet: watch::Sender<Arc<Fleet>>,
     pub registry: watch::Sender<Arc<State>>,
+    pub shelf: Arc<Shelf>,
     door: OnceLock<Ingress>,
 }
 
@@ -291,6 +301,7 @@ impl World {
                 routes: Arc::default(),
                 fleet: watch::Sender::new(Arc::default()),
                 registry: watch::Sender::new(Arc::new(deployed.state())),
+                shelf: Arc::default(),
                 door: OnceLock::new(),
             })
             .collect();
@@ -309,6 +320,7 @@ impl World {
             pipes,
             neighbours: Arc::default(),
             deployed,
+            vault: Vault::create().unwrap(),
         };
         for node in &world.nodes {
             world.open_door(node, adjust);
@@ -320,6 +332,7 @@ impl World {
     fn open_door(&self, node: &Node, adjust: fn(&mut IngressConfig)) {
         let mut config = IngressConfig {
             listen: vec!["127.0.0.1:0".parse().unwrap()],
+            listen_tls: vec!["127.0.0.1:0".parse().unwrap()],
             ..IngressConfig::default()
         };
         adjust(&mut config);
@@ -331,6 +344,8 @@ impl World {
             link: self.pipes.clone(),
             starter: self.starter.clone(),
             callers: self.neighbours.clone(),
+            shelf: node.shelf.clone(),
+            tickets: Some(Tickets::new(self.vault.clone())),
         };
         let ingress = Ingress::start(config, deps).unwrap();
         let door = ingress.peer_door();

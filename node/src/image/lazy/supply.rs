@@ -193,9 +193,8 @@ impl Lane<'_> {
         } = &**self.arrival;
         let mut stirs = arriving.stirs();
         let compared = self.arrival.author == self.holders.first().copied();
-        let mut holders = self
-            .company
-            .holders_of(diff_id, &arriving.list, self.holders, compared);
+        let of = (diff_id, &arriving.list);
+        let holders = Holders::new(self.company, of, self.holders, compared);
         loop {
             stirs.borrow_and_update();
             if arriving.is_whole() || arriving.is_void() {
@@ -205,7 +204,7 @@ impl Lane<'_> {
             if taken.places.is_empty() {
                 // Nobody asks, or others fetch what is left.
                 let _ = stirs.changed().await;
-            } else if !self.fetch(&taken, &mut holders).await? {
+            } else if !self.fetch(&taken, &holders).await? {
                 return Ok(false);
             }
         }
@@ -232,11 +231,7 @@ impl Lane<'_> {
     }
 
     /// False when nobody could give these.
-    async fn fetch(
-        &self,
-        taken: &Taken<'_>,
-        holders: &mut Holders<'_>,
-    ) -> Result<bool, ImageError> {
+    async fn fetch(&self, taken: &Taken<'_>, holders: &Holders<'_>) -> Result<bool, ImageError> {
         let place = |place: &usize| u32::try_from(*place).unwrap_or(u32::MAX);
         let places: Vec<u32> = taken.places.iter().map(place).collect();
         let (parts, mut verified) = mpsc::channel::<Got>(PARTS_AHEAD);

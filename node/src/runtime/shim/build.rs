@@ -6,18 +6,18 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::sync::Arc;
 
-use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::notify_socket::{NOTIFY_FILE, NotifySocket};
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use pathrs::Root;
 use pathrs::flags::OpenFlags;
 use rustix::fs::{AtFlags, Gid, Uid};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use super::super::bundle::{self, Joined};
 use super::super::cgroup::{self, Cgroup};
@@ -25,15 +25,19 @@ use super::super::disk;
 use super::super::scratch;
 use super::super::spec::{ContainerSpec, SecretEnv};
 use super::super::user::{self, Resolved};
-use super::super::wire::{BUNDLE, ETC, FailCode, Failure, STATE};
+use super::super::wire::{BUNDLE, ETC, FailCode, Failure};
 use super::nursery::Common;
-use super::{bad, etc, give_back_memory, init, pipe, powers, sysctl};
+use super::{bad, etc, init, parked, pipe, powers, sysctl};
 use crate::causes::with_causes;
 use crate::userns::{self, Block};
 
+/// The folder of libcontainer's records, in the scratch.
+const STATE: &str = "state";
+
 pub struct Built {
-    pub container: Container,
     pub pid: i32,
+    /// A byte in here, and the program starts.
+    pub go: OwnedFd,
     pub stdout: OwnedFd,
     pub stderr: OwnedFd,
 }
@@ -47,9 +51,19 @@ pub fn container(
     common: Common,
     private: [RawFd; 2],
 ) -> Result<Built, Failure> {
-    let filter = common
-        .filter
-        .map_err(|e| bad(FailCode::CreateContainer, format!("the filter: {e}")))?;
+    let other = |what: &str, e: io::Error| bad(FailCode::CreateContainer, format!("{what}: {e}"));
+    let filter = common.filter.map_err(|e| other("the filter", e))?;
+    let parked = common.parked.map_err(|e| {
+        let hint = "memory to run a program from (the sysctl vm.memfd_noexec must be less than 2)";
+        other(hint, e)
+    })?;
+    let (go, socket) = socketpair(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .map_err(|e| other("a socket", e.into()))?;
     let held = Held::open(spec)?;
     if let Some(netns) = &spec.netns {
         sysctl::set(netns, &spec.sysctls).map_err(|m| bad(FailCode::BadLimit, m))?;
@@ -67,10 +81,25 @@ pub fn container(
         filter,
         init: spec.init,
         secrets: spec.secret_env.clone(),
+        parked: Arc::new(parked),
+        socket: Arc::new(socket),
+        file: String::new(),
     };
-    let built = inside(&spec, folder, &scratch, &held.joined(), exec)?;
+    let (pid, [stdout, stderr]) = inside(&spec, folder, &scratch, &held.joined(), exec)?;
     carried.release().map_err(namespace)?;
-    Ok(built)
+    if rustix::io::read(&go, &mut [0]) != Ok(1) {
+        let died = "the first process died before it could wait for the start";
+        return Err(match spec.memory_bytes {
+            0 => bad(FailCode::CreateContainer, died),
+            bytes => bad(FailCode::BadLimit, too_little(bytes)),
+        });
+    }
+    Ok(Built {
+        pid,
+        go,
+        stdout,
+        stderr,
+    })
 }
 
 /// The same, in that namespace.
@@ -79,8 +108,8 @@ fn inside(
     folder: &Path,
     scratch: &Path,
     joined: &Joined,
-    exec: Exec,
-) -> Result<Built, Failure> {
+    mut exec: Exec,
+) -> Result<Running, Failure> {
     let user = user(spec)?;
     bundle::check_ulimits(spec).map_err(|m| bad(FailCode::BadLimit, m))?;
     if let Some(name) = spec
@@ -101,7 +130,7 @@ fn inside(
     })?;
     let other = |what: &str, e: io::Error| bad(FailCode::CreateContainer, format!("{what}: {e}"));
     let cwd = working_dir(&root, spec)?;
-    command(&root, spec, &user, &cwd)?;
+    exec.file = command(&root, spec, &user, &cwd)?;
     // A read-only lower file system may refuse; then what is missing shows below, by name.
     mend(&root, spec.ids);
     etc::write(spec, scratch).map_err(|e| other(ETC, e))?;
@@ -234,27 +263,36 @@ fn make_folder(root: &Root, path: &Path, mode: u32, ids: Option<Block>) -> io::R
     Ok(())
 }
 
-/// Finds the command as `execvp` will, so that its absence has a name before anything is made.
-fn command(root: &Root, spec: &ContainerSpec, user: &Resolved, cwd: &Path) -> Result<(), Failure> {
+/// Finds the command as a shell would, so that its absence has a name before anything is made. Returns the
+/// file to run.
+fn command(
+    root: &Root,
+    spec: &ContainerSpec,
+    user: &Resolved,
+    cwd: &Path,
+) -> Result<String, Failure> {
     let name = &spec.args[0];
     let path = bundle::environment(spec, &user.home)
         .into_iter()
         .find_map(|entry| entry.strip_prefix("PATH=").map(str::to_owned))
         .unwrap_or_default();
-    let candidates: Vec<PathBuf> = if name.contains('/') {
-        vec![cwd.join(name)]
+    let candidates: Vec<String> = if name.contains('/') {
+        vec![name.clone()]
     } else {
         path.split(':')
-            .map(|folder| cwd.join(folder).join(name))
+            .map(|folder| format!("{}/{name}", if folder.is_empty() { "." } else { folder }))
             .collect()
     };
     let mut blocked = None;
-    for candidate in candidates {
+    for file in candidates {
+        let candidate = cwd.join(&file);
         let Ok(handle) = root.resolve(&candidate) else {
             continue;
         };
         match File::from(OwnedFd::from(handle)).metadata() {
-            Ok(meta) if meta.is_file() && meta.permissions().mode() & 0o111 != 0 => return Ok(()),
+            Ok(meta) if meta.is_file() && meta.permissions().mode() & 0o111 != 0 => {
+                return Ok(file);
+            }
             _ => blocked = blocked.or(Some(candidate)),
         }
     }
@@ -307,12 +345,15 @@ fn write_bundle(
     file.flush()
 }
 
+/// The first process, and where its output comes out.
+type Running = (i32, [OwnedFd; 2]);
+
 fn build(
     spec: &ContainerSpec,
     user: &Resolved,
     scratch: &Path,
     exec: Exec,
-) -> Result<Built, Failure> {
+) -> Result<Running, Failure> {
     let other = |e: io::Error| bad(FailCode::CreateContainer, e.to_string());
     let (stdout, out) = pipe().map_err(other)?;
     let (stderr, err) = pipe().map_err(other)?;
@@ -345,12 +386,19 @@ fn build(
     let container = made.map_err(|error| classify(&error, &said(stderr.as_fd()), spec))?;
     bound_swap(spec);
     let pid = container.pid().map_or(0, nix_pid);
-    Ok(Built {
-        container,
-        pid,
-        stdout,
-        stderr,
-    })
+    // What libcontainer calls the start: here the first process goes on to wait for ours. It keeps records
+    // that nobody else asks for.
+    let waits = scratch.join(STATE).join(&spec.id.0).join(NOTIFY_FILE);
+    NotifySocket::new(waits)
+        .notify_container_start()
+        .map_err(|e| bad(FailCode::CreateContainer, e.to_string()))?;
+    forget_state(scratch).map_err(other)?;
+    Ok((pid, [stdout, stderr]))
+}
+
+/// Removes libcontainer's own records.
+pub(super) fn forget_state(scratch: &Path) -> io::Result<()> {
+    fs::remove_dir_all(scratch.join(STATE))
 }
 
 /// libcontainer speaks of pids in a type of a crate we do not otherwise need.
@@ -411,6 +459,10 @@ fn classify(error: &dyn Error, said: &str, spec: &ContainerSpec) -> Failure {
     bad(code, text)
 }
 
+fn too_little(bytes: u64) -> String {
+    format!("killed while it was made: a memory limit of {bytes} bytes is too low")
+}
+
 /// The limit that a step most likely ran into: libcontainer keeps the kernel's reason to itself, and has
 /// taken the container's groups away.
 fn limit_behind(text: &str, spec: &ContainerSpec) -> Option<String> {
@@ -428,16 +480,13 @@ fn limit_behind(text: &str, spec: &ContainerSpec) -> Option<String> {
         && text.contains("brokenchannel")
         && memory > 0
     {
-        Some(format!(
-            "killed while it was made: a memory limit of {memory} bytes is too low"
-        ))
+        Some(too_little(memory))
     } else {
         None
     }
 }
 
-/// Runs the program. Where it cannot be run after all (its interpreter is missing, it is for
-/// another machine), the container's log says so and its exit code is a shell's.
+/// Makes the container's first process wait for its start.
 #[derive(Clone)]
 struct Exec {
     private: Vec<RawFd>,
@@ -446,6 +495,11 @@ struct Exec {
     init: bool,
     /// In memory only: the bundle's configuration, which holds the other variables, is a file.
     secrets: SecretEnv,
+    parked: Arc<File>,
+    /// The first process's end.
+    socket: Arc<OwnedFd>,
+    /// The program's, as seen from its working folder.
+    file: String,
 }
 
 impl Executor for Exec {
@@ -456,19 +510,15 @@ impl Executor for Exec {
             .and_then(|p| p.args().as_ref())
             .filter(|args| !args.is_empty())
             .ok_or(ExecutorError::InvalidArg)?;
-        if self.init
-            && let Err(error) = init::stay_first()
-        {
-            eprintln!("selvedge: no first process: {error}");
-            std::process::exit(126);
-        }
-        let error = Command::new(&args[0])
-            .args(&args[1..])
-            .envs(self.secrets.iter())
-            .exec();
-        eprintln!("selvedge: cannot run `{}`: {error}", args[0]);
-        let missing = error.kind() == io::ErrorKind::NotFound;
-        std::process::exit(if missing { 127 } else { 126 });
+        let first = match self.init {
+            true => init::stay_first(),
+            false => Ok(()),
+        };
+        let Err(error) = first.and_then(|()| {
+            parked::wait(&self.parked, &self.socket, &self.file, args, &self.secrets)
+        });
+        eprintln!("selvedge: no process to wait for the start: {error}");
+        std::process::exit(126);
     }
 
     fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
@@ -483,8 +533,6 @@ impl Executor for Exec {
         unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
         powers::filter(&self.filter).map_err(|e| {
             ExecutorValidationError::ArgValidationError(format!("filtering system calls: {e}"))
-        })?;
-        give_back_memory();
-        Ok(())
+        })
     }
 }

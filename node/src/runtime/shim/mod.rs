@@ -14,6 +14,7 @@ mod join;
 mod log;
 mod mounts;
 mod nursery;
+pub mod parked;
 mod powers;
 pub mod pty;
 mod serve;
@@ -35,7 +36,7 @@ use super::process::Process;
 use super::scratch;
 use super::spec::{ContainerSpec, SecretEnv};
 use super::wire::{
-    self, FAILED, FailCode, Failure, Phase, Reply, SHIM, SHIM_LOG, SOCKET, SPEC, STATE, ShimRecord,
+    self, FAILED, FailCode, Failure, Phase, Reply, SHIM, SHIM_LOG, SOCKET, SPEC, ShimRecord,
     ShimState,
 };
 
@@ -153,13 +154,24 @@ fn log_errors() {
         .init();
 }
 
-/// Building a container takes memory that nothing needs again while hundreds of shims, and of
-/// programs waiting to be started, lie idle.
+/// Building a container takes memory that nothing needs again while hundreds of shims lie idle: free
+/// pages of the allocator's, and of the stack.
 fn give_back_memory() {
-    // SAFETY: returns free pages of the allocator to the kernel; this process has one thread.
-    #[cfg(target_env = "gnu")]
+    /// What this function and those it calls may use of the stack.
+    const IN_USE: usize = 16 << 10;
+    /// The stack's other pages are within; the kernel maps nothing else this near.
+    const DEPTH: usize = 1 << 20;
+    const PAGE: usize = 4 << 10;
+    let here = 0_u8;
+    let end = (&raw const here).addr().saturating_sub(IN_USE) / PAGE * PAGE;
+    let begin = end.saturating_sub(DEPTH);
+    // SAFETY: this process has one thread, and below what it uses of its stack is nothing that is read
+    // again. Pages that were never touched are no pages yet, which is no error that matters.
     unsafe {
+        #[cfg(target_env = "gnu")]
         libc::malloc_trim(0);
+        let begin = std::ptr::without_provenance_mut(begin);
+        libc::madvise(begin, DEPTH, libc::MADV_DONTNEED);
     }
 }
 
@@ -175,9 +187,9 @@ fn say(mut report: &File, reply: &Reply) {
 struct Shim {
     spec: ContainerSpec,
     folder: PathBuf,
-    scratch: PathBuf,
-    container: libcontainer::container::Container,
     pid: i32,
+    /// Where its first process waits for a byte; none when that was sent.
+    go: Option<OwnedFd>,
     phase: Phase,
     exit: Option<scheduler::model::Exit>,
     listener: UnixListener,
@@ -226,9 +238,8 @@ impl Shim {
         Ok(Self {
             spec,
             folder: folder.to_owned(),
-            scratch,
-            container: built.container,
             pid: built.pid,
+            go: Some(built.go),
             phase: Phase::Created,
             exit: None,
             listener,
@@ -259,7 +270,7 @@ fn undo(spec: &ContainerSpec, scratch: &Path) {
     if let Err(error) = Cgroup::at(&spec.cgroup).remove(CLEANUP) {
         eprintln!("{NAME}: cgroup left behind: {error}");
     }
-    let _ = fs::remove_dir_all(scratch.join(STATE));
+    let _ = build::forget_state(scratch);
     let _ = fs::remove_file(scratch.join(SOCKET));
 }
 

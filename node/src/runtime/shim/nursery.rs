@@ -17,7 +17,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 use super::super::seccomp;
 use super::super::wire::{FailCode, Reply};
 use super::mounts::Base;
-use super::{bad, say};
+use super::{bad, parked, say};
 
 /// The longest path the kernel takes.
 const MAX_PATH: usize = 4096;
@@ -37,6 +37,8 @@ pub(super) struct Common {
     pub base: io::Result<Base>,
     /// What their containers' programs may ask of the kernel.
     pub filter: io::Result<Vec<libc::sock_filter>>,
+    /// What their first processes are until they are started.
+    pub parked: io::Result<File>,
 }
 
 /// Forks shims until the daemon is gone. `None` is the nursery's own end; a birth is what a shim
@@ -48,6 +50,7 @@ pub(super) fn run(instances: &Path) -> io::Result<Option<Birth>> {
     let common = Common {
         base: Base::make(instances),
         filter: seccomp::compile(),
+        parked: parked::program(),
     };
     loop {
         let Some((folder, report)) = hear()? else {

@@ -7,15 +7,13 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use libcontainer::container::ContainerStatus;
-use libcontainer::notify_socket::{NOTIFY_FILE, NotifySocket};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
 use scheduler::model::{Exit, UnixMs};
 
 use super::super::cgroup::Cgroup;
 use super::super::process;
-use super::super::wire::{self, EXIT, FailCode, Failure, MAX_LINE, Phase, Reply, Request, STATE};
+use super::super::wire::{self, EXIT, FailCode, Failure, MAX_LINE, Phase, Reply, Request};
 use super::{CLEANUP, Shim, bad};
 
 /// Connections served at once; the daemon needs two.
@@ -79,7 +77,6 @@ impl Shim {
                 match self.read(&mut clients[at]) {
                     Some(Answer::Now(reply)) => {
                         send(&mut clients[at], &reply);
-                        self.note_started();
                         ended.push(at);
                     }
                     Some(Answer::Secrets) => {
@@ -218,31 +215,16 @@ impl Shim {
         if self.phase != Phase::Created {
             return Reply::Refused(bad(FailCode::WrongState, "it was started before"));
         }
-        // What libcontainer's own start does, without its reading and writing of files before the
-        // answer: see `note_started`.
-        let waiting = self
-            .scratch
-            .join(STATE)
-            .join(&self.spec.id.0)
-            .join(NOTIFY_FILE);
-        match NotifySocket::new(waiting).notify_container_start() {
-            Ok(()) => {
+        let sent = match self.go.take() {
+            Some(go) => rustix::io::write(go, b"!"),
+            None => Err(rustix::io::Errno::PIPE),
+        };
+        match sent {
+            Ok(_) => {
                 self.phase = Phase::Running;
                 Reply::State(self.state())
             }
             Err(error) => Reply::Refused(bad(FailCode::StartContainer, error.to_string())),
-        }
-    }
-
-    /// Tells libcontainer's records, which only further programs in the container ask, that it
-    /// runs. Nobody waits for this.
-    fn note_started(&mut self) {
-        if self.phase != Phase::Running || self.container.status() == ContainerStatus::Running {
-            return;
-        }
-        self.container.set_status(ContainerStatus::Running);
-        if let Err(error) = self.container.save() {
-            eprintln!("{}: the start could not be noted: {error}", super::NAME);
         }
     }
 

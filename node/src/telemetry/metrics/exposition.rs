@@ -19,6 +19,8 @@ use scheduler::model::Resources;
 use super::process::Process;
 use crate::image::{ImageCounts, PULL_BOUNDS, Pulls};
 
+/// Certificates shown; those that expire first are.
+const MAX_CERTIFICATES: usize = 500;
 /// Revisions shown; those that have instances come first.
 const MAX_REVISIONS: usize = 500;
 
@@ -38,6 +40,8 @@ pub(super) struct Snapshot {
     pub members_lost: u64,
     pub raft: Raft,
     pub images: ImageCounts,
+    /// Each certificate and the seconds it still lasts, the shortest first.
+    pub certificates: Vec<(String, i64)>,
     pub process: Process,
 }
 
@@ -85,6 +89,7 @@ impl Sheet<'_> {
         self.info(snapshot)?;
         self.instances(&snapshot.usage)?;
         self.door(&snapshot.doors)?;
+        self.tls(snapshot)?;
         self.cold_starts(&snapshot.doors)?;
         self.node(snapshot)?;
         self.images(&snapshot.images)?;
@@ -244,6 +249,24 @@ impl Sheet<'_> {
         )?;
         let name = "selvedge_ingress_open_connections";
         self.gauge(name, "Connections open now", one(counts.open_connections))
+    }
+
+    fn tls(&mut self, snapshot: &Snapshot) -> fmt::Result {
+        let doors = &snapshot.doors;
+        let row = |word: &str, count| (vec![("result", word.to_owned())], count);
+        let full = doors.handshakes.saturating_sub(doors.handshakes_resumed);
+        let handshakes = [
+            row("full", full),
+            row("resumed", doors.handshakes_resumed),
+            row("failed", doors.handshakes_failed),
+            row("unknown-name", doors.unknown_names),
+        ];
+        let name = "selvedge_ingress_tls_handshakes";
+        self.counter(name, "TLS handshakes, by what came of them", handshakes)?;
+        let certificates = snapshot.certificates.iter().take(MAX_CERTIFICATES);
+        let rows = certificates.map(|(name, left)| (vec![("certificate", name.clone())], *left));
+        let name = "selvedge_certificate_expiry_seconds";
+        self.gauge(name, "How long a certificate still lasts", rows)
     }
 
     fn cold_starts(&mut self, counts: &Counts) -> fmt::Result {

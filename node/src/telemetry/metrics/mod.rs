@@ -16,11 +16,13 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use netfabric::ingress::Ingress;
 use scheduler::fleet::Fleet;
-use scheduler::model::{Name, NodeId, Resources};
+use scheduler::model::{Name, NodeId, Resources, UnixMs};
+use scheduler::registry::State as RegistryState;
 use tokio::net::TcpListener;
 use tokio::sync::watch::Receiver;
 
 use crate::agent::Agent;
+use crate::clock;
 use crate::consensus::{Part, Registry};
 use crate::image::ImageCounts;
 use crate::images::Images;
@@ -87,7 +89,24 @@ impl Sources {
                 quorum: status.quorum,
             },
             images,
+            certificates: lasting(&self.registry.view().state(), clock::unix()),
             process: process::read(),
         }
     }
+}
+
+/// How many seconds each certificate still lasts, the shortest first.
+fn lasting(state: &RegistryState, now: UnixMs) -> Vec<(String, i64)> {
+    let left = |until: UnixMs| (i128::from(until.0) - i128::from(now.0)) / 1000;
+    let all = state.certificates.values();
+    let mut all: Vec<_> = all
+        .map(|c| {
+            (
+                c.name.clone(),
+                i64::try_from(left(c.not_after)).unwrap_or(i64::MAX),
+            )
+        })
+        .collect();
+    all.sort_by_key(|(_, left)| *left);
+    all
 }

@@ -108,6 +108,8 @@ fn what_is_counted_is_what_is_told() {
     snapshot.doors.requests = 12;
     snapshot.doors.classes = [0, 9, 0, 1, 0];
     snapshot.doors.held = 3;
+    (snapshot.doors.handshakes, snapshot.doors.handshakes_resumed) = (5, 2);
+    snapshot.certificates = vec![("web".into(), 3600)];
     snapshot.doors.problems = vec![("no-capacity".into(), 1)];
     snapshot.doors.phases[1].classes[0] = 2;
     snapshot.doors.phases[1].classes[14] = 1;
@@ -143,6 +145,16 @@ fn what_is_counted_is_what_is_told() {
     );
     assert!(!told.contains_key(&format!("selvedge_instances{older}")));
     is(&told, r#"selvedge_ingress_requests_total{code="2xx"}"#, 9.0);
+    is(
+        &told,
+        r#"selvedge_ingress_tls_handshakes_total{result="full"}"#,
+        3.0,
+    );
+    is(
+        &told,
+        r#"selvedge_certificate_expiry_seconds{certificate="web"}"#,
+        3600.0,
+    );
     is(
         &told,
         r#"selvedge_ingress_rejected_total{reason="no-capacity"}"#,

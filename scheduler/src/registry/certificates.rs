@@ -1,0 +1,241 @@
+//! Commands about certificates, the orders for them, and the lease of who orders.
+
+use super::apply::Plan;
+use super::objects::limits::{NONCE_BYTES, SEAL_BYTES};
+use super::validate::ensure;
+use super::{Action, Change, Outcome, Refusal, State};
+use crate::model::{
+    AcmeAccount, Certificate, CertificateSource, Lease, NodeId, Order, Sealed, UnixMs,
+};
+
+/// The lease of the node that orders certificates.
+pub const ISSUER: &str = "certificates";
+
+pub mod limits {
+    /// All certificates together: every node keeps them in memory.
+    pub const TOTAL_BYTES: usize = 32 << 20;
+    pub const CERTIFICATES: usize = 5_000;
+    pub const ORDERS: usize = 5_000;
+    pub const ACCOUNTS: usize = 16;
+    pub const LEASES: usize = 16;
+    pub const NAME_BYTES: usize = 253;
+    pub const CHAIN_BYTES: usize = 64 * 1024;
+    pub const KEY_BYTES: usize = 64 * 1024;
+    pub const HOSTS: usize = 100;
+    /// A token, an authorization, an error, an account: each is short.
+    pub const TEXT_BYTES: usize = 4 * 1024;
+    pub const BEGUN: usize = 100;
+}
+
+pub(super) fn plan(state: &State, action: &Action) -> Result<Plan, Refusal> {
+    match action {
+        Action::PutCertificate {
+            certificate,
+            if_version,
+            epoch,
+        } => put_certificate(state, certificate, *if_version, *epoch),
+        Action::DeleteCertificate { name, epoch } => delete_certificate(state, name, *epoch),
+        Action::PutOrder { order, epoch } => put_order(state, order, *epoch),
+        Action::DeleteOrder { host, epoch } => {
+            fenced(state, *epoch)?;
+            let known = state.orders.contains_key(host);
+            let gone = known.then(|| Change::OrderGone(host.clone()));
+            Ok(Plan::quiet(gone.into_iter().collect()))
+        }
+        Action::PutAccount { account, epoch } => put_account(state, account, *epoch),
+        Action::TakeLease { name, node, seen } => take_lease(state, name, *node, *seen),
+        Action::GiveLease { name, epoch } => Ok(give_lease(state, name, *epoch)),
+        // The others' are `apply`'s.
+        _ => Ok(Plan::nothing()),
+    }
+}
+
+/// Only who holds the lease speaks for the fleet to an authority.
+fn fenced(state: &State, epoch: u64) -> Result<(), Refusal> {
+    match state.leases.get(ISSUER) {
+        Some(lease) if lease.epoch == epoch && lease.holder.is_some() => Ok(()),
+        _ => Err(Refusal::Fenced(ISSUER.to_owned())),
+    }
+}
+
+fn put_certificate(
+    state: &State,
+    certificate: &Certificate,
+    if_version: Option<u64>,
+    epoch: Option<u64>,
+) -> Result<Plan, Refusal> {
+    let stored = state.certificates.get(&certificate.name);
+    match (certificate.source, epoch) {
+        (CertificateSource::Own, _) => {}
+        (CertificateSource::Acme, Some(epoch)) => fenced(state, epoch)?,
+        (CertificateSource::Acme, None) => return Err(Refusal::Fenced(ISSUER.to_owned())),
+    }
+    let found = stored.map_or(0, |c| c.version);
+    let own = stored.is_some_and(|c| c.source == CertificateSource::Own);
+    let taken = certificate.source == CertificateSource::Acme && own;
+    if taken || if_version.is_some_and(|expected| expected != found) {
+        return Err(Refusal::Conflict {
+            what: format!("certificate {}", certificate.name),
+            expected: if_version.unwrap_or(0),
+            found,
+        });
+    }
+    validate(certificate)?;
+    let bytes = |c: &Certificate| c.chain.len() + c.key.text.0.len();
+    let others = state
+        .certificates
+        .values()
+        .filter(|c| c.name != certificate.name);
+    let total: usize = others.map(bytes).sum();
+    ensure(
+        total + bytes(certificate) <= limits::TOTAL_BYTES
+            && (stored.is_some() || state.certificates.len() < limits::CERTIFICATES),
+        "certificate",
+        || "there are too many already: remove some first".to_owned(),
+    )?;
+    let certificate = Certificate {
+        version: state.index + 1,
+        ..certificate.clone()
+    };
+    Ok(Plan {
+        outcome: Outcome::Version(certificate.version),
+        changes: vec![Change::Certificate(Box::new(certificate))],
+    })
+}
+
+fn validate(certificate: &Certificate) -> Result<(), Refusal> {
+    named(&certificate.name)?;
+    ensure(
+        certificate.chain.len() <= limits::CHAIN_BYTES
+            && !certificate.hosts.is_empty()
+            && certificate.hosts.len() <= limits::HOSTS
+            && certificate
+                .hosts
+                .iter()
+                .all(|h| h.len() <= limits::NAME_BYTES)
+            && is_sealed(&certificate.key, limits::KEY_BYTES),
+        "certificate",
+        || "is too large, names no host or too many, or its key is not sealed".to_owned(),
+    )
+}
+
+fn is_sealed(sealed: &Sealed, most: usize) -> bool {
+    let text = sealed.text.0.len();
+    sealed.nonce.0.len() == NONCE_BYTES && text >= SEAL_BYTES && text <= most + SEAL_BYTES
+}
+
+/// A word, a host, or a host with a star.
+fn named(name: &str) -> Result<(), Refusal> {
+    let fine = |b: u8| b.is_ascii_alphanumeric() || b"-_.*".contains(&b);
+    let good = !name.is_empty() && name.len() <= limits::NAME_BYTES && name.bytes().all(fine);
+    ensure(good, "name", || {
+        "is written in up to 253 letters, digits, '-', '_', '.' and '*'".to_owned()
+    })
+}
+
+fn delete_certificate(state: &State, name: &str, epoch: Option<u64>) -> Result<Plan, Refusal> {
+    if let Some(epoch) = epoch {
+        fenced(state, epoch)?;
+    }
+    if !state.certificates.contains_key(name) {
+        return Err(Refusal::NotFound(format!("certificate {name}")));
+    }
+    Ok(Plan::quiet(vec![Change::CertificateGone(name.to_owned())]))
+}
+
+fn put_order(state: &State, order: &Order, epoch: u64) -> Result<Plan, Refusal> {
+    fenced(state, epoch)?;
+    named(&order.host)?;
+    let challenge = order.challenge.iter();
+    let mut texts = challenge
+        .flat_map(|c| [&c.token, &c.authorization])
+        .chain(&order.error);
+    let known = state.orders.get(&order.host);
+    ensure(
+        texts.all(|text| text.len() <= limits::TEXT_BYTES)
+            && order.begun.len() <= limits::BEGUN
+            && (known.is_some() || state.orders.len() < limits::ORDERS),
+        "order",
+        || "is too large, or there are too many".to_owned(),
+    )?;
+    if known == Some(order) {
+        return Ok(Plan::nothing());
+    }
+    Ok(Plan::quiet(vec![Change::Order(Box::new(order.clone()))]))
+}
+
+fn put_account(state: &State, account: &AcmeAccount, epoch: u64) -> Result<Plan, Refusal> {
+    fenced(state, epoch)?;
+    let known = state.accounts.contains_key(&account.directory);
+    ensure(
+        account.directory.len() <= limits::TEXT_BYTES
+            && is_sealed(&account.credentials, limits::TEXT_BYTES)
+            && (known || state.accounts.len() < limits::ACCOUNTS),
+        "account",
+        || "is too large or not sealed, or there are too many".to_owned(),
+    )?;
+    Ok(Plan::quiet(vec![Change::Account(Box::new(
+        account.clone(),
+    ))]))
+}
+
+/// Takes or renews: whoever does has seen the newest version, or none where there is none.
+fn take_lease(state: &State, name: &str, node: NodeId, seen: Option<u64>) -> Result<Plan, Refusal> {
+    named(name)?;
+    let stored = state.leases.get(name);
+    let found = stored.map(|lease| lease.version);
+    if found != seen {
+        return Err(Refusal::Conflict {
+            what: format!("lease {name}"),
+            expected: seen.unwrap_or(0),
+            found: found.unwrap_or(0),
+        });
+    }
+    if !state.nodes.get(&node).is_some_and(|n| !n.revoked) {
+        return Err(Refusal::NotFound(format!("node {node}")));
+    }
+    ensure(
+        stored.is_some() || state.leases.len() < limits::LEASES,
+        "lease",
+        || "there are too many".to_owned(),
+    )?;
+    let epoch = match stored {
+        Some(lease) if lease.holder == Some(node) => lease.epoch,
+        Some(lease) => lease.epoch + 1,
+        None => 1,
+    };
+    let lease = Lease {
+        name: name.to_owned(),
+        holder: Some(node),
+        epoch,
+        version: state.index + 1,
+    };
+    Ok(Plan {
+        changes: vec![Change::Lease(lease.clone())],
+        outcome: Outcome::Lease(lease),
+    })
+}
+
+/// Given back by who still holds it; by anyone else that changes nothing.
+fn give_lease(state: &State, name: &str, epoch: u64) -> Plan {
+    let stored = state.leases.get(name);
+    let mine = stored.filter(|lease| lease.epoch == epoch && lease.holder.is_some());
+    let given = mine.map(|lease| {
+        Change::Lease(Lease {
+            holder: None,
+            version: state.index + 1,
+            ..lease.clone()
+        })
+    });
+    Plan::quiet(given.into_iter().collect())
+}
+
+impl State {
+    /// Whether a certificate of an operator's own is good for the host now.
+    #[must_use]
+    pub fn owns_certificate(&self, host: &str, now: UnixMs) -> bool {
+        let own = |c: &&Certificate| c.source == CertificateSource::Own && c.not_after > now;
+        let mut own = self.certificates.values().filter(own);
+        own.any(|c| c.covers(host))
+    }
+}
