@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
 use super::shell::{run, until};
 use super::{PATIENCE, World};
@@ -68,8 +68,8 @@ impl World {
         }});
         let file = dir.join("config.json");
         fs::write(&file, config.to_string())?;
-        let log = fs::File::options().create(true).append(true);
-        let log = log.clone().open(dir.join("log"))?;
+        let mut log = fs::File::options();
+        let log = log.create(true).append(true).open(dir.join("log"))?;
         let netns = format!("--net=/run/netns/{}", self.registry_host());
         let names = format!("{}:53", self.first().address);
         let mut command = Command::new("nsenter");
@@ -100,6 +100,10 @@ impl World {
 fn authority() -> Result<(String, Issuer<'static, KeyPair>)> {
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::new(Vec::<String>::new())?;
+    // Unlike that of what it signs, which would be taken for self-signed.
+    params
+        .distinguished_name
+        .push(DnType::CommonName, "the authority's server");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let ca = params.self_signed(&key)?.pem();
     Ok((ca, Issuer::new(params, key)))
