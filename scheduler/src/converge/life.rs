@@ -122,8 +122,8 @@ impl Node {
                 slot.ready_at = Some(now);
                 let mut effects = vec![Effect::Open(slot.id())];
                 effects.extend(slot.questions(true));
-                let revision = slot.admission.revision.clone();
-                self.pool.started(now, &revision);
+                let (asked, revision) = (slot.asked, slot.admission.revision.clone());
+                self.pool.started(asked, now, &revision);
                 effects
             }
             Err(said) => {

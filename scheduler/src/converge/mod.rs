@@ -355,6 +355,7 @@ impl Node {
 
 fn unpark(now: Now, slot: &mut Slot, admission: Admission) -> (InstanceId, Vec<Effect>) {
     let id = slot.id();
+    slot.asked = now;
     slot.admission = Admission {
         id: id.clone(),
         ..admission

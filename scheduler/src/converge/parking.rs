@@ -10,7 +10,7 @@ use crate::model::{Now, Resources, RevisionKey};
 const PARKED_BYTES: u64 = 2 << 20;
 /// The share of the node's memory that may be parked: one part in so many.
 const MEMORY_SHARE: u64 = 16;
-/// Starts this close together call for a container each; a later one finds the pool refilled.
+/// Starts asked for this close together call for a container each; a later one finds the pool refilled.
 const BURST_MS: u64 = 1_000;
 /// After this without a burst as large, half as many are kept.
 const HALVED_MS: u64 = 60_000;
@@ -44,20 +44,21 @@ impl Pool {
         }
     }
 
-    /// A start of the revision became ready.
-    pub(super) fn started(&mut self, now: Now, revision: &RevisionKey) {
+    /// A start of the revision that was asked for then became ready now: how many are wanted at once
+    /// is not how many this node gets ready at once.
+    pub(super) fn started(&mut self, asked: Now, now: Now, revision: &RevisionKey) {
         if self.most == 0 {
             return;
         }
         let used = self.uses.entry(revision.clone()).or_insert(Use {
             last: now,
-            burst_from: now,
+            burst_from: asked,
             burst: 0,
             peak: 0,
             peak_at: now,
         });
-        if now.since(used.burst_from) > BURST_MS {
-            (used.burst_from, used.burst) = (now, 0);
+        if asked.since(used.burst_from) > BURST_MS {
+            (used.burst_from, used.burst) = (asked, 0);
         }
         (used.last, used.burst) = (now, used.burst.saturating_add(1));
         if used.burst >= used.wanted(now) {

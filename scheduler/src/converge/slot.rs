@@ -86,6 +86,8 @@ pub(super) struct Slot {
     pub(super) admission: Admission,
     pub(super) phase: Phase,
     pub(super) since: Now,
+    /// When the start was asked for that it is for.
+    pub(super) asked: Now,
     pub(super) origin: Origin,
     /// Asked to stop while it was still being prepared or launched.
     pub(super) stopping: bool,
@@ -110,6 +112,7 @@ impl Slot {
             admission,
             phase,
             since: now,
+            asked: now,
             origin: match phase {
                 Phase::Parking => Origin::Parked,
                 _ => Origin::Made,

@@ -72,6 +72,19 @@ fn one_is_kept_after_a_start_more_after_a_burst_and_none_in_the_end() {
 }
 
 #[test]
+fn as_many_are_kept_as_were_asked_for_at_once_however_long_they_took() {
+    let mut node = node(16);
+    let admitted = (0..6).map(|n| node.admit(Now(n), admission(&format!("a{n}"))).unwrap().0);
+    let admitted: Vec<_> = admitted.collect();
+    for (id, now) in admitted.iter().zip((2_000..).step_by(2_000)) {
+        node.on_prepared(Now(now), id, Ok(()));
+        node.on_launched(Now(now), id, Ok(()));
+        node.on_probed(Now(now), id, ask(Kind::Readiness, 0), Ok(()));
+    }
+    assert_eq!(refill(&mut node, 13_000), 6);
+}
+
+#[test]
 fn a_start_takes_a_parked_one_and_needs_nothing_but_its_program() {
     let mut node = node(16);
     start(&mut node, 0, "a");

@@ -35,12 +35,13 @@ impl<'a> Crowd<'a> {
     pub(super) fn new(world: &'a World, most: usize) -> Result<Self> {
         let node = &world[NODE];
         node.configure_runtime(&format!("parked = {most}"))?;
-        node.stop()?;
-        node.start()?;
+        // As many as that are not counted with what they use, which is nothing.
+        node.configure("[capacity]\ncpu = 64\nmax_instances = 4000")?;
+        world.settle()?;
         let daemon = Group::of(world, "bench-crowd")?;
         daemon.add(node.daemon().context("no daemon")?)?;
         let scale = format!("0..{most}");
-        let small = ["--memory-request", "1Mi", "--cpu-request", "0.001"];
+        let small = ["--memory-request", "4Mi"];
         let bounds = ["--scale", &scale, "--concurrency", "1", "--target", "1"];
         world
             .deploy(SERVICE, &[&bounds[..], &small].concat())?
