@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use scheduler::activate::Refused;
 use scheduler::model::{InstanceId, LocalVolume, Name, NodeId, ObjectKey, Revision, RevisionKey};
-use scheduler::place::{Ask, Receipt, place};
+use scheduler::place::{AT_THE_DOOR, Ask, Receipt, place};
 use scheduler::registry::{Action, Outcome, Reply};
 use scheduler::steward::{Order, Steward};
 
@@ -182,7 +182,7 @@ impl World {
                 let ask = Ask {
                     from: own.node,
                     avoid: search.avoid.iter().copied().chain(ejected).collect(),
-                    cause: "request".to_owned(),
+                    cause: AT_THE_DOOR.to_owned(),
                     ..Ask::default()
                 };
                 let revision = own.state.revisions.get(&search.revision);
@@ -242,6 +242,7 @@ impl World {
             held: search.held,
             capacity: service.map_or(1, |s| s.scale.total_concurrency(concurrency)),
             revision: std::sync::Arc::new(revision),
+            steward: search.receipt.steward(),
         };
         if let Err(why) = self.admit(host, &wish) {
             self.answer(host, errand, Err(why));
@@ -396,7 +397,7 @@ fn empty(revision: &RevisionKey, node: NodeId) -> Receipt {
     Receipt {
         revision: revision.clone(),
         decided_by: node,
-        cause: "request".to_owned(),
+        cause: AT_THE_DOOR.to_owned(),
         verdicts: Vec::new(),
         inputs: scheduler::place::Inputs::default(),
         passed: scheduler::place::Passed::default(),

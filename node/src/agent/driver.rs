@@ -7,7 +7,7 @@ use std::time::Duration;
 use netfabric::ingress::Local;
 use netfabric::wire::peer::StartRefusal;
 use scheduler::converge::{Ask, Effect, Froze, Node};
-use scheduler::model::{Demand, Exit, FailReason, InstanceId, NodeRecord, StartTime};
+use scheduler::model::{Demand, Exit, FailReason, InstanceId, NodeId, NodeRecord, StartTime};
 use tokio::sync::{mpsc, watch};
 
 use super::files::Files;
@@ -369,7 +369,9 @@ impl Driver {
     fn publish(&self) {
         let starts = self.times.told();
         let moment = moment(&self.registry, &self.tools, (self.demand)(), starts);
-        let mut next = record::record(&self.base, &self.node, moment, |id| self.local.sample(id));
+        let load = |id: &InstanceId| self.local.sample(id);
+        let steward = |id: &InstanceId| self.work.get(id)?.record.receipt.steward();
+        let mut next = record::record(&self.base, &self.node, moment, load, steward);
         self.record.send_if_modified(|current| {
             next.seq = current.seq;
             same_moments(&mut next, current);

@@ -42,6 +42,7 @@ pub(super) fn record(
     node: &Node,
     moment: Moment,
     load: impl Fn(&InstanceId) -> (u32, u32),
+    steward: impl Fn(&InstanceId) -> Option<NodeId>,
 ) -> NodeRecord {
     let mut images = moment.images;
     images.truncate(MAX_IMAGES);
@@ -63,7 +64,10 @@ pub(super) fn record(
         registry_index: moment.registry_index,
         instances: node
             .seen()
-            .map(|seen| report(&seen, moment.now, moment.unix, &load))
+            .map(|seen| InstanceReport {
+                steward: steward(seen.id),
+                ..report(&seen, moment.now, moment.unix, &load)
+            })
             .collect(),
         demand: moment.demand,
         images,
@@ -88,5 +92,6 @@ fn report(
         in_flight,
         concurrency_milli,
         failure: seen.failure.cloned(),
+        steward: None,
     }
 }

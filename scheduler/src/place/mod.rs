@@ -19,7 +19,7 @@ mod tests_large;
 pub use ahead::{LIKELY, ahead};
 pub use judge::{lacking, misplaced};
 pub use promised::Promised;
-pub use receipt::{Candidate, Inputs, Parts, Passed, Receipt, Rejection, Verdict};
+pub use receipt::{AT_THE_DOOR, Candidate, Inputs, Parts, Passed, Receipt, Rejection, Verdict};
 pub use search::{KEPT, MOST_LOOKED};
 
 use std::collections::BTreeSet;

@@ -124,7 +124,16 @@ pub enum Rejection {
     Volume { volume: String, on: String },
 }
 
+/// The cause of what a door asks for, which has a request that waits.
+pub const AT_THE_DOOR: &str = "request";
+
 impl Receipt {
+    /// The node that decided as a steward; none where it did as a door.
+    #[must_use]
+    pub fn steward(&self) -> Option<NodeId> {
+        (self.cause != AT_THE_DOOR).then_some(self.decided_by)
+    }
+
     /// Nodes to ask, best first.
     pub fn ranked(&self) -> impl Iterator<Item = (NodeId, &Candidate)> {
         self.verdicts

@@ -102,6 +102,7 @@ pub(super) fn put_instance(record: &mut NodeRecord, revision: &Revision) {
         in_flight: 0,
         concurrency_milli: 0,
         failure: None,
+        steward: None,
     });
 }
 

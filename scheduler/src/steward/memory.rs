@@ -5,17 +5,21 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::afar::Afar;
+use super::duty::Duty;
 use super::scale::FAILURES_TO_GIVE_UP;
-use super::scene::Scene;
+use super::scene::{Scene, Seen};
 use crate::autoscale::Autoscaler;
 use crate::converge::{CRASH_LOOP, NEVER_READY, SHIM_LOST};
-use crate::model::{FailReason, InstanceId, InstanceState, Now};
+use crate::model::{FailReason, InstanceId, InstanceState, NodeId, Now};
 
 /// A start nobody reported on is forgotten after this: longer than an instance may take to
 /// become ready.
 const FLIGHT_MILLIS: u64 = 90_000;
 /// A start that succeeded shows in gossip within this.
 const LANDED_MILLIS: u64 = 5_000;
+/// Who begins to look after a revision that is in use starts nothing for so long: what the steward before
+/// ordered shows within it. A door does not wait for that.
+const HANDOVER_MILLIS: u64 = 3_000;
 /// A stop not seen to have begun within this is ordered again.
 const STOP_MILLIS: u64 = 5_000;
 /// Hold-off after failed instances, doubling to the longest; forgotten after a quiet spell. As
@@ -44,6 +48,12 @@ struct Flight {
 pub(super) struct Memory {
     /// When it was first looked after.
     pub since: Now,
+    /// Since when it has the duties it has.
+    assumed: Now,
+    /// Another node, or this one before its daemon began anew, may have had them before.
+    taken_over: bool,
+    duty: Duty,
+    me: NodeId,
     pub autoscaler: Option<Autoscaler>,
     /// When nothing was routed to it any more.
     pub superseded: Option<Now>,
@@ -67,11 +77,12 @@ pub(super) struct Memory {
     hold_until: Now,
     refused_until: Now,
     queue: VecDeque<(Now, u32)>,
+    shares: VecDeque<(Now, u32)>,
     told: Option<Now>,
 }
 
 impl Memory {
-    pub fn new(now: Now, scene: &Scene<'_>) -> Self {
+    pub fn new(now: Now, scene: &Scene<'_>, me: NodeId, duty: Duty, taken_over: bool) -> Self {
         // Failures from before are left unknown, so that they count: a new steward learns from
         // them what the old one knew.
         let seen = scene
@@ -83,6 +94,10 @@ impl Memory {
             .collect();
         Self {
             since: now,
+            assumed: now,
+            taken_over,
+            duty,
+            me,
             autoscaler: None,
             superseded: None,
             outside: BTreeSet::new(),
@@ -100,6 +115,7 @@ impl Memory {
             hold_until: Now(0),
             refused_until: Now(0),
             queue: VecDeque::new(),
+            shares: VecDeque::new(),
             told: None,
         }
     }
@@ -117,7 +133,7 @@ impl Memory {
             let (id, state) = (&seen.report.id, seen.report.state);
             let before = self.known.get(id).copied();
             if before.is_none() {
-                self.land(id, seen.here);
+                self.land(seen);
             }
             if before == Some(state) {
                 continue;
@@ -149,14 +165,19 @@ impl Memory {
         }
     }
 
-    /// A new instance is taken for one that was ordered; for this zone's if it is here.
-    fn land(&mut self, id: &InstanceId, here: bool) {
+    /// A new instance that this steward ordered is one of those on their way: for this zone if it is
+    /// here.
+    fn land(&mut self, seen: &Seen<'_>) {
+        if seen.report.steward != Some(self.me) {
+            return;
+        }
+        let here = seen.here;
         let fitting = self.flights.iter().position(|f| f.zonal == here);
         let Some(flight) = self.flights.remove(fitting.unwrap_or(0)) else {
             return;
         };
         if flight.zonal && !here {
-            self.outside.insert(id.clone());
+            self.outside.insert(seen.report.id.clone());
         }
     }
 
@@ -215,6 +236,31 @@ impl Memory {
 
     pub fn may_start(&self, now: Now) -> bool {
         now >= self.hold_until && now >= self.refused_until
+    }
+
+    /// Duties change with the live nodes.
+    pub fn assume(&mut self, now: Now, duty: Duty) {
+        if duty.home && !self.duty.home || duty.zone && !self.duty.zone {
+            (self.assumed, self.taken_over) = (now, true);
+        }
+        self.duty = duty;
+    }
+
+    /// What a zone may take of what the maximum leaves, given its share now: the least of its shares
+    /// since what others started shows.
+    pub fn entitled(&mut self, now: Now, share: u32) -> u32 {
+        let late = |(at, _): &(Now, u32)| now.since(*at) > HANDOVER_MILLIS;
+        while self.shares.front().is_some_and(late) {
+            self.shares.pop_front();
+        }
+        self.shares.push_back((now, share));
+        let shares = self.shares.iter().map(|(_, share)| *share);
+        shares.min().unwrap_or(share)
+    }
+
+    /// Whether what another steward ordered may not show yet.
+    pub fn is_new(&self, now: Now) -> bool {
+        self.taken_over && now.since(self.assumed) < HANDOVER_MILLIS
     }
 
     pub fn started(&mut self, now: Now, zonal: bool) {

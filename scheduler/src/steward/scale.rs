@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use super::Order;
 use super::memory::Memory;
-use super::scene::{Scene, Seen};
+use super::scene::{Scene, Seen, Zone};
 use crate::autoscale::{Aim, Autoscaler, Bounds, Decision};
 use crate::fleet::Fleet;
 use crate::model::{InstanceId, InstanceState, Name, NodeId, Now, Revision, Service};
@@ -34,7 +34,7 @@ pub(super) struct Tick<'a> {
     pub orders: Vec<Order>,
     fleet: &'a Fleet,
     /// Region and zone of the looking node.
-    here: (&'a Name, &'a Name),
+    here: Zone<'a>,
     /// This tick's starts, which the fleet does not show yet.
     promised: Promised,
 }
@@ -50,7 +50,7 @@ struct Wish<'a> {
 }
 
 impl<'a> Tick<'a> {
-    pub fn new(now: Now, state: &'a State, fleet: &'a Fleet, here: (&'a Name, &'a Name)) -> Self {
+    pub fn new(now: Now, state: &'a State, fleet: &'a Fleet, here: Zone<'a>) -> Self {
         Self {
             now,
             state,
@@ -186,10 +186,12 @@ impl<'a> Tick<'a> {
             .sum();
         let decision = self.decide(revision, service, memory, busy + held * 1000, ready);
 
+        let room = room(service, scene, memory, self.now, self.here);
         let have = ready + coming;
         if let Some(from) = self.traffic_from_here(scene, memory).filter(|_| have == 0) {
+            let spoken_for = count(scene.live()) + memory.flights(false);
             let wish = Wish {
-                count: 1.min(room(service, scene, memory)),
+                count: 1.min(Bounds::of(&service.scale).max.saturating_sub(spoken_for)),
                 from,
                 region: Some(self.here.0),
                 cause: "traffic from here",
@@ -198,10 +200,10 @@ impl<'a> Tick<'a> {
             self.start(revision, scene, memory, &wish);
         } else if have < decision.wanted {
             let wish = Wish {
-                count: (decision.wanted - have).min(room(service, scene, memory)),
+                count: (decision.wanted - have).min(room),
                 from: scene.hottest.map_or(self.fleet.me, |(_, node)| node),
                 region: None,
-                cause: if have == 0 { "request" } else { "scale-up" },
+                cause: if have == 0 { "held requests" } else { "scale-up" },
                 zonal: true,
             };
             self.start(revision, scene, memory, &wish);
@@ -331,7 +333,7 @@ impl<'a> Tick<'a> {
         memory: &mut Memory,
         wish: &Wish<'_>,
     ) {
-        if wish.count == 0 || !memory.may_start(self.now) {
+        if wish.count == 0 || !memory.may_start(self.now) || memory.is_new(self.now) {
             return;
         }
         for _ in 0..wish.count.min(STARTS_PER_TICK) {
@@ -352,10 +354,39 @@ impl<'a> Tick<'a> {
     }
 }
 
-/// How many more instances the service may have.
-fn room(service: &Service, scene: &Scene<'_>, memory: &Memory) -> u32 {
-    let total = count(scene.live()) + memory.flights(false);
-    Bounds::of(&service.scale).max.saturating_sub(total)
+/// How many more instances this zone may start. Where the service has a maximum of its own, that is a
+/// share of what it leaves, as large as it was all through the last moments: the stewards of all zones
+/// look at the same fleet, so that together they do not take more than there is, also while the
+/// requests move. What is missing of the minimum is the home steward's to start.
+fn room(service: &Service, scene: &Scene<'_>, memory: &mut Memory, now: Now, here: Zone<'_>) -> u32 {
+    let bounds = Bounds::of(&service.scale);
+    let live = count(scene.live());
+    let left = bounds.max.saturating_sub(live.max(bounds.min));
+    let shared = service.scale.max > 0;
+    let entitled = if shared {
+        memory.entitled(now, share(left, scene, here))
+    } else {
+        left
+    };
+    // Of the home steward's own, what is not for the minimum is for its zone.
+    let missing = bounds.min.saturating_sub(live);
+    let coming = memory.flights(false).saturating_sub(missing);
+    entitled.saturating_sub(coming.max(memory.flights(true)))
+}
+
+/// A zone's part of `left`, by its part of the requests; what does not divide goes to the busiest.
+fn share(left: u32, scene: &Scene<'_>, here: Zone<'_>) -> u32 {
+    let loads = scene.loads();
+    let all: u128 = loads.values().map(|load| u128::from(*load)).sum();
+    let Some(own) = loads.get(&here).filter(|_| all > 0) else {
+        return 0;
+    };
+    let part =
+        |load: &u64| u32::try_from(u128::from(left) * u128::from(*load) / all).unwrap_or(left);
+    let undivided = left.saturating_sub(loads.values().map(part).sum());
+    let before = |(zone, load): &(&Zone<'_>, &u64)| (**load, here) > (*own, **zone);
+    let busier = count(loads.iter().filter(before));
+    part(own) + u32::from(busier < undivided)
 }
 
 /// Placement that avoids nodes where the revision failed a moment ago, if others are left.

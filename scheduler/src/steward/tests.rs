@@ -89,12 +89,15 @@ fn two_failures_in_a_row_give_a_revision_up() {
     world.deploy(scale(0, 0));
     let orders = world.tick();
     let (node, _) = starts(&orders)[0];
-    world.put(node, 1, InstanceState::Failed);
+    let home = steward_of(&world.fleet(NodeId(1)), &rev(1), None);
+    let first = world.put(node, 1, InstanceState::Failed);
+    world.report(&first).steward = home;
     let orders = world.tick();
     let (other, cause) = starts(&orders)[0];
     assert_eq!(cause, "initial");
     assert_ne!(other, node, "elsewhere");
-    world.put(other, 1, InstanceState::Failed);
+    let second = world.put(other, 1, InstanceState::Failed);
+    world.report(&second).steward = home;
     let orders = world.tick();
     let fail = Order::Fail {
         revision: rev(1),
@@ -189,7 +192,7 @@ fn the_door_gets_its_moment_before_the_steward_starts_one() {
     world.quiet(3);
     world.queue(1, 5);
     world.quiet(2);
-    assert_eq!(starts(&world.tick()), [(1, "request")]);
+    assert_eq!(starts(&world.tick()), [(1, "held requests")]);
     world.quiet(10);
 }
 
