@@ -227,8 +227,8 @@ impl World {
                 let why = self.hosts[host].agent.failure(&id).map(|f| f.code.clone());
                 self.answer_all(host, &id, &Err(why.unwrap_or_default()));
             }
-            // Nothing is parked: the pool is not what is looked at here.
-            Effect::Park(_) | Effect::Parked(_) | Effect::Again(_) => {}
+            // Nothing is parked and memory is not what is looked at here.
+            Effect::Park(_) | Effect::Parked(_) | Effect::Again(_) | Effect::Reclaim(_) => {}
         }
     }
 

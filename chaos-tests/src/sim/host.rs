@@ -23,7 +23,7 @@ use super::queue::Millis;
 /// to with the product's interval of a second.
 pub(super) const DEAD_AFTER: Millis = 5_000;
 /// Wall clocks begin here, so that times before the start are times too.
-const EPOCH: u64 = 1_700_000_000_000;
+pub(super) const EPOCH: u64 = 1_700_000_000_000;
 /// What each host has for instances.
 pub(super) const CAPACITY: Resources = Resources {
     cpu_millis: 4_000,

@@ -28,6 +28,7 @@ mod planted;
 mod power;
 mod reboot;
 mod registry;
+mod residency;
 mod scenarios;
 mod serving;
 mod streams;

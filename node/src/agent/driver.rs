@@ -79,8 +79,15 @@ impl Driver {
         let first = record::record(
             &parts.base,
             &node,
-            moment(&parts.registry, &tools, Vec::new(), Vec::new()),
+            moment(
+                &parts.registry,
+                &tools,
+                parts.base.node,
+                Vec::new(),
+                Vec::new(),
+            ),
             |_| (0, 0),
+            |_| None,
         );
         let (record, watched) = watch::channel(Arc::new(first));
         let driver = Self {
@@ -207,6 +214,7 @@ impl Driver {
                 Effect::Shut(id) => self.local.close(&id),
                 Effect::Reopen(id) => self.local.reopen(&id),
                 Effect::Freeze(id) => self.freeze(id),
+                Effect::Reclaim(id) => self.reclaim(id),
                 Effect::Close(id) => self.close(id),
                 Effect::Terminate(id) => self.signal(id, None),
                 Effect::Kill(id) => self.signal(id, Some(libc::SIGKILL)),
@@ -368,7 +376,13 @@ impl Driver {
     /// Publishes the record if anything in it but its number changed.
     fn publish(&self) {
         let starts = self.times.told();
-        let moment = moment(&self.registry, &self.tools, (self.demand)(), starts);
+        let moment = moment(
+            &self.registry,
+            &self.tools,
+            self.base.node,
+            (self.demand)(),
+            starts,
+        );
         let load = |id: &InstanceId| self.local.sample(id);
         let steward = |id: &InstanceId| self.work.get(id)?.record.receipt.steward();
         let mut next = record::record(&self.base, &self.node, moment, load, steward);
@@ -395,9 +409,16 @@ fn same_moments(next: &mut NodeRecord, current: &NodeRecord) {
     }
 }
 
+/// Whether the node is to take no new instances, by this node's own registry.
+pub(super) fn is_cordoned(registry: &Registry, me: NodeId) -> bool {
+    let state = registry.view().state();
+    state.nodes.get(&me).is_some_and(|me| me.cordoned)
+}
+
 fn moment(
     registry: &Registry,
     tools: &Tools,
+    me: NodeId,
     demand: Vec<Demand>,
     starts: Vec<StartTime>,
 ) -> Moment {
@@ -414,6 +435,7 @@ fn moment(
             .map(|image| image.pin.digest.clone())
             .collect(),
         serving: true,
+        cordoned: is_cordoned(registry, me),
     }
 }
 

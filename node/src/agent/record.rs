@@ -35,6 +35,7 @@ pub(super) struct Moment {
     pub starts: Vec<StartTime>,
     pub images: Vec<String>,
     pub serving: bool,
+    pub cordoned: bool,
 }
 
 pub(super) fn record(
@@ -58,7 +59,7 @@ pub(super) fn record(
         mesh: base.mesh,
         ingress: base.ingress.clone(),
         serving: moment.serving,
-        cordoned: false,
+        cordoned: moment.cordoned,
         capacity: node.capacity(),
         free: node.free(),
         registry_index: moment.registry_index,

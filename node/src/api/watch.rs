@@ -266,6 +266,7 @@ mod tests {
             role: Role::Voter,
             enrolled: UnixMs(1),
             revoked: false,
+            cordoned: false,
         };
         view.step(vec![token()]);
         let gone = Change::TokenGone {

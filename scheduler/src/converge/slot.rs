@@ -96,6 +96,8 @@ pub(super) struct Slot {
     pub(super) ready_at: Option<Now>,
     /// It is being frozen.
     pub(super) freezing: bool,
+    /// Its memory was reclaimed since it was frozen.
+    pub(super) reclaimed: bool,
     /// Its startup probe succeeded.
     pub(super) started: bool,
     /// Answers to earlier rounds of questions mean nothing.
@@ -119,6 +121,7 @@ impl Slot {
             exited: None,
             ready_at: None,
             freezing: false,
+            reclaimed: false,
             started: false,
             round: 0,
             readiness: Streak::default(),
@@ -169,6 +172,7 @@ impl Slot {
     pub(super) fn enter(&mut self, now: Now, phase: Phase) {
         self.phase = phase;
         self.since = now;
+        self.reclaimed = false;
     }
 
     /// The first question to a program that was just started, or is taken over.

@@ -24,8 +24,8 @@ pub use node::{Demand, NodeIdentity, NodeRecord, Resources, Role, StartTime};
 pub use revision::{ImagePin, Revision, RevisionState};
 pub use sandbox::{Dns, HostAlias, IoLimits, Tmpfs, Ulimit};
 pub use service::{
-    Container, ContainerPort, EnvVar, Meta, PlacementRules, Probe, ProbeAction, Protocol,
-    RevisionSpec, Scale, SecurityContext, Service, ServiceStatus, Spread, TrafficTarget, Volume,
-    VolumeMount, VolumeSource,
+    Container, ContainerPort, EnvVar, Fit, Meta, PlacementRules, Preference, Probe, ProbeAction,
+    Protocol, RevisionSpec, Scale, Schedule, SecurityContext, Service, ServiceStatus, Spread,
+    TrafficTarget, Volume, VolumeMount, VolumeSource,
 };
 pub use signal::parse_signal;

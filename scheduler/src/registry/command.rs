@@ -89,6 +89,11 @@ pub enum Action {
     DeleteVolume {
         key: ObjectKey,
     },
+    /// The node takes no new instances, or takes them again.
+    CordonNode {
+        node: NodeId,
+        cordoned: bool,
+    },
 }
 
 /// Creates or changes a service.

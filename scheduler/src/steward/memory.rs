@@ -9,14 +9,19 @@ use super::duty::Duty;
 use super::scale::FAILURES_TO_GIVE_UP;
 use super::scene::{Scene, Seen};
 use crate::autoscale::Autoscaler;
+use crate::autoscale::forecast::Forecast;
 use crate::converge::{CRASH_LOOP, NEVER_READY, SHIM_LOST};
 use crate::model::{FailReason, InstanceId, InstanceState, NodeId, Now};
+use crate::place::START_MICROS;
 
 /// A start nobody reported on is forgotten after this: longer than an instance may take to
 /// become ready.
 const FLIGHT_MILLIS: u64 = 90_000;
 /// A start that succeeded shows in gossip within this.
 const LANDED_MILLIS: u64 = 5_000;
+/// Requests that came within this came together: as a rule they take no longer than that, and what came
+/// before would be answered by now.
+const TOGETHER_MILLIS: u64 = 2_000;
 /// Who begins to look after a revision that is in use starts nothing for so long: what the steward before
 /// ordered shows within it. A door does not wait for that.
 const HANDOVER_MILLIS: u64 = 3_000;
@@ -55,6 +60,11 @@ pub(super) struct Memory {
     duty: Duty,
     me: NodeId,
     pub autoscaler: Option<Autoscaler>,
+    pub forecast: Forecast,
+    /// What a start took when it was last looked up.
+    pub start_millis: u64,
+    /// The scheduled minimum, and by which second and version of the service it was read.
+    pub scheduled: Option<((u64, u64), u32)>,
     /// When nothing was routed to it any more.
     pub superseded: Option<Now>,
     /// Instances elsewhere that were started for this zone because it had no room.
@@ -77,8 +87,37 @@ pub(super) struct Memory {
     hold_until: Now,
     refused_until: Now,
     queue: VecDeque<(Now, u32)>,
-    shares: VecDeque<(Now, u32)>,
+    shares: Recent<(u32, u32)>,
+    missing: Recent<u32>,
+    /// Starts for this zone.
+    starts: Recent<u32>,
+    /// New requests held, look by look.
+    rises: VecDeque<(Now, u32)>,
+    /// The most of them that came together; while something boots, since it does.
+    herd: u32,
+    booting: bool,
     told: Option<Now>,
+}
+
+/// What was so since what others started shows.
+#[derive(Debug)]
+struct Recent<T>(VecDeque<(Now, T)>);
+
+impl<T> Default for Recent<T> {
+    fn default() -> Self {
+        Self(VecDeque::new())
+    }
+}
+
+impl<T: Copy> Recent<T> {
+    fn note(&mut self, now: Now, value: T) -> impl Iterator<Item = T> + '_ {
+        let late = |(at, _): &(Now, T)| now.since(*at) > HANDOVER_MILLIS;
+        while self.0.front().is_some_and(late) {
+            self.0.pop_front();
+        }
+        self.0.push_back((now, value));
+        self.0.iter().map(|(_, value)| *value)
+    }
 }
 
 impl Memory {
@@ -99,6 +138,9 @@ impl Memory {
             duty,
             me,
             autoscaler: None,
+            forecast: Forecast::default(),
+            start_millis: START_MICROS / 1000,
+            scheduled: None,
             superseded: None,
             outside: BTreeSet::new(),
             serving: BTreeMap::new(),
@@ -115,7 +157,12 @@ impl Memory {
             hold_until: Now(0),
             refused_until: Now(0),
             queue: VecDeque::new(),
-            shares: VecDeque::new(),
+            shares: Recent::default(),
+            missing: Recent::default(),
+            starts: Recent::default(),
+            rises: VecDeque::new(),
+            herd: 0,
+            booting: false,
             told: None,
         }
     }
@@ -155,6 +202,8 @@ impl Memory {
         for seen in scene.live().filter(|s| s.ready()) {
             self.serving.entry(seen.report.id.clone()).or_insert(now);
         }
+        let before = self.queue.back().map_or(0, |(_, queued)| *queued);
+        self.rise(now, scene.queued.saturating_sub(before));
         self.queue.push_back((now, scene.queued));
         while self
             .queue
@@ -246,16 +295,47 @@ impl Memory {
         self.duty = duty;
     }
 
-    /// What a zone may take of what the maximum leaves, given its share now: the least of its shares
-    /// since what others started shows.
-    pub fn entitled(&mut self, now: Now, share: u32) -> u32 {
-        let late = |(at, _): &(Now, u32)| now.since(*at) > HANDOVER_MILLIS;
-        while self.shares.front().is_some_and(late) {
-            self.shares.pop_front();
+    fn rise(&mut self, now: Now, more: u32) {
+        let late = |(at, _): &(Now, u32)| now.since(*at) >= TOGETHER_MILLIS;
+        while self.rises.front().is_some_and(late) {
+            self.rises.pop_front();
         }
-        self.shares.push_back((now, share));
-        let shares = self.shares.iter().map(|(_, share)| *share);
-        shares.min().unwrap_or(share)
+        self.rises.push_back((now, more));
+        let together = self.rises.iter().map(|(_, more)| *more).sum();
+        self.herd = if self.booting {
+            self.herd.max(together)
+        } else {
+            together
+        };
+    }
+
+    /// Whether anything is on its way.
+    pub fn boots(&mut self, booting: bool) {
+        self.booting = booting;
+    }
+
+    /// The most requests that came together, since something is on its way for them.
+    pub fn herd(&self) -> u32 {
+        self.herd
+    }
+
+    /// What a zone may have of the maximum and take of what it leaves, given its shares now: the least
+    /// they were since what others started shows.
+    pub fn entitled(&mut self, now: Now, shares: (u32, u32)) -> (u32, u32) {
+        let all = self.shares.note(now, shares);
+        all.fold(shares, |least, now| {
+            (least.0.min(now.0), least.1.min(now.1))
+        })
+    }
+
+    /// Starts for this zone that were ordered since what others ordered shows.
+    pub fn lately(&mut self, now: Now) -> u32 {
+        self.starts.note(now, 0).sum()
+    }
+
+    /// What the home steward may have started for the minimum lately, given what is missing of it now.
+    pub fn missing(&mut self, now: Now, missing: u32) -> u32 {
+        self.missing.note(now, missing).max().unwrap_or(missing)
     }
 
     /// Whether what another steward ordered may not show yet.
@@ -264,6 +344,9 @@ impl Memory {
     }
 
     pub fn started(&mut self, now: Now, zonal: bool) {
+        if zonal {
+            let _ = self.starts.note(now, 1);
+        }
         self.flights.push_back(Flight {
             deadline: now.plus(FLIGHT_MILLIS),
             zonal,

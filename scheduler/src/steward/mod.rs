@@ -13,6 +13,7 @@
 mod afar;
 mod duty;
 mod memory;
+mod room;
 mod scale;
 mod scene;
 
@@ -26,7 +27,9 @@ mod world;
 use std::collections::BTreeMap;
 
 use crate::fleet::Fleet;
-use crate::model::{InstanceId, NodeId, Now, Revision, RevisionKey, RevisionState, Service};
+use crate::model::{
+    InstanceId, NodeId, Now, Revision, RevisionKey, RevisionState, Service, UnixMs,
+};
 use crate::place::Receipt;
 use crate::registry::State;
 pub use duty::steward_of;
@@ -114,7 +117,7 @@ impl Steward {
 
     /// Looks at everything once; called about once a second. A start is not ordered again
     /// before it had the time to show in the fleet.
-    pub fn tick(&mut self, now: Now, state: &State, fleet: &Fleet) -> Vec<Order> {
+    pub fn tick(&mut self, now: Now, unix: UnixMs, state: &State, fleet: &Fleet) -> Vec<Order> {
         let me = fleet.members.get(&fleet.me);
         let Some(me) = me.filter(|m| m.alive && m.record.serving) else {
             self.memories.clear();
@@ -131,7 +134,7 @@ impl Steward {
         self.memories
             .retain(|key, _| known(key) || scenes.contains_key(key));
         self.duties.retain(&keys);
-        let mut tick = Tick::new(now, state, fleet, place);
+        let mut tick = Tick::new((now, unix), state, fleet, place);
         for key in keys {
             let duty = self.duties.of(key);
             if !duty.home && !duty.zone {

@@ -2,13 +2,17 @@
 //! clear it away.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 
 use super::Order;
 use super::memory::Memory;
 use super::scene::{Scene, Seen, Zone};
-use crate::autoscale::{Aim, Autoscaler, Bounds, Decision};
-use crate::fleet::Fleet;
-use crate::model::{InstanceId, InstanceState, Name, NodeId, Now, Revision, Service};
+use crate::autoscale::forecast::{Outlook, PAUSE_SECONDS, Price};
+use crate::autoscale::{Aim, Autoscaler, Bounds, Decision, Reason};
+use crate::fleet::{Fleet, fullness};
+use crate::model::{
+    InstanceId, InstanceState, Name, NodeId, Now, Resources, Revision, Service, UnixMs,
+};
 use crate::place::{Ask, Promised, Receipt, needs, place_beside};
 use crate::registry::State;
 
@@ -31,10 +35,14 @@ const SUPERSEDED_MOST_MILLIS: u64 = 600_000;
 pub(super) struct Tick<'a> {
     pub now: Now,
     pub state: &'a State,
+    /// The same moment by the clock on the wall.
+    pub unix: UnixMs,
     pub orders: Vec<Order>,
-    fleet: &'a Fleet,
+    pub fleet: &'a Fleet,
     /// Region and zone of the looking node.
-    here: Zone<'a>,
+    pub here: Zone<'a>,
+    /// What waiting costs in this zone.
+    price: Price,
     /// This tick's starts, which the fleet does not show yet.
     promised: Promised,
 }
@@ -46,13 +54,22 @@ struct Wish<'a> {
     /// The only region it is for.
     region: Option<&'a Name>,
     cause: &'a str,
+    /// The same in full, for whoever asks.
+    why: String,
     zonal: bool,
 }
 
 impl<'a> Tick<'a> {
-    pub fn new(now: Now, state: &'a State, fleet: &'a Fleet, here: Zone<'a>) -> Self {
+    pub fn new(
+        (now, unix): (Now, UnixMs),
+        state: &'a State,
+        fleet: &'a Fleet,
+        here: Zone<'a>,
+    ) -> Self {
         Self {
             now,
+            unix,
+            price: price(fleet, here),
             state,
             orders: Vec::new(),
             fleet,
@@ -69,7 +86,7 @@ impl<'a> Tick<'a> {
         scene: &Scene<'_>,
         memory: &mut Memory,
     ) {
-        let bounds = Bounds::of(&service.scale);
+        let bounds = self.bounds(service, memory);
         let wanted = service.scale.initial.max(1).max(bounds.min).min(bounds.max);
         let ready = count(scene.live().filter(|s| s.ready()));
         let key = &revision.key;
@@ -96,6 +113,7 @@ impl<'a> Tick<'a> {
             from: self.fleet.me,
             region: None,
             cause: "initial",
+            why: format!("{have} of the first {wanted} there"),
             zonal: false,
         };
         self.start(revision, scene, memory, &wish);
@@ -130,11 +148,18 @@ impl<'a> Tick<'a> {
     ) {
         let have = count(scene.live().filter(|s| !memory.is_stopping(&s.report.id)));
         let have = have + memory.flights(false);
+        let min = self.bounds(service, memory).min;
+        let scheduled = min > service.scale.min;
         let wish = Wish {
-            count: Bounds::of(&service.scale).min.saturating_sub(have),
+            count: min.saturating_sub(have),
             from: self.fleet.me,
             region: None,
-            cause: "minimum",
+            cause: if scheduled {
+                "scheduled minimum"
+            } else {
+                "minimum"
+            },
+            why: format!("{have} of at least {min} there"),
             zonal: false,
         };
         self.start(revision, scene, memory, &wish);
@@ -143,7 +168,7 @@ impl<'a> Tick<'a> {
     /// Keeps the service's maximum, over all zones: each of them alone may have fewer, and all
     /// together more, when it was lowered or when they started at the same time.
     pub fn keep_maximum(&mut self, service: &Service, scene: &Scene<'_>, memory: &mut Memory) {
-        let bounds = Bounds::of(&service.scale);
+        let bounds = self.bounds(service, memory);
         let staying = |s: &&Seen<'_>| !memory.is_stopping(&s.report.id);
         let live: Vec<Seen<'_>> = scene.live().filter(staying).copied().collect();
         let surplus = live
@@ -178,39 +203,59 @@ impl<'a> Tick<'a> {
         let ready = count(mine.iter().filter(|s| s.ready()));
         // Where the zone has nothing yet, what is on its way for the minimum may land here.
         let coming = count(&mine) - ready + memory.flights(!mine.is_empty());
+        if ready + coming > 0 || scene.queued > 0 {
+            memory.start_millis = self.start_millis(&revision.key);
+        }
+        memory.boots(coming > 0);
         let held = self.demand(revision, service, scene, memory, (ready, coming));
         let busy: u64 = mine
             .iter()
             .filter(|s| s.ready())
             .map(Seen::concurrency_milli)
             .sum();
-        let decision = self.decide(revision, service, memory, busy + held * 1000, ready);
-
-        let room = room(service, scene, memory, self.now, self.here);
+        let asked = busy + held * 1000;
+        memory
+            .forecast
+            .observe(self.now, busy > 0 || scene.queued > 0);
+        let decision = self.decide(revision, service, memory, asked, ready);
+        let decision = self.foresee(decision, scene, memory, asked);
+        let bounds = self.bounds(service, memory);
+        let room = self.room(service, bounds, scene, memory, count(&mine));
         let have = ready + coming;
         if let Some(from) = self.traffic_from_here(scene, memory).filter(|_| have == 0) {
             let spoken_for = count(scene.live()) + memory.flights(false);
             let wish = Wish {
-                count: 1.min(Bounds::of(&service.scale).max.saturating_sub(spoken_for)),
+                count: 1.min(bounds.max.saturating_sub(spoken_for)),
                 from,
                 region: Some(self.here.0),
                 cause: "traffic from here",
+                why: "other regions answer what is asked here".to_owned(),
                 zonal: true,
             };
             self.start(revision, scene, memory, &wish);
         } else if have < decision.wanted {
+            let expected = decision.reason == Reason::Expected;
             let wish = Wish {
-                count: (decision.wanted - have).min(room),
+                count: (decision.wanted - have).min(if expected { bounds.max } else { room }),
                 from: scene.hottest.map_or(self.fleet.me, |(_, node)| node),
                 region: None,
-                cause: if have == 0 { "held requests" } else { "scale-up" },
+                cause: match have {
+                    _ if expected => "expected requests",
+                    0 => "held requests",
+                    _ => "scale-up",
+                },
+                why: why(&decision, have, asked, room),
                 zonal: true,
             };
             self.start(revision, scene, memory, &wish);
         } else if coming == 0 && ready > decision.wanted {
-            let spared = spared(scene, memory, service.scale.min);
+            let spared = spared(scene, memory, bounds.min);
             let mut idle = mine;
-            let window = u64::from(service.scale.window_seconds) * 1000;
+            // What nobody is expected to ask has nothing to prove.
+            let window = match decision.reason {
+                Reason::Unlikely => PAUSE_SECONDS * 1000,
+                _ => u64::from(service.scale.window_seconds) * 1000,
+            };
             idle.retain(|s| {
                 let id = &s.report.id;
                 s.ready()
@@ -219,6 +264,38 @@ impl<'a> Tick<'a> {
                     && memory.is_proven(self.now, id, window)
             });
             self.shrink(idle, scene, memory, ready, decision);
+        }
+    }
+
+    /// The first instance of a region follows its history, where that says something: it is there when
+    /// requests are likely, and goes when they are not.
+    fn foresee(
+        &self,
+        decision: Decision,
+        scene: &Scene<'_>,
+        memory: &mut Memory,
+        asked: u64,
+    ) -> Decision {
+        if asked > 0 || decision.wanted > 1 {
+            return decision;
+        }
+        let lead = memory.start_millis.div_ceil(1000) + 1;
+        let mut near = scene.live().filter(|s| !s.here);
+        let outlook = memory.forecast.outlook(self.now, self.price, lead);
+        let (wanted, reason) = match (outlook, decision.wanted) {
+            (Outlook::Likely { .. }, 1) => (1, Reason::Expected),
+            (Outlook::Likely { .. }, _) if near.all(|s| s.member.record.region != *self.here.0) => {
+                (1, Reason::Expected)
+            }
+            (Outlook::Unlikely { .. }, 1) if decision.reason == Reason::Idle => {
+                (0, Reason::Unlikely)
+            }
+            _ => return decision,
+        };
+        Decision {
+            wanted,
+            reason,
+            ..decision
         }
     }
 
@@ -242,13 +319,16 @@ impl<'a> Tick<'a> {
         memory: &Memory,
         (ready, coming): (u32, u32),
     ) -> u64 {
+        // What gathers behind a boot is no load: it is as long as the boot, not as the requests are
+        // many. As many as came together are.
+        let together = if coming > 0 { memory.herd() } else { u32::MAX };
         // With none ready and one on its way the door has acted; what exceeds what that one can
         // carry need not wait to be believed.
         let hard = revision.spec.container_concurrency;
         let carried = coming.saturating_mul(service.scale.total_concurrency(hard));
         let urgent = ready == 0 && coming > 0 && scene.queued > carried;
         let settled = memory.settled_queue(self.now);
-        u64::from(if urgent { scene.queued } else { settled })
+        u64::from(if urgent { scene.queued } else { settled }.min(together))
     }
 
     fn decide(
@@ -259,7 +339,8 @@ impl<'a> Tick<'a> {
         concurrency_milli: u64,
         ready: u32,
     ) -> Decision {
-        let aim = Aim::of(&service.scale, revision.spec.container_concurrency);
+        let aim = Aim::of(&service.scale, revision.spec.container_concurrency)
+            .for_starts_of(memory.start_millis);
         let fresh = || Autoscaler::new(aim, self.now, ready);
         let autoscaler = memory.autoscaler.get_or_insert_with(fresh);
         autoscaler.set_aim(aim);
@@ -354,41 +435,6 @@ impl<'a> Tick<'a> {
     }
 }
 
-/// How many more instances this zone may start. Where the service has a maximum of its own, that is a
-/// share of what it leaves, as large as it was all through the last moments: the stewards of all zones
-/// look at the same fleet, so that together they do not take more than there is, also while the
-/// requests move. What is missing of the minimum is the home steward's to start.
-fn room(service: &Service, scene: &Scene<'_>, memory: &mut Memory, now: Now, here: Zone<'_>) -> u32 {
-    let bounds = Bounds::of(&service.scale);
-    let live = count(scene.live());
-    let left = bounds.max.saturating_sub(live.max(bounds.min));
-    let shared = service.scale.max > 0;
-    let entitled = if shared {
-        memory.entitled(now, share(left, scene, here))
-    } else {
-        left
-    };
-    // Of the home steward's own, what is not for the minimum is for its zone.
-    let missing = bounds.min.saturating_sub(live);
-    let coming = memory.flights(false).saturating_sub(missing);
-    entitled.saturating_sub(coming.max(memory.flights(true)))
-}
-
-/// A zone's part of `left`, by its part of the requests; what does not divide goes to the busiest.
-fn share(left: u32, scene: &Scene<'_>, here: Zone<'_>) -> u32 {
-    let loads = scene.loads();
-    let all: u128 = loads.values().map(|load| u128::from(*load)).sum();
-    let Some(own) = loads.get(&here).filter(|_| all > 0) else {
-        return 0;
-    };
-    let part =
-        |load: &u64| u32::try_from(u128::from(left) * u128::from(*load) / all).unwrap_or(left);
-    let undivided = left.saturating_sub(loads.values().map(part).sum());
-    let before = |(zone, load): &(&Zone<'_>, &u64)| (**load, here) > (*own, **zone);
-    let busier = count(loads.iter().filter(before));
-    part(own) + u32::from(busier < undivided)
-}
-
 /// Placement that avoids nodes where the revision failed a moment ago, if others are left.
 fn placed(
     fleet: &Fleet,
@@ -406,6 +452,7 @@ fn placed(
         avoid: failed.map(|s| s.member.record.node).collect(),
         region: wish.region.cloned(),
         cause: wish.cause.to_owned(),
+        why: wish.why.clone(),
     };
     let receipt = place_beside(fleet, revision, &ask, promised);
     if ask.avoid.is_empty() || receipt.ranked().next().is_some() {
@@ -437,6 +484,36 @@ fn least_loaded_first(instances: &mut [Seen<'_>]) {
     });
 }
 
-fn count<T>(items: impl IntoIterator<Item = T>) -> u32 {
+/// The price of waiting in a zone, by its nodes' memory.
+fn price(fleet: &Fleet, here: Zone<'_>) -> Price {
+    let (mut all, mut free) = (0_u64, 0_u64);
+    for member in fleet.members.values().filter(|m| m.alive) {
+        let record = &member.record;
+        if (&record.region, &record.zone) == here {
+            all = all.saturating_add(record.capacity.memory_bytes);
+            free = free.saturating_add(record.free.memory_bytes);
+        }
+    }
+    let memory = |memory_bytes| Resources {
+        memory_bytes,
+        ..Resources::default()
+    };
+    Price::at(fullness(&memory(all), &memory(free), &Resources::default()))
+}
+
+/// Why so many are wanted.
+fn why(decision: &Decision, have: u32, asked: u64, room: u32) -> String {
+    let (wanted, reason) = (decision.wanted, decision.reason);
+    let mut why = format!("{wanted} wanted, {have} there: {reason}");
+    if asked > 0 {
+        let _ = write!(why, ", {}.{} at once", asked / 1000, asked % 1000 / 100);
+    }
+    if wanted - have > room {
+        let _ = write!(why, "; the maximum leaves {room} for this zone");
+    }
+    why
+}
+
+pub(super) fn count<T>(items: impl IntoIterator<Item = T>) -> u32 {
     u32::try_from(items.into_iter().count()).unwrap_or(u32::MAX)
 }

@@ -60,6 +60,8 @@ struct Rough {
     coming: Vec<(NodeId, NodeId, u32)>,
     silent: BTreeSet<u64>,
     apart: BTreeSet<u64>,
+    /// What was ordered, for who reads of a failure.
+    log: Vec<String>,
 }
 
 impl Rough {
@@ -83,6 +85,7 @@ impl Rough {
             coming: Vec::new(),
             silent: BTreeSet::new(),
             apart: BTreeSet::new(),
+            log: Vec::new(),
         }
     }
 
@@ -109,7 +112,10 @@ impl Rough {
             .reports()
             .filter(|i| i.state == InstanceState::Ready);
         let ids: Vec<InstanceId> = ready.map(|i| i.id.clone()).collect();
-        let Some(each) = u32::try_from(ids.len()).ok().and_then(|n| load.checked_div(n)) else {
+        let Some(each) = u32::try_from(ids.len())
+            .ok()
+            .and_then(|n| load.checked_div(n))
+        else {
             return self.world.queue(node, load);
         };
         (1..=NODES).for_each(|node| self.world.queue(node, 0));
@@ -129,7 +135,7 @@ impl Rough {
             self.world.dead = (1..=NODES).filter(other).map(NodeId).collect();
             let fleet = self.world.fleet(node);
             let steward = self.world.stewards.get_mut(&node).unwrap();
-            let orders_of = steward.tick(self.world.now, &self.world.state, &fleet);
+            let orders_of = steward.tick(self.world.now, UnixMs(0), &self.world.state, &fleet);
             orders.extend(orders_of.into_iter().map(|order| (node, order)));
         }
         for (by, order) in orders {
@@ -174,6 +180,9 @@ impl Rough {
                 let ranked = receipt.ranked().map(|(node, _)| node);
                 let node = ranked.into_iter().find(admits);
                 let node = node.unwrap_or_else(|| panic!("nobody takes {receipt:?}"));
+                let (at, why) = (self.world.now.0, &receipt.why);
+                self.log
+                    .push(format!("{at}: {by} to {node}: {} ({why})", receipt.cause));
                 self.coming.push((by, node, SEEN_AFTER));
             }
             Order::Stop { instance, .. } => {
@@ -242,7 +251,7 @@ proptest! {
             rough.begin(turn);
             rough.look();
             let total = rough.total();
-            prop_assert!(total <= max, "{total} of at most {max}");
+            prop_assert!(total <= max, "{total} of at most {max}: {:#?}", rough.log);
             prop_assert!(rough.is_at_home());
         }
         rough.heal();

@@ -157,7 +157,7 @@ impl World {
         for node in live {
             let fleet = self.fleet(node);
             let steward = self.stewards.get_mut(&node).unwrap();
-            orders.extend(steward.tick(self.now, &self.state, &fleet));
+            orders.extend(steward.tick(self.now, UnixMs(self.now.0), &self.state, &fleet));
         }
         orders
     }
