@@ -86,7 +86,7 @@ fn told_to_start(world: &World, by: &str, node: &Node) -> Result<PeerResponse> {
         namespace: Name::default_namespace(),
         name: Name::new(REVISION).context("a name")?,
     };
-    let order = PeerRequest::Start(StartRequest {
+    let order = PeerRequest::Start(Box::new(StartRequest {
         service: ServiceKey {
             namespace: Name::default_namespace(),
             name: Name::new("kept").context("a name")?,
@@ -105,7 +105,7 @@ fn told_to_start(world: &World, by: &str, node: &Node) -> Result<PeerResponse> {
         },
         held: 0,
         patience_millis: u64::try_from(PATIENCE.as_millis())?,
-    });
+    }));
     tokio::runtime::Runtime::new()?.block_on(async {
         let mesh = Mesh::bind("0.0.0.0:0".parse()?, identity, Arc::new(Anyone))?;
         mesh.set_addr(to, door);

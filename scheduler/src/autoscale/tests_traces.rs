@@ -6,6 +6,13 @@
 //! with pauses about a mean of their own that vary from as much as at random to four times as much, more
 //! by day than by night, or in spells with long pauses between.
 
+#![expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "dice are as good as their digits"
+)]
+
 use super::forecast::{Forecast, Outlook, Price};
 use crate::model::Now;
 

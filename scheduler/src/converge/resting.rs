@@ -15,7 +15,8 @@ impl Node {
         let none = Resources::default();
         let price = Price::at(fullness(&self.capacity(), &self.free(), &none));
         let frozen = self.slots.iter_mut();
-        let frozen = frozen.filter(|(_, slot)| slot.phase == Phase::Frozen && !slot.reclaimed);
+        let frozen =
+            frozen.filter(|(_, slot)| slot.phase == Phase::Frozen && slot.rung < Rung::Reclaimed);
         let mut effects = Vec::new();
         for (id, slot) in frozen {
             let idler = Idler {
@@ -27,7 +28,7 @@ impl Node {
                 works: false,
             };
             if rung(&idler, price) >= Rung::Reclaimed {
-                slot.reclaimed = true;
+                slot.rung = Rung::Reclaimed;
                 effects.push(Effect::Reclaim(id.clone()));
             }
         }

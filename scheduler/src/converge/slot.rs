@@ -2,6 +2,7 @@
 
 use super::probing::{Ask, Kind, Plan, Streak};
 use super::{Admission, Effect};
+use crate::autoscale::ladder::Rung;
 use crate::model::{FailReason, InstanceId, InstanceState, Now};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,8 +97,8 @@ pub(super) struct Slot {
     pub(super) ready_at: Option<Now>,
     /// It is being frozen.
     pub(super) freezing: bool,
-    /// Its memory was reclaimed since it was frozen.
-    pub(super) reclaimed: bool,
+    /// How deep it sleeps beyond its phase.
+    pub(super) rung: Rung,
     /// Its startup probe succeeded.
     pub(super) started: bool,
     /// Answers to earlier rounds of questions mean nothing.
@@ -121,7 +122,7 @@ impl Slot {
             exited: None,
             ready_at: None,
             freezing: false,
-            reclaimed: false,
+            rung: Rung::Ready,
             started: false,
             round: 0,
             readiness: Streak::default(),
@@ -172,7 +173,7 @@ impl Slot {
     pub(super) fn enter(&mut self, now: Now, phase: Phase) {
         self.phase = phase;
         self.since = now;
-        self.reclaimed = false;
+        self.rung = Rung::Ready;
     }
 
     /// The first question to a program that was just started, or is taken over.

@@ -33,7 +33,7 @@ prop_compose! {
         member.record.free.cpu_millis = cpu;
         let disk = if fast { "nvme" } else { "hdd" };
         member.record.labels.insert("disk".to_owned(), disk.to_owned());
-        if id % 3 > 0 {
+        if !id.is_multiple_of(3) {
             let figure = (cpu % 1_000).to_string();
             member.record.labels.insert(ENERGY_LABEL.to_owned(), figure);
         }

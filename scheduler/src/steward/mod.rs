@@ -11,7 +11,9 @@
 //! what is too many is mended once they do.
 
 mod afar;
+mod clear;
 mod duty;
+mod foresee;
 mod memory;
 mod room;
 mod scale;

@@ -43,18 +43,17 @@ impl Tick<'_> {
 
     /// What a start of the revision takes, as far as any node knows.
     pub(super) fn start_millis(&self, revision: &RevisionKey) -> u64 {
-        let shown = match &self.fleet.index.0 {
-            Some(index) => index
-                .starts(revision)
-                .map(|all| all.values().copied().max()),
-            None => {
-                let records = self.fleet.members.values().map(|m| &m.record);
-                let starts = records.flat_map(|r| &r.starts);
-                let own = starts.filter(|s| s.revision == *revision);
-                Some(own.map(|s| s.micros).max())
-            }
+        let micros = if let Some(index) = &self.fleet.index.0 {
+            let all = index.starts(revision).into_iter();
+            all.flat_map(|all| all.values().copied()).max()
+        } else {
+            let records = self.fleet.members.values().map(|m| &m.record);
+            let own = records
+                .flat_map(|r| &r.starts)
+                .filter(|s| s.revision == *revision);
+            own.map(|s| s.micros).max()
         };
-        let micros = shown.flatten().map_or(START_MICROS, u64::from);
+        let micros = micros.map_or(START_MICROS, u64::from);
         micros.div_ceil(1000)
     }
 

@@ -1,18 +1,16 @@
-//! What a steward does about one revision: bring it up, keep its minimum, follow its load, or
-//! clear it away.
+//! What a steward does about one revision: bring it up, keep its minimum and maximum, follow its load.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use super::Order;
+use super::foresee::waiting;
 use super::memory::Memory;
 use super::scene::{Scene, Seen, Zone};
-use crate::autoscale::forecast::{Outlook, PAUSE_SECONDS, Price};
+use crate::autoscale::forecast::{PAUSE_SECONDS, Price};
 use crate::autoscale::{Aim, Autoscaler, Bounds, Decision, Reason};
-use crate::fleet::{Fleet, fullness};
-use crate::model::{
-    InstanceId, InstanceState, Name, NodeId, Now, Resources, Revision, Service, UnixMs,
-};
+use crate::fleet::Fleet;
+use crate::model::{InstanceId, InstanceState, Name, NodeId, Now, Revision, Service, UnixMs};
 use crate::place::{Ask, Promised, Receipt, needs, place_beside};
 use crate::registry::State;
 
@@ -26,10 +24,6 @@ const PROGRESS_MILLIS: u64 = 600_000;
 /// Starts of one revision in one tick. More would crowd nodes whose records do not show the
 /// first ones yet.
 const STARTS_PER_TICK: u32 = 10;
-/// A superseded revision's idle instances stay this long: doors still learn of the new routes.
-const SUPERSEDED_MILLIS: u64 = 5_000;
-/// And busy ones this long: a connection that never ends must not hold them for ever.
-const SUPERSEDED_MOST_MILLIS: u64 = 600_000;
 
 /// One tick in the making.
 pub(super) struct Tick<'a> {
@@ -42,7 +36,7 @@ pub(super) struct Tick<'a> {
     /// Region and zone of the looking node.
     pub here: Zone<'a>,
     /// What waiting costs in this zone.
-    price: Price,
+    pub price: Price,
     /// This tick's starts, which the fleet does not show yet.
     promised: Promised,
 }
@@ -69,7 +63,7 @@ impl<'a> Tick<'a> {
         Self {
             now,
             unix,
-            price: price(fleet, here),
+            price: waiting(fleet, here),
             state,
             orders: Vec::new(),
             fleet,
@@ -244,7 +238,7 @@ impl<'a> Tick<'a> {
                     0 => "held requests",
                     _ => "scale-up",
                 },
-                why: why(&decision, have, asked, room),
+                why: why(decision, have, asked, room),
                 zonal: true,
             };
             self.start(revision, scene, memory, &wish);
@@ -264,38 +258,6 @@ impl<'a> Tick<'a> {
                     && memory.is_proven(self.now, id, window)
             });
             self.shrink(idle, scene, memory, ready, decision);
-        }
-    }
-
-    /// The first instance of a region follows its history, where that says something: it is there when
-    /// requests are likely, and goes when they are not.
-    fn foresee(
-        &self,
-        decision: Decision,
-        scene: &Scene<'_>,
-        memory: &mut Memory,
-        asked: u64,
-    ) -> Decision {
-        if asked > 0 || decision.wanted > 1 {
-            return decision;
-        }
-        let lead = memory.start_millis.div_ceil(1000) + 1;
-        let mut near = scene.live().filter(|s| !s.here);
-        let outlook = memory.forecast.outlook(self.now, self.price, lead);
-        let (wanted, reason) = match (outlook, decision.wanted) {
-            (Outlook::Likely { .. }, 1) => (1, Reason::Expected),
-            (Outlook::Likely { .. }, _) if near.all(|s| s.member.record.region != *self.here.0) => {
-                (1, Reason::Expected)
-            }
-            (Outlook::Unlikely { .. }, 1) if decision.reason == Reason::Idle => {
-                (0, Reason::Unlikely)
-            }
-            _ => return decision,
-        };
-        Decision {
-            wanted,
-            reason,
-            ..decision
         }
     }
 
@@ -372,30 +334,7 @@ impl<'a> Tick<'a> {
         }
     }
 
-    /// Clears away a superseded revision: idle instances soon, busy ones late.
-    pub fn retire(&mut self, scene: &Scene<'_>, memory: &mut Memory) {
-        let since = *memory.superseded.get_or_insert(self.now);
-        let age = self.now.since(since);
-        for seen in scene.live().filter(|s| s.here) {
-            let idle = seen.report.in_flight == 0 && age >= SUPERSEDED_MILLIS;
-            if idle || age >= SUPERSEDED_MOST_MILLIS {
-                self.stop(seen, memory, "nothing is sent to this revision any more");
-            }
-        }
-    }
-
-    /// Clears away a revision at once.
-    pub fn stop_all(&mut self, scene: &Scene<'_>, memory: &mut Memory, cause: &str) {
-        for seen in scene.live().filter(|s| s.here) {
-            // A node that knows more of the registry than this one may run what this one has yet
-            // to hear of.
-            if seen.member.record.registry_index <= self.state.index {
-                self.stop(seen, memory, cause);
-            }
-        }
-    }
-
-    fn stop(&mut self, seen: &Seen<'_>, memory: &mut Memory, cause: &str) {
+    pub(super) fn stop(&mut self, seen: &Seen<'_>, memory: &mut Memory, cause: &str) {
         if memory.is_stopping(&seen.report.id) {
             return;
         }
@@ -484,25 +423,8 @@ fn least_loaded_first(instances: &mut [Seen<'_>]) {
     });
 }
 
-/// The price of waiting in a zone, by its nodes' memory.
-fn price(fleet: &Fleet, here: Zone<'_>) -> Price {
-    let (mut all, mut free) = (0_u64, 0_u64);
-    for member in fleet.members.values().filter(|m| m.alive) {
-        let record = &member.record;
-        if (&record.region, &record.zone) == here {
-            all = all.saturating_add(record.capacity.memory_bytes);
-            free = free.saturating_add(record.free.memory_bytes);
-        }
-    }
-    let memory = |memory_bytes| Resources {
-        memory_bytes,
-        ..Resources::default()
-    };
-    Price::at(fullness(&memory(all), &memory(free), &Resources::default()))
-}
-
 /// Why so many are wanted.
-fn why(decision: &Decision, have: u32, asked: u64, room: u32) -> String {
+fn why(decision: Decision, have: u32, asked: u64, room: u32) -> String {
     let (wanted, reason) = (decision.wanted, decision.reason);
     let mut why = format!("{wanted} wanted, {have} there: {reason}");
     if asked > 0 {

@@ -119,7 +119,9 @@ impl Rough {
             return self.world.queue(node, load);
         };
         (1..=NODES).for_each(|node| self.world.queue(node, 0));
-        ids.iter().for_each(|id| self.world.load(id, each));
+        for id in &ids {
+            self.world.load(id, each);
+        }
     }
 
     /// A second: each node's steward looks, and what was ordered before comes about.
