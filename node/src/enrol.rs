@@ -81,6 +81,7 @@ impl Enrol {
             role: Role::Follower,
             enrolled: clock::unix(),
             revoked: false,
+            cordoned: false,
         };
         let command = Command {
             at: clock::unix(),

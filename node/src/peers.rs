@@ -57,7 +57,7 @@ impl Starter for Peers {
             return self.agent.start(request).await;
         }
         let deadline = Duration::from_millis(request.patience_millis).saturating_add(GRACE);
-        let request = PeerRequest::Start(request);
+        let request = PeerRequest::Start(Box::new(request));
         match self.mesh.call(node, Kind::Peer, &request, deadline).await {
             Ok(PeerResponse::Started(started)) => Ok(started),
             Ok(PeerResponse::StartRefused(refusal)) => Err(refusal),
@@ -85,7 +85,7 @@ async fn answer(
     request: PeerRequest,
 ) -> PeerResponse {
     match request {
-        PeerRequest::Start(request) => match agent.start(request).await {
+        PeerRequest::Start(request) => match agent.start(*request).await {
             Ok(started) => PeerResponse::Started(started),
             Err(refusal) => PeerResponse::StartRefused(refusal),
         },

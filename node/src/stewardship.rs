@@ -68,7 +68,9 @@ impl Stewardship {
                 registry.borrow_and_update().clone(),
                 self.fleet.borrow_and_update().clone(),
             );
-            let orders = self.steward().tick(clock::now(), &state, &fleet);
+            let orders = self
+                .steward()
+                .tick(clock::now(), clock::unix(), &state, &fleet);
             for order in orders {
                 tokio::spawn(self.clone().carry_out(order, state.index));
             }

@@ -249,6 +249,7 @@ pub(super) fn instance(service: u64) -> InstanceReport {
         in_flight: 1,
         concurrency_milli: 1_000,
         failure: None,
+        steward: None,
     }
 }
 

@@ -33,7 +33,7 @@ pub(super) fn run(plan: &Plan) -> Result<Board> {
             let mut took = Vec::new();
             for tick in 0..=TICKS {
                 let began = Instant::now();
-                let orders = steward.tick(Now(1_000 * tick), &state, &fleet);
+                let orders = steward.tick(Now(1_000 * tick), UnixMs(0), &state, &fleet);
                 took.push(began.elapsed().as_secs_f64() * 1e3);
                 ensure!(
                     orders.is_empty() || tick == 0,

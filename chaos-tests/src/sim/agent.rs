@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rand::RngExt as _;
 use scheduler::converge::{Admission, Effect, Probes};
-use scheduler::model::{Exit, InstanceId, Revision, UnixMs};
+use scheduler::model::{Exit, InstanceId, NodeId, Revision, UnixMs};
 use scheduler::place::{misplaced, needs};
 
 use super::host::{Errand, Program};
@@ -30,6 +30,7 @@ pub(super) struct Wish {
     pub revision: Arc<Revision>,
     pub held: u32,
     pub capacity: u32,
+    pub steward: Option<NodeId>,
 }
 
 impl World {
@@ -62,7 +63,8 @@ impl World {
             let (id, effects) = agent
                 .admit(clock, admission)
                 .map_err(|why| why.to_string())?;
-            let program = Program::new(now, Arc::clone(revision), vec![wish.errand]);
+            let mut program = Program::new(now, Arc::clone(revision), vec![wish.errand]);
+            program.steward = wish.steward;
             self.hosts[host].programs.insert(id.clone(), program);
             self.oracle.started(now, revision, (wish.errand, host));
             self.note(format_args!("host {host} admits {id}"));
@@ -225,8 +227,8 @@ impl World {
                 let why = self.hosts[host].agent.failure(&id).map(|f| f.code.clone());
                 self.answer_all(host, &id, &Err(why.unwrap_or_default()));
             }
-            // Nothing is parked: the pool is not what is looked at here.
-            Effect::Park(_) | Effect::Parked(_) | Effect::Again(_) => {}
+            // Nothing is parked and memory is not what is looked at here.
+            Effect::Park(_) | Effect::Parked(_) | Effect::Again(_) | Effect::Reclaim(_) => {}
         }
     }
 

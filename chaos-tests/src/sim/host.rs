@@ -23,7 +23,7 @@ use super::queue::Millis;
 /// to with the product's interval of a second.
 pub(super) const DEAD_AFTER: Millis = 5_000;
 /// Wall clocks begin here, so that times before the start are times too.
-const EPOCH: u64 = 1_700_000_000_000;
+pub(super) const EPOCH: u64 = 1_700_000_000_000;
 /// What each host has for instances.
 pub(super) const CAPACITY: Resources = Resources {
     cpu_millis: 4_000,
@@ -40,6 +40,8 @@ pub(super) type Errand = u64;
 #[derive(Debug)]
 pub(super) struct Program {
     pub revision: Arc<Revision>,
+    /// Who ordered it, if no door did.
+    pub steward: Option<NodeId>,
     /// Its image was there.
     pub prepared: Millis,
     /// It answers probes from then on.
@@ -61,6 +63,7 @@ impl Program {
     pub fn new(now: Millis, revision: Arc<Revision>, askers: Vec<Errand>) -> Self {
         Self {
             revision,
+            steward: None,
             prepared: now,
             listens: Millis::MAX,
             open: false,
@@ -248,6 +251,7 @@ impl Host {
                 in_flight,
                 concurrency_milli,
                 failure: seen.failure.cloned(),
+                steward: self.programs.get(seen.id).and_then(|p| p.steward),
             });
         }
         NodeRecord {

@@ -4,13 +4,15 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use scheduler::activate::Refused;
-use scheduler::model::{InstanceId, LocalVolume, Name, NodeId, ObjectKey, Revision, RevisionKey};
-use scheduler::place::{Ask, Receipt, place};
+use scheduler::model::{
+    InstanceId, LocalVolume, Name, NodeId, ObjectKey, Revision, RevisionKey, UnixMs,
+};
+use scheduler::place::{AT_THE_DOOR, Ask, Receipt, place};
 use scheduler::registry::{Action, Outcome, Reply};
 use scheduler::steward::{Order, Steward};
 
 use super::agent::Wish;
-use super::host::{Errand, Rumour};
+use super::host::{EPOCH, Errand, Rumour};
 use super::network::SILENCE;
 use super::plan::Bug;
 use super::queue::Millis;
@@ -61,7 +63,8 @@ impl World {
         }
         let clock = self.hosts[host].clock(self.queue.now());
         let own = &mut self.hosts[host];
-        let orders = own.steward.tick(clock, &own.state, &own.fleet);
+        let unix = UnixMs(EPOCH + clock.0);
+        let orders = own.steward.tick(clock, unix, &own.state, &own.fleet);
         for order in orders {
             self.carry_out(host, order);
         }
@@ -182,7 +185,7 @@ impl World {
                 let ask = Ask {
                     from: own.node,
                     avoid: search.avoid.iter().copied().chain(ejected).collect(),
-                    cause: "request".to_owned(),
+                    cause: AT_THE_DOOR.to_owned(),
                     ..Ask::default()
                 };
                 let revision = own.state.revisions.get(&search.revision);
@@ -242,6 +245,7 @@ impl World {
             held: search.held,
             capacity: service.map_or(1, |s| s.scale.total_concurrency(concurrency)),
             revision: std::sync::Arc::new(revision),
+            steward: search.receipt.steward(),
         };
         if let Err(why) = self.admit(host, &wish) {
             self.answer(host, errand, Err(why));
@@ -396,7 +400,8 @@ fn empty(revision: &RevisionKey, node: NodeId) -> Receipt {
     Receipt {
         revision: revision.clone(),
         decided_by: node,
-        cause: "request".to_owned(),
+        cause: AT_THE_DOOR.to_owned(),
+        why: String::new(),
         verdicts: Vec::new(),
         inputs: scheduler::place::Inputs::default(),
         passed: scheduler::place::Passed::default(),

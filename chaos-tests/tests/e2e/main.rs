@@ -30,6 +30,7 @@ mod ports;
 mod power;
 mod reboot;
 mod registry;
+mod residency;
 mod scenarios;
 mod serving;
 mod streams;

@@ -325,6 +325,10 @@ pub enum NodeCommand {
     Ls,
     /// One node
     Get { name: String },
+    /// Have a node take no new instances; those it has go on
+    Cordon { name: String },
+    /// Have a cordoned node take instances again
+    Uncordon { name: String },
     /// Void a node's identity; it is a member no more
     #[command(alias = "remove")]
     Rm { name: String },

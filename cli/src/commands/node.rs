@@ -1,4 +1,4 @@
-//! `node ls`, `node get`, `node rm`.
+//! `node ls`, `node get`, `node cordon`, `node uncordon`, `node rm`.
 
 use http::Method;
 
@@ -17,6 +17,14 @@ pub async fn run(command: NodeCommand, session: &Session) -> anyhow::Result<()> 
             let nodes = session.nodes().await.map_err(Failure::from)?;
             session.out.one(&find(nodes, &name)?)
         }
+        NodeCommand::Cordon { name } => {
+            let said = "takes no new instances";
+            set(session, &name, "cordon", said).await
+        }
+        NodeCommand::Uncordon { name } => {
+            let said = "takes instances again";
+            set(session, &name, "uncordon", said).await
+        }
         NodeCommand::Rm { name: text } => {
             let node = name(&text)?;
             confirm::destructive(session, "remove node", node.as_str())?;
@@ -32,4 +40,13 @@ pub async fn run(command: NodeCommand, session: &Session) -> anyhow::Result<()> 
             Ok(())
         }
     }
+}
+
+async fn set(session: &Session, text: &str, verb: &str, said: &str) -> anyhow::Result<()> {
+    let node = name(text)?;
+    let path = format!("/v1/nodes/{node}/{verb}");
+    let changed = session.client.change(Method::POST, &path).await;
+    changed.map_err(Failure::from)?;
+    session.out.progress(&format!("node/{node} {said}"));
+    Ok(())
 }

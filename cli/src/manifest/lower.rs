@@ -1,7 +1,9 @@
 //! From the manifest's keys to the registry's words.
 
+use scheduler::autoscale::schedule::Cron;
 use scheduler::model::{
-    Container, ContainerPort, EnvVar, Name, Scale, TLS_ANNOTATIONS, TrafficTarget, units,
+    Container, ContainerPort, EnvVar, Fit, Name, Preference, Scale, Schedule, TLS_ANNOTATIONS,
+    TrafficTarget, units,
 };
 use toml_edit::{Document, Item};
 
@@ -153,14 +155,36 @@ fn resources(top: &Section<'_>, container: &mut Container) -> Read<()> {
 }
 
 fn place(top: &Section<'_>, manifest: &mut Manifest) -> Read<()> {
-    let Some(place) = top.section("place", &["regions", "spread", "require"])? else {
+    let known = ["regions", "spread", "require", "fit", "energy", "prefer"];
+    let Some(place) = top.section("place", &known)? else {
         return Ok(());
     };
     let rules = &mut manifest.spec.place;
     rules.regions = place.list("regions")?.unwrap_or_default();
     rules.spread = place.parsed("spread", spread)?.unwrap_or_default();
     rules.require = place.pairs("require")?;
+    rules.fit = place.parsed("fit", fit)?.unwrap_or_default();
+    rules.energy = place.number("energy")?.unwrap_or_default();
+    for table in place.tables("prefer", &["label", "value", "weight"])? {
+        let missing = |key: &str| table.fault(key, format!("`{key}` is missing"), "");
+        let text = |key: &str| table.string(key)?.ok_or_else(|| missing(key));
+        rules.prefer.push(Preference {
+            label: text("label")?.to_owned(),
+            value: text("value")?.to_owned(),
+            weight: table
+                .parsed("weight", str::parse::<i32>)?
+                .ok_or_else(|| missing("weight"))?,
+        });
+    }
     Ok(())
+}
+
+fn fit(text: &str) -> Result<Fit, String> {
+    match text {
+        "spread" => Ok(Fit::Spread),
+        "pack" => Ok(Fit::Pack),
+        _ => Err(format!("`{text}` is neither `spread` nor `pack`")),
+    }
 }
 
 /// What the front door does, in the words of the annotations that say so.
@@ -193,6 +217,7 @@ fn scale(top: &Section<'_>) -> Read<Scale> {
             "initial",
             "activation",
             "down_delay",
+            "schedule",
         ];
         if let Some(table) = top.section("scale", &known)? {
             scale.min = table.number("min")?.unwrap_or(scale.min);
@@ -212,6 +237,7 @@ fn scale(top: &Section<'_>) -> Read<Scale> {
             scale.down_delay_seconds = table
                 .parsed("down_delay", seconds)?
                 .unwrap_or(scale.down_delay_seconds);
+            scale.schedules = schedules(&table)?;
         }
     } else if let Some(bounds) = top.parsed("scale", str::parse::<ScaleFlag>)? {
         scale.min = bounds.min;
@@ -222,6 +248,47 @@ fn scale(top: &Section<'_>) -> Read<Scale> {
         .parsed("window", seconds)?
         .unwrap_or(scale.window_seconds);
     Ok(scale)
+}
+
+/// `[[scale.schedule]]`: when more are kept than `min` says.
+fn schedules(scale: &Section<'_>) -> Read<Vec<Schedule>> {
+    let known = ["cron", "for", "min", "utc_offset"];
+    let tables = scale.tables("schedule", &known)?;
+    let schedule = |table: Section<'_>| {
+        let missing = |key: &str| table.fault(key, format!("`{key}` is missing"), "");
+        let cron = table.string("cron")?.ok_or_else(|| missing("cron"))?;
+        Cron::parse(cron).map_err(|why| table.fault("cron", why, ""))?;
+        Ok(Schedule {
+            cron: cron.to_owned(),
+            for_seconds: table
+                .parsed("for", seconds)?
+                .ok_or_else(|| missing("for"))?,
+            min: table.number("min")?.ok_or_else(|| missing("min"))?,
+            utc_offset_minutes: table.parsed("utc_offset", utc_offset)?.unwrap_or(0),
+        })
+    };
+    tables.into_iter().map(schedule).collect()
+}
+
+/// `+02:00`, `-05:30` or `UTC`, in minutes.
+fn utc_offset(text: &str) -> Result<i32, String> {
+    const WRONG: &str = "is no distance from UTC: write `+02:00`, `-05:30` or `UTC`";
+    if text == "UTC" {
+        return Ok(0);
+    }
+    let (sign, rest) = match text.split_at_checked(1) {
+        Some(("+", rest)) => (1, rest),
+        Some(("-", rest)) => (-1, rest),
+        _ => return Err(WRONG.to_owned()),
+    };
+    let digits = |text: &str, most: i32| {
+        let two = text.len() == 2 && text.bytes().all(|b| b.is_ascii_digit());
+        text.parse::<i32>().ok().filter(|n| two && *n <= most)
+    };
+    let parts = rest.split_once(':');
+    let parts = parts.and_then(|(hours, minutes)| Some((digits(hours, 14)?, digits(minutes, 59)?)));
+    let (hours, minutes) = parts.ok_or(WRONG)?;
+    Ok(sign * (hours * 60 + minutes))
 }
 
 /// `latest = 90`, `"web-00007" = 10`, or `{ percent = 10, tag = "old" }`.

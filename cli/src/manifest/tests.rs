@@ -1,6 +1,6 @@
 //! The manifest, by examples: what it lowers to and how it complains.
 
-use scheduler::model::{Listen, ListenProtocol, ProbeAction, Protocol, Spread, VolumeSource};
+use scheduler::model::{Fit, Listen, ListenProtocol, ProbeAction, Protocol, Spread, VolumeSource};
 
 use super::*;
 use crate::args::{Cli, Command, DeployArgs};
@@ -579,8 +579,18 @@ max = 9
 initial = 2
 activation = 3
 down_delay = "2m"
+[[scale.schedule]]
+cron = "30 7 * * mon-fri"
+for = "10h"
+min = 3
+utc_offset = "-05:30"
 "#;
     let scale = parse("web.toml", text).unwrap().scale;
+    let [schedule] = scale.schedules.as_slice() else {
+        panic!("{:?}", scale.schedules);
+    };
+    assert_eq!((schedule.for_seconds, schedule.min), (36_000, 3));
+    assert_eq!(schedule.utc_offset_minutes, -330);
     assert_eq!((scale.min, scale.max, scale.initial), (1, 9, 2));
     assert_eq!((scale.activation, scale.down_delay_seconds), (3, 120));
 }
@@ -656,4 +666,24 @@ proxy_protocol = true
         let error = parse("db.toml", bad).unwrap_err().to_string();
         assert!(error.contains(says), "{error}");
     }
+}
+
+#[test]
+fn what_a_service_would_rather_have_of_its_nodes() {
+    let text = r#"
+image = "a"
+[place]
+fit = "pack"
+energy = 40
+[[place.prefer]]
+label = "disk"
+value = "nvme"
+weight = -20
+"#;
+    let place = parse("web.toml", text).unwrap().spec.place;
+    assert_eq!((place.fit, place.energy), (Fit::Pack, 40));
+    assert_eq!(place.prefer[0].weight, -20);
+    let wrong = text.replace("\"pack\"", "\"tight\"");
+    let error = parse("web.toml", &wrong).unwrap_err().to_string();
+    assert!(error.contains("neither `spread` nor `pack`"), "{error}");
 }

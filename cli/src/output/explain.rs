@@ -43,8 +43,12 @@ fn verdict_sentence(receipt: &Receipt) -> String {
     let decider = named.map_or_else(|| receipt.decided_by.to_string(), |v| v.name.to_string());
     let accepted = receipt.ranked().count();
     let refused = receipt.verdicts.len() - accepted;
+    let why = match receipt.why.as_str() {
+        "" => String::new(),
+        why => format!("; {why}"),
+    };
     let asked = format!(
-        "{decider} placed {} (cause: {})",
+        "{decider} placed {} (cause: {}{why})",
         receipt.revision, receipt.cause
     );
     let best = receipt
@@ -114,6 +118,9 @@ fn made_of(parts: &Parts) -> String {
         ("how full it is", parts.crowding),
         ("others of it there", parts.beside),
         ("others of it in its zone or region", parts.spread),
+        ("what stays free on it", parts.slack),
+        ("preferences it does not meet", parts.prefer),
+        ("its energy", parts.energy),
     ];
     let parts = parts.into_iter().filter(|(_, cost)| *cost > 0);
     let parts: Vec<_> = parts

@@ -45,6 +45,7 @@ fn spec() -> RevisionSpec {
         regions: vec!["par".into(), "fra".into()],
         spread: Spread::Region,
         require: BTreeMap::from([("disk".into(), "nvme".into())]),
+        ..PlacementRules::default()
     };
     RevisionSpec {
         containers: vec![container],
@@ -249,6 +250,7 @@ pub fn receipt() -> Receipt {
         revision: revision_key(),
         decided_by: NodeId(1),
         cause: "request".into(),
+        why: String::new(),
         verdicts: vec![
             verdict(2, "fra", Ok(near)),
             verdict(1, "par", Ok(candidate(1_250_000, Some(0), false))),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use scheduler::activate::Refused;
 use scheduler::model::{NodeId, RequestId, RevisionKey};
-use scheduler::place::{Ask, Receipt, place};
+use scheduler::place::{AT_THE_DOOR, Ask, Receipt, place};
 use tokio::time::timeout;
 
 use super::Shared;
@@ -119,7 +119,7 @@ fn prepare(
     let ask = Ask {
         from: fleet.me,
         avoid: avoid.iter().chain(ejected).copied().collect(),
-        cause: "request".to_owned(),
+        cause: AT_THE_DOOR.to_owned(),
         ..Ask::default()
     };
     Some(StartRequest {

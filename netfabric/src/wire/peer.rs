@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PeerRequest {
-    Start(StartRequest),
+    Start(Box<StartRequest>),
     /// Drain and stop. Answered at once; the drain goes on.
     Stop {
         instance: InstanceId,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use netfabric::ingress::Local;
 use netfabric::wire::peer::StartRefusal;
 use scheduler::converge::{Ask, Effect, Froze, Node};
-use scheduler::model::{Demand, Exit, FailReason, InstanceId, NodeRecord, StartTime};
+use scheduler::model::{Demand, Exit, FailReason, InstanceId, NodeId, NodeRecord, StartTime};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -82,8 +82,15 @@ impl Driver {
         let first = record::record(
             &parts.base,
             &node,
-            moment(&parts.registry, &tools, Vec::new(), Vec::new()),
+            moment(
+                &parts.registry,
+                &tools,
+                parts.base.node,
+                Vec::new(),
+                Vec::new(),
+            ),
             |_| (0, 0),
+            |_| None,
         );
         let (record, watched) = watch::channel(Arc::new(first));
         let driver = Self {
@@ -216,6 +223,7 @@ impl Driver {
                 Effect::Shut(id) => self.local.close(&id),
                 Effect::Reopen(id) => self.local.reopen(&id),
                 Effect::Freeze(id) => self.freeze(id),
+                Effect::Reclaim(id) => self.reclaim(id),
                 Effect::Close(id) => self.close(id),
                 Effect::Terminate(id) => self.signal(id, None),
                 Effect::Kill(id) => self.signal(id, Some(libc::SIGKILL)),
@@ -377,8 +385,16 @@ impl Driver {
     /// Publishes the record if anything in it but its number changed.
     fn publish(&self) {
         let starts = self.times.told();
-        let moment = moment(&self.registry, &self.tools, (self.demand)(), starts);
-        let mut next = record::record(&self.base, &self.node, moment, |id| self.local.sample(id));
+        let moment = moment(
+            &self.registry,
+            &self.tools,
+            self.base.node,
+            (self.demand)(),
+            starts,
+        );
+        let load = |id: &InstanceId| self.local.sample(id);
+        let steward = |id: &InstanceId| self.work.get(id)?.record.receipt.steward();
+        let mut next = record::record(&self.base, &self.node, moment, load, steward);
         self.record.send_if_modified(|current| {
             next.seq = current.seq;
             same_moments(&mut next, current);
@@ -403,9 +419,16 @@ fn same_moments(next: &mut NodeRecord, current: &NodeRecord) {
     }
 }
 
+/// Whether the node is to take no new instances, by this node's own registry.
+pub(super) fn is_cordoned(registry: &Registry, me: NodeId) -> bool {
+    let state = registry.view().state();
+    state.nodes.get(&me).is_some_and(|me| me.cordoned)
+}
+
 fn moment(
     registry: &Registry,
     tools: &Tools,
+    me: NodeId,
     demand: Vec<Demand>,
     starts: Vec<StartTime>,
 ) -> Moment {
@@ -422,6 +445,7 @@ fn moment(
             .map(|image| image.pin.digest.clone())
             .collect(),
         serving: true,
+        cordoned: is_cordoned(registry, me),
     }
 }
 

@@ -60,6 +60,20 @@ impl Driver {
             };
             self.perform(effects);
         }
+        let effects = self.node.rest(clock::now());
+        self.perform(effects);
+    }
+
+    /// Takes memory from one that is held still. It needs no answer: a request that thaws it meanwhile
+    /// reads again what it needs.
+    pub(super) fn reclaim(&self, id: InstanceId) {
+        let runtime = self.tools.runtime.clone();
+        tokio::spawn(async move {
+            match runtime.reclaim(&id).await {
+                Ok(bytes) => tracing::debug!(instance = %id, bytes, "reclaimed"),
+                Err(error) => tracing::debug!(instance = %id, %error, "nothing was reclaimed"),
+            }
+        });
     }
 
     pub(super) fn freeze(&self, id: InstanceId) {

@@ -35,6 +35,7 @@ pub(super) struct Moment {
     pub starts: Vec<StartTime>,
     pub images: Vec<String>,
     pub serving: bool,
+    pub cordoned: bool,
 }
 
 pub(super) fn record(
@@ -42,6 +43,7 @@ pub(super) fn record(
     node: &Node,
     moment: Moment,
     load: impl Fn(&InstanceId) -> (u32, u32),
+    steward: impl Fn(&InstanceId) -> Option<NodeId>,
 ) -> NodeRecord {
     let mut images = moment.images;
     images.truncate(MAX_IMAGES);
@@ -57,13 +59,16 @@ pub(super) fn record(
         mesh: base.mesh,
         ingress: base.ingress.clone(),
         serving: moment.serving,
-        cordoned: false,
+        cordoned: moment.cordoned,
         capacity: node.capacity(),
         free: node.free(),
         registry_index: moment.registry_index,
         instances: node
             .seen()
-            .map(|seen| report(&seen, moment.now, moment.unix, &load))
+            .map(|seen| InstanceReport {
+                steward: steward(seen.id),
+                ..report(&seen, moment.now, moment.unix, &load)
+            })
             .collect(),
         demand: moment.demand,
         images,
@@ -88,5 +93,6 @@ fn report(
         in_flight,
         concurrency_milli,
         failure: seen.failure.cloned(),
+        steward: None,
     }
 }

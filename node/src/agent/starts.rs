@@ -8,7 +8,7 @@ use scheduler::model::{FailReason, InstanceId, Name, Revision, RevisionKey, Revi
 use scheduler::place::{Inputs, Passed, Receipt, misplaced};
 use scheduler::registry::State;
 
-use super::driver::Driver;
+use super::driver::{Driver, is_cordoned};
 use super::files::InstanceRecord;
 use super::steps::Prepared;
 use super::work::{Reply, Work, admission};
@@ -36,6 +36,10 @@ impl Driver {
         if let Some(veto) = misplaced(&self.base.region, &self.base.labels, rules) {
             tracing::warn!(revision = %key, %veto, "asked to start what may not run here");
             refuse(start.replies, &StartRefusal::Misplaced(veto.to_string()));
+            return Vec::new();
+        }
+        if is_cordoned(&self.registry, self.base.node) {
+            refuse(start.replies, &StartRefusal::NotTaking);
             return Vec::new();
         }
         if start.held > 0
@@ -122,6 +126,7 @@ impl Driver {
                 revision: key.clone(),
                 decided_by: self.base.node,
                 cause: PARKED.to_owned(),
+                why: String::new(),
                 verdicts: Vec::new(),
                 inputs: Inputs::default(),
                 passed: Passed::default(),

@@ -117,6 +117,8 @@ fn routes(api: Arc<Api>) -> Router {
         .route("/v1/nodes", get(nodes::list))
         .route("/v1/nodes/{name}", get(nodes::get))
         .route("/v1/nodes/{name}/remove", post(nodes::remove))
+        .route("/v1/nodes/{name}/cordon", post(nodes::cordon))
+        .route("/v1/nodes/{name}/uncordon", post(nodes::uncordon))
         .route("/v1/tokens", post(nodes::create_token))
         .route("/v1/services", get(services::list))
         .route(

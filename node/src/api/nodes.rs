@@ -149,6 +149,30 @@ pub(super) async fn remove(
     Ok(Json(serde_json::json!({ "index": index })))
 }
 
+pub(super) async fn cordon(
+    State(api): State<Arc<Api>>,
+    Path(name): Path<String>,
+) -> Result<Json<serde_json::Value>, Failure> {
+    set_cordoned(&api, &name, true).await
+}
+
+pub(super) async fn uncordon(
+    State(api): State<Arc<Api>>,
+    Path(name): Path<String>,
+) -> Result<Json<serde_json::Value>, Failure> {
+    set_cordoned(&api, &name, false).await
+}
+
+async fn set_cordoned(
+    api: &Api,
+    name: &str,
+    cordoned: bool,
+) -> Result<Json<serde_json::Value>, Failure> {
+    let node = find(api, name)?.id;
+    let (index, _) = api.change(Action::CordonNode { node, cordoned }).await?;
+    Ok(Json(serde_json::json!({ "index": index })))
+}
+
 pub(super) async fn create_token(
     State(api): State<Arc<Api>>,
     body: Result<Json<TokenRequest>, JsonRejection>,

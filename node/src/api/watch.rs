@@ -274,6 +274,7 @@ mod tests {
             role: Role::Voter,
             enrolled: UnixMs(1),
             revoked: false,
+            cordoned: false,
         };
         view.step(vec![token()]);
         let gone = Change::TokenGone {

@@ -1,5 +1,6 @@
 //! What the rooms are told of the configuration: each function derives one room's settings.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -22,6 +23,8 @@ use crate::volumes::VolumesConfig;
 
 /// Containers keep a service's address for so many seconds: it is the service's as long as that exists.
 const INNER_TTL: u32 = 5;
+/// The label with the machine's architecture, in the words of images (`amd64`, `arm64`).
+const ARCH_LABEL: &str = "selvedge.dev/arch";
 
 /// What of this node's record stays as long as the daemon runs.
 pub(super) fn record_base(config: &Config, node: NodeId, mesh: SocketAddr) -> RecordBase {
@@ -30,11 +33,19 @@ pub(super) fn record_base(config: &Config, node: NodeId, mesh: SocketAddr) -> Re
         name: config.node.name.clone(),
         region: config.node.region.clone(),
         zone: config.node.zone.clone(),
-        labels: config.node.labels.clone(),
+        labels: labels(config),
         incarnation: clock::unix().0,
         mesh,
         ingress: ingress_addresses(config, mesh),
     }
+}
+
+/// What its operator says of it, and what it knows itself.
+fn labels(config: &Config) -> BTreeMap<String, String> {
+    let mut labels = config.node.labels.clone();
+    let arch = crate::image::host_architecture().to_owned();
+    labels.entry(ARCH_LABEL.to_owned()).or_insert(arch);
+    labels
 }
 
 pub(super) fn founder(config: &Config, identity: &Identity, mesh: SocketAddr) -> NodeIdentity {
@@ -48,6 +59,7 @@ pub(super) fn founder(config: &Config, identity: &Identity, mesh: SocketAddr) ->
         role: Role::Voter,
         enrolled: clock::unix(),
         revoked: false,
+        cordoned: false,
     }
 }
 

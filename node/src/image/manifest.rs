@@ -150,7 +150,7 @@ pub fn media_type(bytes: &[u8]) -> String {
 }
 
 /// This machine, in the words of the image specification.
-pub(super) fn host_architecture() -> &'static str {
+pub(crate) fn host_architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",

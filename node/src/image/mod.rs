@@ -80,6 +80,7 @@ pub use config::ImageConfig;
 pub use digest::Digest;
 pub use error::ImageError;
 pub use gc::{Marks, Wanted};
+pub(crate) use manifest::host_architecture;
 pub use manifest::media_type;
 pub use policy::{Policy, SignatureRule};
 pub use pull::{Progress, ProgressFn};

@@ -36,6 +36,7 @@ fn report(id: &InstanceId) -> InstanceReport {
         in_flight: 0,
         concurrency_milli: 0,
         failure: None,
+        steward: None,
     }
 }
 

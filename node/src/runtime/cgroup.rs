@@ -103,6 +103,33 @@ impl Cgroup {
         }
     }
 
+    /// Has the kernel take back the pages of its processes that can be read again or put to swap, and says
+    /// how many bytes that was. It may be less than everything, which is no error.
+    ///
+    /// # Errors
+    /// It has no memory controller, or it is gone.
+    pub fn reclaim(&self) -> io::Result<u64> {
+        let folder = self.folder("memory").ok_or(io::ErrorKind::Unsupported)?;
+        let (usage, file) = if is_unified() {
+            ("memory.current", "memory.reclaim")
+        } else {
+            ("memory.usage_in_bytes", "memory.force_empty")
+        };
+        let used = || -> io::Result<u64> {
+            let text = fs::read_to_string(folder.join(usage))?;
+            text.trim().parse().map_err(io::Error::other)
+        };
+        let before = used()?;
+        let wanted = if is_unified() { before } else { 0 };
+        match fs::write(folder.join(file), wanted.to_string()) {
+            // It could not take all of it.
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+            done => done?,
+        }
+        Ok(before.saturating_sub(used()?))
+    }
+
     /// Stops all processes in it, or lets them go on. Returns when the kernel has taken note; they
     /// are still within microseconds.
     ///

@@ -146,6 +146,11 @@ impl Runtime for Fake {
         Ok(())
     }
 
+    async fn reclaim(&self, id: &InstanceId) -> Result<u64, RuntimeError> {
+        self.lock().calls.push(format!("reclaim {id}"));
+        Ok(0)
+    }
+
     async fn run(
         &self,
         id: &InstanceId,

@@ -70,6 +70,9 @@ pub trait Runtime: Send + Sync {
     /// Lets a frozen container go on. One that is not frozen is fine.
     async fn thaw(&self, id: &InstanceId) -> Result<(), RuntimeError>;
 
+    /// Takes back the memory of a container that can be read again, and says how much that was.
+    async fn reclaim(&self, id: &InstanceId) -> Result<u64, RuntimeError>;
+
     /// Runs a further program in a running container, as its user, and waits for its end, at most
     /// `patience`; then it is killed.
     async fn run(

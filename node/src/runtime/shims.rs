@@ -242,6 +242,15 @@ impl Runtime for Shims {
         self.set_frozen(id, false)
     }
 
+    async fn reclaim(&self, id: &InstanceId) -> Result<u64, RuntimeError> {
+        let known = self.known().get(id).cloned();
+        let Known { cgroup, .. } = known.ok_or_else(|| RuntimeError::Unknown(id.clone()))?;
+        // The kernel looks at every page of it.
+        let reclaimed = tokio::task::spawn_blocking(move || Cgroup::at(&cgroup).reclaim()).await;
+        let reclaimed = reclaimed.unwrap_or_else(|gone| Err(io::Error::other(gone)));
+        reclaimed.map_err(failed(id, "reclaiming memory"))
+    }
+
     async fn run(
         &self,
         id: &InstanceId,

@@ -2,10 +2,15 @@
 //! whole numbers. It owns the arithmetic of windows, panic and zero; it neither gathers the
 //! samples nor starts or stops anything.
 
+pub mod forecast;
+pub mod ladder;
+pub mod schedule;
 mod window;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_traces;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -38,6 +43,8 @@ pub struct Aim {
     pub scale_down_delay_seconds: u32,
     /// The least number to rise to from zero; 1 asks for nothing special.
     pub activation: u32,
+    /// What a start takes.
+    pub start_millis: u64,
 }
 
 impl Aim {
@@ -52,11 +59,24 @@ impl Aim {
             stable_seconds: scale.window_seconds.max(1),
             scale_down_delay_seconds: scale.down_delay_seconds,
             activation: scale.activation.max(1),
+            start_millis: 0,
+        }
+    }
+
+    /// The same where a start takes so long. A burst that is over before what it starts is there is not
+    /// worth starting for: panic looks no shorter back than a start takes.
+    #[must_use]
+    pub fn for_starts_of(self, start_millis: u64) -> Self {
+        Self {
+            start_millis,
+            ..self
         }
     }
 
     fn panic_seconds(&self) -> u32 {
-        (self.stable_seconds * PANIC_WINDOW_PERCENT / 100).max(1)
+        let start = u32::try_from(self.start_millis.div_ceil(1000)).unwrap_or(u32::MAX);
+        let share = self.stable_seconds * PANIC_WINDOW_PERCENT / 100;
+        share.max(1).max(start.min(self.stable_seconds))
     }
 }
 
@@ -105,6 +125,10 @@ pub enum Reason {
     Idle,
     /// Nothing was asked of it for the whole window.
     Zero,
+    /// By its history, a request may come any moment.
+    Expected,
+    /// By its history, none comes soon.
+    Unlikely,
     Min,
     Max,
 }
@@ -118,6 +142,8 @@ impl fmt::Display for Reason {
             Self::Delay => "scale-down delay",
             Self::Idle => "idle, but not for long enough",
             Self::Zero => "idle for the whole window",
+            Self::Expected => "requests are expected by its history",
+            Self::Unlikely => "idle, and none is expected soon by its history",
             Self::Min => "the service's minimum",
             Self::Max => "the service's maximum",
         })

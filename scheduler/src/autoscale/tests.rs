@@ -12,6 +12,7 @@ fn aim(target: u64) -> Aim {
         stable_seconds: 60,
         scale_down_delay_seconds: 0,
         activation: 1,
+        start_millis: 0,
     }
 }
 

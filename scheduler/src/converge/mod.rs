@@ -16,6 +16,7 @@ mod backoff;
 mod life;
 mod parking;
 mod probing;
+mod resting;
 mod slot;
 #[cfg(test)]
 mod tests;
@@ -122,6 +123,8 @@ pub enum Effect {
     Reopen(InstanceId),
     /// Hold it still, if no request is in it; then `on_frozen`.
     Freeze(InstanceId),
+    /// Take back the memory of a frozen one that it can read again.
+    Reclaim(InstanceId),
     /// No further request may enter, and it is thawed; `on_drained` when the last one is out.
     Close(InstanceId),
     /// Send its stop signal; `on_unsignalled` if it cannot be sent.

@@ -2,6 +2,7 @@
 
 use super::probing::{Ask, Kind, Plan, Streak};
 use super::{Admission, Effect};
+use crate::autoscale::ladder::Rung;
 use crate::model::{FailReason, InstanceId, InstanceState, Now};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,6 +99,8 @@ pub(super) struct Slot {
     pub(super) ready_at: Option<Now>,
     /// It is being frozen.
     pub(super) freezing: bool,
+    /// How deep it sleeps beyond its phase.
+    pub(super) rung: Rung,
     /// Its startup probe succeeded.
     pub(super) started: bool,
     /// Answers to earlier rounds of questions mean nothing.
@@ -122,6 +125,7 @@ impl Slot {
             exited: None,
             ready_at: None,
             freezing: false,
+            rung: Rung::Ready,
             started: false,
             round: 0,
             readiness: Streak::default(),
@@ -172,6 +176,7 @@ impl Slot {
     pub(super) fn enter(&mut self, now: Now, phase: Phase) {
         self.phase = phase;
         self.since = now;
+        self.rung = Rung::Ready;
     }
 
     /// The first question to a program that was just started, or is taken over.

@@ -510,3 +510,21 @@ fn an_instance_that_served_and_went_with_its_shim_does_not_count() {
     assert_eq!(lose(7_000, false), "Exited");
     assert_eq!(lose(9_000, false), CRASH_LOOP);
 }
+
+#[test]
+fn one_that_is_frozen_for_long_gives_back_memory_once_for_each_sleep() {
+    let mut node = probed(Probes::default());
+    let sleep = |node: &mut Node, from: u64| {
+        node.on_idle(&id(), FREEZE_AFTER_MS);
+        node.on_frozen(Now(from), &id(), Froze::Still);
+        let rests: Vec<u64> = (0..3_600)
+            .filter(|second| !node.rest(Now(from + second * 1000)).is_empty())
+            .collect();
+        rests
+    };
+    let first = sleep(&mut node, 20_000);
+    assert!(first.len() == 1 && first[0] > 0, "{first:?}");
+    node.on_thawed(Now(5_000_000), &id());
+    assert_eq!(node.rest(Now(9_000_000)), [], "it is not frozen");
+    assert_eq!(sleep(&mut node, 9_000_000), first, "again");
+}

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{InstanceId, RevisionKey, ServiceKey, UnixMs};
+use super::{InstanceId, NodeId, RevisionKey, ServiceKey, UnixMs};
 
 /// On the wire a state is its place in this list: new ones go to the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -68,6 +68,9 @@ pub struct InstanceReport {
     /// Requests in it on average over the last second, times 1000.
     pub concurrency_milli: u32,
     pub failure: Option<FailReason>,
+    /// The steward that ordered it; none where a door did.
+    #[serde(default)]
+    pub steward: Option<NodeId>,
 }
 
 /// Why an instance failed.

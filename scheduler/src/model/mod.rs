@@ -30,8 +30,9 @@ pub use node::{Demand, NodeIdentity, NodeRecord, Resources, Role, StartTime};
 pub use revision::{ImagePin, Revision, RevisionState};
 pub use sandbox::{Dns, HostAlias, IoLimits, Tmpfs, Ulimit};
 pub use service::{
-    CERTIFICATE, Container, ContainerPort, EnvVar, Meta, PLAIN_HTTP, PlacementRules, Probe,
-    ProbeAction, Protocol, RevisionSpec, Scale, SecurityContext, Service, ServiceStatus, Spread,
-    TLS_ANNOTATIONS, TrafficTarget, Volume, VolumeMount, VolumeSource,
+    CERTIFICATE, Container, ContainerPort, EnvVar, Fit, Meta, PLAIN_HTTP, PlacementRules,
+    Preference, Probe, ProbeAction, Protocol, RevisionSpec, Scale, Schedule, SecurityContext,
+    Service, ServiceStatus, Spread, TLS_ANNOTATIONS, TrafficTarget, Volume, VolumeMount,
+    VolumeSource,
 };
 pub use signal::parse_signal;

@@ -23,6 +23,9 @@ pub struct NodeIdentity {
     pub enrolled: UnixMs,
     /// Its identity is void: peers refuse its certificate and its records.
     pub revoked: bool,
+    /// It takes no new instances; those it has go on.
+    #[serde(default)]
+    pub cordoned: bool,
 }
 
 /// A node's part in the registry.

@@ -314,6 +314,36 @@ pub struct PlacementRules {
     pub spread: Spread,
     /// Node labels that must be equal.
     pub require: BTreeMap<String, String>,
+    /// Whether full nodes are shunned or filled up.
+    #[serde(default)]
+    pub fit: Fit,
+    /// Node labels that speak for a node or against it.
+    #[serde(default)]
+    pub prefer: Vec<Preference>,
+    /// How much the nodes' energy figures count, 0 to 100.
+    #[serde(default)]
+    pub energy: u32,
+}
+
+/// Which of two nodes that differ in nothing but how full they are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fit {
+    /// The emptier one, whose processors are shared by fewer.
+    #[default]
+    Spread,
+    /// The fuller one, so that others stay free for what is large or can be switched off.
+    Pack,
+}
+
+/// A label that speaks for a node, or with a negative weight against it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Preference {
+    pub label: String,
+    pub value: String,
+    /// -100 to 100.
+    pub weight: i32,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -346,6 +376,23 @@ pub struct Scale {
     /// The least number in a zone that has requests; 0 and 1 ask for nothing special.
     #[serde(default)]
     pub activation: u32,
+    /// Minimums at set times, beside `min`.
+    #[serde(default)]
+    pub schedules: Vec<Schedule>,
+}
+
+/// A minimum that holds at set times.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Schedule {
+    /// `MINUTE HOUR DAY MONTH WEEKDAY`, as for cron: the minutes it begins at.
+    pub cron: String,
+    /// How long it holds from each of them on.
+    pub for_seconds: u32,
+    pub min: u32,
+    /// Minutes that its clock is ahead of UTC.
+    #[serde(default)]
+    pub utc_offset_minutes: i32,
 }
 
 impl Default for Scale {
@@ -359,6 +406,7 @@ impl Default for Scale {
             initial: 1,
             down_delay_seconds: 0,
             activation: 0,
+            schedules: Vec::new(),
         }
     }
 }

@@ -2,14 +2,16 @@
 //! same rules for a member of the fleet and for a row of its index.
 
 use super::{
-    Ask, BESIDE_MICROS, CROWDED_MICROS, Candidate, PULL_MICROS, Parts, Promised, REGION_RTT_MICROS,
-    Rejection, SPREAD_MICROS, START_MICROS, ZONE_RTT_MICROS,
+    Ask, BESIDE_MICROS, CROWDED_MICROS, Candidate, ENERGY_LABEL, ENERGY_MICROS, ENERGY_UNKNOWN,
+    PREFER_MICROS, PULL_MICROS, Parts, Promised, REGION_RTT_MICROS, Rejection, SPREAD_MICROS,
+    START_MICROS, ZONE_RTT_MICROS,
 };
 use crate::fleet::{
     Fleet, Index, Member, Row, Slot, Standing, UNMEASURED_RTT_MICROS, fullness, text_hash,
 };
 use crate::model::{
-    Name, NodeId, NodeRecord, ObjectKey, PlacementRules, Resources, Revision, Spread,
+    Fit, Name, NodeId, NodeRecord, ObjectKey, PlacementRules, Preference, Resources, Revision,
+    Spread,
 };
 use std::collections::BTreeMap;
 
@@ -266,22 +268,30 @@ pub(super) fn score(
     needs: &Resources,
     distance: &Distance<'_>,
     held: &Held<'_>,
-    spread: Spread,
+    rules: &PlacementRules,
 ) -> Candidate {
     let (rtt_micros, round_trip) = distance.to(site);
     let same_revision = held.on_node(site.node);
-    let spread = match spread {
+    let spread = match rules.spread {
         Spread::None => 0,
         Spread::Zone => held.in_zone(site.region, site.zone),
         Spread::Region => held.in_region(site.region),
+    };
+    let full = fullness(&site.capacity, &site.free, needs);
+    let (crowding, slack) = match rules.fit {
+        Fit::Spread => (crowding(full), 0),
+        Fit::Pack => (0, crowding(1000 - full)),
     };
     let parts = Parts {
         round_trip,
         start: site.start_micros,
         pull: if site.image_present { 0 } else { PULL_MICROS },
-        crowding: crowding(fullness(&site.capacity, &site.free, needs)),
+        crowding,
         beside: u64::from(same_revision) * BESIDE_MICROS,
         spread: spread * SPREAD_MICROS,
+        slack,
+        prefer: prefer(site.labels, &rules.prefer),
+        energy: energy(site.labels, rules.energy),
     };
     Candidate {
         cost_micros: parts.sum(),
@@ -292,6 +302,26 @@ pub(super) fn score(
         free_memory_bytes: site.free.memory_bytes,
         parts,
     }
+}
+
+/// The preferences that the node does not meet.
+fn prefer(labels: &BTreeMap<String, String>, preferences: &[Preference]) -> u64 {
+    let unmet = preferences.iter().filter(|preference| {
+        let has = labels.get(&preference.label) == Some(&preference.value);
+        has != (preference.weight > 0)
+    });
+    let weights = unmet.map(|preference| u64::from(preference.weight.unsigned_abs()));
+    weights.sum::<u64>() * PREFER_MICROS
+}
+
+/// What the node's energy is counted as, at a service's weight.
+fn energy(labels: &BTreeMap<String, String>, weight: u32) -> u64 {
+    if weight == 0 {
+        return 0;
+    }
+    let figure = labels.get(ENERGY_LABEL).and_then(|text| text.parse().ok());
+    let figure: u64 = figure.unwrap_or(ENERGY_UNKNOWN).min(1000);
+    u64::from(weight) * figure * ENERGY_MICROS
 }
 
 /// What so full a node adds.

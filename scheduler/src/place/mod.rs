@@ -19,7 +19,7 @@ mod tests_large;
 pub use ahead::{LIKELY, ahead};
 pub use judge::{lacking, misplaced};
 pub use promised::Promised;
-pub use receipt::{Candidate, Inputs, Parts, Passed, Receipt, Rejection, Verdict};
+pub use receipt::{AT_THE_DOOR, Candidate, Inputs, Parts, Passed, Receipt, Rejection, Verdict};
 pub use search::{KEPT, MOST_LOOKED};
 
 use std::collections::BTreeSet;
@@ -48,6 +48,18 @@ pub const BESIDE_MICROS: u64 = 5_000;
 /// outweighs a pull: spreading is asked for to outlive the loss of a place, whatever a start costs.
 pub const SPREAD_MICROS: u64 = 10_000_000;
 
+/// What a point of a preference's weight is worth: the full hundred are worth a second, more than any
+/// distance and less than a pull.
+pub const PREFER_MICROS: u64 = 10_000;
+/// The label with a node's energy figure, up to 1000: grams of carbon a kilowatt-hour, or watts, as its
+/// operator likes, the same for all nodes.
+pub const ENERGY_LABEL: &str = "selvedge.dev/energy";
+/// The figure of a node whose operator gives none.
+pub const ENERGY_UNKNOWN: u64 = 500;
+/// What a point of weight times a point of the figure is worth: at the full weight, a figure less by a
+/// hundred is worth a tenth of a second.
+pub const ENERGY_MICROS: u64 = 10;
+
 /// The CPU reserved for a container that names none: it may use more, and mostly sleeps.
 pub const DEFAULT_CPU_MILLIS: u32 = 50;
 /// The memory reserved for a container that names none: that of a small web app.
@@ -65,6 +77,8 @@ pub struct Ask {
     pub region: Option<Name>,
     /// Why it is asked: `request`, `scale-up`, `initial`, `minimum`, …
     pub cause: String,
+    /// The same in full, for whoever asks.
+    pub why: String,
 }
 
 /// What one instance reserves on its node.
@@ -136,8 +150,8 @@ impl<'a> Judge<'a> {
 
     fn verdict(&self, site: &Site<'_>) -> Verdict {
         let obstacle = judge::obstacle(self.fleet, site, self.revision, &self.needs, self.ask);
-        let spread = self.revision.spec.place.spread;
-        let score = || judge::score(site, &self.needs, &self.distance, &self.held, spread);
+        let rules = &self.revision.spec.place;
+        let score = || judge::score(site, &self.needs, &self.distance, &self.held, rules);
         Verdict {
             node: site.node,
             name: site.name.clone(),
@@ -160,6 +174,7 @@ fn judge_all(fleet: &Fleet, revision: &Revision, ask: &Ask, promised: &Promised)
         revision: revision.key.clone(),
         decided_by: fleet.me,
         cause: ask.cause.clone(),
+        why: ask.why.clone(),
         inputs: Inputs {
             nodes: u32::try_from(verdicts.len()).unwrap_or(u32::MAX),
             fleet_version: fleet.index.0.as_ref().map_or(0, |index| index.version()),

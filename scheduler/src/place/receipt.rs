@@ -12,6 +12,9 @@ pub struct Receipt {
     /// The node that decided.
     pub decided_by: NodeId,
     pub cause: String,
+    /// The cause in full.
+    #[serde(default)]
+    pub why: String,
     /// The nodes that were looked at: accepted ones first, best first, then the rejected. In a small
     /// fleet, and when no node can take it, these are all nodes known to the decider.
     pub verdicts: Vec<Verdict>,
@@ -57,7 +60,8 @@ pub struct Verdict {
     pub outcome: Result<Candidate, Rejection>,
 }
 
-/// An accepted node's score, in expected microseconds until it could answer; lower is better.
+/// An accepted node's score, in expected microseconds until it could answer and what the service's wishes
+/// are worth in them; lower is better.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Candidate {
@@ -82,12 +86,22 @@ pub struct Parts {
     pub crowding: u64,
     pub beside: u64,
     pub spread: u64,
+    /// What stays free on it, where nodes are to be filled up.
+    #[serde(default)]
+    pub slack: u64,
+    /// Labels that speak against it, or do not speak for it.
+    #[serde(default)]
+    pub prefer: u64,
+    #[serde(default)]
+    pub energy: u64,
 }
 
 impl Parts {
     #[must_use]
     pub fn sum(&self) -> u64 {
-        self.round_trip + self.start + self.pull + self.crowding + self.beside + self.spread
+        let waiting = self.round_trip + self.start + self.pull;
+        let company = self.crowding + self.beside + self.spread + self.slack;
+        waiting + company + self.prefer + self.energy
     }
 }
 
@@ -124,7 +138,16 @@ pub enum Rejection {
     Volume { volume: String, on: String },
 }
 
+/// The cause of what a door asks for, which has a request that waits.
+pub const AT_THE_DOOR: &str = "request";
+
 impl Receipt {
+    /// The node that decided as a steward; none where it did as a door.
+    #[must_use]
+    pub fn steward(&self) -> Option<NodeId> {
+        (self.cause != AT_THE_DOOR).then_some(self.decided_by)
+    }
+
     /// Nodes to ask, best first.
     pub fn ranked(&self) -> impl Iterator<Item = (NodeId, &Candidate)> {
         self.verdicts

@@ -15,7 +15,7 @@ use super::{
     Verdict,
 };
 use crate::fleet::{Fleet, Group, Index, Slot, text_hash};
-use crate::model::{Resources, Revision, Spread};
+use crate::model::{Fit, Resources, Revision, Spread};
 
 /// Ranked nodes in a receipt: as many as a door asks before it gives up, and a few for the reader.
 pub const KEPT: usize = 8;
@@ -168,8 +168,18 @@ impl<'a> Search<'a> {
         if !near || !in_regions(region, &self.revision.spec.place) {
             return true;
         }
-        for (fullness, slot) in &group.open {
-            let floor = floor + crowding(*fullness);
+        // Where nodes are to be filled up, the fullest is best, and how full it will be its needs say.
+        let pack = self.revision.spec.place.fit == Fit::Pack;
+        let (mut emptiest, mut fullest) = (group.open.iter(), group.open.iter().rev());
+        let mut next = || {
+            if pack {
+                fullest.next()
+            } else {
+                emptiest.next()
+            }
+        };
+        while let Some((fullness, slot)) = next() {
+            let floor = floor + if pack { 0 } else { crowding(*fullness) };
             if self.settled(floor) {
                 self.floor = self.floor.min(floor);
                 break;
@@ -208,8 +218,8 @@ impl<'a> Search<'a> {
             }
             return;
         }
-        let spread = self.revision.spec.place.spread;
-        let candidate = score(&site, &self.needs, &self.distance, &self.held, spread);
+        let rules = &self.revision.spec.place;
+        let candidate = score(&site, &self.needs, &self.distance, &self.held, rules);
         let key = (candidate.cost_micros, row.node);
         let node = |slot: Slot| self.index.row(slot).map(|row| row.node);
         let better =
@@ -242,6 +252,7 @@ impl<'a> Search<'a> {
             revision: self.revision.key.clone(),
             decided_by: self.fleet.me,
             cause: self.ask.cause.clone(),
+            why: self.ask.why.clone(),
             verdicts: verdicts.collect(),
             inputs: Inputs {
                 nodes,

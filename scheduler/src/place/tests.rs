@@ -8,9 +8,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::fleet::Member;
 use crate::model::{
-    Container, Demand, ImagePin, InstanceId, InstanceReport, LocalVolume, Name, NodeRecord,
-    ObjectKey, RevisionKey, RevisionState, ServiceKey, Spread, StartTime, UnixMs, Volume,
-    VolumeSource,
+    Container, Demand, Fit, ImagePin, InstanceId, InstanceReport, LocalVolume, Name, NodeRecord,
+    ObjectKey, Preference, RevisionKey, RevisionState, ServiceKey, Spread, StartTime, UnixMs,
+    Volume, VolumeSource,
 };
 
 pub(super) const DIGEST: &str = "sha256:aa";
@@ -102,6 +102,7 @@ pub(super) fn put_instance(record: &mut NodeRecord, revision: &Revision) {
         in_flight: 0,
         concurrency_milli: 0,
         failure: None,
+        steward: None,
     });
 }
 
@@ -111,6 +112,7 @@ fn ask() -> Ask {
         avoid: BTreeSet::new(),
         region: None,
         cause: "request".to_owned(),
+        why: String::new(),
     }
 }
 
@@ -436,4 +438,54 @@ fn a_node_counts_with_what_its_own_starts_took() {
             "{mean}"
         );
     }
+}
+
+#[test]
+fn a_service_says_what_it_would_rather_have() {
+    let mut fleet = fleet();
+    for id in [2, 3] {
+        fleet.members.get_mut(&NodeId(id)).unwrap().rtt_micros = Some(0);
+    }
+    record(&mut fleet, 3).free.memory_bytes = 1 << 30;
+    let label = |fleet: &mut Fleet, id, label: &str, value: &str| {
+        let labels = &mut record(fleet, id).labels;
+        labels.insert(label.to_owned(), value.to_owned());
+    };
+    let mut revision = revision();
+    assert_eq!(
+        ranked(&fleet, &revision, &ask()),
+        [1, 2, 3],
+        "the fuller one last"
+    );
+    revision.spec.place.fit = Fit::Pack;
+    assert_eq!(ranked(&fleet, &revision, &ask())[0], 3, "and first");
+    label(&mut fleet, 2, "disk", "nvme");
+    let mut prefer = |weight| {
+        revision.spec.place.prefer = vec![Preference {
+            label: "disk".to_owned(),
+            value: "nvme".to_owned(),
+            weight,
+        }];
+        ranked(&fleet, &revision, &ask())
+    };
+    assert_eq!(prefer(50), [2, 3, 1]);
+    assert_eq!(prefer(-50), [3, 1, 2]);
+    prefer(1);
+    for (id, figure) in [(1, "20"), (2, "900"), (3, "much")] {
+        label(&mut fleet, id, ENERGY_LABEL, figure);
+    }
+    revision.spec.place.energy = 100;
+    let receipt = place(&fleet, &revision, &ask());
+    assert_eq!(
+        ranking(&receipt),
+        [1, 3, 2],
+        "what says nothing is as the middle"
+    );
+    let parts = receipt
+        .ranked()
+        .map(|(_, c)| (c.parts.energy, c.cost_micros == c.parts.sum()));
+    assert_eq!(
+        parts.collect::<Vec<_>>(),
+        [(20_000, true), (500_000, true), (900_000, true)]
+    );
 }

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::tests::{DIGEST, member, name, put_instance, revision};
 use super::*;
 use crate::fleet::{Index, Indexed, Member};
-use crate::model::{Spread, StartTime};
+use crate::model::{Fit, Preference, Spread, StartTime};
 
 const REGIONS: [&str; 4] = ["eu-west", "eu-north", "us-east", "as-1"];
 
@@ -33,6 +33,10 @@ prop_compose! {
         member.record.free.cpu_millis = cpu;
         let disk = if fast { "nvme" } else { "hdd" };
         member.record.labels.insert("disk".to_owned(), disk.to_owned());
+        if !id.is_multiple_of(3) {
+            let figure = (cpu % 1_000).to_string();
+            member.record.labels.insert(ENERGY_LABEL.to_owned(), figure);
+        }
         member.record.images = vec![format!("sha256:{}", id % 7)];
         if image {
             member.record.images.push(DIGEST.to_owned());
@@ -66,8 +70,19 @@ fn any_fleet() -> impl Strategy<Value = Fleet> {
 
 fn any_rules() -> impl Strategy<Value = Revision> {
     let spread = prop_oneof![Just(Spread::None), Just(Spread::Zone), Just(Spread::Region)];
-    (spread, 0..3, any::<bool>()).prop_map(|(spread, regions, nvme)| {
+    let wishes = (any::<bool>(), 0_u32..3, -2_i32..3);
+    (spread, 0..3, any::<bool>(), wishes).prop_map(|(spread, regions, nvme, wishes)| {
         let mut revision = revision();
+        let (pack, energy, weight) = wishes;
+        revision.spec.place.fit = if pack { Fit::Pack } else { Fit::Spread };
+        revision.spec.place.energy = energy * 30;
+        if weight != 0 {
+            revision.spec.place.prefer.push(Preference {
+                label: "disk".to_owned(),
+                value: "hdd".to_owned(),
+                weight: weight * 3,
+            });
+        }
         revision.spec.place.spread = spread;
         revision.spec.place.regions = match regions {
             0 => Vec::new(),

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::addresses::give;
-use super::members::{create_token, enroll, found, remove_node};
+use super::members::{cordon_node, create_token, enroll, found, remove_node};
 use super::objects::{
     claim_volume, delete_config, delete_secret, delete_volume, put_config, put_secret,
 };
@@ -67,6 +67,7 @@ pub(super) fn plan(state: &State, command: &Command) -> Result<Plan, Refusal> {
         Action::CreateToken { hash, expires } => create_token(state, at, hash, *expires),
         Action::Enroll { token_hash, node } => enroll(state, at, token_hash, node),
         Action::RemoveNode { node } => remove_node(state, *node),
+        Action::CordonNode { node, cordoned } => cordon_node(state, *node, *cordoned),
         Action::PutConfig {
             key,
             data,

@@ -123,6 +123,11 @@ pub enum Action {
         name: String,
         epoch: u64,
     },
+    /// The node takes no new instances, or takes them again.
+    CordonNode {
+        node: NodeId,
+        cordoned: bool,
+    },
 }
 
 /// Creates or changes a service.

@@ -147,6 +147,19 @@ fn bearer<'a>(state: &'a State, public_key: &[u8]) -> Option<&'a NodeIdentity> {
     state.nodes.values().find(|n| n.public_key == public_key)
 }
 
+pub(super) fn cordon_node(state: &State, id: NodeId, cordoned: bool) -> Result<Plan, Refusal> {
+    let node = state.nodes.get(&id).filter(|node| !node.revoked);
+    let node = node.ok_or_else(|| Refusal::NotFound(format!("node {id}")))?;
+    if node.cordoned == cordoned {
+        return Ok(Plan::nothing());
+    }
+    let changed = NodeIdentity {
+        cordoned,
+        ..node.clone()
+    };
+    Ok(Plan::quiet(vec![Change::Node(changed)]))
+}
+
 pub(super) fn remove_node(state: &State, id: NodeId) -> Result<Plan, Refusal> {
     let node = state.nodes.get(&id);
     let node = node.ok_or_else(|| Refusal::NotFound(format!("node {id}")))?;

@@ -68,6 +68,7 @@ fn node(label: &str, byte: u8) -> NodeIdentity {
         role: Role::Follower,
         enrolled: UnixMs(0),
         revoked: true,
+        cordoned: false,
     }
 }
 
@@ -423,6 +424,21 @@ fn the_first_three_nodes_vote_and_names_are_unique() {
         (Role::Voter, "lis-1"),
         "fills the gap"
     );
+}
+
+#[test]
+fn a_node_is_cordoned_until_it_is_not() {
+    let mut state = founded();
+    let cordon = |state: &mut State, node, cordoned| {
+        let node = NodeId(node);
+        run(state, 1, Action::CordonNode { node, cordoned })
+    };
+    for cordoned in [true, true, false] {
+        done(cordon(&mut state, 1, cordoned));
+        assert_eq!(state.nodes[&NodeId(1)].cordoned, cordoned);
+    }
+    let reply = cordon(&mut state, 7, true);
+    assert_eq!(refused(reply), "node n7 does not exist");
 }
 
 #[test]

@@ -11,6 +11,8 @@ use super::validate_container::{validate_container, validate_volumes};
 use super::validate_listen::validate_listens;
 use super::validate_sandbox::validate_sandbox;
 use super::{PutService, Refusal};
+use crate::autoscale::Bounds;
+use crate::autoscale::schedule::{self, Cron};
 use crate::model::{
     ImagePin, PlacementRules, RevisionKey, RevisionSpec, Scale, ServiceKey, TLS_ANNOTATIONS,
     TrafficTarget,
@@ -54,6 +56,7 @@ pub mod limits {
     pub const TMPFS: usize = 16;
     pub const HOST_NAMES: usize = 512;
     pub const VOLUMES: usize = 64;
+    pub const SCHEDULES: usize = 16;
     pub const TRAFFIC_TARGETS: usize = 64;
     /// Each is a rule of the firewall that every packet may have to pass.
     pub const EGRESS: usize = 64;
@@ -207,6 +210,23 @@ fn validate_place(place: &PlacementRules) -> Result<(), Refusal> {
             )
         })?;
     }
+    at_most("place.energy", place.energy.into(), 100)?;
+    at_most("place.prefer", place.prefer.len() as u64, 64)?;
+    for preference in &place.prefer {
+        let named = !preference.label.is_empty();
+        ensure(named, "place.prefer", || "a label is empty".to_owned())?;
+        let weight = preference.weight;
+        let good = weight != 0 && (-100..=100).contains(&weight);
+        ensure(good, "place.prefer.weight", || {
+            format!("{weight} is not within -100 to 100, or it is 0")
+        })?;
+        let required = place.require.get(&preference.label);
+        let vain = required.is_some_and(|value| (*value == preference.value) != (weight > 0));
+        ensure(!vain, "place.prefer", || {
+            let label = short(&preference.label);
+            format!("`{label}` contradicts place.require: no node can meet both")
+        })?;
+    }
     Ok(())
 }
 
@@ -230,6 +250,7 @@ pub(super) fn validate_scale(scale: &Scale) -> Result<(), Refusal> {
         || format!("{} is above max {}", scale.activation, scale.max),
     )?;
     at_most("scale.down_delay", scale.down_delay_seconds.into(), 3_600)?;
+    validate_schedules(scale)?;
     let percent = scale.utilization_percent;
     ensure((1..=100).contains(&percent), "scale.utilization", || {
         format!("{percent} is not within 1 to 100 percent")
@@ -240,6 +261,38 @@ pub(super) fn validate_scale(scale: &Scale) -> Result<(), Refusal> {
         "scale.window",
         || format!("{window}s is not within 6s to 1h"),
     )
+}
+
+fn validate_schedules(scale: &Scale) -> Result<(), Refusal> {
+    const FIELD: &str = "scale.schedule";
+    let count = scale.schedules.len();
+    at_most(FIELD, count as u64, limits::SCHEDULES as u64)?;
+    for schedule in &scale.schedules {
+        Cron::parse(&schedule.cron).map_err(|why| {
+            invalid(
+                "scale.schedule.cron",
+                format!("`{}`: {why}", short(&schedule.cron)),
+            )
+        })?;
+        let (held, longest) = (schedule.for_seconds, schedule::LONGEST_SECONDS);
+        ensure((60..=longest).contains(&held), "scale.schedule.for", || {
+            format!("{held}s is not within 1m to 24h")
+        })?;
+        let most = Bounds::of(scale).max;
+        ensure(
+            (1..=most).contains(&schedule.min),
+            "scale.schedule.min",
+            || format!("{} is not within 1 to {most}", schedule.min),
+        )?;
+        let ahead = schedule.utc_offset_minutes;
+        let most = schedule::OFFSET_MINUTES;
+        ensure(
+            (-most..=most).contains(&ahead),
+            "scale.schedule.utc_offset",
+            || format!("{ahead} minutes are not within 14 hours"),
+        )?;
+    }
+    Ok(())
 }
 
 /// `known` says whether a revision exists and is the service's.

@@ -2,7 +2,7 @@
 
 use super::tests::{key, put};
 use super::{PutService, limits, validate};
-use crate::model::{Container, ContainerPort, EnvVar, Protocol, VolumeMount};
+use crate::model::{Container, ContainerPort, EnvVar, Preference, Protocol, Schedule, VolumeMount};
 
 #[test]
 fn what_is_wrong_is_named_as_the_operator_wrote_it() {
@@ -58,6 +58,14 @@ fn what_is_wrong_is_named_as_the_operator_wrote_it() {
         ("place.regions: `eu*west`", |p| {
             p.spec.place.regions = vec!["eu*west".to_owned()];
         }),
+        ("place.energy: 101", |p| p.spec.place.energy = 101),
+        ("place.prefer.weight: 101", |p| prefer(p, "ssd", 101)),
+        ("place.prefer.weight: 0", |p| prefer(p, "ssd", 0)),
+        ("place.prefer: `disk` contradicts place.require", |p| {
+            let rule = ("disk".to_owned(), "hdd".to_owned());
+            p.spec.place.require.extend([rule]);
+            prefer(p, "ssd", 5);
+        }),
         ("scale.window: 5s", |p| p.scale.window_seconds = 5),
         ("scale.utilization: 0", |p| p.scale.utilization_percent = 0),
         ("scale.max: 1001", |p| p.scale.max = 1001),
@@ -66,6 +74,26 @@ fn what_is_wrong_is_named_as_the_operator_wrote_it() {
             (p.scale.max, p.scale.activation) = (3, 4);
         }),
         ("scale.down_delay: ", |p| p.scale.down_delay_seconds = 3_601),
+        (
+            "scale.schedule.cron: `61 * * * *`: `61` is no minute",
+            |p| {
+                schedule(p, "61 * * * *", 3600, 1);
+            },
+        ),
+        ("scale.schedule.for: 59s", |p| {
+            schedule(p, "0 8 * * *", 59, 1);
+        }),
+        ("scale.schedule.min: 9 is not within 1 to 8", |p| {
+            p.scale.max = 8;
+            schedule(p, "0 8 * * *", 60, 9);
+        }),
+        ("scale.schedule.utc_offset: 900", |p| {
+            schedule(p, "0 8 * * *", 60, 1);
+            p.scale.schedules[0].utc_offset_minutes = 900;
+        }),
+        ("scale.schedule: 17 is above", |p| {
+            (0..17).for_each(|_| schedule(p, "0 8 * * *", 60, 1));
+        }),
         ("service: is 52", |p| {
             let long = "x".repeat(27_000);
             p.annotations = (0..20).map(|i| (i.to_string(), long.clone())).collect();
@@ -82,6 +110,23 @@ fn what_is_wrong_is_named_as_the_operator_wrote_it() {
 
 fn main(put: &mut PutService) -> &mut Container {
     &mut put.spec.containers[0]
+}
+
+fn prefer(put: &mut PutService, disk: &str, weight: i32) {
+    put.spec.place.prefer.push(Preference {
+        label: "disk".to_owned(),
+        value: disk.to_owned(),
+        weight,
+    });
+}
+
+fn schedule(put: &mut PutService, cron: &str, for_seconds: u32, min: u32) {
+    put.scale.schedules.push(Schedule {
+        cron: cron.to_owned(),
+        for_seconds,
+        min,
+        utc_offset_minutes: 0,
+    });
 }
 
 fn port(container_port: u16) -> ContainerPort {

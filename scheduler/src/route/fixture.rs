@@ -141,5 +141,6 @@ pub fn run(fleet: &mut Fleet, node: u64, revision: &str, state: InstanceState, i
         in_flight,
         concurrency_milli: 0,
         failure: None,
+        steward: None,
     });
 }

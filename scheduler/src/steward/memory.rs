@@ -5,17 +5,26 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::afar::Afar;
+use super::duty::Duty;
 use super::scale::FAILURES_TO_GIVE_UP;
-use super::scene::Scene;
+use super::scene::{Scene, Seen};
 use crate::autoscale::Autoscaler;
+use crate::autoscale::forecast::Forecast;
 use crate::converge::{CRASH_LOOP, NEVER_READY, SHIM_LOST};
-use crate::model::{FailReason, InstanceId, InstanceState, Now};
+use crate::model::{FailReason, InstanceId, InstanceState, NodeId, Now};
+use crate::place::START_MICROS;
 
 /// A start nobody reported on is forgotten after this: longer than an instance may take to
 /// become ready.
 const FLIGHT_MILLIS: u64 = 90_000;
 /// A start that succeeded shows in gossip within this.
 const LANDED_MILLIS: u64 = 5_000;
+/// Requests that came within this came together: as a rule they take no longer than that, and what came
+/// before would be answered by now.
+const TOGETHER_MILLIS: u64 = 2_000;
+/// Who begins to look after a revision that is in use starts nothing for so long: what the steward before
+/// ordered shows within it. A door does not wait for that.
+const HANDOVER_MILLIS: u64 = 3_000;
 /// A stop not seen to have begun within this is ordered again.
 const STOP_MILLIS: u64 = 5_000;
 /// Hold-off after failed instances, doubling to the longest; forgotten after a quiet spell. As
@@ -44,7 +53,18 @@ struct Flight {
 pub(super) struct Memory {
     /// When it was first looked after.
     pub since: Now,
+    /// Since when it has the duties it has.
+    assumed: Now,
+    /// Another node, or this one before its daemon began anew, may have had them before.
+    taken_over: bool,
+    duty: Duty,
+    me: NodeId,
     pub autoscaler: Option<Autoscaler>,
+    pub forecast: Forecast,
+    /// What a start took when it was last looked up.
+    pub start_millis: u64,
+    /// The scheduled minimum, and by which second and version of the service it was read.
+    pub scheduled: Option<((u64, u64), u32)>,
     /// When nothing was routed to it any more.
     pub superseded: Option<Now>,
     /// Instances elsewhere that were started for this zone because it had no room.
@@ -67,11 +87,41 @@ pub(super) struct Memory {
     hold_until: Now,
     refused_until: Now,
     queue: VecDeque<(Now, u32)>,
+    shares: Recent<(u32, u32)>,
+    missing: Recent<u32>,
+    /// Starts for this zone.
+    starts: Recent<u32>,
+    /// New requests held, look by look.
+    rises: VecDeque<(Now, u32)>,
+    /// The most of them that came together; while something boots, since it does.
+    herd: u32,
+    booting: bool,
     told: Option<Now>,
 }
 
+/// What was so since what others started shows.
+#[derive(Debug)]
+struct Recent<T>(VecDeque<(Now, T)>);
+
+impl<T> Default for Recent<T> {
+    fn default() -> Self {
+        Self(VecDeque::new())
+    }
+}
+
+impl<T: Copy> Recent<T> {
+    fn note(&mut self, now: Now, value: T) -> impl Iterator<Item = T> + '_ {
+        let late = |(at, _): &(Now, T)| now.since(*at) > HANDOVER_MILLIS;
+        while self.0.front().is_some_and(late) {
+            self.0.pop_front();
+        }
+        self.0.push_back((now, value));
+        self.0.iter().map(|(_, value)| *value)
+    }
+}
+
 impl Memory {
-    pub fn new(now: Now, scene: &Scene<'_>) -> Self {
+    pub fn new(now: Now, scene: &Scene<'_>, me: NodeId, duty: Duty, taken_over: bool) -> Self {
         // Failures from before are left unknown, so that they count: a new steward learns from
         // them what the old one knew.
         let seen = scene
@@ -83,7 +133,14 @@ impl Memory {
             .collect();
         Self {
             since: now,
+            assumed: now,
+            taken_over,
+            duty,
+            me,
             autoscaler: None,
+            forecast: Forecast::default(),
+            start_millis: START_MICROS / 1000,
+            scheduled: None,
             superseded: None,
             outside: BTreeSet::new(),
             serving: BTreeMap::new(),
@@ -100,6 +157,12 @@ impl Memory {
             hold_until: Now(0),
             refused_until: Now(0),
             queue: VecDeque::new(),
+            shares: Recent::default(),
+            missing: Recent::default(),
+            starts: Recent::default(),
+            rises: VecDeque::new(),
+            herd: 0,
+            booting: false,
             told: None,
         }
     }
@@ -117,7 +180,7 @@ impl Memory {
             let (id, state) = (&seen.report.id, seen.report.state);
             let before = self.known.get(id).copied();
             if before.is_none() {
-                self.land(id, seen.here);
+                self.land(seen);
             }
             if before == Some(state) {
                 continue;
@@ -139,6 +202,8 @@ impl Memory {
         for seen in scene.live().filter(|s| s.ready()) {
             self.serving.entry(seen.report.id.clone()).or_insert(now);
         }
+        let before = self.queue.back().map_or(0, |(_, queued)| *queued);
+        self.rise(now, scene.queued.saturating_sub(before));
         self.queue.push_back((now, scene.queued));
         while self
             .queue
@@ -149,14 +214,19 @@ impl Memory {
         }
     }
 
-    /// A new instance is taken for one that was ordered; for this zone's if it is here.
-    fn land(&mut self, id: &InstanceId, here: bool) {
+    /// A new instance that this steward ordered is one of those on their way: for this zone if it is
+    /// here.
+    fn land(&mut self, seen: &Seen<'_>) {
+        if seen.report.steward != Some(self.me) {
+            return;
+        }
+        let here = seen.here;
         let fitting = self.flights.iter().position(|f| f.zonal == here);
         let Some(flight) = self.flights.remove(fitting.unwrap_or(0)) else {
             return;
         };
         if flight.zonal && !here {
-            self.outside.insert(id.clone());
+            self.outside.insert(seen.report.id.clone());
         }
     }
 
@@ -217,7 +287,66 @@ impl Memory {
         now >= self.hold_until && now >= self.refused_until
     }
 
+    /// Duties change with the live nodes.
+    pub fn assume(&mut self, now: Now, duty: Duty) {
+        if duty.home && !self.duty.home || duty.zone && !self.duty.zone {
+            (self.assumed, self.taken_over) = (now, true);
+        }
+        self.duty = duty;
+    }
+
+    fn rise(&mut self, now: Now, more: u32) {
+        let late = |(at, _): &(Now, u32)| now.since(*at) >= TOGETHER_MILLIS;
+        while self.rises.front().is_some_and(late) {
+            self.rises.pop_front();
+        }
+        self.rises.push_back((now, more));
+        let together = self.rises.iter().map(|(_, more)| *more).sum();
+        self.herd = if self.booting {
+            self.herd.max(together)
+        } else {
+            together
+        };
+    }
+
+    /// Whether anything is on its way.
+    pub fn boots(&mut self, booting: bool) {
+        self.booting = booting;
+    }
+
+    /// The most requests that came together, since something is on its way for them.
+    pub fn herd(&self) -> u32 {
+        self.herd
+    }
+
+    /// What a zone may have of the maximum and take of what it leaves, given its shares now: the least
+    /// they were since what others started shows.
+    pub fn entitled(&mut self, now: Now, shares: (u32, u32)) -> (u32, u32) {
+        let all = self.shares.note(now, shares);
+        all.fold(shares, |least, now| {
+            (least.0.min(now.0), least.1.min(now.1))
+        })
+    }
+
+    /// Starts for this zone that were ordered since what others ordered shows.
+    pub fn lately(&mut self, now: Now) -> u32 {
+        self.starts.note(now, 0).sum()
+    }
+
+    /// What the home steward may have started for the minimum lately, given what is missing of it now.
+    pub fn missing(&mut self, now: Now, missing: u32) -> u32 {
+        self.missing.note(now, missing).max().unwrap_or(missing)
+    }
+
+    /// Whether what another steward ordered may not show yet.
+    pub fn is_new(&self, now: Now) -> bool {
+        self.taken_over && now.since(self.assumed) < HANDOVER_MILLIS
+    }
+
     pub fn started(&mut self, now: Now, zonal: bool) {
+        if zonal {
+            let _ = self.starts.note(now, 1);
+        }
         self.flights.push_back(Flight {
             deadline: now.plus(FLIGHT_MILLIS),
             zonal,

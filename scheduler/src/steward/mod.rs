@@ -4,25 +4,34 @@
 //! A revision has one **home** steward, which brings up its first instances, judges whether it
 //! came up, and keeps its minimum and maximum; and one steward in each **zone**, which scales the zone's
 //! instances with the requests in them and at the zone's doors. Both are found by rendezvous
-//! hashing over the live nodes, without an election. Where two nodes take themselves for the
-//! steward for a moment, no harm is done: starts are admitted by their targets, stops are drained
-//! and choose the same instances, and what is too few or too many is mended a tick later.
+//! hashing over the live nodes, without an election. Who takes over waits until what was ordered before
+//! shows, and the zones share what the maximum leaves, so that it holds however often stewards change.
+//! Where two nodes take themselves for the steward because they do not see each other, no harm is
+//! done: starts are admitted by their targets, stops are drained and choose the same instances, and
+//! what is too many is mended once they do.
 
 mod afar;
+mod clear;
 mod duty;
+mod foresee;
 mod memory;
+mod room;
 mod scale;
 mod scene;
 
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_many;
+#[cfg(test)]
 mod world;
 
 use std::collections::BTreeMap;
 
 use crate::fleet::Fleet;
-use crate::model::{InstanceId, NodeId, Now, Revision, RevisionKey, RevisionState, Service};
+use crate::model::{
+    InstanceId, NodeId, Now, Revision, RevisionKey, RevisionState, Service, UnixMs,
+};
 use crate::place::Receipt;
 use crate::registry::State;
 pub use duty::steward_of;
@@ -110,7 +119,7 @@ impl Steward {
 
     /// Looks at everything once; called about once a second. A start is not ordered again
     /// before it had the time to show in the fleet.
-    pub fn tick(&mut self, now: Now, state: &State, fleet: &Fleet) -> Vec<Order> {
+    pub fn tick(&mut self, now: Now, unix: UnixMs, state: &State, fleet: &Fleet) -> Vec<Order> {
         let me = fleet.members.get(&fleet.me);
         let Some(me) = me.filter(|m| m.alive && m.record.serving) else {
             self.memories.clear();
@@ -127,7 +136,7 @@ impl Steward {
         self.memories
             .retain(|key, _| known(key) || scenes.contains_key(key));
         self.duties.retain(&keys);
-        let mut tick = Tick::new(now, state, fleet, place);
+        let mut tick = Tick::new((now, unix), state, fleet, place);
         for key in keys {
             let duty = self.duties.of(key);
             if !duty.home && !duty.zone {
@@ -136,8 +145,13 @@ impl Steward {
             }
             let scene = scenes.remove(key).unwrap_or_default();
             let memory = self.memories.remove(key);
-            let mut memory = memory.unwrap_or_else(|| Memory::new(now, &scene));
-            look_after(&mut tick, duty, key, &scene, &mut memory);
+            let standing = Standing::of(state, key);
+            let mut memory = memory.unwrap_or_else(|| {
+                let used = matches!(standing, Standing::Routed(..)) || !scene.instances.is_empty();
+                Memory::new(now, &scene, fleet.me, duty, used)
+            });
+            memory.assume(now, duty);
+            look_after(&mut tick, duty, standing, key, &scene, &mut memory);
             self.memories.insert(key.clone(), memory);
         }
         tick.orders
@@ -160,11 +174,11 @@ impl Steward {
 fn look_after(
     tick: &mut Tick<'_>,
     duty: Duty,
+    standing: Standing<'_>,
     key: &RevisionKey,
     scene: &Scene<'_>,
     memory: &mut Memory,
 ) {
-    let standing = Standing::of(tick.state, key);
     memory.look(tick.now, scene, matches!(standing, Standing::Initial(..)));
     if !matches!(standing, Standing::Superseded) {
         memory.superseded = None;

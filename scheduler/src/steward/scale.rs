@@ -1,14 +1,16 @@
-//! What a steward does about one revision: bring it up, keep its minimum, follow its load, or
-//! clear it away.
+//! What a steward does about one revision: bring it up, keep its minimum and maximum, follow its load.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 
 use super::Order;
+use super::foresee::waiting;
 use super::memory::Memory;
-use super::scene::{Scene, Seen};
-use crate::autoscale::{Aim, Autoscaler, Bounds, Decision};
+use super::scene::{Scene, Seen, Zone};
+use crate::autoscale::forecast::{PAUSE_SECONDS, Price};
+use crate::autoscale::{Aim, Autoscaler, Bounds, Decision, Reason};
 use crate::fleet::Fleet;
-use crate::model::{InstanceId, InstanceState, Name, NodeId, Now, Revision, Service};
+use crate::model::{InstanceId, InstanceState, Name, NodeId, Now, Revision, Service, UnixMs};
 use crate::place::{Ask, Promised, Receipt, needs, place_beside};
 use crate::registry::State;
 
@@ -22,19 +24,19 @@ const PROGRESS_MILLIS: u64 = 600_000;
 /// Starts of one revision in one tick. More would crowd nodes whose records do not show the
 /// first ones yet.
 const STARTS_PER_TICK: u32 = 10;
-/// A superseded revision's idle instances stay this long: doors still learn of the new routes.
-const SUPERSEDED_MILLIS: u64 = 5_000;
-/// And busy ones this long: a connection that never ends must not hold them for ever.
-const SUPERSEDED_MOST_MILLIS: u64 = 600_000;
 
 /// One tick in the making.
 pub(super) struct Tick<'a> {
     pub now: Now,
     pub state: &'a State,
+    /// The same moment by the clock on the wall.
+    pub unix: UnixMs,
     pub orders: Vec<Order>,
-    fleet: &'a Fleet,
+    pub fleet: &'a Fleet,
     /// Region and zone of the looking node.
-    here: (&'a Name, &'a Name),
+    pub here: Zone<'a>,
+    /// What waiting costs in this zone.
+    pub price: Price,
     /// This tick's starts, which the fleet does not show yet.
     promised: Promised,
 }
@@ -46,13 +48,22 @@ struct Wish<'a> {
     /// The only region it is for.
     region: Option<&'a Name>,
     cause: &'a str,
+    /// The same in full, for whoever asks.
+    why: String,
     zonal: bool,
 }
 
 impl<'a> Tick<'a> {
-    pub fn new(now: Now, state: &'a State, fleet: &'a Fleet, here: (&'a Name, &'a Name)) -> Self {
+    pub fn new(
+        (now, unix): (Now, UnixMs),
+        state: &'a State,
+        fleet: &'a Fleet,
+        here: Zone<'a>,
+    ) -> Self {
         Self {
             now,
+            unix,
+            price: waiting(fleet, here),
             state,
             orders: Vec::new(),
             fleet,
@@ -69,7 +80,7 @@ impl<'a> Tick<'a> {
         scene: &Scene<'_>,
         memory: &mut Memory,
     ) {
-        let bounds = Bounds::of(&service.scale);
+        let bounds = self.bounds(service, memory);
         let wanted = service.scale.initial.max(1).max(bounds.min).min(bounds.max);
         let ready = count(scene.live().filter(|s| s.ready()));
         let key = &revision.key;
@@ -96,6 +107,7 @@ impl<'a> Tick<'a> {
             from: self.fleet.me,
             region: None,
             cause: "initial",
+            why: format!("{have} of the first {wanted} there"),
             zonal: false,
         };
         self.start(revision, scene, memory, &wish);
@@ -130,11 +142,18 @@ impl<'a> Tick<'a> {
     ) {
         let have = count(scene.live().filter(|s| !memory.is_stopping(&s.report.id)));
         let have = have + memory.flights(false);
+        let min = self.bounds(service, memory).min;
+        let scheduled = min > service.scale.min;
         let wish = Wish {
-            count: Bounds::of(&service.scale).min.saturating_sub(have),
+            count: min.saturating_sub(have),
             from: self.fleet.me,
             region: None,
-            cause: "minimum",
+            cause: if scheduled {
+                "scheduled minimum"
+            } else {
+                "minimum"
+            },
+            why: format!("{have} of at least {min} there"),
             zonal: false,
         };
         self.start(revision, scene, memory, &wish);
@@ -143,7 +162,7 @@ impl<'a> Tick<'a> {
     /// Keeps the service's maximum, over all zones: each of them alone may have fewer, and all
     /// together more, when it was lowered or when they started at the same time.
     pub fn keep_maximum(&mut self, service: &Service, scene: &Scene<'_>, memory: &mut Memory) {
-        let bounds = Bounds::of(&service.scale);
+        let bounds = self.bounds(service, memory);
         let staying = |s: &&Seen<'_>| !memory.is_stopping(&s.report.id);
         let live: Vec<Seen<'_>> = scene.live().filter(staying).copied().collect();
         let surplus = live
@@ -178,37 +197,59 @@ impl<'a> Tick<'a> {
         let ready = count(mine.iter().filter(|s| s.ready()));
         // Where the zone has nothing yet, what is on its way for the minimum may land here.
         let coming = count(&mine) - ready + memory.flights(!mine.is_empty());
+        if ready + coming > 0 || scene.queued > 0 {
+            memory.start_millis = self.start_millis(&revision.key);
+        }
+        memory.boots(coming > 0);
         let held = self.demand(revision, service, scene, memory, (ready, coming));
         let busy: u64 = mine
             .iter()
             .filter(|s| s.ready())
             .map(Seen::concurrency_milli)
             .sum();
-        let decision = self.decide(revision, service, memory, busy + held * 1000, ready);
-
+        let asked = busy + held * 1000;
+        memory
+            .forecast
+            .observe(self.now, busy > 0 || scene.queued > 0);
+        let decision = self.decide(revision, service, memory, asked, ready);
+        let decision = self.foresee(decision, scene, memory, asked);
+        let bounds = self.bounds(service, memory);
+        let room = self.room(service, bounds, scene, memory, count(&mine));
         let have = ready + coming;
         if let Some(from) = self.traffic_from_here(scene, memory).filter(|_| have == 0) {
+            let spoken_for = count(scene.live()) + memory.flights(false);
             let wish = Wish {
-                count: 1.min(room(service, scene, memory)),
+                count: 1.min(bounds.max.saturating_sub(spoken_for)),
                 from,
                 region: Some(self.here.0),
                 cause: "traffic from here",
+                why: "other regions answer what is asked here".to_owned(),
                 zonal: true,
             };
             self.start(revision, scene, memory, &wish);
         } else if have < decision.wanted {
+            let expected = decision.reason == Reason::Expected;
             let wish = Wish {
-                count: (decision.wanted - have).min(room(service, scene, memory)),
+                count: (decision.wanted - have).min(if expected { bounds.max } else { room }),
                 from: scene.hottest.map_or(self.fleet.me, |(_, node)| node),
                 region: None,
-                cause: if have == 0 { "request" } else { "scale-up" },
+                cause: match have {
+                    _ if expected => "expected requests",
+                    0 => "held requests",
+                    _ => "scale-up",
+                },
+                why: why(decision, have, asked, room),
                 zonal: true,
             };
             self.start(revision, scene, memory, &wish);
         } else if coming == 0 && ready > decision.wanted {
-            let spared = spared(scene, memory, service.scale.min);
+            let spared = spared(scene, memory, bounds.min);
             let mut idle = mine;
-            let window = u64::from(service.scale.window_seconds) * 1000;
+            // What nobody is expected to ask has nothing to prove.
+            let window = match decision.reason {
+                Reason::Unlikely => PAUSE_SECONDS * 1000,
+                _ => u64::from(service.scale.window_seconds) * 1000,
+            };
             idle.retain(|s| {
                 let id = &s.report.id;
                 s.ready()
@@ -240,13 +281,16 @@ impl<'a> Tick<'a> {
         memory: &Memory,
         (ready, coming): (u32, u32),
     ) -> u64 {
+        // What gathers behind a boot is no load: it is as long as the boot, not as the requests are
+        // many. As many as came together are.
+        let together = if coming > 0 { memory.herd() } else { u32::MAX };
         // With none ready and one on its way the door has acted; what exceeds what that one can
         // carry need not wait to be believed.
         let hard = revision.spec.container_concurrency;
         let carried = coming.saturating_mul(service.scale.total_concurrency(hard));
         let urgent = ready == 0 && coming > 0 && scene.queued > carried;
         let settled = memory.settled_queue(self.now);
-        u64::from(if urgent { scene.queued } else { settled })
+        u64::from(if urgent { scene.queued } else { settled }.min(together))
     }
 
     fn decide(
@@ -257,7 +301,8 @@ impl<'a> Tick<'a> {
         concurrency_milli: u64,
         ready: u32,
     ) -> Decision {
-        let aim = Aim::of(&service.scale, revision.spec.container_concurrency);
+        let aim = Aim::of(&service.scale, revision.spec.container_concurrency)
+            .for_starts_of(memory.start_millis);
         let fresh = || Autoscaler::new(aim, self.now, ready);
         let autoscaler = memory.autoscaler.get_or_insert_with(fresh);
         autoscaler.set_aim(aim);
@@ -289,30 +334,7 @@ impl<'a> Tick<'a> {
         }
     }
 
-    /// Clears away a superseded revision: idle instances soon, busy ones late.
-    pub fn retire(&mut self, scene: &Scene<'_>, memory: &mut Memory) {
-        let since = *memory.superseded.get_or_insert(self.now);
-        let age = self.now.since(since);
-        for seen in scene.live().filter(|s| s.here) {
-            let idle = seen.report.in_flight == 0 && age >= SUPERSEDED_MILLIS;
-            if idle || age >= SUPERSEDED_MOST_MILLIS {
-                self.stop(seen, memory, "nothing is sent to this revision any more");
-            }
-        }
-    }
-
-    /// Clears away a revision at once.
-    pub fn stop_all(&mut self, scene: &Scene<'_>, memory: &mut Memory, cause: &str) {
-        for seen in scene.live().filter(|s| s.here) {
-            // A node that knows more of the registry than this one may run what this one has yet
-            // to hear of.
-            if seen.member.record.registry_index <= self.state.index {
-                self.stop(seen, memory, cause);
-            }
-        }
-    }
-
-    fn stop(&mut self, seen: &Seen<'_>, memory: &mut Memory, cause: &str) {
+    pub(super) fn stop(&mut self, seen: &Seen<'_>, memory: &mut Memory, cause: &str) {
         if memory.is_stopping(&seen.report.id) {
             return;
         }
@@ -331,7 +353,7 @@ impl<'a> Tick<'a> {
         memory: &mut Memory,
         wish: &Wish<'_>,
     ) {
-        if wish.count == 0 || !memory.may_start(self.now) {
+        if wish.count == 0 || !memory.may_start(self.now) || memory.is_new(self.now) {
             return;
         }
         for _ in 0..wish.count.min(STARTS_PER_TICK) {
@@ -352,12 +374,6 @@ impl<'a> Tick<'a> {
     }
 }
 
-/// How many more instances the service may have.
-fn room(service: &Service, scene: &Scene<'_>, memory: &Memory) -> u32 {
-    let total = count(scene.live()) + memory.flights(false);
-    Bounds::of(&service.scale).max.saturating_sub(total)
-}
-
 /// Placement that avoids nodes where the revision failed a moment ago, if others are left.
 fn placed(
     fleet: &Fleet,
@@ -375,6 +391,7 @@ fn placed(
         avoid: failed.map(|s| s.member.record.node).collect(),
         region: wish.region.cloned(),
         cause: wish.cause.to_owned(),
+        why: wish.why.clone(),
     };
     let receipt = place_beside(fleet, revision, &ask, promised);
     if ask.avoid.is_empty() || receipt.ranked().next().is_some() {
@@ -406,6 +423,19 @@ fn least_loaded_first(instances: &mut [Seen<'_>]) {
     });
 }
 
-fn count<T>(items: impl IntoIterator<Item = T>) -> u32 {
+/// Why so many are wanted.
+fn why(decision: Decision, have: u32, asked: u64, room: u32) -> String {
+    let (wanted, reason) = (decision.wanted, decision.reason);
+    let mut why = format!("{wanted} wanted, {have} there: {reason}");
+    if asked > 0 {
+        let _ = write!(why, ", {}.{} at once", asked / 1000, asked % 1000 / 100);
+    }
+    if wanted - have > room {
+        let _ = write!(why, "; the maximum leaves {room} for this zone");
+    }
+    why
+}
+
+pub(super) fn count<T>(items: impl IntoIterator<Item = T>) -> u32 {
     u32::try_from(items.into_iter().count()).unwrap_or(u32::MAX)
 }

@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use crate::fleet::{Fleet, Member};
 use crate::model::{InstanceReport, InstanceState, Name, NodeId, RevisionKey};
 
+/// A zone, with its region.
+pub(super) type Zone<'a> = (&'a Name, &'a Name);
+
 /// An instance and the node that reports it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Seen<'a> {
@@ -39,6 +42,8 @@ pub(super) struct Scene<'a> {
     pub queued: u32,
     /// The door with most of them.
     pub hottest: Option<(u32, NodeId)>,
+    /// All doors that hold requests, by zone, and how many.
+    pub waiting: Vec<(Zone<'a>, u32)>,
     /// Doors of the region that sent requests to other regions: their zones, and how many ever.
     pub away: Vec<(&'a Name, NodeId, u64)>,
 }
@@ -46,6 +51,22 @@ pub(super) struct Scene<'a> {
 impl<'a> Scene<'a> {
     pub fn live(&self) -> impl Iterator<Item = &Seen<'a>> {
         self.instances.iter().filter(|s| s.live())
+    }
+
+    /// The zones that have requests, in instances or at doors, times 1000.
+    pub fn loads(&self) -> BTreeMap<Zone<'a>, u64> {
+        let mut loads: BTreeMap<Zone<'_>, u64> = BTreeMap::new();
+        for (zone, queued) in &self.waiting {
+            *loads.entry(*zone).or_default() += u64::from(*queued) * 1000;
+        }
+        for seen in self.live() {
+            let record = &seen.member.record;
+            let milli = seen.concurrency_milli();
+            if milli > 0 {
+                *loads.entry((&record.region, &record.zone)).or_default() += milli;
+            }
+        }
+        loads
     }
 }
 
@@ -73,8 +94,14 @@ pub(super) fn scenes<'a>(
             let scene = scenes.entry(&demand.revision).or_default();
             scene.away.push((&record.zone, record.node, demand.away));
         }
-        for demand in record.demand.iter().filter(|d| here && d.queued > 0) {
+        for demand in record.demand.iter().filter(|d| d.queued > 0) {
             let scene = scenes.entry(&demand.revision).or_default();
+            scene
+                .waiting
+                .push(((&record.region, &record.zone), demand.queued));
+            if !here {
+                continue;
+            }
             scene.queued = scene.queued.saturating_add(demand.queued);
             scene.hottest = scene.hottest.max(Some((demand.queued, record.node)));
         }

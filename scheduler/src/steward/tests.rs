@@ -5,7 +5,9 @@ use proptest::prelude::*;
 use super::world::{World, rev, scale, starts, stops, warm, web};
 use super::*;
 use crate::converge::SHIM_LOST;
-use crate::model::{Demand, FailReason, InstanceState, Name, Scale, TrafficTarget};
+use crate::model::{
+    Demand, FailReason, InstanceState, Name, Scale, Schedule, TrafficTarget, UnixMs,
+};
 use crate::registry::Action;
 
 #[test]
@@ -89,12 +91,15 @@ fn two_failures_in_a_row_give_a_revision_up() {
     world.deploy(scale(0, 0));
     let orders = world.tick();
     let (node, _) = starts(&orders)[0];
-    world.put(node, 1, InstanceState::Failed);
+    let home = steward_of(&world.fleet(NodeId(1)), &rev(1), None);
+    let first = world.put(node, 1, InstanceState::Failed);
+    world.report(&first).steward = home;
     let orders = world.tick();
     let (other, cause) = starts(&orders)[0];
     assert_eq!(cause, "initial");
     assert_ne!(other, node, "elsewhere");
-    world.put(other, 1, InstanceState::Failed);
+    let second = world.put(other, 1, InstanceState::Failed);
+    world.report(&second).steward = home;
     let orders = world.tick();
     let fail = Order::Fail {
         revision: rev(1),
@@ -189,7 +194,7 @@ fn the_door_gets_its_moment_before_the_steward_starts_one() {
     world.quiet(3);
     world.queue(1, 5);
     world.quiet(2);
-    assert_eq!(starts(&world.tick()), [(1, "request")]);
+    assert_eq!(starts(&world.tick()), [(1, "held requests")]);
     world.quiet(10);
 }
 
@@ -401,7 +406,7 @@ fn who_is_no_steward_or_leaves_orders_nothing() {
     world.records.get_mut(&home).unwrap().serving = false;
     let fleet = world.fleet(home);
     let steward = world.stewards.get_mut(&home).unwrap();
-    assert_eq!(steward.tick(world.now, &world.state, &fleet), []);
+    assert_eq!(steward.tick(world.now, UnixMs(0), &world.state, &fleet), []);
     let orders = world.tick();
     assert_eq!(starts(&orders).len(), 1, "the other one does");
 }
@@ -523,4 +528,86 @@ fn traffic_that_keeps_coming_from_a_region_is_answered_there() {
     for _ in 0..5 {
         assert_eq!(second(&mut world, 1), [], "one is enough");
     }
+}
+
+#[test]
+fn what_gathers_behind_a_boot_is_no_load() {
+    let mut world = warm(scale(0, 0));
+    world.queue(1, 5);
+    world.tick();
+    world.put(1, 1, InstanceState::Starting);
+    // Twenty more each second for half a minute: one that is there answers them as they come.
+    for second in 1..=30 {
+        world.queue(1, 5 + 20 * second);
+        assert_eq!(world.tick(), [], "second {second}");
+    }
+    // And a crowd that comes at once is one.
+    world.queue(1, 605 + 300);
+    let orders: Vec<Order> = (0..6).flat_map(|_| world.tick()).collect();
+    assert_eq!(starts(&orders).len(), 4, "five in all carry 300 at once");
+    let Some(Order::Start { receipt, .. }) = orders.last() else {
+        panic!("{orders:?}");
+    };
+    assert!(receipt.why.contains("5 wanted, "), "{}", receipt.why);
+}
+
+#[test]
+fn a_scheduled_minimum_is_there_in_time_and_goes_after_it() {
+    let mut service = scale(0, 0);
+    // The world's wall clock begins sixteen minutes after midnight.
+    service.schedules = vec![Schedule {
+        cron: "30 0 * * *".to_owned(),
+        for_seconds: 300,
+        min: 2,
+        utc_offset_minutes: 0,
+    }];
+    let mut world = warm(service);
+    let (_, orders) = world.next(3600);
+    let minute = |world: &World| world.now.0 / 60_000;
+    let found = starts(&orders);
+    assert!(found.iter().all(|(_, cause)| *cause == "scheduled minimum"));
+    assert_eq!((found.len(), minute(&world)), (2, 29), "a start early");
+    world.obey(&orders);
+    let (_, orders) = world.next(3600);
+    assert!(!stops(&orders).is_empty());
+    assert!((35..=37).contains(&minute(&world)), "{}", minute(&world));
+}
+
+#[test]
+fn an_instance_is_there_when_requests_are_expected() {
+    let mut world = warm(scale(0, 0));
+    let mut warm_at = Vec::new();
+    for round in 0..10 {
+        // A request every five minutes, for which its door starts what is not there.
+        let ids: Vec<_> = world.reports().map(|r| r.id.clone()).collect();
+        let id = match ids.first() {
+            Some(id) => id.clone(),
+            None => world.put(1, 1, InstanceState::Ready),
+        };
+        warm_at.push(!ids.is_empty());
+        world.load(&id, 1);
+        world.tick();
+        world.load(&id, 0);
+        for _ in 1..300 {
+            let orders = world.tick();
+            for order in &orders {
+                if let Order::Start { receipt, .. } = order {
+                    assert_eq!(receipt.cause, "expected requests", "round {round}");
+                }
+            }
+            world.obey(&orders);
+        }
+    }
+    let warm = [
+        false, false, false, false, false, false, false, true, true, true,
+    ];
+    assert_eq!(warm_at, warm, "once it has seen six pauses");
+    // Nobody comes any more: it does not wait for long.
+    let mut idle = 0;
+    for _ in 0..600 {
+        let orders = world.tick();
+        world.obey(&orders);
+        idle += world.reports().count();
+    }
+    assert!(idle < 60, "{idle} seconds for nobody");
 }

@@ -88,33 +88,42 @@ impl World {
     }
 
     pub(super) fn deploy(&mut self, scale: Scale) {
-        let generation = self.state.index;
-        let spec = RevisionSpec {
-            containers: vec![Container {
-                image: format!("web:{generation}"),
-                ..Container::default()
-            }],
-            ..RevisionSpec::default()
+        let put = PutService {
+            scale,
+            ..Self::put_service(self.state.index)
         };
-        self.apply(Action::PutService(Box::new(PutService {
+        self.apply(Action::PutService(Box::new(put)));
+    }
+
+    pub(super) fn put_service(generation: u64) -> PutService {
+        PutService {
             key: web(),
-            spec,
+            spec: RevisionSpec {
+                containers: vec![Container {
+                    image: format!("web:{generation}"),
+                    ..Container::default()
+                }],
+                ..RevisionSpec::default()
+            },
             image: ImagePin {
                 reference: "r/web:1".to_owned(),
                 digest: "sha256:".to_owned() + &"a".repeat(64),
             },
-            scale,
+            scale: Scale::default(),
             traffic: Vec::new(),
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
             uid: "u".to_owned(),
             if_version: None,
-        })));
+        }
     }
 
     pub(super) fn ready(&mut self, generation: u64) {
         let revision = rev(generation);
         self.apply(Action::MarkReady { revision });
+        // Its stewards have looked after it for a while.
+        self.quiet(1);
+        self.now = self.now.plus(100_000);
     }
 
     pub(super) fn fleet(&self, me: NodeId) -> Fleet {
@@ -148,7 +157,7 @@ impl World {
         for node in live {
             let fleet = self.fleet(node);
             let steward = self.stewards.get_mut(&node).unwrap();
-            orders.extend(steward.tick(self.now, &self.state, &fleet));
+            orders.extend(steward.tick(self.now, UnixMs(self.now.0), &self.state, &fleet));
         }
         orders
     }
@@ -185,6 +194,7 @@ impl World {
                 code: "Exited".to_owned(),
                 message: "exited with 1".to_owned(),
             }),
+            steward: None,
         };
         self.records
             .get_mut(&NodeId(node))
@@ -225,7 +235,9 @@ impl World {
                 Order::Start { revision, receipt } => {
                     let (node, _) = receipt.ranked().next().unwrap();
                     let generation = self.state.revisions[revision].generation;
-                    started.push(self.put(node.0, generation, InstanceState::Ready));
+                    let id = self.put(node.0, generation, InstanceState::Ready);
+                    self.report(&id).steward = receipt.steward();
+                    started.push(id);
                     for steward in self.stewards.values_mut() {
                         steward.on_start_result(self.now, revision, Ok(()));
                     }

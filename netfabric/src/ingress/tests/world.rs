@@ -141,6 +141,7 @@ fn member(id: u64, instances: &[InstanceId]) -> Member {
         in_flight: 0,
         concurrency_milli: 0,
         failure: None,
+        steward: None,
     };
     Member {
         record: NodeRecord {

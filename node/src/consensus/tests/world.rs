@@ -280,6 +280,7 @@ pub(in crate::consensus) fn identity(id: u64) -> NodeIdentity {
         role: Role::Follower,
         enrolled: UnixMs(1),
         revoked: false,
+        cordoned: false,
     }
 }
 

@@ -1,0 +1,60 @@
+//! Instances that wait for requests that are to be expected, and what waiting costs.
+
+use super::memory::Memory;
+use super::scale::Tick;
+use super::scene::{Scene, Zone};
+use crate::autoscale::forecast::{Outlook, Price};
+use crate::autoscale::{Decision, Reason};
+use crate::fleet::{Fleet, fullness};
+use crate::model::Resources;
+
+impl Tick<'_> {
+    /// The first instance of a region follows its history, where that says something: it is there when
+    /// requests are likely, and goes when they are not.
+    pub(super) fn foresee(
+        &self,
+        decision: Decision,
+        scene: &Scene<'_>,
+        memory: &mut Memory,
+        asked: u64,
+    ) -> Decision {
+        if asked > 0 || decision.wanted > 1 {
+            return decision;
+        }
+        let lead = memory.start_millis.div_ceil(1000) + 1;
+        let mut near = scene.live().filter(|s| !s.here);
+        let outlook = memory.forecast.outlook(self.now, self.price, lead);
+        let (wanted, reason) = match (outlook, decision.wanted) {
+            (Outlook::Likely { .. }, 1) => (1, Reason::Expected),
+            (Outlook::Likely { .. }, _) if near.all(|s| s.member.record.region != *self.here.0) => {
+                (1, Reason::Expected)
+            }
+            (Outlook::Unlikely { .. }, 1) if decision.reason == Reason::Idle => {
+                (0, Reason::Unlikely)
+            }
+            _ => return decision,
+        };
+        Decision {
+            wanted,
+            reason,
+            ..decision
+        }
+    }
+}
+
+/// The price of waiting in a zone, by its nodes' memory.
+pub(super) fn waiting(fleet: &Fleet, here: Zone<'_>) -> Price {
+    let (mut all, mut free) = (0_u64, 0_u64);
+    for member in fleet.members.values().filter(|m| m.alive) {
+        let record = &member.record;
+        if (&record.region, &record.zone) == here {
+            all = all.saturating_add(record.capacity.memory_bytes);
+            free = free.saturating_add(record.free.memory_bytes);
+        }
+    }
+    let memory = |memory_bytes| Resources {
+        memory_bytes,
+        ..Resources::default()
+    };
+    Price::at(fullness(&memory(all), &memory(free), &Resources::default()))
+}
