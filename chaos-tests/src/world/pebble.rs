@@ -1,4 +1,4 @@
-//! Debian's `pebble`, a real ACME authority, on the registry's host of a world. It asks the first
+//! Debian's `pebble`, a real ACME authority, on the registry's host of a world. It asks the last
 //! node's DNS for names, so that it looks where clients would. It checks a host on ports 80 and 443.
 
 use std::fs;
@@ -71,7 +71,8 @@ impl World {
         let mut log = fs::File::options();
         let log = log.create(true).append(true).open(dir.join("log"))?;
         let netns = format!("--net=/run/netns/{}", self.registry_host());
-        let names = format!("{}:53", self.first().address);
+        let last = self.nodes().last().context("a node that knows names")?;
+        let names = format!("{}:53", last.address);
         let mut command = Command::new("nsenter");
         command
             .args([&netns, "--", "pebble", "-dnsserver", &names, "-config"])

@@ -382,7 +382,9 @@ impl Row for CertificateView {
             (CertificateState::OnOrder, None) => "on order",
             (CertificateState::OnOrder, Some(_)) => "order failed",
         };
-        let left = u64::try_from(self.seconds_left).unwrap_or(0) * 1000;
+        let left = u64::try_from(self.seconds_left)
+            .unwrap_or(0)
+            .saturating_mul(1000);
         let left = (left > 0).then(|| age(UnixMs(0), UnixMs(left)));
         vec![
             self.name.clone(),

@@ -45,7 +45,7 @@ fn view(certificate: &Certificate, order: Option<&Order>, now: UnixMs) -> Certif
         .saturating_sub(certificate.not_before.0);
     let state = if left <= 0 {
         CertificateState::Expired
-    } else if left * 100 < i128::from(life * EXPIRING_PERCENT) {
+    } else if left * 100 < i128::from(life) * i128::from(EXPIRING_PERCENT) {
         CertificateState::Expiring
     } else {
         CertificateState::Valid

@@ -58,16 +58,27 @@ impl Attempt<'_> {
     /// The changes that put the certificate in its place, or why there is none.
     pub(super) async fn run(&self) -> Result<Vec<Action>, Failure> {
         let place = &self.issuer.settings.place;
-        let (client, told) = place.client().map_err(|e| failure(&e.into(), None))?;
-        let run = async {
-            let account = self.account(client).await?;
-            self.issue(&account).await
-        };
-        run.await.map_err(|ended| failure(&ended, Some(&told)))
+        let mut is_known = true;
+        loop {
+            let (client, told) = place.client().map_err(|e| failure(&e.into(), None))?;
+            let run = async {
+                let account = self.account(client, is_known).await?;
+                self.issue(&account).await
+            };
+            match run.await {
+                // It was removed there, or the authority began anew.
+                Err(ended) if is_known && is_stranger(&ended) => is_known = false,
+                done => return done.map_err(|ended| failure(&ended, Some(&told))),
+            }
+        }
     }
 
-    /// The fleet's account, made at the first order.
-    async fn account(&self, client: Box<dyn instant_acme::HttpClient>) -> Result<Account, Ended> {
+    /// The fleet's account: the one that is known, or a new one, made at the first order.
+    async fn account(
+        &self,
+        client: Box<dyn instant_acme::HttpClient>,
+        is_known: bool,
+    ) -> Result<Account, Ended> {
         let Issuer {
             registry,
             vault,
@@ -78,7 +89,8 @@ impl Attempt<'_> {
         let sealed_for = format!("acme account {directory}");
         let builder = Account::builder_with_http(client);
         let state = registry.view().state();
-        if let Some(known) = state.accounts.get(directory) {
+        let known = state.accounts.get(directory).filter(|_| is_known);
+        if let Some(known) = known {
             let plain = vault.open_for(&sealed_for, &known.credentials)?;
             let credentials: AccountCredentials =
                 serde_json::from_slice(plain.bytes()).map_err(Error::from)?;
@@ -199,13 +211,26 @@ async fn refusal(order: &mut instant_acme::Order) -> String {
     "the authority refused the order and did not say why".to_owned()
 }
 
+/// The authority does not know our account.
+fn is_stranger(ended: &Ended) -> bool {
+    let Ended::Authority(Error::Api(problem)) = ended else {
+        return false;
+    };
+    let kind = problem.r#type.as_deref();
+    kind.is_some_and(|kind| kind.ends_with(":accountDoesNotExist"))
+}
+
+/// It said nothing: neither what is wrong, nor that it is not done yet.
+fn is_out_of_reach(ended: &Ended) -> bool {
+    let Ended::Authority(error) = ended else {
+        return false;
+    };
+    !matches!(error, Error::Api(_) | Error::Timeout(_))
+}
+
 fn failure(ended: &Ended, told: Option<&Arc<Told>>) -> Failure {
     // An authority that was never reached counts no order of ours.
-    let counted = match ended {
-        Ended::Authority(Error::Api(_) | Error::Timeout(_)) => true,
-        Ended::Authority(_) | Ended::Place(_) | Ended::Unmade(_) => false,
-        Ended::Refused(_) | Ended::Unusable(_) | Ended::Vault(_) => true,
-    };
+    let counted = !matches!(ended, Ended::Place(_) | Ended::Unmade(_)) && !is_out_of_reach(ended);
     let asked = told.filter(|_| !counted).map(|told| told.asked());
     let asked = asked.filter(|asked| !asked.is_empty());
     let at = asked

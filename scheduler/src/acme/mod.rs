@@ -163,6 +163,7 @@ pub fn begun(state: &State, host: &str, now: UnixMs) -> Order {
         host: host.to_owned(),
         begun,
         failures: known.map_or(0, |o| o.failures),
+        misses: known.map_or(0, |o| o.misses),
         // Whoever takes over from a node that is lost in the middle of it begins anew at once.
         not_before: UnixMs(0),
         error: known.and_then(|o| o.error.clone()),
@@ -175,6 +176,7 @@ pub fn begun(state: &State, host: &str, now: UnixMs) -> Order {
 pub fn succeeded(order: &Order) -> Order {
     Order {
         failures: 0,
+        misses: 0,
         not_before: UnixMs(0),
         error: None,
         challenge: None,
@@ -195,18 +197,24 @@ pub struct Failure {
 /// The order after it failed.
 #[must_use]
 pub fn failed(order: &Order, now: UnixMs, failure: &Failure) -> Order {
-    let failures = order.failures.saturating_add(1);
-    let (first, most) = if failure.counted {
-        (REFUSED, REFUSED_MOST)
+    // An authority that was away for long and then refuses is not made to wait for its absence.
+    let (failures, misses) = if failure.counted {
+        (order.failures.saturating_add(1), 0)
     } else {
-        (OUT_OF_REACH, OUT_OF_REACH_MOST)
+        (order.failures, order.misses.saturating_add(1))
     };
-    let doubled = first.saturating_mul(1_u64 << (failures - 1).min(20));
+    let (first, most, times) = if failure.counted {
+        (REFUSED, REFUSED_MOST, failures)
+    } else {
+        (OUT_OF_REACH, OUT_OF_REACH_MOST, misses)
+    };
+    let doubled = first.saturating_mul(1_u64 << (times - 1).min(20));
     let pause = doubled.min(most);
     let jitter = mixed(&order.host, now.0) % (pause / 4);
     let asked = failure.retry_after_millis.unwrap_or(0);
     Order {
         failures,
+        misses,
         not_before: UnixMs(now.0 + (pause + jitter).max(asked)),
         error: Some(failure.error.chars().take(ERROR_CHARS).collect()),
         challenge: None,

@@ -71,6 +71,7 @@ fn order(host: &str, begun: &[u64], failures: u32, not_before: u64) -> Order {
         host: host.to_owned(),
         begun: begun.iter().map(|at| UnixMs(*at)).collect(),
         failures,
+        misses: 0,
         not_before: UnixMs(not_before),
         error: None,
         challenge: None,
@@ -215,14 +216,22 @@ fn failures_are_waited_out_longer_each_time_and_the_next_way_is_tried() {
         counted: false,
         retry_after_millis: None,
     };
-    let after = failed(&order(host, &[], 0, 0), NOW, &away);
+    let mut after = failed(&order(host, &[], 0, 0), NOW, &away);
     assert!(
         after.not_before.0 - NOW.0 < 10_000,
         "an authority that comes back is asked soon"
     );
+    for _ in 0..20 {
+        after = failed(&after, NOW, &away);
+    }
+    let pause = after.not_before.0 - NOW.0;
+    assert!(pause < OUT_OF_REACH_MOST * 5 / 4, "{pause}");
+    assert_eq!(after.failures, 0, "the same way is tried again");
+    let pause = failed(&after, NOW, &refused).not_before.0 - NOW.0;
+    assert!(pause < 2 * MINUTE, "its first refusal: {pause}");
     let told = Failure {
         retry_after_millis: Some(DAY),
-        ..refused
+        ..refused.clone()
     };
     let after = failed(&order(host, &[], 0, 0), NOW, &told);
     assert_eq!(after.not_before.0, NOW.0 + DAY, "as it asked");

@@ -52,8 +52,11 @@ pub struct Order {
     pub host: String,
     /// When orders were begun, as far back as that counts.
     pub begun: Vec<UnixMs>,
-    /// Since the last one that came to a certificate.
+    /// Orders that the authority refused since the last one that came to a certificate.
     pub failures: u32,
+    /// Times it was not there since it last answered.
+    #[serde(default)]
+    pub misses: u32,
     /// No further one before then.
     pub not_before: UnixMs,
     /// Why the last one failed.

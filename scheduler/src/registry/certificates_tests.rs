@@ -41,6 +41,7 @@ fn order(host: &str, epoch: u64) -> Action {
         host: host.to_owned(),
         begun: vec![UnixMs(1)],
         failures: 0,
+        misses: 0,
         not_before: UnixMs(0),
         error: None,
         challenge: None,
