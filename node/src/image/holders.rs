@@ -253,9 +253,11 @@ pub(super) fn read_local(
         let Some((layer, offset)) = local.get(&chunk.hash) else {
             continue;
         };
-        let raw = open
-            .entry(layer)
-            .or_insert_with(|| inner.layers.raw(layer).ok().flatten());
+        let raw = open.entry(layer).or_insert_with(|| {
+            // Not read anew for every window.
+            let (_, recipe) = inner.recent.of(inner, layer).ok().flatten()?;
+            inner.layers.raw_by(layer, recipe).ok()
+        });
         let Some(raw) = raw else { continue };
         if raw.read_at(*offset, chunk.len, &mut bytes).is_ok() && chunk.holds(&bytes) {
             got.insert(index, Bytes::copy_from_slice(&bytes));

@@ -203,15 +203,15 @@ fn say(to: &Answering, answer: ImageAnswer) -> Result<(), ImageError> {
     })
 }
 
-/// What chunks of the last layers were found by: whoever reads a layer that arrives asks often, for a
-/// few at a time.
+/// What chunks of the last layers are found by, for peers and for layers that are put together here of
+/// others: both want a few at a time, and often.
 #[derive(Default)]
 pub(super) struct Recent(Mutex<Vec<(Digest, Known, std::time::Instant)>>);
 
 type Known = (Arc<ChunkList>, Arc<Recipe>);
 
 impl Recent {
-    fn of(&self, inner: &Inner, layer: &Digest) -> Result<Option<Known>, ImageError> {
+    pub(super) fn of(&self, inner: &Inner, layer: &Digest) -> Result<Option<Known>, ImageError> {
         let now = std::time::Instant::now();
         if let Some((_, known, used)) = self.lock().iter_mut().find(|(id, ..)| id == layer) {
             *used = now;
