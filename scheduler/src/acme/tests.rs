@@ -187,6 +187,10 @@ fn failures_are_waited_out_longer_each_time_and_the_next_way_is_tried() {
         counted: true,
         retry_after_millis: None,
     };
+    let rules = || Rules {
+        per_hour: 100,
+        ..self::rules()
+    };
     let mut now = NOW;
     let mut pauses = Vec::new();
     for turn in 0..12 {
