@@ -191,7 +191,7 @@ fn take_lease(state: &State, name: &str, node: NodeId, seen: Option<u64>) -> Res
             found: found.unwrap_or(0),
         });
     }
-    if !state.nodes.get(&node).is_some_and(|n| !n.revoked) {
+    if state.nodes.get(&node).is_none_or(|n| n.revoked) {
         return Err(Refusal::NotFound(format!("node {node}")));
     }
     ensure(
