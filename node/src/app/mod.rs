@@ -149,15 +149,15 @@ impl App {
             mesh_address,
         )
         .await?;
-        tokio::spawn(forward(registry.view().watch(), known));
-        serve_registry(&mesh, &registry);
+        serve_registry(&mesh, &registry, known);
 
         let images = open_images(&config, &data, me, &mesh, &fleet)?;
         let (network, protections) = open_network(&config, &data).await?;
         let local = Local::new();
         let door = Door::default();
         let base = record_base(&config, me, mesh_address);
-        let incarnation = base.incarnation;
+        let seeds = seeds(&config, &registry, me);
+        let heard = gossip_config(&identity, base.incarnation, mesh_address, seeds);
         let runtime = Arc::new(Shims::open(ShimsConfig::new(data.join(INSTANCES)))?);
         let meter = open_meter(&data, &runtime, &network, &local)?;
         let toucher = Toucher::new(me, mesh.clone(), runtime.clone(), local.clone());
@@ -178,8 +178,6 @@ impl App {
         })
         .await?;
 
-        let seeds = seeds(&config, &registry, me);
-        let heard = gossip_config(&identity, incarnation, mesh_address, seeds);
         let gossip = Gossip::start(mesh.clone(), heard, enrolled)?;
         let routes = Arc::new(ArcSwap::from_pointee(Routes::default()));
         let driver = FleetDriver {
@@ -194,11 +192,7 @@ impl App {
         };
         tokio::spawn(driver.run());
 
-        let vault = Vault::load(&data.join("identity"))?;
-        let shelf = Arc::new(Shelf::default());
-        let watched = registry.view().watch();
-        tokio::spawn(certs::follow(watched, vault.clone(), shelf.clone()));
-        order_certificates(&config, me, &registry, &fleet, vault.clone())?;
+        let (shelf, tickets) = keep_certificates(&config, &data, me, &registry, &fleet)?;
         let peers = Peers {
             me,
             agent: agent.clone(),
@@ -212,7 +206,7 @@ impl App {
             peers: peers.clone(),
             network,
             shelf,
-            tickets: vault.map(Tickets::new),
+            tickets,
         };
         let (ingress, inner_dns) = open_doors(&config, parts).await?;
         // Set once, here.
@@ -498,6 +492,22 @@ async fn open_network(config: &Config, data: &Path) -> Result<(Network, Protecti
     Ok((Network::open(network).await?, protections))
 }
 
+/// What the front door shows of certificates, and what resumes sessions; both follow the registry.
+fn keep_certificates(
+    config: &Config,
+    data: &Path,
+    me: NodeId,
+    registry: &Registry,
+    fleet: &watch::Receiver<Arc<Fleet>>,
+) -> Result<(Arc<Shelf>, Option<Tickets>)> {
+    let vault = Vault::load(&data.join("identity"))?;
+    let shelf = Arc::new(Shelf::default());
+    let watched = registry.view().watch();
+    tokio::spawn(certs::follow(watched, vault.clone(), shelf.clone()));
+    order_certificates(config, me, registry, fleet, vault.clone())?;
+    Ok((shelf, vault.map(Tickets::new)))
+}
+
 /// What the doors need of the other rooms.
 struct DoorParts {
     routes: Arc<ArcSwap<Routes>>,
@@ -597,7 +607,8 @@ async fn open_registry(
     Ok(registry)
 }
 
-fn serve_registry(mesh: &Mesh, registry: &Registry) {
+fn serve_registry(mesh: &Mesh, registry: &Registry, known: watch::Sender<Arc<State>>) {
+    tokio::spawn(forward(registry.view().watch(), known));
     let inbox = registry.clone();
     mesh.serve_calls(Kind::Raft, move |from, message: Vec<u8>| {
         let inbox = inbox.clone();

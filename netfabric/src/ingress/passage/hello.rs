@@ -75,7 +75,7 @@ pub(super) async fn of<S: Stream>(
 }
 
 #[cfg(test)]
-mod tests {
+pub(in super::super) mod tests {
     use std::sync::Arc;
 
     use rustls::pki_types::ServerName;
@@ -83,7 +83,8 @@ mod tests {
 
     use super::*;
 
-    fn greeting(name: &str) -> Vec<u8> {
+    /// A client's first message to `name`.
+    pub(in super::super::super) fn greeting(name: &str) -> Vec<u8> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()

@@ -9,7 +9,7 @@
 mod carry;
 mod datagrams;
 mod far;
-mod hello;
+pub(super) mod hello;
 mod listen;
 mod packets;
 mod places;

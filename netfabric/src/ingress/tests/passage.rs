@@ -9,6 +9,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::time::timeout;
 
+use super::super::IngressConfig;
+use super::super::passage::hello::tests::greeting;
 use super::world::{Deployed, Starts, World, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -240,6 +242,52 @@ async fn a_port_of_somebody_else_is_told_and_had_once_it_is_free() {
     );
     drop(taken);
     eventually("it is had", || closed().is_none()).await;
+}
+
+#[tokio::test]
+async fn the_door_s_own_tls_port_passes_on_what_only_a_container_reads() {
+    let secure = |config: &mut IngressConfig| {
+        config.listen_tls = vec!["127.0.0.1:0".parse().unwrap()];
+    };
+    let world = World::new(1, Deployed::default(), secure).await;
+    let door = world.ingress().tls_addrs()[0];
+    let listen = Listen {
+        port: door.port(),
+        protocol: ListenProtocol::Tls,
+        sni: vec!["db.test".into()],
+        ..Listen::default()
+    };
+    let deployed = Deployed {
+        listen: vec![listen],
+        ..Deployed::default()
+    };
+    let state = std::sync::Arc::new(deployed.state());
+    world.nodes[0].registry.send_replace(state);
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    world.open(1, "i", server.local_addr().unwrap());
+    world.publish(&[].into());
+
+    let hello = greeting("db.test");
+    let mut stream = TcpStream::connect(door).await.unwrap();
+    stream.write_all(&hello).await.unwrap();
+    let accepted = timeout(PATIENCE, server.accept()).await.unwrap();
+    let (mut inside, _) = accepted.unwrap();
+    let mut got = vec![0; hello.len()];
+    let read = timeout(PATIENCE, inside.read_exact(&mut got)).await;
+    read.unwrap().unwrap();
+    assert_eq!(got, hello);
+    inside.write_all(b"theirs").await.unwrap();
+    drop(inside);
+    assert_eq!(heard(stream).await, "theirs");
+
+    // Nobody's: the door says so itself, without a certificate for it.
+    let mut stream = TcpStream::connect(door).await.unwrap();
+    stream.write_all(&greeting("other.test")).await.unwrap();
+    let mut alert = [0; 7];
+    let read = timeout(PATIENCE, stream.read_exact(&mut alert)).await;
+    read.unwrap().unwrap();
+    assert_eq!((alert[0], alert[6]), (0x15, 112));
+    assert!(world.ingress().closed_ports().is_empty());
 }
 
 /// Answers every datagram with itself, as `server`.
