@@ -45,6 +45,7 @@ fn spec() -> RevisionSpec {
         regions: vec!["par".into(), "fra".into()],
         spread: Spread::Region,
         require: BTreeMap::from([("disk".into(), "nvme".into())]),
+        ..PlacementRules::default()
     };
     RevisionSpec {
         containers: vec![container],
