@@ -78,6 +78,11 @@ impl Told {
         (millis > 0).then_some(millis)
     }
 
+    fn asks(&self, url: &str) {
+        let mut asked = self.asked.write().unwrap_or_else(PoisonError::into_inner);
+        url.clone_into(&mut asked);
+    }
+
     pub(super) fn asked(&self) -> String {
         let asked = self.asked.read();
         asked.unwrap_or_else(PoisonError::into_inner).clone()
@@ -106,7 +111,7 @@ async fn exchange(
     let (head, body) = request.into_parts();
     let Ok(body) = body.collect().await;
     let url = head.uri.to_string();
-    *told.asked.write().unwrap_or_else(PoisonError::into_inner) = url.clone();
+    told.asks(&url);
     let request = client.request(head.method, url).headers(head.headers);
     let sent = request.body(body.to_bytes()).send().await;
     let mut response = sent.map_err(other)?;
@@ -136,12 +141,11 @@ fn other(error: reqwest::Error) -> Error {
 /// `Retry-After`: seconds, or a date.
 fn patience(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    let asked = match value.parse::<u64>() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => {
-            let at = httpdate::parse_http_date(value).ok()?;
-            at.duration_since(SystemTime::now()).ok()?
-        }
+    let asked = if let Ok(seconds) = value.parse() {
+        Duration::from_secs(seconds)
+    } else {
+        let at = httpdate::parse_http_date(value).ok()?;
+        at.duration_since(SystemTime::now()).ok()?
     };
     Some(asked.min(MOST_PATIENCE))
 }
@@ -157,7 +161,7 @@ mod tests {
             headers.insert(RETRY_AFTER, value.parse().unwrap());
             patience(&headers)
         };
-        assert_eq!(of("120"), Some(Duration::from_secs(120)));
+        assert_eq!(of("120"), Some(Duration::from_mins(2)));
         assert_eq!(of("99999999999"), Some(MOST_PATIENCE));
         let soon = SystemTime::now() + Duration::from_hours(1);
         let told = of(&httpdate::fmt_http_date(soon)).unwrap();

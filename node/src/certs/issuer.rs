@@ -332,7 +332,7 @@ mod tests {
     async fn a_lease_is_anothers_until_it_stood_still_for_its_term() {
         let mut seen = None;
         assert_eq!(watched(&lease(7), &mut seen), TERM);
-        tokio::time::advance(TERM - RENEWAL).await;
+        tokio::time::advance(TERM.saturating_sub(RENEWAL)).await;
         assert_eq!(watched(&lease(7), &mut seen), RENEWAL);
         assert_eq!(watched(&lease(8), &mut seen), TERM, "it was renewed");
         tokio::time::advance(TERM).await;

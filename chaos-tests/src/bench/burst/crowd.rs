@@ -21,7 +21,7 @@ const SERVICE: &str = "crowd";
 const PARKED: usize = 700;
 /// The answer begins at once and ends after the last has begun.
 const ASK: &str = "/do?stream=2x10s";
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 pub(super) struct Crowd<'a> {
     world: &'a World,

@@ -510,13 +510,13 @@ impl Executor for Exec {
             .and_then(|p| p.args().as_ref())
             .filter(|args| !args.is_empty())
             .ok_or(ExecutorError::InvalidArg)?;
-        let first = match self.init {
-            true => init::stay_first(),
-            false => Ok(()),
+        let first = if self.init {
+            init::stay_first()
+        } else {
+            Ok(())
         };
-        let Err(error) = first.and_then(|()| {
-            parked::wait(&self.parked, &self.socket, &self.file, args, &self.secrets)
-        });
+        let waits = |()| parked::wait(&self.parked, &self.socket, &self.file, args, &self.secrets);
+        let Err(error) = first.and_then(waits);
         eprintln!("selvedge: no process to wait for the start: {error}");
         std::process::exit(126);
     }
