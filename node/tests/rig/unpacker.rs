@@ -217,16 +217,13 @@ async fn a_stream_that_only_takes_time_runs_out_of_it() {
             ..Limits::default()
         },
     );
-    // Each is a whole member, or a whole frame, of no bytes.
-    let zstd = zstd::encode_all(&b""[..], 1).unwrap();
-    for piece in [gzip(b""), zstd] {
-        let endless = piece.repeat(10_000_000);
-        let archive = archive(&endless, &digest(b""));
-        let error = store.import(&archive[..], None).await.unwrap_err();
-        assert_eq!(error.code(), "ImageTooLarge", "{error}");
-        assert!(error.to_string().contains("seconds"), "{error}");
-        nothing_is_left(&world);
-    }
+    // Each is a whole member of no bytes.
+    let endless = gzip(b"").repeat(10_000_000);
+    let archive = archive(&endless, &digest(b""));
+    let error = store.import(&archive[..], None).await.unwrap_err();
+    assert_eq!(error.code(), "ImageTooLarge", "{error}");
+    assert!(error.to_string().contains("seconds"), "{error}");
+    nothing_is_left(&world);
 }
 
 fn order() -> String {

@@ -56,15 +56,8 @@ impl Dice {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Trigger {
-    Timer,
-    Random,
-    Spells,
-}
-
 /// The seconds in which a function is asked.
-fn trace(dice: &mut Dice) -> (Trigger, Vec<u64>) {
+fn trace(dice: &mut Dice) -> Vec<u64> {
     let mut times = Vec::new();
     match dice.below(100) {
         0..34 => {
@@ -75,7 +68,6 @@ fn trace(dice: &mut Dice) -> (Trigger, Vec<u64>) {
                 times.push(at + dice.below(jitter));
                 at += period;
             }
-            (Trigger::Timer, times)
         }
         34..70 => {
             // Between once in two minutes and once in a day, evenly over the magnitudes.
@@ -89,7 +81,6 @@ fn trace(dice: &mut Dice) -> (Trigger, Vec<u64>) {
                 }
                 at += 1 + dice.lognormal(mean, sigma);
             }
-            (Trigger::Random, times)
         }
         _ => {
             let pause = 1_800.0 * (24.0_f64).powf(dice.unit());
@@ -103,9 +94,9 @@ fn trace(dice: &mut Dice) -> (Trigger, Vec<u64>) {
                 at += 60 + dice.exponential(pause);
             }
             times.retain(|at| *at < END);
-            (Trigger::Spells, times)
         }
     }
+    times
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -158,9 +149,8 @@ fn foreseen(times: &[u64], price: Price) -> Bill {
 fn the_forecast_waits_less_for_the_same_memory() {
     let mut dice = Dice(7);
     let traces: Vec<_> = (0..FUNCTIONS).map(|_| trace(&mut dice)).collect();
-    let sum = |of: &dyn Fn(&[u64]) -> Bill, which: Option<Trigger>| {
-        let those = traces.iter().filter(|(t, _)| which.is_none_or(|w| w == *t));
-        those.fold(Bill::default(), |sum, (_, times)| {
+    let sum = |of: &dyn Fn(&[u64]) -> Bill| {
+        traces.iter().fold(Bill::default(), |sum, times| {
             let bill = of(times);
             Bill {
                 memory: sum.memory + bill.memory,
@@ -169,19 +159,7 @@ fn the_forecast_waits_less_for_the_same_memory() {
         })
     };
     let price = Price::at(500);
-    let (before, now) = (
-        sum(&|t| fixed(t, WINDOW), None),
-        sum(&|t| foreseen(t, price), None),
-    );
-    for trigger in [Trigger::Timer, Trigger::Random, Trigger::Spells] {
-        let kind = Some(trigger);
-        let (before, now) = (
-            sum(&|t| fixed(t, WINDOW), kind),
-            sum(&|t| foreseen(t, price), kind),
-        );
-        println!("{trigger:?}: {before:?}, {now:?}");
-    }
-    println!("all: {before:?}, {now:?}");
+    let (before, now) = (sum(&|t| fixed(t, WINDOW)), sum(&|t| foreseen(t, price)));
     assert!(now.memory <= before.memory, "{now:?} {before:?}");
     assert!(now.waited * 5 <= before.waited, "{now:?} {before:?}");
 }
