@@ -60,7 +60,9 @@ pub struct GossipConfig {
 pub enum GossipError {
     #[error("an incarnation must be below 2^52, not {0}")]
     Incarnation(u64),
-    #[error("the record has {len} bytes; others accept at most {RECORD_LIMIT}")]
+    #[error("the record cannot be packed: {0}")]
+    Pack(#[source] std::io::Error),
+    #[error("the record has {len} bytes, packed; others accept at most {RECORD_LIMIT}")]
     RecordTooLarge { len: usize },
     #[error("the record cannot be encoded: {0}")]
     Codec(#[from] CodecError),

@@ -1,4 +1,4 @@
-//! A record in its envelope: encoded, signed by its node, and as text for the carrier.
+//! A record in its envelope: encoded, packed, signed by its node, and as text for the carrier.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
@@ -9,9 +9,13 @@ use super::{GossipError, Trust};
 use crate::identity::verify;
 use crate::wire::codec;
 
-/// Encoded size of the largest record: a carrier's message (65,507 bytes) must hold it, as text,
+/// Packed size of the largest record: a carrier's message (65,507 bytes) must hold it, as text,
 /// beside the digest of a few hundred nodes.
 pub const RECORD_LIMIT: usize = 32 * 1024;
+/// What it may unpack to; an instance takes some 260 bytes, and packed some 20.
+const PLAIN_LIMIT: usize = 1 << 20;
+/// zstd's own choice between size and time.
+const LEVEL: i32 = 3;
 /// The envelope adds a signature and a few lengths; base64 a third.
 const TEXT_LIMIT: usize = (RECORD_LIMIT + 128) / 3 * 4 + 4;
 
@@ -46,8 +50,9 @@ pub(super) fn seal(
     cluster_id: &str,
     sign: impl FnOnce(&[u8]) -> Vec<u8>,
 ) -> Result<String, GossipError> {
-    let payload = codec::encode(record)?;
-    if payload.len() > RECORD_LIMIT {
+    let plain = codec::encode(record)?;
+    let payload = zstd::bulk::compress(&plain, LEVEL).map_err(GossipError::Pack)?;
+    if plain.len() > PLAIN_LIMIT || payload.len() > RECORD_LIMIT {
         return Err(GossipError::RecordTooLarge { len: payload.len() });
     }
     let signature = sign(&signed_bytes(cluster_id, &payload));
@@ -74,7 +79,8 @@ pub(super) fn open(
     if !verify(&key, &signed_bytes(cluster_id, &payload), &signature) {
         return Err(Rejected::Forged);
     }
-    let record: NodeRecord = codec::decode(&payload).map_err(|_| Rejected::Malformed)?;
+    let plain = zstd::bulk::decompress(&payload, PLAIN_LIMIT).map_err(|_| Rejected::Malformed)?;
+    let record: NodeRecord = codec::decode(&plain).map_err(|_| Rejected::Malformed)?;
     if record.node != node || record.incarnation != incarnation {
         return Err(Rejected::Misfiled);
     }
@@ -84,6 +90,10 @@ pub(super) fn open(
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+
+    use scheduler::model::{
+        InstanceId, InstanceReport, InstanceState, Name, RevisionKey, ServiceKey, UnixMs,
+    };
 
     use super::super::tests::{Enrolled, record};
     use super::*;
@@ -114,20 +124,71 @@ mod tests {
     #[test]
     fn an_oversized_record_is_not_sent() {
         let mut said = record(1, 8422);
-        said.images = vec!["x".repeat(RECORD_LIMIT)];
-        let error = seal(&said, "c", |_| vec![0; 64]).unwrap_err();
-        assert!(
-            matches!(error, GossipError::RecordTooLarge { .. }),
-            "{error}"
-        );
+        for images in [
+            vec!["x".repeat(PLAIN_LIMIT)],
+            (0..2_000).map(digest).collect(),
+        ] {
+            said.images = images;
+            let error = seal(&said, "c", |_| vec![0; 64]).unwrap_err();
+            assert!(
+                matches!(error, GossipError::RecordTooLarge { .. }),
+                "{error}"
+            );
+        }
+    }
+
+    /// 64 digits that repeat nothing.
+    fn digest(number: u64) -> String {
+        let mut dice = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut word = || {
+            dice ^= dice << 13;
+            dice ^= dice >> 7;
+            dice ^= dice << 17;
+            format!("{dice:016x}")
+        };
+        (0..4).map(|_| word()).collect()
+    }
+
+    fn instance(number: u64) -> InstanceReport {
+        let revision = format!("service-{}-00001", number % 20);
+        let namespace = Name::default_namespace();
+        InstanceReport {
+            id: InstanceId(format!("{revision}-{}", &digest(number)[..5])),
+            revision: RevisionKey {
+                namespace: namespace.clone(),
+                name: Name::new(revision).unwrap(),
+            },
+            service: ServiceKey {
+                name: Name::new(format!("service-{}", number % 20)).unwrap(),
+                namespace,
+            },
+            state: InstanceState::Ready,
+            since: UnixMs(1_764_000_000_000 + number * 1_117),
+            in_flight: u32::try_from(number % 7).unwrap(),
+            concurrency_milli: u32::try_from(number * 37 % 5_000).unwrap(),
+            failure: None,
+            steward: None,
+        }
+    }
+
+    #[test]
+    fn hundreds_of_instances_fit_a_record() {
+        for (count, most) in [(200, 8 << 10), (1_000, RECORD_LIMIT)] {
+            let mut said = record(1, 8422);
+            said.instances = (0..count).map(instance).collect();
+            let sealed = seal(&said, "c", |_| vec![0; 64]).unwrap();
+            assert!(sealed.len() <= most, "{count}: {}", sealed.len());
+        }
     }
 
     #[test]
     fn the_largest_record_fits_its_envelope() {
         let mut said = record(1, 8422);
-        let room = RECORD_LIMIT - codec::encode(&said).unwrap().len() - 8;
-        said.version = "v".repeat(room);
-        assert!(seal(&said, "c", |_| vec![0; 64]).unwrap().len() <= TEXT_LIMIT);
+        // Sixteen digits of 64 are eight bytes, and cannot be packed tighter.
+        said.images = (0..950).map(digest).collect();
+        let sealed = seal(&said, "c", |_| vec![0; 64]).unwrap();
+        assert!(sealed.len() > TEXT_LIMIT * 8 / 10, "{}", sealed.len());
+        assert!(sealed.len() <= TEXT_LIMIT);
     }
 
     proptest! {
