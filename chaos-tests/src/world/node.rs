@@ -234,8 +234,11 @@ impl Node {
             .filter(|pid| {
                 let cgroup = std::fs::read_to_string(format!("/proc/{pid}/cgroup"));
                 let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+                let exe = exe.to_string_lossy().into_owned();
                 cgroup.is_ok_and(|text| text.contains(&self.cgroup))
-                    && !exe.to_string_lossy().contains("selvedged")
+                    && !["selvedged", node::runtime::PARKED]
+                        .iter()
+                        .any(|ours| exe.contains(ours))
             })
             .collect();
         found.sort_unstable();

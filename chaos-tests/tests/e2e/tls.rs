@@ -200,7 +200,13 @@ fn orders_outlive_the_authority_and_the_node_that_makes_them() -> Result<()> {
     eprintln!("{} is killed in the middle of its order", holder.name);
     is_issued(&world, "web", 0, TAKEOVER).with_context(|| pebble.log())?;
     holder.start()?;
-    is_served(&world, "web", &pebble.root()?)
+    let root = pebble.root()?;
+    // It was not there when the certificate came.
+    until("it has heard of it", PATIENCE, || {
+        let said = curl(holder, "web", &root, &[])?;
+        Ok((said.code == 0).then_some(()))
+    })?;
+    is_served(&world, "web", &root)
 }
 
 /// Whether an authority may ask this node for a proof now.
