@@ -58,7 +58,7 @@ use scheduler::registry::State;
 use scheduler::route::Routes;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::tls::{Shelf, Tickets};
 use crate::wire::peer::{StartRefusal, StartRequest, Started};
@@ -79,6 +79,8 @@ use workers::Listeners;
 const MAX_TUNNELS: usize = 10_000;
 /// Requests at once that wait for a service's first ready revision.
 const MAX_FIRST_READY: usize = 1_000;
+/// While the door closes: how soon it is seen that the last one has left.
+const LOOK_WHO_IS_IN: Duration = Duration::from_millis(5);
 
 /// Streams to other nodes' doors.
 #[async_trait]
@@ -363,11 +365,9 @@ impl Ingress {
     /// Accepts nobody new, lets who is in finish for at most `grace`, then cuts off the rest.
     pub async fn stop(&self, grace: Duration) {
         self.shared.phase.send_replace(Phase::Closing);
-        let all = u32::try_from(door::MAX_CONNECTIONS).unwrap_or(u32::MAX);
-        let tunnels = u32::try_from(MAX_TUNNELS).unwrap_or(u32::MAX);
         let empty = async {
-            let _connections = self.shared.connections.acquire_many(all).await;
-            let _tunnels = self.shared.tunnels.acquire_many(tunnels).await;
+            all_back(&self.shared.connections, door::MAX_CONNECTIONS).await;
+            all_back(&self.shared.tunnels, MAX_TUNNELS).await;
             self.shared.passages.outside.empty().await;
             self.shared.passages.inside.empty().await;
         };
@@ -375,6 +375,13 @@ impl Ingress {
             tracing::info!(counts = ?self.counts(), "cutting off requests that outlast the grace");
         }
         self.shared.phase.send_replace(Phase::Closed);
+    }
+}
+
+/// Waits until nobody has a permit. It takes none itself: peers are let in as long as somebody is inside.
+async fn all_back(permits: &Semaphore, all: usize) {
+    while permits.available_permits() < all {
+        sleep(LOOK_WHO_IS_IN).await;
     }
 }
 
