@@ -68,9 +68,11 @@ impl Stewardship {
                 registry.borrow_and_update().clone(),
                 self.fleet.borrow_and_update().clone(),
             );
-            let orders = self
-                .steward()
-                .tick(clock::now(), clock::unix(), &state, &fleet);
+            let heard = self.registry.view().staleness().is_some();
+            let mut steward = self.steward();
+            steward.doubt(!heard);
+            let orders = steward.tick(clock::now(), clock::unix(), &state, &fleet);
+            drop(steward);
             for order in orders {
                 tokio::spawn(self.clone().carry_out(order, state.index));
             }

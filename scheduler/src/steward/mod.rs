@@ -109,12 +109,19 @@ impl<'a> Standing<'a> {
 pub struct Steward {
     memories: BTreeMap<RevisionKey, Memory>,
     duties: Duties,
+    doubts: bool,
 }
 
 impl Steward {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Whether the registry's state may be older than what is there: until a node that was restarted hears
+    /// of the others, it knows what its disk had. A revision that is not in it is not gone for that.
+    pub fn doubt(&mut self, doubts: bool) {
+        self.doubts = doubts;
     }
 
     /// Looks at everything once; called about once a second. A start is not ordered again
@@ -143,9 +150,12 @@ impl Steward {
                 self.memories.remove(key);
                 continue;
             }
+            let standing = Standing::of(state, key);
+            if self.doubts && matches!(standing, Standing::Gone) {
+                continue;
+            }
             let scene = scenes.remove(key).unwrap_or_default();
             let memory = self.memories.remove(key);
-            let standing = Standing::of(state, key);
             let mut memory = memory.unwrap_or_else(|| {
                 let used = matches!(standing, Standing::Routed(..)) || !scene.instances.is_empty();
                 Memory::new(now, &scene, fleet.me, duty, used)

@@ -356,6 +356,11 @@ fn what_the_registry_does_not_know_goes_unless_it_may_be_news() {
     world.records.get_mut(&NodeId(1)).unwrap().registry_index += 1;
     world.quiet(3);
     world.records.get_mut(&NodeId(1)).unwrap().registry_index -= 1;
+    let doubt =
+        |world: &mut World, doubts| world.stewards.values_mut().for_each(|s| s.doubt(doubts));
+    doubt(&mut world, true);
+    world.quiet(3);
+    doubt(&mut world, false);
     assert_eq!(stops(&world.tick()), [&id]);
     world.quiet(4);
     assert_eq!(stops(&world.tick()), [&id], "again when it shows no effect");
