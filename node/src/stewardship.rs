@@ -68,7 +68,7 @@ impl Stewardship {
                 registry.borrow_and_update().clone(),
                 self.fleet.borrow_and_update().clone(),
             );
-            let heard = self.registry.view().staleness().is_some();
+            let heard = self.registry.status().quorum_ago.is_some();
             let mut steward = self.steward();
             steward.doubt(!heard);
             let orders = steward.tick(clock::now(), clock::unix(), &state, &fleet);

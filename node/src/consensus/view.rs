@@ -144,7 +144,7 @@ impl View {
     }
 
     /// How long ago a quorum was known to live; nothing when it never was.
-    pub(crate) fn staleness(&self) -> Option<Duration> {
+    pub(super) fn staleness(&self) -> Option<Duration> {
         self.contact().heard.map(|(at, ago)| at.elapsed() + ago)
     }
 
