@@ -1,12 +1,13 @@
 //! What a container's first process is until it is started: a page of code that says it is there, waits
-//! for one byte and then becomes the container's program. By then the container is whole; nothing is left to be done
-//! but this.
+//! for one byte and then becomes the container's program. By then the container is whole; nothing is
+//! left to be done but this.
 //!
 //! It is a program of its own because hundreds of containers wait on a node: a process that was forked
 //! to build one keeps a quarter of a megabyte of what building took, and this one 24 KB.
 //!
-//! After its own name, `argv` holds the file to run and then that program's `argv`; the environment is the
-//! program's. Descriptor 3 is the socket for both bytes. Without the standard library and without libc: see `build.rs`.
+//! After its own name, `argv` holds the file to run and then that program's `argv`; the environment is
+//! the program's. Descriptor 3 is the socket for both bytes. Without the standard library and without
+//! libc: see `build.rs`.
 #![no_std]
 #![no_main]
 // Loops stay loops: there is no libc whose functions they could become.

@@ -75,7 +75,10 @@ fn readings(count: usize, took: Duration, used: Duration) -> Vec<Reading> {
 }
 
 struct Ours<'a> {
-    crowd: crowd::Crowd<'a>,
+    world: &'a World,
+    most: usize,
+    /// From its first case on.
+    crowd: Option<crowd::Crowd<'a>>,
     rooms: Rooms,
     /// Networks it has.
     leased: usize,
@@ -83,14 +86,23 @@ struct Ours<'a> {
 
 impl<'a> Ours<'a> {
     fn new(world: &'a World, plan: &Plan) -> Result<Self> {
-        let crowd = crowd::Crowd::new(world, plan.most)?;
         let group = Group::of(world, "bench-rooms")?;
         let rooms = Rooms::start(world, plan, group)?;
         Ok(Self {
-            crowd,
+            world,
+            most: plan.most,
+            crowd: None,
             rooms,
             leased: 0,
         })
+    }
+
+    fn crowd(&mut self, count: usize) -> Result<Vec<Reading>> {
+        let crowd = match &mut self.crowd {
+            Some(crowd) => crowd,
+            none => none.insert(crowd::Crowd::new(self.world, self.most)?),
+        };
+        crowd.take(count)
     }
 }
 
@@ -102,7 +114,7 @@ impl Contestant for Ours<'_> {
     fn take(&mut self, case: &str) -> Result<Vec<Reading>> {
         let (program, count) = parts(case)?;
         if case.starts_with(CROWD) {
-            return self.crowd.take(count);
+            return self.crowd(count);
         }
         if self.leased < count {
             self.rooms.ask(&format!("lease {count} burst"), "lease")?;

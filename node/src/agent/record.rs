@@ -65,10 +65,7 @@ pub(super) fn record(
         registry_index: moment.registry_index,
         instances: node
             .seen()
-            .map(|seen| InstanceReport {
-                steward: steward(seen.id),
-                ..report(&seen, moment.now, moment.unix, &load)
-            })
+            .map(|seen| report(&seen, moment.now, moment.unix, &load, steward(seen.id)))
             .collect(),
         demand: moment.demand,
         images,
@@ -81,6 +78,7 @@ fn report(
     now: Now,
     unix: UnixMs,
     load: &impl Fn(&InstanceId) -> (u32, u32),
+    steward: Option<NodeId>,
 ) -> InstanceReport {
     let busy = seen.state.serves() || seen.state == InstanceState::Draining;
     let (in_flight, concurrency_milli) = if busy { load(seen.id) } else { (0, 0) };
@@ -93,6 +91,6 @@ fn report(
         in_flight,
         concurrency_milli,
         failure: seen.failure.cloned(),
-        steward: None,
+        steward,
     }
 }

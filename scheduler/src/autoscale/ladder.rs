@@ -5,6 +5,7 @@
 use std::fmt;
 
 use super::forecast::{Outlook, Price};
+use crate::converge::PARKED_BYTES;
 
 /// What an idle instance may become, each deeper than the one before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,8 +53,6 @@ impl fmt::Display for Rung {
 
 /// Of its memory, in thousandths, what a program needs again at once however long it slept.
 const KEPT_PERMILLE: u64 = 400;
-/// A parked container's own memory.
-const PARKED_BYTES: u64 = 2 << 20;
 /// Of a start, in thousandths, what is left to do with a container prepared.
 const PARKED_PERMILLE: u64 = 600;
 /// To thaw one, and to give one its processors back, in microseconds.

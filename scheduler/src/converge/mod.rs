@@ -32,6 +32,7 @@ use crate::model::{
 };
 use backoff::Backoff;
 pub use backoff::CRASH_LOOP;
+pub(crate) use parking::PARKED_BYTES;
 use parking::Pool;
 pub use probing::{Ask, Kind, Plan, Probes};
 use slot::{Origin, Phase, Slot};

@@ -11,9 +11,7 @@ use std::sync::Arc;
 
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::notify_socket::{NOTIFY_FILE, NotifySocket};
-use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::syscall::syscall::SyscallType;
-use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use pathrs::Root;
 use pathrs::flags::OpenFlags;
 use rustix::fs::{AtFlags, Gid, Uid};
@@ -23,11 +21,12 @@ use super::super::bundle::{self, Joined};
 use super::super::cgroup::{self, Cgroup};
 use super::super::disk;
 use super::super::scratch;
-use super::super::spec::{ContainerSpec, SecretEnv};
+use super::super::spec::ContainerSpec;
 use super::super::user::{self, Resolved};
 use super::super::wire::{BUNDLE, ETC, FailCode, Failure};
 use super::nursery::Common;
-use super::{bad, etc, init, parked, pipe, powers, sysctl};
+use super::parked::First;
+use super::{bad, etc, pipe, sysctl};
 use crate::causes::with_causes;
 use crate::userns::{self, Block};
 
@@ -76,7 +75,7 @@ pub fn container(
         .and_then(|base| base.enter(&mut spec, &scratch))
         .map_err(namespace)?;
     std::env::set_current_dir(folder).map_err(namespace)?;
-    let exec = Exec {
+    let first = First {
         private: private.into_iter().chain(held.descriptors()).collect(),
         filter,
         init: spec.init,
@@ -85,7 +84,7 @@ pub fn container(
         socket: Arc::new(socket),
         file: String::new(),
     };
-    let (pid, [stdout, stderr]) = inside(&spec, folder, &scratch, &held.joined(), exec)?;
+    let (pid, [stdout, stderr]) = inside(&spec, folder, &scratch, &held.joined(), first)?;
     carried.release().map_err(namespace)?;
     if rustix::io::read(&go, &mut [0]) != Ok(1) {
         let died = "the first process died before it could wait for the start";
@@ -108,7 +107,7 @@ fn inside(
     folder: &Path,
     scratch: &Path,
     joined: &Joined,
-    mut exec: Exec,
+    mut first: First,
 ) -> Result<Running, Failure> {
     let user = user(spec)?;
     bundle::check_ulimits(spec).map_err(|m| bad(FailCode::BadLimit, m))?;
@@ -130,7 +129,7 @@ fn inside(
     })?;
     let other = |what: &str, e: io::Error| bad(FailCode::CreateContainer, format!("{what}: {e}"));
     let cwd = working_dir(&root, spec)?;
-    exec.file = command(&root, spec, &user, &cwd)?;
+    first.file = command(&root, spec, &user, &cwd)?;
     // A read-only lower file system may refuse; then what is missing shows below, by name.
     mend(&root, spec.ids);
     etc::write(spec, scratch).map_err(|e| other(ETC, e))?;
@@ -143,7 +142,7 @@ fn inside(
     // libcontainer's child resolves paths with `openat2` as long as it can read its working folder,
     // and otherwise step by step in thousands of calls. The instance's folder is not its to read.
     std::env::set_current_dir("/").map_err(|e| other("/", e))?;
-    let built = build(spec, &user, scratch, exec);
+    let built = build(spec, &user, scratch, first);
     std::env::set_current_dir(folder).map_err(|e| other("the instance's folder", e))?;
     let built = built?;
     disk::bound(&Cgroup::at(&spec.cgroup), &spec.io, folder)
@@ -352,7 +351,7 @@ fn build(
     spec: &ContainerSpec,
     user: &Resolved,
     scratch: &Path,
-    exec: Exec,
+    first: First,
 ) -> Result<Running, Failure> {
     let other = |e: io::Error| bad(FailCode::CreateContainer, e.to_string());
     let (stdout, out) = pipe().map_err(other)?;
@@ -371,7 +370,7 @@ fn build(
         .with_root_path(scratch.join(STATE))
         .map(|builder| {
             builder
-                .with_executor(exec)
+                .with_executor(first)
                 .with_stdin(null)
                 .with_stdout(out)
                 .with_stderr(err)
@@ -483,56 +482,5 @@ fn limit_behind(text: &str, spec: &ContainerSpec) -> Option<String> {
         Some(too_little(memory))
     } else {
         None
-    }
-}
-
-/// Makes the container's first process wait for its start.
-#[derive(Clone)]
-struct Exec {
-    private: Vec<RawFd>,
-    filter: Vec<libc::sock_filter>,
-    /// Whether another process than the program is to be the container's first.
-    init: bool,
-    /// In memory only: the bundle's configuration, which holds the other variables, is a file.
-    secrets: SecretEnv,
-    parked: Arc<File>,
-    /// The first process's end.
-    socket: Arc<OwnedFd>,
-    /// The program's, as seen from its working folder.
-    file: String,
-}
-
-impl Executor for Exec {
-    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        let args = spec
-            .process()
-            .as_ref()
-            .and_then(|p| p.args().as_ref())
-            .filter(|args| !args.is_empty())
-            .ok_or(ExecutorError::InvalidArg)?;
-        let first = if self.init {
-            init::stay_first()
-        } else {
-            Ok(())
-        };
-        let waits = |()| parked::wait(&self.parked, &self.socket, &self.file, args, &self.secrets);
-        let Err(error) = first.and_then(waits);
-        eprintln!("selvedge: no process to wait for the start: {error}");
-        std::process::exit(126);
-    }
-
-    fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
-        // The command was looked for before anything was made. This runs in the container, as its
-        // user, last before it waits to be started.
-        for fd in &self.private {
-            // SAFETY: the shim's, inherited; nothing here uses them.
-            unsafe { libc::close(*fd) };
-        }
-        // SAFETY: a flag on ourselves. Without its shim nothing would read the program's output;
-        // a program that changes its user loses the flag, and the next daemon ends it.
-        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-        powers::filter(&self.filter).map_err(|e| {
-            ExecutorValidationError::ArgValidationError(format!("filtering system calls: {e}"))
-        })
     }
 }
