@@ -38,14 +38,14 @@ impl Driver {
             refuse(start.replies, &StartRefusal::Misplaced(veto.to_string()));
             return Vec::new();
         }
-        if is_cordoned(&self.registry, self.base.node) {
-            refuse(start.replies, &StartRefusal::NotTaking);
-            return Vec::new();
-        }
         if start.held > 0
             && let Some(id) = self.node.share(now, key, start.held, start.capacity)
         {
             self.join_start(&id, start.replies);
+            return Vec::new();
+        }
+        if is_cordoned(&self.registry, self.base.node) {
+            refuse(start.replies, &StartRefusal::NotTaking);
             return Vec::new();
         }
         let admission = Admission {
@@ -174,9 +174,10 @@ impl Driver {
     /// Looks after the parked pool.
     pub(super) fn tend(&mut self) {
         let state = self.registry.view().state();
+        let open = !is_cordoned(&self.registry, self.base.node);
         let effects = self
             .node
-            .tend(clock::now(), |revision| serves(&state, revision));
+            .tend(clock::now(), |revision| open && serves(&state, revision));
         self.perform(effects);
     }
 

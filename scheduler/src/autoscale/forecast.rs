@@ -25,6 +25,14 @@ const LONGEST_SECONDS: u64 = 26 * 3600;
 pub struct Price(pub u32);
 
 impl Price {
+    /// Where so much of the memory is free.
+    #[must_use]
+    pub fn of_memory(capacity: u64, free: u64) -> Self {
+        let used = u128::from(capacity.saturating_sub(free));
+        let full = used * 1000 / u128::from(capacity.max(1));
+        Self::at(u16::try_from(full).unwrap_or(1000))
+    }
+
     /// Of memory that is full to so many thousandths: while most of it is free, waiting costs little.
     #[must_use]
     pub fn at(fullness: u16) -> Self {

@@ -116,7 +116,7 @@ fn fixed(times: &[u64], window: u64) -> Bill {
     bill
 }
 
-/// One that is there when the forecast says that it pays.
+/// One that is there when the forecast says that it pays, and in any case for the window.
 fn foreseen(times: &[u64], price: Price) -> Bill {
     let mut bill = Bill::default();
     let mut forecast = Forecast::default();
@@ -126,7 +126,7 @@ fn foreseen(times: &[u64], price: Price) -> Bill {
         forecast.observe(at(from), true);
         let (mut now, mut warm) = (from, true);
         while now < to {
-            let early = from + super::forecast::PAUSE_SECONDS;
+            let early = from + WINDOW;
             let (next, there) = match forecast.outlook(at(now), price, START) {
                 Outlook::Unknown if now < from + WINDOW => (from + WINDOW, true),
                 Outlook::Unknown => (to, false),
@@ -146,7 +146,7 @@ fn foreseen(times: &[u64], price: Price) -> Bill {
 }
 
 #[test]
-fn the_forecast_waits_less_for_the_same_memory() {
+fn the_forecast_waits_far_less_for_half_as_much_memory_more() {
     let mut dice = Dice(7);
     let traces: Vec<_> = (0..FUNCTIONS).map(|_| trace(&mut dice)).collect();
     let sum = |of: &dyn Fn(&[u64]) -> Bill| {
@@ -160,6 +160,7 @@ fn the_forecast_waits_less_for_the_same_memory() {
     };
     let price = Price::at(500);
     let (before, now) = (sum(&|t| fixed(t, WINDOW)), sum(&|t| foreseen(t, price)));
-    assert!(now.memory <= before.memory, "{now:?} {before:?}");
+    // What it waits less for is paid with memory: a window is never cut short while it is measured.
+    assert!(now.memory * 2 <= before.memory * 3, "{now:?} {before:?}");
     assert!(now.waited * 5 <= before.waited, "{now:?} {before:?}");
 }

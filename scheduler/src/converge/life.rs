@@ -1,7 +1,7 @@
 //! What happens to the instances of a node: every input, and the steps that follow from it.
 
 use super::probing::{Ask, Kind, pause_ms};
-use super::slot::{Origin, Phase, Slot};
+use super::slot::{Origin, Phase, Sleep, Slot};
 use super::{
     Effect, Exit, FREEZE_AFTER_MS, FailReason, Froze, InstanceId, Node, Now, REMEMBER_MS,
     SHIM_LOST, SIGNAL_AGAIN_MS, UNHEALTHY, UNREADY_MOST_MS,
@@ -166,10 +166,10 @@ impl Node {
             Some(slot)
                 if slot.phase == Phase::Ready
                     && slot.admission.freezes
-                    && !slot.freezing
+                    && slot.sleep == Sleep::None
                     && idle_ms >= FREEZE_AFTER_MS =>
             {
-                slot.freezing = true;
+                slot.sleep = Sleep::Begins;
                 // A question under way would find it frozen and count as a failure.
                 slot.round += 1;
                 vec![Effect::Freeze(id.clone())]
@@ -179,10 +179,10 @@ impl Node {
     }
 
     pub fn on_frozen(&mut self, now: Now, id: &InstanceId, came: Froze) -> Vec<Effect> {
-        let Some(slot) = self.slots.get_mut(id).filter(|s| s.freezing) else {
+        let Some(slot) = self.slots.get_mut(id).filter(|s| s.sleep == Sleep::Begins) else {
             return Vec::new();
         };
-        slot.freezing = false;
+        slot.sleep = Sleep::None;
         if slot.phase != Phase::Ready {
             return Vec::new();
         }

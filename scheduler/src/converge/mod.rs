@@ -32,10 +32,9 @@ use crate::model::{
 };
 use backoff::Backoff;
 pub use backoff::CRASH_LOOP;
-pub(crate) use parking::PARKED_BYTES;
 use parking::Pool;
 pub use probing::{Ask, Kind, Plan, Probes};
-use slot::{Origin, Phase, Slot};
+use slot::{Origin, Phase, Sleep, Slot};
 
 /// The code word of an instance that never listened.
 pub const NEVER_READY: &str = "NeverReady";
@@ -228,7 +227,7 @@ impl Node {
     /// Instances to be asked how long nobody asked them anything; then `on_idle` or `on_thawed`.
     pub fn idlers(&self) -> impl Iterator<Item = (&InstanceId, InstanceState)> {
         let may = |slot: &Slot| match slot.phase {
-            Phase::Ready => slot.admission.freezes && !slot.freezing,
+            Phase::Ready => slot.admission.freezes && slot.sleep == Sleep::None,
             Phase::Frozen => true,
             _ => false,
         };

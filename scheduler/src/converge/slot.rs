@@ -2,7 +2,6 @@
 
 use super::probing::{Ask, Kind, Plan, Streak};
 use super::{Admission, Effect};
-use crate::autoscale::ladder::Rung;
 use crate::model::{FailReason, InstanceId, InstanceState, Now};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +81,16 @@ pub(super) enum Origin {
     Made,
 }
 
+/// What its phase does not say of an instance that is held still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sleep {
+    None,
+    /// It is being frozen.
+    Begins,
+    /// It gave its memory back.
+    Deep,
+}
+
 #[derive(Debug, Clone)]
 pub(super) struct Slot {
     pub(super) admission: Admission,
@@ -97,10 +106,7 @@ pub(super) struct Slot {
     pub(super) exited: Option<FailReason>,
     /// When requests could enter first.
     pub(super) ready_at: Option<Now>,
-    /// It is being frozen.
-    pub(super) freezing: bool,
-    /// How deep it sleeps beyond its phase.
-    pub(super) rung: Rung,
+    pub(super) sleep: Sleep,
     /// Its startup probe succeeded.
     pub(super) started: bool,
     /// Answers to earlier rounds of questions mean nothing.
@@ -124,8 +130,7 @@ impl Slot {
             failure: None,
             exited: None,
             ready_at: None,
-            freezing: false,
-            rung: Rung::Ready,
+            sleep: Sleep::None,
             started: false,
             round: 0,
             readiness: Streak::default(),
@@ -176,7 +181,9 @@ impl Slot {
     pub(super) fn enter(&mut self, now: Now, phase: Phase) {
         self.phase = phase;
         self.since = now;
-        self.rung = Rung::Ready;
+        if self.sleep == Sleep::Deep {
+            self.sleep = Sleep::None;
+        }
     }
 
     /// The first question to a program that was just started, or is taken over.

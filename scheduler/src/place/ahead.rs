@@ -18,7 +18,7 @@ const LOAD_STEPS: u16 = 10;
 #[must_use]
 pub fn ahead(fleet: &Fleet, revision: &Revision) -> BTreeSet<NodeId> {
     let (needs, ask, promised) = (needs(&revision.spec), Ask::default(), Promised::default());
-    let starts = Starts::of(fleet, revision);
+    let starts = Starts::of(fleet, &revision.key);
     let able = fleet.members.values().filter(|member| {
         let site = Site::of_member(member, revision, &promised, &starts);
         obstacle(fleet, &site, revision, &needs, &ask).is_none()

@@ -11,7 +11,7 @@ use crate::fleet::{
 };
 use crate::model::{
     Fit, Name, NodeId, NodeRecord, ObjectKey, PlacementRules, Preference, Resources, Revision,
-    Spread,
+    RevisionKey, Spread,
 };
 use std::collections::BTreeMap;
 
@@ -42,14 +42,14 @@ pub(super) struct Starts<'a> {
 }
 
 impl<'a> Starts<'a> {
-    pub fn of(fleet: &'a Fleet, revision: &Revision) -> Self {
+    pub fn of(fleet: &'a Fleet, revision: &RevisionKey) -> Self {
         let index = fleet.index.0.as_deref();
-        let shown = index.and_then(|index| index.starts(&revision.key));
+        let shown = index.and_then(|index| index.starts(revision));
         let mut members = BTreeMap::new();
         if index.is_none() {
             for (node, member) in &fleet.members {
                 let starts = &member.record.starts;
-                let own = starts.iter().find(|s| s.revision == revision.key);
+                let own = starts.iter().find(|s| s.revision == *revision);
                 members.extend(own.map(|s| (*node, s.micros)));
             }
         }
@@ -69,6 +69,11 @@ impl<'a> Starts<'a> {
             usual,
             least: least.min(usual),
         }
+    }
+
+    /// The mean of those known.
+    pub fn usual(&self) -> u64 {
+        self.usual
     }
 
     /// No start takes less anywhere.
@@ -141,7 +146,7 @@ pub(super) fn sites<'a>(
     revision: &Revision,
     promised: &Promised,
 ) -> Vec<Site<'a>> {
-    let starts = Starts::of(fleet, revision);
+    let starts = Starts::of(fleet, &revision.key);
     let Some(index) = &fleet.index.0 else {
         let members = fleet.members.values();
         let site = |member| Site::of_member(member, revision, promised, &starts);

@@ -25,7 +25,7 @@ pub use search::{KEPT, MOST_LOOKED};
 use std::collections::BTreeSet;
 
 use crate::fleet::Fleet;
-use crate::model::{Name, NodeId, Resources, Revision, RevisionSpec};
+use crate::model::{Name, NodeId, Resources, Revision, RevisionKey, RevisionSpec};
 use judge::{Distance, Held, Site};
 use search::Search;
 
@@ -98,6 +98,13 @@ pub fn needs(spec: &RevisionSpec) -> Resources {
         memory_bytes: first(memory, DEFAULT_MEMORY_BYTES),
         instances: 1,
     }
+}
+
+/// What a start of the revision takes where nothing better is known, in microseconds: the mean of what
+/// it took on the nodes that tell.
+#[must_use]
+pub fn usual_start(fleet: &Fleet, revision: &RevisionKey) -> u64 {
+    judge::Starts::of(fleet, revision).usual()
 }
 
 /// Ranks the nodes for one new instance of `revision`, best first, with a verdict on every node

@@ -68,7 +68,7 @@ impl<'a> Search<'a> {
             image,
             holders: index.holders(image),
             held: Held::of_index(index, revision, promised),
-            starts: Starts::of(fleet, revision),
+            starts: Starts::of(fleet, &revision.key),
             distance: Distance::new(fleet, ask.from),
             best: Vec::with_capacity(KEPT + 1),
             refused: Vec::new(),

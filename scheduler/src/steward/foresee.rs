@@ -5,8 +5,7 @@ use super::scale::Tick;
 use super::scene::{Scene, Zone};
 use crate::autoscale::forecast::{Outlook, Price};
 use crate::autoscale::{Decision, Reason};
-use crate::fleet::{Fleet, fullness};
-use crate::model::Resources;
+use crate::fleet::Fleet;
 
 impl Tick<'_> {
     /// The first instance of a region follows its history, where that says something: it is there when
@@ -52,9 +51,5 @@ pub(super) fn waiting(fleet: &Fleet, here: Zone<'_>) -> Price {
             free = free.saturating_add(record.free.memory_bytes);
         }
     }
-    let memory = |memory_bytes| Resources {
-        memory_bytes,
-        ..Resources::default()
-    };
-    Price::at(fullness(&memory(all), &memory(free), &Resources::default()))
+    Price::of_memory(all, free)
 }

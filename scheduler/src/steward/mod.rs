@@ -119,7 +119,7 @@ impl Steward {
     }
 
     /// Whether the registry's state may be older than what is there: until a node that was restarted hears
-    /// of the others, it knows what its disk had. A revision that is not in it is not gone for that.
+    /// of the others, it knows what its disk had. No revision is gone or superseded for that.
     pub fn doubt(&mut self, doubts: bool) {
         self.doubts = doubts;
     }
@@ -151,7 +151,8 @@ impl Steward {
                 continue;
             }
             let standing = Standing::of(state, key);
-            if self.doubts && matches!(standing, Standing::Gone) {
+            let stays = matches!(standing, Standing::Initial(..) | Standing::Routed(..));
+            if self.doubts && !stays {
                 continue;
             }
             let scene = scenes.remove(key).unwrap_or_default();

@@ -1,13 +1,15 @@
 //! How many instances there may be, and how many more a zone may start: the service's bounds, its
 //! scheduled minimums, and what the zones share of what the maximum leaves.
 
+use std::collections::BTreeMap;
+
 use super::memory::Memory;
 use super::scale::{Tick, count};
 use super::scene::{Scene, Zone};
 use crate::autoscale::Bounds;
 use crate::autoscale::schedule::scheduled;
 use crate::model::{RevisionKey, Service, UnixMs};
-use crate::place::START_MICROS;
+use crate::place::usual_start;
 
 /// What a scheduled minimum is early beyond a start: steward, agent and gossip take their time too.
 const EARLY_MILLIS: u64 = 2_000;
@@ -41,20 +43,9 @@ impl Tick<'_> {
         }
     }
 
-    /// What a start of the revision takes, as far as any node knows.
+    /// What a start of the revision takes, in milliseconds.
     pub(super) fn start_millis(&self, revision: &RevisionKey) -> u64 {
-        let micros = if let Some(index) = &self.fleet.index.0 {
-            let all = index.starts(revision).into_iter();
-            all.flat_map(|all| all.values().copied()).max()
-        } else {
-            let records = self.fleet.members.values().map(|m| &m.record);
-            let own = records
-                .flat_map(|r| &r.starts)
-                .filter(|s| s.revision == *revision);
-            own.map(|s| s.micros).max()
-        };
-        let micros = micros.map_or(START_MICROS, u64::from);
-        micros.div_ceil(1000)
+        usual_start(self.fleet, revision).div_ceil(1000)
     }
 
     /// How many more instances this zone, which has `mine`, may start. Where the service has a maximum of
@@ -75,7 +66,8 @@ impl Tick<'_> {
         let reserved = memory.missing(self.now, missing);
         let left = bounds.max.saturating_sub(live).saturating_sub(reserved);
         let entitled = if service.scale.max > 0 {
-            let share = |of| share(of, scene, self.here);
+            let loads = scene.loads();
+            let share = |of| share(of, &loads, self.here);
             let (all, rest) = memory.entitled(self.now, (share(bounds.max), share(left)));
             // What others took of the rest while this one started shows later than its own.
             let rest = rest.saturating_sub(memory.lately(self.now));
@@ -90,8 +82,7 @@ impl Tick<'_> {
 }
 
 /// A zone's part of `left`, by its part of the requests; what does not divide goes to the busiest.
-fn share(left: u32, scene: &Scene<'_>, here: Zone<'_>) -> u32 {
-    let loads = scene.loads();
+fn share(left: u32, loads: &BTreeMap<Zone<'_>, u64>, here: Zone<'_>) -> u32 {
     let all: u128 = loads.values().map(|load| u128::from(*load)).sum();
     let Some(own) = loads.get(&here).filter(|_| all > 0) else {
         return 0;

@@ -215,11 +215,18 @@ impl<'a> Tick<'a> {
         let decision = self.foresee(decision, scene, memory, asked);
         let bounds = self.bounds(service, memory);
         let room = self.room(service, bounds, scene, memory, count(&mine));
+        let spoken_for = count(scene.live()) + memory.flights(false);
+        let left = bounds.max.saturating_sub(spoken_for);
+        // Where nobody asks, a zone has no share.
+        let room = if decision.reason == Reason::Expected {
+            left
+        } else {
+            room
+        };
         let have = ready + coming;
         if let Some(from) = self.traffic_from_here(scene, memory).filter(|_| have == 0) {
-            let spoken_for = count(scene.live()) + memory.flights(false);
             let wish = Wish {
-                count: 1.min(bounds.max.saturating_sub(spoken_for)),
+                count: 1.min(left),
                 from,
                 region: Some(self.here.0),
                 cause: "traffic from here",
@@ -228,14 +235,13 @@ impl<'a> Tick<'a> {
             };
             self.start(revision, scene, memory, &wish);
         } else if have < decision.wanted {
-            let expected = decision.reason == Reason::Expected;
             let wish = Wish {
-                count: (decision.wanted - have).min(if expected { bounds.max } else { room }),
+                count: (decision.wanted - have).min(room),
                 from: scene.hottest.map_or(self.fleet.me, |(_, node)| node),
                 region: None,
-                cause: match have {
-                    _ if expected => "expected requests",
-                    0 => "held requests",
+                cause: match (decision.reason, have) {
+                    (Reason::Expected, _) => "expected requests",
+                    (_, 0) => "held requests",
                     _ => "scale-up",
                 },
                 why: why(decision, have, asked, room),

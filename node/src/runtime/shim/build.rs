@@ -87,10 +87,14 @@ pub fn container(
     let (pid, [stdout, stderr]) = inside(&spec, folder, &scratch, &held.joined(), first)?;
     carried.release().map_err(namespace)?;
     if rustix::io::read(&go, &mut [0]) != Ok(1) {
-        let died = "the first process died before it could wait for the start";
+        let words = said(stderr.as_fd());
         return Err(match spec.memory_bytes {
-            0 => bad(FailCode::CreateContainer, died),
-            bytes => bad(FailCode::BadLimit, too_little(bytes)),
+            // Who is killed says nothing.
+            bytes if bytes > 0 && words.is_empty() => bad(FailCode::BadLimit, too_little(bytes)),
+            _ => bad(
+                FailCode::CreateContainer,
+                format!("the first process died before it could wait for the start: {words}"),
+            ),
         });
     }
     Ok(Built {
