@@ -6,6 +6,7 @@ use std::io::Read as _;
 use anyhow::{Context as _, Result, ensure};
 use chaos_tests::checkers::leaks;
 use chaos_tests::world::{Node, PATIENCE, World, run, until};
+use serde_json::{Value, json};
 
 use crate::images::on_every_node;
 
@@ -61,7 +62,14 @@ impl Pair {
         world.first().cli(&["image", "pull", &name])?.ok()?;
         // The program is not what is waited for.
         let program = world.image("box");
-        world["fra-1"].cli(&["image", "pull", &program])?.ok()?;
+        let fra = &world["fra-1"];
+        fra.cli(&["image", "pull", &program])?.ok()?;
+        until("who starts it knows who has it", PATIENCE, || {
+            let all = fra.read(&["image", "ls"])?;
+            let held = |image: &Value| image["nodes"] == json!(["par-1"]);
+            let all = all.as_array().context("a list")?;
+            Ok(all.iter().any(held).then_some(()))
+        })?;
         world.stop_registry()?;
         Ok(Self { world, name, hash })
     }
