@@ -8,8 +8,8 @@ PACKAGES=(
     docker-registry mmdebstrap openssl pebble skopeo umoci
     # What the front door is compared with, and what speaks to it as a load balancer does.
     haproxy nginx-light python3-grpcio python3-h2 python3-websockets
-    # What faults are made with, and what announces the tests' nodes.
-    bird2 conntrack e2fsprogs libfaketime mount strace
+    # What faults are made with, what announces the tests' nodes, and what keeps their daemons.
+    bird2 conntrack e2fsprogs libfaketime mount strace systemd
 )
 
 say() { printf '== %s\n' "$*" >&2; }

@@ -96,6 +96,7 @@ impl Doorway {
             callers: Arc::new(Alone),
             shelf: Arc::default(),
             tickets: None,
+            sockets: Arc::default(),
         };
         let inside = runtime.enter();
         let ingress = Ingress::start(config, deps)?;

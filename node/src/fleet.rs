@@ -33,15 +33,22 @@ pub struct FleetDriver {
 }
 
 impl FleetDriver {
-    /// Runs until the daemon ends.
-    pub async fn run(mut self) {
-        let mut registry = self.registry.watch();
-        let mut members = self.gossip.members();
+    /// Runs until the daemon ends. When this returns there are the first view and the first routes: a
+    /// door that opened without them would know of no service.
+    pub fn start(mut self) {
         let mut indexer = Indexer::default();
-        let mut rtt = tokio::time::interval(RTT_PERIOD);
-        rtt.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // The first record may have been made before anybody watched, and may not change for long.
         self.publish();
+        let heard = self.gossip.members().borrow().clone();
+        self.rebuild(&self.registry.state(), &heard, &mut indexer);
+        tokio::spawn(self.run(indexer));
+    }
+
+    async fn run(mut self, mut indexer: Indexer) {
+        let mut registry = self.registry.watch();
+        let mut members = self.gossip.members();
+        let mut rtt = tokio::time::interval(RTT_PERIOD);
+        rtt.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let state = registry.borrow_and_update().clone();
             let heard = members.borrow_and_update().clone();

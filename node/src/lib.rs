@@ -25,6 +25,7 @@ pub mod prefetch;
 mod protections;
 pub mod runtime;
 pub mod stewardship;
+pub mod supervisor;
 pub mod telemetry;
 pub mod touch;
 pub mod userns;

@@ -64,8 +64,9 @@ fn daemon(path: &std::path::Path) -> anyhow::Result<()> {
     node::telemetry::init(&config.observe.log);
     // Fails only when one is installed already: then TLS has its provider.
     let _ = rustls::crypto::ring::default_provider().install_default();
+    let sockets = node::supervisor::sockets();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(node::app::run(config))
+    runtime.block_on(node::app::run(config, sockets))
 }

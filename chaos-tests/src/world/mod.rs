@@ -24,6 +24,7 @@ mod power;
 mod shell;
 mod signed;
 mod standard;
+mod systemd;
 mod traces;
 mod version;
 
@@ -48,6 +49,7 @@ pub(crate) use node::{is_running, pids};
 pub use pebble::{Habits, Pebble};
 pub use shell::{Outcome, run, until};
 pub use standard::Standard;
+pub use systemd::Systemd;
 use traces::Tag;
 pub use version::{change, noise};
 

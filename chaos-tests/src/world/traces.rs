@@ -15,7 +15,7 @@ use super::shell::{run, until};
 use crate::disk::clock;
 
 pub(super) const NAME: &str = "selvedge-e2e";
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The names one world's things carry. Unique while its process lives.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

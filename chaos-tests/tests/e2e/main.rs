@@ -37,6 +37,7 @@ mod streams;
 mod tls;
 mod touch;
 mod trust;
+mod upgrade;
 mod volumes;
 mod wire;
 mod zero;

@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use http::{Request, Response};
+use http::header::CONNECTION;
+use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -47,6 +48,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Phase {
     Open,
+    /// Who is in hears with its next answer that this connection ends; others are still let in.
+    Leaving,
     /// Nobody new; who is in may finish.
     Closing,
     /// Whoever is left is cut off.
@@ -59,14 +62,14 @@ pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener, secure: b
     loop {
         let permit = tokio::select! {
             permit = Arc::clone(&shared.connections).acquire_owned() => permit,
-            _ = phase.wait_for(|p| *p > Phase::Open) => return,
+            _ = phase.wait_for(|p| *p >= Phase::Closing) => return,
         };
         let Ok(permit) = permit else {
             return;
         };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = phase.wait_for(|p| *p > Phase::Open) => return,
+            _ = phase.wait_for(|p| *p >= Phase::Closing) => return,
         };
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
@@ -172,7 +175,7 @@ async fn introduced<S: Stream>(
 }
 
 /// Serves one connection or stream, of which some was read before, with `answer`. From phase `until` on it takes no further
-/// request; when the door is closed it is cut off.
+/// request, of which its client hears before where the protocol has words for it; when the door is closed it is cut off.
 pub(super) async fn serve<S, F, R>(
     shared: &Arc<Shared>,
     (stream, seen): (S, BytesMut),
@@ -193,9 +196,19 @@ pub(super) async fn serve<S, F, R>(
         return;
     };
     let answering = Arc::clone(shared);
-    let service = service_fn(move |request| {
-        let answered = answer(Arc::clone(&answering), request);
-        async move { Ok::<_, Infallible>(answered.await) }
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (shared, version) = (Arc::clone(&answering), request.version());
+        let answered = answer(Arc::clone(&shared), request);
+        async move {
+            let mut response = answered.await;
+            let leaving = until < Phase::Closed && *shared.phase.borrow() > Phase::Open;
+            let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+            if leaving && version < Version::HTTP_2 && !switches {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(CONNECTION, close);
+            }
+            Ok::<_, Infallible>(response)
+        }
     });
     match spoken {
         Spoken::Http1 => {
@@ -205,6 +218,10 @@ pub(super) async fn serve<S, F, R>(
         }
         Spoken::Http2 => {
             let connection = http2_settings().serve_connection(TokioIo::new(stream), service);
+            let until = match until {
+                Phase::Closing => Phase::Leaving,
+                other => other,
+            };
             drive(connection, phase, until).await;
         }
     }

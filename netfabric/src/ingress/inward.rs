@@ -23,6 +23,7 @@ use super::door::{self, Phase};
 use super::headers::{Caller, REQUEST_ID};
 use super::passage::{Way, carry};
 use super::problem::{Code, Problem, accepts_json};
+use super::sockets::Sockets;
 use super::stream::Conduit;
 
 const HTTP: u16 = 80;
@@ -30,13 +31,21 @@ const BACKLOG: u32 = 1024;
 /// After a failed accept (out of files): without a pause the loop would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-pub(super) fn bind(addr: SocketAddr) -> Result<(TcpListener, SocketAddr), (SocketAddr, io::Error)> {
+pub(super) fn bind(
+    addr: SocketAddr,
+    kept: &Sockets,
+) -> Result<(TcpListener, SocketAddr), (SocketAddr, io::Error)> {
     let bound = || {
+        if let Some(handed) = kept.tcp_on(addr.ip()) {
+            let addr = handed.local_addr()?;
+            return Ok((TcpListener::from_std(handed)?, addr));
+        }
         let socket = TcpSocket::new_v4()?;
         socket.set_reuseaddr(true)?;
         socket.bind(addr)?;
         let listener = socket.listen(BACKLOG)?;
         let addr = listener.local_addr()?;
+        kept.keep(false, addr, &listener);
         Ok((listener, addr))
     };
     bound().map_err(|error| (addr, error))
@@ -48,7 +57,7 @@ pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = phase.wait_for(|p| *p > Phase::Open) => return,
+            _ = phase.wait_for(|p| *p >= Phase::Closing) => return,
         };
         match accepted {
             Ok((stream, client)) => {

@@ -36,6 +36,7 @@ mod pool;
 mod problem;
 mod recent;
 mod secure;
+mod sockets;
 mod start;
 mod stream;
 mod strict;
@@ -70,6 +71,7 @@ pub use ledger::Bill;
 pub use local::{Guard, Local, Served};
 pub use peer_door::PeerDoor;
 pub use problem::{CODES, Code};
+pub use sockets::{Handed, SocketStore, Sockets};
 pub use stream::{Conduit, Stream};
 
 use door::Phase;
@@ -79,6 +81,8 @@ use workers::Listeners;
 const MAX_TUNNELS: usize = 10_000;
 /// Requests at once that wait for a service's first ready revision.
 const MAX_FIRST_READY: usize = 1_000;
+/// For clients to use their kept connections once more, and to hear that these end.
+const LEAVE: Duration = Duration::from_secs(1);
 /// While the door closes: how soon it is seen that the last one has left.
 const LOOK_WHO_IS_IN: Duration = Duration::from_millis(5);
 
@@ -150,6 +154,7 @@ pub struct IngressDeps {
     pub shelf: Arc<Shelf>,
     /// Without them a TLS session is not resumed.
     pub tickets: Option<Tickets>,
+    pub sockets: Arc<Sockets>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -200,6 +205,7 @@ struct Shared {
     ledger: ledger::Ledger,
     counters: counters::Counters,
     passages: passage::Passages,
+    sockets: Arc<Sockets>,
 }
 
 struct Limits {
@@ -219,12 +225,16 @@ impl Ingress {
     /// Listens, and answers from then on. Call it on the daemon's runtime.
     pub fn start(config: IngressConfig, deps: IngressDeps) -> Result<Self, IngressError> {
         let mut listeners = Vec::new();
-        let inner = config.inner.map(inward::bind).transpose();
+        let kept = deps.sockets.as_ref();
+        let inner = config
+            .inner
+            .map(|addr| inward::bind(addr, kept))
+            .transpose();
         let inner = inner.map_err(|(addr, source)| IngressError::Bind { addr, source })?;
         let plain = config.listen.into_iter().map(|addr| (addr, false));
         let secure = config.listen_tls.into_iter().map(|addr| (addr, true));
         for (addr, secure) in plain.chain(secure) {
-            let bound = Listeners::bind(addr, secure);
+            let bound = Listeners::bind(addr, secure, kept);
             listeners.push(bound.map_err(|source| IngressError::Bind { addr, source })?);
         }
         let addrs = |secure: bool| {
@@ -264,11 +274,13 @@ impl Ingress {
             ledger: ledger::Ledger::new(),
             counters: counters::Counters::new(),
             passages: passage::Passages::default(),
+            sockets: deps.sockets,
         });
         workers::start(&shared, listeners, inboxes).map_err(IngressError::Worker)?;
         let ips = addrs.iter().map(SocketAddr::ip).collect();
         let own = tls_addrs.iter().map(SocketAddr::port).collect();
         tokio::spawn(passage::follow(Arc::clone(&shared), ips, own));
+        tokio::spawn(sockets::forget_unclaimed(Arc::clone(&shared.sockets)));
         let inner = inner.map(|(listener, addr)| {
             tokio::spawn(inward::accept(Arc::clone(&shared), listener));
             addr
@@ -362,8 +374,17 @@ impl Ingress {
         }
     }
 
-    /// Accepts nobody new, lets who is in finish for at most `grace`, then cuts off the rest.
+    /// Says on every connection that it ends, then accepts nobody new, lets who is in finish for at most
+    /// `grace`, and cuts off the rest.
     pub async fn stop(&self, grace: Duration) {
+        self.shared.phase.send_replace(Phase::Leaving);
+        // A client that sends on a kept connection as it is closed cannot know what became of its request.
+        let gone = async {
+            while self.shared.crew.aboard() > 0 {
+                sleep(LOOK_WHO_IS_IN).await;
+            }
+        };
+        let _ = timeout(LEAVE, gone).await;
         self.shared.phase.send_replace(Phase::Closing);
         let empty = async {
             all_back(&self.shared.connections, door::MAX_CONNECTIONS).await;

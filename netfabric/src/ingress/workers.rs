@@ -18,6 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::Shared;
 use super::door::{self, Phase};
+use super::sockets::Sockets;
 
 /// More cores than this are left to what the node is for.
 const MAX_WORKERS: usize = 32;
@@ -58,25 +59,35 @@ pub(super) struct Listeners {
 }
 
 impl Listeners {
-    /// An address that somebody else listens on is an error, also when that is another daemon:
-    /// the first socket is bound before it says that it shares.
-    pub(super) fn bind(addr: SocketAddr, secure: bool) -> io::Result<Self> {
-        let first = socket(addr)?;
-        first.bind(addr)?;
-        first.set_reuseport(true)?;
-        let addr = first.local_addr()?;
-        let mut sockets = vec![first.listen(BACKLOG)?.into_std()?];
-        while sockets.len() < count() {
-            let next = socket(addr)?;
-            next.set_reuseport(true)?;
-            next.bind(addr)?;
-            sockets.push(next.listen(BACKLOG)?.into_std()?);
-        }
-        Ok(Self {
+    /// Those handed over, or new ones. An address that somebody else listens on is an error, also when
+    /// that is another daemon: the first socket is bound before it says that it shares.
+    pub(super) fn bind(addr: SocketAddr, secure: bool, kept: &Sockets) -> io::Result<Self> {
+        let mut listeners = Self {
             addr,
             secure,
-            sockets,
-        })
+            sockets: kept.tcp(addr),
+        };
+        if listeners.sockets.is_empty() {
+            let first = socket(addr)?;
+            first.bind(addr)?;
+            first.set_reuseport(true)?;
+            listeners.addr = first.local_addr()?;
+            listeners.listen(first, kept)?;
+        }
+        while listeners.sockets.len() < count() {
+            let next = socket(addr)?;
+            next.set_reuseport(true)?;
+            next.bind(listeners.addr)?;
+            listeners.listen(next, kept)?;
+        }
+        Ok(listeners)
+    }
+
+    fn listen(&mut self, socket: TcpSocket, kept: &Sockets) -> io::Result<()> {
+        let socket = socket.listen(BACKLOG)?.into_std()?;
+        kept.keep(false, self.addr, &socket);
+        self.sockets.push(socket);
+        Ok(())
     }
 }
 
@@ -127,6 +138,14 @@ impl Crew {
             .unzip();
         let workers = workers.into();
         (Self { workers }, inboxes)
+    }
+
+    /// How many connections there are.
+    pub(super) fn aboard(&self) -> usize {
+        let loads = self.workers.iter();
+        loads
+            .map(|worker| worker.load.load(Ordering::Relaxed))
+            .sum()
     }
 
     /// The worker with clearly fewer connections than this thread's.
@@ -193,8 +212,9 @@ pub(super) fn start(
 ) -> io::Result<()> {
     let mut sockets: Vec<Vec<_>> = (0..count()).map(|_| Vec::new()).collect();
     for listener in listeners {
-        for (mine, socket) in sockets.iter_mut().zip(listener.sockets) {
-            mine.push((socket, listener.secure));
+        // A machine that lost a core has more sockets than workers: clients wait at each of them.
+        for (at, socket) in listener.sockets.into_iter().enumerate() {
+            sockets[at % count()].push((socket, listener.secure));
         }
     }
     for (at, (sockets, inbox)) in sockets.into_iter().zip(inboxes).enumerate() {
@@ -239,16 +259,40 @@ async fn run(
 
 #[cfg(test)]
 mod tests {
+    use super::super::sockets::Handed;
     use super::*;
 
     #[tokio::test]
     async fn workers_share_an_address_among_themselves_and_with_nobody_else() {
-        let ours = Listeners::bind("127.0.0.1:0".parse().unwrap(), false).unwrap();
+        let bind = |addr, kept| Listeners::bind(addr, false, kept);
+        let none = Sockets::default();
+        let ours = bind("127.0.0.1:0".parse().unwrap(), &none).unwrap();
         assert_eq!(ours.sockets.len(), count());
-        let again = Listeners::bind(ours.addr, false).map(|l| l.addr);
+        let again = bind(ours.addr, &none).map(|l| l.addr);
         assert_eq!(again.unwrap_err().kind(), io::ErrorKind::AddrInUse);
         let addr = ours.addr;
         drop(ours);
-        assert_eq!(Listeners::bind(addr, false).unwrap().addr, addr);
+        assert_eq!(bind(addr, &none).unwrap().addr, addr);
+    }
+
+    #[tokio::test]
+    async fn who_connects_between_two_daemons_is_served_by_the_next() {
+        let none = Sockets::default();
+        let before = Listeners::bind("127.0.0.1:0".parse().unwrap(), false, &none).unwrap();
+        let addr = before.addr;
+        let copies = before.sockets.iter().map(|s| s.try_clone().unwrap());
+        let handed = copies.map(Handed::Tcp).collect();
+        drop(before);
+        let waiting: Vec<_> = (0..8)
+            .map(|_| net::TcpStream::connect(addr).unwrap())
+            .collect();
+        let next = Listeners::bind(addr, false, &Sockets::new(handed, None)).unwrap();
+        let mut served = 0;
+        for socket in &next.sockets {
+            while socket.accept().is_ok() {
+                served += 1;
+            }
+        }
+        assert_eq!((next.addr, served), (addr, waiting.len()));
     }
 }

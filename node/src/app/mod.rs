@@ -15,7 +15,7 @@ use arc_swap::ArcSwap;
 use netfabric::dns::{CidrError, Dns, DnsConfig, InnerDns};
 use netfabric::gossip::{Gossip, GossipConfig, INTERVAL};
 use netfabric::identity::{Authority, Identity, Vault};
-use netfabric::ingress::{Ingress, IngressDeps, Local};
+use netfabric::ingress::{Ingress, IngressDeps, Local, Sockets};
 use netfabric::tls::{Shelf, Tickets};
 use netfabric::transport::{Kind, Mesh};
 use scheduler::fleet::Fleet;
@@ -50,7 +50,7 @@ use crate::stewardship::Stewardship;
 use crate::telemetry::metrics;
 use crate::touch::{self, Toucher};
 use crate::volumes::Volumes;
-use crate::{certs, clock, logs};
+use crate::{certs, clock, logs, supervisor};
 use settings::{
     advertised, cgroup, founder, ingress_config, inner_dns_config, network_config, operator_token,
     record_base, seeds, volumes_config,
@@ -68,14 +68,14 @@ const INSTANCES: &str = "instances";
 const ROOMS: [&str; 4] = ["images", "log", "registry", "run"];
 
 /// Runs the daemon until it is told to stop.
-pub async fn run(config: Config) -> Result<()> {
+pub async fn run(config: Config, sockets: Sockets) -> Result<()> {
     let data = config.node.data.clone();
     let _lock = lock(&data)?;
     let identity = Arc::new(
         Identity::load(&data.join("identity"))
             .context("this machine is no node yet: run `selvedge up` or `selvedge join`")?,
     );
-    let app = App::open(config, data, identity).await?;
+    let app = App::open(config, data, identity, sockets).await?;
     app.serve().await
 }
 
@@ -128,17 +128,18 @@ struct App {
 }
 
 impl App {
-    async fn open(config: Config, data: PathBuf, identity: Arc<Identity>) -> Result<Self> {
+    async fn open(
+        config: Config,
+        data: PathBuf,
+        identity: Arc<Identity>,
+        sockets: Sockets,
+    ) -> Result<Self> {
         let me = identity.node();
         let mesh_address = advertised(&config)?;
         let (known, admitted) = watch::channel(Arc::new(State::default()));
         let enrolled = Arc::new(Enrolled(admitted.clone()));
         let mesh = Mesh::bind(config.mesh.listen, identity.clone(), enrolled.clone())?;
-        let nobody = Fleet {
-            me,
-            ..Fleet::default()
-        };
-        let (fleet_in, fleet) = watch::channel(Arc::new(nobody));
+        let (fleet_in, fleet) = watch::channel(Arc::new(nobody(me)));
         let registry = open_registry(
             &config,
             &data,
@@ -190,7 +191,7 @@ impl App {
             fleet: fleet_in,
             routes: routes.clone(),
         };
-        tokio::spawn(driver.run());
+        driver.start();
 
         let (shelf, tickets) = keep_certificates(&config, &data, me, &registry, &fleet)?;
         let peers = Peers {
@@ -207,6 +208,7 @@ impl App {
             network,
             shelf,
             tickets,
+            sockets,
         };
         let (ingress, inner_dns) = open_doors(&config, parts).await?;
         // Set once, here.
@@ -280,6 +282,7 @@ impl App {
         let tcp = tcp.with_context(|| format!("cannot listen for the API on {listen}"))?;
         let socket = self.data.join("run/api.sock");
         tracing::info!(node = %self.config.node.name, region = %self.config.node.region, "serving");
+        supervisor::ready();
         let (mut stop, mut interrupt) = (
             signal(SignalKind::terminate())?,
             signal(SignalKind::interrupt())?,
@@ -291,6 +294,7 @@ impl App {
             _ = interrupt.recv() => {}
         }
         tracing::info!("stopping; containers keep running");
+        supervisor::stopping();
         self.ingress.stop(STOP_GRACE).await;
         self.meter.close().await;
         self.registry.shutdown().await;
@@ -379,6 +383,14 @@ impl App {
         Ok(Some(started.with_context(|| {
             format!("DNS on {listen}; `--dns off` goes without")
         })?))
+    }
+}
+
+/// The fleet before anything was heard of it.
+fn nobody(me: NodeId) -> Fleet {
+    Fleet {
+        me,
+        ..Fleet::default()
     }
 }
 
@@ -518,6 +530,7 @@ struct DoorParts {
     network: Network,
     shelf: Arc<Shelf>,
     tickets: Option<Tickets>,
+    sockets: Sockets,
 }
 
 /// The front door, its side for peers, and that for containers with their names.
@@ -535,6 +548,7 @@ async fn open_doors(config: &Config, parts: DoorParts) -> Result<(Arc<Ingress>, 
         starter: Arc::new(parts.peers),
         shelf: parts.shelf,
         tickets: parts.tickets,
+        sockets: Arc::new(parts.sockets),
         callers: Arc::new(Neighbours {
             network: network.clone(),
             record: agent.record(),

@@ -19,6 +19,8 @@ use crate::ingress::stream::{Stream, WRITE_STALL};
 /// Bytes a client may have sent ahead: a head and a body that is kept whole. More is left in the
 /// kernel.
 const MAX_SEEN: usize = MAX_HEAD_BYTES + KEEP_BYTES;
+/// While the door closes: how long the first request of a connection may take to come.
+const FIRST_TIME: Duration = Duration::from_secs(1);
 /// An idle connection keeps no more memory than this.
 const IDLE_BYTES: usize = 4 * 1024;
 
@@ -31,6 +33,10 @@ pub(super) struct Conn<S> {
     sent: usize,
     alarm: Alarm,
     hours: Hours,
+    /// A request was answered on it.
+    used: bool,
+    /// Until when the first request is waited for while the door closes.
+    last_chance: Option<Instant>,
 }
 
 /// What ends a wait.
@@ -55,6 +61,8 @@ impl<S: Stream> Conn<S> {
             sent: 0,
             alarm: Alarm::new(Instant::now() + HEAD_TIME),
             hours: Hours::new(phase),
+            used: false,
+            last_chance: None,
         }
     }
 
@@ -63,12 +71,19 @@ impl<S: Stream> Conn<S> {
         self.alarm.set(due);
     }
 
-    pub(super) fn is_closing(&mut self) -> bool {
+    /// Whether the connection ends with this answer.
+    pub(super) fn is_last(&mut self) -> bool {
         self.hours.look() > Phase::Open
+    }
+
+    /// Whether no further request is waited for.
+    pub(super) fn is_closing(&mut self) -> bool {
+        self.used && self.hours.look() >= Phase::Closing
     }
 
     /// The request at the beginning is done with.
     pub(super) fn forget(&mut self, request: usize) {
+        self.used = true;
         if request >= self.seen.len() {
             self.seen.clear();
         } else {
@@ -89,16 +104,21 @@ impl<S: Stream> Conn<S> {
                 Poll::Ready(Ok(_)) => return Poll::Ready(Waited::Came),
                 Poll::Pending => {}
             }
+            // Who is in the middle of a request may finish it.
+            let idle = self.seen.is_empty();
+            if idle && self.hours.reached(Phase::Closing, cx) {
+                if self.used {
+                    return Poll::Ready(Waited::Closing);
+                }
+                // Let in a moment ago: its request is on its way.
+                let chance = || Instant::now() + FIRST_TIME;
+                let last = *self.last_chance.get_or_insert_with(chance);
+                self.alarm.hurry(last);
+            }
             if self.alarm.is_over(cx) {
                 return Poll::Ready(Waited::Late);
             }
-            // Who is in the middle of a request may finish it.
-            let end = if self.seen.is_empty() {
-                Phase::Closing
-            } else {
-                Phase::Closed
-            };
-            if self.hours.reached(end, cx) {
+            if self.hours.reached(Phase::Closed, cx) {
                 return Poll::Ready(Waited::Closing);
             }
             Poll::Pending
@@ -234,6 +254,10 @@ impl Alarm {
     fn set(&mut self, due: Instant) {
         self.due = due;
         self.advance();
+    }
+
+    fn hurry(&mut self, due: Instant) {
+        self.set(self.due.min(due));
     }
 
     fn stall(&mut self) {

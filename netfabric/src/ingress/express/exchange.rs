@@ -236,7 +236,7 @@ fn pass_head<S: Stream>(
         if !whole {
             return Ok(Pass::More);
         }
-        let close = !errand.ask.keep || conn.is_closing();
+        let close = !errand.ask.keep || conn.is_last();
         let mut through = Through::new(answer.framing);
         // Not sent yet: what became of the request is written down before its client knows.
         let out = conn.next();

@@ -279,7 +279,7 @@ impl<S: Stream> Express<S> {
 
     async fn own(&mut self, problem: &Problem, ask: &Ask, id: &str) -> Turn {
         self.shared.counters.problem(problem.code);
-        let close = !ask.keep || self.conn.is_closing();
+        let close = !ask.keep || self.conn.is_last();
         let id = HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("-"));
         let (head, body) = problem.response(&id, ask.json).into_parts();
         let mut out = Vec::new();

@@ -45,7 +45,13 @@ pub(in super::super) async fn follow(
             let ours = |socket: &Socket| socket.udp || !own.contains(&socket.port);
             let wanted: BTreeSet<Socket> = routes.sockets().filter(ours).collect();
             // Dropping closes the socket; connections that came by it go on.
-            open.retain(|socket, _| wanted.contains(socket));
+            open.retain(|socket, _| {
+                let stays = wanted.contains(socket);
+                if !stays {
+                    forget(&shared, &ips, *socket);
+                }
+                stays
+            });
             lock(&shared.passages.closed).retain(|socket, _| wanted.contains(socket));
             for socket in wanted {
                 if !open.contains_key(&socket) {
@@ -56,7 +62,7 @@ pub(in super::super) async fn follow(
         seen = routes;
         tokio::select! {
             () = sleep(LOOK) => {}
-            _ = phase.wait_for(|p| *p > Phase::Open) => return,
+            _ = phase.wait_for(|p| *p >= Phase::Closing) => return,
         }
     }
 }
@@ -71,6 +77,7 @@ async fn try_open(
     for ip in ips {
         let addr = SocketAddr::new(*ip, socket.port);
         if let Err(error) = listen(shared, socket, addr, &mut tasks).await {
+            forget(shared, ips, socket);
             let why = format!("cannot listen on {addr}: {error}");
             let before = lock(&shared.passages.closed).insert(socket, why.clone());
             if before.as_ref() != Some(&why) {
@@ -85,6 +92,14 @@ async fn try_open(
     open.insert(socket, tasks);
 }
 
+/// The next daemon has the port no more.
+fn forget(shared: &Shared, ips: &BTreeSet<IpAddr>, socket: Socket) {
+    for ip in ips {
+        let addr = SocketAddr::new(*ip, socket.port);
+        shared.sockets.forget(socket.udp, addr);
+    }
+}
+
 async fn listen(
     shared: &Arc<Shared>,
     socket: Socket,
@@ -92,10 +107,22 @@ async fn listen(
     tasks: &mut JoinSet<()>,
 ) -> io::Result<()> {
     if socket.udp {
-        let bound = UdpSocket::bind(addr).await?;
+        let bound = if let Some(handed) = shared.sockets.udp(addr) {
+            UdpSocket::from_std(handed)?
+        } else {
+            let bound = UdpSocket::bind(addr).await?;
+            shared.sockets.keep(true, addr, &bound);
+            bound
+        };
         tasks.spawn(datagrams::serve(Arc::clone(shared), bound, socket));
     } else {
-        let bound = bind(addr)?;
+        let bound = if let Some(handed) = shared.sockets.tcp(addr).pop() {
+            TcpListener::from_std(handed)?
+        } else {
+            let bound = bind(addr)?;
+            shared.sockets.keep(false, addr, &bound);
+            bound
+        };
         tasks.spawn(accept(Arc::clone(shared), bound, socket));
     }
     Ok(())

@@ -1,16 +1,18 @@
 //! Requests that find an instance here.
 
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
-use http::{Request, header};
+use http::{Request, Version, header};
 use http_body_util::{Empty, Full, StreamBody};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use scheduler::model::{InstanceId, Protocol, RequestId, RevisionState};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::sleep;
 
 use super::app::{get, post, raw, read, request, send};
 use super::world::{Deployed, World, eventually};
@@ -444,6 +446,59 @@ async fn stopping_finishes_what_it_has() {
     );
 }
 
+/// Requests on one kept connection, one after the other, until it is not kept any more. Each has its answer.
+async fn until_it_ends(door: SocketAddr, version: Version, general: bool) -> usize {
+    let io = TokioIo::new(TcpStream::connect(door).await.unwrap());
+    let mut answers = 0;
+    macro_rules! go_on {
+        ($handshake:expr, $uri:expr) => {{
+            let (mut sender, connection) = $handshake.await.unwrap();
+            tokio::spawn(connection);
+            while sender.ready().await.is_ok() {
+                let mut ask = Request::get($uri).header(header::HOST, "web.edge.test");
+                if general {
+                    ask = ask.header(header::TE, "trailers");
+                }
+                let ask = ask.body(Empty::<Bytes>::new()).unwrap();
+                let reply = read(sender.send_request(ask).await.expect("an answer")).await;
+                assert_eq!(reply.status, 200);
+                answers += 1;
+                sleep(Duration::from_millis(5)).await;
+            }
+        }};
+    }
+    if version == Version::HTTP_2 {
+        let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), io);
+        go_on!(handshake, "http://web.edge.test/");
+    } else {
+        go_on!(hyper::client::conn::http1::handshake(io), "/");
+    }
+    answers
+}
+
+#[tokio::test]
+async fn kept_connections_hear_that_they_end_before_they_do() {
+    let world = World::one(Deployed::default()).await;
+    let _app = world.run(1, "a").await;
+    let door = world.door();
+    let clients: Vec<_> = [
+        (Version::HTTP_11, false),
+        (Version::HTTP_11, true),
+        (Version::HTTP_2, false),
+    ]
+    .into_iter()
+    .flat_map(|client| [client; 4])
+    .map(|(version, general)| tokio::spawn(until_it_ends(door, version, general)))
+    .collect();
+    let served = || world.ingress().counts().requests;
+    let before = served();
+    eventually("all of them are served", || served() > before + 100).await;
+    world.ingress().stop(Duration::from_secs(10)).await;
+    for client in join_all(clients).await {
+        assert!(client.expect("no request was lost") > 1);
+    }
+}
+
 #[tokio::test]
 async fn stopping_cuts_off_what_outlasts_the_grace() {
     let world = World::one(Deployed::default()).await;
@@ -477,6 +532,7 @@ async fn a_taken_port_is_named() {
         callers: world.neighbours.clone(),
         shelf: node.shelf.clone(),
         tickets: None,
+        sockets: std::sync::Arc::default(),
     };
     let error = super::super::Ingress::start(config, deps).err().unwrap();
     assert_eq!(

@@ -347,6 +347,7 @@ impl World {
             callers: self.neighbours.clone(),
             shelf: node.shelf.clone(),
             tickets: Some(Tickets::new(self.vault.clone())),
+            sockets: Arc::default(),
         };
         let ingress = Ingress::start(config, deps).unwrap();
         let door = ingress.peer_door();

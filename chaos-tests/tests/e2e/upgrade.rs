@@ -1,0 +1,97 @@
+//! Daemons that are replaced under load, kept by systemd as the shipped unit says.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use chaos_tests::checkers::accounting::{self, Rules};
+use chaos_tests::workload::ledger::LogReader;
+use chaos_tests::workload::load::{Config, Load};
+use chaos_tests::world::{ORIGIN, PATIENCE, Systemd, World, until};
+
+const RATE: f64 = 200.0;
+const UPGRADES: u64 = 5;
+/// Requests between two upgrades.
+const BETWEEN: u64 = 400;
+
+/// Nobody else could serve: one node, one instance. Its daemon is replaced again and again, and every
+/// request is answered and was served once, those that are not repeated too.
+#[test]
+fn no_request_is_lost_when_a_daemon_is_replaced() -> Result<()> {
+    let world = World::of(&["par-1"])?;
+    world
+        .deploy("web", &["--scale", "1..1", "--cpu", "0.1"])?
+        .ok()?;
+    let node = world.first();
+    node.stop()?;
+    let systemd = Systemd::supervise(node)?;
+    until("it serves", PATIENCE, || {
+        node.get("web", "/")?.ok().map(Some)
+    })?;
+    let containers = node.containers();
+
+    let config = Config::new(&format!("web.{ORIGIN}"), &[node.door()]).rate(RATE);
+    let load = Load::start(config.path("/do?delay=20ms").poisson(7))?;
+    for upgrade in 1..=UPGRADES {
+        let (due, before) = (upgrade * BETWEEN, node.daemon());
+        until("it is asked", PATIENCE, || {
+            Ok((load.count().sent >= due).then_some(()))
+        })?;
+        systemd.restart()?;
+        ensure!(node.daemon() != before, "the daemon was not replaced");
+    }
+    until("it is asked after the last", PATIENCE, || {
+        Ok((load.count().sent > (UPGRADES + 1) * BETWEEN).then_some(()))
+    })?;
+    let client = load.stop()?;
+    println!("{}", client.summary());
+    let mut logs = LogReader::of(&world);
+    let found = accounting::check(&client, logs.read_all(&client)?, &Rules::strict("web"));
+    ensure!(found.is_empty(), "{}", found.join("\n"));
+    ensure!(
+        node.containers() == containers,
+        "containers did not outlive it"
+    );
+    Ok(())
+}
+
+/// It cannot finish what it has: but who comes while there is none waits for the next.
+#[test]
+fn who_comes_while_the_daemon_is_dead_waits_for_the_next() -> Result<()> {
+    const CLIENTS: usize = 20;
+    let world = World::of(&["par-1"])?;
+    world
+        .deploy("web", &["--scale", "1..1", "--cpu", "0.1"])?
+        .ok()?;
+    let node = world.first();
+    node.stop()?;
+    let systemd = Systemd::supervise(node)?;
+    until("it serves", PATIENCE, || {
+        node.get("web", "/")?.ok().map(Some)
+    })?;
+    systemd.kill()?;
+    thread::scope(|scope| {
+        let asking: Vec<_> = (0..CLIENTS)
+            .map(|at| {
+                scope.spawn(move || {
+                    // Some before the next daemon is there, some after.
+                    thread::sleep(Duration::from_millis(20 * at as u64));
+                    node.get("web", "/")?.ok()
+                })
+            })
+            .collect();
+        asking.into_iter().try_for_each(|asked| {
+            let answer = asked
+                .join()
+                .map_err(|_| anyhow::anyhow!("a client panicked"))?;
+            answer?.says("box").map(drop)
+        })
+    })?;
+    ensure!(systemd.restarts()? == 1);
+    systemd.stop()?;
+    ensure!(
+        node.get("web", "/").is_err(),
+        "stopped, it keeps no socket open"
+    );
+    Ok(())
+}

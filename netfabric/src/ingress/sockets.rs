@@ -1,0 +1,171 @@
+//! Listening sockets that outlive the daemon. Whoever supervises it keeps a copy of each and hands all
+//! of them to the next daemon: clients that come in between wait in the kernel, and none is refused.
+
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::local::lock;
+
+/// What the daemon before this one listened on, and this one does not, stays open for so long.
+const UNCLAIMED: Duration = Duration::from_mins(1);
+
+/// Keeps sockets for the next daemon, as systemd does.
+pub trait SocketStore: Send + Sync {
+    /// Keeps a copy until it is forgotten. Several may have one name.
+    fn keep(&self, name: &str, socket: BorrowedFd<'_>);
+    /// Closes the copies of that name.
+    fn forget(&self, name: &str);
+}
+
+/// A socket that the daemon before this one listened on.
+#[derive(Debug)]
+pub enum Handed {
+    Tcp(TcpListener),
+    Udp(UdpSocket),
+}
+
+impl Handed {
+    fn addr(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(socket) => socket.local_addr(),
+            Self::Udp(socket) => socket.local_addr(),
+        }
+        .ok()
+    }
+
+    fn is_udp(&self) -> bool {
+        matches!(self, Self::Udp(_))
+    }
+}
+
+/// What was handed over and nobody took yet, and who keeps what is bound anew.
+#[derive(Default)]
+pub struct Sockets {
+    handed: Mutex<Vec<Handed>>,
+    store: Option<Box<dyn SocketStore>>,
+}
+
+impl Sockets {
+    pub fn new(handed: Vec<Handed>, store: Option<Box<dyn SocketStore>>) -> Self {
+        Self {
+            handed: Mutex::new(handed),
+            store,
+        }
+    }
+
+    /// The listeners of an address, as many as there were.
+    pub(super) fn tcp(&self, addr: SocketAddr) -> Vec<TcpListener> {
+        self.take(|socket| !socket.is_udp() && socket.addr() == Some(addr))
+            .filter_map(|socket| match socket {
+                Handed::Tcp(socket) => Some(socket),
+                Handed::Udp(_) => None,
+            })
+            .collect()
+    }
+
+    /// A listener on whatever port of an address that has but one.
+    pub(super) fn tcp_on(&self, ip: IpAddr) -> Option<TcpListener> {
+        let addr = {
+            let handed = lock(&self.handed);
+            let tcp = handed.iter().filter(|socket| !socket.is_udp());
+            tcp.filter_map(Handed::addr).find(|addr| addr.ip() == ip)
+        };
+        self.tcp(addr?).pop()
+    }
+
+    pub(super) fn udp(&self, addr: SocketAddr) -> Option<UdpSocket> {
+        self.take(|socket| socket.is_udp() && socket.addr() == Some(addr))
+            .find_map(|socket| match socket {
+                Handed::Udp(socket) => Some(socket),
+                Handed::Tcp(_) => None,
+            })
+    }
+
+    fn take(&self, which: impl Fn(&Handed) -> bool) -> impl Iterator<Item = Handed> {
+        let mut handed = lock(&self.handed);
+        let taken: Vec<_> = handed.extract_if(.., |socket| which(socket)).collect();
+        taken.into_iter()
+    }
+
+    /// Has a socket that was bound here kept for the next daemon.
+    pub(super) fn keep(&self, udp: bool, addr: SocketAddr, socket: &impl AsFd) {
+        if let Some(store) = &self.store {
+            store.keep(&name(udp, addr), socket.as_fd());
+        }
+    }
+
+    /// The socket is listened on no more, by the next daemon neither.
+    pub(super) fn forget(&self, udp: bool, addr: SocketAddr) {
+        if let Some(store) = &self.store {
+            store.forget(&name(udp, addr));
+        }
+    }
+
+    /// Closes what nobody took: what the configuration had, and has no more.
+    pub(super) fn forget_the_rest(&self) {
+        for socket in self.take(|_| true) {
+            if let Some(addr) = socket.addr() {
+                self.forget(socket.is_udp(), addr);
+            }
+        }
+    }
+}
+
+/// Services' ports are known once the registry is heard: what is not listened on by then is nobody's.
+pub(super) async fn forget_unclaimed(sockets: Arc<Sockets>) {
+    sleep(UNCLAIMED).await;
+    sockets.forget_the_rest();
+}
+
+/// systemd's names have no colons.
+fn name(udp: bool, addr: SocketAddr) -> String {
+    let kind = if udp { "udp" } else { "tcp" };
+    format!("{kind}-{addr}").replace(':', "_")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Default)]
+    struct Book(Mutex<Vec<String>>);
+
+    impl SocketStore for Arc<Book> {
+        fn keep(&self, name: &str, _: BorrowedFd<'_>) {
+            lock(&self.0).push(format!("keep {name}"));
+        }
+
+        fn forget(&self, name: &str) {
+            lock(&self.0).push(format!("forget {name}"));
+        }
+    }
+
+    #[test]
+    fn what_was_handed_over_is_taken_once_and_the_rest_forgotten() {
+        let bind = || TcpListener::bind("127.0.0.1:0").unwrap();
+        let (one, other, inner) = (bind(), bind(), TcpListener::bind("127.0.0.2:0").unwrap());
+        let udp = UdpSocket::bind(one.local_addr().unwrap()).unwrap();
+        let (at, left) = (one.local_addr().unwrap(), other.local_addr().unwrap());
+        let again = one.try_clone().unwrap();
+        let tcp = [one, again, other, inner].map(Handed::Tcp);
+        let handed = tcp.into_iter().chain([Handed::Udp(udp)]).collect();
+        let book = Arc::<Book>::default();
+        let sockets = Sockets::new(handed, Some(Box::new(book.clone())));
+
+        assert_eq!(sockets.tcp(at).len(), 2);
+        assert!(sockets.tcp(at).is_empty());
+        assert!(sockets.tcp_on("127.0.0.2".parse().unwrap()).is_some());
+        assert!(sockets.udp(at).is_some() && sockets.udp(at).is_none());
+        sockets.keep(true, "[::1]:53".parse().unwrap(), &bind());
+        sockets.forget_the_rest();
+        let told = [
+            "keep udp-[__1]_53".to_owned(),
+            format!("forget tcp-127.0.0.1_{}", left.port()),
+        ];
+        assert_eq!(*lock(&book.0), told);
+    }
+}

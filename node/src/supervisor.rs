@@ -1,0 +1,61 @@
+//! Whoever starts the daemon and starts it again: systemd, or another that speaks as it does
+//! (`sd_notify(3)`, `sd_listen_fds(3)`). It hears when the daemon serves and when it stops, and keeps the
+//! front door's sockets from one daemon to the next. Without one everything goes on as well, but who
+//! connects while no daemon runs is refused.
+
+use std::os::fd::BorrowedFd;
+
+use listenfd::ListenFd;
+use netfabric::ingress::{Handed, SocketStore, Sockets};
+use sd_notify::NotifyState;
+
+/// The sockets that the daemon before this one left, and a keeper for new ones. To be called before
+/// there is a second thread: it changes the environment.
+pub fn sockets() -> Sockets {
+    let mut handed = ListenFd::from_env();
+    let sockets = (0..handed.len()).filter_map(|at| {
+        let tcp = handed.take_tcp_listener(at);
+        let taken = match tcp {
+            Ok(socket) => Ok(socket.map(Handed::Tcp)),
+            Err(_) => handed
+                .take_udp_socket(at)
+                .map(|socket| socket.map(Handed::Udp)),
+        };
+        taken.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the supervisor handed over what is no socket of a front door");
+            None
+        })
+    });
+    Sockets::new(sockets.collect(), Some(Box::new(Supervisor)))
+}
+
+/// The daemon serves.
+pub fn ready() {
+    tell(&[NotifyState::Ready]);
+}
+
+/// The daemon lets who is in finish, and ends.
+pub fn stopping() {
+    tell(&[NotifyState::Stopping]);
+}
+
+fn tell(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "the supervisor does not hear");
+    }
+}
+
+struct Supervisor;
+
+impl SocketStore for Supervisor {
+    fn keep(&self, name: &str, socket: BorrowedFd<'_>) {
+        let state = [NotifyState::FdStore, NotifyState::FdName(name)];
+        if let Err(error) = sd_notify::notify_with_fds(&state, &[socket]) {
+            tracing::warn!(name, %error, "the supervisor does not keep a socket: it is closed with this daemon");
+        }
+    }
+
+    fn forget(&self, name: &str) {
+        tell(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
+    }
+}
