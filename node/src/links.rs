@@ -144,7 +144,10 @@ pub struct ProxyServer(pub PeerDoor);
 #[async_trait]
 impl Handler for ProxyServer {
     async fn handle(&self, _from: NodeId, stream: MeshStream) {
-        self.0.serve(stream).await;
+        match self.0.enter() {
+            Some(place) => self.0.serve(stream, place).await,
+            None => stream.refuse(),
+        }
     }
 }
 

@@ -3,10 +3,13 @@
 //! front door's sockets from one daemon to the next. Without one everything goes on as well, but who
 //! connects while no daemon runs is refused.
 
-use std::os::fd::BorrowedFd;
+use std::env;
+use std::net::TcpListener;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use listenfd::ListenFd;
 use netfabric::ingress::{Handed, SocketStore, Sockets};
+use rustix::net::sockopt;
 use sd_notify::NotifyState;
 
 /// The sockets that the daemon before this one left, and a keeper for new ones. To be called before
@@ -16,7 +19,7 @@ pub fn sockets() -> Sockets {
     let sockets = (0..handed.len()).filter_map(|at| {
         let tcp = handed.take_tcp_listener(at);
         let taken = match tcp {
-            Ok(socket) => Ok(socket.map(Handed::Tcp)),
+            Ok(socket) => Ok(socket.map(listener_or_connection)),
             Err(_) => handed
                 .take_udp_socket(at)
                 .map(|socket| socket.map(Handed::Udp)),
@@ -26,7 +29,18 @@ pub fn sockets() -> Sockets {
             None
         })
     });
-    Sockets::new(sockets.collect(), Some(Box::new(Supervisor)))
+    let store: Option<Box<dyn SocketStore>> = env::var_os("NOTIFY_SOCKET")
+        .is_some()
+        .then(|| Box::new(Supervisor) as _);
+    Sockets::new(sockets.collect(), store)
+}
+
+fn listener_or_connection(socket: TcpListener) -> Handed {
+    if sockopt::socket_acceptconn(&socket).unwrap_or(true) {
+        Handed::Tcp(socket)
+    } else {
+        Handed::Idle(OwnedFd::from(socket).into())
+    }
 }
 
 /// The daemon serves.

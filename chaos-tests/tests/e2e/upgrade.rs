@@ -7,21 +7,31 @@ use anyhow::{Result, ensure};
 use chaos_tests::checkers::accounting::{self, Rules};
 use chaos_tests::workload::ledger::LogReader;
 use chaos_tests::workload::load::{Config, Load};
-use chaos_tests::world::{ORIGIN, PATIENCE, Systemd, World, until};
+use chaos_tests::world::{Node, ORIGIN, PATIENCE, Systemd, World, until};
 
 const RATE: f64 = 200.0;
 const UPGRADES: u64 = 5;
 /// Requests between two upgrades.
 const BETWEEN: u64 = 400;
 
-/// Nobody else could serve: one node, one instance. Its daemon is replaced again and again, and every
-/// request is answered and was served once, those that are not repeated too.
+/// Nobody else could serve: one node, one instance.
 #[test]
 fn no_request_is_lost_when_a_daemon_is_replaced() -> Result<()> {
-    let world = World::of(&["par-1"])?;
-    world
-        .deploy("web", &["--scale", "1..1", "--cpu", "0.1"])?
-        .ok()?;
+    replaced_under_load(&["par-1"])
+}
+
+/// The instance is on the node whose daemon is replaced; half of the requests come by the other one.
+#[test]
+fn no_request_by_a_peer_is_lost_when_a_daemon_is_replaced() -> Result<()> {
+    replaced_under_load(&["par-1", "fra-1"])
+}
+
+/// The daemon of the first node, which has the only instance, is replaced again and again. Every request is
+/// answered and was served once, those that are not repeated too.
+fn replaced_under_load(nodes: &[&str]) -> Result<()> {
+    let world = World::of(nodes)?;
+    let scale = ["--scale", "1..1", "--cpu", "0.1", "--region", "par"];
+    world.deploy("web", &scale)?.ok()?;
     let node = world.first();
     node.stop()?;
     let systemd = Systemd::supervise(node)?;
@@ -30,7 +40,8 @@ fn no_request_is_lost_when_a_daemon_is_replaced() -> Result<()> {
     })?;
     let containers = node.containers();
 
-    let config = Config::new(&format!("web.{ORIGIN}"), &[node.door()]).rate(RATE);
+    let doors: Vec<_> = world.nodes().iter().map(Node::door).collect();
+    let config = Config::new(&format!("web.{ORIGIN}"), &doors).rate(RATE);
     let load = Load::start(config.path("/do?delay=20ms").poisson(7))?;
     for upgrade in 1..=UPGRADES {
         let (due, before) = (upgrade * BETWEEN, node.daemon());

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use scheduler::model::{InstanceId, NodeId};
@@ -42,6 +42,7 @@ pub(super) struct Bench {
 #[derive(Debug)]
 pub(super) struct Sent {
     pub(super) node: NodeId,
+    pub(super) since: Instant,
     bench: Arc<Bench>,
 }
 
@@ -82,6 +83,7 @@ impl Bench {
         *lock(&self.ever).entry(node).or_default() += 1;
         Sent {
             node,
+            since: Instant::now(),
             bench: Arc::clone(self),
         }
     }
@@ -134,6 +136,12 @@ impl Bench {
             self.fresh.remove(|(n, _)| *n == node);
             self.bare.add(node, BARE_FOR);
         }
+    }
+
+    /// A node began anew: what it said before is no more.
+    pub(super) fn began_anew(&self, node: NodeId) {
+        self.bare.remove(|n| *n == node);
+        self.ring();
     }
 
     pub(super) fn change(&self, change: impl Fn(&mut Vec<Arc<Slot>>)) {

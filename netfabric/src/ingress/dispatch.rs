@@ -235,7 +235,8 @@ impl Quest {
         match (admission, trip) {
             (Admission::Here(guard), _) => guard.slot.health.broke(),
             (Admission::There(sent), Trip::Connect(_) | Trip::Broken(_)) => {
-                self.shared.nodes.of(sent.node).broke();
+                let took = sent.since.elapsed();
+                self.shared.nodes.of(sent.node).broke_after(took);
             }
             (Admission::There(sent), Trip::Refused { full }) => {
                 self.bench.refused_by(sent.node, *full);

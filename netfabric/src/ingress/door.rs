@@ -50,8 +50,10 @@ pub(super) enum Phase {
     Open,
     /// Who is in hears with its next answer that this connection ends; others are still let in.
     Leaving,
-    /// Nobody new; who is in may finish.
+    /// Nobody new but from other nodes; who is in may finish.
     Closing,
+    /// Other nodes' requests are sent elsewhere too.
+    Parting,
     /// Whoever is left is cut off.
     Closed,
 }
@@ -96,6 +98,23 @@ pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener, secure: b
         if let Some((arrived, aboard)) = workers::settle(&shared, arrived) {
             tokio::spawn(greet(arrived, aboard));
         }
+    }
+}
+
+/// Serves a connection that an earlier daemon had, if there is a place for it.
+pub(super) fn welcome_back(shared: &Arc<Shared>, stream: std::net::TcpStream) {
+    let permit = Arc::clone(&shared.connections).try_acquire_owned();
+    let (Ok(permit), Ok(peer)) = (permit, stream.peer_addr()) else {
+        return;
+    };
+    let arrived = Arrived {
+        stream,
+        client: peer.ip(),
+        secure: false,
+        permit,
+    };
+    if let Some((arrived, aboard)) = workers::settle(shared, arrived) {
+        tokio::spawn(greet(arrived, aboard));
     }
 }
 

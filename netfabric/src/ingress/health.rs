@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use scheduler::model::NodeId;
 
+use super::Shared;
+use super::door::Phase;
 use super::local::lock;
 
 /// First ejection's length; each one in a row doubles it up to the cap. It is longer than two silent
@@ -15,6 +17,8 @@ use super::local::lock;
 /// first again while it waits for a start elsewhere. Gossip needs about eight seconds to call a node
 /// dead, so the second ejection bridges that.
 const EJECT_FIRST: Duration = Duration::from_secs(5);
+/// Who fails at once can be tried again soon: a daemon that is replaced is back within a second.
+const EJECT_LEAST: Duration = Duration::from_millis(200);
 const EJECT_CAP: Duration = Duration::from_secs(30);
 
 /// One endpoint's recent record: an instance here, or another node's door.
@@ -49,13 +53,22 @@ impl Health {
 
     /// It refused or broke the connection before it answered.
     pub(super) fn broke(&self) {
+        self.eject(EJECT_FIRST);
+    }
+
+    /// The same of a node: it is left alone for longer than it took to find out.
+    pub(super) fn broke_after(&self, took: Duration) {
+        self.eject((took * 5 / 2).clamp(EJECT_LEAST, EJECT_FIRST));
+    }
+
+    fn eject(&self, first: Duration) {
         let mut ejection = lock(&self.ejection);
         let now = Instant::now();
         // Requests that were under way together fail together: they count once.
         if ejection.is_some_and(|e| e.until > now) {
             return;
         }
-        let length = ejection.map_or(EJECT_FIRST, |e| (e.length * 2).min(EJECT_CAP));
+        let length = ejection.map_or(first, |e| (e.length * 2).min(EJECT_CAP));
         *ejection = Some(Ejection {
             until: now + length,
             length,
@@ -93,6 +106,30 @@ impl Nodes {
             .write()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         Arc::clone(known.entry(node).or_default())
+    }
+}
+
+/// Forgives nodes that began anew, until the door is closed: a daemon that was replaced is no longer the
+/// one that broke requests off.
+pub(super) async fn follow(shared: Arc<Shared>) {
+    let (mut fleet, mut phase) = (shared.fleet.clone(), shared.phase.subscribe());
+    let mut lives = HashMap::new();
+    loop {
+        let now = fleet.borrow_and_update().clone();
+        for (node, member) in &now.members {
+            let life = member.record.incarnation;
+            let before = lives.insert(*node, life);
+            if before.is_some_and(|before| before != life) {
+                shared.nodes.of(*node).answered();
+                for bench in shared.local.benches().values() {
+                    bench.began_anew(*node);
+                }
+            }
+        }
+        tokio::select! {
+            changed = fleet.changed() => if changed.is_err() { return },
+            _ = phase.wait_for(|p| *p == Phase::Closed) => return,
+        }
     }
 }
 

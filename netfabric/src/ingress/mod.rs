@@ -69,7 +69,7 @@ pub use frost::{Awake, Freezer};
 pub use histogram::{BOUNDS, Distribution};
 pub use ledger::Bill;
 pub use local::{Guard, Local, Served};
-pub use peer_door::PeerDoor;
+pub use peer_door::{PeerDoor, Place};
 pub use problem::{CODES, Code};
 pub use sockets::{Handed, SocketStore, Sockets};
 pub use stream::{Conduit, Stream};
@@ -276,10 +276,12 @@ impl Ingress {
             passages: passage::Passages::default(),
             sockets: deps.sockets,
         });
-        workers::start(&shared, listeners, inboxes).map_err(IngressError::Worker)?;
+        workers::start(&shared, listeners, shared.sockets.idle(), inboxes)
+            .map_err(IngressError::Worker)?;
         let ips = addrs.iter().map(SocketAddr::ip).collect();
         let own = tls_addrs.iter().map(SocketAddr::port).collect();
         tokio::spawn(passage::follow(Arc::clone(&shared), ips, own));
+        tokio::spawn(health::follow(Arc::clone(&shared)));
         tokio::spawn(sockets::forget_unclaimed(Arc::clone(&shared.sockets)));
         let inner = inner.map(|(listener, addr)| {
             tokio::spawn(inward::accept(Arc::clone(&shared), listener));
@@ -375,31 +377,30 @@ impl Ingress {
     }
 
     /// Says on every connection that it ends, then accepts nobody new, lets who is in finish for at most
-    /// `grace`, and cuts off the rest.
-    pub async fn stop(&self, grace: Duration) {
+    /// `grace`, other nodes' requests last, and cuts off the rest. Says whether there was no rest.
+    pub async fn stop(&self, grace: Duration) -> bool {
         self.shared.phase.send_replace(Phase::Leaving);
         // A client that sends on a kept connection as it is closed cannot know what became of its request.
-        let gone = async {
-            while self.shared.crew.aboard() > 0 {
-                sleep(LOOK_WHO_IS_IN).await;
-            }
-        };
-        let _ = timeout(LEAVE, gone).await;
+        let _ = timeout(LEAVE, self.shared.crew.ashore()).await;
         self.shared.phase.send_replace(Phase::Closing);
         let empty = async {
+            self.shared.crew.ashore().await;
+            self.shared.phase.send_replace(Phase::Parting);
             all_back(&self.shared.connections, door::MAX_CONNECTIONS).await;
             all_back(&self.shared.tunnels, MAX_TUNNELS).await;
             self.shared.passages.outside.empty().await;
             self.shared.passages.inside.empty().await;
         };
-        if timeout(grace, empty).await.is_err() {
+        let in_order = timeout(grace, empty).await.is_ok();
+        if !in_order {
             tracing::info!(counts = ?self.counts(), "cutting off requests that outlast the grace");
         }
         self.shared.phase.send_replace(Phase::Closed);
+        in_order
     }
 }
 
-/// Waits until nobody has a permit. It takes none itself: peers are let in as long as somebody is inside.
+/// Waits until nobody has a permit. It takes none itself: peers come in to hear that they are to go elsewhere.
 async fn all_back(permits: &Semaphore, all: usize) {
     while permits.available_permits() < all {
         sleep(LOOK_WHO_IS_IN).await;

@@ -11,6 +11,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use scheduler::model::{Name, RevisionKey};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::bench::Bench;
@@ -38,14 +39,22 @@ pub struct PeerDoor {
     pub(super) shared: Arc<Shared>,
 }
 
+/// A stream's place among all that the door serves.
+pub struct Place(#[expect(dead_code, reason = "held, not read")] OwnedSemaphorePermit);
+
 impl PeerDoor {
-    /// Serves one stream until it ends; one too many is closed unread, which its sender takes for
-    /// a failed connection and goes elsewhere. While the door is closing peers are still served:
-    /// they learn from gossip, a moment later, that this node leaves.
-    pub async fn serve<S: Stream + 'static>(&self, stream: S) {
-        let Ok(_permit) = self.shared.connections.try_acquire() else {
-            return;
-        };
+    /// A place for one stream. `None` when there are too many, or the door is closed: the stream is to be
+    /// refused, and its sender goes elsewhere.
+    pub fn enter(&self) -> Option<Place> {
+        let closed = *self.shared.phase.borrow() == Phase::Closed;
+        let connections = Arc::clone(&self.shared.connections);
+        let permit = connections.try_acquire_owned().ok();
+        permit.filter(|_| !closed).map(Place)
+    }
+
+    /// Serves one stream until it ends. While the door is closing peers are still served, until
+    /// nobody else is in any more.
+    pub async fn serve<S: Stream + 'static>(&self, stream: S, _place: Place) {
         door::serve(
             &self.shared,
             (stream, BytesMut::new()),
@@ -68,7 +77,8 @@ async fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Respons
         Ok(head) => head,
         Err(problem) => return bad(&problem),
     };
-    let Some(bench) = bench else {
+    let stays = *shared.phase.borrow() < Phase::Parting;
+    let Some(bench) = bench.filter(|_| stays) else {
         drain(request.into_body()).await;
         return refuse(&REFUSED, "not-here");
     };

@@ -1,7 +1,7 @@
 //! Listening sockets that outlive the daemon. Whoever supervises it keeps a copy of each and hands all
 //! of them to the next daemon: clients that come in between wait in the kernel, and none is refused.
 
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,6 +12,9 @@ use super::local::lock;
 
 /// What the daemon before this one listened on, and this one does not, stays open for so long.
 const UNCLAIMED: Duration = Duration::from_mins(1);
+
+/// What connections are kept under.
+const IDLE: &str = "idle";
 
 /// Keeps sockets for the next daemon, as systemd does.
 pub trait SocketStore: Send + Sync {
@@ -26,6 +29,8 @@ pub trait SocketStore: Send + Sync {
 pub enum Handed {
     Tcp(TcpListener),
     Udp(UdpSocket),
+    /// A client's connection on which nothing is under way.
+    Idle(TcpStream),
 }
 
 impl Handed {
@@ -33,8 +38,13 @@ impl Handed {
         match self {
             Self::Tcp(socket) => socket.local_addr(),
             Self::Udp(socket) => socket.local_addr(),
+            Self::Idle(stream) => stream.local_addr(),
         }
         .ok()
+    }
+
+    fn is_tcp(&self) -> bool {
+        matches!(self, Self::Tcp(_))
     }
 
     fn is_udp(&self) -> bool {
@@ -59,10 +69,10 @@ impl Sockets {
 
     /// The listeners of an address, as many as there were.
     pub(super) fn tcp(&self, addr: SocketAddr) -> Vec<TcpListener> {
-        self.take(|socket| !socket.is_udp() && socket.addr() == Some(addr))
+        self.take(|socket| socket.is_tcp() && socket.addr() == Some(addr))
             .filter_map(|socket| match socket {
                 Handed::Tcp(socket) => Some(socket),
-                Handed::Udp(_) => None,
+                _ => None,
             })
             .collect()
     }
@@ -71,7 +81,7 @@ impl Sockets {
     pub(super) fn tcp_on(&self, ip: IpAddr) -> Option<TcpListener> {
         let addr = {
             let handed = lock(&self.handed);
-            let tcp = handed.iter().filter(|socket| !socket.is_udp());
+            let tcp = handed.iter().filter(|socket| socket.is_tcp());
             tcp.filter_map(Handed::addr).find(|addr| addr.ip() == ip)
         };
         self.tcp(addr?).pop()
@@ -81,8 +91,35 @@ impl Sockets {
         self.take(|socket| socket.is_udp() && socket.addr() == Some(addr))
             .find_map(|socket| match socket {
                 Handed::Udp(socket) => Some(socket),
-                Handed::Tcp(_) => None,
+                _ => None,
             })
+    }
+
+    /// The connections that the daemon before this one had and served no request on. They are this one's
+    /// from now on.
+    pub(super) fn idle(&self) -> Vec<TcpStream> {
+        if let Some(store) = &self.store {
+            store.forget(IDLE);
+        }
+        self.take(|socket| matches!(socket, Handed::Idle(_)))
+            .filter_map(|socket| match socket {
+                Handed::Idle(stream) => Some(stream),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Whether anybody keeps sockets.
+    pub(super) fn are_kept(&self) -> bool {
+        self.store.is_some()
+    }
+
+    /// Leaves a connection on which nothing is under way to the next daemon. False where nobody keeps it.
+    pub(super) fn leave(&self, connection: &impl AsFd) -> bool {
+        if let Some(store) = &self.store {
+            store.keep(IDLE, connection.as_fd());
+        }
+        self.are_kept()
     }
 
     fn take(&self, which: impl Fn(&Handed) -> bool) -> impl Iterator<Item = Handed> {

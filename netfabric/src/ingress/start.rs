@@ -81,6 +81,7 @@ async fn ask_around(
         };
         ask.request = Some(request.clone());
         ask.held = held;
+        let asked = Instant::now();
         match put(shared, node, ask).await {
             Ok(started) => {
                 story.phases.extend(started.phases.iter().cloned());
@@ -92,7 +93,7 @@ async fn ask_around(
             Err(refusal) => {
                 if matches!(refusal, StartRefusal::Unreachable(_)) && node != shared.me() {
                     // Whoever asks next need not wait for it as well.
-                    shared.nodes.of(node).broke();
+                    shared.nodes.of(node).broke_after(asked.elapsed());
                 }
                 refusals.note(node, refusal);
             }

@@ -1,5 +1,6 @@
 //! One try at one endpoint: an instance here over TCP, or another node's door over a stream.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -226,12 +227,28 @@ async fn open(shared: &Shared, node: NodeId) -> Result<Box<dyn Stream>, Trip> {
 
 fn trip(mut error: hyper::client::conn::TrySendError<Request>) -> Trip {
     let unsent = error.take_message().is_some();
-    let cause = error.into_error().to_string();
-    if unsent {
-        Trip::Connect(cause)
+    let error = error.into_error();
+    if unsent || is_refusal(&error) {
+        Trip::Connect(error.to_string())
     } else {
-        Trip::Broken(cause)
+        Trip::Broken(error.to_string())
     }
+}
+
+/// Whether the stream's other end says that nobody took the request.
+fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
+    let refused = |io: &io::Error| io.kind() == io::ErrorKind::ConnectionRefused;
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let h2 = error
+            .downcast_ref::<h2::Error>()
+            .and_then(h2::Error::get_io);
+        if h2.or(error.downcast_ref()).is_some_and(refused) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }
 
 pub(super) async fn connect(slot: &Slot) -> Result<TcpStream, Trip> {

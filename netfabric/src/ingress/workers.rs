@@ -15,10 +15,11 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime::Builder;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::sleep;
 
-use super::Shared;
 use super::door::{self, Phase};
 use super::sockets::Sockets;
+use super::{LOOK_WHO_IS_IN, Shared};
 
 /// More cores than this are left to what the node is for.
 const MAX_WORKERS: usize = 32;
@@ -140,12 +141,12 @@ impl Crew {
         (Self { workers }, inboxes)
     }
 
-    /// How many connections there are.
-    pub(super) fn aboard(&self) -> usize {
-        let loads = self.workers.iter();
-        loads
-            .map(|worker| worker.load.load(Ordering::Relaxed))
-            .sum()
+    /// Waits until there is no connection.
+    pub(super) async fn ashore(&self) {
+        let has = |worker: &Worker| worker.load.load(Ordering::Relaxed) > 0;
+        while self.workers.iter().any(has) {
+            sleep(LOOK_WHO_IS_IN).await;
+        }
     }
 
     /// The worker with clearly fewer connections than this thread's.
@@ -208,6 +209,7 @@ impl Drop for Aboard {
 pub(super) fn start(
     shared: &Arc<Shared>,
     listeners: Vec<Listeners>,
+    idle: Vec<net::TcpStream>,
     inboxes: Vec<mpsc::Receiver<Arrived>>,
 ) -> io::Result<()> {
     let mut sockets: Vec<Vec<_>> = (0..count()).map(|_| Vec::new()).collect();
@@ -217,13 +219,16 @@ pub(super) fn start(
             sockets[at % count()].push((socket, listener.secure));
         }
     }
+    // The first worker hands on what is more than its share.
+    let mut idle = Some(idle);
     for (at, (sockets, inbox)) in sockets.into_iter().zip(inboxes).enumerate() {
+        let idle = idle.take().unwrap_or_default();
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let shared = Arc::clone(shared);
         let thread = std::thread::Builder::new().name(format!("door-{at}"));
         thread.spawn(move || {
             NUMBER.set(at + 1);
-            runtime.block_on(run(shared, sockets, inbox));
+            runtime.block_on(run(shared, sockets, idle, inbox));
             runtime.shutdown_background();
         })?;
     }
@@ -233,6 +238,7 @@ pub(super) fn start(
 async fn run(
     shared: Arc<Shared>,
     sockets: Vec<(net::TcpListener, bool)>,
+    idle: Vec<net::TcpStream>,
     mut inbox: mpsc::Receiver<Arrived>,
 ) {
     let mut phase = shared.phase.subscribe();
@@ -243,6 +249,9 @@ async fn run(
             }
             Err(error) => tracing::error!(%error, "a worker of the door cannot listen"),
         }
+    }
+    for stream in idle {
+        door::welcome_back(&shared, stream);
     }
     loop {
         let arrived = tokio::select! {

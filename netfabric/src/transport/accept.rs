@@ -11,8 +11,8 @@ use tracing::debug;
 
 use super::pool::Link;
 use super::{
-    HALF_OPEN_MAX, HANDSHAKE_DEADLINE, Inner, Kind, MeshStream, REQUEST_DEADLINE, RETRY_ABOVE,
-    WELCOME, code, join, liveness, lock,
+    BEGINNING, HALF_OPEN_MAX, HANDSHAKE_DEADLINE, Handler, Inner, Kind, MeshStream,
+    REQUEST_DEADLINE, RETRY_ABOVE, WELCOME, code, join, liveness, lock,
 };
 use crate::identity::{ALPN_JOIN, ALPN_MESH, Peer};
 
@@ -105,6 +105,14 @@ pub(super) fn keep(
     link
 }
 
+/// Who serves streams of this kind, if anybody does or will before long.
+async fn handler(inner: &Inner, kind: Kind) -> Option<Arc<dyn Handler>> {
+    let mut handlers = inner.handlers.subscribe();
+    let settled = handlers.wait_for(|h| !h.more || h.known.contains_key(&kind));
+    let settled = timeout(BEGINNING, settled).await.ok()?.ok()?;
+    settled.known.get(&kind).cloned()
+}
+
 async fn serve(
     inner: Arc<Inner>,
     link: Arc<Link>,
@@ -115,7 +123,10 @@ async fn serve(
         Ok(Ok(())) => Kind::from_byte(byte[0]),
         _ => None,
     };
-    let handler = kind.and_then(|kind| Some((kind, lock(&inner.handlers).get(&kind)?.clone())));
+    let handler = match kind {
+        Some(kind) => handler(&inner, kind).await.map(|found| (kind, found)),
+        None => None,
+    };
     let Some((kind, handler)) = handler else {
         // Both fail only on a stream that has ended already.
         let _ = send.reset(code::UNSERVED);

@@ -106,6 +106,16 @@ fn reset_code(error: &io::Error) -> Option<quinn::VarInt> {
     }
 }
 
+/// Whether the peer took nothing of what came on the stream: it serves none of its kind, has no room, or
+/// left when nobody was in any more.
+pub(super) fn is_refusal(error: &io::Error) -> bool {
+    if let Some(code) = reset_code(error) {
+        return code == code::UNSERVED || code == code::BUSY;
+    }
+    matches!(lost(error), Some(quinn::ConnectionError::ApplicationClosed(close))
+        if close.error_code == code::CLOSING)
+}
+
 fn lost(error: &io::Error) -> Option<quinn::ConnectionError> {
     let source = error.get_ref()?;
     if let Some(quinn::ReadError::ConnectionLost(lost)) = source.downcast_ref() {

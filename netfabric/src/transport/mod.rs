@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use scheduler::model::NodeId;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::identity::Identity;
@@ -43,6 +43,8 @@ const DIAL_DEADLINE: Duration = Duration::from_secs(3);
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 /// For the first byte of a stream, and for the whole request of a call.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a stream waits for whoever is to serve it, while this node begins.
+const BEGINNING: Duration = Duration::from_secs(10);
 /// Streams one peer may have open towards this node at once.
 const STREAMS_MAX: u32 = 1024;
 /// Handshakes in progress; more are refused.
@@ -89,11 +91,19 @@ struct Inner {
     identity: Arc<Identity>,
     admit: Arc<dyn Admit>,
     pool: Mutex<Pool>,
-    handlers: Mutex<BTreeMap<Kind, Arc<dyn Handler>>>,
+    handlers: watch::Sender<Handlers>,
     join: Mutex<Option<Arc<dyn JoinHandler>>>,
     half_open: Arc<Semaphore>,
     join_connections: Arc<Semaphore>,
     joins: Arc<Semaphore>,
+}
+
+/// Who stands behind the kinds of streams.
+#[derive(Default)]
+struct Handlers {
+    known: BTreeMap<Kind, Arc<dyn Handler>>,
+    /// More will be: streams that nobody serves yet wait.
+    more: bool,
 }
 
 /// A poisoned lock only means that a thread died while it held plain maps: they are still good.
@@ -134,7 +144,7 @@ impl Mesh {
             identity,
             admit,
             pool: Mutex::default(),
-            handlers: Mutex::default(),
+            handlers: watch::Sender::default(),
             join: Mutex::default(),
             half_open: Arc::new(Semaphore::new(HALF_OPEN_MAX)),
             join_connections: Arc::new(Semaphore::new(join::CONNECTIONS_MAX)),
@@ -146,7 +156,16 @@ impl Mesh {
 
     /// Hands every incoming stream of `kind` to `handler` from now on.
     pub fn serve(&self, kind: Kind, handler: Arc<dyn Handler>) {
-        lock(&self.inner.handlers).insert(kind, handler);
+        self.inner.handlers.send_modify(|handlers| {
+            handlers.known.insert(kind, handler);
+        });
+    }
+
+    /// While a node begins, streams of kinds that nobody serves yet wait instead of being refused.
+    pub fn begins(&self, more: bool) {
+        self.inner
+            .handlers
+            .send_modify(|handlers| handlers.more = more);
     }
 
     /// Answers joiners through `handler` from now on; before, they are told to try another node.
@@ -216,11 +235,21 @@ impl Mesh {
         &self.inner.identity
     }
 
-    /// Says goodbye to every peer and stops accepting. Streams still open end with an error. The
-    /// port is free once the last clone and the last stream are dropped.
+    /// Says goodbye to every peer and stops accepting. Streams still open end with an error, which says
+    /// that nobody began with what they asked. The port is free once the last clone and the last stream
+    /// are dropped.
     pub async fn close(&self) {
-        self.inner.endpoint.close(code::CLOSING, b"closing");
-        lock(&self.inner.handlers).clear();
+        self.end(code::CLOSING).await;
+    }
+
+    /// The same where something that was begun was cut off.
+    pub async fn break_off(&self) {
+        self.end(code::ABORTED).await;
+    }
+
+    async fn end(&self, code: quinn::VarInt) {
+        self.inner.endpoint.close(code, b"closing");
+        self.inner.handlers.send_replace(Handlers::default());
         *lock(&self.inner.join) = None;
         let _ = timeout(CLOSE_WAIT, self.inner.endpoint.wait_idle()).await;
     }

@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
+use super::error::is_refusal;
 use super::pool::Link;
 use super::{Kind, TransportError, code};
 use crate::wire::frame::{self, FrameError};
@@ -106,10 +107,24 @@ impl MeshStream {
         self.end_with(code::ABORTED);
     }
 
+    /// Says that nobody takes what it asks: the peer may ask elsewhere.
+    pub fn refuse(self) {
+        self.end_with(code::BUSY);
+    }
+
     pub(super) fn end_with(mut self, code: quinn::VarInt) {
         // Both fail only on a stream that has ended already.
         let _ = self.send.reset(code);
         let _ = self.recv.stop(code);
+    }
+}
+
+/// An error that says that nobody took what was asked is a refused connection's.
+fn told(error: io::Error) -> io::Error {
+    if is_refusal(&error) {
+        io::Error::new(io::ErrorKind::ConnectionRefused, error)
+    } else {
+        error
     }
 }
 
@@ -119,7 +134,8 @@ impl AsyncRead for MeshStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        AsyncRead::poll_read(Pin::new(&mut self.recv), cx, buf)
+        let read = AsyncRead::poll_read(Pin::new(&mut self.recv), cx, buf);
+        read.map_err(told)
     }
 }
 
@@ -129,7 +145,8 @@ impl AsyncWrite for MeshStream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        AsyncWrite::poll_write(Pin::new(&mut self.send), cx, buf)
+        let written = AsyncWrite::poll_write(Pin::new(&mut self.send), cx, buf);
+        written.map_err(told)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

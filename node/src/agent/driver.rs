@@ -383,7 +383,7 @@ impl Driver {
     }
 
     /// Publishes the record if anything in it but its number changed.
-    fn publish(&self) {
+    pub(super) fn publish(&self) {
         let starts = self.times.told();
         let moment = moment(
             &self.registry,

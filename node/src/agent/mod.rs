@@ -112,6 +112,8 @@ impl Agent {
             received,
         );
         driver.adopt().await?;
+        // The first record that others see has what runs here.
+        driver.publish();
         let shared = Arc::new(Shared {
             node_name,
             registry,

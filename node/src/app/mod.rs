@@ -139,6 +139,7 @@ impl App {
         let (known, admitted) = watch::channel(Arc::new(State::default()));
         let enrolled = Arc::new(Enrolled(admitted.clone()));
         let mesh = Mesh::bind(config.mesh.listen, identity.clone(), enrolled.clone())?;
+        mesh.begins(true);
         let (fleet_in, fleet) = watch::channel(Arc::new(nobody(me)));
         let registry = open_registry(
             &config,
@@ -283,6 +284,7 @@ impl App {
         let socket = self.data.join("run/api.sock");
         tracing::info!(node = %self.config.node.name, region = %self.config.node.region, "serving");
         supervisor::ready();
+        self.mesh.begins(false);
         let (mut stop, mut interrupt) = (
             signal(SignalKind::terminate())?,
             signal(SignalKind::interrupt())?,
@@ -295,10 +297,14 @@ impl App {
         }
         tracing::info!("stopping; containers keep running");
         supervisor::stopping();
-        self.ingress.stop(STOP_GRACE).await;
+        let in_order = self.ingress.stop(STOP_GRACE).await;
         self.meter.close().await;
         self.registry.shutdown().await;
-        self.mesh.close().await;
+        if in_order {
+            self.mesh.close().await;
+        } else {
+            self.mesh.break_off().await;
+        }
         drop(self.gossip);
         Ok(())
     }

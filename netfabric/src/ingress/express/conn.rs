@@ -33,8 +33,8 @@ pub(super) struct Conn<S> {
     sent: usize,
     alarm: Alarm,
     hours: Hours,
-    /// A request was answered on it.
-    used: bool,
+    /// It may end, or be handed on, as soon as it is idle while the door closes.
+    ends_idle: bool,
     /// Until when the first request is waited for while the door closes.
     last_chance: Option<Instant>,
 }
@@ -53,7 +53,12 @@ pub(super) enum Waited {
 }
 
 impl<S: Stream> Conn<S> {
-    pub(super) fn new(stream: S, seen: Vec<u8>, phase: watch::Receiver<Phase>) -> Self {
+    /// `lasts`: nothing is lost with it, for it can be handed on.
+    pub(super) fn new(
+        (stream, seen): (S, Vec<u8>),
+        phase: watch::Receiver<Phase>,
+        lasts: bool,
+    ) -> Self {
         Self {
             stream,
             seen,
@@ -61,7 +66,7 @@ impl<S: Stream> Conn<S> {
             sent: 0,
             alarm: Alarm::new(Instant::now() + HEAD_TIME),
             hours: Hours::new(phase),
-            used: false,
+            ends_idle: lasts,
             last_chance: None,
         }
     }
@@ -78,12 +83,12 @@ impl<S: Stream> Conn<S> {
 
     /// Whether no further request is waited for.
     pub(super) fn is_closing(&mut self) -> bool {
-        self.used && self.hours.look() >= Phase::Closing
+        self.ends_idle && self.hours.look() >= Phase::Closing
     }
 
     /// The request at the beginning is done with.
     pub(super) fn forget(&mut self, request: usize) {
-        self.used = true;
+        self.ends_idle = true;
         if request >= self.seen.len() {
             self.seen.clear();
         } else {
@@ -107,7 +112,7 @@ impl<S: Stream> Conn<S> {
             // Who is in the middle of a request may finish it.
             let idle = self.seen.is_empty();
             if idle && self.hours.reached(Phase::Closing, cx) {
-                if self.used {
+                if self.ends_idle {
                     return Poll::Ready(Waited::Closing);
                 }
                 // Let in a moment ago: its request is on its way.

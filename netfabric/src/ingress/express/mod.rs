@@ -13,12 +13,14 @@ mod request;
 mod response;
 mod scratch;
 
+use std::any::Any;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
 
 use http::HeaderValue;
 use scheduler::model::Protocol;
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 use ulid::Ulid;
 
@@ -59,6 +61,8 @@ struct Express<S> {
 enum Turn {
     Next,
     Close,
+    /// Nothing is under way, and the door closes.
+    Leave,
     HandOver(Option<Box<Resume>>),
 }
 
@@ -67,14 +71,17 @@ fn hand_over(quest: Quest, admission: Option<Admission>) -> Turn {
 }
 
 /// Serves a connection, of which some may have been read, until it ends or is to be handed over.
-pub(super) async fn serve<S: Stream>(
+pub(super) async fn serve<S: Stream + 'static>(
     shared: &Arc<Shared>,
     (stream, seen): (S, Vec<u8>),
     caller: Caller,
 ) -> Option<HandOver<S>> {
+    // Whoever has it next knows of it what its socket tells.
+    let lasts = !caller.secure && !caller.inside && !shared.limits.proxy_protocol;
+    let lasts = lasts && shared.sockets.are_kept();
     let mut express = Express {
         shared: Arc::clone(shared),
-        conn: Conn::new(stream, seen, shared.phase.subscribe()),
+        conn: Conn::new((stream, seen), shared.phase.subscribe(), lasts),
         caller,
         client: caller.address.to_canonical().to_string(),
         host: String::new(),
@@ -85,6 +92,13 @@ pub(super) async fn serve<S: Stream>(
             Turn::Next => {}
             Turn::Close => {
                 express.conn.close().await;
+                return None;
+            }
+            Turn::Leave => {
+                let socket = (&express.conn.stream as &dyn Any).downcast_ref::<TcpStream>();
+                if !socket.is_some_and(|s| lasts && shared.sockets.leave(s)) {
+                    express.conn.close().await;
+                }
                 return None;
             }
             Turn::HandOver(resume) => {
@@ -125,7 +139,7 @@ impl<S: Stream> Express<S> {
     /// Waits for a plain head, and writes it as it goes on.
     async fn head(&mut self, id: &str) -> Result<Ask, Turn> {
         if self.conn.seen.is_empty() && self.conn.is_closing() {
-            return Err(Turn::Close);
+            return Err(Turn::Leave);
         }
         self.conn.expect_by(Instant::now() + HEAD_TIME);
         loop {
@@ -149,6 +163,7 @@ impl<S: Stream> Express<S> {
                 // An idle client that begins at the last moment has its time all the same.
                 Waited::Came if first => self.conn.expect_by(Instant::now() + HEAD_TIME),
                 Waited::Came => {}
+                Waited::Closing if first => return Err(Turn::Leave),
                 Waited::Gone | Waited::Late | Waited::Closing => return Err(Turn::Close),
             }
         }

@@ -220,7 +220,8 @@ async fn a_closing_door_says_so_and_idle_clients_are_let_go() {
         idle.read_to_end(&mut none).await.unwrap();
         (text, none)
     };
-    let ((), (text, none)) = tokio::join!(stopping, reading);
+    let (in_order, (text, none)) = tokio::join!(stopping, reading);
+    assert!(in_order);
     assert!(text.contains("connection: close\r\n"), "{text}");
     assert_eq!(answers(&text), (1, vec!["a"]));
     assert!(none.is_empty());

@@ -235,7 +235,8 @@ async fn a_closing_door_still_serves_its_peers() {
     let stopping = world.nodes[1]
         .ingress()
         .stop(std::time::Duration::from_secs(10));
-    let (reply, ()) = tokio::join!(post(world.door(), "/echo", "x"), stopping);
+    let (reply, in_order) = tokio::join!(post(world.door(), "/echo", "x"), stopping);
+    assert!(in_order, "nobody was cut off");
     assert_eq!((reply.status, reply.body.as_str()), (200, "x"));
     assert_eq!(slow.await.unwrap().status, 200);
 }

@@ -230,7 +230,8 @@ impl PeerLink for Pipes {
         let door = self.doors.lock().unwrap().get(&node).cloned();
         let door = door.ok_or(io::ErrorKind::ConnectionRefused)?;
         let (near, far) = tokio::io::duplex(64 * 1024);
-        tokio::spawn(async move { door.serve(far).await });
+        let place = door.enter().ok_or(io::ErrorKind::ConnectionRefused)?;
+        tokio::spawn(async move { door.serve(far, place).await });
         Ok(Box::new(near))
     }
 
