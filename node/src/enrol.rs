@@ -82,6 +82,7 @@ impl Enrol {
             enrolled: clock::unix(),
             revoked: false,
             cordoned: false,
+            draining: false,
         };
         let command = Command {
             at: clock::unix(),

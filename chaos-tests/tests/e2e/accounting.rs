@@ -6,6 +6,7 @@ use chaos_tests::server::served::{LOAD_ID, LoadId, Method};
 use chaos_tests::workload::ledger::{ClientLedger, Kind, LogReader};
 use chaos_tests::workload::load::{Config, Load};
 use chaos_tests::world::{Node, ORIGIN, PATIENCE, World, until};
+use serde_json::Value;
 
 use crate::THREE;
 
@@ -61,6 +62,27 @@ fn no_request_is_lost_when_instances_drain() -> Result<()> {
     })?;
     sent(&load, load.count().sent + SOME)?;
     all_well(load, &mut LogReader::of(&world)).map(drop)
+}
+
+/// A node's instances leave it under load: others take their place, and nobody notices.
+#[test]
+fn no_request_is_lost_when_a_node_drains() -> Result<()> {
+    let world = World::of(&THREE)?;
+    world
+        .deploy("web", &["--scale", "3..6", "--cpu", "0.1"])?
+        .ok()?;
+    let load = load(&world)?;
+    sent(&load, SOME)?;
+    let (operator, drained) = (&world["par-1"], &world["fra-1"]);
+    let drain = ["node", "drain", "fra-1", "--deadline", "60s"];
+    operator.cli(&drain)?.ok()?.says("fra-1 is drained")?;
+    let serving = operator.instances("web")?;
+    let here = |i: &&Value| i["nodeName"] == "fra-1" && i["state"] != "Stopped";
+    ensure!(!serving.iter().any(|i| here(&i)), "{serving:?}");
+    sent(&load, load.count().sent + SOME)?;
+    all_well(load, &mut LogReader::of(&world))?;
+    drained.get("web", "/")?.ok()?.says("box")?;
+    operator.cli(&["node", "uncordon", "fra-1"])?.ok().map(drop)
 }
 
 /// GETs and POSTs that overlap, through the doors of all nodes.

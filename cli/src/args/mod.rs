@@ -327,7 +327,14 @@ pub enum NodeCommand {
     Get { name: String },
     /// Have a node take no new instances; those it has go on
     Cordon { name: String },
-    /// Have a cordoned node take instances again
+    /// Have a node's instances leave it as others take their place, and wait until they have
+    Drain {
+        name: String,
+        /// How long to wait; what is still there then goes on leaving
+        #[arg(long, value_name = "SPAN", default_value = "10m", value_parser = units::duration)]
+        deadline: Duration,
+    },
+    /// Have a cordoned or drained node take instances again
     Uncordon { name: String },
     /// Void a node's identity; it is a member no more
     #[command(alias = "remove")]

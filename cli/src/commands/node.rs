@@ -1,10 +1,15 @@
-//! `node ls`, `node get`, `node cordon`, `node uncordon`, `node rm`.
+//! `node ls`, `node get`, `node cordon`, `node drain`, `node uncordon`, `node rm`.
+
+use std::time::Duration;
 
 use http::Method;
+use netfabric::wire::api::InstanceView;
+use scheduler::model::InstanceState;
+use tokio::time::{Instant, sleep};
 
-use super::confirm;
+use super::{confirm, wait};
 use crate::args::NodeCommand;
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 use crate::session::{Session, find, name};
 
 pub async fn run(command: NodeCommand, session: &Session) -> anyhow::Result<()> {
@@ -21,6 +26,7 @@ pub async fn run(command: NodeCommand, session: &Session) -> anyhow::Result<()> 
             let said = "takes no new instances";
             set(session, &name, "cordon", said).await
         }
+        NodeCommand::Drain { name, deadline } => drain(session, &name, deadline).await,
         NodeCommand::Uncordon { name } => {
             let said = "takes instances again";
             set(session, &name, "uncordon", said).await
@@ -39,6 +45,33 @@ pub async fn run(command: NodeCommand, session: &Session) -> anyhow::Result<()> 
             ));
             Ok(())
         }
+    }
+}
+
+/// Waits until nothing runs on the node any more, saying what still does.
+async fn drain(session: &Session, text: &str, deadline: Duration) -> anyhow::Result<()> {
+    set(session, text, "drain", "drains").await?;
+    let (node, until) = (name(text)?, Instant::now() + deadline);
+    let mut seen = wait::Seen::default();
+    loop {
+        let mut left = session.instances(true).await?;
+        let runs = |i: &InstanceView| !i.state.is_over() && i.state != InstanceState::Parked;
+        left.retain(|i| i.node_name == node && i.alive && runs(i));
+        if left.is_empty() {
+            session.out.progress(&format!(
+                "node/{node} is drained; it takes no instances until `selvedge node uncordon {node}`"
+            ));
+            return Ok(());
+        }
+        seen.report(&left, session.out);
+        if Instant::now() >= until {
+            let message = format!("node/{node} still has {} instances", left.len());
+            return Err(Failure::new(Exit::WaitTimedOut, message)
+                .details(left.iter().map(wait::line).collect())
+                .hint("why they stay: selvedge explain service/NAME")
+                .into());
+        }
+        sleep(wait::PACE).await;
     }
 }
 

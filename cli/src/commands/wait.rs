@@ -39,7 +39,8 @@ impl Seen {
     }
 }
 
-fn line(instance: &InstanceView) -> String {
+/// What it is, where and why.
+pub fn line(instance: &InstanceView) -> String {
     let lost = if instance.alive { "" } else { " (node lost)" };
     let reason = instance
         .failure

@@ -153,6 +153,7 @@ pub fn nodes() -> Vec<NodeStatus> {
         alive: id != 3,
         serving: true,
         cordoned: id == 2,
+        draining: false,
         rtt_micros: rtt,
         mesh: format!("10.9.0.1{id}:8422").parse().unwrap(),
         ingress: vec![format!("10.9.0.1{id}").parse().unwrap()],

@@ -264,6 +264,7 @@ pub(super) fn node_condition(node: &NodeStatus) -> &'static str {
     match (node.alive, node.serving, node.cordoned) {
         (false, _, _) => "Lost",
         (true, false, _) => "Leaving",
+        (true, true, true) if node.draining => "Draining",
         (true, true, true) => "Cordoned",
         (true, true, false) => "Ready",
     }

@@ -184,6 +184,10 @@ pub struct RegistryView {
 /// `GET /v1/nodes`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a word of its own in the API"
+)]
 pub struct NodeStatus {
     pub id: NodeId,
     pub name: Name,
@@ -193,6 +197,8 @@ pub struct NodeStatus {
     pub alive: bool,
     pub serving: bool,
     pub cordoned: bool,
+    #[serde(default)]
+    pub draining: bool,
     /// From the answering node; 0 for itself.
     pub rtt_micros: Option<u32>,
     pub mesh: SocketAddr,

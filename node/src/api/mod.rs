@@ -119,6 +119,7 @@ fn routes(api: Arc<Api>) -> Router {
         .route("/v1/nodes/{name}/remove", post(nodes::remove))
         .route("/v1/nodes/{name}/cordon", post(nodes::cordon))
         .route("/v1/nodes/{name}/uncordon", post(nodes::uncordon))
+        .route("/v1/nodes/{name}/drain", post(nodes::drain))
         .route("/v1/tokens", post(nodes::create_token))
         .route("/v1/services", get(services::list))
         .route(

@@ -153,23 +153,36 @@ pub(super) async fn cordon(
     State(api): State<Arc<Api>>,
     Path(name): Path<String>,
 ) -> Result<Json<serde_json::Value>, Failure> {
-    set_cordoned(&api, &name, true).await
+    set_intake(&api, &name, (true, false)).await
+}
+
+pub(super) async fn drain(
+    State(api): State<Arc<Api>>,
+    Path(name): Path<String>,
+) -> Result<Json<serde_json::Value>, Failure> {
+    set_intake(&api, &name, (true, true)).await
 }
 
 pub(super) async fn uncordon(
     State(api): State<Arc<Api>>,
     Path(name): Path<String>,
 ) -> Result<Json<serde_json::Value>, Failure> {
-    set_cordoned(&api, &name, false).await
+    set_intake(&api, &name, (false, false)).await
 }
 
-async fn set_cordoned(
+/// Whether it takes new instances, and whether those it has leave.
+async fn set_intake(
     api: &Api,
     name: &str,
-    cordoned: bool,
+    (cordoned, draining): (bool, bool),
 ) -> Result<Json<serde_json::Value>, Failure> {
     let node = find(api, name)?.id;
-    let (index, _) = api.change(Action::CordonNode { node, cordoned }).await?;
+    let action = Action::CordonNode {
+        node,
+        cordoned,
+        draining,
+    };
+    let (index, _) = api.change(action).await?;
     Ok(Json(serde_json::json!({ "index": index })))
 }
 

@@ -125,6 +125,7 @@ pub(super) fn node(identity: &NodeIdentity, fleet: &Fleet) -> NodeStatus {
         alive: member.is_some_and(|m| m.alive),
         serving: record.is_some_and(|r| r.serving),
         cordoned: record.is_some_and(|r| r.cordoned),
+        draining: identity.draining,
         rtt_micros: member.and_then(|m| m.rtt_micros),
         mesh: record.map_or(identity.mesh, |r| r.mesh),
         ingress: record.map(|r| r.ingress.clone()).unwrap_or_default(),

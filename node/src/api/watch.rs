@@ -275,6 +275,7 @@ mod tests {
             enrolled: UnixMs(1),
             revoked: false,
             cordoned: false,
+            draining: false,
         };
         view.step(vec![token()]);
         let gone = Change::TokenGone {

@@ -60,6 +60,7 @@ pub(super) fn founder(config: &Config, identity: &Identity, mesh: SocketAddr) ->
         enrolled: clock::unix(),
         revoked: false,
         cordoned: false,
+        draining: false,
     }
 }
 

@@ -26,6 +26,9 @@ pub struct NodeIdentity {
     /// It takes no new instances; those it has go on.
     #[serde(default)]
     pub cordoned: bool,
+    /// Cordoned, and those it has leave as others take their place.
+    #[serde(default)]
+    pub draining: bool,
 }
 
 /// A node's part in the registry.

@@ -67,7 +67,11 @@ pub(super) fn plan(state: &State, command: &Command) -> Result<Plan, Refusal> {
         Action::CreateToken { hash, expires } => create_token(state, at, hash, *expires),
         Action::Enroll { token_hash, node } => enroll(state, at, token_hash, node),
         Action::RemoveNode { node } => remove_node(state, *node),
-        Action::CordonNode { node, cordoned } => cordon_node(state, *node, *cordoned),
+        Action::CordonNode {
+            node,
+            cordoned,
+            draining,
+        } => cordon_node(state, *node, *cordoned, *cordoned && *draining),
         Action::PutConfig {
             key,
             data,

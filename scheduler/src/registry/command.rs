@@ -127,6 +127,9 @@ pub enum Action {
     CordonNode {
         node: NodeId,
         cordoned: bool,
+        /// Those it has leave too; a node that is not cordoned does not drain.
+        #[serde(default)]
+        draining: bool,
     },
 }
 

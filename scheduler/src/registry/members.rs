@@ -147,14 +147,20 @@ fn bearer<'a>(state: &'a State, public_key: &[u8]) -> Option<&'a NodeIdentity> {
     state.nodes.values().find(|n| n.public_key == public_key)
 }
 
-pub(super) fn cordon_node(state: &State, id: NodeId, cordoned: bool) -> Result<Plan, Refusal> {
+pub(super) fn cordon_node(
+    state: &State,
+    id: NodeId,
+    cordoned: bool,
+    draining: bool,
+) -> Result<Plan, Refusal> {
     let node = state.nodes.get(&id).filter(|node| !node.revoked);
     let node = node.ok_or_else(|| Refusal::NotFound(format!("node {id}")))?;
-    if node.cordoned == cordoned {
+    if (node.cordoned, node.draining) == (cordoned, draining) {
         return Ok(Plan::nothing());
     }
     let changed = NodeIdentity {
         cordoned,
+        draining,
         ..node.clone()
     };
     Ok(Plan::quiet(vec![Change::Node(changed)]))

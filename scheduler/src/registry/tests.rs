@@ -69,6 +69,7 @@ fn node(label: &str, byte: u8) -> NodeIdentity {
         enrolled: UnixMs(0),
         revoked: true,
         cordoned: false,
+        draining: false,
     }
 }
 
@@ -429,14 +430,24 @@ fn the_first_three_nodes_vote_and_names_are_unique() {
 #[test]
 fn a_node_is_cordoned_until_it_is_not() {
     let mut state = founded();
-    let cordon = |state: &mut State, node, cordoned| {
-        let node = NodeId(node);
-        run(state, 1, Action::CordonNode { node, cordoned })
+    let intake = |state: &mut State, node, cordoned, draining| {
+        let action = Action::CordonNode {
+            node: NodeId(node),
+            cordoned,
+            draining,
+        };
+        run(state, 1, action)
     };
+    let cordon = |state: &mut State, node, cordoned| intake(state, node, cordoned, false);
     for cordoned in [true, true, false] {
         done(cordon(&mut state, 1, cordoned));
         assert_eq!(state.nodes[&NodeId(1)].cordoned, cordoned);
     }
+    done(intake(&mut state, 1, true, true));
+    assert!(state.nodes[&NodeId(1)].draining);
+    done(intake(&mut state, 1, false, true));
+    let node = &state.nodes[&NodeId(1)];
+    assert!(!node.cordoned && !node.draining, "it takes instances again");
     let reply = cordon(&mut state, 7, true);
     assert_eq!(refused(reply), "node n7 does not exist");
 }

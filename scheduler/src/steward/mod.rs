@@ -18,6 +18,7 @@ mod memory;
 mod room;
 mod scale;
 mod scene;
+mod vacate;
 
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,5 @@
 //! What a steward does about one revision: bring it up, keep its minimum and maximum, follow its load.
 
-use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use super::Order;
@@ -10,7 +9,7 @@ use super::scene::{Scene, Seen, Zone};
 use crate::autoscale::forecast::{PAUSE_SECONDS, Price};
 use crate::autoscale::{Aim, Autoscaler, Bounds, Decision, Reason};
 use crate::fleet::Fleet;
-use crate::model::{InstanceId, InstanceState, Name, NodeId, Now, Revision, Service, UnixMs};
+use crate::model::{InstanceState, Name, NodeId, Now, Revision, Service, UnixMs};
 use crate::place::{Ask, Promised, Receipt, needs, place_beside};
 use crate::registry::State;
 
@@ -140,8 +139,8 @@ impl<'a> Tick<'a> {
         scene: &Scene<'_>,
         memory: &mut Memory,
     ) {
-        let have = count(scene.live().filter(|s| !memory.is_stopping(&s.report.id)));
-        let have = have + memory.flights(false);
+        let stays = |s: &&Seen<'_>| !memory.is_stopping(&s.report.id) && !self.leaves(s);
+        let have = count(scene.live().filter(stays)) + memory.flights(false);
         let min = self.bounds(service, memory).min;
         let scheduled = min > service.scale.min;
         let wish = Wish {
@@ -168,10 +167,11 @@ impl<'a> Tick<'a> {
         let surplus = live
             .len()
             .saturating_sub(usize::try_from(bounds.max).unwrap_or(usize::MAX));
-        let spared = spared(scene, memory, bounds.min);
+        let spared = self.spared(scene, memory, bounds.min);
         let mut idle = live;
         idle.retain(|s| s.ready() && !spared.contains(&s.report.id));
         least_loaded_first(&mut idle);
+        idle.sort_by_key(|s| !self.leaves(s));
         let cause = format!("more than the maximum of {}", bounds.max);
         for seen in idle.into_iter().take(surplus) {
             self.stop(&seen, memory, &cause);
@@ -188,12 +188,8 @@ impl<'a> Tick<'a> {
     ) {
         let of_zone = |s: &&Seen<'_>| s.here || memory.outside.contains(&s.report.id);
         let staying = |s: &&Seen<'_>| !memory.is_stopping(&s.report.id);
-        let mine: Vec<Seen<'_>> = scene
-            .live()
-            .filter(of_zone)
-            .filter(staying)
-            .copied()
-            .collect();
+        let all = scene.live().filter(of_zone).filter(staying).copied();
+        let (leaving, mine): (Vec<Seen<'_>>, Vec<_>) = all.partition(|s| self.leaves(s));
         let ready = count(mine.iter().filter(|s| s.ready()));
         // Where the zone has nothing yet, what is on its way for the minimum may land here.
         let coming = count(&mine) - ready + memory.flights(!mine.is_empty());
@@ -202,19 +198,22 @@ impl<'a> Tick<'a> {
         }
         memory.boots(coming > 0);
         let held = self.demand(revision, service, scene, memory, (ready, coming));
-        let busy: u64 = mine
-            .iter()
-            .filter(|s| s.ready())
-            .map(Seen::concurrency_milli)
-            .sum();
+        let serving = mine.iter().chain(&leaving).filter(|s| s.ready());
+        let busy: u64 = serving.clone().map(Seen::concurrency_milli).sum();
+        let serving = count(serving);
         let asked = busy + held * 1000;
         memory
             .forecast
             .observe(self.now, busy > 0 || scene.queued > 0);
-        let decision = self.decide(revision, service, memory, asked, ready);
-        let decision = self.foresee(decision, scene, memory, asked);
+        let decision = self.decide(revision, service, memory, asked, serving);
+        let mut decision = self.foresee(decision, scene, memory, asked);
+        if asked == 0 && !leaving.is_empty() {
+            // What nobody asks anything is not replaced.
+            decision.wanted = decision.wanted.min(ready + coming);
+        }
         let bounds = self.bounds(service, memory);
-        let room = self.room(service, bounds, scene, memory, count(&mine));
+        let there = count(&mine) + count(&leaving);
+        let room = self.room(service, bounds, scene, memory, there);
         let spoken_for = count(scene.live()) + memory.flights(false);
         let left = bounds.max.saturating_sub(spoken_for);
         // Where nobody asks, a zone has no share.
@@ -240,6 +239,7 @@ impl<'a> Tick<'a> {
                 from: scene.hottest.map_or(self.fleet.me, |(_, node)| node),
                 region: None,
                 cause: match (decision.reason, have) {
+                    _ if !leaving.is_empty() => "its node drains",
                     (Reason::Expected, _) => "expected requests",
                     (_, 0) => "held requests",
                     _ => "scale-up",
@@ -249,7 +249,7 @@ impl<'a> Tick<'a> {
             };
             self.start(revision, scene, memory, &wish);
         } else if coming == 0 && ready > decision.wanted {
-            let spared = spared(scene, memory, bounds.min);
+            let spared = self.spared(scene, memory, bounds.min);
             let mut idle = mine;
             // What nobody is expected to ask has nothing to prove.
             let window = match decision.reason {
@@ -265,6 +265,8 @@ impl<'a> Tick<'a> {
             });
             self.shrink(idle, scene, memory, ready, decision);
         }
+        let lacking = decision.wanted.saturating_sub(ready);
+        self.vacate(leaving, scene, memory, (lacking, room, bounds));
     }
 
     /// The door with the most requests that another region answers, when they keep coming, most of
@@ -407,22 +409,8 @@ fn placed(
     place_beside(fleet, revision, &ask, promised)
 }
 
-/// The instances that make up the service's minimum: the oldest. All zones' stewards spare the
-/// same ones, so they do not shrink below it together.
-fn spared(scene: &Scene<'_>, memory: &Memory, min: u32) -> BTreeSet<InstanceId> {
-    let staying = |s: &&Seen<'_>| s.ready() && !memory.is_stopping(&s.report.id);
-    let mut ready: Vec<_> = scene.live().filter(staying).collect();
-    ready.sort_by_key(|s| (s.report.since, &s.report.id));
-    let min = usize::try_from(min).unwrap_or(usize::MAX);
-    ready
-        .into_iter()
-        .take(min)
-        .map(|s| s.report.id.clone())
-        .collect()
-}
-
 /// Of those alike, the youngest.
-fn least_loaded_first(instances: &mut [Seen<'_>]) {
+pub(super) fn least_loaded_first(instances: &mut [Seen<'_>]) {
     instances.sort_by_key(|s| {
         let load = (s.report.in_flight, s.report.concurrency_milli);
         (load, std::cmp::Reverse(s.report.since), &s.report.id)

@@ -307,6 +307,55 @@ fn a_full_zone_starts_elsewhere_once() {
 }
 
 #[test]
+fn a_node_drains_as_others_take_its_place() {
+    let mut world = World::new(2);
+    world.deploy(scale(1, 0));
+    world.ready(1);
+    let id = world.put(1, 1, InstanceState::Ready);
+    world.load(&id, 10);
+    world.quiet(10);
+    world.drain(1);
+    let orders = world.tick();
+    let started: Vec<_> = starts(&orders).iter().map(|(node, _)| *node).collect();
+    // Its zone's steward starts one for its load, and the service's one for the minimum.
+    assert_eq!(started, [2, 2]);
+    for new in world.obey(&orders) {
+        world.report(&new).state = InstanceState::Starting;
+    }
+    world.quiet(5);
+    for report in &mut world.records.get_mut(&NodeId(2)).unwrap().instances {
+        report.state = InstanceState::Ready;
+    }
+    let (_, orders) = world.next(3);
+    assert_eq!(stops(&orders), [&id]);
+}
+
+#[test]
+fn where_there_may_be_but_one_it_leaves_before_the_next_begins() {
+    let mut world = World::new(2);
+    world.deploy(scale(0, 1));
+    world.ready(1);
+    let id = world.put(1, 1, InstanceState::Ready);
+    world.load(&id, 10);
+    world.quiet(10);
+    world.drain(1);
+    let orders = world.tick();
+    assert_eq!((orders.len(), stops(&orders)), (1, vec![&id]));
+}
+
+#[test]
+fn an_idle_instance_of_a_draining_node_is_not_replaced() {
+    let mut world = World::new(2);
+    world.deploy(scale(0, 0));
+    world.ready(1);
+    let id = world.put(1, 1, InstanceState::Ready);
+    world.quiet(30);
+    world.drain(1);
+    let orders = world.tick();
+    assert_eq!((orders.len(), stops(&orders)), (1, vec![&id]));
+}
+
+#[test]
 fn the_old_revision_leaves_once_the_new_one_is_ready_and_it_is_idle() {
     let mut world = warm(scale(0, 0));
     let old = world.put(1, 1, InstanceState::Ready);

@@ -6,8 +6,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use super::*;
 use crate::fleet::Member;
 use crate::model::{
-    Container, Demand, FailReason, ImagePin, InstanceReport, InstanceState, Name, NodeRecord,
-    Resources, RevisionSpec, Scale, ServiceKey, UnixMs,
+    Container, Demand, FailReason, ImagePin, InstanceReport, InstanceState, Name, NodeIdentity,
+    NodeRecord, Resources, RevisionSpec, Role, Scale, ServiceKey, UnixMs,
 };
 use crate::registry::{Action, Command, PutService, Reply};
 
@@ -85,6 +85,26 @@ impl World {
         for record in self.records.values_mut() {
             record.registry_index = self.state.index;
         }
+    }
+
+    /// The registry says so, and the node's record.
+    pub(super) fn drain(&mut self, node: u64) {
+        let record = self.records.get_mut(&NodeId(node)).unwrap();
+        record.cordoned = true;
+        let identity = NodeIdentity {
+            id: record.node,
+            name: record.name.clone(),
+            region: record.region.clone(),
+            zone: record.zone.clone(),
+            mesh: record.mesh,
+            public_key: Vec::new(),
+            role: Role::Follower,
+            enrolled: UnixMs(0),
+            revoked: false,
+            cordoned: true,
+            draining: true,
+        };
+        self.state.nodes.insert(record.node, identity);
     }
 
     pub(super) fn deploy(&mut self, scale: Scale) {

@@ -281,6 +281,7 @@ pub(in crate::consensus) fn identity(id: u64) -> NodeIdentity {
         enrolled: UnixMs(1),
         revoked: false,
         cordoned: false,
+        draining: false,
     }
 }
 
