@@ -58,8 +58,9 @@ use scheduler::registry::State;
 use scheduler::route::Routes;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
+use crate::places::all_back;
 use crate::tls::{Shelf, Tickets};
 use crate::wire::peer::{StartRefusal, StartRequest, Started};
 
@@ -79,8 +80,6 @@ use workers::Listeners;
 const MAX_TUNNELS: usize = 10_000;
 /// Requests at once that wait for a service's first ready revision.
 const MAX_FIRST_READY: usize = 1_000;
-/// While the door closes: how soon it is seen that the last one has left.
-const LOOK_WHO_IS_IN: Duration = Duration::from_millis(5);
 
 /// Streams to other nodes' doors.
 #[async_trait]
@@ -375,13 +374,6 @@ impl Ingress {
             tracing::info!(counts = ?self.counts(), "cutting off requests that outlast the grace");
         }
         self.shared.phase.send_replace(Phase::Closed);
-    }
-}
-
-/// Waits until nobody has a permit. It takes none itself: peers are let in as long as somebody is inside.
-async fn all_back(permits: &Semaphore, all: usize) {
-    while permits.available_permits() < all {
-        sleep(LOOK_WHO_IS_IN).await;
     }
 }
 
