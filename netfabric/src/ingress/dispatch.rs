@@ -57,7 +57,7 @@ pub(super) async fn answer(
         && !caller.inside
         && let Some(instead) = secure::instead(shared, &request)
     {
-        let mut response = instead.response(&id_text, json);
+        let mut response = instead.response(shared, &id_text, json);
         shared.counters.answered(response.status().as_u16());
         response.headers_mut().insert(REQUEST_ID, id_text);
         return response;

@@ -225,7 +225,12 @@ pub(super) enum Instead {
 }
 
 impl Instead {
-    pub(super) fn response(self, id: &HeaderValue, json: bool) -> Response<Outgoing> {
+    pub(super) fn response(
+        self,
+        shared: &Shared,
+        id: &HeaderValue,
+        json: bool,
+    ) -> Response<Outgoing> {
         match self {
             Self::Proof(said) => {
                 let mut response = Response::new(Outgoing::Own(Some(Bytes::from(said))));
@@ -239,6 +244,7 @@ impl Instead {
                 let message = format!("this service is at {location}");
                 let mut problem = Problem::new(Code::HttpsOnly, message);
                 problem.location = HeaderValue::try_from(location).ok();
+                shared.counters.problem(problem.code);
                 problem.response(id, json)
             }
         }

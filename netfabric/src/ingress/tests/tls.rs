@@ -218,6 +218,8 @@ async fn plain_http_is_sent_to_https_where_there_is_a_certificate() {
     let port = door(&world).port();
     let there = format!("https://{WEB}:{port}/a?b=c");
     assert_eq!(reply.header("location"), there);
+    let counted = world.ingress().counts().problems;
+    assert!(counted.contains(&("https-only".into(), 1)), "{counted:?}");
     let unknown = Request::get("/").header("host", "none.edge.test");
     let unknown = super::app::send(world.door(), unknown.body(body("")).unwrap()).await;
     assert_eq!(unknown.status, 404, "nowhere to send it");
