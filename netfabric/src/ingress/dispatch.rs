@@ -153,11 +153,10 @@ impl Quest {
         if let Some(route) = shared.routes.load().revision(&self.route.key) {
             self.route = Arc::clone(route);
         }
-        if self.bench.waiting() == 0 {
-            let room = offer::room(&self.route, &self.bench, &shared.nodes, &self.tried);
-            if let Some(admission) = room {
-                return Ok(admission);
-            }
+        if self.bench.waiting() == 0
+            && let Some(admission) = self.room()
+        {
+            return Ok(admission);
         }
         shared.counters.cold.fetch_add(1, Ordering::Relaxed);
         let begun = std::time::Instant::now();
@@ -176,6 +175,11 @@ impl Quest {
         }
         let any = offer::any(&self.route, &self.bench, &shared.nodes, &self.tried);
         any.ok_or_else(|| Problem::refused(&rebuff.reason, rebuff.retry_after_millis))
+    }
+
+    /// An endpoint that was not tried and has room now.
+    pub(super) fn room(&self) -> Option<Admission> {
+        offer::room(&self.route, &self.bench, &self.shared.nodes, &self.tried)
     }
 
     fn waited(&mut self, begun: std::time::Instant, fate: &Fate) {
@@ -203,7 +207,7 @@ impl Quest {
         match trip {
             // The node is not asked again for a while; the request has lost nothing but time.
             Trip::Refused { .. } => {}
-            Trip::Connect(_) => self.dead_ends += 1,
+            Trip::Connect(_) | Trip::Port(_) => self.dead_ends += 1,
             Trip::Broken(_) | Trip::BrokenThere(_) => self.tries += 1,
         }
         if !matches!(trip, Trip::Refused { .. }) {
@@ -233,6 +237,8 @@ impl Quest {
     fn blame(&self, admission: &Admission, trip: &Trip) {
         tracing::debug!(request = %self.id, revision = %self.route.key, %trip, "a try failed");
         match (admission, trip) {
+            // A program may serve requests and not that port; a node may be well and its instance not.
+            (_, Trip::Port(_)) | (Admission::There(_), Trip::BrokenThere(_)) => {}
             (Admission::Here(guard), _) => guard.slot.health.broke(),
             (Admission::There(sent), Trip::Connect(_) | Trip::Broken(_)) => {
                 self.shared.nodes.of(sent.node).broke();
@@ -240,7 +246,6 @@ impl Quest {
             (Admission::There(sent), Trip::Refused { full }) => {
                 self.bench.refused_by(sent.node, *full);
             }
-            (Admission::There(_), Trip::BrokenThere(_)) => {}
         }
     }
 

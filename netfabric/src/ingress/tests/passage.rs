@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use scheduler::model::{InstanceId, Listen, ListenProtocol, NodeId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::time::timeout;
 
 use super::super::IngressConfig;
 use super::super::passage::hello::tests::greeting;
+use super::app::{App, get};
 use super::world::{Deployed, Starts, World, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -338,4 +339,95 @@ async fn datagrams_go_to_an_instance_and_answers_come_from_the_port() {
             "a flow counts"
         );
     }
+}
+
+/// Has instance `a` serve requests and keep the port closed, and where `b` is wanted an instance that
+/// does the opposite.
+async fn half_deaf(node: usize, with_b: bool) -> (World, SocketAddr, (App, TcpSocket)) {
+    let (mut deployed, door) = listening(ListenProtocol::Tcp).await;
+    // Nobody else gets it meanwhile.
+    let closed = TcpSocket::new_v4().unwrap();
+    closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let port = closed.local_addr().unwrap().port();
+    deployed.listen[0].to = port;
+    let world = World::new(2, deployed, |_| {}).await;
+    let app = world.run(node, "a").await;
+    let mut ids = vec![InstanceId("a".into())];
+    if with_b {
+        let b = TcpListener::bind(("127.0.0.2", port)).await.unwrap();
+        world.open(node, "b", b.local_addr().unwrap());
+        ids.push(InstanceId("b".into()));
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = b.accept().await {
+                let _ = stream.write_all(b"b").await;
+            }
+        });
+    }
+    world.publish(&[(node as u64, ids)].into());
+    (world, door, (app, closed))
+}
+
+#[tokio::test]
+async fn a_closed_port_is_no_sick_instance() {
+    for node in [1, 2] {
+        let (world, door, _a) = half_deaf(node, false).await;
+        let mut stream = connect(door).await;
+        let refused = timeout(PATIENCE, stream.read_u8()).await.expect("an end");
+        assert!(refused.is_err(), "at node {node}");
+        let counts = world.ingress().counts();
+        let refused = ("upstream-connect".to_owned(), 1);
+        assert!(counts.problems.contains(&refused), "{:?}", counts.problems);
+        let local = &world.nodes[node - 1].local;
+        let a = local.slot(&InstanceId("a".into())).unwrap();
+        assert!(!a.health.is_ejected(), "at node {node}");
+        assert_eq!(get(world.door(), "/").await.body, "a");
+        assert_eq!(world.ingress().counts().cold, 0, "nobody waited");
+        assert_eq!(world.starter.starts(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_connection_finds_the_instance_whose_port_is_open() {
+    for node in [1, 2] {
+        let (_world, door, _a) = half_deaf(node, true).await;
+        for _ in 0..10 {
+            assert_eq!(heard(connect(door).await).await, "b", "at node {node}");
+        }
+    }
+}
+
+/// A flow to the door, once that has its port.
+async fn flow(door: SocketAddr, says: &[u8]) -> UdpSocket {
+    let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    client.connect(door).await.unwrap();
+    let open = async {
+        loop {
+            // Refused until the node listens, and what was sent before tells it.
+            let sent = client.send(says).await.is_ok();
+            let tick = Duration::from_millis(50);
+            if sent && timeout(tick, client.readable()).await.is_err() {
+                return;
+            }
+            let _ = client.try_recv(&mut [0; 64]);
+        }
+    };
+    timeout(PATIENCE, open).await.expect("the port opens");
+    client
+}
+
+#[tokio::test]
+async fn what_was_merely_sent_proves_nothing() {
+    let (deployed, door) = listening(ListenProtocol::Udp).await;
+    let world = World::new(2, deployed, |_| {}).await;
+    let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let id = InstanceId("i".into());
+    world.open(2, "i", silent.local_addr().unwrap());
+    let slot = world.nodes[1].local.slot(&id).unwrap();
+    slot.health.broke();
+    world.publish(&[(2, vec![id])].into());
+    let _client = flow(door, b"one").await;
+    let mut buffer = [0; 64];
+    let received = timeout(PATIENCE, silent.recv_from(&mut buffer)).await;
+    assert_eq!(received.unwrap().unwrap().0, 3);
+    assert!(slot.health.is_ejected());
 }
