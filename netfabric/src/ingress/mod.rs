@@ -78,6 +78,8 @@ use workers::Listeners;
 
 /// Switched connections at once; more wait for one to end.
 const MAX_TUNNELS: usize = 10_000;
+/// Flows of datagrams do not end by themselves: as the door closes, what is under way gets so long.
+const FLOWS_GRACE: Duration = Duration::from_secs(1);
 /// Requests at once that wait for a service's first ready revision.
 const MAX_FIRST_READY: usize = 1_000;
 
@@ -353,7 +355,7 @@ impl Ingress {
             ),
             open_tunnels: used(MAX_TUNNELS, shared.tunnels.available_permits()),
             held: shared.lanes.held() as u64,
-            open_passages: (passages.outside.taken() + passages.inside.taken()) as u64,
+            open_passages: passages.taken() as u64,
             passages: read(&passages.opened),
             passage_bytes: [read(&passages.sent), read(&passages.received)],
             datagrams_dropped: read(&passages.dropped),
@@ -364,13 +366,17 @@ impl Ingress {
     /// Accepts nobody new, lets who is in finish for at most `grace`, then cuts off the rest.
     pub async fn stop(&self, grace: Duration) {
         self.shared.phase.send_replace(Phase::Closing);
+        let passages = &self.shared.passages;
         let empty = async {
+            // In this order: of a connection comes the one or the other.
             all_back(&self.shared.connections, door::MAX_CONNECTIONS).await;
             all_back(&self.shared.tunnels, MAX_TUNNELS).await;
-            self.shared.passages.outside.empty().await;
-            self.shared.passages.inside.empty().await;
+            passages.outside.empty().await;
+            passages.inside.empty().await;
         };
-        if timeout(grace, empty).await.is_err() {
+        let flows = timeout(FLOWS_GRACE, passages.flows.empty());
+        let all = async { tokio::join!(empty, flows) };
+        if timeout(grace, all).await.is_err() {
             tracing::info!(counts = ?self.counts(), "cutting off requests that outlast the grace");
         }
         self.shared.phase.send_replace(Phase::Closed);

@@ -26,13 +26,19 @@ impl PeerDoor {
     /// Serves one stream of another node's door until it ends.
     pub async fn pass(&self, mut stream: Box<dyn Conduit>) {
         let shared = &self.shared;
-        let wish = timeout(WISH, frame::read_value(&mut stream, FRAME_LIMIT)).await;
-        let Ok(Ok(wish)) = wish else {
+        let wish = frame::read_value::<_, OpenPassage>(&mut stream, FRAME_LIMIT);
+        let Ok(Ok(wish)) = timeout(WISH, wish).await else {
             return stream.cut();
         };
         let served = &shared.counters.served_for_peers;
         served.fetch_add(1, Ordering::Relaxed);
-        let (answer, reached) = match shared.passages.outside.enter_peer() {
+        let passages = &shared.passages;
+        let places = if wish.udp {
+            &passages.flows
+        } else {
+            &passages.outside
+        };
+        let (answer, reached) = match places.enter_peer() {
             Some(place) => match find(shared, &wish).await {
                 Ok((end, guard)) => {
                     let id = guard.slot.id.as_ref().clone();

@@ -26,7 +26,7 @@ const AGAIN: Duration = Duration::from_secs(5);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const BACKLOG: u32 = 1024;
 
-/// Listens for the services of the routes until the door closes.
+/// Listens for the services of the routes until the door closes, and has flows go on until it is closed.
 /// What comes to ports of the front door's own TLS is [`divert`]'s.
 pub(in super::super) async fn follow(
     shared: Arc<Shared>,
@@ -56,9 +56,12 @@ pub(in super::super) async fn follow(
         seen = routes;
         tokio::select! {
             () = sleep(LOOK) => {}
-            _ = phase.wait_for(|p| *p > Phase::Open) => return,
+            _ = phase.wait_for(|p| *p > Phase::Open) => break,
         }
     }
+    // Flows that are under way have no socket but this one.
+    open.retain(|socket, _| socket.udp);
+    let _gone = phase.wait_for(|p| *p == Phase::Closed).await;
 }
 
 async fn try_open(

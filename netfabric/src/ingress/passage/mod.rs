@@ -35,6 +35,10 @@ const OUTSIDE_OF_ONE: usize = 5_000;
 /// The same of containers.
 const INSIDE: usize = 5_000;
 const INSIDE_OF_ONE: usize = 1_000;
+/// Flows of datagrams at once, from clients and peers. Senders can be forged: a flood of them must
+/// not keep connections out.
+const FLOWS: usize = 10_000;
+const FLOWS_OF_ONE: usize = 1_000;
 /// Datagrams that wait, of all flows together.
 const WAITING_BYTES: usize = 32 << 20;
 
@@ -54,8 +58,9 @@ pub(super) struct Way {
 /// What the door knows of passages.
 #[derive(Debug)]
 pub(super) struct Passages {
-    /// Connections of clients and peers' streams.
+    /// Connections of clients, and of peers' clients.
     pub(super) outside: Arc<Places>,
+    pub(super) flows: Arc<Places>,
     /// Containers have places of their own, which nobody outside can take.
     pub(super) inside: Arc<Places>,
     /// Ports that cannot be listened on, and why.
@@ -73,6 +78,7 @@ impl Default for Passages {
     fn default() -> Self {
         Self {
             outside: Places::new(OUTSIDE, OUTSIDE_OF_ONE),
+            flows: Places::new(FLOWS, FLOWS_OF_ONE),
             inside: Places::new(INSIDE, INSIDE_OF_ONE),
             closed: Mutex::default(),
             opened: AtomicU64::new(0),
@@ -87,5 +93,11 @@ impl Default for Passages {
 impl Passages {
     pub(super) fn closed(&self) -> BTreeMap<Socket, String> {
         lock(&self.closed).clone()
+    }
+
+    /// How many are in.
+    pub(super) fn taken(&self) -> usize {
+        let all = [&self.outside, &self.inside, &self.flows];
+        all.into_iter().map(|places| places.taken()).sum()
     }
 }

@@ -431,3 +431,65 @@ async fn what_was_merely_sent_proves_nothing() {
     assert_eq!(received.unwrap().unwrap().0, 3);
     assert!(slot.health.is_ejected());
 }
+
+#[tokio::test]
+async fn flows_have_places_of_their_own() {
+    let (mut deployed, udp) = listening(ListenProtocol::Udp).await;
+    let (also, tcp) = listening(ListenProtocol::Tcp).await;
+    deployed.listen.extend(also.listen);
+    let world = World::one(deployed).await;
+    let _app = world.run(1, "a").await;
+    let passages = &world.ingress().shared.passages;
+    let forged: Vec<_> = (0..100_000_u32)
+        .map_while(|ip| passages.flows.enter(ip.to_be_bytes().into()))
+        .collect();
+    let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let dropped = || world.ingress().counts().datagrams_dropped > 0;
+    let sending = async {
+        while !dropped() {
+            let _ = client.send_to(b"one", udp).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, sending).await.expect("no room for it");
+    let answer = ask(connect(tcp).await).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    drop(forged);
+}
+
+#[tokio::test]
+async fn a_closing_door_lets_flows_end_and_begins_none() {
+    for node in [1, 2] {
+        let (deployed, door) = listening(ListenProtocol::Udp).await;
+        let world = World::new(2, deployed, |_| {}).await;
+        let app = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        world.open(node, "i", app.local_addr().unwrap());
+        world.publish(&[(node as u64, vec![InstanceId("i".into())])].into());
+        let client = flow(door, b"ask").await;
+        let mut buffer = [0; 64];
+        let heard = timeout(PATIENCE, app.recv_from(&mut buffer)).await;
+        let (_, from) = heard.unwrap().unwrap();
+
+        let late = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let closing = tokio::time::Instant::now();
+        let (stopped, ()) = tokio::join!(
+            async {
+                world.ingress().stop(PATIENCE).await;
+                closing.elapsed()
+            },
+            async {
+                late.send_to(b"late", door).await.unwrap();
+                eventually("no new one", || {
+                    world.ingress().counts().datagrams_dropped > 0
+                })
+                .await;
+                app.send_to(b"answer", from).await.unwrap();
+                let answered = timeout(PATIENCE, client.recv(&mut buffer)).await;
+                assert_eq!(answered.unwrap().unwrap(), 6, "at node {node}");
+            }
+        );
+        assert!(stopped < PATIENCE / 2, "flows do not hold it up");
+        let none = || world.ingress().counts().open_passages == 0;
+        eventually("it is cut off in the end", none).await;
+    }
+}
