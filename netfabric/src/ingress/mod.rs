@@ -108,11 +108,10 @@ pub trait Callers: Send + Sync {
 
 #[derive(Debug, Clone)]
 pub struct IngressConfig {
-    /// Services' own ports are listened on at the same addresses.
     pub listen: Vec<SocketAddr>,
     /// Where connections of containers to services' own addresses are led to.
     pub inner: Option<SocketAddr>,
-    /// Where TLS is spoken.
+    /// Where TLS is spoken. Services' own ports are listened on at all of these addresses.
     pub listen_tls: Vec<SocketAddr>,
     /// Requests that may wait for one revision, and for all together.
     pub activation_queue: usize,
@@ -267,7 +266,7 @@ impl Ingress {
             passages: passage::Passages::default(),
         });
         workers::start(&shared, listeners, inboxes).map_err(IngressError::Worker)?;
-        let ips = addrs.iter().map(SocketAddr::ip).collect();
+        let ips = addrs.iter().chain(&tls_addrs).map(SocketAddr::ip).collect();
         let own = tls_addrs.iter().map(SocketAddr::port).collect();
         tokio::spawn(passage::follow(Arc::clone(&shared), ips, own));
         let inner = inner.map(|(listener, addr)| {

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +33,7 @@ pub(in super::super) async fn follow(
     ips: BTreeSet<IpAddr>,
     own: BTreeSet<u16>,
 ) {
+    let ips = apart(ips);
     let mut phase = shared.phase.subscribe();
     let mut open: BTreeMap<Socket, JoinSet<()>> = BTreeMap::new();
     let mut seen = shared.routes.load_full();
@@ -70,38 +71,56 @@ async fn try_open(
     socket: Socket,
     open: &mut BTreeMap<Socket, JoinSet<()>>,
 ) {
-    let mut tasks = JoinSet::new();
-    for ip in ips {
-        let addr = SocketAddr::new(*ip, socket.port);
-        if let Err(error) = listen(shared, socket, addr, &mut tasks).await {
-            let why = format!("cannot listen on {addr}: {error}");
+    let tasks = match listen_at(shared, ips, socket).await {
+        Ok(tasks) => tasks,
+        Err(why) => {
             let before = lock(&shared.passages.closed).insert(socket, why.clone());
             if before.as_ref() != Some(&why) {
                 tracing::warn!(port = %socket, why, "a service's port stays closed on this node");
             }
             return;
         }
-    }
+    };
     if lock(&shared.passages.closed).remove(&socket).is_some() {
         tracing::info!(port = %socket, "the port is open now");
     }
     open.insert(socket, tasks);
 }
 
-async fn listen(
+/// Listens at every address, or says why not.
+async fn listen_at(
     shared: &Arc<Shared>,
+    ips: &BTreeSet<IpAddr>,
     socket: Socket,
-    addr: SocketAddr,
-    tasks: &mut JoinSet<()>,
-) -> io::Result<()> {
-    if socket.udp {
-        let bound = UdpSocket::bind(addr).await?;
-        tasks.spawn(datagrams::serve(Arc::clone(shared), bound, socket));
-    } else {
-        let bound = bind(addr)?;
-        tasks.spawn(accept(Arc::clone(shared), bound, socket));
+) -> Result<JoinSet<()>, String> {
+    if ips.is_empty() {
+        return Err("the front door is off and has no address to listen at".to_owned());
     }
-    Ok(())
+    let mut tasks = JoinSet::new();
+    for ip in ips {
+        let addr = SocketAddr::new(*ip, socket.port);
+        let cannot = |error| format!("cannot listen on {addr}: {error}");
+        let shared = Arc::clone(shared);
+        if socket.udp {
+            let bound = UdpSocket::bind(addr).await.map_err(cannot)?;
+            tasks.spawn(datagrams::serve(shared, bound, socket));
+        } else {
+            tasks.spawn(accept(shared, bind(addr).map_err(cannot)?, socket));
+        }
+    }
+    Ok(tasks)
+}
+
+/// Addresses that do not take a port from one another: one that stands for others takes them in.
+fn apart(mut ips: BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
+    let [v4, v6] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+    if ips.contains(&v6) {
+        return [v6].into();
+    }
+    if ips.contains(&v4) {
+        ips.retain(|ip| *ip == v4 || ip.is_ipv6());
+    }
+    ips
 }
 
 fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
@@ -213,4 +232,27 @@ pub(in super::super) async fn divert(
 fn passed_through(shared: &Shared, port: u16, name: Option<&str>) -> Option<ServiceKey> {
     let routes = shared.routes.load();
     Some(routes.by_server_name(port, name?)?.key.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_for_all_takes_the_others_in() {
+        let table: [(&[&str], &[&str]); 5] = [
+            (&[], &[]),
+            (&["127.0.0.1", "192.0.2.1"], &["127.0.0.1", "192.0.2.1"]),
+            (
+                &["0.0.0.0", "192.0.2.1", "2001:db8::1"],
+                &["0.0.0.0", "2001:db8::1"],
+            ),
+            (&["::", "192.0.2.1", "2001:db8::1"], &["::"]),
+            (&["::", "0.0.0.0"], &["::"]),
+        ];
+        for (ips, want) in table {
+            let read = |ips: &[&str]| ips.iter().map(|ip| ip.parse().unwrap()).collect();
+            assert_eq!(apart(read(ips)), read(want), "{ips:?}");
+        }
+    }
 }

@@ -246,6 +246,29 @@ async fn a_port_of_somebody_else_is_told_and_had_once_it_is_free() {
 }
 
 #[tokio::test]
+async fn a_node_without_plain_http_has_services_ports_all_the_same() {
+    let (deployed, door) = listening(ListenProtocol::Tcp).await;
+    let no_http = |config: &mut IngressConfig| config.listen.clear();
+    let world = World::new(1, deployed, no_http).await;
+    let _app = world.run(1, "a").await;
+    let answer = ask(connect(door).await).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_node_without_a_front_door_tells_that_it_has_no_port() {
+    let (deployed, _) = listening(ListenProtocol::Tcp).await;
+    let off = |config: &mut IngressConfig| {
+        config.listen.clear();
+        config.listen_tls.clear();
+    };
+    let world = World::new(1, deployed, off).await;
+    let closed = || world.ingress().closed_ports().into_values().next();
+    eventually("it is told", || closed().is_some()).await;
+    assert!(closed().unwrap().contains("the front door is off"));
+}
+
+#[tokio::test]
 async fn the_door_s_own_tls_port_passes_on_what_only_a_container_reads() {
     let secure = |config: &mut IngressConfig| {
         config.listen_tls = vec!["127.0.0.1:0".parse().unwrap()];
