@@ -1,6 +1,7 @@
 //! One request's way: host to service, service to revision, revision to an endpoint with room
 //! (or the queue), the try, another try where that can do no harm, and the answer.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -446,17 +447,15 @@ impl Called<'_> {
         &self,
         routes: &'r Routes,
     ) -> Result<(&'r Arc<ServiceRoute>, Option<&'r Name>), Problem> {
-        let (found, name) = match self {
-            Self::Host(host) => {
-                let found = routes.lookup(host).map(|m| (m.service, m.tag));
-                (found, (*host).to_owned())
-            }
-            Self::Service(key) => {
-                let found = routes.service(key).map(|s| (s, None));
-                (found, key.to_string())
-            }
+        let found = match self {
+            Self::Host(host) => routes.lookup(host).map(|m| (m.service, m.tag)),
+            Self::Service(key) => routes.service(key).map(|s| (s, None)),
         };
         found.ok_or_else(|| {
+            let name: &dyn Display = match self {
+                Self::Host(host) => host,
+                Self::Service(key) => key,
+            };
             let message = format!("no service is named `{name}` here");
             Problem::new(Code::NoSuchHost, message)
         })

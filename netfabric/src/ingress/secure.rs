@@ -170,8 +170,8 @@ fn proving(proof: Arc<CertifiedKey>) -> Result<ServerConfig, rustls::Error> {
 }
 
 /// Whether a request that came without TLS may be one that [`instead`] answers.
-pub(super) fn may_answer(shared: &Shared, host: &str) -> bool {
-    shared.secure.shelf.has_answers() || moved(shared, host).is_some()
+pub(super) fn may_answer(shared: &Shared, host: &str, target: &str) -> bool {
+    target.starts_with(CHALLENGES) || moved(shared, host).is_some()
 }
 
 /// The port of HTTPS where a host's clients of plain HTTP are sent there.

@@ -108,9 +108,6 @@ impl<S: Stream> Express<S> {
             Ok(ask) => ask,
             Err(turn) => return turn,
         };
-        if !self.caller.secure && secure::may_answer(&self.shared, &self.host) {
-            return Turn::HandOver(None);
-        }
         if let Some(turn) = self.body(&ask).await {
             return turn;
         }
@@ -135,6 +132,11 @@ impl<S: Stream> Express<S> {
                     Reading::Partial => {}
                     Reading::Odd => return Err(Turn::HandOver(None)),
                     Reading::Plain(plain) => {
+                        if !self.caller.secure
+                            && secure::may_answer(&self.shared, plain.host, plain.target)
+                        {
+                            return Err(Turn::HandOver(None));
+                        }
                         self.host.clear();
                         self.host.push_str(plain.host);
                         self.onward.clear();
