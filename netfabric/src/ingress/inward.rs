@@ -12,11 +12,10 @@ use bytes::BytesMut;
 use http::{HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use scheduler::model::{ServiceKey, Socket};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep};
 use ulid::Ulid;
 
-use super::Shared;
 use super::body::Outgoing;
 use super::dispatch::{self, Called, Quest, Resume};
 use super::door::{self, Phase};
@@ -24,22 +23,15 @@ use super::headers::{Caller, REQUEST_ID};
 use super::passage::{Way, carry};
 use super::problem::{Code, Problem, accepts_json};
 use super::stream::Conduit;
+use super::{Shared, workers};
 
 const HTTP: u16 = 80;
-const BACKLOG: u32 = 1024;
 /// After a failed accept (out of files): without a pause the loop would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 pub(super) fn bind(addr: SocketAddr) -> Result<(TcpListener, SocketAddr), (SocketAddr, io::Error)> {
-    let bound = || {
-        let socket = TcpSocket::new_v4()?;
-        socket.set_reuseaddr(true)?;
-        socket.bind(addr)?;
-        let listener = socket.listen(BACKLOG)?;
-        let addr = listener.local_addr()?;
-        Ok((listener, addr))
-    };
-    bound().map_err(|error| (addr, error))
+    let bound = workers::listener(addr).and_then(|l| l.local_addr().map(|addr| (l, addr)));
+    bound.map_err(|error| (addr, error))
 }
 
 /// Accepts until the door closes.

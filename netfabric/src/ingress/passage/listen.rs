@@ -2,13 +2,12 @@
 //! be had (somebody else's port) is told and tried again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use scheduler::model::{ServiceKey, Socket};
-use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
@@ -16,6 +15,7 @@ use super::super::Shared;
 use super::super::door::Phase;
 use super::super::local::lock;
 use super::super::stream::Conduit;
+use super::super::workers;
 use super::{Way, carry, datagrams, hello};
 
 /// How often routes are looked at: a port opens so much later than its service is ready.
@@ -24,7 +24,6 @@ const LOOK: Duration = Duration::from_millis(250);
 const AGAIN: Duration = Duration::from_secs(5);
 /// After a failed accept (out of files): without a pause the loop would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-const BACKLOG: u32 = 1024;
 
 /// Listens for the services of the routes until the door closes, and has flows go on until it is closed.
 /// What comes to ports of the front door's own TLS is [`divert`]'s.
@@ -105,7 +104,8 @@ async fn listen_at(
             let bound = UdpSocket::bind(addr).await.map_err(cannot)?;
             tasks.spawn(datagrams::serve(shared, bound, socket));
         } else {
-            tasks.spawn(accept(shared, bind(addr).map_err(cannot)?, socket));
+            let bound = workers::listener(addr).map_err(cannot)?;
+            tasks.spawn(accept(shared, bound, socket));
         }
     }
     Ok(tasks)
@@ -121,18 +121,6 @@ fn apart(mut ips: BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
         ips.retain(|ip| *ip == v4 || ip.is_ipv6());
     }
     ips
-}
-
-fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
-    let socket = match addr {
-        SocketAddr::V4(_) => TcpSocket::new_v4(),
-        SocketAddr::V6(_) => TcpSocket::new_v6(),
-    }?;
-    socket.set_reuseaddr(true)?;
-    // Connections have it from the socket they come by: a client that vanished is noticed.
-    socket.set_keepalive(true)?;
-    socket.bind(addr)?;
-    socket.listen(BACKLOG)
 }
 
 async fn accept(shared: Arc<Shared>, listener: TcpListener, socket: Socket) {
