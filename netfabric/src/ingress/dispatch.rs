@@ -43,7 +43,7 @@ const FIRST_READY_LOOK: Duration = Duration::from_millis(25);
 pub(super) async fn answer(
     shared: &Arc<Shared>,
     mut request: Request<Incoming>,
-    caller: Caller,
+    caller: Caller<'_>,
     resume: Option<Box<Resume>>,
 ) -> Response<Outgoing> {
     let arrival = Instant::now();
@@ -55,7 +55,7 @@ pub(super) async fn answer(
     let id_text = HeaderValue::try_from(id.to_string()).unwrap_or(HeaderValue::from_static("-"));
     let (json, version) = (accepts_json(request.headers()), request.version());
     if !caller.secure
-        && !caller.inside
+        && caller.inside.is_none()
         && let Some(instead) = secure::instead(shared, &request)
     {
         let mut response = instead.response(shared, &id_text, json);
@@ -288,7 +288,7 @@ impl Errand {
     async fn new(
         shared: &Arc<Shared>,
         mut request: Request<Incoming>,
-        caller: Caller,
+        caller: Caller<'_>,
         (id, id_text, arrival): (Ulid, &HeaderValue, Instant),
         resume: Option<Box<Resume>>,
     ) -> Result<Self, Problem> {
@@ -297,11 +297,11 @@ impl Errand {
         let Resume { quest, admission } = if let Some(resume) = resume {
             *resume
         } else {
-            let host = head.host.to_str().unwrap_or_default();
-            Resume::new(
-                Quest::new(shared, Called::Host(host), id, arrival).await?,
-                None,
-            )
+            let called = match caller.inside {
+                Some(call) => Called::Service(call.admitted(shared)?),
+                None => Called::Host(head.host.to_str().unwrap_or_default()),
+            };
+            Resume::new(Quest::new(shared, called, id, arrival).await?, None)
         };
         Ok(Self {
             quest,

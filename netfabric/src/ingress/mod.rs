@@ -101,7 +101,7 @@ pub trait Starter: Send + Sync {
     async fn start(&self, node: NodeId, request: StartRequest) -> Result<Started, StartRefusal>;
 }
 
-/// Knows whose container has which address.
+/// Knows whose container has which address. It is asked once for a connection.
 pub trait Callers: Send + Sync {
     fn who(&self, address: IpAddr) -> Option<ServiceKey>;
 }

@@ -47,7 +47,7 @@ pub(super) struct HandOver<S> {
 struct Express<S> {
     shared: Arc<Shared>,
     conn: Conn<S>,
-    caller: Caller,
+    caller: Caller<'static>,
     /// The client's address, as it is passed on.
     client: String,
     host: String,
@@ -70,7 +70,7 @@ fn hand_over(quest: Quest, admission: Option<Admission>) -> Turn {
 pub(super) async fn serve<S: Stream>(
     shared: &Arc<Shared>,
     (stream, seen): (S, Vec<u8>),
-    caller: Caller,
+    caller: Caller<'static>,
 ) -> Option<HandOver<S>> {
     let mut express = Express {
         shared: Arc::clone(shared),
