@@ -8,3 +8,5 @@ pub mod transport;
 pub mod dns;
 pub mod ingress;
 pub mod wire;
+
+mod places;

@@ -2,24 +2,21 @@
 //! else from the resolvers the node itself asks. Those who ask are the node's own containers, so
 //! answers have no limit of rate; what is asked of others for them is bounded, for each and for all.
 
-use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::Semaphore;
+use tokio::net::{TcpStream, UdpSocket};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::message::{Carrier, reply, unanswered};
-use super::serve::{
-    ERROR_PAUSE, MAX_CONNECTIONS, MAX_QUERIES_PER_CONNECTION, MAX_QUERY, TCP_PATIENCE, read_frame,
-};
+use super::serve::{self, Server, frame, read_frame, send};
 use super::zone::Zone;
-use super::{Answers, DnsConfig, DnsError, bind};
+use super::{Answers, DnsConfig, DnsError};
+use crate::places::Places;
 
 /// What one resolver may take: those who ask try again after five seconds.
 const UPSTREAM: Duration = Duration::from_secs(2);
@@ -51,11 +48,12 @@ pub struct InnerDns {
     _tasks: JoinSet<()>,
 }
 
-struct Shared {
+struct Inner {
     zone: Zone,
     domain: String,
     resolvers: Vec<SocketAddr>,
-    asked: Asked,
+    /// Questions under way to resolvers.
+    asked: Arc<Places>,
 }
 
 impl InnerDns {
@@ -64,25 +62,19 @@ impl InnerDns {
     /// # Errors
     /// [`DnsError`] when the domain is no name or the port is not to be had.
     pub async fn start(config: InnerConfig, answers: Arc<dyn Answers>) -> Result<Self, DnsError> {
-        let listen = config.listen;
-        let failed = |source| DnsError::Listen { listen, source };
         let zone = DnsConfig {
-            listen,
+            listen: config.listen,
             origin: config.domain.clone(),
             ttl: config.ttl,
             subnets: Vec::new(),
         };
-        let shared = Arc::new(Shared {
+        let inner = Arc::new(Inner {
             zone: Zone::new(&zone, answers)?,
             domain: config.domain,
             resolvers: config.resolvers,
-            asked: Asked::default(),
+            asked: Places::new(ASKED, ASKED_FOR_ONE),
         });
-        let (udp, tcp) = bind(listen).await.map_err(failed)?;
-        let local = udp.local_addr().map_err(failed)?;
-        let mut tasks = JoinSet::new();
-        tasks.spawn(datagrams(Arc::clone(&shared), Arc::new(udp)));
-        tasks.spawn(connections(shared, tcp));
+        let (local, tasks) = serve::start(config.listen, inner).await?;
         Ok(Self {
             local,
             _tasks: tasks,
@@ -96,34 +88,31 @@ impl InnerDns {
     }
 }
 
-async fn datagrams(shared: Arc<Shared>, socket: Arc<UdpSocket>) {
-    let mut buffer = vec![0; MAX_QUERY];
-    loop {
-        let (length, from) = match socket.recv_from(&mut buffer).await {
-            Ok(received) => received,
-            Err(error) => {
-                tracing::debug!(%error, "receiving a container's question");
-                tokio::time::sleep(ERROR_PAUSE).await;
-                continue;
-            }
-        };
-        let query = &buffer[..length];
-        if is_within(query, &shared.domain) {
-            let answer = reply(&shared.zone, query, Carrier::Udp);
-            // A full socket buffer drops the reply, as the network would: never wait here.
-            let _ = answer.map(|bytes| socket.try_send_to(&bytes, from));
-            continue;
+impl Server for Inner {
+    const CONNECTIONS_OF_ONE: usize = 16;
+
+    fn datagram(self: &Arc<Self>, socket: &Arc<UdpSocket>, query: &[u8], from: SocketAddr) {
+        if is_within(query, &self.domain) {
+            return send(socket, reply(&self.zone, query, Carrier::Udp), from);
         }
-        let Some(place) = Place::take(&shared, from.ip()) else {
-            continue;
+        let Some(place) = self.asked.enter(from.ip()) else {
+            return;
         };
-        let (query, socket) = (query.to_vec(), Arc::clone(&socket));
+        let (inner, socket, query) = (Arc::clone(self), Arc::clone(socket), query.to_vec());
         tokio::spawn(async move {
-            let answer = ask(&place.shared.resolvers, &query).await;
-            if let Some(bytes) = answer.or_else(|| unanswered(&query)) {
-                let _ = socket.try_send_to(&bytes, from);
-            }
+            let answer = ask(&inner.resolvers, &query).await;
+            send(&socket, answer.or_else(|| unanswered(&query)), from);
+            drop(place);
         });
+    }
+
+    async fn framed(&self, query: Vec<u8>, from: IpAddr) -> Option<Vec<u8>> {
+        if is_within(&query, &self.domain) {
+            return reply(&self.zone, &query, Carrier::Tcp);
+        }
+        let _place = self.asked.enter(from)?;
+        let answer = ask_at_length(&self.resolvers, &query).await;
+        answer.or_else(|| unanswered(&query))
     }
 }
 
@@ -169,60 +158,10 @@ fn answers(query: &[u8], reply: &[u8]) -> bool {
     }
 }
 
-async fn connections(shared: Arc<Shared>, listener: TcpListener) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    // Owned here, so that connections end with the server.
-    let mut connections = JoinSet::new();
-    loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-            return;
-        };
-        match listener.accept().await {
-            Ok((stream, from)) => {
-                let shared = Arc::clone(&shared);
-                connections.spawn(async move {
-                    if let Err(error) = connection(stream, from.ip(), &shared).await {
-                        tracing::debug!(%error, %from, "a container's DNS over TCP");
-                    }
-                    drop(place);
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "accepting a container's DNS over TCP");
-                tokio::time::sleep(ERROR_PAUSE).await;
-            }
-        }
-        while connections.try_join_next().is_some() {}
-    }
-}
-
-async fn connection(mut stream: TcpStream, from: IpAddr, shared: &Arc<Shared>) -> io::Result<()> {
-    for _ in 0..MAX_QUERIES_PER_CONNECTION {
-        let asked = timeout(TCP_PATIENCE, read_frame(&mut stream, MAX_QUERY)).await??;
-        let Some(query) = asked else {
-            return Ok(());
-        };
-        let answer = if is_within(&query, &shared.domain) {
-            reply(&shared.zone, &query, Carrier::Tcp)
-        } else {
-            let Some(_place) = Place::take(shared, from) else {
-                return Ok(());
-            };
-            let answer = ask_at_length(&shared.resolvers, &query).await;
-            answer.or_else(|| unanswered(&query))
-        };
-        let Some(frame) = answer.as_deref().and_then(framed) else {
-            return Ok(());
-        };
-        timeout(TCP_PATIENCE, stream.write_all(&frame)).await??;
-    }
-    Ok(())
-}
-
 async fn ask_at_length(resolvers: &[SocketAddr], query: &[u8]) -> Option<Vec<u8>> {
     let one = async |resolver: &SocketAddr| {
         let mut stream = TcpStream::connect(resolver).await?;
-        let frame = framed(query).ok_or(io::ErrorKind::InvalidInput)?;
+        let frame = frame(query).ok_or(io::ErrorKind::InvalidInput)?;
         stream.write_all(&frame).await?;
         read_frame(&mut stream, MAX_TCP_REPLY).await
     };
@@ -234,11 +173,6 @@ async fn ask_at_length(resolvers: &[SocketAddr], query: &[u8]) -> Option<Vec<u8>
         }
     }
     None
-}
-
-fn framed(message: &[u8]) -> Option<Vec<u8>> {
-    let length = u16::try_from(message.len()).ok()?;
-    Some([&length.to_be_bytes()[..], message].concat())
 }
 
 /// Whether a query asks for the domain or a name in it. What is no query is answered as such here.
@@ -271,52 +205,12 @@ fn labels(message: &[u8]) -> Option<(Vec<&[u8]>, usize)> {
     }
 }
 
-/// Questions under way to resolvers, by who asked.
-#[derive(Default)]
-struct Asked(Mutex<HashMap<IpAddr, usize>>);
-
-/// One of them.
-struct Place {
-    shared: Arc<Shared>,
-    of: IpAddr,
-}
-
-impl Place {
-    fn take(shared: &Arc<Shared>, of: IpAddr) -> Option<Self> {
-        let mut asked = shared
-            .asked
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let all: usize = asked.values().sum();
-        let own = asked.get(&of).copied().unwrap_or(0);
-        if all >= ASKED || own >= ASKED_FOR_ONE {
-            return None;
-        }
-        asked.insert(of, own + 1);
-        drop(asked);
-        let shared = Arc::clone(shared);
-        Some(Self { shared, of })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let asked = &self.shared.asked.0;
-        let mut asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = asked.get_mut(&self.of) {
-            *count -= 1;
-            if *count == 0 {
-                asked.remove(&self.of);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
     use hickory_proto::rr::{Name, RecordType};
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpSocket;
 
     use super::super::Client;
     use super::*;
@@ -347,9 +241,8 @@ mod tests {
 
     /// A resolver that says `Refused` to everything, which nobody else here does.
     async fn resolver() -> SocketAddr {
-        let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let addr = udp.local_addr().unwrap();
-        let tcp = TcpListener::bind(addr).await.unwrap();
+        let any = "127.0.0.1:0".parse().unwrap();
+        let (addr, udp, tcp) = serve::bind(any).await.unwrap();
         let refuse = |query: &[u8]| {
             let mut reply = query.to_vec();
             reply[2] |= 0x80;
@@ -371,7 +264,7 @@ mod tests {
             loop {
                 let (mut stream, _) = tcp.accept().await.unwrap();
                 let query = read_frame(&mut stream, 512).await.unwrap().unwrap();
-                let reply = framed(&refuse(&query)).unwrap();
+                let reply = frame(&refuse(&query)).unwrap();
                 stream.write_all(&reply).await.unwrap();
             }
         });
@@ -382,7 +275,7 @@ mod tests {
         let asking = async {
             if tcp {
                 let mut stream = TcpStream::connect(server).await.unwrap();
-                stream.write_all(&framed(query).unwrap()).await.unwrap();
+                stream.write_all(&frame(query).unwrap()).await.unwrap();
                 return read_frame(&mut stream, 65_535).await.unwrap().unwrap();
             }
             ask_one(server, query).await.unwrap()
@@ -428,28 +321,34 @@ mod tests {
         }
     }
 
-    #[test]
-    fn one_container_leaves_room_for_others() {
-        let zone = DnsConfig {
+    /// Connects from an address of loopback, as one container.
+    async fn connected(from: &str, server: SocketAddr) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(from.parse().unwrap()).unwrap();
+        socket.connect(server).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn one_container_leaves_connections_for_others() {
+        let config = InnerConfig {
             listen: "127.0.0.1:0".parse().unwrap(),
-            origin: "internal".into(),
-            ttl: 5,
-            subnets: vec![],
-        };
-        let shared = Arc::new(Shared {
-            zone: Zone::new(&zone, Arc::new(One)).unwrap(),
             domain: "internal".into(),
+            ttl: 5,
             resolvers: vec![],
-            asked: Asked::default(),
-        });
-        let from = |n: u8| IpAddr::from([10, 0, 0, n]);
-        let greedy: Vec<_> = (0..ASKED)
-            .filter_map(|_| Place::take(&shared, from(1)))
-            .collect();
-        assert_eq!(greedy.len(), ASKED_FOR_ONE);
-        assert!(Place::take(&shared, from(2)).is_some());
-        drop(greedy);
-        assert!(shared.asked.0.lock().unwrap().is_empty());
+        };
+        let server = InnerDns::start(config, Arc::new(One)).await.unwrap();
+        let mut greedy = Vec::new();
+        for _ in 0..=Inner::CONNECTIONS_OF_ONE {
+            greedy.push(connected("127.0.0.1:0", server.local_addr()).await);
+        }
+        let one_too_many = greedy.last_mut().unwrap();
+        let closed = timeout(Duration::from_secs(2), one_too_many.read_u8()).await;
+        assert!(closed.expect("it is closed").is_err());
+        let mut other = connected("127.0.0.2:0", server.local_addr()).await;
+        let query = frame(&query("web.shop.internal.", 7)).unwrap();
+        other.write_all(&query).await.unwrap();
+        let answered = timeout(Duration::from_secs(10), read_frame(&mut other, 65_535)).await;
+        assert!(answered.unwrap().unwrap().is_some());
     }
 
     proptest::proptest! {

@@ -6,7 +6,7 @@
 //! The loops are our own over `hickory-proto` and not `hickory-server`: its listener accepts TCP
 //! without bound and writes two log lines per query, and a function from bytes to bytes tests well.
 //!
-//! `inner` is another server, for a node's own containers.
+//! `outer` is that server; `inner` is another one, for a node's own containers. Both listen by `serve`.
 //!
 //! Known limit: replies to a wildcard listener leave from the address the kernel's routing picks;
 //! a host with several addresses names the one it serves DNS on in `[dns] listen`.
@@ -14,6 +14,7 @@
 mod inner;
 mod limit;
 mod message;
+mod outer;
 mod serve;
 mod subnets;
 mod zone;
@@ -23,14 +24,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use scheduler::model::Name;
-use tokio::net::{TcpListener, UdpSocket};
 use tokio::task::JoinSet;
 
 pub use inner::{InnerConfig, InnerDns};
 pub use subnets::{Cidr, CidrError};
-
-/// How many times a fresh port is tried until UDP and TCP agree on one (`listen` with port 0).
-const PORT_TRIES: usize = 16;
 
 /// What the zone is made of, as it is at the moment of a query. Every method is called per query
 /// and must not block.
@@ -113,21 +110,8 @@ impl Dns {
     /// # Errors
     /// [`DnsError`] when the origin is no name or the port is not to be had.
     pub async fn start(config: DnsConfig, answers: Arc<dyn Answers>) -> Result<Self, DnsError> {
-        let listen = config.listen;
-        let zone = zone::Zone::new(&config, answers)?;
-        let (udp, tcp) = bind(listen)
-            .await
-            .map_err(|source| DnsError::Listen { listen, source })?;
-        let local = udp
-            .local_addr()
-            .map_err(|source| DnsError::Listen { listen, source })?;
-        let zone = Arc::new(zone);
-        let mut tasks = JoinSet::new();
-        tasks.spawn(serve::supervise(
-            serve::Listener::Udp(Arc::new(udp)),
-            zone.clone(),
-        ));
-        tasks.spawn(serve::supervise(serve::Listener::Tcp(Arc::new(tcp)), zone));
+        let outer = outer::Outer::new(zone::Zone::new(&config, answers)?);
+        let (local, tasks) = serve::start(config.listen, Arc::new(outer)).await?;
         Ok(Self { local, tasks })
     }
 
@@ -140,19 +124,6 @@ impl Dns {
     /// Stops answering.
     pub async fn close(mut self) {
         self.tasks.shutdown().await;
-    }
-}
-
-/// One port for both: with port 0 the kernel picks UDP's, which may be taken for TCP.
-async fn bind(listen: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
-    let mut tried = 0;
-    loop {
-        let udp = UdpSocket::bind(listen).await?;
-        match TcpListener::bind(udp.local_addr()?).await {
-            Ok(tcp) => return Ok((udp, tcp)),
-            Err(_) if listen.port() == 0 && tried < PORT_TRIES => tried += 1,
-            Err(error) => return Err(error),
-        }
     }
 }
 

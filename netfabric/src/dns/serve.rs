@@ -1,5 +1,6 @@
-//! The sockets: datagrams in and out, and framed queries over TCP within bounds. Holds no policy.
-//! Over TCP the client is who it says it is, so only its connections are bounded, not its answers.
+//! The sockets of both servers: datagrams in and out, and framed queries over TCP within bounds. Holds
+//! no policy: what is said is a [`Server`]'s. Over TCP the client is who it says it is, so only its
+//! connections are bounded, not its answers.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -8,108 +9,126 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::{sleep, timeout};
 
-use super::limit::{Limit, Verdict};
-use super::message::{Carrier, refer_to_tcp, reply};
-use super::zone::Zone;
+use super::DnsError;
+use crate::places::Places;
 
 /// Largest query looked at; real ones are below 300 bytes.
-pub(super) const MAX_QUERY: usize = 4096;
+const MAX_QUERY: usize = 4096;
 /// TCP clients at once; the rest wait in the listen backlog.
-pub(super) const MAX_CONNECTIONS: usize = 256;
+const MAX_CONNECTIONS: usize = 256;
 /// Queries on one connection, so that nobody keeps a place for ever.
-pub(super) const MAX_QUERIES_PER_CONNECTION: usize = 1000;
+const MAX_QUERIES_PER_CONNECTION: usize = 1000;
 /// From one byte to the next of a TCP client, and from one query to the next.
-pub(super) const TCP_PATIENCE: Duration = Duration::from_secs(5);
+const TCP_PATIENCE: Duration = Duration::from_secs(5);
 /// After an error of the socket itself (out of descriptors), so that the loop does not spin.
-pub(super) const ERROR_PAUSE: Duration = Duration::from_millis(100);
+const ERROR_PAUSE: Duration = Duration::from_millis(100);
 /// Port 53 as a source is another server: answering it invites loops; port 0 is forged.
 const REFUSED_SOURCES: [u16; 2] = [0, 53];
+/// How many times a fresh port is tried until UDP and TCP agree on one (`listen` with port 0).
+const PORT_TRIES: usize = 16;
 
-#[derive(Clone)]
-pub(super) enum Listener {
-    Udp(Arc<UdpSocket>),
-    Tcp(Arc<TcpListener>),
+/// Who answers.
+pub(super) trait Server: Send + Sync + 'static {
+    /// TCP connections of one address at once; one more is closed.
+    const CONNECTIONS_OF_ONE: usize;
+
+    /// Answers a datagram, if it is worth it. The socket is read no further meanwhile: what takes
+    /// time is for a task of its own.
+    fn datagram(self: &Arc<Self>, socket: &Arc<UdpSocket>, query: &[u8], from: SocketAddr);
+
+    /// What a query over TCP gets; where that is nothing, the connection ends.
+    fn framed(&self, query: Vec<u8>, from: IpAddr) -> impl Future<Output = Option<Vec<u8>>> + Send;
+}
+
+/// Binds UDP and TCP on one address and has `server` answer until the tasks are dropped. Says which
+/// address that is.
+pub(super) async fn start(
+    listen: SocketAddr,
+    server: Arc<impl Server>,
+) -> Result<(SocketAddr, JoinSet<()>), DnsError> {
+    let bound = bind(listen).await;
+    let (local, udp, tcp) = bound.map_err(|source| DnsError::Listen { listen, source })?;
+    let (udp, tcp) = (Arc::new(udp), Arc::new(tcp));
+    let mut tasks = JoinSet::new();
+    let other = Arc::clone(&server);
+    tasks.spawn(supervise(move || {
+        datagrams(Arc::clone(&udp), Arc::clone(&other))
+    }));
+    tasks.spawn(supervise(move || {
+        connections(Arc::clone(&tcp), Arc::clone(&server))
+    }));
+    Ok((local, tasks))
+}
+
+/// One port for both: with port 0 the kernel picks UDP's, which may be taken for TCP.
+pub(super) async fn bind(listen: SocketAddr) -> io::Result<(SocketAddr, UdpSocket, TcpListener)> {
+    let mut tried = 0;
+    loop {
+        let udp = UdpSocket::bind(listen).await?;
+        let local = udp.local_addr()?;
+        match TcpListener::bind(local).await {
+            Ok(tcp) => return Ok((local, udp, tcp)),
+            Err(_) if listen.port() == 0 && tried < PORT_TRIES => tried += 1,
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// Runs a listener for ever. Should a query ever panic the codec, that query is lost, not DNS.
-pub(super) async fn supervise(listener: Listener, zone: Arc<Zone>) {
+async fn supervise<F>(listener: impl Fn() -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
     loop {
         let mut attempt = JoinSet::new();
-        let zone = zone.clone();
-        match listener.clone() {
-            Listener::Udp(socket) => attempt.spawn(udp(socket, zone)),
-            Listener::Tcp(listener) => attempt.spawn(tcp(listener, zone)),
-        };
+        attempt.spawn(listener());
         if let Some(Err(error)) = attempt.join_next().await {
             tracing::error!(%error, "a DNS query ended its listener; listening again");
         }
-        tokio::time::sleep(ERROR_PAUSE).await;
+        sleep(ERROR_PAUSE).await;
     }
 }
 
-async fn udp(socket: Arc<UdpSocket>, zone: Arc<Zone>) {
+async fn datagrams(socket: Arc<UdpSocket>, server: Arc<impl Server>) {
     let mut buffer = vec![0; MAX_QUERY];
-    let (mut limit, started) = (Limit::new(), Instant::now());
     loop {
-        let (length, from) = match socket.recv_from(&mut buffer).await {
-            Ok(received) => received,
+        match socket.recv_from(&mut buffer).await {
+            Ok((_, from)) if REFUSED_SOURCES.contains(&from.port()) => {}
+            Ok((length, from)) => server.datagram(&socket, &buffer[..length], from),
             // An ICMP error of an earlier reply, or memory: nothing to do but go on.
             Err(error) => {
                 tracing::debug!(%error, "receiving a DNS query");
-                tokio::time::sleep(ERROR_PAUSE).await;
-                continue;
-            }
-        };
-        if REFUSED_SOURCES.contains(&from.port()) {
-            continue;
-        }
-        let query = &buffer[..length];
-        if let Some(bytes) = limited(&zone, &mut limit, query, from.ip(), started.elapsed()) {
-            // A full socket buffer drops the reply, as the network would: never wait here.
-            if let Err(error) = socket.try_send_to(&bytes, from) {
-                tracing::debug!(%error, %from, "sending a DNS reply");
+                sleep(ERROR_PAUSE).await;
             }
         }
     }
 }
 
-/// What a query by UDP gets, within its network's rates.
-fn limited(
-    zone: &Zone,
-    limit: &mut Limit,
-    query: &[u8],
-    from: IpAddr,
-    now: Duration,
-) -> Option<Vec<u8>> {
-    let answer = match limit.query(from, now) {
-        Verdict::Answer => reply(zone, query, Carrier::Udp)?,
-        Verdict::Refer => return refer_to_tcp(query),
-        Verdict::Nothing => return None,
-    };
-    match limit.reply(from, &answer, now) {
-        Verdict::Answer => Some(answer),
-        Verdict::Refer => refer_to_tcp(query),
-        Verdict::Nothing => None,
+/// Sends a reply by UDP. A full socket buffer drops it, as the network would: nobody waits here.
+pub(super) fn send(socket: &UdpSocket, reply: Option<Vec<u8>>, to: SocketAddr) {
+    let sent = reply.map(|bytes| socket.try_send_to(&bytes, to));
+    if let Some(Err(error)) = sent {
+        tracing::debug!(%error, %to, "sending a DNS reply");
     }
 }
 
-async fn tcp(listener: Arc<TcpListener>, zone: Arc<Zone>) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+async fn connections<S: Server>(listener: Arc<TcpListener>, server: Arc<S>) {
+    let places = Places::new(MAX_CONNECTIONS, S::CONNECTIONS_OF_ONE);
     // Owned here, so that connections end with the server.
     let mut connections = JoinSet::new();
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else {
-            return;
-        };
+        places.free().await;
         match listener.accept().await {
             Ok((stream, from)) => {
-                let zone = zone.clone();
+                let Some(place) = places.enter(from.ip()) else {
+                    continue;
+                };
+                let server = Arc::clone(&server);
                 connections.spawn(async move {
-                    if let Err(error) = connection(stream, from, &zone).await {
+                    if let Err(error) = connection(stream, from, &*server).await {
                         tracing::debug!(%error, %from, "DNS over TCP");
                     }
                     drop(place);
@@ -117,14 +136,18 @@ async fn tcp(listener: Arc<TcpListener>, zone: Arc<Zone>) {
             }
             Err(error) => {
                 tracing::warn!(%error, "accepting DNS over TCP");
-                tokio::time::sleep(ERROR_PAUSE).await;
+                sleep(ERROR_PAUSE).await;
             }
         }
         while connections.try_join_next().is_some() {}
     }
 }
 
-async fn connection(mut stream: TcpStream, from: SocketAddr, zone: &Zone) -> io::Result<()> {
+async fn connection(
+    mut stream: TcpStream,
+    from: SocketAddr,
+    server: &impl Server,
+) -> io::Result<()> {
     if REFUSED_SOURCES.contains(&from.port()) {
         return Ok(());
     }
@@ -132,16 +155,19 @@ async fn connection(mut stream: TcpStream, from: SocketAddr, zone: &Zone) -> io:
         let Some(query) = timeout(TCP_PATIENCE, read_frame(&mut stream, MAX_QUERY)).await?? else {
             return Ok(());
         };
-        let Some(bytes) = reply(zone, &query, Carrier::Tcp) else {
+        let reply = server.framed(query, from.ip()).await;
+        let Some(frame) = reply.as_deref().and_then(frame) else {
             return Ok(());
         };
-        let Ok(length) = u16::try_from(bytes.len()) else {
-            return Ok(());
-        };
-        let frame = [&length.to_be_bytes()[..], &bytes].concat();
         timeout(TCP_PATIENCE, stream.write_all(&frame)).await??;
     }
     Ok(())
+}
+
+/// A message as TCP carries it; `None` for one that is too long.
+pub(super) fn frame(message: &[u8]) -> Option<Vec<u8>> {
+    let length = u16::try_from(message.len()).ok()?;
+    Some([&length.to_be_bytes()[..], message].concat())
 }
 
 /// One message, or `None` when the other side has hung up or claims more than it may have.

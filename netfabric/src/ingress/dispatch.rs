@@ -1,6 +1,7 @@
 //! One request's way: host to service, service to revision, revision to an endpoint with room
 //! (or the queue), the try, another try where that can do no harm, and the answer.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -42,7 +43,7 @@ const FIRST_READY_LOOK: Duration = Duration::from_millis(25);
 pub(super) async fn answer(
     shared: &Arc<Shared>,
     mut request: Request<Incoming>,
-    caller: Caller,
+    caller: Caller<'_>,
     resume: Option<Box<Resume>>,
 ) -> Response<Outgoing> {
     let arrival = Instant::now();
@@ -54,10 +55,10 @@ pub(super) async fn answer(
     let id_text = HeaderValue::try_from(id.to_string()).unwrap_or(HeaderValue::from_static("-"));
     let (json, version) = (accepts_json(request.headers()), request.version());
     if !caller.secure
-        && !caller.inside
+        && caller.inside.is_none()
         && let Some(instead) = secure::instead(shared, &request)
     {
-        let mut response = instead.response(&id_text, json);
+        let mut response = instead.response(shared, &id_text, json);
         shared.counters.answered(response.status().as_u16());
         response.headers_mut().insert(REQUEST_ID, id_text);
         return response;
@@ -153,11 +154,10 @@ impl Quest {
         if let Some(route) = shared.routes.load().revision(&self.route.key) {
             self.route = Arc::clone(route);
         }
-        if self.bench.waiting() == 0 {
-            let room = offer::room(&self.route, &self.bench, &shared.nodes, &self.tried);
-            if let Some(admission) = room {
-                return Ok(admission);
-            }
+        if self.bench.waiting() == 0
+            && let Some(admission) = self.room()
+        {
+            return Ok(admission);
         }
         shared.counters.cold.fetch_add(1, Ordering::Relaxed);
         let begun = std::time::Instant::now();
@@ -176,6 +176,11 @@ impl Quest {
         }
         let any = offer::any(&self.route, &self.bench, &shared.nodes, &self.tried);
         any.ok_or_else(|| Problem::refused(&rebuff.reason, rebuff.retry_after_millis))
+    }
+
+    /// An endpoint that was not tried and has room now.
+    pub(super) fn room(&self) -> Option<Admission> {
+        offer::room(&self.route, &self.bench, &self.shared.nodes, &self.tried)
     }
 
     fn waited(&mut self, begun: std::time::Instant, fate: &Fate) {
@@ -203,7 +208,7 @@ impl Quest {
         match trip {
             // The node is not asked again for a while; the request has lost nothing but time.
             Trip::Refused { .. } => {}
-            Trip::Connect(_) => self.dead_ends += 1,
+            Trip::Connect(_) | Trip::Port(_) => self.dead_ends += 1,
             Trip::Broken(_) | Trip::BrokenThere(_) => self.tries += 1,
         }
         if !matches!(trip, Trip::Refused { .. }) {
@@ -233,6 +238,8 @@ impl Quest {
     fn blame(&self, admission: &Admission, trip: &Trip) {
         tracing::debug!(request = %self.id, revision = %self.route.key, %trip, "a try failed");
         match (admission, trip) {
+            // A program may serve requests and not that port; a node may be well and its instance not.
+            (_, Trip::Port(_)) | (Admission::There(_), Trip::BrokenThere(_)) => {}
             (Admission::Here(guard), _) => guard.slot.health.broke(),
             (Admission::There(sent), Trip::Connect(_) | Trip::Broken(_)) => {
                 let took = sent.since.elapsed();
@@ -241,7 +248,6 @@ impl Quest {
             (Admission::There(sent), Trip::Refused { full }) => {
                 self.bench.refused_by(sent.node, *full);
             }
-            (Admission::There(_), Trip::BrokenThere(_)) => {}
         }
     }
 
@@ -283,7 +289,7 @@ impl Errand {
     async fn new(
         shared: &Arc<Shared>,
         mut request: Request<Incoming>,
-        caller: Caller,
+        caller: Caller<'_>,
         (id, id_text, arrival): (Ulid, &HeaderValue, Instant),
         resume: Option<Box<Resume>>,
     ) -> Result<Self, Problem> {
@@ -292,11 +298,11 @@ impl Errand {
         let Resume { quest, admission } = if let Some(resume) = resume {
             *resume
         } else {
-            let host = head.host.to_str().unwrap_or_default();
-            Resume::new(
-                Quest::new(shared, Called::Host(host), id, arrival).await?,
-                None,
-            )
+            let called = match caller.inside {
+                Some(call) => Called::Service(call.admitted(shared)?),
+                None => Called::Host(head.host.to_str().unwrap_or_default()),
+            };
+            Resume::new(Quest::new(shared, called, id, arrival).await?, None)
         };
         Ok(Self {
             quest,
@@ -442,17 +448,15 @@ impl Called<'_> {
         &self,
         routes: &'r Routes,
     ) -> Result<(&'r Arc<ServiceRoute>, Option<&'r Name>), Problem> {
-        let (found, name) = match self {
-            Self::Host(host) => {
-                let found = routes.lookup(host).map(|m| (m.service, m.tag));
-                (found, (*host).to_owned())
-            }
-            Self::Service(key) => {
-                let found = routes.service(key).map(|s| (s, None));
-                (found, key.to_string())
-            }
+        let found = match self {
+            Self::Host(host) => routes.lookup(host).map(|m| (m.service, m.tag)),
+            Self::Service(key) => routes.service(key).map(|s| (s, None)),
         };
         found.ok_or_else(|| {
+            let name: &dyn Display = match self {
+                Self::Host(host) => host,
+                Self::Service(key) => key,
+            };
             let message = format!("no service is named `{name}` here");
             Problem::new(Code::NoSuchHost, message)
         })

@@ -140,7 +140,7 @@ async fn arrive(shared: &Arc<Shared>, stream: TcpStream, client: IpAddr, secure:
     let caller = Caller {
         address,
         secure,
-        inside: false,
+        inside: None,
     };
     if !secure {
         return guest(shared, (stream, seen), caller).await;
@@ -161,7 +161,7 @@ async fn arrive(shared: &Arc<Shared>, stream: TcpStream, client: IpAddr, secure:
 async fn guest<S: Stream + 'static>(
     shared: &Arc<Shared>,
     (stream, seen): (S, Vec<u8>),
-    caller: Caller,
+    caller: Caller<'static>,
 ) {
     let Some(handed) = express::serve(shared, (stream, seen), caller).await else {
         return;

@@ -16,6 +16,7 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
 };
 
+use super::inward::Call;
 use super::problem::{Code, Problem};
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -59,15 +60,15 @@ const NOT_PER_HOP: [HeaderName; 4] = [HOST, CONTENT_LENGTH, TRANSFER_ENCODING, C
 
 /// Who asks, and how it came in.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Caller {
+pub(super) struct Caller<'a> {
     pub(super) address: IpAddr,
     /// Through TLS.
     pub(super) secure: bool,
-    /// A container's of this node, by the door that is there for those.
-    pub(super) inside: bool,
+    /// A container of this node, by the door that is there for those.
+    pub(super) inside: Option<&'a Call>,
 }
 
-impl Caller {
+impl Caller<'_> {
     /// As it is told to the application.
     pub(super) fn scheme(self) -> &'static str {
         if self.secure { "https" } else { "http" }
@@ -144,7 +145,7 @@ impl Head {
     }
 
     /// Says who asked for what, in what only proxies may say.
-    pub(super) fn introduce(&mut self, caller: Caller, id: &HeaderValue) {
+    pub(super) fn introduce(&mut self, caller: Caller<'_>, id: &HeaderValue) {
         self.headers.insert(REQUEST_ID, id.clone());
         let host = self.host.to_str().unwrap_or_default();
         let (client, scheme) = (caller.address.to_canonical(), caller.scheme());

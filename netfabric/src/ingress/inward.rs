@@ -9,25 +9,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use http::{HeaderValue, Request, Response};
-use hyper::body::Incoming;
 use scheduler::model::{ServiceKey, Socket};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use scheduler::route::ServiceRoute;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep};
 use ulid::Ulid;
 
-use super::Shared;
-use super::body::Outgoing;
-use super::dispatch::{self, Called, Quest, Resume};
+use super::dispatch::{self, Called, Quest};
 use super::door::{self, Phase};
-use super::headers::{Caller, REQUEST_ID};
+use super::headers::Caller;
 use super::passage::{Way, carry};
-use super::problem::{Code, Problem, accepts_json};
+use super::problem::{Code, Problem};
 use super::sockets::Sockets;
 use super::stream::Conduit;
+use super::{Shared, workers};
 
 const HTTP: u16 = 80;
-const BACKLOG: u32 = 1024;
 /// After a failed accept (out of files): without a pause the loop would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -40,10 +37,7 @@ pub(super) fn bind(
             let addr = handed.local_addr()?;
             return Ok((TcpListener::from_std(handed)?, addr));
         }
-        let socket = TcpSocket::new_v4()?;
-        socket.set_reuseaddr(true)?;
-        socket.bind(addr)?;
-        let listener = socket.listen(BACKLOG)?;
+        let listener = workers::listener(addr)?;
         let addr = listener.local_addr()?;
         kept.keep(false, addr, &listener);
         Ok((listener, addr))
@@ -83,6 +77,39 @@ fn meant(stream: &TcpStream) -> Option<SocketAddrV4> {
     original.as_socket_ipv4()
 }
 
+/// Who calls whom, as long as a connection lasts.
+#[derive(Debug)]
+pub(super) struct Call {
+    caller: Option<ServiceKey>,
+    service: ServiceKey,
+}
+
+impl Call {
+    /// The called service, where it lets the caller in: that may have changed since the last request.
+    pub(super) fn admitted(&self, shared: &Shared) -> Result<&ServiceKey, Problem> {
+        let (routes, service) = (shared.routes.load(), &self.service);
+        let admits = |caller| routes.service(service).is_some_and(|s| s.admits(caller));
+        if self.caller.as_ref().is_some_and(admits) {
+            return Ok(service);
+        }
+        let message = format!("{service} does not let this caller in");
+        Err(Problem::new(Code::CallerRefused, message))
+    }
+
+    /// Writes down that the caller was turned away; a service that has no revision yet has no lines.
+    async fn refused(&self, shared: &Arc<Shared>, problem: &Problem) {
+        shared.counters.problem(problem.code);
+        let routes = shared.routes.load_full();
+        let ready = |s: &Arc<ServiceRoute>| s.pick_revision(0, None).is_ok();
+        let called = Called::Service(&self.service);
+        if routes.service(&self.service).is_some_and(ready)
+            && let Ok(quest) = Quest::new(shared, called, Ulid::generate(), Instant::now()).await
+        {
+            quest.record(0, None, Some(problem.code.word()));
+        }
+    }
+}
+
 /// Serves one connection of a container's.
 pub(super) async fn serve(
     shared: Arc<Shared>,
@@ -101,19 +128,23 @@ pub(super) async fn serve(
     let (Some(service), Ok(())) = (called, stream.set_nodelay(true)) else {
         return Box::new(stream).cut();
     };
-    if !admitted(&shared, client.ip(), &service) {
-        refuse(&shared, client.ip(), &service).await;
+    let caller = shared.callers.who(client.ip());
+    let call = Call { caller, service };
+    if let Err(problem) = call.admitted(&shared) {
+        let Call { caller, service } = &call;
+        tracing::debug!(%service, ?caller, %client, "a caller is not let in");
+        call.refused(&shared, &problem).await;
         return Box::new(stream).cut();
     }
     if meant.port() == HTTP {
-        return http(&shared, stream, client.ip(), service).await;
+        return http(&shared, stream, client.ip(), call).await;
     }
     let socket = Socket {
         udp: false,
         port: meant.port(),
     };
     let way = Way {
-        service,
+        service: call.service,
         socket,
         client,
         server: meant.into(),
@@ -122,72 +153,18 @@ pub(super) async fn serve(
     carry(Arc::clone(&shared), Box::new(stream), way).await;
 }
 
-/// Whether the container at `address` may call the service.
-fn admitted(shared: &Shared, address: IpAddr, service: &ServiceKey) -> bool {
-    let Some(caller) = shared.callers.who(address) else {
-        return false;
-    };
-    let routes = shared.routes.load();
-    routes.service(service).is_some_and(|s| s.admits(&caller))
-}
-
-/// Writes down that a caller was turned away; a service that has no revision yet has no lines.
-async fn refuse(shared: &Arc<Shared>, address: IpAddr, service: &ServiceKey) {
-    let caller = shared.callers.who(address).map(|key| key.to_string());
-    let caller = caller.unwrap_or_else(|| address.to_string());
-    tracing::debug!(%service, caller, "a caller is not let in");
-    shared.counters.problem(Code::CallerRefused);
-    let ready = shared
-        .routes
-        .load()
-        .service(service)
-        .is_some_and(|s| s.pick_revision(0, None).is_ok());
-    let called = Called::Service(service);
-    if ready && let Ok(quest) = Quest::new(shared, called, Ulid::generate(), Instant::now()).await {
-        quest.record(0, None, Some(Code::CallerRefused.word()));
-    }
-}
-
-async fn http(shared: &Arc<Shared>, stream: TcpStream, client: IpAddr, service: ServiceKey) {
+async fn http(shared: &Arc<Shared>, stream: TcpStream, address: IpAddr, call: Call) {
+    let call = Arc::new(call);
     let answer = move |shared, request| {
-        let service = service.clone();
-        async move { answer(&shared, request, client, &service).await }
+        let call = Arc::clone(&call);
+        async move {
+            let caller = Caller {
+                address,
+                secure: false,
+                inside: Some(&call),
+            };
+            dispatch::answer(&shared, request, caller, None).await
+        }
     };
     door::serve(shared, (stream, BytesMut::new()), Phase::Closing, answer).await;
-}
-
-/// Answers one request of a container's. The policy may have changed since it connected.
-async fn answer(
-    shared: &Arc<Shared>,
-    request: Request<Incoming>,
-    client: IpAddr,
-    service: &ServiceKey,
-) -> Response<Outgoing> {
-    shared.counters.asked();
-    shared.retries.earn();
-    let id = Ulid::generate();
-    let quest = if admitted(shared, client, service) {
-        Quest::new(shared, Called::Service(service), id, Instant::now()).await
-    } else {
-        let message = format!("{service} does not let this caller in");
-        Err(Problem::new(Code::CallerRefused, message))
-    };
-    let problem = match quest {
-        Ok(quest) => {
-            let resume = Some(Box::new(Resume::new(quest, None)));
-            let caller = Caller {
-                address: client,
-                secure: false,
-                inside: true,
-            };
-            return dispatch::answer(shared, request, caller, resume).await;
-        }
-        Err(problem) => problem,
-    };
-    shared.counters.problem(problem.code);
-    let id = HeaderValue::try_from(id.to_string()).unwrap_or(HeaderValue::from_static("-"));
-    let mut response = problem.response(&id, accepts_json(request.headers()));
-    shared.counters.answered(response.status().as_u16());
-    response.headers_mut().insert(REQUEST_ID, id);
-    response
 }

@@ -258,6 +258,11 @@ impl Slot {
     /// It answered a request: nothing is held against it, and it is paid for.
     pub(super) fn answered(&self) {
         self.health.answered();
+        self.paid();
+    }
+
+    /// It is paid for a request, which says nothing about its health.
+    pub(super) fn paid(&self) {
         let requests = &self.parts[self.here()].requests;
         requests.fetch_add(1, Ordering::Relaxed);
     }

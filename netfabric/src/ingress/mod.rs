@@ -59,8 +59,9 @@ use scheduler::registry::State;
 use scheduler::route::Routes;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
+use crate::places::all_back;
 use crate::tls::{Shelf, Tickets};
 use crate::wire::peer::{StartRefusal, StartRequest, Started};
 
@@ -79,12 +80,12 @@ use workers::Listeners;
 
 /// Switched connections at once; more wait for one to end.
 const MAX_TUNNELS: usize = 10_000;
+/// Flows of datagrams do not end by themselves: as the door closes, what is under way gets so long.
+const FLOWS_GRACE: Duration = Duration::from_secs(1);
 /// Requests at once that wait for a service's first ready revision.
 const MAX_FIRST_READY: usize = 1_000;
 /// For clients to use their kept connections once more, and to hear that these end.
 const LEAVE: Duration = Duration::from_secs(1);
-/// While the door closes: how soon it is seen that the last one has left.
-const LOOK_WHO_IS_IN: Duration = Duration::from_millis(5);
 
 /// Streams to other nodes' doors.
 #[async_trait]
@@ -104,18 +105,17 @@ pub trait Starter: Send + Sync {
     async fn start(&self, node: NodeId, request: StartRequest) -> Result<Started, StartRefusal>;
 }
 
-/// Knows whose container has which address.
+/// Knows whose container has which address. It is asked once for a connection.
 pub trait Callers: Send + Sync {
     fn who(&self, address: IpAddr) -> Option<ServiceKey>;
 }
 
 #[derive(Debug, Clone)]
 pub struct IngressConfig {
-    /// Services' own ports are listened on at the same addresses.
     pub listen: Vec<SocketAddr>,
     /// Where connections of containers to services' own addresses are led to.
     pub inner: Option<SocketAddr>,
-    /// Where TLS is spoken.
+    /// Where TLS is spoken. Services' own ports are listened on at all of these addresses.
     pub listen_tls: Vec<SocketAddr>,
     /// Requests that may wait for one revision, and for all together.
     pub activation_queue: usize,
@@ -278,7 +278,7 @@ impl Ingress {
         });
         workers::start(&shared, listeners, shared.sockets.idle(), inboxes)
             .map_err(IngressError::Worker)?;
-        let ips = addrs.iter().map(SocketAddr::ip).collect();
+        let ips = addrs.iter().chain(&tls_addrs).map(SocketAddr::ip).collect();
         let own = tls_addrs.iter().map(SocketAddr::port).collect();
         tokio::spawn(passage::follow(Arc::clone(&shared), ips, own));
         tokio::spawn(health::follow(Arc::clone(&shared)));
@@ -368,7 +368,7 @@ impl Ingress {
             ),
             open_tunnels: used(MAX_TUNNELS, shared.tunnels.available_permits()),
             held: shared.lanes.held() as u64,
-            open_passages: (passages.outside.taken() + passages.inside.taken()) as u64,
+            open_passages: passages.taken() as u64,
             passages: read(&passages.opened),
             passage_bytes: [read(&passages.sent), read(&passages.received)],
             datagrams_dropped: read(&passages.dropped),
@@ -383,27 +383,24 @@ impl Ingress {
         // A client that sends on a kept connection as it is closed cannot know what became of its request.
         let _ = timeout(LEAVE, self.shared.crew.ashore()).await;
         self.shared.phase.send_replace(Phase::Closing);
+        let passages = &self.shared.passages;
         let empty = async {
             self.shared.crew.ashore().await;
             self.shared.phase.send_replace(Phase::Parting);
+            // In this order: of a connection comes the one or the other.
             all_back(&self.shared.connections, door::MAX_CONNECTIONS).await;
             all_back(&self.shared.tunnels, MAX_TUNNELS).await;
-            self.shared.passages.outside.empty().await;
-            self.shared.passages.inside.empty().await;
+            passages.outside.empty().await;
+            passages.inside.empty().await;
         };
-        let in_order = timeout(grace, empty).await.is_ok();
+        let flows = timeout(FLOWS_GRACE, passages.flows.empty());
+        let all = async { tokio::join!(empty, flows) };
+        let in_order = timeout(grace, all).await.is_ok();
         if !in_order {
             tracing::info!(counts = ?self.counts(), "cutting off requests that outlast the grace");
         }
         self.shared.phase.send_replace(Phase::Closed);
         in_order
-    }
-}
-
-/// Waits until nobody has a permit. It takes none itself: peers come in to hear that they are to go elsewhere.
-async fn all_back(permits: &Semaphore, all: usize) {
-    while permits.available_permits() < all {
-        sleep(LOOK_WHO_IS_IN).await;
     }
 }
 

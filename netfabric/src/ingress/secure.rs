@@ -1,4 +1,4 @@
-//! TLS at the door: the handshake, in bounded time and number, and what plain HTTP gets where a
+//! TLS at the door: the handshake, in bounded time, and what plain HTTP gets where a
 //! name has a certificate. Which certificate a name has is `tls`'s.
 
 use std::io;
@@ -14,23 +14,19 @@ use rustls::server::Acceptor;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{HandshakeKind, ServerConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::{StartHandshake, TlsStream};
 
+use super::Shared;
 use super::body::Outgoing;
 use super::door::HEAD_TIME;
 use super::problem::{Code, Problem};
 use super::stream::{Patient, Stream};
-use super::{Shared, workers};
 use crate::tls::{ALPN_ACME, Choice, Shelf, Tickets, server_config};
 
 /// From the client's first message to the end of the handshake.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(5);
-/// Handshakes at once on one worker; more wait, each within its time. Who only connects has none
-/// yet: until its first message came, a connection costs no more than a plain one.
-const HANDSHAKES: usize = 256;
 /// Where TLS begins with this byte, other protocols do not.
 const HANDSHAKE_RECORD: u8 = 0x16;
 /// Fatal, `unrecognized_name` (RFC 6066, 3).
@@ -49,7 +45,6 @@ const HTTPS_PORT: u16 = 443;
 pub(super) struct Secure {
     shelf: Arc<Shelf>,
     config: Arc<ServerConfig>,
-    handshakes: Box<[Semaphore]>,
     /// Where clients of plain HTTP are sent; without it they stay.
     port: Option<u16>,
 }
@@ -61,11 +56,9 @@ impl Secure {
         port: Option<u16>,
     ) -> Result<Self, rustls::Error> {
         let config = server_config(Arc::clone(&shelf), tickets)?;
-        let gates = (0..workers::parts()).map(|_| Semaphore::new(HANDSHAKES));
         Ok(Self {
             shelf,
             config: Arc::new(config),
-            handshakes: gates.collect(),
             port,
         })
     }
@@ -134,12 +127,9 @@ async fn finish<S: Stream>(
     mut start: StartHandshake<Patient<S>>,
     choice: Choice,
 ) -> io::Result<Option<Inside<S>>> {
-    let secure = &shared.secure;
-    let gate = &secure.handshakes[workers::here()];
-    let _seat = gate.acquire().await.map_err(io::Error::other)?;
     match choice {
         Choice::Certificate => {
-            let inside = start.into_stream(Arc::clone(&secure.config)).await?;
+            let inside = start.into_stream(Arc::clone(&shared.secure.config)).await?;
             let counters = &shared.counters;
             counters.handshakes.fetch_add(1, Ordering::Relaxed);
             if inside.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed) {
@@ -180,8 +170,8 @@ fn proving(proof: Arc<CertifiedKey>) -> Result<ServerConfig, rustls::Error> {
 }
 
 /// Whether a request that came without TLS may be one that [`instead`] answers.
-pub(super) fn may_answer(shared: &Shared, host: &str) -> bool {
-    shared.secure.shelf.has_answers() || moved(shared, host).is_some()
+pub(super) fn may_answer(shared: &Shared, host: &str, target: &str) -> bool {
+    target.starts_with(CHALLENGES) || moved(shared, host).is_some()
 }
 
 /// The port of HTTPS where a host's clients of plain HTTP are sent there.
@@ -225,7 +215,12 @@ pub(super) enum Instead {
 }
 
 impl Instead {
-    pub(super) fn response(self, id: &HeaderValue, json: bool) -> Response<Outgoing> {
+    pub(super) fn response(
+        self,
+        shared: &Shared,
+        id: &HeaderValue,
+        json: bool,
+    ) -> Response<Outgoing> {
         match self {
             Self::Proof(said) => {
                 let mut response = Response::new(Outgoing::Own(Some(Bytes::from(said))));
@@ -239,6 +234,7 @@ impl Instead {
                 let message = format!("this service is at {location}");
                 let mut problem = Problem::new(Code::HttpsOnly, message);
                 problem.location = HeaderValue::try_from(location).ok();
+                shared.counters.problem(problem.code);
                 problem.response(id, json)
             }
         }

@@ -36,6 +36,9 @@ pub(super) enum Trip {
     /// Nothing was sent; the endpoint is not there.
     #[error("cannot connect: {0}")]
     Connect(String),
+    /// Nothing was sent; the instance is there, and nobody in it listens on that port of its service.
+    #[error("nobody listens: {0}")]
+    Port(String),
     /// Nothing reached an instance; the node has none, or none with room.
     #[error("refused: {}", if *full { "full" } else { "not here" })]
     Refused { full: bool },
@@ -252,16 +255,14 @@ fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
 }
 
 pub(super) async fn connect(slot: &Slot) -> Result<TcpStream, Trip> {
-    connect_to(slot.addr).await
+    let addr = slot.addr;
+    let connected = connect_to(addr).await;
+    connected.map_err(|e| Trip::Connect(format!("{addr}: {e}")))
 }
 
-pub(super) async fn connect_to(addr: SocketAddr) -> Result<TcpStream, Trip> {
-    let connected = timeout(CONNECT, TcpStream::connect(addr)).await;
-    let connected = connected.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
-    let stream = connected.map_err(|e| Trip::Connect(format!("{addr}: {e}")))?;
-    stream
-        .set_nodelay(true)
-        .map_err(|e| Trip::Connect(e.to_string()))?;
+pub(super) async fn connect_to(addr: SocketAddr) -> io::Result<TcpStream> {
+    let stream = timeout(CONNECT, TcpStream::connect(addr)).await??;
+    stream.set_nodelay(true)?;
     Ok(stream)
 }
 

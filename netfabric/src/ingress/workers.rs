@@ -17,13 +17,14 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::sleep;
 
+use super::Shared;
 use super::door::{self, Phase};
 use super::sockets::Sockets;
-use super::{LOOK_WHO_IS_IN, Shared};
+use crate::places::LOOK_WHO_IS_IN;
 
 /// More cores than this are left to what the node is for.
 const MAX_WORKERS: usize = 32;
-/// Connections the kernel holds for one worker until it accepts them.
+/// Connections the kernel holds for one socket until they are accepted.
 const BACKLOG: u32 = 1024;
 /// Connections handed to a worker that it did not look at yet; the next ones are not handed over.
 const ON_THE_WAY: usize = 256;
@@ -90,6 +91,15 @@ impl Listeners {
         self.sockets.push(socket);
         Ok(())
     }
+}
+
+/// One socket that is nobody's of the workers.
+pub(super) fn listener(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = socket(addr)?;
+    // Connections have it from the socket they come by: a client that vanished is noticed.
+    socket.set_keepalive(true)?;
+    socket.bind(addr)?;
+    socket.listen(BACKLOG)
 }
 
 fn socket(addr: SocketAddr) -> io::Result<TcpSocket> {

@@ -25,4 +25,6 @@ pub enum PassageAnswer {
     /// Instances are here, none with room.
     Full,
     NotHere,
+    /// Instances are here, and nobody in them listens on that port.
+    Closed,
 }

@@ -49,7 +49,7 @@ pub(super) struct HandOver<S> {
 struct Express<S> {
     shared: Arc<Shared>,
     conn: Conn<S>,
-    caller: Caller,
+    caller: Caller<'static>,
     /// The client's address, as it is passed on.
     client: String,
     host: String,
@@ -74,10 +74,10 @@ fn hand_over(quest: Quest, admission: Option<Admission>) -> Turn {
 pub(super) async fn serve<S: Stream + 'static>(
     shared: &Arc<Shared>,
     (stream, seen): (S, Vec<u8>),
-    caller: Caller,
+    caller: Caller<'static>,
 ) -> Option<HandOver<S>> {
     // Whoever has it next knows of it what its socket tells.
-    let lasts = !caller.secure && !caller.inside && !shared.limits.proxy_protocol;
+    let lasts = !caller.secure && caller.inside.is_none() && !shared.limits.proxy_protocol;
     let lasts = lasts && shared.sockets.are_kept();
     let mut express = Express {
         shared: Arc::clone(shared),
@@ -122,9 +122,6 @@ impl<S: Stream> Express<S> {
             Ok(ask) => ask,
             Err(turn) => return turn,
         };
-        if !self.caller.secure && secure::may_answer(&self.shared, &self.host) {
-            return Turn::HandOver(None);
-        }
         if let Some(turn) = self.body(&ask).await {
             return turn;
         }
@@ -149,6 +146,11 @@ impl<S: Stream> Express<S> {
                     Reading::Partial => {}
                     Reading::Odd => return Err(Turn::HandOver(None)),
                     Reading::Plain(plain) => {
+                        if !self.caller.secure
+                            && secure::may_answer(&self.shared, plain.host, plain.target)
+                        {
+                            return Err(Turn::HandOver(None));
+                        }
                         self.host.clear();
                         self.host.push_str(plain.host);
                         self.onward.clear();

@@ -31,7 +31,7 @@ pub(super) enum Reading<'h, 'b> {
 pub(super) struct Plain<'h, 'b> {
     pub(super) host: &'b str,
     pub(super) ask: Ask,
-    target: &'b str,
+    pub(super) target: &'b str,
     headers: &'h [Header<'b>],
 }
 

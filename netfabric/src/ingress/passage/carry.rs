@@ -107,8 +107,12 @@ fn told(shared: &Shared, way: &Way, problem: &Problem) -> Code {
 }
 
 async fn search(quest: &mut Quest, way: &Way) -> Result<(Reached, Source), Problem> {
+    let mut next = None;
     loop {
-        let admission = quest.admission().await?;
+        let admission = match next.take() {
+            Some(admission) => admission,
+            None => quest.admission().await?,
+        };
         let Some(listen) = quest.route.listen(way.socket).cloned() else {
             let message = format!("{} takes nothing on {}", quest.route.key, way.socket);
             return Err(Problem::new(Code::NoSuchPort, message));
@@ -123,7 +127,12 @@ async fn search(quest: &mut Quest, way: &Way) -> Result<(Reached, Source), Probl
                 };
                 return Ok((reached, source));
             }
-            Err(trip) if quest.again(&admission, &trip, false, true) => {}
+            Err(trip) if quest.again(&admission, &trip, false, true) => {
+                // Nothing is waited for or started for a closed port: who is there is asked.
+                if matches!(trip, Trip::Port(_)) {
+                    next = Some(quest.room().ok_or_else(|| trip.problem())?);
+                }
+            }
             Err(trip) => return Err(trip.problem()),
         }
     }
@@ -175,14 +184,23 @@ pub(super) async fn here(guard: &Guard, udp: bool, port: u16) -> Result<End, Tri
         0 => slot.addr,
         port => SocketAddr::new(slot.addr.ip(), port),
     };
-    let end = if udp {
-        let socket = towards(addr).await;
-        End::Datagrams(socket.map_err(|e| Trip::Connect(format!("{addr}: {e}")))?)
-    } else {
-        End::Bytes(Box::new(connect_to(addr).await?))
+    let trip = |e: io::Error| {
+        let own = addr != slot.addr && e.kind() == io::ErrorKind::ConnectionRefused;
+        let why = format!("{addr}: {e}");
+        if own {
+            Trip::Port(why)
+        } else {
+            Trip::Connect(why)
+        }
     };
+    if udp {
+        let socket = towards(addr).await.map_err(trip)?;
+        slot.paid();
+        return Ok(End::Datagrams(socket));
+    }
+    let stream = connect_to(addr).await.map_err(trip)?;
     slot.answered();
-    Ok(end)
+    Ok(End::Bytes(Box::new(stream)))
 }
 
 async fn towards(addr: SocketAddr) -> io::Result<UdpSocket> {
@@ -222,5 +240,6 @@ async fn there(
         }
         PassageAnswer::Full => Err(Trip::Refused { full: true }),
         PassageAnswer::NotHere => Err(Trip::Refused { full: false }),
+        PassageAnswer::Closed => Err(Trip::Port(format!("port {} at node {node}", wish.port))),
     }
 }

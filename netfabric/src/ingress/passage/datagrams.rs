@@ -7,7 +7,7 @@
 //! routing picks; a host with several names the one it serves on in `[ingress] http`.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -27,31 +27,27 @@ use super::Way;
 use super::carry::{End, Reached, reach};
 use super::packets::{self, MAX_DATAGRAM};
 use super::relay::Moved;
+use crate::places::Place;
 
 /// Datagrams of one flow that wait, for the instance or for their turn; what is above is lost.
 const WAITING: usize = 64;
-/// Flows of one address at once, over all its ports.
-const FLOWS_OF_ONE: usize = 256;
 /// After an error of the socket itself, so that the loop does not spin.
 const ERROR_PAUSE: Duration = Duration::from_millis(50);
 
 /// A datagram that waits, and its share of the room for all that do.
 type Waiting = (Bytes, OwnedSemaphorePermit);
 
-/// The flows of one socket.
-#[derive(Default)]
-struct Flows {
-    open: HashMap<SocketAddr, mpsc::Sender<Waiting>>,
-    of: HashMap<IpAddr, usize>,
-}
+/// The flows of one socket, by their sender.
+type Flows = Arc<Mutex<HashMap<SocketAddr, mpsc::Sender<Waiting>>>>;
 
-/// Serves a service's socket; its flows end with it.
+/// Serves a service's socket; its flows end with it. While the door closes they go on, and none
+/// begins.
 pub(super) async fn serve(shared: Arc<Shared>, bound: UdpSocket, socket: Socket) {
     let Ok(server) = bound.local_addr() else {
         return;
     };
     let bound = Arc::new(bound);
-    let flows = Arc::new(Mutex::new(Flows::default()));
+    let flows = Flows::default();
     let _closing = Closing(Arc::clone(&flows));
     let mut buffer = vec![0; MAX_DATAGRAM];
     loop {
@@ -63,7 +59,7 @@ pub(super) async fn serve(shared: Arc<Shared>, bound: UdpSocket, socket: Socket)
                 continue;
             }
         };
-        let known = lock(&flows).open.get(&client).cloned();
+        let known = lock(&flows).get(&client).cloned();
         let inbox = known.or_else(|| begin(&shared, &bound, &flows, (socket, client, server)));
         let datagram = &buffer[..length];
         if inbox
@@ -86,19 +82,25 @@ fn pass_on(shared: &Shared, inbox: &mpsc::Sender<Waiting>, datagram: &[u8]) -> O
         .ok()
 }
 
-/// A sender's first datagram: its flow, unless there are too many or nobody has the port any more.
+/// A sender's first datagram: its flow, unless there are too many, nobody has the port any more or
+/// the door closes.
 fn begin(
     shared: &Arc<Shared>,
     bound: &Arc<UdpSocket>,
-    flows: &Arc<Mutex<Flows>>,
+    flows: &Flows,
     (socket, client, server): (Socket, SocketAddr, SocketAddr),
 ) -> Option<mpsc::Sender<Waiting>> {
+    if *shared.phase.borrow() > Phase::Open {
+        return None;
+    }
     let service = shared.routes.load().at_socket(socket)?.key.clone();
+    let place = shared.passages.flows.enter(client.ip())?;
     let (inbox, datagrams) = mpsc::channel(WAITING);
-    lock(flows).enter(client, inbox.clone())?;
+    lock(flows).insert(client, inbox.clone());
     let entry = Entry {
         flows: Arc::clone(flows),
         client,
+        _place: place,
     };
     let way = Way {
         service,
@@ -110,9 +112,6 @@ fn begin(
     let (shared, bound) = (Arc::clone(shared), Arc::clone(bound));
     tokio::spawn(async move {
         let _entry = entry;
-        let Some(_place) = shared.passages.outside.enter(client.ip()) else {
-            return;
-        };
         let mut phase = shared.phase.subscribe();
         tokio::select! {
             () = flow(&shared, &bound, &way, datagrams) => {}
@@ -217,70 +216,24 @@ impl Flow<'_> {
     }
 }
 
-impl Flows {
-    fn enter(&mut self, client: SocketAddr, inbox: mpsc::Sender<Waiting>) -> Option<()> {
-        let of = self.of.entry(client.ip()).or_default();
-        if *of >= FLOWS_OF_ONE {
-            return None;
-        }
-        *of += 1;
-        self.open.insert(client, inbox);
-        Some(())
-    }
-
-    fn leave(&mut self, client: SocketAddr) {
-        self.open.remove(&client);
-        if let Some(of) = self.of.get_mut(&client.ip()) {
-            *of -= 1;
-            if *of == 0 {
-                self.of.remove(&client.ip());
-            }
-        }
-    }
-}
-
 /// With the socket's end its flows hear no more, and end too.
-struct Closing(Arc<Mutex<Flows>>);
+struct Closing(Flows);
 
 impl Drop for Closing {
     fn drop(&mut self) {
-        lock(&self.0).open.clear();
+        lock(&self.0).clear();
     }
 }
 
-/// A flow's place in the table.
+/// A flow's line in the table, and its place.
 struct Entry {
-    flows: Arc<Mutex<Flows>>,
+    flows: Flows,
     client: SocketAddr,
+    _place: Place,
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        lock(&self.flows).leave(self.client);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_address_has_so_many_flows_and_no_more() {
-        let mut flows = Flows::default();
-        let from = |ip: u8, port: usize| {
-            SocketAddr::from(([192, 0, 2, ip], u16::try_from(port + 1).unwrap()))
-        };
-        let (inbox, _datagrams) = mpsc::channel(1);
-        for port in 0..FLOWS_OF_ONE {
-            assert!(flows.enter(from(1, port), inbox.clone()).is_some());
-        }
-        assert!(flows.enter(from(1, FLOWS_OF_ONE), inbox.clone()).is_none());
-        assert!(flows.enter(from(2, 0), inbox.clone()).is_some());
-        flows.leave(from(1, 7));
-        assert!(flows.enter(from(1, FLOWS_OF_ONE), inbox).is_some());
-        for port in 0..=FLOWS_OF_ONE {
-            flows.leave(from(1, port));
-        }
-        assert_eq!(flows.of.len(), 1);
+        lock(&self.flows).remove(&self.client);
     }
 }

@@ -11,6 +11,7 @@ use super::super::bench::Bench;
 use super::super::local::Guard;
 use super::super::peer_door::{PeerDoor, admit};
 use super::super::stream::Conduit;
+use super::super::upstream::Trip;
 use super::carry::{End, here};
 use super::packets;
 use super::relay::relay;
@@ -25,13 +26,19 @@ impl PeerDoor {
     /// Serves one stream of another node's door until it ends.
     pub async fn pass(&self, mut stream: Box<dyn Conduit>) {
         let shared = &self.shared;
-        let wish = timeout(WISH, frame::read_value(&mut stream, FRAME_LIMIT)).await;
-        let Ok(Ok(wish)) = wish else {
+        let wish = frame::read_value::<_, OpenPassage>(&mut stream, FRAME_LIMIT);
+        let Ok(Ok(wish)) = timeout(WISH, wish).await else {
             return stream.cut();
         };
         let served = &shared.counters.served_for_peers;
         served.fetch_add(1, Ordering::Relaxed);
-        let (answer, reached) = match shared.passages.outside.enter_peer() {
+        let passages = &shared.passages;
+        let places = if wish.udp {
+            &passages.flows
+        } else {
+            &passages.outside
+        };
+        let (answer, reached) = match places.enter_peer() {
             Some(place) => match find(shared, &wish).await {
                 Ok((end, guard)) => {
                     let id = guard.slot.id.as_ref().clone();
@@ -73,21 +80,21 @@ async fn pass(shared: &Shared, stream: Box<dyn Conduit>, end: End, wish: &OpenPa
 async fn find(shared: &Shared, wish: &OpenPassage) -> Result<(End, Guard), PassageAnswer> {
     let bench = shared.local.find(&wish.revision);
     let bench: Arc<Bench> = bench.ok_or(PassageAnswer::NotHere)?;
+    let mut refusal = PassageAnswer::NotHere;
     let mut tried = Vec::new();
     while tried.len() < TRIES {
         let Some(guard) = admit(&bench, &tried) else {
-            let full = tried.is_empty() && bench.open_here() > 0;
-            return Err(if full {
-                PassageAnswer::Full
-            } else {
-                PassageAnswer::NotHere
-            });
+            if tried.is_empty() && bench.open_here() > 0 {
+                refusal = PassageAnswer::Full;
+            }
+            break;
         };
         match here(&guard, wish.udp, wish.port).await {
             Ok(end) => return Ok((end, guard)),
+            Err(Trip::Port(_)) => refusal = PassageAnswer::Closed,
             Err(_) => guard.slot.health.broke(),
         }
         tried.push(Arc::clone(&guard.slot));
     }
-    Err(PassageAnswer::NotHere)
+    Err(refusal)
 }

@@ -3,12 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use scheduler::model::{ServiceKey, Socket};
-use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
@@ -16,6 +16,7 @@ use super::super::Shared;
 use super::super::door::Phase;
 use super::super::local::lock;
 use super::super::stream::Conduit;
+use super::super::workers;
 use super::{Way, carry, datagrams, hello};
 
 /// How often routes are looked at: a port opens so much later than its service is ready.
@@ -24,15 +25,15 @@ const LOOK: Duration = Duration::from_millis(250);
 const AGAIN: Duration = Duration::from_secs(5);
 /// After a failed accept (out of files): without a pause the loop would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-const BACKLOG: u32 = 1024;
 
-/// Listens for the services of the routes until the door closes.
+/// Listens for the services of the routes until the door closes, and has flows go on until it is closed.
 /// What comes to ports of the front door's own TLS is [`divert`]'s.
 pub(in super::super) async fn follow(
     shared: Arc<Shared>,
     ips: BTreeSet<IpAddr>,
     own: BTreeSet<u16>,
 ) {
+    let ips = apart(ips);
     let mut phase = shared.phase.subscribe();
     let mut open: BTreeMap<Socket, JoinSet<()>> = BTreeMap::new();
     let mut seen = shared.routes.load_full();
@@ -62,9 +63,12 @@ pub(in super::super) async fn follow(
         seen = routes;
         tokio::select! {
             () = sleep(LOOK) => {}
-            _ = phase.wait_for(|p| *p >= Phase::Closing) => return,
+            _ = phase.wait_for(|p| *p >= Phase::Closing) => break,
         }
     }
+    // Flows that are under way have no socket but this one.
+    open.retain(|socket, _| socket.udp);
+    let _gone = phase.wait_for(|p| *p == Phase::Closed).await;
 }
 
 async fn try_open(
@@ -73,19 +77,17 @@ async fn try_open(
     socket: Socket,
     open: &mut BTreeMap<Socket, JoinSet<()>>,
 ) {
-    let mut tasks = JoinSet::new();
-    for ip in ips {
-        let addr = SocketAddr::new(*ip, socket.port);
-        if let Err(error) = listen(shared, socket, addr, &mut tasks).await {
+    let tasks = match listen_at(shared, ips, socket).await {
+        Ok(tasks) => tasks,
+        Err(why) => {
             forget(shared, ips, socket);
-            let why = format!("cannot listen on {addr}: {error}");
             let before = lock(&shared.passages.closed).insert(socket, why.clone());
             if before.as_ref() != Some(&why) {
                 tracing::warn!(port = %socket, why, "a service's port stays closed on this node");
             }
             return;
         }
-    }
+    };
     if lock(&shared.passages.closed).remove(&socket).is_some() {
         tracing::info!(port = %socket, "the port is open now");
     }
@@ -100,44 +102,61 @@ fn forget(shared: &Shared, ips: &BTreeSet<IpAddr>, socket: Socket) {
     }
 }
 
-async fn listen(
+/// Listens at every address, or says why not.
+async fn listen_at(
     shared: &Arc<Shared>,
+    ips: &BTreeSet<IpAddr>,
     socket: Socket,
-    addr: SocketAddr,
-    tasks: &mut JoinSet<()>,
-) -> io::Result<()> {
-    if socket.udp {
-        let bound = if let Some(handed) = shared.sockets.udp(addr) {
-            UdpSocket::from_std(handed)?
-        } else {
-            let bound = UdpSocket::bind(addr).await?;
-            shared.sockets.keep(true, addr, &bound);
-            bound
-        };
-        tasks.spawn(datagrams::serve(Arc::clone(shared), bound, socket));
-    } else {
-        let bound = if let Some(handed) = shared.sockets.tcp(addr).pop() {
-            TcpListener::from_std(handed)?
-        } else {
-            let bound = bind(addr)?;
-            shared.sockets.keep(false, addr, &bound);
-            bound
-        };
-        tasks.spawn(accept(Arc::clone(shared), bound, socket));
+) -> Result<JoinSet<()>, String> {
+    if ips.is_empty() {
+        return Err("the front door is off and has no address to listen at".to_owned());
     }
-    Ok(())
+    let mut tasks = JoinSet::new();
+    for ip in ips {
+        let addr = SocketAddr::new(*ip, socket.port);
+        let cannot = |error| format!("cannot listen on {addr}: {error}");
+        let shared = Arc::clone(shared);
+        if socket.udp {
+            let bound = datagrams_at(&shared, addr).await.map_err(cannot)?;
+            tasks.spawn(datagrams::serve(shared, bound, socket));
+        } else {
+            let bound = connections_at(&shared, addr).map_err(cannot)?;
+            tasks.spawn(accept(shared, bound, socket));
+        }
+    }
+    Ok(tasks)
 }
 
-fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
-    let socket = match addr {
-        SocketAddr::V4(_) => TcpSocket::new_v4(),
-        SocketAddr::V6(_) => TcpSocket::new_v6(),
-    }?;
-    socket.set_reuseaddr(true)?;
-    // Connections have it from the socket they come by: a client that vanished is noticed.
-    socket.set_keepalive(true)?;
-    socket.bind(addr)?;
-    socket.listen(BACKLOG)
+/// The socket that the daemon before this one had, or a new one that the next one gets.
+async fn datagrams_at(shared: &Shared, addr: SocketAddr) -> io::Result<UdpSocket> {
+    if let Some(handed) = shared.sockets.udp(addr) {
+        return UdpSocket::from_std(handed);
+    }
+    let bound = UdpSocket::bind(addr).await?;
+    shared.sockets.keep(true, addr, &bound);
+    Ok(bound)
+}
+
+/// The same for connections.
+fn connections_at(shared: &Shared, addr: SocketAddr) -> io::Result<TcpListener> {
+    if let Some(handed) = shared.sockets.tcp(addr).pop() {
+        return TcpListener::from_std(handed);
+    }
+    let bound = workers::listener(addr)?;
+    shared.sockets.keep(false, addr, &bound);
+    Ok(bound)
+}
+
+/// Addresses that do not take a port from one another: one that stands for others takes them in.
+fn apart(mut ips: BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
+    let [v4, v6] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+    if ips.contains(&v6) {
+        return [v6].into();
+    }
+    if ips.contains(&v4) {
+        ips.retain(|ip| *ip == v4 || ip.is_ipv6());
+    }
+    ips
 }
 
 async fn accept(shared: Arc<Shared>, listener: TcpListener, socket: Socket) {
@@ -237,4 +256,27 @@ pub(in super::super) async fn divert(
 fn passed_through(shared: &Shared, port: u16, name: Option<&str>) -> Option<ServiceKey> {
     let routes = shared.routes.load();
     Some(routes.by_server_name(port, name?)?.key.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_for_all_takes_the_others_in() {
+        let table: [(&[&str], &[&str]); 5] = [
+            (&[], &[]),
+            (&["127.0.0.1", "192.0.2.1"], &["127.0.0.1", "192.0.2.1"]),
+            (
+                &["0.0.0.0", "192.0.2.1", "2001:db8::1"],
+                &["0.0.0.0", "2001:db8::1"],
+            ),
+            (&["::", "192.0.2.1", "2001:db8::1"], &["::"]),
+            (&["::", "0.0.0.0"], &["::"]),
+        ];
+        for (ips, want) in table {
+            let read = |ips: &[&str]| ips.iter().map(|ip| ip.parse().unwrap()).collect();
+            assert_eq!(apart(read(ips)), read(want), "{ips:?}");
+        }
+    }
 }

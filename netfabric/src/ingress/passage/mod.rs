@@ -12,7 +12,6 @@ mod far;
 pub(super) mod hello;
 mod listen;
 mod packets;
-mod places;
 mod relay;
 
 use std::collections::BTreeMap;
@@ -27,8 +26,19 @@ pub(super) use carry::carry;
 pub(super) use listen::{divert, follow};
 
 use super::local::lock;
-use places::Places;
+use crate::places::Places;
 
+/// Connections at once, from clients and peers; each holds two buffers.
+const OUTSIDE: usize = 10_000;
+/// A load balancer before the nodes is one address too.
+const OUTSIDE_OF_ONE: usize = 5_000;
+/// The same of containers.
+const INSIDE: usize = 5_000;
+const INSIDE_OF_ONE: usize = 1_000;
+/// Flows of datagrams at once, from clients and peers. Senders can be forged: a flood of them must
+/// not keep connections out.
+const FLOWS: usize = 10_000;
+const FLOWS_OF_ONE: usize = 1_000;
 /// Datagrams that wait, of all flows together.
 const WAITING_BYTES: usize = 32 << 20;
 
@@ -48,8 +58,11 @@ pub(super) struct Way {
 /// What the door knows of passages.
 #[derive(Debug)]
 pub(super) struct Passages {
-    pub(super) outside: Places,
-    pub(super) inside: Places,
+    /// Connections of clients, and of peers' clients.
+    pub(super) outside: Arc<Places>,
+    pub(super) flows: Arc<Places>,
+    /// Containers have places of their own, which nobody outside can take.
+    pub(super) inside: Arc<Places>,
     /// Ports that cannot be listened on, and why.
     closed: Mutex<BTreeMap<Socket, String>>,
     /// All that were let in, and the bytes they carried: to containers, and from them.
@@ -64,8 +77,9 @@ pub(super) struct Passages {
 impl Default for Passages {
     fn default() -> Self {
         Self {
-            outside: Places::outside(),
-            inside: Places::inside(),
+            outside: Places::new(OUTSIDE, OUTSIDE_OF_ONE),
+            flows: Places::new(FLOWS, FLOWS_OF_ONE),
+            inside: Places::new(INSIDE, INSIDE_OF_ONE),
             closed: Mutex::default(),
             opened: AtomicU64::new(0),
             sent: AtomicU64::new(0),
@@ -79,5 +93,11 @@ impl Default for Passages {
 impl Passages {
     pub(super) fn closed(&self) -> BTreeMap<Socket, String> {
         lock(&self.closed).clone()
+    }
+
+    /// How many are in.
+    pub(super) fn taken(&self) -> usize {
+        let all = [&self.outside, &self.inside, &self.flows];
+        all.into_iter().map(|places| places.taken()).sum()
     }
 }

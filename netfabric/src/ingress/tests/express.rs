@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 
 use super::app::{get, post, raw};
 use super::world::{Deployed, World, eventually};
+use crate::tls::Table;
 
 /// An instance that says these bytes to each request, whatever it is.
 async fn says(world: &World, name: &str, answer: &'static [u8]) -> JoinHandle<()> {
@@ -238,4 +239,27 @@ async fn an_idle_instance_has_no_connections_after_a_while() {
     assert!(opened <= 4);
     let open = || app.seen.open.load(Ordering::SeqCst) == 0;
     eventually("the door's connections are closed", open).await;
+}
+
+#[tokio::test]
+async fn what_an_authority_checks_is_no_matter_of_other_requests() {
+    let world = World::one(Deployed::default()).await;
+    let answer = b"HTTP/1.1 200 OK\r\nX-Case: kept\r\ncontent-length: 2\r\n\r\nok";
+    let _app = says(&world, "a", answer).await;
+    let mut table = Table::default();
+    table.answer("web.edge.test", "token", "token.print");
+    world.nodes[0].shelf.set(table);
+    let get = async |path: &str| {
+        let host = "host: web.edge.test\r\nconnection: close\r\n";
+        raw(
+            world.door(),
+            format!("GET {path} HTTP/1.1\r\n{host}\r\n").as_bytes(),
+        )
+        .await
+    };
+    // The general way writes all names in lower case.
+    let text = get("/").await;
+    assert!(text.contains("X-Case: kept"), "{text}");
+    let text = get("/.well-known/acme-challenge/token").await;
+    assert!(text.ends_with("token.print"), "{text}");
 }

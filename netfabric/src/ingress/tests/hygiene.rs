@@ -17,10 +17,10 @@ fn request(lines: &[Line]) -> Request<()> {
     request.body(()).unwrap()
 }
 
-fn caller() -> Caller {
+fn caller() -> Caller<'static> {
     Caller {
         address: [192, 0, 2, 1].into(),
-        inside: false,
+        inside: None,
         secure: false,
     }
 }

@@ -13,17 +13,22 @@ use super::world::{ADDRESS, Deployed, World, name};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What a container says to the service on `port`, and hears until the end; the firewall's part is
-/// played here.
-async fn call(world: &World, port: u16, says: &str) -> std::io::Result<String> {
+/// A container's connection to the service's `port`; the firewall's part is played here.
+async fn connect(world: &World, port: u16) -> TcpStream {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut stream = TcpStream::connect(listener.local_addr().unwrap())
+    let stream = TcpStream::connect(listener.local_addr().unwrap())
         .await
         .unwrap();
     let (inside, client) = listener.accept().await.unwrap();
     let shared = Arc::clone(&world.ingress().shared);
     let meant = SocketAddrV4::new(ADDRESS, port);
     tokio::spawn(super::super::inward::serve(shared, inside, client, meant));
+    stream
+}
+
+/// What a container says to the service on `port`, and hears until the end.
+async fn call(world: &World, port: u16, says: &str) -> std::io::Result<String> {
+    let mut stream = connect(world, port).await;
     stream.write_all(says.as_bytes()).await?;
     let mut heard = String::new();
     let read = timeout(PATIENCE, stream.read_to_string(&mut heard)).await;
@@ -91,4 +96,47 @@ async fn everybody_else_is_reset() {
     let problems = world.ingress().counts().problems;
     let count = |code: &str| problems.iter().find(|(c, _)| c == code).unwrap().1;
     assert_eq!((count("caller-refused"), count("no-such-port")), (4, 1));
+}
+
+/// A request on a connection that stays: the status it gets.
+async fn status(stream: &mut TcpStream) -> String {
+    let get = b"GET / HTTP/1.1\r\nhost: web\r\n\r\n";
+    stream.write_all(get).await.unwrap();
+    let mut heard = String::new();
+    let answer = async {
+        while !is_whole(&heard) {
+            let mut some = [0; 1024];
+            let length = stream.read(&mut some).await.unwrap();
+            assert!(length > 0, "it stays");
+            heard.push_str(std::str::from_utf8(&some[..length]).unwrap());
+        }
+    };
+    timeout(PATIENCE, answer).await.expect("an answer");
+    heard.split(' ').nth(1).unwrap().to_owned()
+}
+
+fn is_whole(answer: &str) -> bool {
+    answer.split_once("\r\n\r\n").is_some_and(|(head, body)| {
+        let said = head.split_once("content-length: ").unwrap().1;
+        said.lines().next() == Some(&body.len().to_string())
+    })
+}
+
+#[tokio::test]
+async fn who_calls_is_looked_up_once_and_whether_it_may_at_every_request() {
+    let world = world().await;
+    is(&world, "shop");
+    let mut stream = connect(&world, 80).await;
+    assert_eq!(status(&mut stream).await, "200");
+    world.neighbours.0.lock().unwrap().clear();
+    assert_eq!(status(&mut stream).await, "200");
+    let state = Arc::new(Deployed::default().state());
+    world.nodes[0].registry.send_replace(state);
+    world.publish(&[].into());
+    assert_eq!(status(&mut stream).await, "403");
+    let counts = world.ingress().counts();
+    assert_eq!(
+        (counts.requests, counts.classes[1], counts.classes[3]),
+        (3, 2, 1)
+    );
 }

@@ -1,6 +1,7 @@
 //! The door with real upstreams on loopback, and what they share: an application, a node.
 
 mod cold;
+mod datagrams;
 mod express;
 mod hygiene;
 mod inward;

@@ -1,19 +1,20 @@
-//! What passes unread: bytes and datagrams on services' own ports.
+//! What passes unread: bytes on services' own ports.
 
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use scheduler::model::{InstanceId, Listen, ListenProtocol, NodeId};
+use scheduler::model::{InstanceId, Listen, ListenProtocol};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::time::timeout;
 
 use super::super::IngressConfig;
 use super::super::passage::hello::tests::greeting;
-use super::world::{Deployed, Starts, World, eventually};
+use super::app::{App, get};
+use super::world::{Deployed, World, eventually};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A port that was free a moment ago.
 async fn free_port(udp: bool) -> u16 {
@@ -26,7 +27,7 @@ async fn free_port(udp: bool) -> u16 {
     socket.local_addr().unwrap().port()
 }
 
-async fn listening(protocol: ListenProtocol) -> (Deployed, SocketAddr) {
+pub async fn listening(protocol: ListenProtocol) -> (Deployed, SocketAddr) {
     let port = free_port(protocol == ListenProtocol::Udp).await;
     let listen = Listen {
         port,
@@ -41,7 +42,7 @@ async fn listening(protocol: ListenProtocol) -> (Deployed, SocketAddr) {
 }
 
 /// Connects once the node listens.
-async fn connect(door: SocketAddr) -> TcpStream {
+pub async fn connect(door: SocketAddr) -> TcpStream {
     let connecting = async {
         loop {
             match TcpStream::connect(door).await {
@@ -53,7 +54,7 @@ async fn connect(door: SocketAddr) -> TcpStream {
     timeout(PATIENCE, connecting).await.expect("the port opens")
 }
 
-async fn ask(mut stream: TcpStream) -> String {
+pub async fn ask(mut stream: TcpStream) -> String {
     let line = b"GET /x HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
     stream.write_all(line).await.unwrap();
     heard(stream).await
@@ -245,6 +246,29 @@ async fn a_port_of_somebody_else_is_told_and_had_once_it_is_free() {
 }
 
 #[tokio::test]
+async fn a_node_without_plain_http_has_services_ports_all_the_same() {
+    let (deployed, door) = listening(ListenProtocol::Tcp).await;
+    let no_http = |config: &mut IngressConfig| config.listen.clear();
+    let world = World::new(1, deployed, no_http).await;
+    let _app = world.run(1, "a").await;
+    let answer = ask(connect(door).await).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_node_without_a_front_door_tells_that_it_has_no_port() {
+    let (deployed, _) = listening(ListenProtocol::Tcp).await;
+    let off = |config: &mut IngressConfig| {
+        config.listen.clear();
+        config.listen_tls.clear();
+    };
+    let world = World::new(1, deployed, off).await;
+    let closed = || world.ingress().closed_ports().into_values().next();
+    eventually("it is told", || closed().is_some()).await;
+    assert!(closed().unwrap().contains("the front door is off"));
+}
+
+#[tokio::test]
 async fn the_door_s_own_tls_port_passes_on_what_only_a_container_reads() {
     let secure = |config: &mut IngressConfig| {
         config.listen_tls = vec!["127.0.0.1:0".parse().unwrap()];
@@ -290,52 +314,57 @@ async fn the_door_s_own_tls_port_passes_on_what_only_a_container_reads() {
     assert!(world.ingress().closed_ports().is_empty());
 }
 
-/// Answers every datagram with itself, as `server`.
-async fn echo() -> SocketAddr {
-    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let addr = socket.local_addr().unwrap();
-    tokio::spawn(async move {
-        let mut buffer = [0; 2048];
-        while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
-            let _ = socket.send_to(&buffer[..length], from).await;
-        }
-    });
-    addr
+/// Has instance `a` serve requests and keep the port closed, and where `b` is wanted an instance that
+/// does the opposite.
+async fn half_deaf(node: usize, with_b: bool) -> (World, SocketAddr, (App, TcpSocket)) {
+    let (mut deployed, door) = listening(ListenProtocol::Tcp).await;
+    // Nobody else gets it meanwhile.
+    let closed = TcpSocket::new_v4().unwrap();
+    closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let port = closed.local_addr().unwrap().port();
+    deployed.listen[0].to = port;
+    let world = World::new(2, deployed, |_| {}).await;
+    let app = world.run(node, "a").await;
+    let mut ids = vec![InstanceId("a".into())];
+    if with_b {
+        let b = TcpListener::bind(("127.0.0.2", port)).await.unwrap();
+        world.open(node, "b", b.local_addr().unwrap());
+        ids.push(InstanceId("b".into()));
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = b.accept().await {
+                let _ = stream.write_all(b"b").await;
+            }
+        });
+    }
+    world.publish(&[(node as u64, ids)].into());
+    (world, door, (app, closed))
 }
 
 #[tokio::test]
-async fn datagrams_go_to_an_instance_and_answers_come_from_the_port() {
+async fn a_closed_port_is_no_sick_instance() {
     for node in [1, 2] {
-        let (deployed, door) = listening(ListenProtocol::Udp).await;
-        let world = World::new(2, deployed, |_| {}).await;
-        let never = Starts::After(PATIENCE * 2);
-        let starts = [1, 2].map(|id| (NodeId(id), never.clone()));
-        world.starter.how.lock().unwrap().extend(starts);
-        let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        client.connect(door).await.unwrap();
-        // Nobody has it ready: it waits for the instance that opens next.
-        let mut buffer = [0; 64];
-        let sent = async {
-            loop {
-                // Refused until the node listens, which is not a loss of the door's.
-                let _ = client.send(b"first").await;
-                let tick = Duration::from_millis(100);
-                if let Ok(Ok(length)) = timeout(tick, client.recv(&mut buffer)).await {
-                    return length;
-                }
-                if world.ingress().counts().held > 0 {
-                    world.open(node, "i", echo().await);
-                    world.publish(&[(node as u64, vec![InstanceId("i".into())])].into());
-                }
-            }
-        };
-        let length = timeout(PATIENCE, sent).await.expect("an answer");
-        assert_eq!(&buffer[..length], b"first", "at node {node}");
-        let id = InstanceId("i".into());
-        assert_eq!(
-            world.nodes[node - 1].local.in_flight(&id),
-            1,
-            "a flow counts"
-        );
+        let (world, door, _a) = half_deaf(node, false).await;
+        let mut stream = connect(door).await;
+        let refused = timeout(PATIENCE, stream.read_u8()).await.expect("an end");
+        assert!(refused.is_err(), "at node {node}");
+        let counts = world.ingress().counts();
+        let refused = ("upstream-connect".to_owned(), 1);
+        assert!(counts.problems.contains(&refused), "{:?}", counts.problems);
+        let local = &world.nodes[node - 1].local;
+        let a = local.slot(&InstanceId("a".into())).unwrap();
+        assert!(!a.health.is_ejected(), "at node {node}");
+        assert_eq!(get(world.door(), "/").await.body, "a");
+        assert_eq!(world.ingress().counts().cold, 0, "nobody waited");
+        assert_eq!(world.starter.starts(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_connection_finds_the_instance_whose_port_is_open() {
+    for node in [1, 2] {
+        let (_world, door, _a) = half_deaf(node, true).await;
+        for _ in 0..10 {
+            assert_eq!(heard(connect(door).await).await, "b", "at node {node}");
+        }
     }
 }
