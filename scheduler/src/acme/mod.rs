@@ -7,7 +7,8 @@ mod tests;
 
 use std::collections::BTreeSet;
 
-use crate::model::{CertificateSource, ChallengeKind, Order, UnixMs};
+use crate::fleet::text_hash;
+use crate::model::{CertificateSource, ChallengeKind, HOST_BYTES, Order, UnixMs};
 use crate::registry::State;
 use crate::route::host_names;
 
@@ -24,8 +25,6 @@ const OUT_OF_REACH_MOST: u64 = 5 * MINUTE;
 const SPREAD: u64 = 30;
 /// An error is kept to this length.
 const ERROR_CHARS: usize = 500;
-/// DNS's own bound.
-const HOST_BYTES: usize = 253;
 
 /// How orders are to be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,7 +66,13 @@ pub fn step(state: &State, now: UnixMs, rules: &Rules) -> Step {
     if let Some(step) = superfluous(state, now, &wanted) {
         return step;
     }
-    let hosts = wanted.iter().filter(|h| !state.owns_certificate(h, now));
+    let (own, has_room) = (state.own_hosts(now), state.has_room_for_certificates());
+    // A host without a place waits for one, and in nobody's way.
+    let has_place = |host: &str| match state.certificates.get(host) {
+        Some(there) => there.source == CertificateSource::Acme,
+        None => has_room && state.has_place_for_order(host),
+    };
+    let hosts = wanted.iter().filter(|h| !own.cover(h) && has_place(h));
     let due = hosts.map(|host| {
         let ends = issued(state, host).map(|(_, ends)| ends);
         (due(state, host), ends, host)
@@ -146,11 +151,7 @@ fn recent(order: &Order, now: UnixMs) -> Vec<UnixMs> {
 
 /// The same on every node, and unlike another host's.
 fn mixed(host: &str, salt: u64) -> u64 {
-    // FNV-1a.
-    let bytes = host.bytes().chain(salt.to_be_bytes());
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
+    text_hash(host).wrapping_add(salt)
 }
 
 /// A host's order as it is begun.

@@ -5,6 +5,7 @@ use crate::model::{
     Blob, CERTIFICATE, Certificate, Meta, Name, RevisionSpec, Scale, Sealed, Service, ServiceKey,
     ServiceStatus, TrafficTarget,
 };
+use crate::registry::certificate_limits;
 
 const DAY: u64 = 24 * HOUR;
 const NOW: UnixMs = UnixMs(1_000 * DAY);
@@ -266,6 +267,47 @@ fn the_fleet_makes_no_more_orders_within_an_hour_than_agreed() {
     let later = UnixMs(NOW.0 + 30 * MINUTE);
     assert_eq!(step(&state, NOW, &rules()), Step::Wait(Some(later)));
     assert_eq!(step(&state, later, &rules()), orders(hosts[0]));
+}
+
+#[test]
+fn a_host_without_a_place_keeps_nobody_from_renewing() {
+    let mut state = state(&["new", "old"]);
+    let fill = |state: &mut State, count: usize| {
+        for number in state.certificates.len()..count {
+            let name = format!("{number}.test");
+            has(state, &name, CertificateSource::Own, NOW.0, NOW.0 + DAY);
+        }
+    };
+    let old = "old.edge.test";
+    has(&mut state, old, CertificateSource::Acme, 0, NOW.0 + DAY);
+    assert_eq!(step(&state, NOW, &rules()), orders("new.edge.test"));
+    fill(&mut state, certificate_limits::CERTIFICATES);
+    assert_eq!(step(&state, NOW, &rules()), orders(old));
+    state.certificates.pop_first();
+    assert_eq!(step(&state, NOW, &rules()), orders("new.edge.test"));
+    for number in 0..certificate_limits::ORDERS {
+        known(
+            &mut state,
+            order(&format!("{number}.test"), &[NOW.0 - 1], 0, 0),
+        );
+    }
+    let rules = Rules {
+        per_hour: usize::MAX,
+        ..rules()
+    };
+    assert_eq!(step(&state, NOW, &rules), orders(old));
+}
+
+#[test]
+fn a_name_that_is_an_own_certificates_is_not_ordered_for() {
+    let mut state = state(&["web"]);
+    let host = "web.edge.test";
+    has(&mut state, host, CertificateSource::Own, 0, NOW.0);
+    assert_eq!(
+        step(&state, NOW, &rules()),
+        Step::Wait(None),
+        "it has expired, and is its owner's"
+    );
 }
 
 #[test]

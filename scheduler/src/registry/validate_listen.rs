@@ -2,7 +2,7 @@
 
 use super::validate::{at_most, ensure, invalid, short};
 use super::{Refusal, State};
-use crate::model::{Listen, ListenProtocol, RevisionSpec, Service};
+use crate::model::{Listen, ListenProtocol, RevisionSpec, Service, is_host};
 
 const LISTENS: usize = 16;
 const NAMES: usize = 64;
@@ -91,15 +91,6 @@ fn reserved(listen: &Listen) -> Result<(), Refusal> {
         )),
         None => Ok(()),
     }
-}
-
-fn is_host(name: &str) -> bool {
-    let host = name.strip_prefix("*.").unwrap_or(name);
-    let label = |label: &str| {
-        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
-        (1..=63).contains(&label.len()) && label.bytes().all(plain)
-    };
-    host.len() <= 253 && host.split('.').all(label)
 }
 
 /// Whether no other service has what this one, as it is to be, asks for.
