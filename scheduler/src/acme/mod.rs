@@ -189,31 +189,47 @@ pub fn succeeded(order: &Order) -> Order {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     pub error: String,
-    /// The authority took the order, or refused it; otherwise it was not there.
-    pub counted: bool,
+    pub stage: Stage,
     /// It said when to come again.
     pub retry_after_millis: Option<u64>,
+}
+
+/// How far an order came that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The authority never had it: it counts with nobody.
+    Unplaced,
+    /// The authority had it and was not there later.
+    Placed,
+    /// The authority refused it, or what it issued is of no use.
+    Refused,
 }
 
 /// The order after it failed.
 #[must_use]
 pub fn failed(order: &Order, now: UnixMs, failure: &Failure) -> Order {
+    let refused = failure.stage == Stage::Refused;
     // An authority that was away for long and then refuses is not made to wait for its absence.
-    let (failures, misses) = if failure.counted {
+    let (failures, misses) = if refused {
         (order.failures.saturating_add(1), 0)
     } else {
         (order.failures, order.misses.saturating_add(1))
     };
-    let (first, most, times) = if failure.counted {
+    let (first, most, times) = if refused {
         (REFUSED, REFUSED_MOST, failures)
     } else {
         (OUT_OF_REACH, OUT_OF_REACH_MOST, misses)
     };
+    let mut begun = order.begun.clone();
+    if failure.stage == Stage::Unplaced {
+        begun.pop();
+    }
     let doubled = first.saturating_mul(1_u64 << (times - 1).min(20));
     let pause = doubled.min(most);
     let jitter = mixed(&order.host, now.0) % (pause / 4);
     let asked = failure.retry_after_millis.unwrap_or(0);
     Order {
+        begun,
         failures,
         misses,
         not_before: UnixMs(now.0 + (pause + jitter).max(asked)),

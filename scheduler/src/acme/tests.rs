@@ -185,7 +185,7 @@ fn failures_are_waited_out_longer_each_time_and_the_next_way_is_tried() {
     let host = "web.edge.test";
     let refused = Failure {
         error: "x".repeat(10_000),
-        counted: true,
+        stage: Stage::Refused,
         retry_after_millis: None,
     };
     let rules = || Rules {
@@ -218,7 +218,7 @@ fn failures_are_waited_out_longer_each_time_and_the_next_way_is_tried() {
     }
     let away = Failure {
         error: "connection refused".to_owned(),
-        counted: false,
+        stage: Stage::Unplaced,
         retry_after_millis: None,
     };
     let mut after = failed(&order(host, &[], 0, 0), NOW, &away);
@@ -267,6 +267,29 @@ fn the_fleet_makes_no_more_orders_within_an_hour_than_agreed() {
     let later = UnixMs(NOW.0 + 30 * MINUTE);
     assert_eq!(step(&state, NOW, &rules()), Step::Wait(Some(later)));
     assert_eq!(step(&state, later, &rules()), orders(hosts[0]));
+}
+
+#[test]
+fn an_order_that_no_authority_had_does_not_count() {
+    let mut state = state(&["a"]);
+    let host = "a.edge.test";
+    let ways = [
+        (Stage::Unplaced, 1),
+        (Stage::Placed, 2),
+        (Stage::Refused, 3),
+    ];
+    known(&mut state, order(host, &[NOW.0 - MINUTE], 0, 0));
+    for (stage, left) in ways {
+        let failure = Failure {
+            error: "no".to_owned(),
+            stage,
+            retry_after_millis: None,
+        };
+        let after = failed(&begun(&state, host, NOW), NOW, &failure);
+        assert_eq!(after.begun.len(), left, "{stage:?}");
+        assert_eq!(after.begun[0], UnixMs(NOW.0 - MINUTE));
+        known(&mut state, after);
+    }
 }
 
 #[test]
