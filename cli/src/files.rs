@@ -1,9 +1,35 @@
-//! Writing files so that they are there whole or not at all.
+//! Reading no more of files than is wanted, and writing them so that they are there whole or not at all.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::Write;
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
+
+use anyhow::Context as _;
+
+use crate::failure::Failure;
+use crate::output::bytes;
+
+/// The bytes of a file, or of stdin for `-`; larger ones are refused.
+pub fn read(path: &Path, most: usize) -> anyhow::Result<Vec<u8>> {
+    let read = read_past(path, most).with_context(|| format!("cannot read {}", path.display()))?;
+    if read.len() > most {
+        let message = format!("{} is larger than {}", path.display(), bytes(most as u64));
+        return Err(Failure::usage(message).into());
+    }
+    Ok(read)
+}
+
+/// The same, at most one byte more than `most`: enough to see that it is larger.
+pub fn read_past(path: &Path, most: usize) -> io::Result<Vec<u8>> {
+    let (mut bytes, most) = (Vec::new(), (most as u64).saturating_add(1));
+    if path == Path::new("-") {
+        io::stdin().lock().take(most).read_to_end(&mut bytes)?;
+    } else {
+        File::open(path)?.take(most).read_to_end(&mut bytes)?;
+    }
+    Ok(bytes)
+}
 
 /// Writes `bytes` to `path` (mode 0600, folders as needed): to a neighbour first, then renamed.
 pub fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {

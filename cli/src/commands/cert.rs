@@ -1,20 +1,17 @@
 //! `cert add`, `cert ls`, `cert rm`. Keys go in and never come out.
 
-use std::io::Read as _;
 use std::path::Path;
 
-use anyhow::Context as _;
 use http::Method;
 use netfabric::wire::api::{CertificateChange, CertificateView};
+use scheduler::model::Certificate;
 
 use super::confirm;
 use crate::args::CertCommand;
 use crate::client::REGISTRY_ANSWER;
 use crate::failure::Failure;
+use crate::files;
 use crate::session::Session;
-
-/// What a node takes; larger files are not even read.
-const PEM_BYTES: u64 = 64 * 1024;
 
 pub async fn run(command: CertCommand, session: &Session) -> anyhow::Result<()> {
     match command {
@@ -25,8 +22,8 @@ pub async fn run(command: CertCommand, session: &Session) -> anyhow::Result<()> 
         }
         CertCommand::Add { name, cert, key } => {
             let change = CertificateChange {
-                chain: read(&cert)?,
-                key: read(&key)?,
+                chain: pem(&cert)?,
+                key: pem(&key)?,
                 if_version: None,
             };
             let path = path(&name)?;
@@ -62,15 +59,7 @@ fn path(name: &str) -> Result<String, Failure> {
     Ok(format!("/v1/certificates/{name}"))
 }
 
-fn read(path: &Path) -> anyhow::Result<String> {
-    let cannot = || format!("cannot read {}", path.display());
-    let file = std::fs::File::open(path).with_context(cannot)?;
-    let mut text = String::new();
-    let mut file = file.take(PEM_BYTES + 1);
-    file.read_to_string(&mut text).with_context(cannot)?;
-    if text.len() as u64 > PEM_BYTES {
-        let message = format!("{} is larger than 64 KiB", path.display());
-        return Err(Failure::usage(message).into());
-    }
-    Ok(text)
+fn pem(path: &Path) -> anyhow::Result<String> {
+    let text = String::from_utf8(files::read(path, Certificate::MAX_PEM)?);
+    Ok(text.map_err(|_| Failure::usage(format!("{} is no text (PEM)", path.display())))?)
 }

@@ -1,6 +1,5 @@
 //! `deploy`: make a service what the manifest and the flags say, and see it come up.
 
-use std::io::Read;
 use std::path::Path;
 
 use anyhow::Context;
@@ -12,6 +11,7 @@ use super::wait;
 use crate::args::DeployArgs;
 use crate::client::{ClientError, REGISTRY_ANSWER};
 use crate::failure::Failure;
+use crate::files;
 use crate::manifest::{self, Manifest};
 use crate::printer;
 use crate::session::{Session, name};
@@ -154,33 +154,21 @@ fn read_manifest(path: &Path) -> anyhow::Result<Manifest> {
     } else {
         path.display().to_string()
     };
-    let text =
-        read_bounded(path, manifest::MAX_BYTES).with_context(|| format!("cannot read {shown}"))?;
+    let text = read_text(path).with_context(|| format!("cannot read {shown}"))?;
     let parsed = manifest::parse(&shown, &text);
     Ok(parsed.map_err(|error| Failure::usage(error.to_string()))?)
 }
 
-/// The text of a file or of stdin, at most one byte more than `limit`: enough to see it is larger.
-fn read_bounded(path: &Path, limit: usize) -> anyhow::Result<String> {
-    let limit = u64::try_from(limit)?.saturating_add(1);
-    let mut bytes = Vec::new();
-    if path == Path::new("-") {
-        std::io::stdin()
-            .lock()
-            .take(limit)
-            .read_to_end(&mut bytes)?;
-    } else {
-        std::fs::File::open(path)?
-            .take(limit)
-            .read_to_end(&mut bytes)?;
-    }
+/// One that is too large is told by who parses it.
+fn read_text(path: &Path) -> anyhow::Result<String> {
+    let bytes = files::read_past(path, manifest::MAX_BYTES)?;
     String::from_utf8(bytes).map_err(|_| Failure::usage("it is no text (UTF-8)").into())
 }
 
 fn env_files(args: &DeployArgs) -> anyhow::Result<Vec<(String, String)>> {
     let read = |path: &std::path::PathBuf| {
         let shown = path.display().to_string();
-        let text = read_bounded(path, manifest::MAX_BYTES);
+        let text = read_text(path);
         text.with_context(|| format!("cannot read {shown}"))
             .map(|text| (shown, text))
     };

@@ -1,10 +1,8 @@
 //! What `secret` and `config` share: reading values from where they are and sending them.
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::path::Path;
 
-use anyhow::Context;
 use http::Method;
 use netfabric::wire::api::{ObjectChange, ObjectView};
 use scheduler::model::{Blob, Name};
@@ -13,6 +11,7 @@ use scheduler::registry::object_limits::OBJECT_BYTES;
 use crate::args::{SetArgs, ValueFrom};
 use crate::client::REGISTRY_ANSWER;
 use crate::failure::Failure;
+use crate::files;
 use crate::manifest::env_line;
 use crate::session::Session;
 
@@ -62,7 +61,7 @@ pub fn list(kind: &str, session: &Session) -> String {
 fn values(args: &SetArgs) -> anyhow::Result<BTreeMap<String, Blob>> {
     let mut set = BTreeMap::new();
     for file in &args.from_env_file {
-        let text = String::from_utf8(read(file)?);
+        let text = String::from_utf8(files::read(file, OBJECT_BYTES)?);
         let text = text.map_err(|_| Failure::usage(format!("{} is no text", file.display())))?;
         for (number, line) in text.lines().enumerate() {
             // The line itself is not shown: it holds a value.
@@ -82,30 +81,10 @@ fn values(args: &SetArgs) -> anyhow::Result<BTreeMap<String, Blob>> {
     for flag in &args.values {
         let bytes = match &flag.from {
             ValueFrom::Text(text) => text.clone().into_bytes(),
-            ValueFrom::File(path) => read(path)?,
-            ValueFrom::Stdin => read(Path::new("-"))?,
+            ValueFrom::File(path) => files::read(path, OBJECT_BYTES)?,
+            ValueFrom::Stdin => files::read(Path::new("-"), OBJECT_BYTES)?,
         };
         set.insert(flag.key.clone(), Blob(bytes));
     }
     Ok(set)
-}
-
-/// A file's bytes, or stdin's; no more than an object may have.
-fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let most = u64::try_from(OBJECT_BYTES)?.saturating_add(1);
-    if path == Path::new("-") {
-        std::io::stdin().lock().take(most).read_to_end(&mut bytes)?;
-    } else {
-        let file = std::fs::File::open(path);
-        let file = file.with_context(|| format!("cannot read {}", path.display()))?;
-        file.take(most)
-            .read_to_end(&mut bytes)
-            .with_context(|| format!("cannot read {}", path.display()))?;
-    }
-    if bytes.len() > OBJECT_BYTES {
-        let message = format!("{} is larger than 1 MiB", path.display());
-        return Err(Failure::usage(message).into());
-    }
-    Ok(bytes)
 }

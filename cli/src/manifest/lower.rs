@@ -189,10 +189,11 @@ fn fit(text: &str) -> Result<Fit, String> {
 
 /// What the front door does, in the words of the annotations that say so.
 fn tls(top: &Section<'_>, manifest: &mut Manifest) -> Read<()> {
-    let Some(tls) = top.section("tls", &["certificate", "plain_http"])? else {
+    const KEYS: [&str; TLS_ANNOTATIONS.len()] = ["certificate", "plain_http"];
+    let Some(tls) = top.section("tls", &KEYS)? else {
         return Ok(());
     };
-    for (key, (annotation, words)) in ["certificate", "plain_http"].iter().zip(TLS_ANNOTATIONS) {
+    for (key, (annotation, words)) in KEYS.iter().zip(TLS_ANNOTATIONS) {
         let known = |text: &str| match words.iter().find(|word| **word == text) {
             Some(word) => Ok((*word).to_owned()),
             None => Err(format!("write `{}` or `{}`", words[0], words[1])),

@@ -93,14 +93,14 @@ impl Vault {
         self.open_with(&authenticated(purpose), sealed)
     }
 
-    /// A key for one purpose, the same on every node of the cluster.
+    /// With a key for one purpose, the same on every node of the cluster.
     #[must_use]
-    pub fn derive(&self, purpose: &str) -> Zeroizing<[u8; KEY_BYTES]> {
+    pub fn derive(&self, purpose: &str) -> Self {
         let key = hmac::Key::new(hmac::HMAC_SHA256, &*self.0);
         let tag = hmac::sign(&key, format!("selvedge key for {purpose}").as_bytes());
         let mut derived = Zeroizing::new([0; KEY_BYTES]);
         derived.copy_from_slice(tag.as_ref());
-        derived
+        Self(derived)
     }
 
     fn seal_with(&self, aad: &[u8], upon: u64, plain: &[u8]) -> Result<Sealed, IdentityError> {
@@ -217,8 +217,8 @@ mod tests {
         assert!(vault.open_for("certificate api", &sealed).is_err());
         assert!(other.open_for("certificate web", &sealed).is_err());
         let (a, b) = (vault.derive("a"), vault.derive("b"));
-        assert!(*a != *b && *a == *vault.derive("a") && *a != *other.derive("a"));
-        assert_ne!(*a, *vault.0, "the key itself is nobody's");
+        assert!(a.0 != b.0 && a.0 == vault.derive("a").0 && a.0 != other.derive("a").0);
+        assert_ne!(a.0, vault.0, "the key itself is nobody's");
     }
 
     #[test]

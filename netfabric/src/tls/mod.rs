@@ -17,7 +17,7 @@ use rustls::server::NoServerSessionStorage;
 
 #[cfg(test)]
 pub(crate) use bundle::tests::made;
-pub use bundle::{Bundle, BundleError, limits};
+pub use bundle::{Bundle, BundleError};
 pub use proof::dns_value;
 pub(crate) use shelf::Choice;
 pub use shelf::{Shelf, Table};

@@ -4,14 +4,14 @@
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use chacha20poly1305::aead::{Aead, KeyInit, Payload};
-use chacha20poly1305::{XChaCha20Poly1305, XNonce};
 use rustls::server::ProducesTickets;
+use scheduler::model::{Blob, Sealed};
 
 use crate::identity::Vault;
 
 /// One key is sealed with for this long, and opened with for as long again.
 const PERIOD: Duration = Duration::from_hours(6);
+const PURPOSE: &str = "tls ticket";
 const NONCE: usize = 24;
 /// The period's number, in front of the nonce.
 const NUMBER: usize = 8;
@@ -37,9 +37,8 @@ impl Tickets {
         since.map_or(0, |d| d.as_secs()) / PERIOD.as_secs()
     }
 
-    fn cipher(&self, period: u64) -> XChaCha20Poly1305 {
-        let key = self.vault.derive(&format!("tls tickets {period}"));
-        XChaCha20Poly1305::new((&*key).into())
+    fn vault(&self, period: u64) -> Vault {
+        self.vault.derive(&format!("tls tickets {period}"))
     }
 }
 
@@ -54,14 +53,8 @@ impl ProducesTickets for Tickets {
 
     fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
         let period = self.period();
-        let nonce: [u8; NONCE] = rand::random();
-        let number = period.to_be_bytes();
-        let payload = Payload {
-            msg: plain,
-            aad: &number,
-        };
-        let text = self.cipher(period).encrypt(&XNonce::from(nonce), payload);
-        Some([&number[..], &nonce, &text.ok()?].concat())
+        let Sealed { nonce, text, .. } = self.vault(period).seal_for(PURPOSE, plain).ok()?;
+        Some([&period.to_be_bytes()[..], &nonce.0, &text.0].concat())
     }
 
     fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
@@ -72,12 +65,13 @@ impl ProducesTickets for Tickets {
         if period.abs_diff(self.period()) > 1 {
             return None;
         }
-        let payload = Payload {
-            msg: text,
-            aad: number,
+        let sealed = Sealed {
+            upon: 0,
+            nonce: Blob(nonce.to_vec()),
+            text: Blob(text.to_vec()),
         };
-        let plain = self.cipher(period).decrypt(&XNonce::from(*nonce), payload);
-        plain.ok()
+        let plain = self.vault(period).open_for(PURPOSE, &sealed).ok()?;
+        Some(plain.bytes().to_vec())
     }
 }
 

@@ -38,14 +38,11 @@ fn views(state: &registry::State, now: UnixMs) -> Vec<CertificateView> {
 }
 
 fn view(certificate: &Certificate, order: Option<&Order>, now: UnixMs) -> CertificateView {
-    let left = i128::from(certificate.not_after.0) - i128::from(now.0);
-    let life = certificate
-        .not_after
-        .0
-        .saturating_sub(certificate.not_before.0);
-    let state = if left <= 0 {
+    let seconds_left = certificate.seconds_left(now);
+    let (from, until) = (certificate.not_before.0, certificate.not_after.0);
+    let state = if until <= now.0 {
         CertificateState::Expired
-    } else if left * 100 < i128::from(life) * i128::from(EXPIRING_PERCENT) {
+    } else if until - now.0 < until.saturating_sub(from) / 100 * EXPIRING_PERCENT {
         CertificateState::Expiring
     } else {
         CertificateState::Valid
@@ -56,7 +53,7 @@ fn view(certificate: &Certificate, order: Option<&Order>, now: UnixMs) -> Certif
         hosts: certificate.hosts.clone(),
         not_before: certificate.not_before,
         not_after: certificate.not_after,
-        seconds_left: i64::try_from(left / 1000).unwrap_or(i64::MAX),
+        seconds_left,
         state,
         error: order.and_then(|o| o.error.clone()),
         version: certificate.version,

@@ -211,7 +211,7 @@ impl App {
             tickets,
             sockets,
         };
-        let (ingress, inner_dns) = open_doors(&config, parts).await?;
+        let (ingress, inner_dns) = open_doors(&config, parts, &protections.resolvers).await?;
         // Set once, here.
         let _ = door.set(ingress.clone());
         tokio::spawn(Stewardship::new(registry.clone(), fleet.clone(), peers).run());
@@ -540,7 +540,11 @@ struct DoorParts {
 }
 
 /// The front door, its side for peers, and that for containers with their names.
-async fn open_doors(config: &Config, parts: DoorParts) -> Result<(Arc<Ingress>, InnerDns)> {
+async fn open_doors(
+    config: &Config,
+    parts: DoorParts,
+    resolvers: &[SocketAddr],
+) -> Result<(Arc<Ingress>, InnerDns)> {
     let DoorParts {
         routes, network, ..
     } = parts;
@@ -565,7 +569,8 @@ async fn open_doors(config: &Config, parts: DoorParts) -> Result<(Arc<Ingress>, 
     mesh.serve(Kind::Passage, Arc::new(PassageServer(ingress.peer_door())));
 
     let names = Arc::new(InnerNames { routes });
-    let dns = InnerDns::start(inner_dns_config(network.gateway()), names).await;
+    let dns = inner_dns_config(network.gateway(), resolvers);
+    let dns = InnerDns::start(dns, names).await;
     let dns = dns.context("DNS for containers")?;
     let doors = Inward {
         door: ingress.inner().map_or(0, |addr| addr.port()),

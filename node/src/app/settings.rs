@@ -145,24 +145,13 @@ pub(super) fn ingress_config(config: &Config, gateway: Ipv4Addr) -> IngressConfi
 }
 
 /// The node's own resolvers serve its containers too.
-pub(super) fn inner_dns_config(gateway: Ipv4Addr) -> InnerConfig {
-    let text = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+pub(super) fn inner_dns_config(gateway: Ipv4Addr, resolvers: &[SocketAddr]) -> InnerConfig {
     InnerConfig {
         listen: (gateway, 0).into(),
         domain: INTERNAL.to_owned(),
         ttl: INNER_TTL,
-        resolvers: resolvers(&text),
+        resolvers: resolvers.to_vec(),
     }
-}
-
-fn resolvers(text: &str) -> Vec<SocketAddr> {
-    let named = text.lines().filter_map(|line| {
-        let mut words = line.split_whitespace();
-        let server = words.next() == Some("nameserver");
-        let ip: IpAddr = words.next().filter(|_| server)?.parse().ok()?;
-        Some(SocketAddr::new(ip, 53))
-    });
-    named.collect()
 }
 
 /// The operator token, made at the first start.

@@ -14,19 +14,17 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::authority::Place;
+use super::lease::{Held, RENEWAL, TERM, Watched};
 use super::order::Attempt;
 use crate::clock;
-use crate::consensus::Registry;
+use crate::consensus::{ProposeError, Registry};
 
-/// How long a lease is its holder's that is not renewed.
-const TERM: Duration = Duration::from_secs(15);
-const RENEWAL: Duration = Duration::from_secs(5);
 /// No order takes longer.
 const ORDER_TIME: Duration = Duration::from_mins(5);
 const PROPOSE_TIME: Duration = Duration::from_secs(4);
 /// The wall clock may jump: what is due is looked at as often as this.
 const LOOK: Duration = Duration::from_mins(1);
-/// After a change that could not be made.
+/// Before a change is asked for again.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// What certificates are ordered with.
@@ -75,17 +73,11 @@ impl Settings {
     }
 }
 
-/// Somebody else's lease, and since when it was seen like that.
-struct Seen {
-    version: u64,
-    since: Instant,
-}
-
 /// Why a change of the fleet's orders was not made.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unmade {
     #[error(transparent)]
-    Propose(#[from] crate::consensus::ProposeError),
+    Propose(#[from] ProposeError),
     #[error(transparent)]
     Refused(#[from] Refusal),
 }
@@ -94,15 +86,22 @@ impl Issuer {
     /// Runs until the daemon ends.
     pub async fn run(self) {
         let mut registry = self.registry.view().watch();
-        let mut seen = None;
+        let mut watched = Watched::default();
+        let mut has_room = true;
         loop {
             let state = registry.borrow_and_update().clone();
+            let had_room = std::mem::replace(&mut has_room, state.has_room_for_certificates());
+            if had_room && !has_room {
+                tracing::warn!(
+                    "the registry takes no more certificates: hosts without one wait until some are removed (`selvedge cert rm`)"
+                );
+            }
             let idle = match self.next(&state) {
                 Step::Wait(until) => until.map_or(LOOK, |until| {
                     let left = until.0.saturating_sub(clock::unix().0);
                     Duration::from_millis(left).min(LOOK)
                 }),
-                _ => self.turn(&state, &mut seen).await,
+                _ => self.turn(&state, &mut watched).await,
             };
             tokio::select! {
                 changed = registry.changed() => if changed.is_err() {
@@ -118,19 +117,20 @@ impl Issuer {
     }
 
     /// There is something to do: does it where it is this node's turn. Returns when to look again.
-    async fn turn(&self, state: &State, seen: &mut Option<Seen>) -> Duration {
+    async fn turn(&self, state: &State, watched: &mut Watched) -> Duration {
         let known = state.leases.get(ISSUER);
         let mine = |lease: &Lease| lease.holder.is_none_or(|holder| holder == self.me);
         if let Some(theirs) = known.filter(|lease| !mine(lease)) {
-            let left = watched(theirs, seen);
+            let left = watched.left(theirs, Instant::now());
             if !left.is_zero() {
                 return left;
             }
         }
+        let asked = Instant::now();
         match self.take(known.map(|lease| lease.version)).await {
             Ok(lease) => {
-                *seen = None;
-                self.work(lease).await;
+                self.work(Held::new(lease.clone(), asked), lease.epoch)
+                    .await;
                 Duration::ZERO
             }
             // Another was faster.
@@ -148,42 +148,41 @@ impl Issuer {
             node: self.me,
             seen,
         };
-        match self.change(action).await? {
+        match self.propose(&commands([action])).await? {
             Outcome::Lease(lease) => Ok(lease),
             _ => Err(Refusal::Fenced(ISSUER.to_owned()).into()),
         }
     }
 
     /// Does all there is to do, while the lease is kept.
-    async fn work(&self, lease: Lease) {
-        tracing::info!(epoch = lease.epoch, "ordering certificates");
-        let epoch = lease.epoch;
+    async fn work(&self, held: Held, epoch: u64) {
+        tracing::info!(epoch, "ordering certificates");
         tokio::select! {
             () = self.steps(epoch) => {
                 let name = ISSUER.to_owned();
-                if let Err(error) = self.change(Action::GiveLease { name, epoch }).await {
+                let given = commands([Action::GiveLease { name, epoch }]);
+                if let Err(error) = self.propose(&given).await {
                     tracing::debug!(%error, "the lease is left to run out");
                 }
             }
-            () = self.keep(lease) => {
+            () = self.keep(held) => {
                 tracing::warn!(epoch, "the lease of certificates is lost; another node goes on");
             }
         }
     }
 
     /// Renews the lease until it is lost.
-    async fn keep(&self, mut lease: Lease) {
-        let mut until = Instant::now() + TERM;
+    async fn keep(&self, mut held: Held) {
+        let mut pause = RENEWAL;
         loop {
-            sleep(RENEWAL).await;
-            let begun = Instant::now();
-            match timeout(TERM, self.take(Some(lease.version))).await {
-                Ok(Ok(renewed)) if renewed.epoch == lease.epoch => {
-                    (lease, until) = (renewed, begun + TERM);
-                }
-                Ok(Ok(_) | Err(Unmade::Refused(_))) => return,
-                Ok(Err(_)) | Err(_) if Instant::now() >= until => return,
-                Ok(Err(_)) | Err(_) => {}
+            sleep(pause).await;
+            let asked = Instant::now();
+            let answer = timeout(TERM, self.take(Some(held.version()))).await;
+            let answer = answer.unwrap_or(Err(ProposeError::Unknown.into()));
+            let state = self.registry.view().state();
+            match held.on_answer(asked, Instant::now(), answer, state.leases.get(ISSUER)) {
+                Some(next) => pause = next,
+                None => return,
             }
         }
     }
@@ -193,16 +192,20 @@ impl Issuer {
             let state = self.registry.view().state();
             let done = match self.next(&state) {
                 Step::Wait(_) => return,
-                Step::ForgetOrder(host) => self.change(Action::DeleteOrder { host, epoch }).await,
+                Step::ForgetOrder(host) => {
+                    let action = Action::DeleteOrder { host, epoch };
+                    self.change([action]).await
+                }
                 Step::ForgetCertificate(name) => {
                     let epoch = Some(epoch);
-                    self.change(Action::DeleteCertificate { name, epoch }).await
+                    self.change([Action::DeleteCertificate { name, epoch }])
+                        .await
                 }
                 Step::Order { host, kind } => self.order(&state, epoch, &host, kind).await,
             };
             if let Err(error) = done {
-                tracing::debug!(%error, "a step of ordering is tried again");
-                if matches!(&error, Unmade::Refused(refusal) if is_fenced(refusal)) {
+                tracing::debug!(%error, "a step of ordering was not made");
+                if is_fenced(&error) {
                     return;
                 }
                 sleep(PAUSE).await;
@@ -223,7 +226,7 @@ impl Issuer {
             order: Box::new(order.clone()),
             epoch,
         };
-        self.change(action).await?;
+        self.change([action]).await?;
         let attempt = Attempt {
             issuer: self,
             epoch,
@@ -233,40 +236,35 @@ impl Issuer {
         let failure = match timeout(ORDER_TIME, attempt.run()).await {
             Ok(Ok(actions)) => {
                 tracing::info!(host, "a certificate was issued");
-                match self.change_all(actions).await {
-                    Err(Unmade::Refused(refusal)) if !is_fenced(&refusal) => acme::Failure {
-                        error: format!("the registry does not take what was issued: {refusal}"),
-                        counted: true,
-                        retry_after_millis: None,
-                    },
+                match self.change(actions).await {
+                    Err(unmade) if !is_fenced(&unmade) => refused(format!(
+                        "the registry does not take what was issued: {unmade}"
+                    )),
                     done => return done,
                 }
             }
             Ok(Err(failure)) => failure,
-            Err(_) => acme::Failure {
-                error: "the order took too long".to_owned(),
-                counted: true,
-                retry_after_millis: None,
-            },
+            Err(_) => refused("the order took too long".to_owned()),
         };
         tracing::warn!(host, error = failure.error, "no certificate was issued");
         let order = acme::failed(&order, clock::unix(), &failure);
         let order = Box::new(order);
-        self.change(Action::PutOrder { order, epoch }).await
+        self.change([Action::PutOrder { order, epoch }]).await
     }
 
-    pub(super) async fn change(&self, action: Action) -> Result<Outcome, Unmade> {
-        self.change_all(vec![action]).await
+    /// Makes changes in order, and returns what came of the last. Where nobody knows whether they were
+    /// made they are made again, which does no harm, as long as the lease is held.
+    pub(super) async fn change(
+        &self,
+        actions: impl IntoIterator<Item = Action>,
+    ) -> Result<Outcome, Unmade> {
+        let commands = commands(actions);
+        surely(|| self.propose(&commands)).await
     }
 
-    /// Makes changes in order, and returns what came of the last when this node has seen them.
-    pub(super) async fn change_all(&self, actions: Vec<Action>) -> Result<Outcome, Unmade> {
-        let at = clock::unix();
-        let commands: Vec<Command> = actions
-            .into_iter()
-            .map(|action| Command { at, action })
-            .collect();
-        let replies = self.registry.propose_all(&commands, PROPOSE_TIME).await?;
+    /// Once; returns when this node has seen them.
+    async fn propose(&self, commands: &[Command]) -> Result<Outcome, Unmade> {
+        let replies = self.registry.propose_all(commands, PROPOSE_TIME).await?;
         let mut last = Outcome::Nothing;
         for reply in replies {
             match reply {
@@ -295,48 +293,88 @@ impl Issuer {
     }
 }
 
-fn is_fenced(refusal: &Refusal) -> bool {
-    matches!(refusal, Refusal::Fenced(_))
+fn commands(actions: impl IntoIterator<Item = Action>) -> Vec<Command> {
+    let at = clock::unix();
+    let actions = actions.into_iter();
+    actions.map(|action| Command { at, action }).collect()
 }
 
-/// How much is left of another node's lease: its term, from when its version was first seen.
-fn watched(lease: &Lease, seen: &mut Option<Seen>) -> Duration {
-    let now = Instant::now();
-    let since = match seen {
-        Some(seen) if seen.version == lease.version => seen.since,
-        _ => {
-            *seen = Some(Seen {
-                version: lease.version,
-                since: now,
-            });
-            now
+/// Asks until it is known what came of it.
+async fn surely<F>(ask: impl Fn() -> F) -> Result<Outcome, Unmade>
+where
+    F: Future<Output = Result<Outcome, Unmade>>,
+{
+    loop {
+        match ask().await {
+            Err(Unmade::Propose(error)) if is_open(&error) => {
+                tracing::debug!(%error, "a change of orders is asked for again");
+                sleep(PAUSE).await;
+            }
+            known => return known,
         }
-    };
-    (since + TERM).saturating_duration_since(now)
+    }
+}
+
+/// Not made yet, or nobody knows.
+fn is_open(error: &ProposeError) -> bool {
+    match error {
+        ProposeError::NoQuorum
+        | ProposeError::StoreFailed(_)
+        | ProposeError::Busy
+        | ProposeError::Unknown => true,
+        ProposeError::TooLarge | ProposeError::Refused(_) => false,
+    }
+}
+
+fn is_fenced(unmade: &Unmade) -> bool {
+    matches!(unmade, Unmade::Refused(Refusal::Fenced(_)))
+}
+
+fn refused(error: String) -> acme::Failure {
+    acme::Failure {
+        error,
+        stage: acme::Stage::Refused,
+        retry_after_millis: None,
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use super::*;
 
-    fn lease(version: u64) -> Lease {
-        Lease {
-            name: ISSUER.to_owned(),
-            holder: Some(NodeId(2)),
-            epoch: 1,
-            version,
-        }
-    }
-
     #[tokio::test(start_paused = true)]
-    async fn a_lease_is_anothers_until_it_stood_still_for_its_term() {
-        let mut seen = None;
-        assert_eq!(watched(&lease(7), &mut seen), TERM);
-        tokio::time::advance(TERM.saturating_sub(RENEWAL)).await;
-        assert_eq!(watched(&lease(7), &mut seen), RENEWAL);
-        assert_eq!(watched(&lease(8), &mut seen), TERM, "it was renewed");
-        tokio::time::advance(TERM).await;
-        assert_eq!(watched(&lease(8), &mut seen), Duration::ZERO);
+    async fn what_nobody_knows_of_is_asked_for_again_and_what_is_known_is_not() {
+        let unmade = |error| Err(Unmade::Propose(error));
+        let table = [
+            (vec![Ok(Outcome::Nothing)], true),
+            (
+                vec![
+                    unmade(ProposeError::Unknown),
+                    unmade(ProposeError::NoQuorum),
+                    unmade(ProposeError::Busy),
+                    Ok(Outcome::Nothing),
+                ],
+                true,
+            ),
+            (vec![unmade(ProposeError::TooLarge)], false),
+            (
+                vec![
+                    unmade(ProposeError::Unknown),
+                    Err(Refusal::Fenced(ISSUER.to_owned()).into()),
+                ],
+                false,
+            ),
+        ];
+        for (answers, is_made) in table {
+            let answers = RefCell::new(answers.into_iter());
+            let next = || answers.borrow_mut().next().expect("asked too often");
+            let ask = || std::future::ready(next());
+            let made = surely(ask).await;
+            assert_eq!(made.is_ok(), is_made, "{made:?}");
+            assert!(answers.borrow().len() == 0, "asked too seldom");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 mod authority;
 mod issuer;
+mod lease;
 mod order;
 
 use std::collections::HashMap;

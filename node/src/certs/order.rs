@@ -8,7 +8,7 @@ use instant_acme::{
     NewOrder, OrderStatus, RetryPolicy,
 };
 use netfabric::tls::Bundle;
-use scheduler::acme::{self, Failure};
+use scheduler::acme::{self, Failure, Stage};
 use scheduler::model::{
     AcmeAccount, Certificate, CertificateSource, Challenge, ChallengeKind, Order,
 };
@@ -60,15 +60,20 @@ impl Attempt<'_> {
         let place = &self.issuer.settings.place;
         let mut is_known = true;
         loop {
-            let (client, told) = place.client().map_err(|e| failure(&e.into(), None))?;
+            let client = place.client();
+            let (client, told) = client.map_err(|e| failure(&e.into(), Stage::Unplaced, None))?;
+            let mut stage = Stage::Unplaced;
             let run = async {
                 let account = self.account(client, is_known).await?;
-                self.issue(&account).await
+                let names = [Identifier::Dns(self.order.host.clone())];
+                let order = account.new_order(&NewOrder::new(&names)).await?;
+                stage = Stage::Placed;
+                self.issue(order).await
             };
             match run.await {
                 // It was removed there, or the authority began anew.
                 Err(ended) if is_known && is_stranger(&ended) => is_known = false,
-                done => return done.map_err(|ended| failure(&ended, Some(&told))),
+                done => return done.map_err(|ended| failure(&ended, stage, Some(&told))),
             }
         }
     }
@@ -113,14 +118,12 @@ impl Attempt<'_> {
             account: Box::new(account_kept),
             epoch: self.epoch,
         };
-        self.issuer.change(action).await?;
+        self.issuer.change([action]).await?;
         Ok(account)
     }
 
-    async fn issue(&self, account: &Account) -> Result<Vec<Action>, Ended> {
+    async fn issue(&self, mut order: instant_acme::Order) -> Result<Vec<Action>, Ended> {
         let host = &self.order.host;
-        let names = [Identifier::Dns(host.clone())];
-        let mut order = account.new_order(&NewOrder::new(&names)).await?;
         self.prove(&mut order).await?;
         let status = order.poll_ready(&CHECKS).await?;
         if !matches!(status, OrderStatus::Ready | OrderStatus::Valid) {
@@ -186,7 +189,7 @@ impl Attempt<'_> {
                 }),
                 epoch: self.epoch,
             };
-            self.issuer.change(action).await?;
+            self.issuer.change([action]).await?;
             let index = self.issuer.registry.view().index();
             self.issuer.everywhere(index, EVERYWHERE).await;
             challenge.set_ready().await?;
@@ -228,17 +231,41 @@ fn is_out_of_reach(ended: &Ended) -> bool {
     !matches!(error, Error::Api(_) | Error::Timeout(_))
 }
 
-fn failure(ended: &Ended, told: Option<&Arc<Told>>) -> Failure {
-    // An authority that was never reached counts no order of ours.
-    let counted = !matches!(ended, Ended::Place(_) | Ended::Unmade(_)) && !is_out_of_reach(ended);
-    let asked = told.filter(|_| !counted).map(|told| told.asked());
+/// `stage` is what it was at when nobody had refused it.
+fn failure(ended: &Ended, stage: Stage, told: Option<&Arc<Told>>) -> Failure {
+    let ours = matches!(ended, Ended::Place(_) | Ended::Unmade(_));
+    let is_refused = !ours && !is_out_of_reach(ended);
+    let asked = told.filter(|_| !is_refused).map(|told| told.asked());
     let asked = asked.filter(|asked| !asked.is_empty());
     let at = asked
         .map(|asked| format!(" (asking {asked})"))
         .unwrap_or_default();
     Failure {
         error: format!("{}{at}", with_causes(ended)),
-        counted,
+        stage: if is_refused { Stage::Refused } else { stage },
         retry_after_millis: told.and_then(|told| told.retry_after_millis()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_authority_that_had_an_order_counts_it() {
+        let lost = || Ended::Authority(Error::Str("connection reset"));
+        let late = Ended::Authority(Error::Timeout(None));
+        let ours = Ended::Unmade(crate::consensus::ProposeError::TooLarge.into());
+        let no = Ended::Refused("no".to_owned());
+        let table = [
+            (lost(), Stage::Unplaced, Stage::Unplaced),
+            (lost(), Stage::Placed, Stage::Placed),
+            (ours, Stage::Placed, Stage::Placed),
+            (late, Stage::Placed, Stage::Refused),
+            (no, Stage::Placed, Stage::Refused),
+        ];
+        for (ended, stage, want) in table {
+            assert_eq!(failure(&ended, stage, None).stage, want, "{ended:?}");
+        }
     }
 }

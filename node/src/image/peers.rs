@@ -99,22 +99,33 @@ impl Company {
 
     /// The image's documents from whoever has them, each what its digest says.
     pub(super) async fn documents(&self, everybody: bool) -> Option<(Bytes, Bytes)> {
-        let asked = self.candidates(everybody);
-        let mut found = stream::iter(asked)
-            .map(|node| async move {
-                match self.documents_of(node).await {
-                    Ok(documents) => Some(documents),
-                    Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                        self.leave_out(node, &error);
-                        None
-                    }
-                    Err(_) => None,
-                }
-            })
+        let ask = |node| self.documents_of(node);
+        self.first(everybody, ask, |_| true).await
+    }
+
+    /// The first answer that is sound and wanted, of some nodes asked at once. Who lies is left out.
+    async fn first<T: Send, F: Future<Output = io::Result<T>> + Send>(
+        &self,
+        everybody: bool,
+        ask: impl Fn(NodeId) -> F + Send + Sync,
+        is_wanted: impl Fn(&T) -> bool + Send + Sync,
+    ) -> Option<T> {
+        let asked = stream::iter(self.candidates(everybody));
+        let answers = asked.map(|node| {
+            let answer = ask(node);
+            async move { (node, answer.await) }
+        });
+        let sound = answers
             .buffer_unordered(FAN_OUT)
-            .filter_map(std::future::ready)
-            .boxed();
-        found.next().await
+            .filter_map(|(node, answer)| {
+                if let Err(error) = &answer
+                    && error.kind() == io::ErrorKind::InvalidData
+                {
+                    self.leave_out(node, error);
+                }
+                std::future::ready(answer.ok().filter(&is_wanted))
+            });
+        sound.boxed().next().await
     }
 
     async fn documents_of(&self, node: NodeId) -> io::Result<(Bytes, Bytes)> {
@@ -142,12 +153,8 @@ impl Company {
 
     /// An index by its digest, from whoever has it.
     pub(super) async fn index(&self, digest: &Digest) -> Option<Bytes> {
-        let asked = stream::iter(self.candidates(true)).map(|node| self.index_of(node, digest));
-        let given = asked.buffer_unordered(FAN_OUT);
-        let mut sound = given
-            .filter_map(|index| std::future::ready(index.ok()))
-            .boxed();
-        sound.next().await
+        let ask = |node| self.index_of(node, digest);
+        self.first(true, ask, |_| true).await
     }
 
     async fn index_of(&self, node: NodeId, digest: &Digest) -> io::Result<Bytes> {
@@ -160,18 +167,14 @@ impl Company {
         }
     }
 
-    /// What peers know of who signed the image, one after the other, until one shows what is wanted.
+    /// What peers know of who signed the image, until one shows what is wanted.
     pub(super) async fn proof(
         &self,
         everybody: bool,
-        shows: impl Fn(&Proof) -> bool + Sync,
+        shows: impl Fn(&Proof) -> bool + Send + Sync,
     ) -> Option<Proof> {
-        let asked = stream::iter(self.candidates(everybody)).map(|node| self.proof_of(node));
-        let given = asked.buffer_unordered(FAN_OUT);
-        let mut fitting = given
-            .filter_map(|proof| std::future::ready(proof.ok().filter(|proof| shows(proof))))
-            .boxed();
-        fitting.next().await
+        let ask = |node| self.proof_of(node);
+        self.first(everybody, ask, shows).await
     }
 
     async fn proof_of(&self, node: NodeId) -> io::Result<Proof> {
@@ -319,4 +322,36 @@ pub(super) fn unexpected(answer: ImageAnswer) -> io::Error {
 
 pub(super) fn lie(why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{open_store, temp};
+    use super::super::tests_peers::{Fault, NAME, room};
+    use super::*;
+
+    /// An index is what its digest says, or its giver is asked for nothing more.
+    #[tokio::test]
+    async fn a_peer_that_lies_of_an_index_is_left_out() {
+        let dirs = [temp(), temp()];
+        let (there, here) = (open_store(&dirs[0]), open_store(&dirs[1]));
+        let index = Bytes::from_static(b"{\"schemaVersion\":2,\"manifests\":[]}");
+        let digest = Digest::of(&index);
+        there.keep_index(&digest, &index).await;
+        let faults = [(Fault::Lying, true), (Fault::RefusesAll, true)];
+        let pin = ImagePin {
+            reference: NAME.to_owned(),
+            digest: digest.to_string(),
+        };
+        let company = |faults: &[(Fault, bool)]| {
+            let near = Arc::new(room(&there, "", faults));
+            Company::new(here.clone(), near, pin.clone(), false)
+        };
+        let liars = company(&faults);
+        assert_eq!(liars.index(&digest).await, None);
+        let left_out: Vec<NodeId> = liars.left_out().iter().copied().collect();
+        assert_eq!(left_out, [NodeId(1)]);
+        let honest = company(&[faults[0], (Fault::None, false)]);
+        assert_eq!(honest.index(&digest).await, Some(index));
+    }
 }

@@ -222,11 +222,17 @@ impl Recent {
             return Ok(None);
         };
         let known = (Arc::new(list), Arc::new(recipe));
+        self.keep(layer, known.clone(), now);
+        Ok(Some(known))
+    }
+
+    /// Others may have read it at the same time: it is kept once.
+    fn keep(&self, layer: &Digest, known: Known, now: std::time::Instant) {
         let mut all = self.lock();
+        all.retain(|(id, ..)| id != layer);
         all.sort_by_key(|(_, _, used)| std::cmp::Reverse(*used));
         all.truncate(MOST_RECENT - 1);
-        all.push((layer.clone(), known.clone(), now));
-        Ok(Some(known))
+        all.push((layer.clone(), known, now));
     }
 
     /// An idle node keeps none.
@@ -250,5 +256,31 @@ fn bounded(what: &str, count: usize, limit: usize) -> Result<(), ImageError> {
 fn not_held(layer: &Digest) -> ImageError {
     ImageError::NotHeld {
         digest: layer.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_layers_are_kept_once_each() {
+        let (recent, begin) = (Recent::default(), std::time::Instant::now());
+        let kept = |from: u64, layers: &[u64]| {
+            for (second, layer) in (from..).zip(layers) {
+                let now = begin + Duration::from_secs(second);
+                let layer = Digest::of(&layer.to_be_bytes());
+                recent.keep(&layer, Known::default(), now);
+            }
+            recent.lock().len()
+        };
+        assert_eq!(kept(0, &[1, 1, 2, 1]), 2);
+        assert_eq!(kept(4, &[3, 4, 5, 6, 7, 3]), MOST_RECENT);
+        let of = |layer: u64| Digest::of(&layer.to_be_bytes());
+        let ids: Vec<_> = recent.lock().iter().map(|(id, ..)| id.clone()).collect();
+        assert!(
+            [3, 5, 6, 7].map(of).iter().all(|id| ids.contains(id)),
+            "{ids:?}"
+        );
     }
 }

@@ -9,6 +9,7 @@ mod firewall;
 mod netns;
 mod pace;
 mod pool;
+pub(crate) mod resolvers;
 mod rules;
 mod traffic;
 
@@ -40,8 +41,6 @@ pub struct NetworkConfig {
     pub deny: Vec<Subnet>,
     /// Ports closed to containers on every host: the nodes' own.
     pub deny_ports: Vec<u16>,
-    /// DNS servers containers may ask, wherever they are.
-    pub resolvers: Vec<Ipv4Addr>,
     /// Whether each namespace belongs to a user namespace of its own.
     pub user_namespaces: bool,
 }
@@ -58,7 +57,6 @@ impl NetworkConfig {
             pool: 4,
             deny: Vec::new(),
             deny_ports: Vec::new(),
-            resolvers: Vec::new(),
             user_namespaces: false,
         }
     }

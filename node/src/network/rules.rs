@@ -8,7 +8,6 @@
 //! the second, and a kernel without IPv6 does.
 
 use std::fmt::Write as _;
-use std::net::Ipv4Addr;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -69,7 +68,6 @@ pub fn ruleset(config: &NetworkConfig, slots: &[Slot]) -> String {
             .map(str::to_owned)
             .chain(deny_networks(config)),
     );
-    let resolvers = elements(config.resolvers.iter().map(Ipv4Addr::to_string));
     let closed = elements(config.deny_ports.iter().map(u16::to_string));
     let policies = policies(slots);
     let mut text = clear(config);
@@ -96,10 +94,6 @@ table ip {table} {{
 		auto-merge
 		{denied}
 	}}
-	set resolvers {{
-		type ipv4_addr
-		{resolvers}
-	}}
 	set closed {{
 		type inet_service
 		{closed}
@@ -125,8 +119,6 @@ table ip {table} {{
 	chain out {{
 		oifname "{bridge}" drop
 		ct state established,related accept
-		ip daddr @resolvers udp dport 53 accept
-		ip daddr @resolvers tcp dport 53 accept
 		tcp dport @closed drop
 		udp dport @closed drop
 		ip saddr vmap @policies
@@ -375,7 +367,6 @@ mod tests {
         }
         let mut config = NetworkConfig::of("rules", "/run/x");
         config.table = format!("selvedge_rules_{}", std::process::id());
-        config.resolvers = vec![Ipv4Addr::new(9, 9, 9, 9)];
         let with = slot(
             &config,
             7,

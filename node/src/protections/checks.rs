@@ -3,6 +3,7 @@
 use netfabric::wire::api::Check;
 
 use super::Ground;
+use crate::network::resolvers::FILE as RESOLV_CONF;
 use crate::userns::Block;
 
 /// Open files a node with hundreds of instances may need.
@@ -239,6 +240,17 @@ fn host(ground: &Ground) -> Vec<Rule> {
             advice: "set the clock and keep it right with chrony or systemd-timesyncd",
         },
         Rule {
+            name: "resolvers",
+            required: false,
+            found: when(
+                !ground.resolvers.is_empty(),
+                format!("{} to ask for names", ground.resolvers.len()),
+                format!("{RESOLV_CONF} named none at selvedged's start"),
+            ),
+            effect: "containers find no names but services'",
+            advice: "write `nameserver ADDRESS` into /etc/resolv.conf, then restart selvedged",
+        },
+        Rule {
             name: "core-dumps",
             required: false,
             found: when(
@@ -270,6 +282,7 @@ mod tests {
             pressure: true,
             open_files: 1 << 20,
             pids: 1 << 22,
+            resolvers: vec![([9, 9, 9, 9], 53).into()],
             ..Ground::default()
         }
     }
@@ -284,7 +297,7 @@ mod tests {
     #[test]
     fn a_good_kernel_misses_nothing_and_each_lack_has_its_name() {
         assert_eq!(missing(&good(), None), []);
-        let table: [(Spoil, &str, bool); 13] = [
+        let table: [(Spoil, &str, bool); 14] = [
             (|g| g.seccomp.clear(), "seccomp", true),
             (|g| g.firewall = Some("gone".into()), "firewall", true),
             (
@@ -306,6 +319,7 @@ mod tests {
             (|g| g.pressure = false, "pressure", false),
             (|g| g.open_files = 1024, "open-files", false),
             (|g| g.core_piped = true, "core-dumps", false),
+            (|g| g.resolvers.clear(), "resolvers", false),
         ];
         for (spoil, name, required) in table {
             let mut ground = good();

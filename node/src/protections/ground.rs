@@ -1,6 +1,7 @@
 //! The facts: read from `/proc`, `/sys` and the node's own folders, as they are and without a judgement.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -42,6 +43,8 @@ pub struct Ground {
     pub clock_behind: u64,
     pub vulnerable: Vec<String>,
     pub core_piped: bool,
+    /// Those the daemon found at its start, which is not looked at again.
+    pub resolvers: Vec<SocketAddr>,
 }
 
 impl Ground {
@@ -71,6 +74,7 @@ impl Ground {
             clock_behind: founded.0.saturating_sub(clock::unix().0),
             vulnerable: vulnerable(),
             core_piped: read("/proc/sys/kernel/core_pattern").starts_with('|'),
+            resolvers: Vec::new(),
         }
     }
 }

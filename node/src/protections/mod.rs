@@ -7,11 +7,13 @@
 mod checks;
 mod ground;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use netfabric::wire::api::Check;
 use scheduler::model::UnixMs;
 
+use crate::network::resolvers;
 use crate::userns;
 use checks::checks;
 use ground::Ground;
@@ -21,6 +23,8 @@ use ground::Ground;
 pub struct Protections {
     /// Why containers have no user namespaces here, when they have none.
     pub no_user_namespaces: Option<String>,
+    /// Whom this daemon asks for its containers' names.
+    pub resolvers: Vec<SocketAddr>,
     data: PathBuf,
     /// The firewall's tables.
     table: String,
@@ -37,8 +41,16 @@ impl Protections {
                 "containers get no user namespaces: `selvedge doctor` says what follows"
             );
         }
+        let resolvers = resolvers::resolvers();
+        if resolvers.is_empty() {
+            tracing::warn!(
+                file = resolvers::FILE,
+                "no `nameserver` is named there: containers find no names but services'; name one, then restart selvedged"
+            );
+        }
         Self {
             no_user_namespaces,
+            resolvers,
             data: data.to_owned(),
             table: table.to_owned(),
         }
@@ -48,7 +60,10 @@ impl Protections {
     /// cluster's clock. Blocks for milliseconds.
     #[must_use]
     pub fn diagnosis(&self, founded: UnixMs) -> (String, Vec<Check>) {
-        let ground = Ground::look(&self.data, &self.table, founded);
+        let ground = Ground {
+            resolvers: self.resolvers.clone(),
+            ..Ground::look(&self.data, &self.table, founded)
+        };
         let checks = checks(&ground, self.no_user_namespaces.as_deref());
         (ground.kernel, checks)
     }

@@ -7,7 +7,8 @@ mod tests;
 
 use std::collections::BTreeSet;
 
-use crate::model::{CertificateSource, ChallengeKind, Order, UnixMs};
+use crate::fleet::text_hash;
+use crate::model::{CertificateSource, ChallengeKind, HOST_BYTES, Order, UnixMs};
 use crate::registry::State;
 use crate::route::host_names;
 
@@ -24,8 +25,6 @@ const OUT_OF_REACH_MOST: u64 = 5 * MINUTE;
 const SPREAD: u64 = 30;
 /// An error is kept to this length.
 const ERROR_CHARS: usize = 500;
-/// DNS's own bound.
-const HOST_BYTES: usize = 253;
 
 /// How orders are to be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,7 +66,13 @@ pub fn step(state: &State, now: UnixMs, rules: &Rules) -> Step {
     if let Some(step) = superfluous(state, now, &wanted) {
         return step;
     }
-    let hosts = wanted.iter().filter(|h| !state.owns_certificate(h, now));
+    let (own, has_room) = (state.own_hosts(now), state.has_room_for_certificates());
+    // A host without a place waits for one, and in nobody's way.
+    let has_place = |host: &str| match state.certificates.get(host) {
+        Some(there) => there.source == CertificateSource::Acme,
+        None => has_room && state.has_place_for_order(host),
+    };
+    let hosts = wanted.iter().filter(|h| !own.cover(h) && has_place(h));
     let due = hosts.map(|host| {
         let ends = issued(state, host).map(|(_, ends)| ends);
         (due(state, host), ends, host)
@@ -146,11 +151,7 @@ fn recent(order: &Order, now: UnixMs) -> Vec<UnixMs> {
 
 /// The same on every node, and unlike another host's.
 fn mixed(host: &str, salt: u64) -> u64 {
-    // FNV-1a.
-    let bytes = host.bytes().chain(salt.to_be_bytes());
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
+    text_hash(host).wrapping_add(salt)
 }
 
 /// A host's order as it is begun.
@@ -188,31 +189,47 @@ pub fn succeeded(order: &Order) -> Order {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     pub error: String,
-    /// The authority took the order, or refused it; otherwise it was not there.
-    pub counted: bool,
+    pub stage: Stage,
     /// It said when to come again.
     pub retry_after_millis: Option<u64>,
+}
+
+/// How far an order came that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The authority never had it: it counts with nobody.
+    Unplaced,
+    /// The authority had it and was not there later.
+    Placed,
+    /// The authority refused it, or what it issued is of no use.
+    Refused,
 }
 
 /// The order after it failed.
 #[must_use]
 pub fn failed(order: &Order, now: UnixMs, failure: &Failure) -> Order {
+    let refused = failure.stage == Stage::Refused;
     // An authority that was away for long and then refuses is not made to wait for its absence.
-    let (failures, misses) = if failure.counted {
+    let (failures, misses) = if refused {
         (order.failures.saturating_add(1), 0)
     } else {
         (order.failures, order.misses.saturating_add(1))
     };
-    let (first, most, times) = if failure.counted {
+    let (first, most, times) = if refused {
         (REFUSED, REFUSED_MOST, failures)
     } else {
         (OUT_OF_REACH, OUT_OF_REACH_MOST, misses)
     };
+    let mut begun = order.begun.clone();
+    if failure.stage == Stage::Unplaced {
+        begun.pop();
+    }
     let doubled = first.saturating_mul(1_u64 << (times - 1).min(20));
     let pause = doubled.min(most);
     let jitter = mixed(&order.host, now.0) % (pause / 4);
     let asked = failure.retry_after_millis.unwrap_or(0);
     Order {
+        begun,
         failures,
         misses,
         not_before: UnixMs(now.0 + (pause + jitter).max(asked)),

@@ -5,6 +5,7 @@ use crate::model::{
     Blob, CERTIFICATE, Certificate, Meta, Name, RevisionSpec, Scale, Sealed, Service, ServiceKey,
     ServiceStatus, TrafficTarget,
 };
+use crate::registry::certificate_limits;
 
 const DAY: u64 = 24 * HOUR;
 const NOW: UnixMs = UnixMs(1_000 * DAY);
@@ -184,7 +185,7 @@ fn failures_are_waited_out_longer_each_time_and_the_next_way_is_tried() {
     let host = "web.edge.test";
     let refused = Failure {
         error: "x".repeat(10_000),
-        counted: true,
+        stage: Stage::Refused,
         retry_after_millis: None,
     };
     let rules = || Rules {
@@ -217,7 +218,7 @@ fn failures_are_waited_out_longer_each_time_and_the_next_way_is_tried() {
     }
     let away = Failure {
         error: "connection refused".to_owned(),
-        counted: false,
+        stage: Stage::Unplaced,
         retry_after_millis: None,
     };
     let mut after = failed(&order(host, &[], 0, 0), NOW, &away);
@@ -266,6 +267,70 @@ fn the_fleet_makes_no_more_orders_within_an_hour_than_agreed() {
     let later = UnixMs(NOW.0 + 30 * MINUTE);
     assert_eq!(step(&state, NOW, &rules()), Step::Wait(Some(later)));
     assert_eq!(step(&state, later, &rules()), orders(hosts[0]));
+}
+
+#[test]
+fn an_order_that_no_authority_had_does_not_count() {
+    let mut state = state(&["a"]);
+    let host = "a.edge.test";
+    let ways = [
+        (Stage::Unplaced, 1),
+        (Stage::Placed, 2),
+        (Stage::Refused, 3),
+    ];
+    known(&mut state, order(host, &[NOW.0 - MINUTE], 0, 0));
+    for (stage, left) in ways {
+        let failure = Failure {
+            error: "no".to_owned(),
+            stage,
+            retry_after_millis: None,
+        };
+        let after = failed(&begun(&state, host, NOW), NOW, &failure);
+        assert_eq!(after.begun.len(), left, "{stage:?}");
+        assert_eq!(after.begun[0], UnixMs(NOW.0 - MINUTE));
+        known(&mut state, after);
+    }
+}
+
+#[test]
+fn a_host_without_a_place_keeps_nobody_from_renewing() {
+    let mut state = state(&["new", "old"]);
+    let fill = |state: &mut State, count: usize| {
+        for number in state.certificates.len()..count {
+            let name = format!("{number}.test");
+            has(state, &name, CertificateSource::Own, NOW.0, NOW.0 + DAY);
+        }
+    };
+    let old = "old.edge.test";
+    has(&mut state, old, CertificateSource::Acme, 0, NOW.0 + DAY);
+    assert_eq!(step(&state, NOW, &rules()), orders("new.edge.test"));
+    fill(&mut state, certificate_limits::CERTIFICATES);
+    assert_eq!(step(&state, NOW, &rules()), orders(old));
+    state.certificates.pop_first();
+    assert_eq!(step(&state, NOW, &rules()), orders("new.edge.test"));
+    for number in 0..certificate_limits::ORDERS {
+        known(
+            &mut state,
+            order(&format!("{number}.test"), &[NOW.0 - 1], 0, 0),
+        );
+    }
+    let rules = Rules {
+        per_hour: usize::MAX,
+        ..rules()
+    };
+    assert_eq!(step(&state, NOW, &rules), orders(old));
+}
+
+#[test]
+fn a_name_that_is_an_own_certificates_is_not_ordered_for() {
+    let mut state = state(&["web"]);
+    let host = "web.edge.test";
+    has(&mut state, host, CertificateSource::Own, 0, NOW.0);
+    assert_eq!(
+        step(&state, NOW, &rules()),
+        Step::Wait(None),
+        "it has expired, and is its owner's"
+    );
 }
 
 #[test]

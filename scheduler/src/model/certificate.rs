@@ -25,15 +25,30 @@ pub struct Certificate {
 }
 
 impl Certificate {
-    /// Whether it is good for a host, given in lower case.
+    /// The chain's text, and the key's.
+    pub const MAX_PEM: usize = 64 * 1024;
+    pub const MAX_HOSTS: usize = 100;
+
+    /// How long it still lasts; less than nothing once it has expired.
     #[must_use]
-    pub fn covers(&self, host: &str) -> bool {
-        let good = |name: &String| match name.strip_prefix("*.") {
-            Some(parent) => host.split_once('.').is_some_and(|(_, rest)| rest == parent),
-            None => name == host,
-        };
-        self.hosts.iter().any(good)
+    pub fn seconds_left(&self, now: UnixMs) -> i64 {
+        let left = i128::from(self.not_after.0) - i128::from(now.0);
+        i64::try_from(left / 1000).unwrap_or(i64::MAX)
     }
+}
+
+/// DNS's own bound.
+pub const HOST_BYTES: usize = 253;
+
+/// Whether a text is a host name in lower case, or one with `*` for its first label.
+#[must_use]
+pub fn is_host(text: &str) -> bool {
+    let rest = text.strip_prefix("*.").unwrap_or(text);
+    let label = |label: &str| {
+        let fine = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_".contains(&b);
+        (1..=63).contains(&label.len()) && label.bytes().all(fine)
+    };
+    text.len() <= HOST_BYTES && rest.split('.').all(label)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -113,4 +128,24 @@ pub struct Lease {
     pub epoch: u64,
     /// Registry index of the last renewal.
     pub version: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_host_names_are_hosts() {
+        let (label, name) = ("l".repeat(63), "a.".repeat(126) + "a");
+        for good in ["web.test", "*.web.test", "_dmarc.a-1.test", &label, &name] {
+            assert!(is_host(good), "{good}");
+        }
+        let (label, name) = (label + "l", name + "b");
+        for bad in [
+            "", "a..b", "*", "*.*.a", "a.*.b", "**.a", "a b", "A.test", "ä.test", ".a", "a.",
+            &label, &name,
+        ] {
+            assert!(!is_host(bad), "{bad}");
+        }
+    }
 }

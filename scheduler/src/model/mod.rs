@@ -17,7 +17,8 @@ mod signal;
 pub mod units;
 
 pub use certificate::{
-    AcmeAccount, Certificate, CertificateSource, Challenge, ChallengeKind, Lease, Order,
+    AcmeAccount, Certificate, CertificateSource, Challenge, ChallengeKind, HOST_BYTES, Lease,
+    Order, is_host,
 };
 pub use config::{Blob, Config, LocalVolume, ObjectKey, Sealed, Secret};
 pub use egress::{Egress, EgressError};

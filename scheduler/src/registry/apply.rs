@@ -122,9 +122,8 @@ fn put_service(state: &State, at: UnixMs, put: &PutService) -> Result<Plan, Refu
             .is_some_and(|r| r.service == put.key)
     };
     validate_traffic(&put.key, &put.traffic, known)?;
-    ensure_free(state, &put.key, &put.spec.listen)?;
-
     let service = put_onto(state, at, put, stored, created.as_ref());
+    ensure_free(state, &service)?;
     match stored {
         Some(stored) if created.is_none() && same_wishes(stored, &service) => {
             Ok(Plan::service(stored.clone(), None, Vec::new()))
@@ -300,11 +299,7 @@ fn set_traffic(
         traffic: traffic.to_vec(),
         ..service.clone()
     };
-    // Revisions of long ago may have had what another service has now.
-    let routed = changed.routed().into_iter();
-    for revision in routed.filter_map(|key| state.revisions.get(&key)) {
-        ensure_free(state, key, &revision.spec.listen)?;
-    }
+    ensure_free(state, &changed)?;
     Ok(restored(state, service, changed))
 }
 

@@ -1,11 +1,14 @@
 //! Commands about certificates, the orders for them, and the lease of who orders.
 
+use std::collections::BTreeSet;
+
 use super::apply::Plan;
 use super::objects::limits::{NONCE_BYTES, SEAL_BYTES};
 use super::validate::ensure;
 use super::{Action, Change, Outcome, Refusal, State};
 use crate::model::{
-    AcmeAccount, Certificate, CertificateSource, Lease, NodeId, Order, Sealed, UnixMs,
+    AcmeAccount, Certificate, CertificateSource, HOST_BYTES, Lease, NodeId, Order, Sealed, UnixMs,
+    is_host,
 };
 
 /// The lease of the node that orders certificates.
@@ -14,14 +17,12 @@ pub const ISSUER: &str = "certificates";
 pub mod limits {
     /// All certificates together: every node keeps them in memory.
     pub const TOTAL_BYTES: usize = 32 << 20;
+    /// What renewals may be larger than what they replace, all together.
+    pub const RENEWAL_BYTES: usize = 8 << 20;
     pub const CERTIFICATES: usize = 5_000;
     pub const ORDERS: usize = 5_000;
     pub const ACCOUNTS: usize = 16;
     pub const LEASES: usize = 16;
-    pub const NAME_BYTES: usize = 253;
-    pub const CHAIN_BYTES: usize = 64 * 1024;
-    pub const KEY_BYTES: usize = 64 * 1024;
-    pub const HOSTS: usize = 100;
     /// A token, an authorization, an error, an account: each is short.
     pub const TEXT_BYTES: usize = 4 * 1024;
     pub const BEGUN: usize = 100;
@@ -81,18 +82,17 @@ fn put_certificate(
         });
     }
     validate(certificate)?;
-    let bytes = |c: &Certificate| c.chain.len() + c.key.text.0.len();
-    let others = state
-        .certificates
-        .values()
-        .filter(|c| c.name != certificate.name);
-    let total: usize = others.map(bytes).sum();
-    ensure(
-        total + bytes(certificate) <= limits::TOTAL_BYTES
-            && (stored.is_some() || state.certificates.len() < limits::CERTIFICATES),
-        "certificate",
-        || "there are too many already: remove some first".to_owned(),
-    )?;
+    let has_place = match stored {
+        None => state.has_room_for_certificates(),
+        // Whoever renews needs no new place.
+        Some(stored) => {
+            let others = state.certificates_bytes() - bytes(stored);
+            others + bytes(certificate) <= limits::TOTAL_BYTES + limits::RENEWAL_BYTES
+        }
+    };
+    ensure(has_place, "certificate", || {
+        "there are too many already: remove some first".to_owned()
+    })?;
     let certificate = Certificate {
         version: state.index + 1,
         ..certificate.clone()
@@ -103,19 +103,22 @@ fn put_certificate(
     })
 }
 
+fn bytes(certificate: &Certificate) -> usize {
+    certificate.chain.len() + certificate.key.text.0.len()
+}
+
 fn validate(certificate: &Certificate) -> Result<(), Refusal> {
     named(&certificate.name)?;
     ensure(
-        certificate.chain.len() <= limits::CHAIN_BYTES
-            && !certificate.hosts.is_empty()
-            && certificate.hosts.len() <= limits::HOSTS
-            && certificate
-                .hosts
-                .iter()
-                .all(|h| h.len() <= limits::NAME_BYTES)
-            && is_sealed(&certificate.key, limits::KEY_BYTES),
+        certificate.chain.len() <= Certificate::MAX_PEM
+            && (1..=Certificate::MAX_HOSTS).contains(&certificate.hosts.len())
+            && certificate.hosts.iter().all(|h| is_host(h))
+            && is_sealed(&certificate.key, Certificate::MAX_PEM),
         "certificate",
-        || "is too large, names no host or too many, or its key is not sealed".to_owned(),
+        || {
+            "is too large, names no host, too many or what is none, or its key is not sealed"
+                .to_owned()
+        },
     )
 }
 
@@ -127,7 +130,7 @@ fn is_sealed(sealed: &Sealed, most: usize) -> bool {
 /// A word, a host, or a host with a star.
 fn named(name: &str) -> Result<(), Refusal> {
     let fine = |b: u8| b.is_ascii_alphanumeric() || b"-_.*".contains(&b);
-    let good = !name.is_empty() && name.len() <= limits::NAME_BYTES && name.bytes().all(fine);
+    let good = !name.is_empty() && name.len() <= HOST_BYTES && name.bytes().all(fine);
     ensure(good, "name", || {
         "is written in up to 253 letters, digits, '-', '_', '.' and '*'".to_owned()
     })
@@ -154,7 +157,7 @@ fn put_order(state: &State, order: &Order, epoch: u64) -> Result<Plan, Refusal> 
     ensure(
         texts.all(|text| text.len() <= limits::TEXT_BYTES)
             && order.begun.len() <= limits::BEGUN
-            && (known.is_some() || state.orders.len() < limits::ORDERS),
+            && state.has_place_for_order(&order.host),
         "order",
         || "is too large, or there are too many".to_owned(),
     )?;
@@ -231,11 +234,43 @@ fn give_lease(state: &State, name: &str, epoch: u64) -> Plan {
 }
 
 impl State {
-    /// Whether a certificate of an operator's own is good for the host now.
+    /// Whether one more certificate is taken in. What is there already can be renewed in any case.
     #[must_use]
-    pub fn owns_certificate(&self, host: &str, now: UnixMs) -> bool {
+    pub fn has_room_for_certificates(&self) -> bool {
+        self.certificates.len() < limits::CERTIFICATES
+            && self.certificates_bytes() < limits::TOTAL_BYTES
+    }
+
+    fn certificates_bytes(&self) -> usize {
+        self.certificates.values().map(bytes).sum()
+    }
+
+    /// Whether an order is taken in: one for a certificate that is there already always has its place.
+    #[must_use]
+    pub fn has_place_for_order(&self, host: &str) -> bool {
+        self.orders.len() < limits::ORDERS
+            || self.orders.contains_key(host)
+            || self.certificates.contains_key(host)
+    }
+
+    /// What operators' own certificates are good for now.
+    #[must_use]
+    pub fn own_hosts(&self, now: UnixMs) -> Hosts<'_> {
         let own = |c: &&Certificate| c.source == CertificateSource::Own && c.not_after > now;
-        let mut own = self.certificates.values().filter(own);
-        own.any(|c| c.covers(host))
+        let own = self.certificates.values().filter(own);
+        Hosts(own.flat_map(|c| &c.hosts).map(String::as_str).collect())
+    }
+}
+
+/// The names in certificates, to look a host up in.
+#[derive(Debug)]
+pub struct Hosts<'a>(BTreeSet<&'a str>);
+
+impl Hosts<'_> {
+    /// Whether one of them is good for a host, given in lower case; `*.` stands for one label.
+    #[must_use]
+    pub fn cover(&self, host: &str) -> bool {
+        let star = |(_, rest)| self.0.contains(&*format!("*.{rest}"));
+        self.0.contains(host) || host.split_once('.').is_some_and(star)
     }
 }

@@ -87,12 +87,10 @@ fn an_own_certificate_is_put_replaced_and_deleted() {
     assert!(matches!(stale, Reply::Refused(Refusal::Conflict { found, .. }) if found == version));
     done(run(&mut state, 1, put(first, None)));
     assert!(state.certificates["web.test"].version > version);
-    assert!(state.owns_certificate("web.test", UnixMs(999)));
-    assert!(
-        !state.owns_certificate("web.test", UnixMs(1_000)),
-        "expired"
-    );
-    assert!(!state.owns_certificate("a.web.test", UnixMs(0)));
+    assert!(state.own_hosts(UnixMs(999)).cover("web.test"));
+    let late = state.own_hosts(UnixMs(1_000));
+    assert!(!late.cover("web.test"), "expired");
+    assert!(!state.own_hosts(UnixMs(0)).cover("a.web.test"));
     let delete = Action::DeleteCertificate {
         name: "web.test".to_owned(),
         epoch: None,
@@ -123,7 +121,7 @@ fn what_is_too_large_or_not_sealed_is_refused() {
             ..good()
         },
         Certificate {
-            chain: "x".repeat(limits::CHAIN_BYTES + 1),
+            chain: "x".repeat(Certificate::MAX_PEM + 1),
             ..good()
         },
         Certificate {
@@ -131,7 +129,7 @@ fn what_is_too_large_or_not_sealed_is_refused() {
             ..good()
         },
         Certificate {
-            key: sealed(limits::KEY_BYTES + 17),
+            key: sealed(Certificate::MAX_PEM + 17),
             ..good()
         },
     ];
@@ -205,6 +203,45 @@ fn one_node_at_a_time_speaks_to_authorities() {
 }
 
 #[test]
+fn what_is_there_is_renewed_when_there_is_no_place_for_more() {
+    let mut state = founded();
+    taken(run(&mut state, 1, take(1, None)));
+    let acme = |name: &str, chain: usize| Certificate {
+        chain: "c".repeat(chain),
+        ..certificate(name, CertificateSource::Acme)
+    };
+    let no_place = |reply: Reply| matches!(reply, Reply::Refused(Refusal::Invalid { .. }));
+    done(run(&mut state, 1, order("web.test", 1)));
+    done(run(&mut state, 1, put(acme("web.test", 4_000), Some(1))));
+    // Many, and an order for each.
+    let mut crowded = state.clone();
+    for number in 1..limits::CERTIFICATES {
+        let name = format!("{number}.test");
+        let other = certificate(&name, CertificateSource::Own);
+        crowded.certificates.insert(name, other);
+    }
+    let new = put(certificate("new.test", CertificateSource::Own), None);
+    assert!(no_place(run(&mut crowded, 1, new.clone())));
+    done(run(&mut crowded, 1, put(acme("web.test", 5_000), Some(1))));
+    let known = crowded.orders.remove("web.test").unwrap();
+    for number in 0..limits::ORDERS {
+        let host = format!("{number}.com");
+        crowded.orders.insert(host, known.clone());
+    }
+    assert!(no_place(run(&mut crowded, 1, order("new.test", 1))));
+    done(run(&mut crowded, 1, order("web.test", 1)));
+    // Few, and large.
+    let large = limits::TOTAL_BYTES / Certificate::MAX_PEM;
+    for number in 0..large {
+        let name = format!("{number}.test");
+        let large = acme(&name, Certificate::MAX_PEM);
+        state.certificates.insert(name, large);
+    }
+    assert!(no_place(run(&mut state, 1, new)));
+    done(run(&mut state, 1, put(acme("web.test", 5_000), Some(1))));
+}
+
+#[test]
 fn a_star_is_one_label() {
     let table = [
         ("web.test", "web.test", true),
@@ -214,7 +251,10 @@ fn a_star_is_one_label() {
         ("*.web.test", "web.test", false),
     ];
     for (name, host, want) in table {
-        let certificate = certificate(name, CertificateSource::Own);
-        assert_eq!(certificate.covers(host), want, "{name} {host}");
+        let mut state = founded();
+        let own = certificate(name, CertificateSource::Own);
+        done(run(&mut state, 1, put(own, None)));
+        let hosts = state.own_hosts(UnixMs(0));
+        assert_eq!(hosts.cover(host), want, "{name} {host}");
     }
 }

@@ -32,7 +32,7 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 pub use addresses::BLOCK as SERVICE_BLOCK;
-pub use certificates::{ISSUER, limits as certificate_limits};
+pub use certificates::{Hosts, ISSUER, limits as certificate_limits};
 pub use command::{
     Action, Change, ClusterMeta, Command, Outcome, PutService, Refusal, Reply, Token,
 };

@@ -655,22 +655,25 @@ fn a_port_is_one_service_s_over_all_its_revisions() {
     assert_eq!(refused(run(&mut state, 3, put_other())), taken);
     // Asked for no more, but the revision that has it still takes requests.
     db.spec.listen.clear();
-    done(run(&mut state, 4, Action::PutService(Box::new(db))));
+    done(run(&mut state, 4, Action::PutService(Box::new(db.clone()))));
     assert_eq!(refused(run(&mut state, 5, put_other())), taken);
     let revision = rev("db-00002");
     done(run(&mut state, 6, Action::MarkReady { revision }));
     done(run(&mut state, 7, put_other()));
-    // And now it cannot go back to it.
+    // And now it cannot go back to it, in either way.
+    db.traffic = vec![TrafficTarget {
+        revision: Some(first.name),
+        percent: 100,
+        tag: None,
+    }];
     let back = Action::SetTraffic {
         key: key("db"),
-        traffic: vec![TrafficTarget {
-            revision: Some(first.name),
-            percent: 100,
-            tag: None,
-        }],
+        traffic: db.traffic.clone(),
     };
     let taken = "listen.port: 5432/tcp is the service default/other's";
     assert_eq!(refused(run(&mut state, 8, back)), taken);
+    let back = Action::PutService(Box::new(db));
+    assert_eq!(refused(run(&mut state, 9, back)), taken);
 }
 
 #[test]

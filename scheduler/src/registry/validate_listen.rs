@@ -2,7 +2,7 @@
 
 use super::validate::{at_most, ensure, invalid, short};
 use super::{Refusal, State};
-use crate::model::{Listen, ListenProtocol, RevisionSpec, Service, ServiceKey};
+use crate::model::{Listen, ListenProtocol, RevisionSpec, Service, is_host};
 
 const LISTENS: usize = 16;
 const NAMES: usize = 64;
@@ -93,28 +93,14 @@ fn reserved(listen: &Listen) -> Result<(), Refusal> {
     }
 }
 
-fn is_host(name: &str) -> bool {
-    let host = name.strip_prefix("*.").unwrap_or(name);
-    let label = |label: &str| {
-        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
-        (1..=63).contains(&label.len()) && label.bytes().all(plain)
-    };
-    host.len() <= 253 && host.split('.').all(label)
-}
-
-/// Whether no other service has what `listens` ask for: those its template names, and those of
-/// revisions its traffic goes to.
-pub(super) fn ensure_free(
-    state: &State,
-    key: &ServiceKey,
-    listens: &[Listen],
-) -> Result<(), Refusal> {
+/// Whether no other service has what this one, as it is to be, asks for.
+pub(super) fn ensure_free(state: &State, service: &Service) -> Result<(), Refusal> {
     let public = |l: &&Listen| !l.private;
-    let asked: Vec<&Listen> = listens.iter().filter(public).collect();
+    let asked: Vec<&Listen> = claims(state, service).filter(public).collect();
     if asked.is_empty() {
         return Ok(());
     }
-    for other in state.services.values().filter(|s| s.key != *key) {
+    for other in state.services.values().filter(|s| s.key != service.key) {
         for theirs in claims(state, other).filter(public) {
             if let Some(ours) = asked.iter().find(|ours| ours.clashes(theirs)) {
                 let message = format!("{} is the service {}'s", ours.socket(), other.key);
@@ -125,6 +111,8 @@ pub(super) fn ensure_free(
     Ok(())
 }
 
+/// What its template names, and what the revisions have that its traffic goes to: those of long ago may
+/// have had what another service has now.
 fn claims<'a>(state: &'a State, service: &'a Service) -> impl Iterator<Item = &'a Listen> {
     let routed = service.routed().into_iter();
     let revisions = routed.filter_map(|key| state.revisions.get(&key));

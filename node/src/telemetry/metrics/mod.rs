@@ -97,16 +97,8 @@ impl Sources {
 
 /// How many seconds each certificate still lasts, the shortest first.
 fn lasting(state: &RegistryState, now: UnixMs) -> Vec<(String, i64)> {
-    let left = |until: UnixMs| (i128::from(until.0) - i128::from(now.0)) / 1000;
     let all = state.certificates.values();
-    let mut all: Vec<_> = all
-        .map(|c| {
-            (
-                c.name.clone(),
-                i64::try_from(left(c.not_after)).unwrap_or(i64::MAX),
-            )
-        })
-        .collect();
+    let mut all: Vec<_> = all.map(|c| (c.name.clone(), c.seconds_left(now))).collect();
     all.sort_by_key(|(_, left)| *left);
     all
 }
