@@ -32,6 +32,7 @@ pub fn sockets() -> Sockets {
     let store: Option<Box<dyn SocketStore>> = env::var_os("NOTIFY_SOCKET")
         .is_some()
         .then(|| Box::new(Supervisor) as _);
+    let sockets = sockets.filter(|socket| socket.set_nonblocking().is_ok());
     Sockets::new(sockets.collect(), store)
 }
 

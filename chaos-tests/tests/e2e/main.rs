@@ -33,6 +33,7 @@ mod registry;
 mod residency;
 mod scenarios;
 mod serving;
+mod steady;
 mod streams;
 mod tls;
 mod touch;

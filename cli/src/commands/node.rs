@@ -56,7 +56,7 @@ async fn drain(session: &Session, text: &str, deadline: Duration) -> anyhow::Res
     loop {
         let mut left = session.instances(true).await?;
         let runs = |i: &InstanceView| !i.state.is_over() && i.state != InstanceState::Parked;
-        left.retain(|i| i.node_name == node && i.alive && runs(i));
+        left.retain(|i| i.node_name == node && runs(i));
         if left.is_empty() {
             session.out.progress(&format!(
                 "node/{node} is drained; it takes no instances until `selvedge node uncordon {node}`"

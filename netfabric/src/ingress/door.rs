@@ -33,6 +33,8 @@ use super::{Shared, dispatch, express, introduced, passage, secure};
 /// A request's head may take this long to arrive, and an idle connection is kept as long.
 pub(super) const HEAD_TIME: Duration = Duration::from_secs(10);
 pub(super) const MAX_HEAD_BYTES: usize = 64 * 1024;
+/// While the door closes: how long the first request of a connection may take to come.
+pub(super) const FIRST_TIME: Duration = Duration::from_millis(300);
 const MAX_STREAMS: u32 = 100;
 /// Streams a client may open and reset at once before it is taken for an attack.
 const MAX_RESETS: usize = 100;
@@ -206,10 +208,16 @@ pub(super) async fn serve<S, F, R>(
     R: Future<Output = Response<Outgoing>> + Send + 'static,
 {
     let mut phase = shared.phase.subscribe();
+    let closing = async {
+        let closing = phase.wait_for(|p| *p >= until).await.map(drop);
+        // Let in a moment ago, its first request is on its way.
+        sleep(FIRST_TIME).await;
+        closing
+    };
     let sniffed = tokio::select! {
         biased;
         sniffed = timeout(HEAD_TIME, sniff(stream, seen)) => sniffed,
-        _ = phase.wait_for(|p| *p >= until) => return,
+        _ = closing => return,
     };
     let Ok(Ok((stream, spoken))) = sniffed else {
         return;

@@ -68,7 +68,7 @@ impl Health {
         if ejection.is_some_and(|e| e.until > now) {
             return;
         }
-        let length = ejection.map_or(first, |e| (e.length * 2).min(EJECT_CAP));
+        let length = ejection.map_or(first, |e| (e.length * 2).clamp(first, EJECT_CAP));
         *ejection = Some(Ejection {
             until: now + length,
             length,

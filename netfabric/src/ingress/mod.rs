@@ -226,6 +226,8 @@ impl Ingress {
     pub fn start(config: IngressConfig, deps: IngressDeps) -> Result<Self, IngressError> {
         let mut listeners = Vec::new();
         let kept = deps.sockets.as_ref();
+        // Before new sockets are to be kept: a store has so many places.
+        let idle = kept.idle();
         let inner = config
             .inner
             .map(|addr| inward::bind(addr, kept))
@@ -276,8 +278,7 @@ impl Ingress {
             passages: passage::Passages::default(),
             sockets: deps.sockets,
         });
-        workers::start(&shared, listeners, shared.sockets.idle(), inboxes)
-            .map_err(IngressError::Worker)?;
+        workers::start(&shared, listeners, idle, inboxes).map_err(IngressError::Worker)?;
         let ips = addrs.iter().chain(&tls_addrs).map(SocketAddr::ip).collect();
         let own = tls_addrs.iter().map(SocketAddr::port).collect();
         tokio::spawn(passage::follow(Arc::clone(&shared), ips, own));
@@ -376,30 +377,32 @@ impl Ingress {
         }
     }
 
-    /// Says on every connection that it ends, then accepts nobody new, lets who is in finish for at most
-    /// `grace`, other nodes' requests last, and cuts off the rest. Says whether there was no rest.
+    /// Says on every connection that it ends, and gives what passes unread, which hears of nothing, `grace` to
+    /// end; all are still let in meanwhile. Then accepts nobody new, lets requests finish for `grace` once
+    /// more, other nodes' last, and cuts off the rest. Says whether no request was.
     pub async fn stop(&self, grace: Duration) -> bool {
-        self.shared.phase.send_replace(Phase::Leaving);
+        let (shared, passages) = (&self.shared, &self.shared.passages);
+        shared.phase.send_replace(Phase::Leaving);
         // A client that sends on a kept connection as it is closed cannot know what became of its request.
-        let _ = timeout(LEAVE, self.shared.crew.ashore()).await;
-        self.shared.phase.send_replace(Phase::Closing);
-        let passages = &self.shared.passages;
-        let empty = async {
-            self.shared.crew.ashore().await;
-            self.shared.phase.send_replace(Phase::Parting);
-            // In this order: of a connection comes the one or the other.
-            all_back(&self.shared.connections, door::MAX_CONNECTIONS).await;
-            all_back(&self.shared.tunnels, MAX_TUNNELS).await;
-            passages.outside.empty().await;
+        let told = timeout(LEAVE, shared.crew.ashore());
+        let unread = async {
             passages.inside.empty().await;
+            passages.outside.empty().await;
+            all_back(&shared.tunnels, MAX_TUNNELS).await;
         };
         let flows = timeout(FLOWS_GRACE, passages.flows.empty());
-        let all = async { tokio::join!(empty, flows) };
-        let in_order = timeout(grace, all).await.is_ok();
+        let _ = tokio::join!(told, flows, timeout(grace, unread));
+        shared.phase.send_replace(Phase::Closing);
+        let requests = async {
+            shared.crew.ashore().await;
+            shared.phase.send_replace(Phase::Parting);
+            all_back(&shared.connections, door::MAX_CONNECTIONS).await;
+        };
+        let in_order = timeout(grace, requests).await.is_ok();
         if !in_order {
             tracing::info!(counts = ?self.counts(), "cutting off requests that outlast the grace");
         }
-        self.shared.phase.send_replace(Phase::Closed);
+        shared.phase.send_replace(Phase::Closed);
         in_order
     }
 }

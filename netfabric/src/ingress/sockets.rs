@@ -1,6 +1,7 @@
 //! Listening sockets that outlive the daemon. Whoever supervises it keeps a copy of each and hands all
 //! of them to the next daemon: clients that come in between wait in the kernel, and none is refused.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex};
@@ -34,6 +35,15 @@ pub enum Handed {
 }
 
 impl Handed {
+    /// As those of a runtime are; a supervisor may have changed it.
+    pub fn set_nonblocking(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(socket) => socket.set_nonblocking(true),
+            Self::Udp(socket) => socket.set_nonblocking(true),
+            Self::Idle(stream) => stream.set_nonblocking(true),
+        }
+    }
+
     fn addr(&self) -> Option<SocketAddr> {
         match self {
             Self::Tcp(socket) => socket.local_addr(),
@@ -109,17 +119,12 @@ impl Sockets {
             .collect()
     }
 
-    /// Whether anybody keeps sockets.
-    pub(super) fn are_kept(&self) -> bool {
-        self.store.is_some()
-    }
-
     /// Leaves a connection on which nothing is under way to the next daemon. False where nobody keeps it.
     pub(super) fn leave(&self, connection: &impl AsFd) -> bool {
         if let Some(store) = &self.store {
             store.keep(IDLE, connection.as_fd());
         }
-        self.are_kept()
+        self.store.is_some()
     }
 
     fn take(&self, which: impl Fn(&Handed) -> bool) -> impl Iterator<Item = Handed> {

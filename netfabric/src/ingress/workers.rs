@@ -11,6 +11,7 @@ use std::num::NonZero;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime::Builder;
 use tokio::sync::mpsc::error::TrySendError;
@@ -69,6 +70,16 @@ impl Listeners {
             secure,
             sockets: kept.tcp(addr),
         };
+        let shares = |socket: &net::TcpListener| SockRef::from(socket).reuse_port();
+        if listeners
+            .sockets
+            .first()
+            .is_some_and(|s| !shares(s).unwrap_or(false))
+        {
+            // It was a service's port: no other socket can be bound beside it, and it is let go of.
+            listeners.sockets.clear();
+            kept.forget(false, addr);
+        }
         if listeners.sockets.is_empty() {
             let first = socket(addr)?;
             first.bind(addr)?;

@@ -113,7 +113,7 @@ pub(super) fn is_refusal(error: &io::Error) -> bool {
         return code == code::UNSERVED || code == code::BUSY;
     }
     matches!(lost(error), Some(quinn::ConnectionError::ApplicationClosed(close))
-        if close.error_code == code::CLOSING)
+        if close.error_code == code::LEFT)
 }
 
 fn lost(error: &io::Error) -> Option<quinn::ConnectionError> {

@@ -76,6 +76,8 @@ mod code {
     pub const BUSY: VarInt = VarInt::from_u32(6);
     /// The peer did not answer for too long.
     pub const SILENT: VarInt = VarInt::from_u32(7);
+    /// The node left when nothing was under way: what came then was begun by nobody.
+    pub const LEFT: VarInt = VarInt::from_u32(8);
 }
 
 /// This node's end of the mesh. Cheap to clone; lives until [`Mesh::close`].
@@ -239,12 +241,12 @@ impl Mesh {
     /// that nobody began with what they asked. The port is free once the last clone and the last stream
     /// are dropped.
     pub async fn close(&self) {
-        self.end(code::CLOSING).await;
+        self.end(code::LEFT).await;
     }
 
     /// The same where something that was begun was cut off.
     pub async fn break_off(&self) {
-        self.end(code::ABORTED).await;
+        self.end(code::CLOSING).await;
     }
 
     async fn end(&self, code: quinn::VarInt) {

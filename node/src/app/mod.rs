@@ -23,7 +23,7 @@ use scheduler::model::{Demand, NodeId};
 use scheduler::registry::{ClusterMeta, State};
 use scheduler::route::Routes;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::agent::{self, Agent, AgentParts};
@@ -69,14 +69,23 @@ const ROOMS: [&str; 4] = ["images", "log", "registry", "run"];
 
 /// Runs the daemon until it is told to stop.
 pub async fn run(config: Config, sockets: Sockets) -> Result<()> {
+    // From the first moment: a daemon that has let somebody in ends in order.
+    let (mut stop, mut interrupt) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
     let data = config.node.data.clone();
     let _lock = lock(&data)?;
     let identity = Arc::new(
         Identity::load(&data.join("identity"))
             .context("this machine is no node yet: run `selvedge up` or `selvedge join`")?,
     );
-    let app = App::open(config, data, identity, sockets).await?;
-    app.serve().await
+    let app = tokio::select! {
+        app = App::open(config, data, identity, sockets) => app?,
+        _ = stop.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    app.serve((stop, interrupt)).await
 }
 
 /// One daemon per data folder.
@@ -236,7 +245,7 @@ impl App {
         })
     }
 
-    async fn serve(self) -> Result<()> {
+    async fn serve(self, (mut stop, mut interrupt): (Signal, Signal)) -> Result<()> {
         keep_house(&self.config, &self.images, &self.agent, &self.registry)?;
         self.images.keep_sound();
         tokio::spawn(self.prefetch().run());
@@ -285,10 +294,6 @@ impl App {
         tracing::info!(node = %self.config.node.name, region = %self.config.node.region, "serving");
         supervisor::ready();
         self.mesh.begins(false);
-        let (mut stop, mut interrupt) = (
-            signal(SignalKind::terminate())?,
-            signal(SignalKind::interrupt())?,
-        );
         tokio::select! {
             ended = api::serve_unix(api.clone(), &socket) => ended.context("the API socket")?,
             ended = api::serve_tcp(api.clone(), tcp) => ended.context("the API port")?,

@@ -97,6 +97,9 @@ pub(super) struct Memory {
     herd: u32,
     booting: bool,
     told: Option<Now>,
+    /// When one was last stopped because its node drains.
+    pub vacated: Option<Now>,
+    leaving: Recent<u32>,
 }
 
 /// What was so since what others started shows.
@@ -164,6 +167,8 @@ impl Memory {
             herd: 0,
             booting: false,
             told: None,
+            vacated: None,
+            leaving: Recent::default(),
         }
     }
 
@@ -261,8 +266,10 @@ impl Memory {
         match result {
             Ok(()) => {
                 self.refused_in_row = 0;
-                if let Some(flight) = self.flights.front_mut() {
-                    flight.deadline = flight.deadline.min(now.plus(LANDED_MILLIS));
+                // Each result is another flight's.
+                let landed = now.plus(LANDED_MILLIS);
+                if let Some(flight) = self.flights.iter_mut().find(|f| f.deadline > landed) {
+                    flight.deadline = landed;
                 }
             }
             Err(message) => {
@@ -390,6 +397,16 @@ impl Memory {
     }
 
     /// Whether a proposal is due; says so once in a while.
+    /// How many the minimum needed in the place of those that leave, at least, since what others ordered
+    /// shows.
+    pub fn leaving(&mut self, now: Now, needed: u32) -> u32 {
+        self.leaving.note(now, needed).min().unwrap_or(needed)
+    }
+
+    pub fn may_vacate(&self, now: Now, pause: u64) -> bool {
+        self.vacated.is_none_or(|at| now.since(at) >= pause)
+    }
+
     pub fn may_tell(&mut self, now: Now) -> bool {
         let due = self.told.is_none_or(|at| now.since(at) >= TOLD_MILLIS);
         if due {

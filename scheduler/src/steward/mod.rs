@@ -145,6 +145,7 @@ impl Steward {
             .retain(|key, _| known(key) || scenes.contains_key(key));
         self.duties.retain(&keys);
         let mut tick = Tick::new((now, unix), state, fleet, place);
+        tick.doubts = self.doubts;
         for key in keys {
             let duty = self.duties.of(key);
             if !duty.home && !duty.zone {

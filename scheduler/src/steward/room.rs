@@ -43,6 +43,15 @@ impl Tick<'_> {
         }
     }
 
+    /// How many the home steward is to start for the minimum, within the maximum.
+    pub(super) fn missing(&self, bounds: Bounds, scene: &Scene<'_>, memory: &Memory) -> u32 {
+        let left = bounds.max.saturating_sub(count(scene.live()));
+        bounds
+            .min
+            .saturating_sub(self.staying(scene, memory))
+            .min(left)
+    }
+
     /// What a start of the revision takes, in milliseconds.
     pub(super) fn start_millis(&self, revision: &RevisionKey) -> u64 {
         usual_start(self.fleet, revision).div_ceil(1000)
@@ -62,7 +71,7 @@ impl Tick<'_> {
         mine: u32,
     ) -> u32 {
         let live = count(scene.live());
-        let missing = bounds.min.saturating_sub(live);
+        let missing = self.missing(bounds, scene, memory);
         let reserved = memory.missing(self.now, missing);
         let left = bounds.max.saturating_sub(live).saturating_sub(reserved);
         let entitled = if service.scale.max > 0 {

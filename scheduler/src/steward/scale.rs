@@ -6,6 +6,7 @@ use super::Order;
 use super::foresee::waiting;
 use super::memory::Memory;
 use super::scene::{Scene, Seen, Zone};
+use super::vacate::Need;
 use crate::autoscale::forecast::{PAUSE_SECONDS, Price};
 use crate::autoscale::{Aim, Autoscaler, Bounds, Decision, Reason};
 use crate::fleet::Fleet;
@@ -37,7 +38,9 @@ pub(super) struct Tick<'a> {
     /// What waiting costs in this zone.
     pub price: Price,
     /// This tick's starts, which the fleet does not show yet.
-    promised: Promised,
+    pub promised: Promised,
+    /// The state may be older than what is there.
+    pub doubts: bool,
 }
 
 /// Why and from where starts are asked for.
@@ -68,6 +71,7 @@ impl<'a> Tick<'a> {
             fleet,
             here,
             promised: Promised::default(),
+            doubts: false,
         }
     }
 
@@ -139,12 +143,16 @@ impl<'a> Tick<'a> {
         scene: &Scene<'_>,
         memory: &mut Memory,
     ) {
-        let stays = |s: &&Seen<'_>| !memory.is_stopping(&s.report.id) && !self.leaves(s);
-        let have = count(scene.live().filter(stays)) + memory.flights(false);
-        let min = self.bounds(service, memory).min;
+        let bounds = self.bounds(service, memory);
+        let (min, have) = (bounds.min, self.staying(scene, memory));
+        let missing = self.missing(bounds, scene, memory);
+        // Who leaves counts against the maximum still: what other stewards started just before they saw it
+        // leave must show before another is started in its place.
+        let lost = missing.min(min.saturating_sub(count(scene.live())));
+        let missing = lost + memory.leaving(self.now, missing - lost);
         let scheduled = min > service.scale.min;
         let wish = Wish {
-            count: min.saturating_sub(have),
+            count: missing.saturating_sub(memory.flights(false)),
             from: self.fleet.me,
             region: None,
             cause: if scheduled {
@@ -206,11 +214,7 @@ impl<'a> Tick<'a> {
             .forecast
             .observe(self.now, busy > 0 || scene.queued > 0);
         let decision = self.decide(revision, service, memory, asked, serving);
-        let mut decision = self.foresee(decision, scene, memory, asked);
-        if asked == 0 && !leaving.is_empty() {
-            // What nobody asks anything is not replaced.
-            decision.wanted = decision.wanted.min(ready + coming);
-        }
+        let decision = self.foresee(decision, scene, memory, asked);
         let bounds = self.bounds(service, memory);
         let there = count(&mine) + count(&leaving);
         let room = self.room(service, bounds, scene, memory, there);
@@ -265,8 +269,15 @@ impl<'a> Tick<'a> {
             });
             self.shrink(idle, scene, memory, ready, decision);
         }
-        let lacking = decision.wanted.saturating_sub(ready);
-        self.vacate(leaving, scene, memory, (lacking, room, bounds));
+        let need = Need {
+            wanted: decision.wanted,
+            ready,
+            coming,
+            room,
+            min: bounds.min,
+            staying: self.staying(scene, memory),
+        };
+        self.vacate(revision, leaving, scene, memory, &need);
     }
 
     /// The door with the most requests that another region answers, when they keep coming, most of

@@ -32,6 +32,8 @@ enum Turn {
     /// These take all others for dead, and the others them.
     Apart(BTreeSet<u64>),
     Load(u64, u32),
+    /// The node drains, or takes instances again.
+    Drains(u64),
 }
 
 fn nodes() -> impl Strategy<Value = BTreeSet<u64>> {
@@ -46,6 +48,7 @@ fn handovers() -> impl Strategy<Value = Turn> {
         2 => (1..=NODES).prop_map(Turn::Restarts),
         1 => nodes().prop_map(Turn::Silent),
         4 => (1..=NODES, 0_u32..400).prop_map(|(node, load)| Turn::Load(node, load)),
+        1 => (1..=NODES).prop_map(Turn::Drains),
     ]
 }
 
@@ -103,6 +106,7 @@ impl Rough {
             Turn::Silent(nodes) => self.silent.clone_from(nodes),
             Turn::Apart(nodes) => self.apart.clone_from(nodes),
             Turn::Load(node, load) => self.load(*node, *load),
+            Turn::Drains(node) => self.world.drain(*node),
         }
     }
 
@@ -209,15 +213,19 @@ impl Rough {
         away.all(|r| r.instances.is_empty() || r.region != name("region-0"))
     }
 
-    /// All serve, look and see each other again; nobody asks for anything.
+    /// All serve, take instances, look and see each other again; nobody asks for anything.
     fn heal(&mut self) {
         self.silent.clear();
         self.apart.clear();
         for node in 1..=NODES {
             self.world.queue(node, 0);
         }
-        for record in self.world.records.values_mut() {
+        for node in 1..=NODES {
+            let record = self.world.records.get_mut(&NodeId(node)).unwrap();
             record.serving = true;
+            if record.cordoned {
+                self.world.drain(node);
+            }
         }
         for report in self.world.reports() {
             (report.in_flight, report.concurrency_milli) = (0, 0);

@@ -5,14 +5,35 @@ use std::collections::BTreeSet;
 use super::memory::Memory;
 use super::scale::{Tick, count, least_loaded_first};
 use super::scene::{Scene, Seen};
-use crate::autoscale::Bounds;
-use crate::model::InstanceId;
+use crate::model::{InstanceId, Revision};
+use crate::place::{Ask, place_beside};
+
+/// How long it takes to see what came of an instance that went: room for another, and that.
+const PAUSE_MILLIS: u64 = 10_000;
+
+/// What a zone needs, and what it has without those that leave.
+pub(super) struct Need {
+    pub wanted: u32,
+    pub ready: u32,
+    pub coming: u32,
+    /// How many more it may start.
+    pub room: u32,
+    /// The service's minimum, and how many of all zones stay.
+    pub min: u32,
+    pub staying: u32,
+}
 
 impl Tick<'_> {
-    /// Whether its node drains.
+    /// Whether its node drains. Who may not know the newest of the registry takes none for that.
     pub(super) fn leaves(&self, seen: &Seen<'_>) -> bool {
         let node = self.state.nodes.get(&seen.member.record.node);
-        node.is_some_and(|node| node.draining)
+        !self.doubts && node.is_some_and(|node| node.draining)
+    }
+
+    /// How many instances stay where they are.
+    pub(super) fn staying(&self, scene: &Scene<'_>, memory: &Memory) -> u32 {
+        let stays = |s: &&Seen<'_>| !memory.is_stopping(&s.report.id) && !self.leaves(s);
+        count(scene.live().filter(stays))
     }
 
     /// The instances that make up the service's minimum: the oldest, those on draining nodes last. All
@@ -34,27 +55,50 @@ impl Tick<'_> {
             .collect()
     }
 
-    /// Stops this zone's instances on draining nodes, when those that stay are as many as the zone's load
-    /// and the minimum need. Where the maximum has no room for these beside them, one goes before: its
-    /// requests wait at the doors.
+    /// Stops as many of this zone's instances on draining nodes as the zone's load and the minimum do
+    /// without. Where the maximum leaves no room for others beside them, one goes before another begins,
+    /// if a node can take that: requests wait at the doors meanwhile.
     pub(super) fn vacate(
         &mut self,
+        revision: &Revision,
         mut leaving: Vec<Seen<'_>>,
         scene: &Scene<'_>,
         memory: &mut Memory,
-        (lacking, room, bounds): (u32, u32, Bounds),
+        need: &Need,
     ) {
-        let spared = self.spared(scene, memory, bounds.min);
-        leaving.retain(|s| s.here && !spared.contains(&s.report.id));
+        leaving.retain(|s| s.here);
+        if leaving.is_empty() {
+            return;
+        }
         least_loaded_first(&mut leaving);
-        let full = room == 0 && count(scene.live()) >= bounds.max;
-        let may = match lacking {
-            0 => leaving.len(),
-            _ if full => 1,
-            _ => 0,
+        let serving = need.ready + count(leaving.iter().filter(|s| s.ready()));
+        let surplus = serving.saturating_sub(need.wanted);
+        let spared = self.spared(scene, memory, need.min);
+        let spare = leaving.iter().filter(|s| !spared.contains(&s.report.id));
+        let surplus = usize::try_from(surplus).unwrap_or(usize::MAX);
+        let free: Vec<Seen<'_>> = spare.take(surplus).copied().collect();
+        for seen in &free {
+            self.stop(seen, memory, "its node drains");
+            memory.vacated = Some(self.now);
+        }
+        let lacks = need.wanted > need.ready || need.min > need.staying;
+        let stuck = free.is_empty() && lacks && need.room == 0 && need.coming == 0;
+        let on_its_way = scene.live().any(|s| memory.is_stopping(&s.report.id));
+        if !stuck || on_its_way || !memory.may_vacate(self.now, PAUSE_MILLIS) {
+            return;
+        }
+        let ask = Ask {
+            from: self.fleet.me,
+            ..Ask::default()
         };
-        for seen in leaving.into_iter().take(may) {
-            self.stop(&seen, memory, "its node drains");
+        let placed = place_beside(self.fleet, revision, &ask, &self.promised);
+        if placed.ranked().next().is_some() {
+            memory.vacated = Some(self.now);
+            self.stop(
+                &leaving[0],
+                memory,
+                "its node drains, and the maximum leaves no room beside it",
+            );
         }
     }
 }

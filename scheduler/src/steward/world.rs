@@ -87,10 +87,10 @@ impl World {
         }
     }
 
-    /// The registry says so, and the node's record.
+    /// The node drains, or takes instances again, by the registry and its record.
     pub(super) fn drain(&mut self, node: u64) {
         let record = self.records.get_mut(&NodeId(node)).unwrap();
-        record.cordoned = true;
+        record.cordoned = !record.cordoned;
         let identity = NodeIdentity {
             id: record.node,
             name: record.name.clone(),
@@ -101,8 +101,8 @@ impl World {
             role: Role::Follower,
             enrolled: UnixMs(0),
             revoked: false,
-            cordoned: true,
-            draining: true,
+            cordoned: record.cordoned,
+            draining: record.cordoned,
         };
         self.state.nodes.insert(record.node, identity);
     }

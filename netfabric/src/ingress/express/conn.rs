@@ -13,14 +13,12 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::scratch;
 use crate::ingress::body::KEEP_BYTES;
-use crate::ingress::door::{HEAD_TIME, MAX_HEAD_BYTES, Phase};
+use crate::ingress::door::{FIRST_TIME, HEAD_TIME, MAX_HEAD_BYTES, Phase};
 use crate::ingress::stream::{Stream, WRITE_STALL};
 
 /// Bytes a client may have sent ahead: a head and a body that is kept whole. More is left in the
 /// kernel.
 const MAX_SEEN: usize = MAX_HEAD_BYTES + KEEP_BYTES;
-/// While the door closes: how long the first request of a connection may take to come.
-const FIRST_TIME: Duration = Duration::from_secs(1);
 /// An idle connection keeps no more memory than this.
 const IDLE_BYTES: usize = 4 * 1024;
 
@@ -33,8 +31,8 @@ pub(super) struct Conn<S> {
     sent: usize,
     alarm: Alarm,
     hours: Hours,
-    /// It may end, or be handed on, as soon as it is idle while the door closes.
-    ends_idle: bool,
+    /// A request was answered on it.
+    used: bool,
     /// Until when the first request is waited for while the door closes.
     last_chance: Option<Instant>,
 }
@@ -53,12 +51,7 @@ pub(super) enum Waited {
 }
 
 impl<S: Stream> Conn<S> {
-    /// `lasts`: nothing is lost with it, for it can be handed on.
-    pub(super) fn new(
-        (stream, seen): (S, Vec<u8>),
-        phase: watch::Receiver<Phase>,
-        lasts: bool,
-    ) -> Self {
+    pub(super) fn new(stream: S, seen: Vec<u8>, phase: watch::Receiver<Phase>) -> Self {
         Self {
             stream,
             seen,
@@ -66,7 +59,7 @@ impl<S: Stream> Conn<S> {
             sent: 0,
             alarm: Alarm::new(Instant::now() + HEAD_TIME),
             hours: Hours::new(phase),
-            ends_idle: lasts,
+            used: false,
             last_chance: None,
         }
     }
@@ -83,12 +76,12 @@ impl<S: Stream> Conn<S> {
 
     /// Whether no further request is waited for.
     pub(super) fn is_closing(&mut self) -> bool {
-        self.ends_idle && self.hours.look() >= Phase::Closing
+        self.used && self.hours.look() >= Phase::Closing
     }
 
     /// The request at the beginning is done with.
     pub(super) fn forget(&mut self, request: usize) {
-        self.ends_idle = true;
+        self.used = true;
         if request >= self.seen.len() {
             self.seen.clear();
         } else {
@@ -112,13 +105,13 @@ impl<S: Stream> Conn<S> {
             // Who is in the middle of a request may finish it.
             let idle = self.seen.is_empty();
             if idle && self.hours.reached(Phase::Closing, cx) {
-                if self.ends_idle {
-                    return Poll::Ready(Waited::Closing);
-                }
-                // Let in a moment ago: its request is on its way.
+                // Let in a moment ago, its first request is on its way.
                 let chance = || Instant::now() + FIRST_TIME;
                 let last = *self.last_chance.get_or_insert_with(chance);
                 self.alarm.hurry(last);
+                if self.used || self.alarm.is_over(cx) {
+                    return Poll::Ready(Waited::Closing);
+                }
             }
             if self.alarm.is_over(cx) {
                 return Poll::Ready(Waited::Late);

@@ -76,12 +76,11 @@ pub(super) async fn serve<S: Stream + 'static>(
     (stream, seen): (S, Vec<u8>),
     caller: Caller<'static>,
 ) -> Option<HandOver<S>> {
-    // Whoever has it next knows of it what its socket tells.
+    // Whoever has it next knows of it only what its socket tells.
     let lasts = !caller.secure && caller.inside.is_none() && !shared.limits.proxy_protocol;
-    let lasts = lasts && shared.sockets.are_kept();
     let mut express = Express {
         shared: Arc::clone(shared),
-        conn: Conn::new((stream, seen), shared.phase.subscribe(), lasts),
+        conn: Conn::new(stream, seen, shared.phase.subscribe()),
         caller,
         client: caller.address.to_canonical().to_string(),
         host: String::new(),
@@ -96,7 +95,7 @@ pub(super) async fn serve<S: Stream + 'static>(
             }
             Turn::Leave => {
                 let socket = (&express.conn.stream as &dyn Any).downcast_ref::<TcpStream>();
-                if !socket.is_some_and(|s| lasts && shared.sockets.leave(s)) {
+                if !socket.is_some_and(|socket| lasts && shared.sockets.leave(socket)) {
                     express.conn.close().await;
                 }
                 return None;

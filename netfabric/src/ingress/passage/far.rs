@@ -8,6 +8,7 @@ use tokio::time::timeout;
 
 use super::super::Shared;
 use super::super::bench::Bench;
+use super::super::door::Phase;
 use super::super::local::Guard;
 use super::super::peer_door::{PeerDoor, admit};
 use super::super::stream::Conduit;
@@ -38,7 +39,9 @@ impl PeerDoor {
         } else {
             &passages.outside
         };
+        let leaves = *shared.phase.borrow() >= Phase::Parting;
         let (answer, reached) = match places.enter_peer() {
+            _ if leaves => (PassageAnswer::NotHere, None),
             Some(place) => match find(shared, &wish).await {
                 Ok((end, guard)) => {
                     let id = guard.slot.id.as_ref().clone();

@@ -80,7 +80,6 @@ async fn try_open(
     let tasks = match listen_at(shared, ips, socket).await {
         Ok(tasks) => tasks,
         Err(why) => {
-            forget(shared, ips, socket);
             let before = lock(&shared.passages.closed).insert(socket, why.clone());
             if before.as_ref() != Some(&why) {
                 tracing::warn!(port = %socket, why, "a service's port stays closed on this node");
@@ -112,19 +111,34 @@ async fn listen_at(
         return Err("the front door is off and has no address to listen at".to_owned());
     }
     let mut tasks = JoinSet::new();
+    let mut bound = BTreeSet::new();
     for ip in ips {
         let addr = SocketAddr::new(*ip, socket.port);
-        let cannot = |error| format!("cannot listen on {addr}: {error}");
-        let shared = Arc::clone(shared);
-        if socket.udp {
-            let bound = datagrams_at(&shared, addr).await.map_err(cannot)?;
-            tasks.spawn(datagrams::serve(shared, bound, socket));
-        } else {
-            let bound = connections_at(&shared, addr).map_err(cannot)?;
-            tasks.spawn(accept(shared, bound, socket));
+        if let Err(error) = listen(shared, socket, addr, &mut tasks).await {
+            // Not of this one: it may be the front door's own.
+            forget(shared, &bound, socket);
+            return Err(format!("cannot listen on {addr}: {error}"));
         }
+        bound.insert(*ip);
     }
     Ok(tasks)
+}
+
+async fn listen(
+    shared: &Arc<Shared>,
+    socket: Socket,
+    addr: SocketAddr,
+    tasks: &mut JoinSet<()>,
+) -> io::Result<()> {
+    let door = Arc::clone(shared);
+    if socket.udp {
+        let bound = datagrams_at(shared, addr).await?;
+        tasks.spawn(datagrams::serve(door, bound, socket));
+    } else {
+        let bound = connections_at(shared, addr)?;
+        tasks.spawn(accept(door, bound, socket));
+    }
+    Ok(())
 }
 
 /// The socket that the daemon before this one had, or a new one that the next one gets.
@@ -139,9 +153,14 @@ async fn datagrams_at(shared: &Shared, addr: SocketAddr) -> io::Result<UdpSocket
 
 /// The same for connections.
 fn connections_at(shared: &Shared, addr: SocketAddr) -> io::Result<TcpListener> {
-    if let Some(handed) = shared.sockets.tcp(addr).pop() {
-        return TcpListener::from_std(handed);
+    let mut handed = shared.sockets.tcp(addr);
+    match (handed.pop(), handed.is_empty()) {
+        (Some(socket), true) => return TcpListener::from_std(socket),
+        // Several were the front door's, one for each worker: clients would wait at those not listened on.
+        (Some(_), false) => shared.sockets.forget(false, addr),
+        (None, _) => {}
     }
+    drop(handed);
     let bound = workers::listener(addr)?;
     shared.sockets.keep(false, addr, &bound);
     Ok(bound)

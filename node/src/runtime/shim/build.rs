@@ -479,9 +479,11 @@ fn limit_behind(text: &str, spec: &ContainerSpec) -> Option<String> {
         .any(|step| text.contains(step))
     {
         Some("this node has no room for another process".to_owned())
-    } else if text.contains("waiting for init ready")
+    } else if memory > 0
         && text.contains("brokenchannel")
-        && memory > 0
+        && ["waiting for intermediate process", "waiting for init ready"]
+            .iter()
+            .any(|step| text.contains(step))
     {
         Some(too_little(memory))
     } else {
