@@ -90,7 +90,7 @@ fn begin(
     flows: &Flows,
     (socket, client, server): (Socket, SocketAddr, SocketAddr),
 ) -> Option<mpsc::Sender<Waiting>> {
-    if *shared.phase.borrow() >= Phase::Closing {
+    if *shared.phase.borrow() > Phase::Open {
         return None;
     }
     let service = shared.routes.load().at_socket(socket)?.key.clone();
