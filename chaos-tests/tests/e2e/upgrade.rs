@@ -26,6 +26,16 @@ fn no_request_by_a_peer_is_lost_when_a_daemon_is_replaced() -> Result<()> {
     replaced_under_load(&["par-1", "fra-1"])
 }
 
+/// Has systemd keep the node's daemon, which serves when this returns.
+fn supervised(node: &Node) -> Result<Systemd> {
+    node.stop()?;
+    let systemd = Systemd::supervise(node)?;
+    until("it serves", PATIENCE, || {
+        node.get("web", "/")?.ok().map(Some)
+    })?;
+    Ok(systemd)
+}
+
 /// The daemon of the first node, which has the only instance, is replaced again and again. Every request is
 /// answered and was served once, those that are not repeated too.
 fn replaced_under_load(nodes: &[&str]) -> Result<()> {
@@ -33,11 +43,7 @@ fn replaced_under_load(nodes: &[&str]) -> Result<()> {
     let scale = ["--scale", "1..1", "--cpu", "0.1", "--region", "par"];
     world.deploy("web", &scale)?.ok()?;
     let node = world.first();
-    node.stop()?;
-    let systemd = Systemd::supervise(node)?;
-    until("it serves", PATIENCE, || {
-        node.get("web", "/")?.ok().map(Some)
-    })?;
+    let systemd = supervised(node)?;
     let containers = node.containers();
 
     let doors: Vec<_> = world.nodes().iter().map(Node::door).collect();
@@ -75,11 +81,7 @@ fn who_comes_while_the_daemon_is_dead_waits_for_the_next() -> Result<()> {
         .deploy("web", &["--scale", "1..1", "--cpu", "0.1"])?
         .ok()?;
     let node = world.first();
-    node.stop()?;
-    let systemd = Systemd::supervise(node)?;
-    until("it serves", PATIENCE, || {
-        node.get("web", "/")?.ok().map(Some)
-    })?;
+    let systemd = supervised(node)?;
     systemd.kill()?;
     thread::scope(|scope| {
         let asking: Vec<_> = (0..CLIENTS)

@@ -105,8 +105,8 @@ impl Sockets {
             })
     }
 
-    /// The connections that the daemon before this one had and served no request on. They are this one's
-    /// from now on.
+    /// The connections on which the daemon before this one had nothing under way. They are this one's from
+    /// now on.
     pub(super) fn idle(&self) -> Vec<TcpStream> {
         if let Some(store) = &self.store {
             store.forget(IDLE);
