@@ -8,13 +8,13 @@ use std::time::Duration;
 use netfabric::identity::Vault;
 use scheduler::acme::{self, Rules, Step};
 use scheduler::fleet::Fleet;
-use scheduler::model::{ChallengeKind, Lease, NodeId};
+use scheduler::model::{Certificate, ChallengeKind, Lease, NodeId, Order};
 use scheduler::registry::{Action, Command, ISSUER, Outcome, Refusal, Reply, State};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::authority::Place;
-use super::lease::{Held, RENEWAL, TERM, Watched};
+use super::lease::{Held, RENEWAL, Watched};
 use super::order::Attempt;
 use crate::clock;
 use crate::consensus::{ProposeError, Registry};
@@ -82,11 +82,42 @@ pub(super) enum Unmade {
     Refused(#[from] Refusal),
 }
 
+/// What an authority issued and the registry does not have yet. It outlives the lease that it was
+/// ordered under: an authority gives only so many of one.
+struct Issued {
+    order: Order,
+    certificate: Certificate,
+}
+
+impl Issued {
+    /// Whether the registry has none as good.
+    fn is_missing(&self, state: &State) -> bool {
+        let known = state.certificates.get(&self.certificate.name);
+        known.is_none_or(|known| known.not_after < self.certificate.not_after)
+    }
+
+    /// The changes that put it in its place.
+    fn actions(&self, epoch: u64) -> [Action; 2] {
+        [
+            Action::PutOrder {
+                order: Box::new(acme::succeeded(&self.order)),
+                epoch,
+            },
+            Action::PutCertificate {
+                certificate: Box::new(self.certificate.clone()),
+                if_version: None,
+                epoch: Some(epoch),
+            },
+        ]
+    }
+}
+
 impl Issuer {
     /// Runs until the daemon ends.
     pub async fn run(self) {
         let mut registry = self.registry.view().watch();
         let mut watched = Watched::default();
+        let mut issued = None;
         let mut has_room = true;
         loop {
             let state = registry.borrow_and_update().clone();
@@ -101,7 +132,7 @@ impl Issuer {
                     let left = until.0.saturating_sub(clock::unix().0);
                     Duration::from_millis(left).min(LOOK)
                 }),
-                _ => self.turn(&state, &mut watched).await,
+                _ => self.turn(&state, &mut watched, &mut issued).await,
             };
             tokio::select! {
                 changed = registry.changed() => if changed.is_err() {
@@ -117,7 +148,12 @@ impl Issuer {
     }
 
     /// There is something to do: does it where it is this node's turn. Returns when to look again.
-    async fn turn(&self, state: &State, watched: &mut Watched) -> Duration {
+    async fn turn(
+        &self,
+        state: &State,
+        watched: &mut Watched,
+        issued: &mut Option<Issued>,
+    ) -> Duration {
         let known = state.leases.get(ISSUER);
         let mine = |lease: &Lease| lease.holder.is_none_or(|holder| holder == self.me);
         if let Some(theirs) = known.filter(|lease| !mine(lease)) {
@@ -129,8 +165,8 @@ impl Issuer {
         let asked = Instant::now();
         match self.take(known.map(|lease| lease.version)).await {
             Ok(lease) => {
-                self.work(Held::new(lease.clone(), asked), lease.epoch)
-                    .await;
+                let epoch = lease.epoch;
+                self.work(Held::new(lease, asked), epoch, issued).await;
                 Duration::ZERO
             }
             // Another was faster.
@@ -149,16 +185,16 @@ impl Issuer {
             seen,
         };
         match self.propose(&commands([action])).await? {
-            Outcome::Lease(lease) => Ok(lease),
+            (_, Outcome::Lease(lease)) => Ok(lease),
             _ => Err(Refusal::Fenced(ISSUER.to_owned()).into()),
         }
     }
 
     /// Does all there is to do, while the lease is kept.
-    async fn work(&self, held: Held, epoch: u64) {
+    async fn work(&self, held: Held, epoch: u64, issued: &mut Option<Issued>) {
         tracing::info!(epoch, "ordering certificates");
         tokio::select! {
-            () = self.steps(epoch) => {
+            () = self.steps(epoch, issued) => {
                 let name = ISSUER.to_owned();
                 let given = commands([Action::GiveLease { name, epoch }]);
                 if let Err(error) = self.propose(&given).await {
@@ -177,7 +213,7 @@ impl Issuer {
         loop {
             sleep(pause).await;
             let asked = Instant::now();
-            let answer = timeout(TERM, self.take(Some(held.version()))).await;
+            let answer = timeout_at(held.until(), self.take(Some(held.version()))).await;
             let answer = answer.unwrap_or(Err(ProposeError::Unknown.into()));
             let state = self.registry.view().state();
             match held.on_answer(asked, Instant::now(), answer, state.leases.get(ISSUER)) {
@@ -187,10 +223,12 @@ impl Issuer {
         }
     }
 
-    async fn steps(&self, epoch: u64) {
+    async fn steps(&self, epoch: u64, issued: &mut Option<Issued>) {
         loop {
             let state = self.registry.view().state();
+            issued.take_if(|issued| !issued.is_missing(&state));
             let done = match self.next(&state) {
+                _ if issued.is_some() => self.settle(epoch, issued).await,
                 Step::Wait(_) => return,
                 Step::ForgetOrder(host) => {
                     let action = Action::DeleteOrder { host, epoch };
@@ -201,7 +239,7 @@ impl Issuer {
                     self.change([Action::DeleteCertificate { name, epoch }])
                         .await
                 }
-                Step::Order { host, kind } => self.order(&state, epoch, &host, kind).await,
+                Step::Order { host, kind } => self.order(&state, epoch, &host, kind, issued).await,
             };
             if let Err(error) = done {
                 tracing::debug!(%error, "a step of ordering was not made");
@@ -220,6 +258,7 @@ impl Issuer {
         epoch: u64,
         host: &str,
         kind: ChallengeKind,
+        issued: &mut Option<Issued>,
     ) -> Result<Outcome, Unmade> {
         let order = acme::begun(state, host, clock::unix());
         let action = Action::PutOrder {
@@ -234,46 +273,74 @@ impl Issuer {
             kind,
         };
         let failure = match timeout(ORDER_TIME, attempt.run()).await {
-            Ok(Ok(actions)) => {
+            Ok(Ok(certificate)) => {
                 tracing::info!(host, "a certificate was issued");
-                match self.change(actions).await {
-                    Err(unmade) if !is_fenced(&unmade) => refused(format!(
-                        "the registry does not take what was issued: {unmade}"
-                    )),
-                    done => return done,
-                }
+                *issued = Some(Issued { order, certificate });
+                return self.settle(epoch, issued).await;
             }
             Ok(Err(failure)) => failure,
             Err(_) => refused("the order took too long".to_owned()),
         };
-        tracing::warn!(host, error = failure.error, "no certificate was issued");
-        let order = acme::failed(&order, clock::unix(), &failure);
-        let order = Box::new(order);
+        self.fail(epoch, &order, &failure).await
+    }
+
+    /// Puts what was issued in its place; it is kept while the lease for that is another's.
+    async fn settle(&self, epoch: u64, issued: &mut Option<Issued>) -> Result<Outcome, Unmade> {
+        let Some(ready) = issued.as_ref() else {
+            return Ok(Outcome::Nothing);
+        };
+        let done = self.change(ready.actions(epoch)).await;
+        if matches!(&done, Err(unmade) if is_fenced(unmade)) {
+            return done;
+        }
+        let settled = issued.take();
+        match (done, settled) {
+            (Err(unmade), Some(settled)) => {
+                let failure = refused(format!(
+                    "the registry does not take what was issued: {unmade}"
+                ));
+                self.fail(epoch, &settled.order, &failure).await
+            }
+            (done, _) => done,
+        }
+    }
+
+    async fn fail(
+        &self,
+        epoch: u64,
+        order: &Order,
+        failure: &acme::Failure,
+    ) -> Result<Outcome, Unmade> {
+        tracing::warn!(
+            host = order.host,
+            error = failure.error,
+            "no certificate was issued"
+        );
+        let order = Box::new(acme::failed(order, clock::unix(), failure));
         self.change([Action::PutOrder { order, epoch }]).await
     }
 
     /// Makes changes in order, and returns what came of the last. Where nobody knows whether they were
-    /// made they are made again, which does no harm, as long as the lease is held.
+    /// made they are made again, which does no harm, as long as the lease is held. Returns when this node
+    /// has seen them: what is decided next must not be decided by what was before.
     pub(super) async fn change(
         &self,
         actions: impl IntoIterator<Item = Action>,
     ) -> Result<Outcome, Unmade> {
         let commands = commands(actions);
-        surely(|| self.propose(&commands)).await
+        let (index, outcome) = surely(|| self.propose(&commands)).await?;
+        self.registry.view().reached(index).await;
+        Ok(outcome)
     }
 
-    /// Once; returns when this node has seen them.
-    async fn propose(&self, commands: &[Command]) -> Result<Outcome, Unmade> {
+    /// Once; also returns as of when what it did is to be seen.
+    async fn propose(&self, commands: &[Command]) -> Result<(u64, Outcome), Unmade> {
         let replies = self.registry.propose_all(commands, PROPOSE_TIME).await?;
-        let mut last = Outcome::Nothing;
+        let mut last = (0, Outcome::Nothing);
         for reply in replies {
             match reply {
                 Reply::Refused(refusal) => return Err(refusal.into()),
-                Reply::Done { index, outcome } => {
-                    // A copy that lags longer than this is looked at as it is.
-                    let _ = timeout(PROPOSE_TIME, self.registry.view().reached(index)).await;
-                    last = outcome;
-                }
+                Reply::Done { index, outcome } => last = (index, outcome),
             }
         }
         Ok(last)
@@ -300,9 +367,9 @@ fn commands(actions: impl IntoIterator<Item = Action>) -> Vec<Command> {
 }
 
 /// Asks until it is known what came of it.
-async fn surely<F>(ask: impl Fn() -> F) -> Result<Outcome, Unmade>
+async fn surely<F, T>(ask: impl Fn() -> F) -> Result<T, Unmade>
 where
-    F: Future<Output = Result<Outcome, Unmade>>,
+    F: Future<Output = Result<T, Unmade>>,
 {
     loop {
         match ask().await {
@@ -342,19 +409,21 @@ fn refused(error: String) -> acme::Failure {
 mod tests {
     use std::cell::RefCell;
 
+    use scheduler::model::{Blob, CertificateSource, Sealed, UnixMs};
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
     async fn what_nobody_knows_of_is_asked_for_again_and_what_is_known_is_not() {
         let unmade = |error| Err(Unmade::Propose(error));
         let table = [
-            (vec![Ok(Outcome::Nothing)], true),
+            (vec![Ok(())], true),
             (
                 vec![
                     unmade(ProposeError::Unknown),
                     unmade(ProposeError::NoQuorum),
                     unmade(ProposeError::Busy),
-                    Ok(Outcome::Nothing),
+                    Ok(()),
                 ],
                 true,
             ),
@@ -375,6 +444,44 @@ mod tests {
             assert_eq!(made.is_ok(), is_made, "{made:?}");
             assert!(answers.borrow().len() == 0, "asked too seldom");
         }
+    }
+
+    /// As after an outage in which the lease ran out, with what was issued just before it.
+    #[test]
+    fn what_was_issued_is_kept_until_the_registry_has_one_as_good() {
+        let certificate = |days: u64| Certificate {
+            name: "web.edge.test".to_owned(),
+            source: CertificateSource::Acme,
+            hosts: vec!["web.edge.test".to_owned()],
+            not_before: UnixMs(0),
+            not_after: UnixMs(days * 86_400_000),
+            chain: String::new(),
+            key: Sealed {
+                upon: 0,
+                nonce: Blob::default(),
+                text: Blob::default(),
+            },
+            version: 0,
+        };
+        let mut state = State::default();
+        let order = acme::begun(&state, "web.edge.test", UnixMs(0));
+        let certificate_of_two = certificate(2);
+        let issued = Issued {
+            order,
+            certificate: certificate_of_two,
+        };
+        assert!(issued.is_missing(&state));
+        for (days, is_missing) in [(1, true), (2, false), (3, false)] {
+            let known = certificate(days);
+            state.certificates.insert(known.name.clone(), known);
+            assert_eq!(issued.is_missing(&state), is_missing, "{days} days");
+        }
+        let epochs = issued.actions(7).map(|action| match action {
+            Action::PutOrder { epoch, .. } => Some(epoch),
+            Action::PutCertificate { epoch, .. } => epoch,
+            _ => None,
+        });
+        assert_eq!(epochs, [Some(7); 2], "of the lease that is held now");
     }
 
     #[test]

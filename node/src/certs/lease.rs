@@ -48,6 +48,11 @@ impl Held {
         self.lease.version
     }
 
+    /// What is done later is done without it.
+    pub(super) fn until(&self) -> Instant {
+        self.until
+    }
+
     /// After a renewal that was asked for then, and with what the registry shows now: how long to wait
     /// before the next. `None` when it is lost.
     pub(super) fn on_answer(

@@ -8,7 +8,7 @@ use instant_acme::{
     NewOrder, OrderStatus, RetryPolicy,
 };
 use netfabric::tls::Bundle;
-use scheduler::acme::{self, Failure, Stage};
+use scheduler::acme::{Failure, Stage};
 use scheduler::model::{
     AcmeAccount, Certificate, CertificateSource, Challenge, ChallengeKind, Order,
 };
@@ -55,8 +55,8 @@ enum Ended {
 }
 
 impl Attempt<'_> {
-    /// The changes that put the certificate in its place, or why there is none.
-    pub(super) async fn run(&self) -> Result<Vec<Action>, Failure> {
+    /// The certificate, which is in no place yet, or why there is none.
+    pub(super) async fn run(&self) -> Result<Certificate, Failure> {
         let place = &self.issuer.settings.place;
         let mut is_known = true;
         loop {
@@ -122,7 +122,7 @@ impl Attempt<'_> {
         Ok(account)
     }
 
-    async fn issue(&self, mut order: instant_acme::Order) -> Result<Vec<Action>, Ended> {
+    async fn issue(&self, mut order: instant_acme::Order) -> Result<Certificate, Ended> {
         let host = &self.order.host;
         self.prove(&mut order).await?;
         let status = order.poll_ready(&CHECKS).await?;
@@ -134,7 +134,7 @@ impl Attempt<'_> {
         let bundle = Bundle::read(chain.as_bytes(), key.as_bytes())?;
         bundle.check(clock::unix())?;
         let key = self.issuer.vault.seal_for(&purpose(host), key.as_bytes())?;
-        let certificate = Certificate {
+        Ok(Certificate {
             name: host.clone(),
             source: CertificateSource::Acme,
             hosts: bundle.hosts,
@@ -143,18 +143,7 @@ impl Attempt<'_> {
             chain,
             key,
             version: 0,
-        };
-        Ok(vec![
-            Action::PutOrder {
-                order: Box::new(acme::succeeded(self.order)),
-                epoch: self.epoch,
-            },
-            Action::PutCertificate {
-                certificate: Box::new(certificate),
-                if_version: None,
-                epoch: Some(self.epoch),
-            },
-        ])
+        })
     }
 
     /// Has every node answer for the host, and the authority look.
