@@ -326,6 +326,7 @@ fn admission(number: u64, revision: &Revision, held: u32) -> Admission {
         service: revision.service.clone(),
         revision: revision.key.clone(),
         needs: needs(&revision.spec),
+        asked: None,
         port: 8080,
         promised: held,
         start_deadline_ms: START_DEADLINE,

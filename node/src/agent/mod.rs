@@ -31,6 +31,7 @@ pub use capacity::offered;
 pub use record::RecordBase;
 pub use spec::{INTERNAL, unsupported};
 
+use crate::clock;
 use crate::consensus::Registry;
 use crate::images::Images;
 use crate::logs::LogQuery;
@@ -162,6 +163,7 @@ impl Agent {
         let start = Input::Start(Start {
             revision,
             receipt: request.receipt,
+            asked: clock::now(),
             held: request.held,
             capacity,
             replies: vec![reply],

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use netfabric::wire::peer::StartRefusal;
 use scheduler::converge::{Admission, Effect, Refused};
-use scheduler::model::{FailReason, InstanceId, Name, Revision, RevisionKey, RevisionState};
+use scheduler::model::{FailReason, InstanceId, Name, Now, Revision, RevisionKey, RevisionState};
 use scheduler::place::{Inputs, Passed, Receipt, misplaced};
 use scheduler::registry::State;
 
@@ -21,6 +21,7 @@ const PARKED: &str = "parked";
 pub(super) struct Start {
     pub revision: Arc<Revision>,
     pub receipt: Receipt,
+    pub asked: Now,
     /// Requests that wait for it, and what one instance carries at once.
     pub held: u32,
     pub capacity: u32,
@@ -50,6 +51,7 @@ impl Driver {
         }
         let admission = Admission {
             promised: start.held,
+            asked: Some(start.asked),
             ..admission(&self.name(&key.name), &start.revision)
         };
         match self.node.admit(now, admission) {
@@ -155,6 +157,7 @@ impl Driver {
         let start = Start {
             revision: work.record.revision.clone(),
             receipt: work.record.receipt.clone(),
+            asked: clock::now(),
             held: 0,
             capacity: 0,
             replies: std::mem::take(&mut work.replies),

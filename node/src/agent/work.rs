@@ -86,6 +86,7 @@ pub(super) fn admission(id: &InstanceId, revision: &Revision) -> Admission {
         service: revision.service.clone(),
         revision: revision.key.clone(),
         needs: place::needs(spec),
+        asked: None,
         port: spec.port().container_port,
         promised: 0,
         start_deadline_ms: deadline.max(patience),

@@ -60,6 +60,8 @@ pub struct Admission {
     pub service: ServiceKey,
     pub revision: RevisionKey,
     pub needs: Resources,
+    /// When it was asked for, where that was before it is admitted: askers may wait in a line.
+    pub asked: Option<Now>,
     /// Where it is expected to listen.
     pub port: u16,
     /// Requests that wait for it.
@@ -358,7 +360,7 @@ impl Node {
 
 fn unpark(now: Now, slot: &mut Slot, admission: Admission) -> (InstanceId, Vec<Effect>) {
     let id = slot.id();
-    slot.asked = now;
+    slot.asked = admission.asked.unwrap_or(now);
     slot.admission = Admission {
         id: id.clone(),
         ..admission

@@ -118,10 +118,10 @@ pub(super) struct Slot {
 impl Slot {
     pub(super) fn new(now: Now, admission: Admission, phase: Phase) -> Self {
         Self {
+            asked: admission.asked.unwrap_or(now),
             admission,
             phase,
             since: now,
-            asked: now,
             origin: match phase {
                 Phase::Parking => Origin::Parked,
                 _ => Origin::Made,

@@ -22,6 +22,7 @@ pub(super) fn admission(id: &str) -> Admission {
             name: name("web-00001"),
         },
         needs: NEEDS,
+        asked: None,
         port: 8080,
         promised: 0,
         start_deadline_ms: 30_000,

@@ -71,6 +71,24 @@ fn one_is_kept_after_a_start_more_after_a_burst_and_none_in_the_end() {
     assert_eq!(node.seen().count(), 6, "what was parked leaves no trace");
 }
 
+/// A node that is busy with the first of a crowd gets to the last of it seconds later.
+#[test]
+fn those_that_wait_in_a_line_asked_when_they_came() {
+    let mut node = node(16);
+    for n in 0..5 {
+        let asked = Admission {
+            asked: Some(Now(100 + n)),
+            ..admission(&format!("a{n}"))
+        };
+        let at = Now(2_000 * (n + 1));
+        let (id, _) = node.admit(at, asked).unwrap();
+        node.on_prepared(at, &id, Ok(()));
+        node.on_launched(at, &id, Ok(()));
+        node.on_probed(at, &id, ask(Kind::Readiness, 0), Ok(()));
+    }
+    assert_eq!(refill(&mut node, 11_000), 5);
+}
+
 #[test]
 fn as_many_are_kept_as_were_asked_for_at_once_however_long_they_took() {
     let mut node = node(16);
