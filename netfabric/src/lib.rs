@@ -10,3 +10,4 @@ pub mod ingress;
 pub mod wire;
 
 mod places;
+pub mod sockets;

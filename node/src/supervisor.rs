@@ -1,14 +1,14 @@
 //! Whoever starts the daemon and starts it again: systemd, or another that speaks as it does
 //! (`sd_notify(3)`, `sd_listen_fds(3)`). It hears when the daemon serves and when it stops, and keeps the
-//! front door's sockets from one daemon to the next. Without one everything goes on as well, but who
-//! connects while no daemon runs is refused.
+//! front door's sockets and those of DNS from one daemon to the next. Without one everything goes on as
+//! well, but who comes while no daemon runs is refused.
 
 use std::env;
 use std::net::TcpListener;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use listenfd::ListenFd;
-use netfabric::ingress::{Handed, SocketStore, Sockets};
+use netfabric::sockets::{Handed, SocketStore, Sockets};
 use rustix::net::sockopt;
 use sd_notify::NotifyState;
 
@@ -25,7 +25,7 @@ pub fn sockets() -> Sockets {
                 .map(|socket| socket.map(Handed::Udp)),
         };
         taken.unwrap_or_else(|error| {
-            tracing::warn!(%error, "the supervisor handed over what is no socket of a front door");
+            tracing::warn!(%error, "the supervisor handed over what is no socket of a door");
             None
         })
     });

@@ -17,6 +17,7 @@ use super::serve::{self, Server, frame, read_frame, send};
 use super::zone::Zone;
 use super::{Answers, DnsConfig, DnsError};
 use crate::places::Places;
+use crate::sockets::Sockets;
 
 /// What one resolver may take: those who ask try again after five seconds.
 const UPSTREAM: Duration = Duration::from_secs(2);
@@ -61,7 +62,11 @@ impl InnerDns {
     ///
     /// # Errors
     /// [`DnsError`] when the domain is no name or the port is not to be had.
-    pub async fn start(config: InnerConfig, answers: Arc<dyn Answers>) -> Result<Self, DnsError> {
+    pub async fn start(
+        config: InnerConfig,
+        answers: Arc<dyn Answers>,
+        sockets: &Sockets,
+    ) -> Result<Self, DnsError> {
         let zone = DnsConfig {
             listen: config.listen,
             origin: config.domain.clone(),
@@ -74,7 +79,7 @@ impl InnerDns {
             resolvers: config.resolvers,
             asked: Places::new(ASKED, ASKED_FOR_ONE),
         });
-        let (local, tasks) = serve::start(config.listen, inner).await?;
+        let (local, tasks) = serve::start(config.listen, inner, sockets).await?;
         Ok(Self {
             local,
             _tasks: tasks,
@@ -295,7 +300,9 @@ mod tests {
                 resolvers,
             };
             let with = config(vec![dead, resolver().await]);
-            let server = InnerDns::start(with, Arc::new(One)).await.unwrap();
+            let server = InnerDns::start(with, Arc::new(One), &Sockets::default())
+                .await
+                .unwrap();
             let table = [
                 ("web.shop.internal.", ResponseCode::NoError, 1),
                 ("WEB.shop.Internal.", ResponseCode::NoError, 1),
@@ -313,7 +320,7 @@ mod tests {
                     "{name}"
                 );
             }
-            let alone = InnerDns::start(config(vec![]), Arc::new(One))
+            let alone = InnerDns::start(config(vec![]), Arc::new(One), &Sockets::default())
                 .await
                 .unwrap();
             let reply = asked(alone.local_addr(), &query("example.com.", 8), tcp).await;
@@ -336,7 +343,9 @@ mod tests {
             ttl: 5,
             resolvers: vec![],
         };
-        let server = InnerDns::start(config, Arc::new(One)).await.unwrap();
+        let server = InnerDns::start(config, Arc::new(One), &Sockets::default())
+            .await
+            .unwrap();
         let mut greedy = Vec::new();
         for _ in 0..=Inner::CONNECTIONS_OF_ONE {
             greedy.push(connected("127.0.0.1:0", server.local_addr()).await);

@@ -26,6 +26,8 @@ use std::sync::Arc;
 use scheduler::model::Name;
 use tokio::task::JoinSet;
 
+use crate::sockets::Sockets;
+
 pub use inner::{InnerConfig, InnerDns};
 pub use subnets::{Cidr, CidrError};
 
@@ -109,9 +111,13 @@ impl Dns {
     ///
     /// # Errors
     /// [`DnsError`] when the origin is no name or the port is not to be had.
-    pub async fn start(config: DnsConfig, answers: Arc<dyn Answers>) -> Result<Self, DnsError> {
+    pub async fn start(
+        config: DnsConfig,
+        answers: Arc<dyn Answers>,
+        sockets: &Sockets,
+    ) -> Result<Self, DnsError> {
         let outer = outer::Outer::new(zone::Zone::new(&config, answers)?);
-        let (local, tasks) = serve::start(config.listen, Arc::new(outer)).await?;
+        let (local, tasks) = serve::start(config.listen, Arc::new(outer), sockets).await?;
         Ok(Self { local, tasks })
     }
 

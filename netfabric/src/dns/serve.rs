@@ -14,6 +14,7 @@ use tokio::time::{sleep, timeout};
 
 use super::DnsError;
 use crate::places::Places;
+use crate::sockets::Sockets;
 
 /// Largest query looked at; real ones are below 300 bytes.
 const MAX_QUERY: usize = 4096;
@@ -43,13 +44,14 @@ pub(super) trait Server: Send + Sync + 'static {
     fn framed(&self, query: Vec<u8>, from: IpAddr) -> impl Future<Output = Option<Vec<u8>>> + Send;
 }
 
-/// Binds UDP and TCP on one address and has `server` answer until the tasks are dropped. Says which
+/// Binds UDP and TCP on one address, or takes what the daemon before this one had there, and has `server` answer until the tasks are dropped. Says which
 /// address that is.
 pub(super) async fn start(
     listen: SocketAddr,
     server: Arc<impl Server>,
+    kept: &Sockets,
 ) -> Result<(SocketAddr, JoinSet<()>), DnsError> {
-    let bound = bind(listen).await;
+    let bound = take_or_bind(listen, kept).await;
     let (local, udp, tcp) = bound.map_err(|source| DnsError::Listen { listen, source })?;
     let (udp, tcp) = (Arc::new(udp), Arc::new(tcp));
     let mut tasks = JoinSet::new();
@@ -61,6 +63,24 @@ pub(super) async fn start(
         connections(Arc::clone(&tcp), Arc::clone(&server))
     }));
     Ok((local, tasks))
+}
+
+async fn take_or_bind(
+    listen: SocketAddr,
+    kept: &Sockets,
+) -> io::Result<(SocketAddr, UdpSocket, TcpListener)> {
+    if let Some((udp, tcp)) = kept.pair(listen) {
+        let local = udp.local_addr()?;
+        return Ok((
+            local,
+            UdpSocket::from_std(udp)?,
+            TcpListener::from_std(tcp)?,
+        ));
+    }
+    let (local, udp, tcp) = bind(listen).await?;
+    kept.keep(true, local, &udp);
+    kept.keep(false, local, &tcp);
+    Ok((local, udp, tcp))
 }
 
 /// One port for both: with port 0 the kernel picks UDP's, which may be taken for TCP.
@@ -183,4 +203,46 @@ pub(super) async fn read_frame(stream: &mut TcpStream, most: usize) -> io::Resul
     let mut query = vec![0; length];
     stream.read_exact(&mut query).await?;
     Ok(Some(query))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sockets::Handed;
+
+    struct Echo;
+
+    impl Server for Echo {
+        const CONNECTIONS_OF_ONE: usize = 1;
+
+        fn datagram(self: &Arc<Self>, socket: &Arc<UdpSocket>, query: &[u8], from: SocketAddr) {
+            send(socket, Some(query.to_vec()), from);
+        }
+
+        async fn framed(&self, query: Vec<u8>, _: IpAddr) -> Option<Vec<u8>> {
+            Some(query)
+        }
+    }
+
+    /// As between two daemons: the sockets are kept, and nobody reads.
+    #[tokio::test]
+    async fn what_is_asked_while_nobody_serves_is_answered_by_the_next() {
+        let listen = "127.0.0.1:0".parse().unwrap();
+        let (local, udp, tcp) = bind(listen).await.unwrap();
+        let client = UdpSocket::bind(listen).await.unwrap();
+        client.send_to(b"asked", local).await.unwrap();
+        let mut stream = TcpStream::connect(local).await.unwrap();
+        stream.write_all(&frame(b"asked").unwrap()).await.unwrap();
+
+        let udp = Handed::Udp(udp.into_std().unwrap());
+        let handed = vec![udp, Handed::Tcp(tcp.into_std().unwrap())];
+        let sockets = Sockets::new(handed, None);
+        let (again, _tasks) = start(listen, Arc::new(Echo), &sockets).await.unwrap();
+        assert_eq!(again, local);
+        let mut answer = [0; 16];
+        let (length, from) = client.recv_from(&mut answer).await.unwrap();
+        assert_eq!((&answer[..length], from), (&b"asked"[..], local));
+        let framed = read_frame(&mut stream, MAX_QUERY).await.unwrap();
+        assert_eq!(framed.as_deref(), Some(&b"asked"[..]));
+    }
 }

@@ -11,6 +11,7 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
 use super::*;
+use crate::sockets::Sockets;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -69,7 +70,7 @@ async fn server() -> Dns {
             Name::new("lis").unwrap(),
         )],
     };
-    Dns::start(config, Arc::new(Fixed { services }))
+    Dns::start(config, Arc::new(Fixed { services }), &Sockets::default())
         .await
         .unwrap()
 }

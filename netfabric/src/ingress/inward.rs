@@ -20,9 +20,9 @@ use super::door::{self, Phase};
 use super::headers::Caller;
 use super::passage::{Way, carry};
 use super::problem::{Code, Problem};
-use super::sockets::Sockets;
 use super::stream::Conduit;
 use super::{Shared, workers};
+use crate::sockets::Sockets;
 
 const HTTP: u16 = 80;
 /// After a failed accept (out of files): without a pause the loop would spin.

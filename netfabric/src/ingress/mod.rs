@@ -36,7 +36,6 @@ mod pool;
 mod problem;
 mod recent;
 mod secure;
-mod sockets;
 mod start;
 mod stream;
 mod strict;
@@ -62,6 +61,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout};
 
 use crate::places::all_back;
+use crate::sockets::{self, Sockets};
 use crate::tls::{Shelf, Tickets};
 use crate::wire::peer::{StartRefusal, StartRequest, Started};
 
@@ -72,7 +72,6 @@ pub use ledger::Bill;
 pub use local::{Guard, Local, Served};
 pub use peer_door::{PeerDoor, Place};
 pub use problem::{CODES, Code};
-pub use sockets::{Handed, SocketStore, Sockets};
 pub use stream::{Conduit, Stream};
 
 use door::Phase;

@@ -20,8 +20,8 @@ use tokio::time::sleep;
 
 use super::Shared;
 use super::door::{self, Phase};
-use super::sockets::Sockets;
 use crate::places::LOOK_WHO_IS_IN;
+use crate::sockets::Sockets;
 
 /// More cores than this are left to what the node is for.
 const MAX_WORKERS: usize = 32;
@@ -289,8 +289,8 @@ async fn run(
 
 #[cfg(test)]
 mod tests {
-    use super::super::sockets::Handed;
     use super::*;
+    use crate::sockets::Handed;
 
     #[tokio::test]
     async fn workers_share_an_address_among_themselves_and_with_nobody_else() {

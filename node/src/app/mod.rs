@@ -15,7 +15,8 @@ use arc_swap::ArcSwap;
 use netfabric::dns::{CidrError, Dns, DnsConfig, InnerDns};
 use netfabric::gossip::{Gossip, GossipConfig, INTERVAL};
 use netfabric::identity::{Authority, Identity, Vault};
-use netfabric::ingress::{Ingress, IngressDeps, Local, Sockets};
+use netfabric::ingress::{Ingress, IngressDeps, Local};
+use netfabric::sockets::Sockets;
 use netfabric::tls::{Shelf, Tickets};
 use netfabric::transport::{Kind, Mesh};
 use scheduler::fleet::Fleet;
@@ -130,6 +131,8 @@ struct App {
     ingress: Arc<Ingress>,
     /// Answers containers as long as it is kept.
     _inner_dns: InnerDns,
+    /// Of the daemon before this one, and for the next.
+    sockets: Arc<Sockets>,
     protections: Protections,
     toucher: Toucher,
     ca_hash: String,
@@ -163,7 +166,7 @@ impl App {
         serve_registry(&mesh, &registry, known);
 
         let images = open_images(&config, &data, me, &mesh, &fleet)?;
-        let (network, protections) = open_network(&config, &data).await?;
+        let (network, protections) = open_network(&config, &data, &sockets).await?;
         let local = Local::new();
         let door = Door::default();
         let base = record_base(&config, me, mesh_address);
@@ -209,6 +212,7 @@ impl App {
             agent: agent.clone(),
             mesh: mesh.clone(),
         };
+        let sockets = Arc::new(sockets);
         let parts = DoorParts {
             routes: routes.clone(),
             local,
@@ -218,7 +222,7 @@ impl App {
             network,
             shelf,
             tickets,
-            sockets,
+            sockets: sockets.clone(),
         };
         let (ingress, inner_dns) = open_doors(&config, parts, &protections.resolvers).await?;
         // Set once, here.
@@ -238,6 +242,7 @@ impl App {
             images,
             ingress,
             _inner_dns: inner_dns,
+            sockets,
             protections,
             toucher,
             ca_hash: identity.ca_hash(),
@@ -390,7 +395,7 @@ impl App {
             ttl: u32::try_from(self.config.dns.ttl.0.as_secs()).unwrap_or(u32::MAX),
             subnets: subnets.context("[dns] subnets")?,
         };
-        let started = Dns::start(config, Arc::new(names)).await;
+        let started = Dns::start(config, Arc::new(names), &self.sockets).await;
         Ok(Some(started.with_context(|| {
             format!("DNS on {listen}; `--dns off` goes without")
         })?))
@@ -508,8 +513,15 @@ fn gossip_config(
 }
 
 /// The containers' network, with user namespaces where this kernel can.
-async fn open_network(config: &Config, data: &Path) -> Result<(Network, Protections)> {
+async fn open_network(
+    config: &Config,
+    data: &Path,
+    sockets: &Sockets,
+) -> Result<(Network, Protections)> {
     let mut network = network_config(config, data)?;
+    let gateway = network.subnet.gateway().into();
+    let doors = sockets.tcp_port(gateway).zip(sockets.pair_port(gateway));
+    network.inward = doors.map(|(door, dns)| Inward { door, dns });
     let protections = Protections::look(data, &data.join(INSTANCES), &network.table);
     network.user_namespaces = protections.no_user_namespaces.is_none();
     Ok((Network::open(network).await?, protections))
@@ -541,7 +553,7 @@ struct DoorParts {
     network: Network,
     shelf: Arc<Shelf>,
     tickets: Option<Tickets>,
-    sockets: Sockets,
+    sockets: Arc<Sockets>,
 }
 
 /// The front door, its side for peers, and that for containers with their names.
@@ -551,7 +563,10 @@ async fn open_doors(
     resolvers: &[SocketAddr],
 ) -> Result<(Arc<Ingress>, InnerDns)> {
     let DoorParts {
-        routes, network, ..
+        routes,
+        network,
+        sockets,
+        ..
     } = parts;
     let Peers { agent, mesh, .. } = parts.peers.clone();
     let deps = IngressDeps {
@@ -563,7 +578,7 @@ async fn open_doors(
         starter: Arc::new(parts.peers),
         shelf: parts.shelf,
         tickets: parts.tickets,
-        sockets: Arc::new(parts.sockets),
+        sockets: sockets.clone(),
         callers: Arc::new(Neighbours {
             network: network.clone(),
             record: agent.record(),
@@ -575,7 +590,7 @@ async fn open_doors(
 
     let names = Arc::new(InnerNames { routes });
     let dns = inner_dns_config(network.gateway(), resolvers);
-    let dns = InnerDns::start(dns, names).await;
+    let dns = InnerDns::start(dns, names, &sockets).await;
     let dns = dns.context("DNS for containers")?;
     let doors = Inward {
         door: ingress.inner().map_or(0, |addr| addr.port()),

@@ -28,6 +28,9 @@ pub use traffic::Traffic;
 
 #[derive(Debug, Clone)]
 pub struct NetworkConfig {
+    /// Those of a daemon before this one that stay open: containers are led to them from the first
+    /// moment, and wait there.
+    pub inward: Option<Inward>,
     /// At most 15 characters.
     pub bridge: String,
     /// The nftables tables' name; two nodes in one network namespace need two.
@@ -50,6 +53,7 @@ impl NetworkConfig {
     #[must_use]
     pub fn of(node: &str, run: impl Into<PathBuf>) -> Self {
         Self {
+            inward: None,
             bridge: format!("sv{}", tag(node)),
             table: "selvedge".to_owned(),
             subnet: "10.201.0.0/16".parse().expect("a literal network"),

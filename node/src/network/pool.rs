@@ -80,7 +80,11 @@ impl Network {
         let known = leases.values().chain(&dirty);
         known.for_each(|slot| addresses.mark(slot.number));
         let slots: Vec<Slot> = leases.values().cloned().collect();
-        rules::apply(&rules::ruleset(&config, &slots)).await?;
+        let led = config
+            .inward
+            .map(|doors| rules::lead_inward(&config, doors));
+        let rules = rules::ruleset(&config, &slots) + &led.unwrap_or_default();
+        rules::apply(&rules).await?;
         let state = State {
             addresses,
             ready: VecDeque::new(),

@@ -4,12 +4,10 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::sleep;
-
-use super::local::lock;
 
 /// What the daemon before this one listened on, and this one does not, stays open for so long.
 const UNCLAIMED: Duration = Duration::from_mins(1);
@@ -78,7 +76,7 @@ impl Sockets {
     }
 
     /// The listeners of an address, as many as there were.
-    pub(super) fn tcp(&self, addr: SocketAddr) -> Vec<TcpListener> {
+    pub(crate) fn tcp(&self, addr: SocketAddr) -> Vec<TcpListener> {
         self.take(|socket| socket.is_tcp() && socket.addr() == Some(addr))
             .filter_map(|socket| match socket {
                 Handed::Tcp(socket) => Some(socket),
@@ -87,17 +85,53 @@ impl Sockets {
             .collect()
     }
 
-    /// A listener on whatever port of an address that has but one.
-    pub(super) fn tcp_on(&self, ip: IpAddr) -> Option<TcpListener> {
-        let addr = {
-            let handed = lock(&self.handed);
-            let tcp = handed.iter().filter(|socket| socket.is_tcp());
-            tcp.filter_map(Handed::addr).find(|addr| addr.ip() == ip)
-        };
-        self.tcp(addr?).pop()
+    /// A listener on whatever port of an address that has but one, besides those of [`Sockets::pair`].
+    pub(crate) fn tcp_on(&self, ip: IpAddr) -> Option<TcpListener> {
+        self.tcp((ip, self.tcp_port(ip)?).into()).pop()
     }
 
-    pub(super) fn udp(&self, addr: SocketAddr) -> Option<UdpSocket> {
+    /// The port of [`Sockets::tcp_on`], while nobody took it.
+    pub fn tcp_port(&self, ip: IpAddr) -> Option<u16> {
+        let paired = self.ports(ip, Handed::is_udp);
+        let tcp = self.ports(ip, Handed::is_tcp);
+        tcp.into_iter().find(|port| !paired.contains(port))
+    }
+
+    /// The port of [`Sockets::pair`], while nobody took it.
+    pub fn pair_port(&self, ip: IpAddr) -> Option<u16> {
+        let tcp = self.ports(ip, Handed::is_tcp);
+        let udp = self.ports(ip, Handed::is_udp);
+        udp.into_iter().find(|port| tcp.contains(port))
+    }
+
+    fn ports(&self, ip: IpAddr, which: impl Fn(&Handed) -> bool) -> Vec<u16> {
+        let handed = lock(&self.handed);
+        let addrs = handed.iter().filter(|s| which(s)).filter_map(Handed::addr);
+        addrs
+            .filter(|addr| addr.ip() == ip)
+            .map(|addr| addr.port())
+            .collect()
+    }
+
+    /// A socket for datagrams and a listener on one port of an address, where both are there; port 0 is
+    /// whatever port has both.
+    pub(crate) fn pair(&self, listen: SocketAddr) -> Option<(UdpSocket, TcpListener)> {
+        let port = match listen.port() {
+            0 => self.pair_port(listen.ip())?,
+            port => port,
+        };
+        let addr = SocketAddr::new(listen.ip(), port);
+        match (self.udp(addr), self.tcp(addr).pop()) {
+            (Some(udp), Some(tcp)) => return Some((udp, tcp)),
+            // One alone would only be in the way of new ones.
+            (Some(_), None) => self.forget(true, addr),
+            (None, Some(_)) => self.forget(false, addr),
+            (None, None) => {}
+        }
+        None
+    }
+
+    pub(crate) fn udp(&self, addr: SocketAddr) -> Option<UdpSocket> {
         self.take(|socket| socket.is_udp() && socket.addr() == Some(addr))
             .find_map(|socket| match socket {
                 Handed::Udp(socket) => Some(socket),
@@ -107,7 +141,7 @@ impl Sockets {
 
     /// The connections on which the daemon before this one had nothing under way. They are this one's from
     /// now on.
-    pub(super) fn idle(&self) -> Vec<TcpStream> {
+    pub(crate) fn idle(&self) -> Vec<TcpStream> {
         if let Some(store) = &self.store {
             store.forget(IDLE);
         }
@@ -120,7 +154,7 @@ impl Sockets {
     }
 
     /// Leaves a connection on which nothing is under way to the next daemon. False where nobody keeps it.
-    pub(super) fn leave(&self, connection: &impl AsFd) -> bool {
+    pub(crate) fn leave(&self, connection: &impl AsFd) -> bool {
         if let Some(store) = &self.store {
             store.keep(IDLE, connection.as_fd());
         }
@@ -134,21 +168,21 @@ impl Sockets {
     }
 
     /// Has a socket that was bound here kept for the next daemon.
-    pub(super) fn keep(&self, udp: bool, addr: SocketAddr, socket: &impl AsFd) {
+    pub(crate) fn keep(&self, udp: bool, addr: SocketAddr, socket: &impl AsFd) {
         if let Some(store) = &self.store {
             store.keep(&name(udp, addr), socket.as_fd());
         }
     }
 
     /// The socket is listened on no more, by the next daemon neither.
-    pub(super) fn forget(&self, udp: bool, addr: SocketAddr) {
+    pub(crate) fn forget(&self, udp: bool, addr: SocketAddr) {
         if let Some(store) = &self.store {
             store.forget(&name(udp, addr));
         }
     }
 
     /// Closes what nobody took: what the configuration had, and has no more.
-    pub(super) fn forget_the_rest(&self) {
+    pub(crate) fn forget_the_rest(&self) {
         for socket in self.take(|_| true) {
             if let Some(addr) = socket.addr() {
                 self.forget(socket.is_udp(), addr);
@@ -158,9 +192,14 @@ impl Sockets {
 }
 
 /// Services' ports are known once the registry is heard: what is not listened on by then is nobody's.
-pub(super) async fn forget_unclaimed(sockets: Arc<Sockets>) {
+pub(crate) async fn forget_unclaimed(sockets: Arc<Sockets>) {
     sleep(UNCLAIMED).await;
     sockets.forget_the_rest();
+}
+
+/// A poisoned lock only means that a thread died while it held a plain list: it is still good.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// systemd's names have no colons.
@@ -190,17 +229,30 @@ mod tests {
     fn what_was_handed_over_is_taken_once_and_the_rest_forgotten() {
         let bind = || TcpListener::bind("127.0.0.1:0").unwrap();
         let (one, other, inner) = (bind(), bind(), TcpListener::bind("127.0.0.2:0").unwrap());
-        let udp = UdpSocket::bind(one.local_addr().unwrap()).unwrap();
+        let names = TcpListener::bind("127.0.0.2:0").unwrap();
+        let (names_at, inner_at) = (names.local_addr().unwrap(), inner.local_addr().unwrap());
+        let udp = [one.local_addr().unwrap(), names_at];
+        let udp = udp.map(|at| Handed::Udp(UdpSocket::bind(at).unwrap()));
         let (at, left) = (one.local_addr().unwrap(), other.local_addr().unwrap());
         let again = one.try_clone().unwrap();
-        let tcp = [one, again, other, inner].map(Handed::Tcp);
-        let handed = tcp.into_iter().chain([Handed::Udp(udp)]).collect();
+        let tcp = [names, one, again, other, inner].map(Handed::Tcp);
+        let handed = tcp.into_iter().chain(udp).collect();
         let book = Arc::<Book>::default();
         let sockets = Sockets::new(handed, Some(Box::new(book.clone())));
 
         assert_eq!(sockets.tcp(at).len(), 2);
         assert!(sockets.tcp(at).is_empty());
-        assert!(sockets.tcp_on("127.0.0.2".parse().unwrap()).is_some());
+        let alone = sockets.tcp_on("127.0.0.2".parse().unwrap());
+        assert_eq!(
+            alone.unwrap().local_addr().unwrap(),
+            inner_at,
+            "not half of a pair"
+        );
+        let any: SocketAddr = "127.0.0.2:0".parse().unwrap();
+        let (udp, tcp) = sockets.pair(any).unwrap();
+        assert_eq!(udp.local_addr().unwrap(), names_at);
+        assert_eq!(tcp.local_addr().unwrap(), names_at);
+        assert!(sockets.pair(any).is_none());
         assert!(sockets.udp(at).is_some() && sockets.udp(at).is_none());
         sockets.keep(true, "[::1]:53".parse().unwrap(), &bind());
         sockets.forget_the_rest();
