@@ -34,6 +34,10 @@ struct Alone;
 
 #[async_trait]
 impl PeerLink for Alone {
+    fn open_now(&self, _: NodeId) -> Option<Box<dyn Stream>> {
+        None
+    }
+
     async fn open(&self, _: NodeId, _: Duration) -> io::Result<Box<dyn Stream>> {
         Err(io::ErrorKind::HostUnreachable.into())
     }

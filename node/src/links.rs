@@ -113,6 +113,11 @@ pub struct DoorLink(pub Mesh);
 
 #[async_trait]
 impl PeerLink for DoorLink {
+    fn open_now(&self, node: NodeId) -> Option<Box<dyn Stream>> {
+        let stream = self.0.open_now(node, Kind::Proxy)?;
+        Some(Box::new(stream))
+    }
+
     async fn open(&self, node: NodeId, deadline: Duration) -> io::Result<Box<dyn Stream>> {
         match self.0.open(node, Kind::Proxy, deadline).await {
             Ok(stream) => Ok(Box::new(stream)),

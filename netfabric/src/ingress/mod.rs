@@ -89,6 +89,9 @@ const LEAVE: Duration = Duration::from_secs(1);
 /// Streams to other nodes' doors.
 #[async_trait]
 pub trait PeerLink: Send + Sync {
+    /// A stream to the node's [`PeerDoor`], when one is to be had without waiting.
+    fn open_now(&self, node: NodeId) -> Option<Box<dyn Stream>>;
+
     /// Opens a stream to the node's [`PeerDoor`], within `deadline`.
     async fn open(&self, node: NodeId, deadline: Duration) -> io::Result<Box<dyn Stream>>;
 

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -23,11 +23,11 @@ use super::local::{Guard, Slot};
 use super::problem::Problem;
 use super::stream::Stream;
 use super::upstream::{self, Admission, Answer, Escort, Trip};
-use super::{Shared, door, tunnel};
+use super::{Shared, door, express, tunnel};
 
 /// The longest a revision may allow (600 s), and what a peer that says nothing gets.
 const PATIENCE_CAP: Duration = Duration::from_mins(10);
-const TRIES: usize = 3;
+pub(super) const TRIES: usize = 3;
 /// A refusal reads this much of a body first: a sender that finds its stream closed while it
 /// still writes may miss the refusal.
 const DRAIN_BYTES: usize = 64 * 1024;
@@ -55,13 +55,17 @@ impl PeerDoor {
     /// Serves one stream until it ends. While the door is closing peers are still served, until
     /// nobody else is in any more.
     pub async fn serve<S: Stream + 'static>(&self, stream: S, _place: Place) {
-        door::serve(
+        let Some((stream, seen)) = express::serve_peer(&self.shared, stream).await else {
+            return;
+        };
+        // On the heap, so that plain requests do without its room.
+        let general = Box::pin(door::serve(
             &self.shared,
-            (stream, BytesMut::new()),
+            (stream, BytesMut::from(seen.as_slice())),
             Phase::Closed,
             |shared, request| async move { answer(&shared, request).await },
-        )
-        .await;
+        ));
+        general.await;
     }
 }
 
@@ -71,8 +75,10 @@ async fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Respons
         .served_for_peers
         .fetch_add(1, Ordering::Relaxed);
     let switch = hyper::upgrade::on(&mut request);
-    let bench = named(&request).and_then(|revision| shared.local.find(&revision));
-    let deadline = Instant::now() + patience(&request);
+    let said = |name: HeaderName| request.headers().get(name).map(HeaderValue::as_bytes);
+    let revision = said(REVISION).and_then(named);
+    let deadline = Instant::now() + patience(said(PATIENCE));
+    let bench = revision.and_then(|revision| shared.local.find(&revision));
     let head = match Head::from_peer(&mut request) {
         Ok(head) => head,
         Err(problem) => return bad(&problem),
@@ -84,12 +90,7 @@ async fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Respons
     };
     let Some(guard) = admit(&bench, &[]) else {
         drain(request.into_body()).await;
-        let why = if bench.open_here() > 0 {
-            FULL
-        } else {
-            "not-here"
-        };
-        return refuse(&REFUSED, why);
+        return refuse(&REFUSED, no_room(&bench));
     };
     let call = Call {
         shared: Arc::clone(shared),
@@ -192,8 +193,18 @@ pub(super) fn admit(bench: &Bench, tried: &[Arc<Slot>]) -> Option<Guard> {
     open.into_iter().find_map(|(_, _, slot)| slot.admit())
 }
 
-fn named<B>(request: &Request<B>) -> Option<RevisionKey> {
-    let text = request.headers().get(REVISION)?.to_str().ok()?;
+/// Why none of the instances here takes a request.
+pub(super) fn no_room(bench: &Bench) -> &'static str {
+    if bench.open_here() > 0 {
+        FULL
+    } else {
+        "not-here"
+    }
+}
+
+/// The revision that another node means.
+pub(super) fn named(said: &[u8]) -> Option<RevisionKey> {
+    let text = std::str::from_utf8(said).ok()?;
     let (namespace, name) = text.split_once('/')?;
     Some(RevisionKey {
         namespace: Name::new(namespace).ok()?,
@@ -201,10 +212,10 @@ fn named<B>(request: &Request<B>) -> Option<RevisionKey> {
     })
 }
 
-fn patience<B>(request: &Request<B>) -> Duration {
-    let said = request.headers().get(PATIENCE);
-    let said = said.and_then(|v| v.to_str().ok()?.parse().ok());
-    said.map_or(PATIENCE_CAP, |millis| {
+/// How long another node waits.
+pub(super) fn patience(said: Option<&[u8]>) -> Duration {
+    let millis = said.and_then(|said| std::str::from_utf8(said).ok()?.parse().ok());
+    millis.map_or(PATIENCE_CAP, |millis| {
         Duration::from_millis(millis).min(PATIENCE_CAP)
     })
 }

@@ -220,6 +220,9 @@ pub(super) async fn there(
 
 /// What a first stream brings up (the connection, its driver) must outlive this worker's request.
 async fn open(shared: &Shared, node: NodeId) -> Result<Box<dyn Stream>, Trip> {
+    if let Some(stream) = shared.link.open_now(node) {
+        return Ok(stream);
+    }
     let link = Arc::clone(&shared.link);
     let opening = async move { timeout(OPEN_STREAM, link.open(node, OPEN_STREAM)).await };
     let opened = shared.runtime.spawn(opening).await;

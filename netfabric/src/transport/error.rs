@@ -94,9 +94,18 @@ impl TransportError {
     }
 }
 
+/// What the library said, also of an error that was given another kind.
+fn cause(error: &io::Error) -> Option<&(dyn std::error::Error + Send + Sync + 'static)> {
+    let source = error.get_ref()?;
+    match source.downcast_ref::<io::Error>() {
+        Some(inner) => cause(inner),
+        None => Some(source),
+    }
+}
+
 /// The code with which the peer reset or stopped the stream.
 fn reset_code(error: &io::Error) -> Option<quinn::VarInt> {
-    let source = error.get_ref()?;
+    let source = cause(error)?;
     if let Some(quinn::ReadError::Reset(code)) = source.downcast_ref() {
         return Some(*code);
     }
@@ -117,7 +126,7 @@ pub(super) fn is_refusal(error: &io::Error) -> bool {
 }
 
 fn lost(error: &io::Error) -> Option<quinn::ConnectionError> {
-    let source = error.get_ref()?;
+    let source = cause(error)?;
     if let Some(quinn::ReadError::ConnectionLost(lost)) = source.downcast_ref() {
         return Some(lost.clone());
     }

@@ -21,6 +21,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use scheduler::model::NodeId;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -185,6 +186,13 @@ impl Mesh {
         let until = Instant::now() + deadline;
         let link = || self.inner.link_to(to, until);
         self.inner.open_on(link, kind, until).await
+    }
+
+    /// A stream to a node, when there is a connection that has one to give at once.
+    pub fn open_now(&self, to: NodeId, kind: Kind) -> Option<MeshStream> {
+        let link = lock(&self.inner.pool).link(to)?;
+        let opened = MeshStream::open(link, kind).now_or_never()?;
+        opened.ok()
     }
 
     /// Opens a stream to whichever node of this cluster is at `addr`.

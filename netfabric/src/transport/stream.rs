@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use scheduler::model::NodeId;
 use serde::Serialize;
@@ -22,8 +22,13 @@ pub struct MeshStream {
     send: quinn::SendStream,
     recv: quinn::RecvStream,
     kind: Kind,
+    /// The peer has not been told what kind it is: that goes with the first bytes, in one packet.
+    untold: bool,
     link: Arc<Link>,
 }
+
+/// Copied behind the kind's byte at most.
+const WITH_KIND: usize = 16 * 1024;
 
 impl MeshStream {
     pub(super) fn new(
@@ -37,19 +42,28 @@ impl MeshStream {
             send,
             recv,
             kind,
+            untold: false,
             link,
         }
     }
 
+    /// The peer sees the stream with its first byte, which goes when something is written or waited for.
     pub(super) async fn open(link: Arc<Link>, kind: Kind) -> Result<Self, TransportError> {
-        let mut stream = Self::new(link.conn.open_bi().await?, kind, link);
-        // The peer sees the stream with its first byte.
-        stream
-            .send
-            .write_all(&[kind as u8])
-            .await
-            .map_err(|error| TransportError::frame(kind, FrameError::Io(error.into())))?;
+        let ends = link.conn.open_bi().await?;
+        let mut stream = Self::new(ends, kind, link);
+        stream.untold = true;
         Ok(stream)
+    }
+
+    /// Says what kind it is, when that was not said, with as much of `more` as fits; how much of that was
+    /// written.
+    fn poll_tell(&mut self, cx: &mut Context<'_>, more: &[u8]) -> Poll<io::Result<usize>> {
+        let more = &more[..more.len().min(WITH_KIND)];
+        let first = [&[self.kind as u8], more].concat();
+        let written = AsyncWrite::poll_write(Pin::new(&mut self.send), cx, &first);
+        let written = ready!(written.map_err(told))?;
+        self.untold = written == 0;
+        Poll::Ready(Ok(written.saturating_sub(1)))
     }
 
     /// The node at the other end, as its certificate says.
@@ -79,27 +93,31 @@ impl MeshStream {
     /// One frame, at most [`Kind::frame_limit`] bytes; `None` at the end of the stream. Needs a
     /// deadline around it.
     pub async fn read_frame(&mut self) -> Result<Option<Vec<u8>>, FrameError> {
-        frame::read_frame(&mut self.recv, self.kind.frame_limit()).await
+        let limit = self.kind.frame_limit();
+        frame::read_frame(self, limit).await
     }
 
     pub async fn write_frame(&mut self, bytes: &[u8]) -> Result<(), FrameError> {
-        frame::write_frame(&mut self.send, bytes, self.kind.frame_limit()).await
+        let limit = self.kind.frame_limit();
+        frame::write_frame(self, bytes, limit).await
     }
 
     pub async fn read_value<T: DeserializeOwned>(&mut self) -> Result<T, FrameError> {
-        frame::read_value(&mut self.recv, self.kind.frame_limit()).await
+        let limit = self.kind.frame_limit();
+        frame::read_value(self, limit).await
     }
 
     pub async fn write_value<T: Serialize + ?Sized>(
         &mut self,
         value: &T,
     ) -> Result<(), FrameError> {
-        frame::write_value(&mut self.send, value, self.kind.frame_limit()).await
+        let limit = self.kind.frame_limit();
+        frame::write_value(self, value, limit).await
     }
 
     /// Ends the writing side; the peer reads to the end.
     pub async fn finish(&mut self) -> io::Result<()> {
-        self.send.shutdown().await
+        self.shutdown().await
     }
 
     /// Breaks the stream off in both directions; the peer's reads and writes fail.
@@ -134,6 +152,9 @@ impl AsyncRead for MeshStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.untold {
+            ready!(self.poll_tell(cx, &[]))?;
+        }
         let read = AsyncRead::poll_read(Pin::new(&mut self.recv), cx, buf);
         read.map_err(told)
     }
@@ -145,6 +166,12 @@ impl AsyncWrite for MeshStream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if self.untold {
+            let written = ready!(self.poll_tell(cx, buf))?;
+            if written > 0 {
+                return Poll::Ready(Ok(written));
+            }
+        }
         let written = AsyncWrite::poll_write(Pin::new(&mut self.send), cx, buf);
         written.map_err(told)
     }
@@ -154,6 +181,9 @@ impl AsyncWrite for MeshStream {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.untold {
+            ready!(self.poll_tell(cx, &[]))?;
+        }
         AsyncWrite::poll_shutdown(Pin::new(&mut self.send), cx)
     }
 }

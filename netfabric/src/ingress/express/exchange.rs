@@ -1,19 +1,22 @@
-//! One try at an instance here over HTTP/1.1: the request out, the answer in and on to the client,
-//! in the task that has both connections.
+//! One try over HTTP/1.1, at an instance here or, over a stream, at another node's door: the request
+//! out, the answer in and on to who asked, in the task that has both connections.
 
 use std::future::poll_fn;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, ReadBuf};
+use scheduler::model::InstanceId;
+use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 
 use super::conn::{Conn, Waited};
 use super::request::{self, Ask};
-use super::response::{self, Framing, Garbled, Through};
+use super::response::{self, Framing, Garbled, Recipient, Through};
 use super::scratch;
 use crate::ingress::door::MAX_HEAD_BYTES;
+use crate::ingress::headers::FULL;
 use crate::ingress::local::Slot;
 use crate::ingress::stream::Stream;
 use crate::ingress::upstream::{Trip, WHOLE_BYTES, connect};
@@ -35,13 +38,14 @@ pub(super) enum Failure {
 }
 
 /// An answer whose head is ready for the client.
-#[derive(Debug)]
-pub(super) struct Begun {
+pub(super) struct Begun<U> {
     pub(super) status: u16,
     /// The client's connection ends after it.
     pub(super) close: bool,
-    upstream: TcpStream,
-    /// The instance's connection can be used again.
+    /// Of another node, when it says so.
+    pub(super) instance: Option<InstanceId>,
+    upstream: U,
+    /// The upstream connection can be used again.
     keep: bool,
     through: Through,
 }
@@ -49,9 +53,12 @@ pub(super) struct Begun {
 /// What the task needs to know of a request that is under way.
 pub(super) struct Errand<'a> {
     pub(super) ask: &'a Ask,
-    pub(super) id: &'a str,
+    /// Whom the answer is for.
+    pub(super) to: Recipient<'a>,
     /// The head as it goes on.
     pub(super) head: &'a [u8],
+    /// Another node's door is asked, and what it says of its answer is believed.
+    pub(super) of_peer: bool,
 }
 
 /// Sends the request to an instance that admitted it and goes on, until an answer begins.
@@ -59,15 +66,15 @@ pub(super) async fn begin<S: Stream>(
     conn: &mut Conn<S>,
     slot: &Arc<Slot>,
     errand: &Errand<'_>,
-) -> Result<Begun, Failure> {
+) -> Result<Begun<TcpStream>, Failure> {
     loop {
         let kept = slot.pool().take_idle();
         let is_kept = kept.is_some();
-        let upstream = match kept {
+        let mut upstream = match kept {
             Some(upstream) => upstream,
             None => connect(slot).await.map_err(Failure::Trip)?,
         };
-        match send(conn, &upstream, errand).await {
+        match send(conn, &mut upstream, errand).await {
             Ok(()) => return answer(conn, upstream, is_kept, errand).await,
             // Nothing was sent: the next one.
             Err(Failure::Stale) if is_kept => {}
@@ -80,39 +87,60 @@ pub(super) async fn begin<S: Stream>(
     }
 }
 
-/// Writes head and body in one go, as nearly always fits. [`Failure::Stale`] when nothing went out.
-async fn send<S: Stream>(
+/// Sends the request on a fresh stream to another node's door.
+pub(super) async fn begin_there<S: Stream, U: Stream>(
     conn: &mut Conn<S>,
-    upstream: &TcpStream,
+    mut stream: U,
+    errand: &Errand<'_>,
+) -> Result<Begun<U>, Failure> {
+    match send(conn, &mut stream, errand).await {
+        Ok(()) => answer(conn, stream, false, errand).await,
+        Err(Failure::Stale) => Err(Failure::Trip(Trip::Connect("the stream ended".to_owned()))),
+        Err(other) => Err(other),
+    }
+}
+
+/// Writes head and body in one go, as nearly always fits. [`Failure::Stale`] when nothing went out.
+async fn send<S: Stream, U: Stream>(
+    conn: &mut Conn<S>,
+    upstream: &mut U,
     errand: &Errand<'_>,
 ) -> Result<(), Failure> {
-    let rest = scratch::output(|out| {
-        out.extend_from_slice(errand.head);
-        let body = usize::try_from(errand.ask.body.unwrap_or(0)).unwrap_or(usize::MAX);
-        let from = errand.ask.head;
-        out.extend_from_slice(&conn.seen[from..from + body]);
-        match upstream.try_write(out) {
-            Ok(count) if count == out.len() => Ok(Vec::new()),
-            Ok(count) => Ok(out.split_off(count)),
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(out.clone()),
-            Err(_) => Err(Failure::Stale),
-        }
-    })?;
+    let first = poll_fn(|cx| {
+        Poll::Ready(scratch::output(|out| {
+            out.extend_from_slice(errand.head);
+            let body = usize::try_from(errand.ask.body.unwrap_or(0)).unwrap_or(usize::MAX);
+            let from = errand.ask.head;
+            out.extend_from_slice(&conn.seen[from..from + body]);
+            match Pin::new(&mut *upstream).poll_write(cx, out) {
+                Poll::Ready(Ok(count)) if count == out.len() => Ok(Vec::new()),
+                Poll::Ready(Ok(count)) => Ok(out.split_off(count)),
+                Poll::Ready(Err(_)) => Err(Failure::Stale),
+                Poll::Pending => Ok(out.clone()),
+            }
+        }))
+    });
+    let rest = first.await?;
     let mut left = rest.as_slice();
     while !left.is_empty() {
-        let mut writable = std::pin::pin!(upstream.writable());
-        let waited = poll_fn(|cx| match writable.as_mut().poll(cx) {
-            Poll::Ready(ready) => Poll::Ready(ready.map_err(|e| broken(&e))),
+        let written = poll_fn(|cx| match Pin::new(&mut *upstream).poll_write(cx, left) {
+            Poll::Ready(written) => Poll::Ready(written.map_err(|e| broken(&e))),
             Poll::Pending => conn.poll_lost(cx).map(|why| Err(lost(why))),
         });
-        waited.await?;
-        match upstream.try_write(left) {
-            Ok(count) => left = &left[count..],
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(broken(&error)),
+        match written.await? {
+            0 => return Err(broken(&"it takes nothing more")),
+            count => left = &left[count..],
         }
     }
     Ok(())
+}
+
+/// Nothing came, and nothing will: the other end says that nobody took it, or it broke off.
+fn unanswered(error: &io::Error) -> Failure {
+    if error.kind() == io::ErrorKind::ConnectionRefused {
+        return Failure::Trip(Trip::Connect(error.to_string()));
+    }
+    broken(error)
 }
 
 fn broken(error: &dyn std::fmt::Display) -> Failure {
@@ -127,12 +155,12 @@ fn lost(why: Waited) -> Failure {
 }
 
 /// Reads until the answer's head can be passed on: small answers with their body.
-async fn answer<S: Stream>(
+async fn answer<S: Stream, U: Stream>(
     conn: &mut Conn<S>,
-    mut upstream: TcpStream,
+    mut upstream: U,
     is_kept: bool,
     errand: &Errand<'_>,
-) -> Result<Begun, Failure> {
+) -> Result<Begun<U>, Failure> {
     // What came so far, when it was not enough.
     let mut early: Vec<u8> = Vec::new();
     let begun = poll_fn(|cx| {
@@ -143,12 +171,13 @@ async fn answer<S: Stream>(
                 let bytes = buf.filled();
                 let nothing = bytes.is_empty() && early.is_empty();
                 let read = match read {
-                    Ok(()) if nothing => Err("closed without an answer".to_owned()),
-                    read => read.map_err(|e| e.to_string()),
+                    Ok(()) if nothing => Err(io::Error::other("closed without an answer")),
+                    read => read,
                 };
                 Poll::Ready(match read {
                     Ok(()) => hear(conn, bytes, &mut early, errand),
                     Err(_) if is_kept && early.is_empty() => Err(Failure::Stale),
+                    Err(error) if early.is_empty() => Err(unanswered(&error)),
                     Err(error) => Err(broken(&error)),
                 })
             });
@@ -164,6 +193,7 @@ async fn answer<S: Stream>(
     Ok(Begun {
         status: begun.status,
         close: begun.close,
+        instance: begun.instance,
         upstream,
         keep: begun.keep,
         through: begun.through,
@@ -173,6 +203,7 @@ async fn answer<S: Stream>(
 struct Heard {
     status: u16,
     close: bool,
+    instance: Option<InstanceId>,
     keep: bool,
     through: Through,
 }
@@ -224,6 +255,11 @@ fn pass_head<S: Stream>(
         let Some(answer) = read else {
             return Ok(Pass::More);
         };
+        let instance = if errand.of_peer {
+            believed(answer.told)?
+        } else {
+            None
+        };
         let body = &bytes[answer.head..];
         if answer.is_interim() {
             bytes = body;
@@ -240,7 +276,7 @@ fn pass_head<S: Stream>(
         let mut through = Through::new(answer.framing);
         // Not sent yet: what became of the request is written down before its client knows.
         let out = conn.next();
-        answer.write(out, errand.id, close);
+        answer.write(out, errand.to, close);
         let used = through.pass(body, out).map_err(|e| garbled(e.into()));
         let used = used.inspect_err(|_| conn.take_back())?;
         if ended {
@@ -249,6 +285,7 @@ fn pass_head<S: Stream>(
         return Ok(Pass::Heard(Heard {
             status: answer.status,
             close,
+            instance,
             // More than the answer on it: whose would that be?
             keep: answer.keep && used == body.len() && !ended,
             through,
@@ -256,26 +293,42 @@ fn pass_head<S: Stream>(
     }
 }
 
-/// Passes on the rest. Says whether the answer is with the client whole.
-pub(super) async fn finish<S: Stream>(
+/// What another node's door says of its answer: a refusal is none.
+fn believed(told: response::Told<'_>) -> Result<Option<InstanceId>, Failure> {
+    if let Some(why) = told.refused {
+        let full = why == FULL.as_bytes();
+        return Err(Failure::Trip(Trip::Refused { full }));
+    }
+    if let Some(why) = told.broken {
+        let why = String::from_utf8_lossy(why).into_owned();
+        return Err(Failure::Trip(Trip::BrokenThere(why)));
+    }
+    let instance = told.instance.and_then(|id| std::str::from_utf8(id).ok());
+    Ok(instance.map(|id| InstanceId(id.to_owned())))
+}
+
+/// Passes on the rest. Says whether the answer is with who asked whole, and returns the upstream connection
+/// where that can be used again.
+pub(super) async fn finish<S: Stream, U: Stream>(
     conn: &mut Conn<S>,
-    mut begun: Begun,
-    slot: &Arc<Slot>,
-) -> bool {
+    mut begun: Begun<U>,
+) -> (bool, Option<U>) {
     while !begun.through.is_over() {
         let more = poll_fn(|cx| poll_more(cx, conn, &mut begun));
         if !more.await {
-            return false;
+            return (false, None);
         }
     }
-    if begun.keep {
-        slot.pool().put_idle(slot, begun.upstream);
-    }
-    conn.flush().await
+    let kept = begun.keep.then_some(begun.upstream);
+    (conn.flush().await, kept)
 }
 
 /// Takes in more of the body when the client took what there was. `false`: it cannot be finished.
-fn poll_more<S: Stream>(cx: &mut Context<'_>, conn: &mut Conn<S>, begun: &mut Begun) -> Poll<bool> {
+fn poll_more<S: Stream, U: Stream>(
+    cx: &mut Context<'_>,
+    conn: &mut Conn<S>,
+    begun: &mut Begun<U>,
+) -> Poll<bool> {
     match conn.poll_sent(cx) {
         Poll::Ready(Ok(())) => {}
         Poll::Ready(Err(_)) => return Poll::Ready(false),
@@ -293,10 +346,10 @@ fn poll_more<S: Stream>(cx: &mut Context<'_>, conn: &mut Conn<S>, begun: &mut Be
     }
 }
 
-fn pass_on<S: Stream>(
+fn pass_on<S: Stream, U>(
     cx: &mut Context<'_>,
     conn: &mut Conn<S>,
-    begun: &mut Begun,
+    begun: &mut Begun<U>,
     bytes: &[u8],
 ) -> bool {
     // The usual case of a long body needs no copy.

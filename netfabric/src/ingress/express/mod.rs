@@ -1,37 +1,43 @@
-//! The express way: plain HTTP/1.1 requests that an instance here answers over HTTP/1.1, which is
-//! nearly all there is. A request is read, sent on and answered in the connection's one task, with
-//! no channel, lock or timer of its own between accept and the instance.
+//! The express way: plain HTTP/1.1 requests that an instance answers over HTTP/1.1, which is nearly all
+//! there is. A request is read, sent on and answered in the connection's one task, with no channel, lock
+//! or timer of its own between accept and the instance, or the stream to the node that has one (`peer`
+//! is that node's side).
 //!
 //! Whatever is not plain is handed over, with all bytes unread, to the general way (`door::serve`):
-//! other protocols and switches of them, bodies that do not come at once, answers from other nodes,
-//! and everything that is wrong. Nothing is decided here that is not decided there: routing,
+//! other protocols and switches of them, bodies that do not come at once, nodes that there is no
+//! connection to yet, and everything that is wrong. Nothing is decided here that is not decided there: routing,
 //! admission, waiting, retries are `dispatch`'s.
 
 mod conn;
 mod exchange;
+mod peer;
 mod request;
 mod response;
 mod scratch;
 
 use std::any::Any;
 use std::future::poll_fn;
+use std::io::Write as _;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 
 use http::HeaderValue;
-use scheduler::model::Protocol;
+use scheduler::model::{NodeId, Protocol};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use ulid::Ulid;
 
 use self::conn::{BODY_TIME, Conn, Waited};
-use self::exchange::{Begun, Errand, Failure, begin, finish};
-use self::request::{Ask, Reading};
+use self::exchange::{Begun, Errand, Failure, begin, begin_there, finish};
+pub(super) use self::peer::serve as serve_peer;
+use self::request::{Ask, Reading, Sender};
+use self::response::Recipient;
 use super::body::KEEP_BYTES;
 use super::dispatch::{Called, Quest, Resume, Source};
 use super::door::HEAD_TIME;
-use super::headers::Caller;
-use super::local::Guard;
+use super::headers::{Caller, PATIENCE, REVISION};
+use super::local::{Guard, Slot};
 use super::problem::Problem;
 use super::stream::Stream;
 use super::upstream::{Admission, Trip};
@@ -55,6 +61,28 @@ struct Express<S> {
     host: String,
     /// The request's head, as it goes on.
     onward: Vec<u8>,
+    /// The same, as it goes to another node.
+    outward: Vec<u8>,
+}
+
+/// What ends a head: the end of its last line is the line before's.
+const END: &[u8] = b"\r\n";
+
+/// What an answer came over.
+trait Upstream: Stream {
+    /// It can be used again.
+    fn keep(self, slot: &Arc<Slot>);
+}
+
+impl Upstream for TcpStream {
+    fn keep(self, slot: &Arc<Slot>) {
+        slot.pool().put_idle(slot, self);
+    }
+}
+
+/// A stream between nodes is one request's.
+impl Upstream for Box<dyn Stream> {
+    fn keep(self, _: &Arc<Slot>) {}
 }
 
 /// What comes after a request.
@@ -85,6 +113,7 @@ pub(super) async fn serve<S: Stream + 'static>(
         client: caller.address.to_canonical().to_string(),
         host: String::new(),
         onward: Vec::new(),
+        outward: Vec::new(),
     };
     loop {
         match express.turn().await {
@@ -141,7 +170,7 @@ impl<S: Stream> Express<S> {
         loop {
             if !self.conn.seen.is_empty() {
                 let mut slots = request::slots();
-                match request::read(&self.conn.seen, &mut slots) {
+                match request::read(&self.conn.seen, &mut slots, Sender::Client) {
                     Reading::Partial => {}
                     Reading::Odd => return Err(Turn::HandOver(None)),
                     Reading::Plain(plain) => {
@@ -211,25 +240,43 @@ impl<S: Stream> Express<S> {
         };
         self.conn.expect_by(quest.deadline);
         loop {
-            let guard = match self.admission(&mut quest).await {
+            let admission = match self.admission(&mut quest).await {
                 None => return Turn::Close,
-                Some(Ok(Admission::Here(guard))) if guard.slot.protocol == Protocol::Http1 => guard,
-                Some(Ok(other)) => return hand_over(quest, Some(other)),
+                Some(Ok(admission)) => admission,
                 Some(Err(problem)) => return self.fail(quest, &problem, ask, text).await,
             };
-            match self.attempt(&guard, ask, text).await {
-                Ok(begun) => return self.pass_on(quest, guard, begun).await,
-                Err(Failure::Gone) => return Turn::Close,
-                Err(Failure::Late) => {
+            let failure = match &admission {
+                Admission::Here(guard) if guard.slot.protocol == Protocol::Http1 => {
+                    match self.attempt(guard, ask, text).await {
+                        Ok(begun) => return self.pass_on(quest, admission, begun).await,
+                        Err(failure) => failure,
+                    }
+                }
+                Admission::Here(_) => return hand_over(quest, Some(admission)),
+                Admission::There(sent) => {
+                    let Some(stream) = self.shared.link.open_now(sent.node) else {
+                        return hand_over(quest, Some(admission));
+                    };
+                    match self
+                        .attempt_there(&quest, sent.node, stream, ask, text)
+                        .await
+                    {
+                        Ok(begun) => return self.pass_on(quest, admission, begun).await,
+                        Err(failure) => failure,
+                    }
+                }
+            };
+            match failure {
+                Failure::Gone => return Turn::Close,
+                Failure::Late => {
                     return self.fail(quest, &Problem::late(), ask, text).await;
                 }
-                Err(Failure::Stale) if quest.again_after_stale(&ask.method) => {}
-                Err(Failure::Stale) => {
+                Failure::Stale if quest.again_after_stale(&ask.method) => {}
+                Failure::Stale => {
                     let trip = Trip::Broken("closed without an answer".to_owned());
                     return self.fail(quest, &trip.problem(), ask, text).await;
                 }
-                Err(Failure::Trip(trip)) => {
-                    let admission = Admission::Here(guard);
+                Failure::Trip(trip) => {
                     if !quest.again(&admission, &trip, ask.method.is_idempotent(), true) {
                         drop(admission);
                         return self.fail(quest, &trip.problem(), ask, text).await;
@@ -256,29 +303,82 @@ impl<S: Stream> Express<S> {
         .await
     }
 
-    async fn attempt(&mut self, guard: &Guard, ask: &Ask, id: &str) -> Result<Begun, Failure> {
+    async fn attempt(
+        &mut self,
+        guard: &Guard,
+        ask: &Ask,
+        id: &str,
+    ) -> Result<Begun<TcpStream>, Failure> {
         let thawed = guard.slot.thawed().await;
         let still = |e| Trip::Connect(format!("{} stays frozen: {e}", guard.slot.id));
         thawed.map_err(|e| Failure::Trip(still(e)))?;
         let errand = Errand {
             ask,
-            id,
+            to: Recipient::Client(id),
             head: &self.onward,
+            of_peer: false,
         };
         let begun = begin(&mut self.conn, &guard.slot, &errand).await?;
         guard.slot.answered();
         Ok(begun)
     }
 
+    /// The same at another node, which is told what is meant and how long there is.
+    async fn attempt_there(
+        &mut self,
+        quest: &Quest,
+        node: NodeId,
+        stream: Box<dyn Stream>,
+        ask: &Ask,
+        id: &str,
+    ) -> Result<Begun<Box<dyn Stream>>, Failure> {
+        let end = self.onward.len().saturating_sub(END.len());
+        self.outward.clear();
+        self.outward.extend_from_slice(&self.onward[..end]);
+        let millis = quest.deadline.saturating_duration_since(Instant::now());
+        // Writing to memory does not fail.
+        let _ = write!(
+            self.outward,
+            "{PATIENCE}: {}\r\n{REVISION}: {}\r\n\r\n",
+            millis.as_millis(),
+            quest.route.key
+        );
+        let errand = Errand {
+            ask,
+            to: Recipient::Client(id),
+            head: &self.outward,
+            of_peer: true,
+        };
+        let sent = &self.shared.counters.sent_to_peers;
+        sent.fetch_add(1, Ordering::Relaxed);
+        let begun = begin_there(&mut self.conn, stream, &errand).await?;
+        self.shared.nodes.of(node).answered();
+        Ok(begun)
+    }
+
     /// Passes on what has begun, and writes down that it did.
-    async fn pass_on(&mut self, quest: Quest, guard: Guard, begun: Begun) -> Turn {
-        let source = Source {
-            instance: Some(Arc::clone(&guard.slot.id)),
-            node: quest.shared.me(),
+    async fn pass_on<U: Upstream>(
+        &mut self,
+        quest: Quest,
+        admission: Admission,
+        mut begun: Begun<U>,
+    ) -> Turn {
+        let source = match &admission {
+            Admission::Here(guard) => Source {
+                instance: Some(Arc::clone(&guard.slot.id)),
+                node: quest.shared.me(),
+            },
+            Admission::There(sent) => Source {
+                instance: begun.instance.take().map(Arc::new),
+                node: sent.node,
+            },
         };
         quest.record(begun.status, Some(source), None);
         let close = begun.close;
-        let whole = finish(&mut self.conn, begun, &guard.slot).await;
+        let (whole, upstream) = finish(&mut self.conn, begun).await;
+        if let (Admission::Here(guard), Some(upstream)) = (&admission, upstream) {
+            upstream.keep(&guard.slot);
+        }
         if whole && !close {
             Turn::Next
         } else {

@@ -4,11 +4,11 @@
 
 use std::mem::MaybeUninit;
 
-use http::Method;
+use http::{HeaderName, Method};
 use httparse::{Header, ParserConfig, Request, Status};
 
 use crate::ingress::door::MAX_HEAD_BYTES;
-use crate::ingress::headers::MAX_HEADERS;
+use crate::ingress::headers::{MAX_HEADERS, PATIENCE, REVISION};
 use crate::ingress::strict::{length, lines_end_well};
 
 /// Room for the headers of one head.
@@ -33,6 +33,22 @@ pub(super) struct Plain<'h, 'b> {
     pub(super) ask: Ask,
     pub(super) target: &'b str,
     headers: &'h [Header<'b>],
+    told: Told<'b>,
+}
+
+/// What another node's door says of a request of its own.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Told<'b> {
+    pub(super) revision: Option<&'b [u8]>,
+    pub(super) patience: Option<&'b [u8]>,
+}
+
+/// Who sends a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sender {
+    Client,
+    /// Another node's door: it has vetted the request and said whose it is.
+    Peer,
 }
 
 /// What must be known of a request once its head is written.
@@ -50,7 +66,11 @@ pub(super) struct Ask {
 }
 
 /// Reads the head at the beginning of `bytes`.
-pub(super) fn read<'h, 'b>(bytes: &'b [u8], slots: &'h mut Slots<'b>) -> Reading<'h, 'b> {
+pub(super) fn read<'h, 'b>(
+    bytes: &'b [u8],
+    slots: &'h mut Slots<'b>,
+    from: Sender,
+) -> Reading<'h, 'b> {
     let mut request = Request::new(&mut []);
     let parsed =
         ParserConfig::default().parse_request_with_uninit_headers(&mut request, bytes, slots);
@@ -71,17 +91,18 @@ pub(super) fn read<'h, 'b>(bytes: &'b [u8], slots: &'h mut Slots<'b>) -> Reading
     if !lines_end_well(&bytes[..head]) || !is_plain_target(target) {
         return Reading::Odd;
     }
-    sift(method, target, head, headers).map_or(Reading::Odd, Reading::Plain)
+    sift((method, target), head, headers, from).map_or(Reading::Odd, Reading::Plain)
 }
 
 /// Looks at each header; `None` when one is not plain.
 fn sift<'h, 'b>(
-    method: &str,
-    target: &'b str,
+    (method, target): (&str, &'b str),
     head: usize,
     headers: &'h mut [Header<'b>],
+    from: Sender,
 ) -> Option<Plain<'h, 'b>> {
     let mut host = None;
+    let mut told = Told::default();
     let mut cookies = 0;
     let mut ask = Ask {
         method: plain_method(method)?,
@@ -93,7 +114,9 @@ fn sift<'h, 'b>(
     for header in headers.iter_mut() {
         match kind(header.name) {
             Kind::Passes => continue,
-            Kind::Ends => {}
+            Kind::Proxy if from == Sender::Peer => continue,
+            Kind::Ours if from == Sender::Peer => told.note(header),
+            Kind::Ends | Kind::Proxy | Kind::Ours => {}
             Kind::Cookie if cookies == 0 => {
                 cookies = 1;
                 continue;
@@ -116,26 +139,37 @@ fn sift<'h, 'b>(
         ask,
         target,
         headers,
+        told,
     })
 }
 
-impl Plain<'_, '_> {
+impl<'b> Told<'b> {
+    fn note(&mut self, header: &Header<'b>) {
+        let is = |name: &HeaderName| header.name.eq_ignore_ascii_case(name.as_str());
+        if is(&REVISION) {
+            self.revision = Some(header.value);
+        } else if is(&PATIENCE) {
+            self.patience = Some(header.value);
+        }
+    }
+}
+
+impl<'b> Plain<'_, 'b> {
+    pub(super) fn told(&self) -> Told<'b> {
+        self.told
+    }
+
+    /// Writes the head of a peer's request as it goes on: all is said already.
+    pub(super) fn write_on(&self, out: &mut Vec<u8>) {
+        self.begin(out);
+        self.end(out);
+    }
+
     /// Writes the head as it goes on, with what only proxies may say.
     pub(super) fn write(&self, out: &mut Vec<u8>, (client, scheme): (&str, &str), id: &str) {
+        self.begin(out);
         let host = self.host.as_bytes();
         let mut put = |parts: &[&[u8]]| parts.iter().for_each(|p| out.extend_from_slice(p));
-        let method = self.ask.method.as_str().as_bytes();
-        put(&[
-            method,
-            b" ",
-            self.target.as_bytes(),
-            b" HTTP/1.1\r\nhost: ",
-            host,
-            b"\r\n",
-        ]);
-        for header in self.headers.iter().filter(|h| !h.name.is_empty()) {
-            put(&[header.name.as_bytes(), b": ", header.value, b"\r\n"]);
-        }
         let (client, scheme) = (client.as_bytes(), scheme.as_bytes());
         let (open, close): (&[u8], &[u8]) = if client.contains(&b':') {
             (b"\r\nforwarded: for=\"[", b"]\";host=\"")
@@ -146,6 +180,27 @@ impl Plain<'_, '_> {
         put(&[b"\";proto=", scheme, b"\r\nx-forwarded-for: ", client]);
         put(&[b"\r\nx-forwarded-host: ", host]);
         put(&[b"\r\nx-forwarded-proto: ", scheme, b"\r\n"]);
+        self.end(out);
+    }
+
+    fn begin(&self, out: &mut Vec<u8>) {
+        let mut put = |parts: &[&[u8]]| parts.iter().for_each(|p| out.extend_from_slice(p));
+        let method = self.ask.method.as_str().as_bytes();
+        put(&[
+            method,
+            b" ",
+            self.target.as_bytes(),
+            b" HTTP/1.1\r\nhost: ",
+            self.host.as_bytes(),
+            b"\r\n",
+        ]);
+        for header in self.headers.iter().filter(|h| !h.name.is_empty()) {
+            put(&[header.name.as_bytes(), b": ", header.value, b"\r\n"]);
+        }
+    }
+
+    fn end(&self, out: &mut Vec<u8>) {
+        let mut put = |parts: &[&[u8]]| parts.iter().for_each(|p| out.extend_from_slice(p));
         if let Some(body) = self.ask.body {
             let mut digits = itoa::Buffer::new();
             put(&[b"content-length: ", digits.format(body).as_bytes(), b"\r\n"]);
@@ -156,8 +211,12 @@ impl Plain<'_, '_> {
 
 enum Kind {
     Passes,
-    /// Belongs to this hop, or is ours to say.
+    /// Belongs to this hop.
     Ends,
+    /// Only proxies may say it.
+    Proxy,
+    /// Between our own doors.
+    Ours,
     Host,
     Length,
     Connection,
@@ -177,10 +236,11 @@ fn kind(name: &str) -> Kind {
         6 if is("cookie") => Kind::Cookie,
         6 if is("expect") => Kind::Odd,
         7 if is("upgrade") || is("trailer") => Kind::Odd,
-        9 if is("forwarded") || is("x-real-ip") => Kind::Ends,
+        9 if is("forwarded") => Kind::Proxy,
+        9 if is("x-real-ip") => Kind::Ends,
         10 if is("connection") => Kind::Connection,
         10 if is("keep-alive") => Kind::Ends,
-        12 if is("x-request-id") => Kind::Ends,
+        12 if is("x-request-id") => Kind::Proxy,
         14 if is("content-length") => Kind::Length,
         14 if is("http2-settings") => Kind::Odd,
         16 if is("proxy-connection") => Kind::Ends,
@@ -194,7 +254,8 @@ fn kind(name: &str) -> Kind {
         start.is_some_and(|s| s.eq_ignore_ascii_case(prefix.as_bytes()))
     };
     match found {
-        Kind::Passes if ours("x-forwarded-") || ours("x-selvedge-") => Kind::Ends,
+        Kind::Passes if ours("x-forwarded-") => Kind::Proxy,
+        Kind::Passes if ours("x-selvedge-") => Kind::Ours,
         found => found,
     }
 }
@@ -241,7 +302,7 @@ mod tests {
     /// What goes on of a plain request; `None` for an odd one.
     fn onward(head: &str) -> Option<String> {
         let mut slots = slots();
-        match read(head.as_bytes(), &mut slots) {
+        match read(head.as_bytes(), &mut slots, Sender::Client) {
             Reading::Plain(plain) => {
                 let mut out = Vec::new();
                 plain.write(&mut out, ("192.0.2.1", "http"), "ID");
@@ -305,7 +366,11 @@ mod tests {
         let want = format!("POST / HTTP/1.1\r\nhost: web.test\r\n{OURS}content-length: 4\r\n\r\n");
         assert_eq!(post, Some(want));
         let mut slots = slots();
-        let Reading::Plain(plain) = read(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n", &mut slots) else {
+        let Reading::Plain(plain) = read(
+            b"GET / HTTP/1.1\r\nhost: h\r\n\r\n",
+            &mut slots,
+            Sender::Client,
+        ) else {
             panic!("a plain head");
         };
         let mut out = Vec::new();
@@ -362,7 +427,10 @@ mod tests {
         let long = "y".repeat(MAX_HEAD_BYTES);
         let long = format!("GET / HTTP/1.1\r\nhost: h\r\nx: {long}");
         let mut slots = slots();
-        assert!(matches!(read(long.as_bytes(), &mut slots), Reading::Odd));
+        assert!(matches!(
+            read(long.as_bytes(), &mut slots, Sender::Client),
+            Reading::Odd
+        ));
     }
 
     #[test]
@@ -370,12 +438,12 @@ mod tests {
         let head = "GET / HTTP/1.1\r\nhost: h\r\nx: y\r\n\r\n";
         for end in 0..head.len() {
             let mut slots = slots();
-            let reading = read(&head.as_bytes()[..end], &mut slots);
+            let reading = read(&head.as_bytes()[..end], &mut slots, Sender::Client);
             assert!(matches!(reading, Reading::Partial), "{end}");
         }
         let both = format!("{head}{head}");
         let mut slots = slots();
-        let Reading::Plain(plain) = read(both.as_bytes(), &mut slots) else {
+        let Reading::Plain(plain) = read(both.as_bytes(), &mut slots, Sender::Client) else {
             panic!("a plain head");
         };
         assert_eq!(plain.ask.head, head.len(), "the next one is not its own");
@@ -418,7 +486,7 @@ mod tests {
         fn what_is_plain_is_written_in_one_way_only(pieces in proptest::collection::vec(piece(), 0..6)) {
             let head = format!("POST /x HTTP/1.1\r\nhost: h\r\n{}\r\n", pieces.concat());
             let mut own = slots();
-            if let Reading::Plain(plain) = read(head.as_bytes(), &mut own) {
+            if let Reading::Plain(plain) = read(head.as_bytes(), &mut own, Sender::Client) {
                 let mut out = Vec::new();
                 plain.write(&mut out, ("192.0.2.1", "http"), "ID");
                 let mut headers = [httparse::EMPTY_HEADER; 64];
@@ -439,7 +507,7 @@ mod tests {
         #[test]
         fn nothing_breaks_it(bytes: Vec<u8>) {
             let mut own = slots();
-            if let Reading::Plain(plain) = read(&bytes, &mut own) {
+            if let Reading::Plain(plain) = read(&bytes, &mut own, Sender::Client) {
                 proptest::prop_assert!(plain.ask.head <= bytes.len());
             }
         }

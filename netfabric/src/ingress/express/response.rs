@@ -1,12 +1,13 @@
 //! Heads of instances' answers, read strictly and written anew; and the body's way through,
 //! whatever its framing is on either side.
 
-use http::{Method, StatusCode};
+use http::{HeaderName, Method, StatusCode};
 use httparse::{Header, ParserConfig, Response, Status};
 
 use super::request::Slots;
 use crate::ingress::chunks::{Chunks, Malformed};
 use crate::ingress::door::MAX_HEAD_BYTES;
+use crate::ingress::headers::{BROKEN, INSTANCE, REFUSED};
 use crate::ingress::strict::length;
 
 /// Why an answer is none.
@@ -33,8 +34,42 @@ pub(super) struct Answer<'h, 'b> {
     pub(super) framing: Framing,
     /// The connection can be used again when the body is through.
     pub(super) keep: bool,
+    /// Of another node's door only: an instance may say it too, and is not believed.
+    pub(super) told: Told<'b>,
     has_date: bool,
     headers: &'h [Header<'b>],
+}
+
+/// What another node's door says of its answer.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Told<'b> {
+    /// Nothing reached an instance, and why.
+    pub(super) refused: Option<&'b [u8]>,
+    /// An instance there broke off, and how.
+    pub(super) broken: Option<&'b [u8]>,
+    pub(super) instance: Option<&'b [u8]>,
+}
+
+impl<'b> Told<'b> {
+    fn note(&mut self, header: &Header<'b>) {
+        let is = |name: &HeaderName| header.name.eq_ignore_ascii_case(name.as_str());
+        if is(&INSTANCE) {
+            self.instance = Some(header.value);
+        } else if is(&REFUSED) {
+            self.refused = Some(header.value);
+        } else if is(&BROKEN) {
+            self.broken = Some(header.value);
+        }
+    }
+}
+
+/// Whom an answer goes to.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Recipient<'a> {
+    /// The client that asked, under this id.
+    Client(&'a str),
+    /// Another node's door, which is told which instance answered.
+    Peer(&'a str),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +121,7 @@ pub(super) fn read<'h, 'b>(
         head,
         framing,
         keep,
+        told: said.told,
         has_date: said.has_date,
         headers: response.headers,
     }))
@@ -93,14 +129,15 @@ pub(super) fn read<'h, 'b>(
 
 /// What headers say of the message itself.
 #[derive(Default)]
-struct Said {
+struct Said<'b> {
+    told: Told<'b>,
     length: Option<u64>,
     chunked: bool,
     close: bool,
     has_date: bool,
 }
 
-fn sift(headers: &mut [Header<'_>]) -> Result<Said, Garbled> {
+fn sift<'b>(headers: &mut [Header<'b>]) -> Result<Said<'b>, Garbled> {
     let mut said = Said::default();
     // Those that `Connection` names end here too; there are hardly ever any.
     let mut named: Vec<String> = Vec::new();
@@ -140,7 +177,11 @@ fn sift(headers: &mut [Header<'_>]) -> Result<Said, Garbled> {
             _ => false,
         };
         let start = header.name.as_bytes().get(..11);
-        if ends || start.is_some_and(|s| s.eq_ignore_ascii_case(b"x-selvedge-")) {
+        let ours = start.is_some_and(|s| s.eq_ignore_ascii_case(b"x-selvedge-"));
+        if ours {
+            said.told.note(header);
+        }
+        if ends || ours {
             header.name = "";
         }
     }
@@ -171,8 +212,8 @@ impl Answer<'_, '_> {
         self.status < 200
     }
 
-    /// Writes the head as the client gets it.
-    pub(super) fn write(&self, out: &mut Vec<u8>, id: &str, close: bool) {
+    /// Writes the head as the recipient gets it.
+    pub(super) fn write(&self, out: &mut Vec<u8>, to: Recipient<'_>, close: bool) {
         status_line(out, self.status);
         let mut put = |parts: &[&[u8]]| parts.iter().for_each(|p| out.extend_from_slice(p));
         for header in self.headers.iter().filter(|h| !h.name.is_empty()) {
@@ -190,7 +231,14 @@ impl Answer<'_, '_> {
             Framing::Chunked | Framing::Close => put(&[b"transfer-encoding: chunked\r\n"]),
             Framing::Empty(None) => {}
         }
-        put(&[b"x-request-id: ", id.as_bytes(), b"\r\n"]);
+        match to {
+            Recipient::Client(id) => put(&[b"x-request-id: ", id.as_bytes(), b"\r\n"]),
+            Recipient::Peer(instance) => {
+                let name = INSTANCE;
+                let name = name.as_str().as_bytes();
+                put(&[name, b": ", instance.as_bytes(), b"\r\n"]);
+            }
+        }
         last_lines(out, !self.has_date, close);
     }
 }
@@ -399,7 +447,10 @@ mod tests {
         let mut slots = slots();
         let answer = read(head.as_bytes(), &mut slots, &Method::GET);
         let mut out = Vec::new();
-        answer.unwrap().unwrap().write(&mut out, "ID", true);
+        answer
+            .unwrap()
+            .unwrap()
+            .write(&mut out, Recipient::Client("ID"), true);
         let want = "HTTP/1.1 201 Created\r\nDate: today\r\nset-cookie: a\r\nset-cookie: b\r\n\
             content-length: 7\r\nx-request-id: ID\r\nconnection: close\r\n\r\n";
         assert_eq!(String::from_utf8(out).unwrap(), want);

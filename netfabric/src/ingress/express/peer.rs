@@ -1,0 +1,191 @@
+//! The express way of other nodes' requests: plain ones to an instance here. One stream is one request.
+//! What is not plain is handed over to the general way, as a client's is.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use http::{HeaderName, StatusCode};
+use scheduler::model::{Protocol, RevisionKey};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::Upstream as _;
+use super::conn::{BODY_TIME, Conn, Waited};
+use super::exchange::{Begun, Errand, Failure, begin, finish};
+use super::request::{self, Ask, Reading, Sender, Told};
+use super::response::{self, Recipient};
+use crate::ingress::Shared;
+use crate::ingress::bench::Bench;
+use crate::ingress::body::KEEP_BYTES;
+use crate::ingress::door::{HEAD_TIME, Phase};
+use crate::ingress::headers::{BROKEN, REFUSED};
+use crate::ingress::local::Guard;
+use crate::ingress::peer_door::{TRIES, admit, named, no_room, patience};
+use crate::ingress::stream::Stream;
+use crate::ingress::upstream::Trip;
+
+/// A plain request of another node.
+struct Plain {
+    ask: Ask,
+    revision: Option<RevisionKey>,
+    patience: Duration,
+    /// The head, as it goes on.
+    head: Vec<u8>,
+}
+
+/// Why there is no answer: the header that says so to the other door, and its word.
+type Refusal = (HeaderName, &'static str);
+
+/// Serves a stream. What is not plain is returned, with what was read of it.
+pub(in crate::ingress) async fn serve<S: Stream>(
+    shared: &Arc<Shared>,
+    stream: S,
+) -> Option<(S, Vec<u8>)> {
+    let mut conn = Conn::new(stream, Vec::new(), shared.phase.subscribe());
+    let plain = match read(&mut conn).await {
+        Some(plain) => plain,
+        None => return Some((conn.stream, conn.seen)),
+    };
+    let bench = plain
+        .revision
+        .as_ref()
+        .and_then(|key| shared.local.find(key));
+    let speaks = |bench: &Arc<Bench>| {
+        let slots = bench.slots();
+        slots.iter().all(|slot| slot.protocol == Protocol::Http1)
+    };
+    if bench.as_ref().is_some_and(|bench| !speaks(bench)) {
+        return Some((conn.stream, conn.seen));
+    }
+    let served = &shared.counters.served_for_peers;
+    served.fetch_add(1, Ordering::Relaxed);
+    conn.expect_by(Instant::now() + plain.patience);
+    let stays = *shared.phase.borrow() < Phase::Parting;
+    let answered = match bench.filter(|_| stays) {
+        Some(bench) => answer(&mut conn, &bench, &plain).await,
+        None => Err(Some((REFUSED, "not-here"))),
+    };
+    match answered {
+        Ok((guard, begun)) => {
+            let (_whole, upstream) = finish(&mut conn, begun).await;
+            if let Some(upstream) = upstream {
+                upstream.keep(&guard.slot);
+            }
+        }
+        Err(Some(refusal)) => drop(conn.send(&refused(refusal)).await),
+        // The other door is gone.
+        Err(None) => {}
+    }
+    conn.close().await;
+    None
+}
+
+/// Waits for a plain head and its body. `None`: it is not plain.
+async fn read<S: Stream>(conn: &mut Conn<S>) -> Option<Plain> {
+    conn.expect_by(Instant::now() + HEAD_TIME);
+    let plain = loop {
+        let mut slots = request::slots();
+        match request::read(&conn.seen, &mut slots, Sender::Peer) {
+            Reading::Partial => {}
+            Reading::Odd => return None,
+            Reading::Plain(plain) => {
+                let Told {
+                    revision,
+                    patience: said,
+                } = plain.told();
+                let mut head = Vec::new();
+                plain.write_on(&mut head);
+                break Plain {
+                    revision: revision.and_then(named),
+                    patience: patience(said),
+                    ask: plain.ask,
+                    head,
+                };
+            }
+        }
+        if conn.fill().await != Waited::Came {
+            return None;
+        }
+    };
+    let length = usize::try_from(plain.ask.body.unwrap_or(0)).ok();
+    let length = length.filter(|length| *length <= KEEP_BYTES)?;
+    let whole = plain.ask.head + length;
+    if conn.seen.len() < whole {
+        conn.expect_by(Instant::now() + BODY_TIME);
+    }
+    while conn.seen.len() < whole {
+        if conn.fill().await != Waited::Came {
+            return None;
+        }
+    }
+    Some(plain)
+}
+
+/// Tries instances here until one answers; others only while nothing was sent.
+async fn answer<S: Stream>(
+    conn: &mut Conn<S>,
+    bench: &Bench,
+    plain: &Plain,
+) -> Result<(Guard, Begun<TcpStream>), Option<Refusal>> {
+    let mut tried = Vec::new();
+    let mut stale = 0;
+    loop {
+        let Some(guard) = admit(bench, &tried) else {
+            let why = if tried.is_empty() {
+                no_room(bench)
+            } else {
+                "not-here"
+            };
+            return Err(Some((REFUSED, why)));
+        };
+        let failure = match attempt(conn, &guard, plain).await {
+            Ok(begun) => return Ok((guard, begun)),
+            Err(failure) => failure,
+        };
+        match failure {
+            Failure::Gone => return Err(None),
+            Failure::Late => return Err(Some((BROKEN, "timeout"))),
+            // A kept connection was closed as it was used, which is nobody's fault.
+            Failure::Stale if plain.ask.method.is_idempotent() && stale < TRIES => stale += 1,
+            Failure::Stale => return Err(Some((BROKEN, "reset"))),
+            Failure::Trip(trip) => {
+                guard.slot.health.broke();
+                if trip.was_sent() {
+                    return Err(Some((BROKEN, "reset")));
+                }
+                tried.push(Arc::clone(&guard.slot));
+                if tried.len() >= TRIES {
+                    return Err(Some((REFUSED, "not-here")));
+                }
+            }
+        }
+    }
+}
+
+async fn attempt<S: Stream>(
+    conn: &mut Conn<S>,
+    guard: &Guard,
+    plain: &Plain,
+) -> Result<Begun<TcpStream>, Failure> {
+    let thawed = guard.slot.thawed().await;
+    let still = |e| Trip::Connect(format!("{} stays frozen: {e}", guard.slot.id));
+    thawed.map_err(|e| Failure::Trip(still(e)))?;
+    let errand = Errand {
+        ask: &plain.ask,
+        to: Recipient::Peer(&guard.slot.id.0),
+        head: &plain.head,
+        of_peer: false,
+    };
+    let begun = begin(conn, &guard.slot, &errand).await?;
+    guard.slot.answered();
+    Ok(begun)
+}
+
+fn refused((header, why): Refusal) -> Vec<u8> {
+    let mut out = Vec::new();
+    response::status_line(&mut out, StatusCode::SERVICE_UNAVAILABLE.as_u16());
+    out.extend_from_slice(format!("{header}: {why}\r\ncontent-length: 0\r\n").as_bytes());
+    response::last_lines(&mut out, true, false);
+    out
+}
