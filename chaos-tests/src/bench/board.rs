@@ -45,6 +45,8 @@ pub const RPS: Metric = Metric::new("rps", "1/s");
 pub const WRITES: Metric = Metric::new("writes_per_s", "1/s");
 pub const P50: Metric = Metric::new("p50_us", "us");
 pub const P99: Metric = Metric::new("p99_us", "us");
+/// Requests that were not answered well.
+pub const FAILED: Metric = Metric::new("failed", "");
 /// CPU time of all that serves, per operation; never of who asks.
 pub const CPU: Metric = Metric::new("cpu_us", "us");
 /// CPU time of who asks, per operation: equal work for all systems, shown to prove it small.

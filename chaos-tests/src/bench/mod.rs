@@ -11,6 +11,7 @@ mod cold;
 mod density;
 mod fleet;
 mod group;
+mod herd;
 mod lazy;
 mod load;
 mod peers;
@@ -19,6 +20,7 @@ mod proxy;
 mod pull;
 mod race;
 mod registry;
+mod relay;
 mod rooms;
 mod routes;
 pub mod stats;
@@ -77,7 +79,7 @@ pub struct Bench {
 }
 
 /// All there are, in the order in which `bench all` runs them.
-pub const ALL: [Bench; 12] = [
+pub const ALL: [Bench; 14] = [
     Bench {
         name: "cold-start",
         about: "a request to a service at zero, until its first byte; against crun and runc",
@@ -102,6 +104,16 @@ pub const ALL: [Bench; 12] = [
         name: "proxy",
         about: "requests through the front door to a warm instance; against nginx and haproxy",
         run: proxy::run,
+    },
+    Bench {
+        name: "relay",
+        about: "requests at a node to an instance on another one; against nginx to nginx over TLS",
+        run: relay::run,
+    },
+    Bench {
+        name: "wake-herd",
+        about: "a thousand requests at once at a service at zero, at three nodes; beside one alone",
+        run: herd::run,
     },
     Bench {
         name: "routes",

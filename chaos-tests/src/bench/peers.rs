@@ -26,7 +26,7 @@ pub const PODMAN: Peer = Peer::new("podman", "podman");
 pub const ETCD: Peer = Peer::new("etcd", "etcd-server");
 
 impl Peer {
-    const fn new(program: &'static str, package: &'static str) -> Self {
+    pub const fn new(program: &'static str, package: &'static str) -> Self {
         Self { program, package }
     }
 

@@ -1,21 +1,27 @@
 //! `proxy`: requests to a warm instance, through the front door, through nginx and haproxy, and
 //! straight. All ask the same process, the floor's backend in a container, from the node's own host, so
-//! that only what stands between differs. CPU time is of all that serves, the backend too.
+//! that only what stands between differs. CPU time is of all that serves, the backend too; over HTTP/2
+//! and TLS, which the backend does not speak, the clients' handshakes too.
+
+mod doors;
+mod h2load;
 
 use std::fs;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use rcgen::{CertificateParams, KeyPair};
 
 use super::board::{Board, CLIENT_CPU, CPU, OURS, P50, P99, RPS, Reading};
 use super::group::{self, Group};
 use super::load::{Door, Load, Measured, drive};
 use super::race::{Contestant, race};
 use super::stats::float;
-use super::yard::{self, Running};
-use super::{Plan, peers};
+use super::{Plan, peers, yard};
 use crate::world::{self, Node, ORIGIN, PATIENCE, World, until};
+use h2load::Protocol;
 
 const NODE: &str = "par-1";
 const SERVICE: &str = "still";
@@ -23,58 +29,110 @@ const IMAGE: &str = "floor";
 const TIME: Duration = Duration::from_secs(2);
 /// Requests at once, as cases.
 const CASES: [&str; 3] = ["c1", "c32", "c256"];
-const NGINX_PORT: u16 = 8099;
-const HAPROXY_PORT: u16 = 8098;
+/// The same over HTTP/2 without TLS, and over TLS.
+const H2C: [&str; 1] = ["h2c-c32"];
+const SECURE: [&str; 3] = ["tls-c32", "h2-c32", "h2-c32-65536"];
+/// Asked in each of those.
+const REQUESTS: usize = 40_000;
 
 pub fn run(plan: &Plan) -> Result<Board> {
     let mut board = Board::new("proxy");
     let world = World::of(&[NODE])?;
     let node = &world[NODE];
     let backend = deploy(&world, node, plan)?;
+    let pair = pair(&format!("{SERVICE}.{ORIGIN}"), &world.dir())?;
     let containers = Group::of(&world, NODE)?;
-    let ours = Group::of(&world, "bench-selvedge")?;
-    ours.add(node.daemon().context("no daemon")?)?;
-    let host = format!("{SERVICE}.{ORIGIN}");
-    let door = |system, door, groups| {
+    let daemon = Group::of(&world, "bench-selvedge")?;
+    daemon.add(node.daemon().context("no daemon")?)?;
+    let way = |system, doors, group: Option<Group>| {
         Box::new(Way {
             system,
-            netns: node.netns.clone(),
-            door,
-            host: host.clone(),
-            ours: node.door(),
-            groups,
-        }) as Box<dyn Contestant>
+            node,
+            doors,
+            dir: world.dir(),
+            groups: group.into_iter().chain([containers.clone()]).collect(),
+        }) as Box<dyn Contestant + '_>
     };
-    let mut ways = vec![
-        door(OURS, node.door(), vec![ours, containers.clone()]),
-        door("floor", backend, vec![containers.clone()]),
-    ];
-    let nginx = match peers::NGINX.fetch() {
-        Ok(()) => Some(start_nginx(&world, node, backend)?),
-        Err(error) => {
-            board.missing("nginx", format!("{error:#}"));
-            None
+    let ours = Doors {
+        plain: node.door(),
+        h2c: node.door(),
+        tls: (node.address, 443).into(),
+    };
+    let mut ways = vec![way(OURS, ours, Some(daemon))];
+    let mut peers = Vec::new();
+    for (peer, start) in [
+        (peers::NGINX, doors::nginx as doors::Start),
+        (peers::HAPROXY, doors::haproxy),
+    ] {
+        match peer.fetch() {
+            Ok(()) => peers.push((peer.program, start(&world, node, backend, &pair)?)),
+            Err(error) => board.missing(peer.program, format!("{error:#}")),
         }
-    };
-    if let Some((_, group)) = &nginx {
-        let at = (node.address, NGINX_PORT).into();
-        ways.push(door("nginx", at, vec![group.clone(), containers.clone()]));
     }
-    let haproxy = match peers::HAPROXY.fetch() {
-        Ok(()) => Some(start_haproxy(&world, node, backend)?),
-        Err(error) => {
-            board.missing("haproxy", format!("{error:#}"));
-            None
+    for (program, peer) in &peers {
+        ways.push(way(program, peer.doors, Some(peer.group.clone())));
+    }
+    let plain: Vec<String> = plan.bodies.iter().flat_map(|body| cases(*body)).collect();
+    let plain: Vec<&str> = plain.iter().map(String::as_str).collect();
+    let plain = plan.chosen(&plain);
+    ways.push(way(
+        "floor",
+        Doors {
+            plain: backend,
+            ..ours
+        },
+        None,
+    ));
+    race(&mut board, &plain, plan.rounds, &mut ways)?;
+    // It speaks nothing else.
+    ways.pop();
+    match h2load::H2LOAD.fetch() {
+        Ok(()) => {
+            race(&mut board, &plan.chosen(&H2C), plan.rounds, &mut ways)?;
+            // From here on the door sends who comes without TLS there.
+            serve(node, &pair)?;
+            race(&mut board, &plan.chosen(&SECURE), plan.rounds, &mut ways)?;
         }
-    };
-    if let Some((_, group)) = &haproxy {
-        let at = (node.address, HAPROXY_PORT).into();
-        ways.push(door("haproxy", at, vec![group.clone(), containers]));
+        Err(error) => board.missing("h2load", format!("{error:#}")),
     }
-    let cases: Vec<String> = plan.bodies.iter().flat_map(|body| cases(*body)).collect();
-    let cases: Vec<&str> = cases.iter().map(String::as_str).collect();
-    race(&mut board, &cases, plan.rounds, &mut ways)?;
     Ok(board)
+}
+
+/// Has the door serve the certificate.
+fn serve(node: &Node, pair: &Path) -> Result<()> {
+    let file = pair.to_string_lossy();
+    node.cli(&["cert", "add", SERVICE, "--cert", &file, "--key", &file])?
+        .ok()?;
+    until("the door has the certificate", PATIENCE, || {
+        Ok(wake_secure(node).is_ok().then_some(()))
+    })
+}
+
+/// A request over TLS. An instance that nobody asks through the front door is frozen after a while.
+fn wake_secure(node: &Node) -> Result<()> {
+    let host = format!("{SERVICE}.{ORIGIN}");
+    let resolve = format!("{host}:443:{}", node.address);
+    let url = format!("https://{host}/");
+    let words = ["-sSk", "--fail", "--resolve", &resolve, &url];
+    world::run("curl", words)?.ok().map(drop)
+}
+
+/// A host's certificate, signed by itself, and its key, in one file.
+pub(super) fn pair(host: &str, dir: &Path) -> Result<PathBuf> {
+    let key = KeyPair::generate()?;
+    let certificate = CertificateParams::new(vec![host.to_owned()])?.self_signed(&key)?;
+    let file = dir.join("pair.pem");
+    fs::write(&file, certificate.pem() + &key.serialize_pem())?;
+    Ok(file)
+}
+
+/// Where a system is asked.
+#[derive(Debug, Clone, Copy)]
+struct Doors {
+    plain: SocketAddr,
+    /// HTTP/2 known before.
+    h2c: SocketAddr,
+    tls: SocketAddr,
 }
 
 /// The cases with answers of that many bytes; 0 is the few that the backend says by itself.
@@ -88,36 +146,76 @@ fn cases(body: usize) -> impl Iterator<Item = String> {
 }
 
 /// One way to the backend.
-struct Way {
+struct Way<'a> {
     system: &'static str,
-    netns: String,
-    door: SocketAddr,
-    host: String,
-    /// An instance that nobody asks through the front door is frozen after a while.
-    ours: SocketAddr,
+    node: &'a Node,
+    doors: Doors,
+    /// For logs.
+    dir: PathBuf,
     /// Of all that serves.
     groups: Vec<Group>,
 }
 
-impl Contestant for Way {
+impl Way<'_> {
+    fn ask(&self, protocol: Option<Protocol>, connections: usize, path: &str) -> Result<Measured> {
+        let host = &format!("{SERVICE}.{ORIGIN}");
+        let Some(protocol) = protocol else {
+            let load = Load {
+                door: Door::Tcp(self.doors.plain),
+                connections,
+                time: TIME,
+                requests: &[get(host, path)],
+            };
+            return yard::on_host(&self.node.netns, || drive(&load));
+        };
+        let door = match protocol {
+            Protocol::H2c => self.doors.h2c,
+            Protocol::Tls | Protocol::H2 => self.doors.tls,
+        };
+        h2load::drive(&h2load::Load {
+            netns: &self.node.netns,
+            protocol,
+            door,
+            host,
+            path,
+            connections,
+            requests: REQUESTS,
+            dir: &self.dir,
+        })
+    }
+}
+
+impl Contestant for Way<'_> {
     fn name(&self) -> &'static str {
         self.system
     }
 
     fn take(&mut self, case: &str) -> Result<Vec<Reading>> {
-        world::Request::get(&self.host, "/").send(self.ours)?.ok()?;
+        let (protocol, case) = spoken(case);
+        match protocol {
+            None | Some(Protocol::H2c) => drop(self.node.get(SERVICE, "/")?.ok()?),
+            Some(Protocol::Tls | Protocol::H2) => wake_secure(self.node)?,
+        }
         let (case, path) = case.split_once('-').unwrap_or((case, ""));
-        let load = Load {
-            door: Door::Tcp(self.door),
-            connections: connections(case)?,
-            time: TIME,
-            requests: &[get(&self.host, path)],
-        };
         let before = group::used(&self.groups)?;
-        let measured = yard::on_host(&self.netns, || drive(&load))?;
+        let measured = self.ask(protocol, connections(case)?, path)?;
         let used = group::used(&self.groups)?.saturating_sub(before);
         Ok(readings(RPS, &measured, used))
     }
+}
+
+/// What a case is spoken in, when it is not plain HTTP/1.1, and the rest of it.
+fn spoken(case: &str) -> (Option<Protocol>, &str) {
+    let named = [
+        ("h2c-", Protocol::H2c),
+        ("tls-", Protocol::Tls),
+        ("h2-", Protocol::H2),
+    ];
+    let found = named.iter().find_map(|(name, protocol)| {
+        let rest = case.strip_prefix(name)?;
+        Some((Some(*protocol), rest))
+    });
+    found.unwrap_or((None, case))
 }
 
 /// `c32` is 32 connections.
@@ -176,109 +274,7 @@ fn deploy(world: &World, node: &Node, plan: &Plan) -> Result<SocketAddr> {
     })?;
     let instances = node.instances(SERVICE)?;
     ensure!(instances.len() == 1, "one instance, not {instances:?}");
-    address(node)
-}
-
-/// Where the node's only container listens, as its own network says.
-fn address(node: &Node) -> Result<SocketAddr> {
-    let containers = node.containers();
-    for pid in &containers {
-        let net = format!("--net=/proc/{pid}/ns/net");
-        let said = world::run(
-            "nsenter",
-            [
-                &net, "--", "ip", "-o", "-4", "address", "show", "scope", "global",
-            ],
-        )?;
-        let found = said
-            .out
-            .split_whitespace()
-            .skip_while(|word| *word != "inet")
-            .nth(1);
-        let ip = found.and_then(|cidr| cidr.split('/').next()?.parse::<IpAddr>().ok());
-        if let Some(ip) = ip {
-            return Ok((ip, 8080).into());
-        }
-    }
-    anyhow::bail!("no address of a container in {containers:?}")
-}
-
-/// nginx in front of the backend, on the node's host, with a worker a core as the daemon has
-/// threads, its connections to the backend kept, and no log of requests.
-fn start_nginx(world: &World, node: &Node, backend: SocketAddr) -> Result<(Running, Group)> {
-    let home = world.dir().join("nginx");
-    fs::create_dir_all(&home)?;
-    let config = home.join("nginx.conf");
-    fs::write(&config, nginx_config(&home.to_string_lossy(), backend))?;
-    let group = Group::of(world, "bench-nginx")?;
-    let words = [
-        "nginx",
-        "-p",
-        &home.to_string_lossy(),
-        "-c",
-        &config.to_string_lossy(),
-    ];
-    let child = yard::waiting(&node.netns, &group, &home.join("log"), &words)?.begin()?;
-    let door = (node.address, NGINX_PORT).into();
-    until("nginx answers", PATIENCE, || {
-        world::Request::get(SERVICE, "/").send(door)?.ok().map(Some)
-    })?;
-    Ok((child, group))
-}
-
-fn nginx_config(home: &str, backend: SocketAddr) -> String {
-    format!(
-        "daemon off; worker_processes auto; pid {home}/pid; error_log {home}/error.log;
-events {{ worker_connections 4096; }}
-http {{
-    access_log off;
-    client_body_temp_path {home}/body; proxy_temp_path {home}/proxy; fastcgi_temp_path {home}/fastcgi;
-    uwsgi_temp_path {home}/uwsgi; scgi_temp_path {home}/scgi;
-    keepalive_requests 1000000000;
-    upstream backend {{ server {backend}; keepalive 256; keepalive_requests 1000000000; }}
-    server {{
-        listen {NGINX_PORT} reuseport;
-        location / {{ proxy_pass http://backend; proxy_http_version 1.1; proxy_set_header Connection \"\"; }}
-    }}
-}}
-"
-    )
-}
-
-/// haproxy likewise, with a thread a core.
-fn start_haproxy(world: &World, node: &Node, backend: SocketAddr) -> Result<(Running, Group)> {
-    let home = world.dir().join("haproxy");
-    fs::create_dir_all(&home)?;
-    let config = home.join("haproxy.cfg");
-    fs::write(&config, haproxy_config(backend))?;
-    let group = Group::of(world, "bench-haproxy")?;
-    let words = ["haproxy", "-f", &config.to_string_lossy()];
-    let child = yard::waiting(&node.netns, &group, &home.join("log"), &words)?.begin()?;
-    let door = (node.address, HAPROXY_PORT).into();
-    until("haproxy answers", PATIENCE, || {
-        world::Request::get(SERVICE, "/").send(door)?.ok().map(Some)
-    })?;
-    Ok((child, group))
-}
-
-fn haproxy_config(backend: SocketAddr) -> String {
-    format!(
-        "global
-    maxconn 4096
-defaults
-    mode http
-    timeout connect 5s
-    timeout client 60s
-    timeout server 60s
-    option http-keep-alive
-    http-reuse always
-frontend door
-    bind :{HAPROXY_PORT}
-    default_backend backend
-backend backend
-    server one {backend}
-"
-    )
+    yard::container(node)
 }
 
 #[cfg(test)]

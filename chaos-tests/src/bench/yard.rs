@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
@@ -12,7 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::group::Group;
-use crate::world::{World, run};
+use crate::world::{Node, World, run};
 
 /// Joins, hides the empty cgroup v2 mount that keeps crun from choosing v1, waits for a line,
 /// becomes the program.
@@ -152,4 +153,45 @@ pub fn on_host<T: Send>(netns: &str, work: impl FnOnce() -> Result<T> + Send) ->
         let ended = thread.join();
         ended.unwrap_or_else(|_| anyhow::bail!("a thread on {netns} panicked"))
     })
+}
+
+/// Joins two nodes' hosts by a cable of the kernel's: what one sends to the other goes that way.
+pub fn cable(one: &Node, other: &Node) -> Result<()> {
+    let ends = [(one, "cable0"), (other, "cable1")];
+    let made = ["link", "add", "cable0", "netns", &one.netns, "type", "veth"];
+    let peer = ["peer", "name", "cable1", "netns", &other.netns];
+    run("ip", made.iter().chain(&peer))?.ok()?;
+    for (node, device) in ends {
+        run("ip", ["-n", &node.netns, "link", "set", device, "up"])?.ok()?;
+    }
+    for (node, device, to) in [(one, "cable0", other), (other, "cable1", one)] {
+        let (to, from) = (to.address.to_string(), node.address.to_string());
+        let way = ["route", "add", &to, "dev", device, "src", &from];
+        run("ip", ["-n", &node.netns].iter().chain(&way))?.ok()?;
+    }
+    Ok(())
+}
+
+/// Where the node's only container listens, as its own network says.
+pub fn container(node: &Node) -> Result<SocketAddr> {
+    let containers = node.containers();
+    for pid in &containers {
+        let net = format!("--net=/proc/{pid}/ns/net");
+        let said = run(
+            "nsenter",
+            [
+                &net, "--", "ip", "-o", "-4", "address", "show", "scope", "global",
+            ],
+        )?;
+        let found = said
+            .out
+            .split_whitespace()
+            .skip_while(|word| *word != "inet")
+            .nth(1);
+        let ip = found.and_then(|cidr| cidr.split('/').next()?.parse::<IpAddr>().ok());
+        if let Some(ip) = ip {
+            return Ok((ip, 8080).into());
+        }
+    }
+    anyhow::bail!("no address of a container in {containers:?}")
 }

@@ -47,7 +47,7 @@ pub use media::Media;
 pub use node::{Node, ORIGIN};
 pub(crate) use node::{is_running, pids};
 pub use pebble::{Habits, Pebble};
-pub use shell::{Outcome, run, until};
+pub use shell::{Outcome, run, run_with, until};
 pub use standard::Standard;
 pub use systemd::Systemd;
 use traces::Tag;
@@ -239,7 +239,12 @@ impl World {
     /// Waits until a service has no instance anywhere. Every node that runs is asked: the others may
     /// not have heard yet of the instance that one of them runs.
     pub fn rest(&self, service: &str) -> Result<()> {
-        until(&format!("{service} at zero"), PATIENCE, || {
+        self.rest_within(service, PATIENCE)
+    }
+
+    /// The same where many instances have to leave.
+    pub fn rest_within(&self, service: &str, patience: Duration) -> Result<()> {
+        until(&format!("{service} at zero"), patience, || {
             for node in self.nodes.iter().filter(|n| n.daemon().is_some()) {
                 let left = node.instances(service)?;
                 ensure!(left.is_empty(), "{} knows {left:?}", node.name);

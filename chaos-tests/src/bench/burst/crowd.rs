@@ -22,6 +22,8 @@ const PARKED: usize = 700;
 /// The answer begins at once and ends after the last has begun.
 const ASK: &str = "/do?stream=2x10s";
 const PATIENCE: Duration = Duration::from_mins(1);
+/// A thousand instances leave one after the other, each with its own removal.
+const REST: Duration = Duration::from_mins(5);
 
 pub(super) struct Crowd<'a> {
     world: &'a World,
@@ -62,7 +64,7 @@ impl<'a> Crowd<'a> {
             self.ask(count)?;
             self.largest = count;
         }
-        self.world.rest(SERVICE)?;
+        self.world.rest_within(SERVICE, REST)?;
         let wanted = count.min(PARKED);
         until("containers are parked", PATIENCE, || {
             let status = self.node.status()?;
