@@ -9,4 +9,5 @@ pub mod dns;
 pub mod ingress;
 pub mod wire;
 
+mod pace;
 mod places;

@@ -2,8 +2,8 @@
 
 use scheduler::autoscale::schedule::Cron;
 use scheduler::model::{
-    Container, ContainerPort, EnvVar, Fit, Name, Preference, Scale, Schedule, TLS_ANNOTATIONS,
-    TrafficTarget, units,
+    Container, ContainerPort, EnvVar, Fit, Name, Preference, RATE, Rate, Scale, Schedule,
+    TLS_ANNOTATIONS, TrafficTarget, is_of_the_door, units,
 };
 use toml_edit::{Document, Item};
 
@@ -41,6 +41,7 @@ const TOP: &[&str] = &[
     "annotations",
     "dns",
     "tls",
+    "rate",
 ];
 
 /// Annotations that say how instances run: a revision's, not only its service's.
@@ -78,13 +79,18 @@ pub fn parse(file: &str, text: &str) -> Read<Manifest> {
     listen::listens(&top, &mut manifest)?;
     listen::network(&top, &mut manifest)?;
     tls(&top, &mut manifest)?;
+    if let Some(rate) = top.parsed("rate", str::parse::<Rate>)? {
+        manifest
+            .annotations
+            .insert(RATE.to_owned(), rate.to_string());
+    }
     mount::mounts(&top, &mut manifest.spec)?;
     Ok(manifest)
 }
 
 fn revision(top: &Section<'_>, manifest: &mut Manifest) -> Read<()> {
-    let doors = |name: &str| TLS_ANNOTATIONS.iter().any(|(word, _)| *word == name);
-    let own = |(name, _): &(&String, &String)| name.starts_with(OWN_ANNOTATIONS) && !doors(name);
+    let own =
+        |(name, _): &(&String, &String)| name.starts_with(OWN_ANNOTATIONS) && !is_of_the_door(name);
     let own = manifest.annotations.iter().filter(own);
     manifest.spec.annotations = own.map(|(n, v)| (n.clone(), v.clone())).collect();
     let spec = &mut manifest.spec;

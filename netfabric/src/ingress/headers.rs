@@ -73,6 +73,11 @@ impl Caller<'_> {
     pub(super) fn scheme(self) -> &'static str {
         if self.secure { "https" } else { "http" }
     }
+
+    /// Whose requests are counted: containers of this node are not.
+    pub(super) fn client(self) -> Option<IpAddr> {
+        self.inside.is_none().then_some(self.address)
+    }
 }
 
 /// The head of a request, checked and cleaned, ready to be sent on any number of times.

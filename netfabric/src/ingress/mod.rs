@@ -34,6 +34,7 @@ mod passage;
 mod peer_door;
 mod pool;
 mod problem;
+mod rates;
 mod recent;
 mod secure;
 mod sockets;
@@ -54,7 +55,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use scheduler::fleet::Fleet;
-use scheduler::model::{Demand, NodeId, RequestId, RevisionKey, ServiceKey, Socket};
+use scheduler::model::{Demand, NodeId, Rate, RequestId, RevisionKey, ServiceKey, Socket};
 use scheduler::registry::State;
 use scheduler::route::Routes;
 use tokio::runtime::Handle;
@@ -125,6 +126,8 @@ pub struct IngressConfig {
     /// Every connection comes through a load balancer that says whose it is, in the PROXY protocol;
     /// one that does not is closed.
     pub proxy_protocol: bool,
+    /// How many requests one client's address may send, IPv6's by its network of 64 bits.
+    pub client_rate: Option<Rate>,
 }
 
 impl Default for IngressConfig {
@@ -137,6 +140,7 @@ impl Default for IngressConfig {
             node_queue: 5_000,
             activation_timeout: Duration::from_secs(30),
             proxy_protocol: false,
+            client_rate: None,
         }
     }
 }
@@ -193,6 +197,7 @@ struct Shared {
     crew: workers::Crew,
     secure: secure::Secure,
     limits: Limits,
+    rates: rates::Rates,
     epoch: Instant,
     phase: watch::Sender<Phase>,
     connections: Arc<Semaphore>,
@@ -264,6 +269,7 @@ impl Ingress {
                 wait: config.activation_timeout,
                 proxy_protocol: config.proxy_protocol,
             },
+            rates: rates::Rates::new(config.client_rate),
             epoch: Instant::now(),
             phase: watch::Sender::new(Phase::Open),
             connections: Arc::new(Semaphore::new(door::MAX_CONNECTIONS)),

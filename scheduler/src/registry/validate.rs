@@ -14,8 +14,8 @@ use super::{PutService, Refusal};
 use crate::autoscale::Bounds;
 use crate::autoscale::schedule::{self, Cron};
 use crate::model::{
-    ImagePin, PlacementRules, RevisionKey, RevisionSpec, Scale, ServiceKey, TLS_ANNOTATIONS,
-    TrafficTarget,
+    ImagePin, PlacementRules, RATE, Rate, RevisionKey, RevisionSpec, Scale, ServiceKey,
+    TLS_ANNOTATIONS, TrafficTarget,
 };
 
 /// The bounds, for those who explain them elsewhere.
@@ -133,6 +133,10 @@ pub fn validate(put: &PutService) -> Result<(), Refusal> {
             "annotations",
             || format!("{name} is `{}` or `{}`", words[0], words[1]),
         )?;
+    }
+    if let Some(rate) = put.annotations.get(RATE) {
+        let read = rate.parse::<Rate>();
+        read.map_err(|error| invalid("annotations", format!("{RATE}: {error}")))?;
     }
     Ok(())
 }

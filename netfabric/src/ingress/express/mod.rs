@@ -196,8 +196,9 @@ impl<S: Stream> Express<S> {
         let arrival = Instant::now();
         self.shared.counters.asked();
         self.shared.retries.earn();
-        let quest = Quest::new(&self.shared, Called::Host(&self.host), id, arrival).await;
-        let mut quest = match quest {
+        let (called, client) = (Called::Host(&self.host), self.caller.client());
+        let quest = Quest::of_request(&self.shared, called, client, id, arrival);
+        let mut quest = match quest.await {
             Ok(quest) if quest.route.protocol != Protocol::Http1 => {
                 return hand_over(quest, None);
             }

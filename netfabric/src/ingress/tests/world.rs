@@ -9,7 +9,7 @@ use std::time::Duration;
 use scheduler::fleet::Member;
 use scheduler::model::{
     Caller, Container, ImagePin, InstanceId, InstanceReport, InstanceState, Listen, Meta, Name,
-    NodeRecord, PLAIN_HTTP, Protocol, Resources, Revision, RevisionKey, RevisionSpec,
+    NodeRecord, PLAIN_HTTP, Protocol, RATE, Resources, Revision, RevisionKey, RevisionSpec,
     RevisionState, Scale, Service, ServiceKey, ServiceStatus, UnixMs,
 };
 
@@ -48,6 +48,7 @@ pub struct Deployed {
     pub listen: Vec<Listen>,
     pub callers: Vec<Caller>,
     pub plain_http: bool,
+    pub rate: Option<&'static str>,
 }
 
 impl Default for Deployed {
@@ -62,6 +63,7 @@ impl Default for Deployed {
             listen: vec![],
             callers: vec![],
             plain_http: false,
+            rate: None,
         }
     }
 }
@@ -97,7 +99,7 @@ impl Deployed {
             key: service(),
             meta: Meta {
                 address: Some(ADDRESS),
-                annotations: self.plain_http.then(allowed).into_iter().collect(),
+                annotations: self.annotations(),
                 ..Meta::default()
             },
             spec,
@@ -120,10 +122,18 @@ impl Deployed {
         state.revisions.insert(revision.key.clone(), revision);
         state
     }
-}
 
-fn allowed() -> (String, String) {
-    (PLAIN_HTTP.to_owned(), "allow".to_owned())
+    fn annotations(&self) -> BTreeMap<String, String> {
+        let said = [
+            (PLAIN_HTTP, self.plain_http.then_some("allow")),
+            (RATE, self.rate),
+        ];
+        let said = said
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value?)));
+        said.map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect()
+    }
 }
 
 fn member(id: u64, instances: &[InstanceId]) -> Member {
