@@ -33,6 +33,11 @@ impl Pace {
         *used_until = until;
         Ok(())
     }
+
+    /// Until when it is used up when so many were for nothing.
+    pub(crate) fn give(self, used_until: u64, count: u32) -> u64 {
+        used_until.saturating_sub(self.interval.saturating_mul(u64::from(count)))
+    }
 }
 
 impl From<Rate> for Pace {

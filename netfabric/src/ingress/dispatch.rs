@@ -352,6 +352,12 @@ impl Errand {
     ) -> Result<Self, Problem> {
         let mut head = Head::vet(&mut request)?;
         head.introduce(caller, id_text);
+        // A call may last as long as it likes, and have little to say in all that time.
+        let body = if is_grpc(head.content_type()) {
+            Spool::new(request.into_body())
+        } else {
+            Spool::of_client(request.into_body())
+        };
         let Resume { quest, admission } = if let Some(resume) = resume {
             *resume
         } else {
@@ -366,7 +372,7 @@ impl Errand {
             quest,
             found: admission,
             head,
-            body: Spool::new(request.into_body()),
+            body,
         })
     }
 
@@ -407,6 +413,10 @@ impl Errand {
                 Ok(answer) => return Ok((answer, admission)),
                 Err(trip) => trip,
             };
+            if self.body.as_ref().is_some_and(|b| b.is_late()) {
+                let slow = "the request's body came too slowly";
+                return Err(Problem::new(Code::SlowBody, slow));
+            }
             let whole = self.body.as_ref().is_none_or(|b| b.can_repeat());
             let idempotent = self.head.is_idempotent();
             if !self.quest.again(&admission, &trip, idempotent, whole) {
@@ -492,6 +502,10 @@ impl Errand {
         let escort = Escort::new(lease, self.body.clone(), admission);
         fresh(response).map(|body| Outgoing::pass(body, self.quest.deadline, escort))
     }
+}
+
+fn is_grpc(content_type: Option<&HeaderValue>) -> bool {
+    content_type.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// The same answer without what the upstream connection left on it.

@@ -12,6 +12,7 @@
 
 mod bench;
 mod body;
+mod calm;
 mod chunks;
 mod counters;
 mod dispatch;
@@ -40,6 +41,7 @@ mod secure;
 mod sockets;
 mod start;
 mod stream;
+mod streams;
 mod strict;
 mod tunnel;
 mod upstream;

@@ -32,10 +32,11 @@ pub enum Code {
     TlsExpected,
     ClientRate,
     ServiceRate,
+    SlowBody,
 }
 
 /// Every code, its word, its status and what it means to the client.
-pub const CODES: [(Code, &str, u16, &str); 18] = [
+pub const CODES: [(Code, &str, u16, &str); 19] = [
     (
         Code::BadRequest,
         "bad-request",
@@ -143,6 +144,12 @@ pub const CODES: [(Code, &str, u16, &str); 18] = [
         "service-rate",
         429,
         "the service has had its rate at this node",
+    ),
+    (
+        Code::SlowBody,
+        "slow-body",
+        408,
+        "the request's body came too slowly",
     ),
 ];
 

@@ -3,13 +3,16 @@
 mod cold;
 mod datagrams;
 mod express;
+mod floods;
 mod hygiene;
 mod inward;
 mod passage;
 mod peers;
 mod rates;
+mod slow;
 mod tls;
 mod warm;
 
 mod app;
+mod frames;
 mod world;
