@@ -2,8 +2,8 @@
 
 use scheduler::autoscale::schedule::Cron;
 use scheduler::model::{
-    Container, ContainerPort, EnvVar, Fit, Name, Preference, RATE, Rate, Scale, Schedule,
-    TLS_ANNOTATIONS, TrafficTarget, is_of_the_door, units,
+    Container, ContainerPort, EnvVar, Fit, Name, PROXY_PROTOCOL, PROXY_V2, Preference, RATE, Rate,
+    Scale, Schedule, TLS_ANNOTATIONS, TrafficTarget, is_of_the_door, units,
 };
 use toml_edit::{Document, Item};
 
@@ -42,6 +42,7 @@ const TOP: &[&str] = &[
     "dns",
     "tls",
     "rate",
+    "proxy_protocol",
 ];
 
 /// Annotations that say how instances run: a revision's, not only its service's.
@@ -72,6 +73,10 @@ pub fn parse(file: &str, text: &str) -> Read<Manifest> {
         annotations: top.pairs("annotations")?,
         ..Manifest::default()
     };
+    if top.flag("proxy_protocol")? == Some(true) {
+        let said = (PROXY_PROTOCOL.to_owned(), PROXY_V2.to_owned());
+        manifest.annotations.extend([said]);
+    }
     revision(&top, &mut manifest)?;
     container(&top, &mut manifest)?;
     sandbox::read(&top, &mut manifest)?;

@@ -136,6 +136,20 @@ fn a_rate_is_the_services_and_makes_no_revision() {
 }
 
 #[test]
+fn the_proxy_protocol_is_the_programs_and_so_its_revisions() {
+    let web = parse("f", "proxy_protocol = true\n").unwrap();
+    assert!(web.spec.proxy_protocol());
+    assert_eq!(web.annotations, web.spec.annotations);
+    assert!(
+        !parse("f", "proxy_protocol = false\n")
+            .unwrap()
+            .spec
+            .proxy_protocol()
+    );
+    assert!(parse("f", "proxy_protocol = \"v2\"\n").is_err());
+}
+
+#[test]
 fn a_small_manifest_takes_the_defaults() {
     let web = parse("f", "image = 'web'\n").unwrap();
     let expected = {

@@ -71,6 +71,7 @@ use crate::wire::peer::{StartRefusal, StartRequest, Started};
 pub use counters::{Counts, PHASES};
 pub use frost::{Awake, Freezer};
 pub use histogram::{BOUNDS, Distribution};
+pub use introduced::OWN as OWN_CONNECTION;
 pub use ledger::Bill;
 pub use local::{Guard, Local, Served};
 pub use peer_door::{PeerDoor, Place};

@@ -33,9 +33,9 @@ pub use rate::{Rate, RateError};
 pub use revision::{ImagePin, Revision, RevisionState};
 pub use sandbox::{Dns, HostAlias, IoLimits, Tmpfs, Ulimit};
 pub use service::{
-    CERTIFICATE, Container, ContainerPort, EnvVar, Fit, Meta, PLAIN_HTTP, PlacementRules,
-    Preference, Probe, ProbeAction, Protocol, RATE, RevisionSpec, Scale, Schedule, SecurityContext,
-    Service, ServiceStatus, Spread, TLS_ANNOTATIONS, TrafficTarget, Volume, VolumeMount,
-    VolumeSource, is_of_the_door,
+    CERTIFICATE, Container, ContainerPort, EnvVar, Fit, Meta, PLAIN_HTTP, PROXY_PROTOCOL, PROXY_V2,
+    PlacementRules, Preference, Probe, ProbeAction, Protocol, RATE, RevisionSpec, Scale, Schedule,
+    SecurityContext, Service, ServiceStatus, Spread, TLS_ANNOTATIONS, TrafficTarget, Volume,
+    VolumeMount, VolumeSource, is_of_the_door,
 };
 pub use signal::parse_signal;

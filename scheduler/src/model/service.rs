@@ -61,6 +61,11 @@ pub const TLS_ANNOTATIONS: [(&str, [&str; 2]); 2] = [
     (PLAIN_HTTP, ["redirect", "allow"]),
 ];
 
+/// `v2`: the program is told whose each connection is, by the PROXY protocol's version 2.
+pub const PROXY_PROTOCOL: &str = "selvedge.dev/proxy-protocol";
+/// What it can be.
+pub const PROXY_V2: &str = "v2";
+
 /// Whether an annotation says what doors do: the service's alone, and no new revision's.
 #[must_use]
 pub fn is_of_the_door(annotation: &str) -> bool {
@@ -441,6 +446,14 @@ impl RevisionSpec {
     #[must_use]
     pub fn main(&self) -> Option<&Container> {
         self.containers.first()
+    }
+
+    /// Whether connections to the port of requests begin with the PROXY protocol.
+    #[must_use]
+    pub fn proxy_protocol(&self) -> bool {
+        self.annotations
+            .get(PROXY_PROTOCOL)
+            .is_some_and(|v| v == PROXY_V2)
     }
 
     /// The port requests go to: the declared one or 8080.

@@ -117,6 +117,7 @@ fn annotations_of_our_own_say_what_they_may() {
             "fast",
             "`fast` is no rate",
         ),
+        ("selvedge.dev/proxy-protocol", "v2", "v1", "is `v2`"),
     ] {
         for of_revision in [false, true] {
             let judged = |value: &str| {

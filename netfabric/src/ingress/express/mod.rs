@@ -66,6 +66,11 @@ enum Turn {
     HandOver(Option<Box<Resume>>),
 }
 
+/// Whether it is spoken to over connections that are anybody's, in HTTP/1.1.
+fn is_plain(guard: &Guard) -> bool {
+    guard.slot.protocol == Protocol::Http1 && !guard.slot.introduced
+}
+
 fn hand_over(quest: Quest, admission: Option<Admission>) -> Turn {
     Turn::HandOver(Some(Box::new(Resume::new(quest, admission))))
 }
@@ -214,7 +219,7 @@ impl<S: Stream> Express<S> {
         loop {
             let guard = match self.admission(&mut quest).await {
                 None => return Turn::Close,
-                Some(Ok(Admission::Here(guard))) if guard.slot.protocol == Protocol::Http1 => guard,
+                Some(Ok(Admission::Here(guard))) if is_plain(&guard) => guard,
                 Some(Ok(other)) => return hand_over(quest, Some(other)),
                 Some(Err(problem)) => return self.fail(quest, &problem, ask, text).await,
             };

@@ -5,6 +5,7 @@ mod datagrams;
 mod express;
 mod floods;
 mod hygiene;
+mod introduced;
 mod inward;
 mod passage;
 mod peers;

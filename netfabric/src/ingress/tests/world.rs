@@ -49,6 +49,7 @@ pub struct Deployed {
     pub callers: Vec<Caller>,
     pub plain_http: bool,
     pub rate: Option<&'static str>,
+    pub introduced: bool,
 }
 
 impl Default for Deployed {
@@ -64,6 +65,7 @@ impl Default for Deployed {
             callers: vec![],
             plain_http: false,
             rate: None,
+            introduced: false,
         }
     }
 }
@@ -213,8 +215,14 @@ impl Starter for FakeStarter {
         let instance = InstanceId(format!("web-00001-{number}"));
         let app = App::start(&instance.0).await;
         let local = self.locals.lock().unwrap()[&node].clone();
-        let Deployed { protocol, hard, .. } = self.deployed;
-        local.open(instance.clone(), request.revision, app.addr, protocol, hard);
+        let Deployed {
+            protocol,
+            hard,
+            introduced,
+            ..
+        } = self.deployed;
+        let key = request.revision;
+        local.open(instance.clone(), key, app.addr, protocol, hard, introduced);
         self.apps.lock().unwrap().push(app);
         let ready = u64::try_from(delay.as_micros()).unwrap();
         let phases = vec![("ready".to_owned(), ready)];
@@ -407,11 +415,16 @@ impl World {
     }
 
     pub fn open(&self, node: usize, instance: &str, addr: SocketAddr) {
-        let Deployed { protocol, hard, .. } = self.deployed;
+        let Deployed {
+            protocol,
+            hard,
+            introduced,
+            ..
+        } = self.deployed;
         let id = InstanceId(instance.to_owned());
         self.nodes[node - 1]
             .local
-            .open(id, revision(), addr, protocol, hard);
+            .open(id, revision(), addr, protocol, hard, introduced);
     }
 }
 
