@@ -93,6 +93,20 @@ impl Frames {
     }
 }
 
+/// The heads in bytes that come in steps, each as its length, kind and stream.
+#[cfg(any(test, feature = "fuzz"))]
+pub(super) fn heads(bytes: &[u8], step: usize) -> Vec<(usize, u8, u32)> {
+    let (mut frames, mut accounts, mut told) = (Frames::default(), Accounts::new(), Vec::new());
+    for part in bytes.chunks(step) {
+        frames.pass(part, |head| {
+            accounts.came(head, || 0);
+            accounts.went(head);
+            told.push((head.length, head.kind, head.stream));
+        });
+    }
+    told
+}
+
 /// What a client has used up.
 #[derive(Debug)]
 struct Accounts {

@@ -20,6 +20,8 @@ mod door;
 mod express;
 mod frames;
 mod frost;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 mod gate;
 mod headers;
 mod health;

@@ -9,6 +9,8 @@
 
 mod conn;
 mod exchange;
+#[cfg(any(test, feature = "fuzz"))]
+pub(super) mod fuzz;
 mod request;
 mod response;
 mod scratch;
