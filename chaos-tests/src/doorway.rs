@@ -161,7 +161,7 @@ impl Doorway {
         let id = InstanceId(format!("{}-{}", revision.key.name, address.port()));
         let protocol = revision.spec.port().protocol;
         self.local
-            .open(id, revision.key.clone(), address, protocol, 0);
+            .open(id, revision.key.clone(), address, protocol, 0, false);
         Ok(())
     }
 

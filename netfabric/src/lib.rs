@@ -9,5 +9,9 @@ pub mod dns;
 pub mod ingress;
 pub mod wire;
 
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
+
+mod pace;
 mod places;
 pub mod sockets;

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use scheduler::model::{ChallengeKind, Name, units};
+use scheduler::model::{ChallengeKind, Name, Rate, RateError, units};
 use serde::{Deserialize, Deserializer};
 
 use crate::image::{Marks, SignatureRule};
@@ -196,6 +196,8 @@ pub struct IngressSection {
     pub activation_timeout: Span,
     /// Every connection comes through a load balancer that begins it with the PROXY protocol.
     pub proxy_protocol: bool,
+    /// Requests that this node's doors take from one client: an address, or of IPv6 a /64.
+    pub client_rate: ClientRate,
 }
 
 impl Default for IngressSection {
@@ -207,6 +209,7 @@ impl Default for IngressSection {
             activation_queue: 1000,
             activation_timeout: Span(Duration::from_secs(30)),
             proxy_protocol: false,
+            client_rate: ClientRate(None),
         }
     }
 }
@@ -497,6 +500,14 @@ from_text!(
     Listen(Option<SocketAddr>) = |t: &str| listen(t)
 );
 
+from_text!(
+    /// `20/s burst 100`; `off` is no bound.
+    ClientRate(Option<Rate>) = |t: &str| match t {
+        "off" => Ok(None),
+        text => text.parse().map(Some).map_err(|e: RateError| e.to_string()),
+    }
+);
+
 impl Listen {
     const fn port(port: u16) -> Self {
         let any = std::net::IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED);
@@ -549,6 +560,26 @@ mod tests {
         assert_eq!(config.capacity.memory, Auto::Set(Bytes(2 << 30)));
         assert_eq!(config.ingress.http.0, Some(([127, 0, 0, 1], 8080).into()));
         assert_eq!(config.dns.listen, Listen(None));
+    }
+
+    #[test]
+    fn clients_have_a_rate_where_it_is_said() {
+        let rate = |text: &str| {
+            parse(&format!("{SMALL}[ingress]\n{text}\n")).map(|c| c.ingress.client_rate)
+        };
+        let want = "20/s burst 100".parse().unwrap();
+        assert_eq!(
+            rate("client_rate = \"20/s burst 100\""),
+            Ok(ClientRate(Some(want)))
+        );
+        for off in ["", "client_rate = \"off\""] {
+            assert_eq!(rate(off), Ok(ClientRate(None)));
+        }
+        assert!(
+            rate("client_rate = 20")
+                .unwrap_err()
+                .contains("write 100/s")
+        );
     }
 
     #[test]

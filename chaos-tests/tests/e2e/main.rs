@@ -21,6 +21,7 @@ mod images;
 mod inward;
 mod lazy;
 mod life;
+mod limits;
 mod measured;
 mod members;
 mod mistakes;

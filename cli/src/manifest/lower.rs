@@ -2,8 +2,8 @@
 
 use scheduler::autoscale::schedule::Cron;
 use scheduler::model::{
-    Container, ContainerPort, EnvVar, Fit, Name, Preference, Scale, Schedule, TLS_ANNOTATIONS,
-    TrafficTarget, units,
+    Container, ContainerPort, EnvVar, Fit, Name, PROXY_PROTOCOL, PROXY_V2, Preference, RATE, Rate,
+    Scale, Schedule, TLS_ANNOTATIONS, TrafficTarget, is_of_the_door, units,
 };
 use toml_edit::{Document, Item};
 
@@ -41,6 +41,8 @@ const TOP: &[&str] = &[
     "annotations",
     "dns",
     "tls",
+    "rate",
+    "proxy_protocol",
 ];
 
 /// Annotations that say how instances run: a revision's, not only its service's.
@@ -71,6 +73,10 @@ pub fn parse(file: &str, text: &str) -> Read<Manifest> {
         annotations: top.pairs("annotations")?,
         ..Manifest::default()
     };
+    if top.flag("proxy_protocol")? == Some(true) {
+        let said = (PROXY_PROTOCOL.to_owned(), PROXY_V2.to_owned());
+        manifest.annotations.extend([said]);
+    }
     revision(&top, &mut manifest)?;
     container(&top, &mut manifest)?;
     sandbox::read(&top, &mut manifest)?;
@@ -78,13 +84,18 @@ pub fn parse(file: &str, text: &str) -> Read<Manifest> {
     listen::listens(&top, &mut manifest)?;
     listen::network(&top, &mut manifest)?;
     tls(&top, &mut manifest)?;
+    if let Some(rate) = top.parsed("rate", str::parse::<Rate>)? {
+        manifest
+            .annotations
+            .insert(RATE.to_owned(), rate.to_string());
+    }
     mount::mounts(&top, &mut manifest.spec)?;
     Ok(manifest)
 }
 
 fn revision(top: &Section<'_>, manifest: &mut Manifest) -> Read<()> {
-    let doors = |name: &str| TLS_ANNOTATIONS.iter().any(|(word, _)| *word == name);
-    let own = |(name, _): &(&String, &String)| name.starts_with(OWN_ANNOTATIONS) && !doors(name);
+    let own =
+        |(name, _): &(&String, &String)| name.starts_with(OWN_ANNOTATIONS) && !is_of_the_door(name);
     let own = manifest.annotations.iter().filter(own);
     manifest.spec.annotations = own.map(|(n, v)| (n.clone(), v.clone())).collect();
     let spec = &mut manifest.spec;

@@ -125,6 +125,31 @@ fn the_front_doors_tls_is_the_services_and_makes_no_revision() {
 }
 
 #[test]
+fn a_rate_is_the_services_and_makes_no_revision() {
+    let rate = |text| parse("f", text).map(|web| web.annotations["selvedge.dev/rate"].clone());
+    assert_eq!(rate("rate = \"100/s\"\n").unwrap(), "100/s");
+    assert_eq!(rate("rate = \"30/m  burst 5\"\n").unwrap(), "30/m burst 5");
+    let annotated = parse("f", "[annotations]\n\"selvedge.dev/rate\" = \"5/s\"\n").unwrap();
+    assert!(annotated.spec.annotations.is_empty());
+    let wrong = rate("rate = \"100\"\n").unwrap_err();
+    assert!(wrong.to_string().contains("write 100/s"), "{wrong}");
+}
+
+#[test]
+fn the_proxy_protocol_is_the_programs_and_so_its_revisions() {
+    let web = parse("f", "proxy_protocol = true\n").unwrap();
+    assert!(web.spec.proxy_protocol());
+    assert_eq!(web.annotations, web.spec.annotations);
+    assert!(
+        !parse("f", "proxy_protocol = false\n")
+            .unwrap()
+            .spec
+            .proxy_protocol()
+    );
+    assert!(parse("f", "proxy_protocol = \"v2\"\n").is_err());
+}
+
+#[test]
 fn a_small_manifest_takes_the_defaults() {
     let web = parse("f", "image = 'web'\n").unwrap();
     let expected = {

@@ -14,12 +14,12 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::pace::{Pace, nanos};
+
 /// Equal answers a second for one network. A cached answer is asked for once per TTL and resolver.
-const EQUAL_PER_SECOND: u64 = 20;
+const EQUAL_PER_SECOND: u32 = 20;
 /// Queries of one network a second that are decoded, whatever they ask.
-const QUERIES_PER_SECOND: u64 = 1000;
-/// A network may save up so much of its rate.
-const BURST: Duration = Duration::from_secs(1);
+const QUERIES_PER_SECOND: u32 = 1000;
 /// Slots of a row; two rows of eight bytes each.
 const SLOTS: usize = 4096;
 /// Networks as they are commonly given to one customer.
@@ -103,19 +103,19 @@ fn answer(reply: &[u8]) -> (u8, Vec<u8>) {
     (code, question.to_ascii_lowercase())
 }
 
-/// The generic cell rate algorithm, one cell a slot: the moment until which a rate is used up.
+/// One number a slot. A network may save up a second of its rate.
 struct Rate {
-    interval: Duration,
+    pace: Pace,
     hashers: [RandomState; 2],
-    rows: [Vec<Duration>; 2],
+    rows: [Vec<u64>; 2],
 }
 
 impl Rate {
-    fn new(per_second: u64) -> Self {
+    fn new(per_second: u32) -> Self {
         Self {
-            interval: Duration::from_nanos(1_000_000_000 / per_second),
+            pace: Pace::new(Duration::from_secs(1) / per_second, per_second),
             hashers: [RandomState::new(), RandomState::new()],
-            rows: [vec![Duration::ZERO; SLOTS], vec![Duration::ZERO; SLOTS]],
+            rows: [vec![0; SLOTS], vec![0; SLOTS]],
         }
     }
 
@@ -123,11 +123,7 @@ impl Rate {
         let mut granted = false;
         for (row, hasher) in self.rows.iter_mut().zip(&self.hashers) {
             let slot = usize::try_from(hasher.hash_one(key) % SLOTS as u64).unwrap_or(0);
-            let used_until = row[slot].max(now);
-            if used_until + self.interval <= now + BURST {
-                row[slot] = used_until + self.interval;
-                granted = true;
-            }
+            granted |= self.pace.take(&mut row[slot], nanos(now)).is_ok();
         }
         granted
     }

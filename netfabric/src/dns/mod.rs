@@ -11,6 +11,8 @@
 //! Known limit: replies to a wildcard listener leave from the address the kernel's routing picks;
 //! a host with several addresses names the one it serves DNS on in `[dns] listen`.
 
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 mod inner;
 mod limit;
 mod message;

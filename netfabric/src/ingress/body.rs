@@ -4,6 +4,7 @@
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -12,11 +13,15 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::local::lock;
+use super::stream::Leeway;
 use super::upstream::{Arrival, Escort};
 
 /// How much of a request's body is kept until an answer begins, so that another endpoint can be
 /// tried. What is kept are references to the received buffers, not copies.
 pub(super) const KEEP_BYTES: usize = 64 * 1024;
+
+/// How long a client may be waited for, in all that it sends of a body, before an answer begins.
+const BODY_STALL: Duration = Duration::from_secs(30);
 
 pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -39,6 +44,16 @@ struct Inner {
     trailers: Option<HeaderMap>,
     /// Which try may read; earlier ones find their body broken off.
     turn: u32,
+    /// How slow its sender may be; `None` when that is nobody's affair here.
+    pace: Option<Pace>,
+}
+
+#[derive(Debug)]
+struct Pace {
+    leeway: Leeway,
+    timer: Pin<Box<Sleep>>,
+    /// The sender was slower.
+    late: bool,
 }
 
 /// A request's body as sent by one try.
@@ -59,6 +74,17 @@ pub(super) struct Reader {
 }
 
 impl Spool {
+    /// A client's, who may not be as slow as likes. `None` when there is no body.
+    pub(super) fn of_client(source: Incoming) -> Option<Arc<Self>> {
+        let spool = Self::new(source)?;
+        lock(&spool.inner).pace = Some(Pace {
+            leeway: Leeway::new(BODY_STALL),
+            timer: Box::pin(sleep_until(Instant::now() + BODY_STALL)),
+            late: false,
+        });
+        Some(spool)
+    }
+
     /// `None` when there is no body.
     pub(super) fn new(source: Incoming) -> Option<Arc<Self>> {
         if source.is_end_stream() {
@@ -74,6 +100,7 @@ impl Spool {
             ended: false,
             trailers: None,
             turn: 0,
+            pace: None,
         };
         Some(Arc::new(Self {
             inner: Mutex::new(inner),
@@ -102,9 +129,16 @@ impl Spool {
         !lock(&self.inner).spent
     }
 
-    /// An answer has begun: nothing more is kept.
+    /// An answer has begun: nothing more is kept, and both talk as slowly as they like.
     pub(super) fn settle(&self) {
-        lock(&self.inner).keeping = false;
+        let mut inner = lock(&self.inner);
+        inner.keeping = false;
+        inner.pace = None;
+    }
+
+    /// Its sender was too slow.
+    pub(super) fn is_late(&self) -> bool {
+        lock(&self.inner).pace.as_ref().is_some_and(|p| p.late)
     }
 
     pub(super) fn is_ended(&self) -> bool {
@@ -113,6 +147,30 @@ impl Spool {
 }
 
 impl Inner {
+    /// The next of what is received, unless its sender is too slow.
+    fn poll_source(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let frame = Pin::new(&mut self.source).poll_frame(cx);
+        let Some(pace) = &mut self.pace else {
+            return frame.map(|f| f.map(|f| f.map_err(Into::into)));
+        };
+        if let Poll::Ready(frame) = frame {
+            let data = frame.as_ref().and_then(|f| f.as_ref().ok()?.data_ref());
+            pace.leeway
+                .moved(data.map_or(0, Bytes::len), Instant::now());
+            return Poll::Ready(frame.map(|f| f.map_err(Into::into)));
+        }
+        let due = pace.leeway.waits(Instant::now());
+        if pace.timer.deadline() != due {
+            pace.timer.as_mut().reset(due);
+        }
+        ready!(pace.timer.as_mut().poll(cx));
+        pace.late = true;
+        Poll::Ready(Some(Err("its sender is too slow".into())))
+    }
+
     fn keep(&mut self, data: &Bytes) {
         if self.keeping && self.kept_bytes + data.len() <= KEEP_BYTES {
             self.kept_bytes += data.len();
@@ -165,9 +223,9 @@ impl Reader {
             return Poll::Ready(Some(Ok(Frame::data(data.clone()))));
         }
         while !inner.ended {
-            match ready!(Pin::new(&mut inner.source).poll_frame(cx)) {
+            match ready!(inner.poll_source(cx)) {
                 None => inner.ended = true,
-                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
                         inner.keep(&data);
@@ -207,6 +265,14 @@ impl Outgoing {
         match self {
             Self::Own(bytes) => bytes.unwrap_or_default(),
             Self::Passing(_) => Bytes::new(),
+        }
+    }
+
+    /// Until when an answer that comes from elsewhere may take.
+    pub(super) fn until(&self) -> Option<Instant> {
+        match self {
+            Self::Own(_) => None,
+            Self::Passing(passing) => Some(passing.deadline.deadline()),
         }
     }
 

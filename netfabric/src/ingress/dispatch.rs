@@ -2,6 +2,7 @@
 //! (or the queue), the try, another try where that can do no harm, and the answer.
 
 use std::fmt::Display;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -132,8 +133,60 @@ impl Quest {
         arrival: Instant,
     ) -> Result<Self, Problem> {
         let route = revision(shared, called, arrival).await?;
+        Ok(Self::on(shared, route, id, arrival))
+    }
+
+    /// A client's request's, unless the client or the service has had its rate: that is written down.
+    pub(super) async fn of_request(
+        shared: &Arc<Shared>,
+        called: Called<'_>,
+        client: Option<IpAddr>,
+        id: Ulid,
+        arrival: Instant,
+    ) -> Result<Self, Problem> {
+        let now = arrival.saturating_duration_since(shared.epoch);
+        if let Some(client) = client
+            && let Err(problem) = shared.rates.client(client, now)
+        {
+            if let Some(quest) = Self::at_once(shared, called, id, arrival) {
+                quest.note(
+                    problem.code.status().as_u16(),
+                    None,
+                    Some(problem.code.word()),
+                );
+            }
+            return Err(problem);
+        }
+        let quest = Self::new(shared, called, id, arrival).await?;
+        if let Some(rate) = quest.route.rate
+            && let Err(problem) = shared.rates.service(&quest.route.service, rate, now)
+        {
+            quest.note(
+                problem.code.status().as_u16(),
+                None,
+                Some(problem.code.word()),
+            );
+            return Err(problem);
+        }
+        Ok(quest)
+    }
+
+    /// One that waits for no revision: for what is refused.
+    pub(super) fn at_once(
+        shared: &Arc<Shared>,
+        called: Called<'_>,
+        id: Ulid,
+        arrival: Instant,
+    ) -> Option<Self> {
+        let routes = shared.routes.load();
+        let (service, tag) = called.find(&routes).ok()?;
+        let route = service.pick_revision(rand::random(), tag).ok()?;
+        Some(Self::on(shared, Arc::clone(route), id, arrival))
+    }
+
+    fn on(shared: &Arc<Shared>, route: Arc<RevisionRoute>, id: Ulid, arrival: Instant) -> Self {
         let seconds = u64::from(route.timeout_seconds.max(1));
-        Ok(Self {
+        Self {
             shared: Arc::clone(shared),
             id,
             deadline: arrival + Duration::from_secs(seconds),
@@ -145,7 +198,7 @@ impl Quest {
             dead_ends: 0,
             ticket: None,
             wait: None,
-        })
+        }
     }
 
     /// An endpoint with room: at once when there is one and nobody waits, else from the queue.
@@ -254,6 +307,13 @@ impl Quest {
     /// An answer began: writes down what became of the request. Status 0 is a connection's, which has
     /// no such thing.
     pub(super) fn record(self, status: u16, source: Option<Source>, problem: Option<&'static str>) {
+        if status > 0 {
+            self.shared.counters.answered(status);
+        }
+        self.note(status, source, problem);
+    }
+
+    fn note(self, status: u16, source: Option<Source>, problem: Option<&'static str>) {
         let line = Line {
             request: self.id,
             route: self.route,
@@ -263,9 +323,6 @@ impl Quest {
             problem,
             took: self.arrival.elapsed(),
         };
-        if status > 0 {
-            self.shared.counters.answered(status);
-        }
         match self.wait {
             Some(wait) => {
                 self.shared.counters.cold_starts.note(line.took);
@@ -295,6 +352,12 @@ impl Errand {
     ) -> Result<Self, Problem> {
         let mut head = Head::vet(&mut request)?;
         head.introduce(caller, id_text);
+        // A call may last as long as it likes, and have little to say in all that time.
+        let body = if is_grpc(head.content_type()) {
+            Spool::new(request.into_body())
+        } else {
+            Spool::of_client(request.into_body())
+        };
         let Resume { quest, admission } = if let Some(resume) = resume {
             *resume
         } else {
@@ -302,13 +365,14 @@ impl Errand {
                 Some(call) => Called::Service(call.admitted(shared)?),
                 None => Called::Host(head.host.to_str().unwrap_or_default()),
             };
-            Resume::new(Quest::new(shared, called, id, arrival).await?, None)
+            let quest = Quest::of_request(shared, called, caller.client(), id, arrival);
+            Resume::new(quest.await?, None)
         };
         Ok(Self {
             quest,
             found: admission,
             head,
-            body: Spool::new(request.into_body()),
+            body,
         })
     }
 
@@ -349,6 +413,10 @@ impl Errand {
                 Ok(answer) => return Ok((answer, admission)),
                 Err(trip) => trip,
             };
+            if self.body.as_ref().is_some_and(|b| b.is_late()) {
+                let slow = "the request's body came too slowly";
+                return Err(Problem::new(Code::SlowBody, slow));
+            }
             let whole = self.body.as_ref().is_none_or(|b| b.can_repeat());
             let idempotent = self.head.is_idempotent();
             if !self.quest.again(&admission, &trip, idempotent, whole) {
@@ -434,6 +502,10 @@ impl Errand {
         let escort = Escort::new(lease, self.body.clone(), admission);
         fresh(response).map(|body| Outgoing::pass(body, self.quest.deadline, escort))
     }
+}
+
+fn is_grpc(content_type: Option<&HeaderValue>) -> bool {
+    content_type.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// The same answer without what the upstream connection left on it.

@@ -2,7 +2,7 @@
 //! them, bounds what a client may use up, and closes without cutting anyone off.
 
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, pending};
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -16,16 +16,18 @@ use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::body::Outgoing;
+use super::calm::Calm;
 use super::headers::{Caller, MAX_HEADERS};
 use super::local::lock;
-use super::stream::{Spoken, Stream, sniff};
+use super::stream::{Spoken, Stream, WRITE_STALL, sniff};
+use super::streams::{self, Streams};
 use super::strict::Strict;
 use super::workers::{self, Aboard, Arrived};
 use super::{Shared, dispatch, express, introduced, passage, secure};
@@ -36,8 +38,17 @@ pub(super) const MAX_HEAD_BYTES: usize = 64 * 1024;
 /// While the door closes: how long the first request of a connection may take to come.
 pub(super) const FIRST_TIME: Duration = Duration::from_millis(300);
 const MAX_STREAMS: u32 = 100;
-/// Streams a client may open and reset at once before it is taken for an attack.
+/// Streams a client may open and reset at once before it is taken for an attack; and streams that its
+/// own faults have reset.
 const MAX_RESETS: usize = 100;
+/// Bytes of bodies that an HTTP/2 client may send before they are wanted, on a stream and on all.
+const WINDOW: u32 = 1 << 20;
+/// Bytes of one stream's answer that wait for the client's window.
+const MAX_SEND_BYTES: usize = 128 * 1024;
+/// What a client may have us remember of its headers.
+const HEADER_TABLE: u32 = 4096;
+/// An HTTP/2 connection without a request is kept so long, however well it answers.
+const IDLE_TIME: Duration = Duration::from_mins(3);
 /// Connections at once; more wait in the kernel's backlog.
 pub(super) const MAX_CONNECTIONS: usize = 20_000;
 /// HTTP/2 clients must show they are there.
@@ -228,6 +239,10 @@ pub(super) async fn serve<S, F, R>(
         let answered = answer(Arc::clone(&shared), request);
         async move {
             let mut response = answered.await;
+            if version >= Version::HTTP_2 {
+                let own = || Instant::now() + WRITE_STALL;
+                streams::taken_by(response.body().until().unwrap_or_else(own));
+            }
             let leaving = until < Phase::Closed && *shared.phase.borrow() > Phase::Open;
             let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
             if leaving && version < Version::HTTP_2 && !switches {
@@ -241,15 +256,17 @@ pub(super) async fn serve<S, F, R>(
         Spoken::Http1 => {
             let io = TokioIo::new(Strict::new(stream));
             let connection = http1_settings().serve_connection(io, service);
-            drive(connection.with_upgrades(), phase, until).await;
+            drive(connection.with_upgrades(), phase, until, pending()).await;
         }
         Spoken::Http2 => {
-            let connection = http2_settings().serve_connection(TokioIo::new(stream), service);
+            let streams = Streams::new();
+            let io = TokioIo::new(Calm::new(stream));
+            let connection = http2_settings(streams.clone()).serve_connection(io, service);
             let until = match until {
                 Phase::Closing => Phase::Leaving,
                 other => other,
             };
-            drive(connection, phase, until).await;
+            drive(connection, phase, until, streams.idle_for(IDLE_TIME)).await;
         }
     }
 }
@@ -264,8 +281,8 @@ fn http1_settings() -> http1::Builder {
     settings
 }
 
-fn http2_settings() -> http2::Builder<TokioExecutor> {
-    let mut settings = http2::Builder::new(TokioExecutor::new());
+fn http2_settings(streams: Streams) -> http2::Builder<Streams> {
+    let mut settings = http2::Builder::new(streams);
     settings
         .timer(TokioTimer::new())
         .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX))
@@ -273,6 +290,10 @@ fn http2_settings() -> http2::Builder<TokioExecutor> {
         .max_concurrent_streams(MAX_STREAMS)
         .max_pending_accept_reset_streams(MAX_RESETS)
         .max_local_error_reset_streams(MAX_RESETS)
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
+        .max_send_buf_size(MAX_SEND_BYTES)
+        .header_table_size(HEADER_TABLE)
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_ANSWER);
     settings
@@ -295,25 +316,31 @@ where
     }
 }
 
-impl<I, S> Graceful for http2::Connection<I, S, TokioExecutor>
+impl<I, S> Graceful for http2::Connection<I, S, Streams>
 where
     Self: Future<Output = Result<(), hyper::Error>>,
     I: hyper::rt::Read + hyper::rt::Write + Unpin,
     S: hyper::service::HttpService<Incoming, ResBody = Outgoing>,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    TokioExecutor: hyper::rt::bounds::Http2ServerConnExec<S::Future, Outgoing>,
+    Streams: hyper::rt::bounds::Http2ServerConnExec<S::Future, Outgoing>,
 {
     fn finish(self: Pin<&mut Self>) {
         self.graceful_shutdown();
     }
 }
 
-async fn drive(connection: impl Graceful, mut phase: watch::Receiver<Phase>, until: Phase) {
+async fn drive(
+    connection: impl Graceful,
+    mut phase: watch::Receiver<Phase>,
+    until: Phase,
+    idle: impl Future<Output = ()>,
+) {
     let mut connection = std::pin::pin!(connection);
     let mut ended = None;
     tokio::select! {
         done = connection.as_mut() => ended = Some(done),
         _ = phase.wait_for(|p| *p >= until) => connection.as_mut().finish(),
+        () = idle => connection.as_mut().finish(),
     }
     if ended.is_none() {
         tokio::select! {
@@ -323,5 +350,52 @@ async fn drive(connection: impl Graceful, mut phase: watch::Receiver<Phase>, unt
     }
     if let Some(Err(error)) = ended {
         tracing::trace!(%error, "a connection ended");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::client::conn::http2 as client;
+    use hyper_util::rt::TokioExecutor;
+    use tokio::io::duplex;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_http2_connection_without_requests_ends_in_order() {
+        let (near, far) = duplex(64 * 1024);
+        let streams = Streams::new();
+        let service = service_fn(|_: Request<Incoming>| async {
+            Ok::<_, Infallible>(Response::new(Outgoing::Own(None)))
+        });
+        let settings = http2_settings(streams.clone());
+        let served = settings.serve_connection(TokioIo::new(Calm::new(far)), service);
+        let phase = watch::Sender::new(Phase::Open);
+        let idle = async move { streams.idle_for(IDLE_TIME).await };
+        tokio::spawn(drive(served, phase.subscribe(), Phase::Leaving, idle));
+        let shaken = client::handshake(TokioExecutor::new(), TokioIo::new(near)).await;
+        let (mut sender, connection) = shaken.unwrap();
+        let begun = Instant::now();
+        let ended = tokio::spawn(connection);
+        let ask = || {
+            let request = Request::builder().uri("http://web.test/");
+            request
+                .body(http_body_util::Empty::<bytes::Bytes>::new())
+                .unwrap()
+        };
+        for _ in 0..3 {
+            sleep(IDLE_TIME * 9 / 10).await;
+            assert!(
+                sender
+                    .send_request(ask())
+                    .await
+                    .unwrap()
+                    .status()
+                    .is_success()
+            );
+        }
+        ended.await.unwrap().unwrap();
+        assert!(begun.elapsed() >= IDLE_TIME * 37 / 10);
+        assert!(begun.elapsed() < 4 * IDLE_TIME);
     }
 }

@@ -173,7 +173,7 @@ mod tests {
             name: Name::new("web-00001").unwrap(),
         };
         let addr = "127.0.0.1:9".parse().unwrap();
-        local.open(id.clone(), revision, addr, Protocol::Http1, 0);
+        local.open(id.clone(), revision, addr, Protocol::Http1, 0, false);
         (local, id)
     }
 

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use base64::Engine as _;
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, HOST, PROXY_AUTHENTICATE,
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, FORWARDED, HOST, PROXY_AUTHENTICATE,
     PROXY_AUTHORIZATION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{
@@ -72,6 +72,11 @@ impl Caller<'_> {
     /// As it is told to the application.
     pub(super) fn scheme(self) -> &'static str {
         if self.secure { "https" } else { "http" }
+    }
+
+    /// Whose requests are counted: containers of this node are not.
+    pub(super) fn client(self) -> Option<IpAddr> {
+        self.inside.is_none().then_some(self.address)
     }
 }
 
@@ -171,6 +176,10 @@ impl Head {
         *request.uri_mut() = self.target.clone();
         *request.headers_mut() = self.headers.clone();
         request
+    }
+
+    pub(super) fn content_type(&self) -> Option<&HeaderValue> {
+        self.headers.get(CONTENT_TYPE)
     }
 
     /// Repeating it does no more than doing it once (RFC 9110, 9.2.2).

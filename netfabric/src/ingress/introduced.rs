@@ -9,6 +9,8 @@ const LINE: usize = 107;
 const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 /// What stands before the addresses in version 2.
 const FIXED: usize = 16;
+/// Version 2's for a connection that is nobody's but the sender's own: a probe, say.
+pub const OWN: [u8; FIXED] = *b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
 /// Addresses and whatever is told besides, in version 2.
 const MAX_REST: usize = 4096;
 
@@ -216,6 +218,8 @@ mod tests {
             let ports = bytes[length - 4..].to_vec();
             assert_eq!(ports, [0x0f, 0xa0, 0x15, 0x38], "{client:?}");
         }
+        let (client, length) = (None, OWN.len());
+        assert_eq!(read(&OWN), Ok(Some(Introduction { client, length })));
     }
 
     #[test]

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use scheduler::model::{ServiceKey, Socket};
-use scheduler::route::ServiceRoute;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep};
 use ulid::Ulid;
@@ -97,14 +96,11 @@ impl Call {
     }
 
     /// Writes down that the caller was turned away; a service that has no revision yet has no lines.
-    async fn refused(&self, shared: &Arc<Shared>, problem: &Problem) {
+    fn refused(&self, shared: &Arc<Shared>, problem: &Problem) {
         shared.counters.problem(problem.code);
-        let routes = shared.routes.load_full();
-        let ready = |s: &Arc<ServiceRoute>| s.pick_revision(0, None).is_ok();
         let called = Called::Service(&self.service);
-        if routes.service(&self.service).is_some_and(ready)
-            && let Ok(quest) = Quest::new(shared, called, Ulid::generate(), Instant::now()).await
-        {
+        let quest = Quest::at_once(shared, called, Ulid::generate(), Instant::now());
+        if let Some(quest) = quest {
             quest.record(0, None, Some(problem.code.word()));
         }
     }
@@ -133,7 +129,7 @@ pub(super) async fn serve(
     if let Err(problem) = call.admitted(&shared) {
         let Call { caller, service } = &call;
         tracing::debug!(%service, ?caller, %client, "a caller is not let in");
-        call.refused(&shared, &problem).await;
+        call.refused(&shared, &problem);
         return Box::new(stream).cut();
     }
     if meant.port() == HTTP {

@@ -40,6 +40,8 @@ pub(super) struct Slot {
     pub(super) health: Health,
     pub(super) frost: Frost,
     pub(super) gate: Gate,
+    /// It is told whose connection it gets; no two clients share one.
+    pub(super) introduced: bool,
     hard_limit: u32,
     bench: Arc<Bench>,
     born: Instant,
@@ -85,8 +87,8 @@ impl Local {
         let _ = self.freezer.set(freezer);
     }
 
-    /// The instance is ready: requests may enter, at most `hard_limit` at once (0: no limit).
-    /// Opening an open instance again changes nothing.
+    /// The instance is ready: requests may enter, at most `hard_limit` at once (0: no limit). With `introduced` it
+    /// is told by the PROXY protocol whose they are. Opening an open instance again changes nothing.
     pub fn open(
         &self,
         id: InstanceId,
@@ -94,6 +96,7 @@ impl Local {
         addr: SocketAddr,
         protocol: Protocol,
         hard_limit: u32,
+        introduced: bool,
     ) {
         let bench = self.make(revision);
         let mut slots = lock(&self.slots);
@@ -107,6 +110,7 @@ impl Local {
             health: Health::default(),
             frost: Frost::new(self.freezer.get().cloned()),
             gate: Gate::default(),
+            introduced,
             hard_limit,
             bench: Arc::clone(&bench),
             born: Instant::now(),
@@ -333,7 +337,14 @@ mod tests {
         let local = Local::new();
         let id = InstanceId("web-00001-a".into());
         let addr = "127.0.0.1:9".parse().unwrap();
-        local.open(id.clone(), revision(), addr, Protocol::Http1, hard_limit);
+        local.open(
+            id.clone(),
+            revision(),
+            addr,
+            Protocol::Http1,
+            hard_limit,
+            false,
+        );
         (local, id)
     }
 

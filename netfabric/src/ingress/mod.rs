@@ -12,6 +12,7 @@
 
 mod bench;
 mod body;
+mod calm;
 mod chunks;
 mod counters;
 mod dispatch;
@@ -19,6 +20,8 @@ mod door;
 mod express;
 mod frames;
 mod frost;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 mod gate;
 mod headers;
 mod health;
@@ -34,10 +37,12 @@ mod passage;
 mod peer_door;
 mod pool;
 mod problem;
+mod rates;
 mod recent;
 mod secure;
 mod start;
 mod stream;
+mod streams;
 mod strict;
 mod tunnel;
 mod upstream;
@@ -53,7 +58,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use scheduler::fleet::Fleet;
-use scheduler::model::{Demand, NodeId, RequestId, RevisionKey, ServiceKey, Socket};
+use scheduler::model::{Demand, NodeId, Rate, RequestId, RevisionKey, ServiceKey, Socket};
 use scheduler::registry::State;
 use scheduler::route::Routes;
 use tokio::runtime::Handle;
@@ -68,6 +73,7 @@ use crate::wire::peer::{StartRefusal, StartRequest, Started};
 pub use counters::{Counts, PHASES};
 pub use frost::{Awake, Freezer};
 pub use histogram::{BOUNDS, Distribution};
+pub use introduced::OWN as OWN_CONNECTION;
 pub use ledger::Bill;
 pub use local::{Guard, Local, Served};
 pub use peer_door::{PeerDoor, Place};
@@ -127,6 +133,8 @@ pub struct IngressConfig {
     /// Every connection comes through a load balancer that says whose it is, in the PROXY protocol;
     /// one that does not is closed.
     pub proxy_protocol: bool,
+    /// How many requests one client's address may send, IPv6's by its network of 64 bits.
+    pub client_rate: Option<Rate>,
 }
 
 impl Default for IngressConfig {
@@ -139,6 +147,7 @@ impl Default for IngressConfig {
             node_queue: 5_000,
             activation_timeout: Duration::from_secs(30),
             proxy_protocol: false,
+            client_rate: None,
         }
     }
 }
@@ -195,6 +204,7 @@ struct Shared {
     crew: workers::Crew,
     secure: secure::Secure,
     limits: Limits,
+    rates: rates::Rates,
     epoch: Instant,
     phase: watch::Sender<Phase>,
     connections: Arc<Semaphore>,
@@ -266,6 +276,7 @@ impl Ingress {
                 wait: config.activation_timeout,
                 proxy_protocol: config.proxy_protocol,
             },
+            rates: rates::Rates::new(config.client_rate),
             epoch: Instant::now(),
             phase: watch::Sender::new(Phase::Open),
             connections: Arc::new(Semaphore::new(door::MAX_CONNECTIONS)),

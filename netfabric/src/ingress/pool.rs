@@ -1,6 +1,7 @@
 //! Idle connections to one instance.
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
@@ -28,13 +29,24 @@ pub(super) struct Pool {
     /// The one that became idle last is the last.
     idle: Mutex<VecDeque<Idle>>,
     plain: Mutex<Plain>,
-    h2: Mutex<Option<http2::SendRequest<Outbound>>>,
+    /// One, or one for each client; the one that was used last is the last.
+    h2: Mutex<VecDeque<Shared>>,
 }
 
 #[derive(Debug)]
 struct Idle {
     sender: http1::SendRequest<Outbound>,
     since: Instant,
+    /// Whose it is alone, where instances are told whose.
+    client: Option<IpAddr>,
+}
+
+/// An HTTP/2 connection, for any number of requests at once.
+#[derive(Debug)]
+struct Shared {
+    sender: http2::SendRequest<Outbound>,
+    used: Instant,
+    client: Option<IpAddr>,
 }
 
 /// Connections of the express way, on which nothing is under way.
@@ -87,13 +99,20 @@ impl Pool {
         }
     }
 
-    /// The connection that became idle last, if one is good.
-    pub(super) async fn take(&self) -> Option<http1::SendRequest<Outbound>> {
+    /// The client's connection that became idle last, if one is good.
+    pub(super) async fn take(
+        &self,
+        client: Option<IpAddr>,
+    ) -> Option<http1::SendRequest<Outbound>> {
         loop {
-            let mut idle = lock(&self.idle).pop_back()?;
+            let mut idle = {
+                let mut idle = lock(&self.idle);
+                let at = idle.iter().rposition(|i| i.client == client)?;
+                idle.remove(at)?
+            };
             if idle.since.elapsed() > IDLE_FOR {
-                // The others are older still.
-                lock(&self.idle).clear();
+                // Those before it are older still.
+                lock(&self.idle).retain(|i| i.since > idle.since);
                 return None;
             }
             if idle.sender.is_ready() {
@@ -105,7 +124,7 @@ impl Pool {
         }
     }
 
-    pub(super) fn put(&self, sender: http1::SendRequest<Outbound>) {
+    pub(super) fn put(&self, sender: http1::SendRequest<Outbound>, client: Option<IpAddr>) {
         if sender.is_closed() {
             return;
         }
@@ -116,27 +135,44 @@ impl Pool {
         }
         if idle.len() < MAX_IDLE {
             let since = Instant::now();
-            idle.push_back(Idle { sender, since });
+            idle.push_back(Idle {
+                sender,
+                since,
+                client,
+            });
         }
     }
 
-    /// The shared HTTP/2 connection, while it lives.
-    pub(super) fn h2(&self) -> Option<http2::SendRequest<Outbound>> {
+    /// The shared HTTP/2 connection, or the client's own, while it lives.
+    pub(super) fn h2(&self, client: Option<IpAddr>) -> Option<http2::SendRequest<Outbound>> {
         let mut h2 = lock(&self.h2);
-        if h2.as_ref().is_some_and(http2::SendRequest::is_closed) {
-            *h2 = None;
-        }
-        h2.clone()
+        h2.retain(|shared| !shared.sender.is_closed());
+        let at = h2.iter().rposition(|shared| shared.client == client)?;
+        let mut shared = h2.remove(at)?;
+        shared.used = Instant::now();
+        let sender = shared.sender.clone();
+        h2.push_back(shared);
+        Some(sender)
     }
 
-    pub(super) fn put_h2(&self, sender: http2::SendRequest<Outbound>) {
-        *lock(&self.h2) = Some(sender);
+    /// What is under way on a connection that is let go of here goes on.
+    pub(super) fn put_h2(&self, sender: http2::SendRequest<Outbound>, client: Option<IpAddr>) {
+        let mut h2 = lock(&self.h2);
+        h2.retain(|s| s.client != client && (s.client.is_none() || s.used.elapsed() <= IDLE_FOR));
+        if h2.len() >= MAX_IDLE {
+            h2.pop_front();
+        }
+        h2.push_back(Shared {
+            sender,
+            used: Instant::now(),
+            client,
+        });
     }
 
     pub(super) fn clear(&self) {
         lock(&self.idle).clear();
         lock(&self.plain).idle.clear();
-        *lock(&self.h2) = None;
+        lock(&self.h2).clear();
     }
 }
 

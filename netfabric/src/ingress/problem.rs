@@ -1,5 +1,7 @@
 //! Answers of the door's own, and the one table of their codes.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
@@ -28,10 +30,13 @@ pub enum Code {
     CallerRefused,
     HttpsOnly,
     TlsExpected,
+    ClientRate,
+    ServiceRate,
+    SlowBody,
 }
 
 /// Every code, its word, its status and what it means to the client.
-pub const CODES: [(Code, &str, u16, &str); 16] = [
+pub const CODES: [(Code, &str, u16, &str); 19] = [
     (
         Code::BadRequest,
         "bad-request",
@@ -128,6 +133,24 @@ pub const CODES: [(Code, &str, u16, &str); 16] = [
         400,
         "plain HTTP was spoken to the port of HTTPS",
     ),
+    (
+        Code::ClientRate,
+        "client-rate",
+        429,
+        "the client has had its rate at this node",
+    ),
+    (
+        Code::ServiceRate,
+        "service-rate",
+        429,
+        "the service has had its rate at this node",
+    ),
+    (
+        Code::SlowBody,
+        "slow-body",
+        408,
+        "the request's body came too slowly",
+    ),
 ];
 
 impl Code {
@@ -175,6 +198,14 @@ impl Problem {
         };
         let mut problem = Self::new(code, reason.to_string());
         problem.retry_after_seconds = Some(retry_after_millis.div_ceil(1000).max(1));
+        problem
+    }
+
+    /// A request that comes too early, and by how much.
+    pub(super) fn early(code: Code, message: String, by: Duration) -> Self {
+        let mut problem = Self::new(code, message);
+        let rest = u64::from(by.subsec_nanos() > 0);
+        problem.retry_after_seconds = Some((by.as_secs() + rest).max(1));
         problem
     }
 
@@ -246,6 +277,11 @@ mod tests {
                 status == 503,
                 "{word}"
             );
+        }
+        for (millis, seconds) in [(1, 1), (1_000, 1), (1_001, 2), (90_000, 90)] {
+            let by = Duration::from_millis(millis);
+            let early = Problem::early(Code::ClientRate, String::new(), by);
+            assert_eq!(early.retry_after_seconds, Some(seconds), "{millis}");
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::transport::MeshStream;
 
@@ -39,6 +39,45 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// How long a client may take nothing of what is sent to it.
 pub(super) const WRITE_STALL: Duration = Duration::from_mins(1);
+/// Who gives or takes fewer bytes a second than this uses up the patience there is with them.
+const SLOWEST: u32 = 500;
+
+/// The time that is left to somebody who is waited for, and gets it back by bytes that move.
+#[derive(Debug)]
+pub(super) struct Leeway {
+    most: Duration,
+    left: Duration,
+    since: Option<Instant>,
+}
+
+impl Leeway {
+    pub(super) fn new(most: Duration) -> Self {
+        Self {
+            most,
+            left: most,
+            since: None,
+        }
+    }
+
+    /// It is waited from now on, or was before: until when?
+    pub(super) fn waits(&mut self, now: Instant) -> Instant {
+        *self.since.get_or_insert(now) + self.left
+    }
+
+    pub(super) fn is_waiting(&self) -> bool {
+        self.since.is_some()
+    }
+
+    /// Bytes moved.
+    pub(super) fn moved(&mut self, bytes: usize, now: Instant) {
+        if let Some(since) = self.since.take() {
+            let waited = now.saturating_duration_since(since);
+            let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+            let earned = Duration::from_secs(bytes.into()) / SLOWEST;
+            self.left = (self.left.saturating_sub(waited) + earned).min(self.most);
+        }
+    }
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Spoken {
@@ -69,18 +108,14 @@ pub(super) async fn sniff<S: Stream>(
     Ok((Patient::new(stream, seen), spoken))
 }
 
-/// A stream that first gives back what was sniffed, and fails when a write finds no taker.
+/// A stream that first gives back what was sniffed, and fails when writes find no taker, or one that takes
+/// too little.
 pub(super) struct Patient<S> {
     stream: S,
     seen: BytesMut,
-    patience: Duration,
-    /// Made at the first write that had to wait, rearmed at every later one.
-    stall: Option<Stall>,
-}
-
-struct Stall {
-    timer: Pin<Box<Sleep>>,
-    armed: bool,
+    leeway: Leeway,
+    /// Made at the first write that had to wait.
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Patient<S> {
@@ -88,8 +123,8 @@ impl<S> Patient<S> {
         Self {
             stream,
             seen,
-            patience: WRITE_STALL,
-            stall: None,
+            leeway: Leeway::new(WRITE_STALL),
+            timer: None,
         }
     }
 
@@ -98,22 +133,21 @@ impl<S> Patient<S> {
         &mut self,
         cx: &mut Context<'_>,
         written: Poll<io::Result<T>>,
+        bytes: impl FnOnce(&T) -> usize,
     ) -> Poll<io::Result<T>> {
-        if written.is_ready() {
-            if let Some(stall) = &mut self.stall {
-                stall.armed = false;
+        if let Poll::Ready(written) = written {
+            if self.leeway.is_waiting() {
+                let bytes = written.as_ref().map_or(0, bytes);
+                self.leeway.moved(bytes, Instant::now());
             }
-            return written;
+            return Poll::Ready(written);
         }
-        let stall = self.stall.get_or_insert_with(|| Stall {
-            timer: Box::pin(sleep(self.patience)),
-            armed: true,
-        });
-        if !stall.armed {
-            stall.timer.as_mut().reset(Instant::now() + self.patience);
-            stall.armed = true;
+        let due = self.leeway.waits(Instant::now());
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
+        if timer.deadline() != due {
+            timer.as_mut().reset(due);
         }
-        ready!(stall.timer.as_mut().poll(cx));
+        ready!(timer.as_mut().poll(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
@@ -140,7 +174,7 @@ impl<S: Stream> AsyncWrite for Patient<S> {
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, data);
-        self.bounded(cx, written)
+        self.bounded(cx, written, |count| *count)
     }
 
     fn poll_write_vectored(
@@ -149,7 +183,7 @@ impl<S: Stream> AsyncWrite for Patient<S> {
         data: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, data);
-        self.bounded(cx, written)
+        self.bounded(cx, written, |count| *count)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -158,12 +192,12 @@ impl<S: Stream> AsyncWrite for Patient<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
-        self.bounded(cx, flushed)
+        self.bounded(cx, flushed, |()| 0)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let shut = Pin::new(&mut self.stream).poll_shutdown(cx);
-        self.bounded(cx, shut)
+        self.bounded(cx, shut, |()| 0)
     }
 }
 
@@ -212,8 +246,33 @@ mod tests {
         let (mut client, server) = duplex(8);
         client.write_all(b"GET /").await.unwrap();
         let (mut stream, _) = sniff(server, BytesMut::new()).await.unwrap();
-        stream.patience = Duration::from_millis(20);
+        stream.leeway = Leeway::new(Duration::from_millis(20));
         let error = stream.write_all(&[0; 64]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_receiver_that_takes_next_to_nothing_is_given_up_too() {
+        for (bytes, borne) in [(1, false), (200, false), (300, true)] {
+            let (mut client, server) = duplex(1024);
+            client.write_all(b"GET /").await.unwrap();
+            let (mut stream, _) = sniff(server, BytesMut::new()).await.unwrap();
+            let reading = tokio::spawn(async move {
+                let mut some = vec![0; bytes];
+                while client.read_exact(&mut some).await.is_ok() {
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
+            });
+            let begun = Instant::now();
+            let written = stream.write_all(&vec![0; 200_000]).await;
+            assert_eq!(written.is_ok(), borne, "{bytes}");
+            assert!(
+                begun.elapsed() >= WRITE_STALL,
+                "{bytes}: {:?}",
+                begun.elapsed()
+            );
+            drop(stream);
+            reading.await.unwrap();
+        }
     }
 }

@@ -43,6 +43,8 @@ enum At {
     Chunks(Chunks),
     /// No more HTTP, or nothing that is ours to judge.
     Beyond,
+    /// It is refused: nobody is to read what follows.
+    Refused,
     /// A body that is none; what stands before it is passed on still.
     Broken,
 }
@@ -72,7 +74,7 @@ impl<S> Strict<S> {
         self.held.clear();
         self.good.extend_from_slice(REQUEST);
         self.good.extend_from_slice(instead);
-        self.at = At::Beyond;
+        self.at = At::Refused;
     }
 
     /// Judges what is held, as far as that goes.
@@ -108,13 +110,13 @@ impl<S> Strict<S> {
                     step
                 }
                 At::Beyond => self.held.len(),
-                At::Broken => return self.held.clear(),
+                At::Refused | At::Broken => return self.held.clear(),
             };
             self.good.unsplit(self.held.split_to(step));
             let over = match &self.at {
                 At::Length(left) => *left == 0,
                 At::Chunks(chunks) => chunks.is_over(),
-                At::Head | At::Beyond | At::Broken => false,
+                At::Head | At::Beyond | At::Refused | At::Broken => false,
             };
             if over {
                 self.at = At::Head;
@@ -147,6 +149,22 @@ fn head(bytes: &[u8]) -> Judged {
         return Judged::Refused;
     }
     follows(&request).map_or(Judged::Refused, |next| Judged::Head(length, next))
+}
+
+/// Where a head ends and how long its body is, when both are told in the plain way.
+#[cfg(any(test, feature = "fuzz"))]
+pub(super) fn framed(bytes: &[u8]) -> Option<(usize, u64)> {
+    match head(bytes) {
+        Judged::Head(length, At::Head) => Some((length, 0)),
+        Judged::Head(head, At::Length(body)) => Some((head, body)),
+        _ => None,
+    }
+}
+
+/// Whether hyper is given something to refuse at the end of this.
+#[cfg(any(test, feature = "fuzz"))]
+pub(super) fn ends_refused(bytes: &[u8]) -> bool {
+    bytes.ends_with(REFUSED) || bytes.ends_with(TOO_MANY.as_bytes())
 }
 
 /// What follows a head; `None` when it says so in more than one way.
@@ -192,6 +210,9 @@ impl<S: Stream> AsyncRead for Strict<S> {
                 let count = this.good.len().min(buf.remaining());
                 buf.put_slice(&this.good[..count]);
                 this.good.advance(count);
+                return Poll::Ready(Ok(()));
+            }
+            if matches!(this.at, At::Refused) {
                 return Poll::Ready(Ok(()));
             }
             if matches!(this.at, At::Broken) {

@@ -1,7 +1,7 @@
 //! One try at one endpoint: an instance here over TCP, or another node's door over a stream.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,13 +12,15 @@ use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use scheduler::model::{NodeId, Protocol};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::Shared;
 use super::bench::Sent;
 use super::body::{Outbound, Spool};
-use super::headers::{BROKEN, FULL, REFUSED, to_h2};
+use super::headers::{BROKEN, FORWARDED_FOR, FULL, REFUSED, to_h2};
+use super::introduced;
 use super::local::{Guard, Slot};
 use super::problem::{Code, Problem};
 use super::stream::Stream;
@@ -99,7 +101,8 @@ async fn arrived(response: Response<Incoming>, lease: Lease) -> Result<Answer, T
 
 /// The connection an answer comes over, kept while its body is read.
 pub(super) enum Lease {
-    Pooled(Arc<Slot>, http1::SendRequest<Outbound>),
+    /// With the client whose it is alone.
+    Pooled(Arc<Slot>, http1::SendRequest<Outbound>, Option<IpAddr>),
     Single {
         _sender: http1::SendRequest<Outbound>,
     },
@@ -135,8 +138,9 @@ impl Escort {
     /// before the request was through.
     pub(super) fn arrived(&mut self) {
         let request_through = self.request.as_ref().is_none_or(|r| r.is_ended());
-        if let Some(Lease::Pooled(slot, sender)) = self.lease.take().filter(|_| request_through) {
-            slot.pool().put(sender);
+        let lease = self.lease.take().filter(|_| request_through);
+        if let Some(Lease::Pooled(slot, sender, client)) = lease {
+            slot.pool().put(sender, client);
         }
     }
 }
@@ -152,17 +156,27 @@ pub(super) async fn here(slot: &Arc<Slot>, request: Request, switch: bool) -> Re
     }
 }
 
+/// Whose connection a request needs, where the instance is told. The door that took it in said who asks.
+fn client(slot: &Slot, request: &Request) -> Option<IpAddr> {
+    let said = request
+        .headers()
+        .get(FORWARDED_FOR)
+        .filter(|_| slot.introduced)?;
+    said.to_str().ok()?.parse().ok()
+}
+
 async fn here_h1(slot: &Arc<Slot>, mut request: Request) -> Result<Answer, Trip> {
+    let client = client(slot, &request);
     loop {
-        let pooled = slot.pool().take().await;
+        let pooled = slot.pool().take(client).await;
         let fresh = pooled.is_none();
         let mut sender = match pooled {
             Some(sender) => sender,
-            None => speak_h1(connect(slot).await?).await?,
+            None => speak_h1(introduce(slot, client).await?).await?,
         };
         match sender.try_send_request(request).await {
             Ok(response) => {
-                let lease = Lease::Pooled(Arc::clone(slot), sender);
+                let lease = Lease::Pooled(Arc::clone(slot), sender, client);
                 return arrived(response, lease).await;
             }
             Err(mut error) => match error.take_message() {
@@ -177,11 +191,12 @@ async fn here_h1(slot: &Arc<Slot>, mut request: Request) -> Result<Answer, Trip>
 
 async fn here_h2(slot: &Arc<Slot>, mut request: Request) -> Result<Answer, Trip> {
     to_h2(&mut request);
-    let mut sender = if let Some(sender) = slot.pool().h2() {
+    let client = client(slot, &request);
+    let mut sender = if let Some(sender) = slot.pool().h2(client) {
         sender
     } else {
-        let sender = speak_h2(connect(slot).await?).await?;
-        slot.pool().put_h2(sender.clone());
+        let sender = speak_h2(introduce(slot, client).await?).await?;
+        slot.pool().put_h2(sender.clone(), client);
         sender
     };
     let sent = sender.try_send_request(request).await;
@@ -261,6 +276,22 @@ pub(super) async fn connect(slot: &Slot) -> Result<TcpStream, Trip> {
     let addr = slot.addr;
     let connected = connect_to(addr).await;
     connected.map_err(|e| Trip::Connect(format!("{addr}: {e}")))
+}
+
+/// Connects, and says whose connection it is where the instance is told that. Clients send their requests
+/// over connections of any number, so a port of theirs would mean nothing.
+async fn introduce(slot: &Slot, client: Option<IpAddr>) -> Result<TcpStream, Trip> {
+    let mut stream = connect(slot).await?;
+    if slot.introduced {
+        let said = client.map_or_else(
+            || introduced::OWN.to_vec(),
+            |client| introduced::write(SocketAddr::new(client, 0), slot.addr),
+        );
+        let sent = timeout(CONNECT, stream.write_all(&said)).await;
+        let sent = sent.unwrap_or_else(|late| Err(late.into()));
+        sent.map_err(|e| Trip::Connect(format!("{}: {e}", slot.addr)))?;
+    }
+    Ok(stream)
 }
 
 pub(super) async fn connect_to(addr: SocketAddr) -> io::Result<TcpStream> {

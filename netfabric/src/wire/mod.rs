@@ -3,6 +3,8 @@
 pub mod api;
 pub mod codec;
 pub mod frame;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 pub mod image;
 pub mod passage;
 pub mod peer;

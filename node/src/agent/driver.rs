@@ -287,6 +287,7 @@ impl Driver {
             service_address(address, &work.record.revision),
             spec.port().protocol,
             spec.container_concurrency,
+            spec.proxy_protocol(),
         );
         fail::fail_point!("agent::opened");
         tracing::info!(instance = %id, "ready");

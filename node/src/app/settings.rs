@@ -140,6 +140,7 @@ pub(super) fn ingress_config(config: &Config, gateway: Ipv4Addr) -> IngressConfi
         activation_queue: config.ingress.activation_queue,
         activation_timeout: config.ingress.activation_timeout.0,
         proxy_protocol: config.ingress.proxy_protocol,
+        client_rate: config.ingress.client_rate.0,
         ..IngressConfig::default()
     }
 }

@@ -109,7 +109,7 @@ async fn a_killed_meter_s_successor_goes_on_from_the_books() {
     let addr = "127.0.0.1:9".parse().unwrap();
     first
         .local
-        .open(id.clone(), revision(), addr, Protocol::Http1, 0);
+        .open(id.clone(), revision(), addr, Protocol::Http1, 0, false);
     first.meter.read_all().await;
     first.meter.write(false).await;
     first.use_cpu(&id, 1_500);

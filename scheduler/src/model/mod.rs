@@ -10,6 +10,7 @@ mod ids;
 mod instance;
 mod listen;
 mod node;
+mod rate;
 mod revision;
 mod sandbox;
 mod service;
@@ -28,12 +29,13 @@ pub use ids::{
 pub use instance::{Exit, FailReason, InstanceReport, InstanceState};
 pub use listen::{Caller, CallerError, Listen, ListenProtocol, Socket};
 pub use node::{Demand, NodeIdentity, NodeRecord, Resources, Role, StartTime};
+pub use rate::{Rate, RateError};
 pub use revision::{ImagePin, Revision, RevisionState};
 pub use sandbox::{Dns, HostAlias, IoLimits, Tmpfs, Ulimit};
 pub use service::{
-    CERTIFICATE, Container, ContainerPort, EnvVar, Fit, Meta, PLAIN_HTTP, PlacementRules,
-    Preference, Probe, ProbeAction, Protocol, RevisionSpec, Scale, Schedule, SecurityContext,
-    Service, ServiceStatus, Spread, TLS_ANNOTATIONS, TrafficTarget, Volume, VolumeMount,
-    VolumeSource,
+    CERTIFICATE, Container, ContainerPort, EnvVar, Fit, Meta, PLAIN_HTTP, PROXY_PROTOCOL, PROXY_V2,
+    PlacementRules, Preference, Probe, ProbeAction, Protocol, RATE, RevisionSpec, Scale, Schedule,
+    SecurityContext, Service, ServiceStatus, Spread, TLS_ANNOTATIONS, TrafficTarget, Volume,
+    VolumeMount, VolumeSource, is_of_the_door,
 };
 pub use signal::parse_signal;

@@ -7,8 +7,8 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Caller, Dns, Egress, HostAlias, IoLimits, Listen, Name, RevisionKey, ServiceKey, Tmpfs, Ulimit,
-    UnixMs,
+    Caller, Dns, Egress, HostAlias, IoLimits, Listen, Name, Rate, RevisionKey, ServiceKey, Tmpfs,
+    Ulimit, UnixMs,
 };
 
 /// A service as stored in the registry.
@@ -53,11 +53,24 @@ pub struct ServiceStatus {
 pub const CERTIFICATE: &str = "selvedge.dev/certificate";
 /// `allow`: clients of plain HTTP stay there although there is a certificate.
 pub const PLAIN_HTTP: &str = "selvedge.dev/plain-http";
-/// What the two can be, the default first.
+/// How many requests a node's doors take for it, as [`Rate`] is written; no bound without it.
+pub const RATE: &str = "selvedge.dev/rate";
+/// What the first two can be, the default first.
 pub const TLS_ANNOTATIONS: [(&str, [&str; 2]); 2] = [
     (CERTIFICATE, ["own", "acme"]),
     (PLAIN_HTTP, ["redirect", "allow"]),
 ];
+
+/// `v2`: the program is told whose each connection is, by the PROXY protocol's version 2.
+pub const PROXY_PROTOCOL: &str = "selvedge.dev/proxy-protocol";
+/// What it can be.
+pub const PROXY_V2: &str = "v2";
+
+/// Whether an annotation says what doors do: the service's alone, and no new revision's.
+#[must_use]
+pub fn is_of_the_door(annotation: &str) -> bool {
+    annotation == RATE || TLS_ANNOTATIONS.iter().any(|(name, _)| *name == annotation)
+}
 
 impl Service {
     #[must_use]
@@ -74,6 +87,12 @@ impl Service {
             .annotations
             .get(PLAIN_HTTP)
             .is_some_and(|v| v == "allow")
+    }
+
+    /// How many requests each node's doors take for it.
+    #[must_use]
+    pub fn rate(&self) -> Option<Rate> {
+        self.meta.annotations.get(RATE)?.parse().ok()
     }
 }
 
@@ -427,6 +446,14 @@ impl RevisionSpec {
     #[must_use]
     pub fn main(&self) -> Option<&Container> {
         self.containers.first()
+    }
+
+    /// Whether connections to the port of requests begin with the PROXY protocol.
+    #[must_use]
+    pub fn proxy_protocol(&self) -> bool {
+        self.annotations
+            .get(PROXY_PROTOCOL)
+            .is_some_and(|v| v == PROXY_V2)
     }
 
     /// The port requests go to: the declared one or 8080.

@@ -14,8 +14,8 @@ use super::{PutService, Refusal};
 use crate::autoscale::Bounds;
 use crate::autoscale::schedule::{self, Cron};
 use crate::model::{
-    ImagePin, PlacementRules, RevisionKey, RevisionSpec, Scale, ServiceKey, TLS_ANNOTATIONS,
-    TrafficTarget,
+    ImagePin, PROXY_PROTOCOL, PROXY_V2, PlacementRules, RATE, Rate, RevisionKey, RevisionSpec,
+    Scale, ServiceKey, TLS_ANNOTATIONS, TrafficTarget,
 };
 
 /// The bounds, for those who explain them elsewhere.
@@ -133,6 +133,16 @@ pub fn validate(put: &PutService) -> Result<(), Refusal> {
             "annotations",
             || format!("{name} is `{}` or `{}`", words[0], words[1]),
         )?;
+    }
+    for annotations in [&put.annotations, &put.spec.annotations] {
+        let value = annotations.get(PROXY_PROTOCOL);
+        ensure(value.is_none_or(|v| v == PROXY_V2), "annotations", || {
+            format!("{PROXY_PROTOCOL} is `{PROXY_V2}`")
+        })?;
+    }
+    if let Some(rate) = put.annotations.get(RATE) {
+        let read = rate.parse::<Rate>();
+        read.map_err(|error| invalid("annotations", format!("{RATE}: {error}")))?;
     }
     Ok(())
 }

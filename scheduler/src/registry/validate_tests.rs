@@ -108,6 +108,39 @@ fn what_is_wrong_is_named_as_the_operator_wrote_it() {
     assert_eq!(validate(&put("web", 'a')), Ok(()));
 }
 
+#[test]
+fn annotations_of_our_own_say_what_they_may() {
+    for (name, good, bad, said) in [
+        (
+            "selvedge.dev/rate",
+            "100/s burst 5",
+            "fast",
+            "`fast` is no rate",
+        ),
+        ("selvedge.dev/proxy-protocol", "v2", "v1", "is `v2`"),
+    ] {
+        for of_revision in [false, true] {
+            let judged = |value: &str| {
+                let mut put = put("web", 'a');
+                let annotations = if of_revision {
+                    &mut put.spec.annotations
+                } else {
+                    &mut put.annotations
+                };
+                annotations.insert(name.to_owned(), value.to_owned());
+                validate(&put)
+            };
+            assert_eq!(judged(good), Ok(()));
+            // A rate is the service's, and means nothing on a revision.
+            if !of_revision || !name.ends_with("rate") {
+                let error = judged(bad).unwrap_err().to_string();
+                assert!(error.starts_with("annotations: selvedge.dev/"), "{error}");
+                assert!(error.contains(said), "{error}");
+            }
+        }
+    }
+}
+
 fn main(put: &mut PutService) -> &mut Container {
     &mut put.spec.containers[0]
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::{Away, MAX_SCALE, RevisionRoute, Routes, ServiceRoute, Tagged, Unrouted, host};
 use crate::fleet::{Fleet, Member};
 use crate::model::{
-    InstanceReport, InstanceState, Name, NodeId, Revision, RevisionKey, RevisionState, Scale,
-    Service, ServiceKey,
+    InstanceReport, InstanceState, Name, NodeId, Revision, RevisionKey, RevisionState, Service,
+    ServiceKey,
 };
 use crate::registry::State;
 
@@ -107,7 +107,7 @@ impl Routes {
                 .entry(revision.key.clone())
                 .or_insert_with(|| {
                     let sighting = sightings.get(&revision.key);
-                    Arc::new(revision_route(revision, &service.scale, sighting))
+                    Arc::new(revision_route(revision, service, sighting))
                 });
             if percent > 0 {
                 route.shares.push((percent, Arc::clone(revision)));
@@ -165,8 +165,12 @@ fn takes_requests<'a>(
     }
 }
 
-fn revision_route(revision: &Revision, scale: &Scale, seen: Option<&Sighting>) -> RevisionRoute {
-    let spec = &revision.spec;
+fn revision_route(
+    revision: &Revision,
+    service: &Service,
+    seen: Option<&Sighting>,
+) -> RevisionRoute {
+    let (spec, scale) = (&revision.spec, &service.scale);
     let total = scale.total_concurrency(spec.container_concurrency).max(1);
     let percent = scale.utilization_percent.clamp(1, 100);
     let max_scale = match scale.max {
@@ -182,6 +186,7 @@ fn revision_route(revision: &Revision, scale: &Scale, seen: Option<&Sighting>) -
         timeout_seconds: spec.timeout_seconds,
         protocol: spec.port().protocol,
         listens: spec.listen.clone(),
+        rate: service.rate(),
         max_scale,
         ready: seen.map_or(0, |s| s.ready),
         starting: seen.map_or(0, |s| s.starting),

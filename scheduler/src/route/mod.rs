@@ -19,7 +19,7 @@ use std::sync::Arc;
 use imbl::OrdMap;
 
 use crate::model::{
-    Caller, InstanceId, Listen, Name, NodeId, Protocol, RevisionKey, ServiceKey, Socket,
+    Caller, InstanceId, Listen, Name, NodeId, Protocol, Rate, RevisionKey, ServiceKey, Socket,
 };
 
 pub use host::host_names;
@@ -113,6 +113,8 @@ pub struct RevisionRoute {
     pub protocol: Protocol,
     /// What it takes besides HTTP.
     pub listens: Vec<Listen>,
+    /// How many requests each node's doors take for its service.
+    pub rate: Option<Rate>,
     pub max_scale: u32,
     /// Ready instances on live nodes, this one included.
     pub ready: u32,

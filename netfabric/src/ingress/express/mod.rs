@@ -10,6 +10,8 @@
 
 mod conn;
 mod exchange;
+#[cfg(any(test, feature = "fuzz"))]
+pub(super) mod fuzz;
 mod peer;
 mod request;
 mod response;
@@ -92,6 +94,11 @@ enum Turn {
     /// Nothing is under way, and the door closes.
     Leave,
     HandOver(Option<Box<Resume>>),
+}
+
+/// Whether it is spoken to over connections that are anybody's, in HTTP/1.1.
+fn is_plain(slot: &Slot) -> bool {
+    slot.protocol == Protocol::Http1 && !slot.introduced
 }
 
 fn hand_over(quest: Quest, admission: Option<Admission>) -> Turn {
@@ -225,8 +232,9 @@ impl<S: Stream> Express<S> {
         let arrival = Instant::now();
         self.shared.counters.asked();
         self.shared.retries.earn();
-        let quest = Quest::new(&self.shared, Called::Host(&self.host), id, arrival).await;
-        let mut quest = match quest {
+        let (called, client) = (Called::Host(&self.host), self.caller.client());
+        let quest = Quest::of_request(&self.shared, called, client, id, arrival);
+        let mut quest = match quest.await {
             Ok(quest) if quest.route.protocol != Protocol::Http1 => {
                 return hand_over(quest, None);
             }
@@ -246,7 +254,7 @@ impl<S: Stream> Express<S> {
                 Some(Err(problem)) => return self.fail(quest, &problem, ask, text).await,
             };
             let failure = match &admission {
-                Admission::Here(guard) if guard.slot.protocol == Protocol::Http1 => {
+                Admission::Here(guard) if is_plain(&guard.slot) => {
                     match self.attempt(guard, ask, text).await {
                         Ok(begun) => return self.pass_on(quest, admission, begun).await,
                         Err(failure) => failure,

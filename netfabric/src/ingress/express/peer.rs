@@ -6,15 +6,15 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http::{HeaderName, StatusCode};
-use scheduler::model::{Protocol, RevisionKey};
+use scheduler::model::RevisionKey;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::Upstream as _;
 use super::conn::{BODY_TIME, Conn, Waited};
 use super::exchange::{Begun, Errand, Failure, begin, finish};
 use super::request::{self, Ask, Reading, Sender, Told};
 use super::response::{self, Recipient};
+use super::{Upstream as _, is_plain};
 use crate::ingress::Shared;
 use crate::ingress::bench::Bench;
 use crate::ingress::body::KEEP_BYTES;
@@ -51,11 +51,8 @@ pub(in crate::ingress) async fn serve<S: Stream>(
         .revision
         .as_ref()
         .and_then(|key| shared.local.find(key));
-    let speaks = |bench: &Arc<Bench>| {
-        let slots = bench.slots();
-        slots.iter().all(|slot| slot.protocol == Protocol::Http1)
-    };
-    if bench.as_ref().is_some_and(|bench| !speaks(bench)) {
+    let is_plain = |bench: &Arc<Bench>| bench.slots().iter().all(|slot| is_plain(slot));
+    if bench.as_ref().is_some_and(|bench| !is_plain(bench)) {
         return Some((conn.stream, conn.seen));
     }
     let served = &shared.counters.served_for_peers;

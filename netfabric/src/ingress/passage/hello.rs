@@ -52,6 +52,15 @@ fn read(bytes: &[u8]) -> Greeting {
     }
 }
 
+/// The name in a whole greeting.
+#[cfg(any(test, feature = "fuzz"))]
+pub(in super::super) fn asked_for(bytes: &[u8]) -> Option<String> {
+    match read(bytes) {
+        Greeting::Hello(name) => name,
+        Greeting::Partial | Greeting::Alien => None,
+    }
+}
+
 /// Reads a client's greeting, of which some was `seen` before, and gives back its bytes with the
 /// name; none for what asks for none, or is no TLS.
 pub(super) async fn of<S: Stream>(

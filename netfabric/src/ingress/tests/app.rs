@@ -23,7 +23,7 @@ type Body = BoxBody<Bytes, Infallible>;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Serves until dropped. Paths: `/` its name, `/headers` what it was sent, `/echo` the body back
-/// with its trailers, `/slow/MS`, `/trailers`, `/stream/COUNT`, `/upgrade` an echo of bytes,
+/// with its trailers, `/whole` the body's length, `/slow/MS`, `/trailers`, `/stream/COUNT`, `/upgrade` an echo of bytes,
 /// `/reset` breaks off, `/flaky` breaks off the first time only.
 pub struct App {
     pub addr: SocketAddr,
@@ -137,6 +137,10 @@ async fn respond(name: &str, path: &str, mut request: Request<Incoming>) -> Resp
             response.headers_mut().insert(header::TRAILER, trailer);
             response
         }
+        "/whole" => match request.into_body().collect().await {
+            Ok(body) => text(&body.to_bytes().len().to_string()),
+            Err(_) => text("broken off"),
+        },
         "/trailers" => {
             let mut trailers = HeaderMap::new();
             trailers.insert("x-sum", HeaderValue::from_static("42"));

@@ -80,6 +80,29 @@ async fn who_is_let_in_reaches_it_by_http_and_on_its_ports_from_zero() {
 }
 
 #[tokio::test]
+async fn the_services_rate_holds_for_containers_and_the_clients_does_not() {
+    let deployed = Deployed {
+        callers: vec!["shop/*".parse().unwrap()],
+        rate: Some("1/h burst 2"),
+        ..Deployed::default()
+    };
+    let limit = |config: &mut super::super::IngressConfig| {
+        config.client_rate = Some("1/h".parse().unwrap());
+    };
+    let world = World::new(1, deployed, limit).await;
+    is(&world, "shop");
+    for want in ["200 OK", "200 OK", "429 Too Many"] {
+        let heard = call(&world, 80, GET).await.unwrap();
+        assert!(
+            heard.starts_with(&format!("HTTP/1.1 {want}")),
+            "{want}: {heard}"
+        );
+        let refused = heard.contains("x-selvedge-error: service-rate");
+        assert_eq!(refused, want.starts_with("429"), "{heard}");
+    }
+}
+
+#[tokio::test]
 async fn everybody_else_is_reset() {
     let world = world().await;
     let strangers: [fn(&World); 2] = [|_| {}, |world| is(world, "bank")];

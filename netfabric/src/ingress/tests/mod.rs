@@ -3,12 +3,17 @@
 mod cold;
 mod datagrams;
 mod express;
+mod floods;
 mod hygiene;
+mod introduced;
 mod inward;
 mod passage;
 mod peers;
+mod rates;
+mod slow;
 mod tls;
 mod warm;
 
 mod app;
+mod frames;
 mod world;

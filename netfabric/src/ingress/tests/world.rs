@@ -9,7 +9,7 @@ use std::time::Duration;
 use scheduler::fleet::Member;
 use scheduler::model::{
     Caller, Container, ImagePin, InstanceId, InstanceReport, InstanceState, Listen, Meta, Name,
-    NodeRecord, PLAIN_HTTP, Protocol, Resources, Revision, RevisionKey, RevisionSpec,
+    NodeRecord, PLAIN_HTTP, Protocol, RATE, Resources, Revision, RevisionKey, RevisionSpec,
     RevisionState, Scale, Service, ServiceKey, ServiceStatus, UnixMs,
 };
 
@@ -48,6 +48,8 @@ pub struct Deployed {
     pub listen: Vec<Listen>,
     pub callers: Vec<Caller>,
     pub plain_http: bool,
+    pub rate: Option<&'static str>,
+    pub introduced: bool,
 }
 
 impl Default for Deployed {
@@ -62,6 +64,8 @@ impl Default for Deployed {
             listen: vec![],
             callers: vec![],
             plain_http: false,
+            rate: None,
+            introduced: false,
         }
     }
 }
@@ -97,7 +101,7 @@ impl Deployed {
             key: service(),
             meta: Meta {
                 address: Some(ADDRESS),
-                annotations: self.plain_http.then(allowed).into_iter().collect(),
+                annotations: self.annotations(),
                 ..Meta::default()
             },
             spec,
@@ -120,10 +124,18 @@ impl Deployed {
         state.revisions.insert(revision.key.clone(), revision);
         state
     }
-}
 
-fn allowed() -> (String, String) {
-    (PLAIN_HTTP.to_owned(), "allow".to_owned())
+    fn annotations(&self) -> BTreeMap<String, String> {
+        let said = [
+            (PLAIN_HTTP, self.plain_http.then_some("allow")),
+            (RATE, self.rate),
+        ];
+        let said = said
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value?)));
+        said.map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect()
+    }
 }
 
 fn member(id: u64, instances: &[InstanceId]) -> Member {
@@ -203,8 +215,14 @@ impl Starter for FakeStarter {
         let instance = InstanceId(format!("web-00001-{number}"));
         let app = App::start(&instance.0).await;
         let local = self.locals.lock().unwrap()[&node].clone();
-        let Deployed { protocol, hard, .. } = self.deployed;
-        local.open(instance.clone(), request.revision, app.addr, protocol, hard);
+        let Deployed {
+            protocol,
+            hard,
+            introduced,
+            ..
+        } = self.deployed;
+        let key = request.revision;
+        local.open(instance.clone(), key, app.addr, protocol, hard, introduced);
         self.apps.lock().unwrap().push(app);
         let ready = u64::try_from(delay.as_micros()).unwrap();
         let phases = vec![("ready".to_owned(), ready)];
@@ -401,11 +419,16 @@ impl World {
     }
 
     pub fn open(&self, node: usize, instance: &str, addr: SocketAddr) {
-        let Deployed { protocol, hard, .. } = self.deployed;
+        let Deployed {
+            protocol,
+            hard,
+            introduced,
+            ..
+        } = self.deployed;
         let id = InstanceId(instance.to_owned());
         self.nodes[node - 1]
             .local
-            .open(id, revision(), addr, protocol, hard);
+            .open(id, revision(), addr, protocol, hard, introduced);
     }
 }
 

@@ -5,12 +5,15 @@ mod exec;
 mod grpc;
 mod http;
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use netfabric::ingress::OWN_CONNECTION;
 use scheduler::converge::Kind;
 use scheduler::model::{InstanceId, Probe, ProbeAction, RevisionSpec};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
@@ -35,6 +38,8 @@ pub struct Asked {
 pub struct Question {
     action: ProbeAction,
     timeout: Duration,
+    /// The service's port wants the PROXY protocol first.
+    introduced: bool,
 }
 
 impl Question {
@@ -46,12 +51,14 @@ impl Question {
             Kind::Readiness => c.readiness.as_ref(),
             Kind::Liveness => c.liveness.as_ref(),
         });
-        match probe {
-            Some(probe) => Self::from(probe),
-            None => Self {
-                action: ProbeAction::Tcp { port: 0 },
-                timeout: DEFAULT_TIMEOUT,
-            },
+        let (action, timeout) = match probe {
+            Some(probe) => (probe.action.clone(), timeout(probe)),
+            None => (ProbeAction::Tcp { port: 0 }, DEFAULT_TIMEOUT),
+        };
+        Self {
+            action,
+            timeout,
+            introduced: spec.proxy_protocol(),
         }
     }
 
@@ -75,6 +82,7 @@ impl Question {
                 address: SocketAddr::new(whom.service.ip(), port),
                 timeout: self.timeout,
                 deadline: Instant::now() + self.timeout,
+                introduced: self.introduced && port == whom.service.port(),
             }
         };
         match &self.action {
@@ -105,16 +113,10 @@ impl Question {
     }
 }
 
-impl From<&Probe> for Question {
-    fn from(probe: &Probe) -> Self {
-        let timeout = match probe.timeout_seconds {
-            0 => DEFAULT_TIMEOUT,
-            seconds => Duration::from_secs(u64::from(seconds)),
-        };
-        Self {
-            action: probe.action.clone(),
-            timeout,
-        }
+fn timeout(probe: &Probe) -> Duration {
+    match probe.timeout_seconds {
+        0 => DEFAULT_TIMEOUT,
+        seconds => Duration::from_secs(u64::from(seconds)),
     }
 }
 
@@ -123,13 +125,21 @@ struct Patient {
     address: SocketAddr,
     timeout: Duration,
     deadline: Instant,
+    introduced: bool,
 }
 
 impl Patient {
     async fn connect(&self) -> Result<TcpStream, String> {
-        let connected = self.within("connection", TcpStream::connect(self.address));
+        let connecting = async {
+            let mut stream = TcpStream::connect(self.address).await?;
+            if self.introduced {
+                stream.write_all(&OWN_CONNECTION).await?;
+            }
+            Ok::<_, io::Error>(stream)
+        };
+        let connected = self.within("connection", connecting);
         connected.await?.map_err(|error| match error.kind() {
-            std::io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+            io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
             _ => error.to_string(),
         })
     }

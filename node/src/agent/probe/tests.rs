@@ -62,7 +62,12 @@ async fn ask(action: ProbeAction, timeout: Duration, service: SocketAddr) -> Res
         service,
         runtime: Arc::new(Fake::new("/nowhere")),
     };
-    Question { action, timeout }.ask(&whom).await
+    let question = Question {
+        action,
+        timeout,
+        introduced: false,
+    };
+    question.ask(&whom).await
 }
 
 const PATIENT: Duration = Duration::from_secs(20);
@@ -131,6 +136,37 @@ async fn http_asks_as_a_kubelet_does() {
         .iter()
         .find(|l| l.starts_with("user-agent: kube-probe/"));
     assert!(agent.is_some(), "{request}");
+}
+
+#[tokio::test]
+async fn a_port_that_wants_the_proxy_protocol_gets_it_first() {
+    let (address, mut requests) = saying("HTTP/1.1 200 OK\r\n\r\n").await;
+    let (other, mut elsewhere) = saying("HTTP/1.1 200 OK\r\n\r\n").await;
+    let whom = |service| Asked {
+        id: InstanceId("web-00001-a".into()),
+        service,
+        runtime: Arc::new(Fake::new("/nowhere")),
+    };
+    let mut question = Question {
+        action: get("/", &[]),
+        timeout: PATIENT,
+        introduced: true,
+    };
+    question.ask(&whom(address)).await.unwrap();
+    let heard = requests.recv().await.unwrap();
+    assert!(
+        heard.starts_with("\r\n\r\n\0\r\nQUIT\n \0\0\0"),
+        "{heard:?}"
+    );
+    if let ProbeAction::Http { port, .. } = &mut question.action {
+        *port = other.port();
+    }
+    question.ask(&whom(address)).await.unwrap();
+    let heard = elsewhere.recv().await.unwrap();
+    assert!(
+        heard.starts_with("GET / HTTP/1.1"),
+        "a port of another's: {heard:?}"
+    );
 }
 
 #[tokio::test]
@@ -248,6 +284,7 @@ async fn exec_runs_the_command_in_the_container() {
             command: vec!["cat".into(), "/ready".into()],
         },
         timeout: PATIENT,
+        introduced: false,
     };
     assert_eq!(question.ask(&whom).await, Ok(()));
     assert_eq!(runtime.calls(), ["run cat /ready in web-00001-a"]);
