@@ -268,6 +268,9 @@ fn an_own_certificate_is_served_and_replaced_under_load() -> Result<()> {
     is_served(&world, "web", &one.0)?;
     let said = first.cli(&["cert", "ls"])?.ok()?;
     said.clone().says("web")?.says("own")?.says("valid")?;
+    let shown = first.read(&["get", "services", "web"])?.to_string();
+    let url = format!("\"https://{}\"", host("web"));
+    ensure!(shown.contains(&url), "{shown}");
     let served = under_load(&world, "web", &trust, || {
         for turn in 0..10 {
             let (cert, key) = if turn % 2 == 0 { &two } else { &one };

@@ -200,10 +200,7 @@ fn dry(response: &DeployResponse, session: &Session) -> anyhow::Result<()> {
 
 /// How to call it from here, where its name may not resolve.
 async fn hint_curl(session: &Session, view: &ServiceView) {
-    let host = view
-        .url
-        .split_once("://")
-        .map_or(view.url.as_str(), |(_, host)| host);
+    let (scheme, host) = view.url.split_once("://").unwrap_or(("http", &view.url));
     // Only a hint: when the nodes cannot be asked, the URL above has to do.
     let nodes = session.nodes().await.unwrap_or_default();
     let door = nodes
@@ -220,8 +217,11 @@ async fn hint_curl(session: &Session, view: &ServiceView) {
         let port = host
             .split_once(':')
             .map_or_else(String::new, |(_, port)| format!(":{port}"));
-        session
-            .out
-            .hint(&format!("try: curl -H 'Host: {name}' http://{ip}{port}/"));
+        let hint = if scheme == "https" {
+            format!("try: curl --resolve '{name}:443:{ip}' https://{name}/")
+        } else {
+            format!("try: curl -H 'Host: {name}' http://{ip}{port}/")
+        };
+        session.out.hint(&hint);
     }
 }

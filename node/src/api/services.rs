@@ -13,6 +13,7 @@ use scheduler::registry::{self, Action, Outcome};
 use serde::Deserialize;
 
 use super::{Api, Failure, views};
+use crate::clock;
 use crate::consensus::ReadError;
 
 /// How long a consistent read may take; the CLI promises an answer within 5 s.
@@ -59,7 +60,8 @@ impl Api {
     }
 
     fn service_view(&self, state: &registry::State, service: &Service) -> ServiceView {
-        views::service(state, &self.fleet(), &self.origin, service)
+        let secure = state.secure_hosts(clock::unix());
+        views::service(state, &self.fleet(), (&self.origin, &secure), service)
     }
 }
 
@@ -81,7 +83,9 @@ pub(super) async fn list(
             .is_none_or(|n| *n == s.key.namespace)
     };
     let services = state.services.values().filter(wanted);
-    let views: Vec<_> = services.map(|s| api.service_view(&state, s)).collect();
+    let (fleet, secure) = (api.fleet(), state.secure_hosts(clock::unix()));
+    let view = |service| views::service(&state, &fleet, (&api.origin, &secure), service);
+    let views: Vec<_> = services.map(view).collect();
     Ok(read_at(state.index, Json(views)))
 }
 

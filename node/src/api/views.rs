@@ -6,12 +6,12 @@ use scheduler::model::{
     InstanceReport, InstanceState, Name, NodeIdentity, Resources, RevisionState, Service,
     ServiceKey,
 };
-use scheduler::registry::State;
+use scheduler::registry::{Hosts, State};
 
 pub(super) fn service(
     state: &State,
     fleet: &Fleet,
-    origin: &str,
+    (origin, secure): (&str, &Hosts<'_>),
     service: &Service,
 ) -> ServiceView {
     let live = fleet.members.values().filter(|m| m.alive);
@@ -22,7 +22,7 @@ pub(super) fn service(
             .filter(|r| r.service == service.key)
     });
     ServiceView {
-        url: url(&service.key, origin),
+        url: url(&service.key, origin, secure),
         instances: counts(mine.map(|r| r.state)),
         condition: condition(state, service),
         service: service.clone(),
@@ -45,12 +45,17 @@ pub(super) fn counts(states: impl Iterator<Item = InstanceState>) -> InstanceCou
     counts
 }
 
-pub(super) fn url(key: &ServiceKey, origin: &str) -> String {
-    if key.namespace == Name::default_namespace() {
-        format!("http://{}.{origin}", key.name)
+/// Where clients find a service: over TLS where there is a certificate for that.
+fn url(key: &ServiceKey, origin: &str, secure: &Hosts<'_>) -> String {
+    let host = if key.namespace == Name::default_namespace() {
+        format!("{}.{origin}", key.name)
     } else {
-        format!("http://{}.{}.{origin}", key.name, key.namespace)
-    }
+        format!("{}.{}.{origin}", key.name, key.namespace)
+    };
+    // An origin may say a port, as the demo's does.
+    let name = host.split(':').next().unwrap_or(&host);
+    let scheme = if secure.cover(name) { "https" } else { "http" };
+    format!("{scheme}://{host}")
 }
 
 /// A service is ready when its latest revision is: what was deployed last is what people ask about.

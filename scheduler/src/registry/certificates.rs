@@ -257,8 +257,18 @@ impl State {
     #[must_use]
     pub fn own_hosts(&self, now: UnixMs) -> Hosts<'_> {
         let own = |c: &&Certificate| c.source == CertificateSource::Own && c.not_after > now;
-        let own = self.certificates.values().filter(own);
-        Hosts(own.flat_map(|c| &c.hosts).map(String::as_str).collect())
+        self.hosts(own)
+    }
+
+    /// What certificates are good for now, whoever they come from.
+    #[must_use]
+    pub fn secure_hosts(&self, now: UnixMs) -> Hosts<'_> {
+        self.hosts(|c| c.not_before <= now && now < c.not_after)
+    }
+
+    fn hosts(&self, which: impl Fn(&&Certificate) -> bool) -> Hosts<'_> {
+        let found = self.certificates.values().filter(which);
+        Hosts(found.flat_map(|c| &c.hosts).map(String::as_str).collect())
     }
 }
 
