@@ -11,6 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::http3;
 use super::local::lock;
 use super::upstream::{Arrival, Escort};
 
@@ -19,6 +20,51 @@ use super::upstream::{Arrival, Escort};
 pub(super) const KEEP_BYTES: usize = 64 * 1024;
 
 pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A request's body as it comes in.
+#[derive(Debug)]
+pub(super) enum Received {
+    Hyper(Incoming),
+    Http3(Box<http3::Coming>),
+}
+
+impl From<Incoming> for Received {
+    fn from(body: Incoming) -> Self {
+        Self::Hyper(body)
+    }
+}
+
+impl Body for Received {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.get_mut() {
+            Self::Hyper(body) => {
+                let frame = ready!(Pin::new(body).poll_frame(cx));
+                Poll::Ready(frame.map(|f| f.map_err(Into::into)))
+            }
+            Self::Http3(body) => Pin::new(body.as_mut()).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Hyper(body) => body.is_end_stream(),
+            Self::Http3(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Hyper(body) => body.size_hint(),
+            Self::Http3(body) => body.size_hint(),
+        }
+    }
+}
 
 /// A request's body as received, read by one try at a time.
 #[derive(Debug)]
@@ -29,7 +75,7 @@ pub(super) struct Spool {
 
 #[derive(Debug)]
 struct Inner {
-    source: Incoming,
+    source: Received,
     kept: Vec<Bytes>,
     kept_bytes: usize,
     keeping: bool,
@@ -60,7 +106,8 @@ pub(super) struct Reader {
 
 impl Spool {
     /// `None` when there is no body.
-    pub(super) fn new(source: Incoming) -> Option<Arc<Self>> {
+    pub(super) fn new(source: impl Into<Received>) -> Option<Arc<Self>> {
+        let source = source.into();
         if source.is_end_stream() {
             return None;
         }
@@ -167,7 +214,7 @@ impl Reader {
         while !inner.ended {
             match ready!(Pin::new(&mut inner.source).poll_frame(cx)) {
                 None => inner.ended = true,
-                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
                         inner.keep(&data);

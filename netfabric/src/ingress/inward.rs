@@ -9,12 +9,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use http::Request;
+use hyper::body::Incoming;
 use scheduler::model::{ServiceKey, Socket};
 use scheduler::route::ServiceRoute;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep};
 use ulid::Ulid;
 
+use super::body::Received;
 use super::dispatch::{self, Called, Quest};
 use super::door::{self, Phase};
 use super::headers::Caller;
@@ -155,7 +158,7 @@ pub(super) async fn serve(
 
 async fn http(shared: &Arc<Shared>, stream: TcpStream, address: IpAddr, call: Call) {
     let call = Arc::new(call);
-    let answer = move |shared, request| {
+    let answer = move |shared, request: Request<Incoming>| {
         let call = Arc::clone(&call);
         async move {
             let caller = Caller {
@@ -163,6 +166,7 @@ async fn http(shared: &Arc<Shared>, stream: TcpStream, address: IpAddr, call: Ca
                 secure: false,
                 inside: Some(&call),
             };
+            let request = request.map(Received::from);
             dispatch::answer(&shared, request, caller, None).await
         }
     };

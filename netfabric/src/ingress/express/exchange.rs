@@ -52,6 +52,8 @@ pub(super) struct Errand<'a> {
     pub(super) id: &'a str,
     /// The head as it goes on.
     pub(super) head: &'a [u8],
+    /// What its answer says of HTTP/3.
+    pub(super) alternative: &'a [u8],
 }
 
 /// Sends the request to an instance that admitted it and goes on, until an answer begins.
@@ -240,7 +242,7 @@ fn pass_head<S: Stream>(
         let mut through = Through::new(answer.framing);
         // Not sent yet: what became of the request is written down before its client knows.
         let out = conn.next();
-        answer.write(out, errand.id, close);
+        answer.write(out, errand.id, errand.alternative, close);
         let used = through.pass(body, out).map_err(|e| garbled(e.into()));
         let used = used.inspect_err(|_| conn.take_back())?;
         if ended {

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use http::HeaderValue;
+use http::header::ALT_SVC;
 use scheduler::model::Protocol;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -260,10 +261,12 @@ impl<S: Stream> Express<S> {
         let thawed = guard.slot.thawed().await;
         let still = |e| Trip::Connect(format!("{} stays frozen: {e}", guard.slot.id));
         thawed.map_err(|e| Failure::Trip(still(e)))?;
+        let alternative = self.shared.secure.alternative(self.caller);
         let errand = Errand {
             ask,
             id,
             head: &self.onward,
+            alternative: alternative.map_or(b"", HeaderValue::as_bytes),
         };
         let begun = begin(&mut self.conn, &guard.slot, &errand).await?;
         guard.slot.answered();
@@ -297,7 +300,10 @@ impl<S: Stream> Express<S> {
         self.shared.counters.problem(problem.code);
         let close = !ask.keep || self.conn.is_last();
         let id = HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("-"));
-        let (head, body) = problem.response(&id, ask.json).into_parts();
+        let (mut head, body) = problem.response(&id, ask.json).into_parts();
+        if let Some(alternative) = self.shared.secure.alternative(self.caller) {
+            head.headers.insert(ALT_SVC, alternative.clone());
+        }
         let mut out = Vec::new();
         response::status_line(&mut out, head.status.as_u16());
         for (name, value) in &head.headers {

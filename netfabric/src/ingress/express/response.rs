@@ -34,6 +34,7 @@ pub(super) struct Answer<'h, 'b> {
     /// The connection can be used again when the body is through.
     pub(super) keep: bool,
     has_date: bool,
+    has_alternative: bool,
     headers: &'h [Header<'b>],
 }
 
@@ -87,6 +88,7 @@ pub(super) fn read<'h, 'b>(
         framing,
         keep,
         has_date: said.has_date,
+        has_alternative: said.has_alternative,
         headers: response.headers,
     }))
 }
@@ -98,6 +100,7 @@ struct Said {
     chunked: bool,
     close: bool,
     has_date: bool,
+    has_alternative: bool,
 }
 
 fn sift(headers: &mut [Header<'_>]) -> Result<Said, Garbled> {
@@ -110,6 +113,10 @@ fn sift(headers: &mut [Header<'_>]) -> Result<Said, Garbled> {
             2 => is("te"),
             4 if is("date") => {
                 said.has_date = true;
+                false
+            }
+            7 if is("alt-svc") => {
+                said.has_alternative = true;
                 false
             }
             7 => is("upgrade") || is("trailer"),
@@ -171,8 +178,8 @@ impl Answer<'_, '_> {
         self.status < 200
     }
 
-    /// Writes the head as the client gets it.
-    pub(super) fn write(&self, out: &mut Vec<u8>, id: &str, close: bool) {
+    /// Writes the head as the client gets it. `alternative` is said where the instance says nothing of such.
+    pub(super) fn write(&self, out: &mut Vec<u8>, id: &str, alternative: &[u8], close: bool) {
         status_line(out, self.status);
         let mut put = |parts: &[&[u8]]| parts.iter().for_each(|p| out.extend_from_slice(p));
         for header in self.headers.iter().filter(|h| !h.name.is_empty()) {
@@ -191,6 +198,9 @@ impl Answer<'_, '_> {
             Framing::Empty(None) => {}
         }
         put(&[b"x-request-id: ", id.as_bytes(), b"\r\n"]);
+        if !self.has_alternative && !alternative.is_empty() {
+            put(&[b"alt-svc: ", alternative, b"\r\n"]);
+        }
         last_lines(out, !self.has_date, close);
     }
 }
@@ -399,7 +409,7 @@ mod tests {
         let mut slots = slots();
         let answer = read(head.as_bytes(), &mut slots, &Method::GET);
         let mut out = Vec::new();
-        answer.unwrap().unwrap().write(&mut out, "ID", true);
+        answer.unwrap().unwrap().write(&mut out, "ID", b"", true);
         let want = "HTTP/1.1 201 Created\r\nDate: today\r\nset-cookie: a\r\nset-cookie: b\r\n\
             content-length: 7\r\nx-request-id: ID\r\nconnection: close\r\n\r\n";
         assert_eq!(String::from_utf8(out).unwrap(), want);

@@ -3,6 +3,7 @@
 mod cold;
 mod datagrams;
 mod express;
+mod http3;
 mod hygiene;
 mod inward;
 mod passage;
