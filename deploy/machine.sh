@@ -7,7 +7,7 @@ PACKAGES=(
     bind9-dnsutils busybox-static curl iproute2 iputils-ping jq nftables procps util-linux
     docker-registry mmdebstrap openssl pebble skopeo umoci
     # What the front door is compared with, and what speaks to it as a load balancer does.
-    haproxy nginx-light python3-grpcio python3-h2 python3-websockets
+    haproxy nginx-light ngtcp2-client python3-grpcio python3-h2 python3-websockets
     # What faults are made with, what announces the tests' nodes, and what keeps their daemons.
     bird2 conntrack e2fsprogs libfaketime mount strace systemd
 )

@@ -30,6 +30,8 @@ pub enum ConfigError {
         path: PathBuf,
         source: Box<toml::de::Error>,
     },
+    #[error("the configuration {path} is wrong: {what}")]
+    Unfit { path: PathBuf, what: &'static str },
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -198,6 +200,23 @@ pub struct IngressSection {
     pub proxy_protocol: bool,
     /// Requests that this node's doors take from one client: an address, or of IPv6 a /64.
     pub client_rate: ClientRate,
+    /// Whether HTTP/3 is spoken too, over UDP where `https` is.
+    pub http3: bool,
+}
+
+impl IngressSection {
+    /// What does not go together.
+    fn check(&self) -> Result<(), &'static str> {
+        if self.http3 && self.https.0.is_none() {
+            return Err("`[ingress] http3` needs `https`, at whose address it is spoken");
+        }
+        if self.http3 && self.proxy_protocol {
+            return Err(
+                "`[ingress] http3` does not go with `proxy_protocol`: over UDP nobody says whose a connection is",
+            );
+        }
+        Ok(())
+    }
 }
 
 impl Default for IngressSection {
@@ -210,6 +229,7 @@ impl Default for IngressSection {
             activation_timeout: Span(Duration::from_secs(30)),
             proxy_protocol: false,
             client_rate: ClientRate(None),
+            http3: false,
         }
     }
 }
@@ -406,10 +426,16 @@ impl Config {
             });
         }
         let text = std::fs::read_to_string(path).map_err(read)?;
-        toml::from_str(&text).map_err(|source| ConfigError::Parse {
+        let config: Self = toml::from_str(&text).map_err(|source| ConfigError::Parse {
             path: path.to_owned(),
             source: Box::new(source),
-        })
+        })?;
+        let unfit = |what| ConfigError::Unfit {
+            path: path.to_owned(),
+            what,
+        };
+        config.ingress.check().map_err(unfit)?;
+        Ok(config)
     }
 }
 
@@ -607,6 +633,33 @@ mod tests {
         assert_eq!((own.high, own.low, own.limit), (60, 50, Some(20 << 30)));
         for bad in ["low=85", "low=0", "high=101", "high=60"] {
             assert!(marks(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn http3_is_spoken_where_https_is() {
+        let load = |lines: &str| {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), format!("{SMALL}[ingress]\n{lines}\n")).unwrap();
+            let loaded = Config::load(file.path()).map_err(|e| e.to_string());
+            loaded.map(|config| config.ingress.http3)
+        };
+        assert_eq!(load(""), Ok(false));
+        assert_eq!(load("http3 = true"), Ok(true));
+        assert_eq!(load("https = \"off\""), Ok(false));
+        let table = [
+            ("http3 = true\nhttps = \"off\"", "needs `https`"),
+            (
+                "http3 = true\nproxy_protocol = true",
+                "does not go with `proxy_protocol`",
+            ),
+        ];
+        for (lines, why) in table {
+            let error = load(lines).unwrap_err();
+            assert!(
+                error.contains("[ingress] http3") && error.contains(why),
+                "{error}"
+            );
         }
     }
 

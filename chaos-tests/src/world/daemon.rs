@@ -148,11 +148,16 @@ impl Node {
 
     /// Adds lines to the `[runtime]` section of the daemon's configuration, for its next start.
     pub fn configure_runtime(&self, lines: &str) -> Result<()> {
-        const SECTION: &str = "[runtime]\n";
+        self.configure_section("runtime", lines)
+    }
+
+    /// The same for another section.
+    pub fn configure_section(&self, name: &str, lines: &str) -> Result<()> {
+        let section = format!("[{name}]\n");
         let text = std::fs::read_to_string(self.config())?;
-        let more = format!("{SECTION}{lines}\n");
-        let changed = if text.contains(SECTION) {
-            text.replacen(SECTION, &more, 1)
+        let more = format!("{section}{lines}\n");
+        let changed = if text.contains(&section) {
+            text.replacen(&section, &more, 1)
         } else {
             format!("{text}\n{more}")
         };

@@ -17,6 +17,7 @@ mod death;
 mod disks;
 mod harm;
 mod hostile;
+mod http3;
 mod images;
 mod inward;
 mod lazy;

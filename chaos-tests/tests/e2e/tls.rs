@@ -16,7 +16,7 @@ use crate::{SMALL, THREE};
 /// Two terms of a lease, an order, and an authority that ponders.
 const TAKEOVER: Duration = Duration::from_mins(2);
 
-fn host(service: &str) -> String {
+pub fn host(service: &str) -> String {
     format!("{service}.{ORIGIN}")
 }
 
@@ -216,7 +216,7 @@ fn is_challenged(node: &Node) -> bool {
 }
 
 /// A certificate for one host, and its key, in files.
-fn made(dir: &Path, name: &str, host: &str, over: bool) -> Result<(PathBuf, PathBuf)> {
+pub fn made(dir: &Path, name: &str, host: &str, over: bool) -> Result<(PathBuf, PathBuf)> {
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::new(vec![host.to_owned()])?;
     if over {
@@ -232,7 +232,7 @@ fn made(dir: &Path, name: &str, host: &str, over: bool) -> Result<(PathBuf, Path
     Ok(files)
 }
 
-fn add(node: &Node, name: &str, (cert, key): (&Path, &Path)) -> Result<Outcome> {
+pub fn add(node: &Node, name: &str, (cert, key): (&Path, &Path)) -> Result<Outcome> {
     let (cert, key) = (cert.to_string_lossy(), key.to_string_lossy());
     node.cli(&["cert", "add", name, "--cert", &cert, "--key", &key])
 }

@@ -12,6 +12,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::http3;
 use super::local::lock;
 use super::stream::Leeway;
 use super::upstream::{Arrival, Escort};
@@ -25,6 +26,51 @@ const BODY_STALL: Duration = Duration::from_secs(30);
 
 pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
+/// A request's body as it comes in.
+#[derive(Debug)]
+pub(super) enum Received {
+    Hyper(Incoming),
+    Http3(Box<http3::Coming>),
+}
+
+impl From<Incoming> for Received {
+    fn from(body: Incoming) -> Self {
+        Self::Hyper(body)
+    }
+}
+
+impl Body for Received {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.get_mut() {
+            Self::Hyper(body) => {
+                let frame = ready!(Pin::new(body).poll_frame(cx));
+                Poll::Ready(frame.map(|f| f.map_err(Into::into)))
+            }
+            Self::Http3(body) => Pin::new(body.as_mut()).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Hyper(body) => body.is_end_stream(),
+            Self::Http3(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Hyper(body) => body.size_hint(),
+            Self::Http3(body) => body.size_hint(),
+        }
+    }
+}
+
 /// A request's body as received, read by one try at a time.
 #[derive(Debug)]
 pub(super) struct Spool {
@@ -34,7 +80,7 @@ pub(super) struct Spool {
 
 #[derive(Debug)]
 struct Inner {
-    source: Incoming,
+    source: Received,
     kept: Vec<Bytes>,
     kept_bytes: usize,
     keeping: bool,
@@ -75,7 +121,7 @@ pub(super) struct Reader {
 
 impl Spool {
     /// A client's, who may not be as slow as likes. `None` when there is no body.
-    pub(super) fn of_client(source: Incoming) -> Option<Arc<Self>> {
+    pub(super) fn of_client(source: impl Into<Received>) -> Option<Arc<Self>> {
         let spool = Self::new(source)?;
         lock(&spool.inner).pace = Some(Pace {
             leeway: Leeway::new(BODY_STALL),
@@ -86,7 +132,8 @@ impl Spool {
     }
 
     /// `None` when there is no body.
-    pub(super) fn new(source: Incoming) -> Option<Arc<Self>> {
+    pub(super) fn new(source: impl Into<Received>) -> Option<Arc<Self>> {
+        let source = source.into();
         if source.is_end_stream() {
             return None;
         }

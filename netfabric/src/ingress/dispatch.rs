@@ -7,9 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use http::header::CONNECTION;
+use http::header::{ALT_SVC, CONNECTION};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use scheduler::activate::Ticket;
 use scheduler::model::{InstanceId, Name, NodeId, ServiceKey};
@@ -18,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use ulid::Ulid;
 
 use super::bench::Bench;
-use super::body::{Outbound, Outgoing, Spool};
+use super::body::{Outbound, Outgoing, Received, Spool};
 use super::headers::{
     Caller, Head, INSTANCE, PATIENCE, REQUEST_ID, REVISION, clean_response, switched_on_stream,
 };
@@ -43,7 +42,7 @@ const FIRST_READY_LOOK: Duration = Duration::from_millis(25);
 /// Answers one request of a client; `resume` when its way had begun.
 pub(super) async fn answer(
     shared: &Arc<Shared>,
-    mut request: Request<Incoming>,
+    mut request: Request<Received>,
     caller: Caller<'_>,
     resume: Option<Box<Resume>>,
 ) -> Response<Outgoing> {
@@ -81,6 +80,12 @@ pub(super) async fn answer(
         }
     };
     response.headers_mut().insert(REQUEST_ID, id_text);
+    if let Some(alternative) = shared.secure.alternative(caller) {
+        let headers = response.headers_mut();
+        headers
+            .entry(ALT_SVC)
+            .or_insert_with(|| alternative.clone());
+    }
     response
 }
 
@@ -345,7 +350,7 @@ struct Errand {
 impl Errand {
     async fn new(
         shared: &Arc<Shared>,
-        mut request: Request<Incoming>,
+        mut request: Request<Received>,
         caller: Caller<'_>,
         (id, id_text, arrival): (Ulid, &HeaderValue, Instant),
         resume: Option<Box<Resume>>,

@@ -1,5 +1,5 @@
 //! The public door: accepts connections, speaks HTTP/1.1 and HTTP/2 with prior knowledge on
-//! them, bounds what a client may use up, and closes without cutting anyone off.
+//! them (HTTP/3 is `http3`'s), bounds what a client may use up, and closes without cutting anyone off.
 
 use std::convert::Infallible;
 use std::future::{Future, pending};
@@ -22,7 +22,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::body::Outgoing;
+use super::body::{Outgoing, Received};
 use super::calm::Calm;
 use super::headers::{Caller, MAX_HEADERS};
 use super::local::lock;
@@ -37,10 +37,10 @@ pub(super) const HEAD_TIME: Duration = Duration::from_secs(10);
 pub(super) const MAX_HEAD_BYTES: usize = 64 * 1024;
 /// While the door closes: how long the first request of a connection may take to come.
 pub(super) const FIRST_TIME: Duration = Duration::from_millis(300);
-const MAX_STREAMS: u32 = 100;
+pub(super) const MAX_STREAMS: u32 = 100;
 /// Streams a client may open and reset at once before it is taken for an attack; and streams that its
 /// own faults have reset.
-const MAX_RESETS: usize = 100;
+pub(super) const MAX_RESETS: usize = 100;
 /// Bytes of bodies that an HTTP/2 client may send before they are wanted, on a stream and on all.
 const WINDOW: u32 = 1 << 20;
 /// Bytes of one stream's answer that wait for the client's window.
@@ -52,8 +52,8 @@ const IDLE_TIME: Duration = Duration::from_mins(3);
 /// Connections at once; more wait in the kernel's backlog.
 pub(super) const MAX_CONNECTIONS: usize = 20_000;
 /// HTTP/2 clients must show they are there.
-const PING_EVERY: Duration = Duration::from_secs(30);
-const PING_ANSWER: Duration = Duration::from_secs(10);
+pub(super) const PING_EVERY: Duration = Duration::from_secs(30);
+pub(super) const PING_ANSWER: Duration = Duration::from_secs(10);
 /// After a failed accept (out of files): without a pause the loop would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -181,8 +181,9 @@ async fn guest<S: Stream + 'static>(
     };
     let begun = Arc::new(Mutex::new(handed.resume));
     let seen = BytesMut::from(handed.seen.as_slice());
-    let answer = move |shared, request| {
+    let answer = move |shared, request: Request<Incoming>| {
         let resume = lock(&begun).take();
+        let request = request.map(Received::from);
         async move { dispatch::answer(&shared, request, caller, resume).await }
     };
     serve(shared, (handed.stream, seen), Phase::Closing, answer).await;

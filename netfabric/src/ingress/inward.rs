@@ -9,11 +9,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use http::Request;
+use hyper::body::Incoming;
 use scheduler::model::{ServiceKey, Socket};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep};
 use ulid::Ulid;
 
+use super::body::Received;
 use super::dispatch::{self, Called, Quest};
 use super::door::{self, Phase};
 use super::headers::Caller;
@@ -151,7 +154,7 @@ pub(super) async fn serve(
 
 async fn http(shared: &Arc<Shared>, stream: TcpStream, address: IpAddr, call: Call) {
     let call = Arc::new(call);
-    let answer = move |shared, request| {
+    let answer = move |shared, request: Request<Incoming>| {
         let call = Arc::clone(&call);
         async move {
             let caller = Caller {
@@ -159,6 +162,7 @@ async fn http(shared: &Arc<Shared>, stream: TcpStream, address: IpAddr, call: Ca
                 secure: false,
                 inside: Some(&call),
             };
+            let request = request.map(Received::from);
             dispatch::answer(&shared, request, caller, None).await
         }
     };

@@ -5,7 +5,7 @@
 //! one task) or `dispatch` (route, endpoint, tries) -> `offer` (room
 //! now) or `lane` (wait; `start` finds a node) -> `upstream` (one try) -> `body` (the answer
 //! passing through). Requests from other nodes come in by `peer_door`, those of containers here by
-//! `inward`. What is no HTTP goes by `passage`.
+//! `inward`. HTTP/3 comes in by `http3`, and what is no HTTP goes by `passage`.
 //!
 //! It decides nothing: routing, picking, holding and placing are `scheduler`'s. It knows neither
 //! containers nor consensus: instances come and go in [`Local`], starts are a [`Starter`]'s.
@@ -26,6 +26,7 @@ mod gate;
 mod headers;
 mod health;
 mod histogram;
+mod http3;
 mod introduced;
 mod inward;
 mod lane;
@@ -57,6 +58,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use futures::future::join_all;
 use scheduler::fleet::Fleet;
 use scheduler::model::{Demand, NodeId, Rate, RequestId, RevisionKey, ServiceKey, Socket};
 use scheduler::registry::State;
@@ -67,12 +69,13 @@ use tokio::time::{Instant, timeout};
 
 use crate::places::all_back;
 use crate::sockets::{self, Sockets};
-use crate::tls::{Shelf, Tickets};
+use crate::tls::{Shelf, Tickets, quic_config};
 use crate::wire::peer::{StartRefusal, StartRequest, Started};
 
 pub use counters::{Counts, PHASES};
 pub use frost::{Awake, Freezer};
 pub use histogram::{BOUNDS, Distribution};
+pub use http3::Http3;
 pub use introduced::OWN as OWN_CONNECTION;
 pub use ledger::Bill;
 pub use local::{Guard, Local, Served};
@@ -125,6 +128,8 @@ pub struct IngressConfig {
     pub inner: Option<SocketAddr>,
     /// Where TLS is spoken. Services' own ports are listened on at all of these addresses.
     pub listen_tls: Vec<SocketAddr>,
+    /// HTTP/3, over UDP at the same addresses as TLS.
+    pub http3: Option<Http3>,
     /// Requests that may wait for one revision, and for all together.
     pub activation_queue: usize,
     pub node_queue: usize,
@@ -143,6 +148,7 @@ impl Default for IngressConfig {
             listen: vec![SocketAddr::from(([0, 0, 0, 0], 80))],
             inner: None,
             listen_tls: Vec::new(),
+            http3: None,
             activation_queue: 1_000,
             node_queue: 5_000,
             activation_timeout: Duration::from_secs(30),
@@ -176,6 +182,12 @@ pub enum IngressError {
         #[source]
         source: io::Error,
     },
+    #[error("cannot listen on {addr} over UDP, for HTTP/3")]
+    BindUdp {
+        addr: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
     #[error("cannot start a worker")]
     Worker(#[source] io::Error),
     #[error("TLS cannot be set up")]
@@ -188,6 +200,7 @@ pub struct Ingress {
     addrs: Vec<SocketAddr>,
     inner: Option<SocketAddr>,
     tls_addrs: Vec<SocketAddr>,
+    http3: Vec<quinn::Endpoint>,
 }
 
 /// What every request's way touches.
@@ -257,7 +270,9 @@ impl Ingress {
         };
         let (addrs, tls_addrs) = (addrs(false), addrs(true));
         let port = tls_addrs.first().map(SocketAddr::port);
-        let secure = secure::Secure::new(deps.shelf, deps.tickets, port);
+        let http3 = config.http3.as_ref();
+        let http3 = http3.map_or(Ok(Vec::new()), |http3| open_http3(http3, &tls_addrs, &deps))?;
+        let secure = secure::Secure::new(deps.shelf, deps.tickets, port, !http3.is_empty());
         let (crew, inboxes) = workers::Crew::new();
         let shared = Arc::new(Shared {
             crew,
@@ -296,6 +311,9 @@ impl Ingress {
         let own = tls_addrs.iter().map(SocketAddr::port).collect();
         tokio::spawn(passage::follow(Arc::clone(&shared), ips, own));
         tokio::spawn(health::follow(Arc::clone(&shared)));
+        for endpoint in &http3 {
+            tokio::spawn(http3::accept(Arc::clone(&shared), endpoint.clone()));
+        }
         tokio::spawn(sockets::forget_unclaimed(Arc::clone(&shared.sockets)));
         let inner = inner.map(|(listener, addr)| {
             tokio::spawn(inward::accept(Arc::clone(&shared), listener));
@@ -306,6 +324,7 @@ impl Ingress {
             addrs,
             inner,
             tls_addrs,
+            http3,
         })
     }
 
@@ -416,8 +435,27 @@ impl Ingress {
             tracing::info!(counts = ?self.counts(), "cutting off requests that outlast the grace");
         }
         shared.phase.send_replace(Phase::Closed);
+        let last_words = join_all(self.http3.iter().map(quinn::Endpoint::wait_idle));
+        let _late = timeout(http3::LAST_WORDS, last_words).await;
         in_order
     }
+}
+
+/// The sockets of HTTP/3, one for each address of TLS.
+fn open_http3(
+    http3: &Http3,
+    addrs: &[SocketAddr],
+    deps: &IngressDeps,
+) -> Result<Vec<quinn::Endpoint>, IngressError> {
+    let open = |addr: &SocketAddr| {
+        let tls = quic_config(Arc::clone(&deps.shelf), deps.tickets.clone());
+        let opened = http3::open(*addr, tls.map_err(IngressError::Tls)?, http3, &deps.sockets);
+        opened.map_err(|source| IngressError::BindUdp {
+            addr: *addr,
+            source,
+        })
+    };
+    addrs.iter().map(open).collect()
 }
 
 impl Drop for Ingress {

@@ -9,7 +9,6 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, Request, Response};
-use hyper::body::Incoming;
 use rustls::server::Acceptor;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{HandshakeKind, ServerConfig};
@@ -18,15 +17,16 @@ use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::{StartHandshake, TlsStream};
 
-use super::Shared;
 use super::body::Outgoing;
 use super::door::HEAD_TIME;
+use super::headers::Caller;
 use super::problem::{Code, Problem};
 use super::stream::{Patient, Stream};
+use super::{Shared, http3};
 use crate::tls::{ALPN_ACME, Choice, Shelf, Tickets, server_config};
 
 /// From the client's first message to the end of the handshake.
-const HANDSHAKE_TIME: Duration = Duration::from_secs(5);
+pub(super) const HANDSHAKE_TIME: Duration = Duration::from_secs(5);
 /// Where TLS begins with this byte, other protocols do not.
 const HANDSHAKE_RECORD: u8 = 0x16;
 /// Fatal, `unrecognized_name` (RFC 6066, 3).
@@ -47,6 +47,8 @@ pub(super) struct Secure {
     config: Arc<ServerConfig>,
     /// Where clients of plain HTTP are sent; without it they stay.
     port: Option<u16>,
+    /// Where clients of HTTPS are told that HTTP/3 is spoken.
+    alternative: Option<HeaderValue>,
 }
 
 impl Secure {
@@ -54,13 +56,23 @@ impl Secure {
         shelf: Arc<Shelf>,
         tickets: Option<Tickets>,
         port: Option<u16>,
+        http3: bool,
     ) -> Result<Self, rustls::Error> {
         let config = server_config(Arc::clone(&shelf), tickets)?;
         Ok(Self {
             shelf,
             config: Arc::new(config),
             port,
+            alternative: port.filter(|_| http3).and_then(|port| {
+                let said = http3::alternative(port);
+                HeaderValue::try_from(said).ok()
+            }),
         })
+    }
+
+    /// What an answer to this caller says of HTTP/3.
+    pub(super) fn alternative(&self, caller: Caller<'_>) -> Option<&HeaderValue> {
+        self.alternative.as_ref().filter(|_| caller.secure)
     }
 }
 
@@ -188,7 +200,7 @@ fn moved(shared: &Shared, host: &str) -> Option<u16> {
 /// What a request that came without TLS gets in the place of its service's answer: the proof that an
 /// authority asks for, or the way to HTTPS where the host has a certificate and the service does not
 /// also want plain HTTP.
-pub(super) fn instead(shared: &Shared, request: &Request<Incoming>) -> Option<Instead> {
+pub(super) fn instead<B>(shared: &Shared, request: &Request<B>) -> Option<Instead> {
     let host = request.headers().get(http::header::HOST);
     let host = host.and_then(|host| host.to_str().ok());
     let authority = request.uri().authority().map(http::uri::Authority::as_str);

@@ -135,6 +135,8 @@ pub(super) struct Arrived {
 /// by their hash: of a few that live long, one worker would get most.
 pub(super) struct Crew {
     workers: Box<[Worker]>,
+    /// Connections of the daemon's own threads.
+    elsewhere: AtomicUsize,
 }
 
 struct Worker {
@@ -142,10 +144,10 @@ struct Worker {
     inbox: mpsc::Sender<Arrived>,
 }
 
-/// A connection counted for its worker.
+/// A connection counted for its worker, if it has one.
 pub(super) struct Aboard {
     shared: Arc<Shared>,
-    worker: usize,
+    worker: Option<usize>,
 }
 
 impl Crew {
@@ -159,15 +161,20 @@ impl Crew {
             })
             .unzip();
         let workers = workers.into();
-        (Self { workers }, inboxes)
+        let elsewhere = AtomicUsize::new(0);
+        (Self { workers, elsewhere }, inboxes)
     }
 
     /// Waits until there is no connection.
     pub(super) async fn ashore(&self) {
-        let has = |worker: &Worker| worker.load.load(Ordering::Relaxed) > 0;
-        while self.workers.iter().any(has) {
+        let has = |load: &AtomicUsize| load.load(Ordering::Relaxed) > 0;
+        while has(&self.elsewhere) || self.workers.iter().any(|w| has(&w.load)) {
             sleep(LOOK_WHO_IS_IN).await;
         }
+    }
+
+    fn load(&self, worker: Option<usize>) -> &AtomicUsize {
+        worker.map_or(&self.elsewhere, |at| &self.workers[at].load)
     }
 
     /// The worker with clearly fewer connections than this thread's.
@@ -201,16 +208,25 @@ impl Aboard {
     /// One more for this thread's worker.
     fn new(shared: &Arc<Shared>) -> Self {
         let aboard = Self::counted(shared);
-        let worker = &shared.crew.workers[aboard.worker];
-        worker.load.fetch_add(1, Ordering::Relaxed);
+        let load = shared.crew.load(aboard.worker);
+        load.fetch_add(1, Ordering::Relaxed);
         aboard
+    }
+
+    /// One that is no worker's.
+    pub(super) fn elsewhere(shared: &Arc<Shared>) -> Self {
+        shared.crew.elsewhere.fetch_add(1, Ordering::Relaxed);
+        Self {
+            shared: Arc::clone(shared),
+            worker: None,
+        }
     }
 
     /// One that was counted when it was handed over.
     fn counted(shared: &Arc<Shared>) -> Self {
         Self {
             shared: Arc::clone(shared),
-            worker: here().saturating_sub(1),
+            worker: Some(here().saturating_sub(1)),
         }
     }
 
@@ -221,8 +237,8 @@ impl Aboard {
 
 impl Drop for Aboard {
     fn drop(&mut self) {
-        let worker = &self.shared.crew.workers[self.worker];
-        worker.load.fetch_sub(1, Ordering::Relaxed);
+        let load = self.shared.crew.load(self.worker);
+        load.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -43,7 +43,8 @@ pub(super) fn open(
     let socket = socket(listen).map_err(bind_error)?;
     let runtime = quinn::default_runtime()
         .ok_or_else(|| bind_error(io::Error::other("there is no async runtime")))?;
-    let config = endpoint_config(identity);
+    let reset = hmac::Key::new(hmac::HMAC_SHA256, &identity.derive("quic stateless reset"));
+    let config = endpoint_config(reset);
     let endpoint =
         quinn::Endpoint::new(config, Some(server), socket, runtime).map_err(bind_error)?;
     let crypto = QuicClientConfig::try_from(identity.client_config()?).map_err(|_| no_suite())?;
@@ -57,10 +58,9 @@ fn no_suite() -> TransportError {
     IdentityError::Malformed("TLS configuration").into()
 }
 
-/// Reset tokens come from the node's key: after a restart, peers that still talk to the old process
+/// Reset tokens come from a key of the node's: after a restart, those who still talk to the old process
 /// are told at once, instead of waiting until the idle timeout.
-fn endpoint_config(identity: &Identity) -> EndpointConfig {
-    let reset = hmac::Key::new(hmac::HMAC_SHA256, &identity.derive("quic stateless reset"));
+pub(crate) fn endpoint_config(reset: hmac::Key) -> EndpointConfig {
     let mut config = EndpointConfig::new(Arc::new(reset));
     config.cid_generator(|| Box::new(RandomIds));
     config
@@ -117,7 +117,7 @@ fn no_ipv6(error: &io::Error) -> bool {
     error.raw_os_error() == Some(EAFNOSUPPORT) || error.kind() == io::ErrorKind::AddrNotAvailable
 }
 
-fn bound(addr: SocketAddr) -> io::Result<UdpSocket> {
+pub(crate) fn bound(addr: SocketAddr) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
     if addr.is_ipv6() {
         socket.set_only_v6(false)?;

@@ -30,6 +30,7 @@ use crate::identity::Identity;
 use join::JoinHandler;
 use pool::{Link, Pool};
 
+pub(crate) use endpoint::{bound as udp_socket, endpoint_config};
 pub use error::TransportError;
 pub use handler::{Admit, Handler, Kind};
 pub use stream::MeshStream;

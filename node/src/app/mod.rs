@@ -223,6 +223,7 @@ impl App {
             shelf,
             tickets,
             sockets: sockets.clone(),
+            identity: identity.clone(),
         };
         let (ingress, inner_dns) = open_doors(&config, parts, &protections.resolvers).await?;
         // Set once, here.
@@ -554,6 +555,7 @@ struct DoorParts {
     shelf: Arc<Shelf>,
     tickets: Option<Tickets>,
     sockets: Arc<Sockets>,
+    identity: Arc<Identity>,
 }
 
 /// The front door, its side for peers, and that for containers with their names.
@@ -584,7 +586,9 @@ async fn open_doors(
             record: agent.record(),
         }),
     };
-    let ingress = Ingress::start(ingress_config(config, network.gateway()), deps)?;
+    let reset_key = parts.identity.derive("quic stateless reset of http3");
+    let settings = ingress_config(config, network.gateway(), reset_key);
+    let ingress = Ingress::start(settings, deps)?;
     mesh.serve(Kind::Proxy, Arc::new(ProxyServer(ingress.peer_door())));
     mesh.serve(Kind::Passage, Arc::new(PassageServer(ingress.peer_door())));
 

@@ -10,7 +10,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use netfabric::dns::InnerConfig;
 use netfabric::identity::{Identity, Vault};
-use netfabric::ingress::IngressConfig;
+use netfabric::ingress::{Http3, IngressConfig};
 use netfabric::transport::join;
 use scheduler::model::{NodeId, NodeIdentity, Role};
 
@@ -132,11 +132,17 @@ pub(super) fn volumes_config(config: &Config, data: &Path, me: NodeId) -> Result
     })
 }
 
-pub(super) fn ingress_config(config: &Config, gateway: Ipv4Addr) -> IngressConfig {
+/// `reset_key` is for clients of HTTP/3 that still talk to a daemon that is gone.
+pub(super) fn ingress_config(
+    config: &Config,
+    gateway: Ipv4Addr,
+    reset_key: [u8; 32],
+) -> IngressConfig {
     IngressConfig {
         inner: Some((gateway, 0).into()),
         listen: config.ingress.http.0.into_iter().collect(),
         listen_tls: config.ingress.https.0.into_iter().collect(),
+        http3: config.ingress.http3.then_some(Http3 { reset_key }),
         activation_queue: config.ingress.activation_queue,
         activation_timeout: config.ingress.activation_timeout.0,
         proxy_protocol: config.ingress.proxy_protocol,

@@ -60,7 +60,14 @@ pub(crate) fn response(bytes: &[u8]) {
 
 fn head(answer: &Answer<'_, '_>, asked: &Method) {
     let mut out = Vec::new();
-    answer.write(&mut out, Recipient::Client("ID"), false);
+    answer.write(
+        &mut out,
+        Recipient::Client {
+            id: "ID",
+            alternative: b"",
+        },
+        false,
+    );
     if is_longer_than_read(&out) {
         return;
     }

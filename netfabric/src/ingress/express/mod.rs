@@ -25,6 +25,7 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 
 use http::HeaderValue;
+use http::header::ALT_SVC;
 use scheduler::model::{NodeId, Protocol};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -85,6 +86,12 @@ impl Upstream for TcpStream {
 /// A stream between nodes is one request's.
 impl Upstream for Box<dyn Stream> {
     fn keep(self, _: &Arc<Slot>) {}
+}
+
+fn to_client<'a>(shared: &'a Shared, caller: Caller<'_>, id: &'a str) -> Recipient<'a> {
+    let alternative = shared.secure.alternative(caller);
+    let alternative = alternative.map_or(&b""[..], HeaderValue::as_bytes);
+    Recipient::Client { id, alternative }
 }
 
 /// What comes after a request.
@@ -322,7 +329,7 @@ impl<S: Stream> Express<S> {
         thawed.map_err(|e| Failure::Trip(still(e)))?;
         let errand = Errand {
             ask,
-            to: Recipient::Client(id),
+            to: to_client(&self.shared, self.caller, id),
             head: &self.onward,
             of_peer: false,
         };
@@ -353,7 +360,7 @@ impl<S: Stream> Express<S> {
         );
         let errand = Errand {
             ask,
-            to: Recipient::Client(id),
+            to: to_client(&self.shared, self.caller, id),
             head: &self.outward,
             of_peer: true,
         };
@@ -405,7 +412,10 @@ impl<S: Stream> Express<S> {
         self.shared.counters.problem(problem.code);
         let close = !ask.keep || self.conn.is_last();
         let id = HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("-"));
-        let (head, body) = problem.response(&id, ask.json).into_parts();
+        let (mut head, body) = problem.response(&id, ask.json).into_parts();
+        if let Some(alternative) = self.shared.secure.alternative(self.caller) {
+            head.headers.insert(ALT_SVC, alternative.clone());
+        }
         let mut out = Vec::new();
         response::status_line(&mut out, head.status.as_u16());
         for (name, value) in &head.headers {

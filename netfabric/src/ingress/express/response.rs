@@ -37,6 +37,7 @@ pub(super) struct Answer<'h, 'b> {
     /// Of another node's door only: an instance may say it too, and is not believed.
     pub(super) told: Told<'b>,
     has_date: bool,
+    has_alternative: bool,
     headers: &'h [Header<'b>],
 }
 
@@ -66,8 +67,9 @@ impl<'b> Told<'b> {
 /// Whom an answer goes to.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Recipient<'a> {
-    /// The client that asked, under this id.
-    Client(&'a str),
+    /// The client that asked, under this id. Where the instance says nothing of such, it is told of another way
+    /// to come (`Alt-Svc`).
+    Client { id: &'a str, alternative: &'a [u8] },
     /// Another node's door, which is told which instance answered.
     Peer(&'a str),
 }
@@ -123,6 +125,7 @@ pub(super) fn read<'h, 'b>(
         keep,
         told: said.told,
         has_date: said.has_date,
+        has_alternative: said.has_alternative,
         headers: response.headers,
     }))
 }
@@ -135,6 +138,7 @@ struct Said<'b> {
     chunked: bool,
     close: bool,
     has_date: bool,
+    has_alternative: bool,
 }
 
 fn sift<'b>(headers: &mut [Header<'b>]) -> Result<Said<'b>, Garbled> {
@@ -147,6 +151,10 @@ fn sift<'b>(headers: &mut [Header<'b>]) -> Result<Said<'b>, Garbled> {
             2 => is("te"),
             4 if is("date") => {
                 said.has_date = true;
+                false
+            }
+            7 if is("alt-svc") => {
+                said.has_alternative = true;
                 false
             }
             7 => is("upgrade") || is("trailer"),
@@ -232,7 +240,12 @@ impl Answer<'_, '_> {
             Framing::Empty(None) => {}
         }
         match to {
-            Recipient::Client(id) => put(&[b"x-request-id: ", id.as_bytes(), b"\r\n"]),
+            Recipient::Client { id, alternative } => {
+                put(&[b"x-request-id: ", id.as_bytes(), b"\r\n"]);
+                if !self.has_alternative && !alternative.is_empty() {
+                    put(&[b"alt-svc: ", alternative, b"\r\n"]);
+                }
+            }
             Recipient::Peer(instance) => {
                 let name = INSTANCE;
                 let name = name.as_str().as_bytes();
@@ -447,10 +460,11 @@ mod tests {
         let mut slots = slots();
         let answer = read(head.as_bytes(), &mut slots, &Method::GET);
         let mut out = Vec::new();
-        answer
-            .unwrap()
-            .unwrap()
-            .write(&mut out, Recipient::Client("ID"), true);
+        let to = Recipient::Client {
+            id: "ID",
+            alternative: b"",
+        };
+        answer.unwrap().unwrap().write(&mut out, to, true);
         let want = "HTTP/1.1 201 Created\r\nDate: today\r\nset-cookie: a\r\nset-cookie: b\r\n\
             content-length: 7\r\nx-request-id: ID\r\nconnection: close\r\n\r\n";
         assert_eq!(String::from_utf8(out).unwrap(), want);

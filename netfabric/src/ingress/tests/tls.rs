@@ -23,13 +23,13 @@ use crate::tls::{Bundle, Table};
 const WEB: &str = "web.edge.test";
 
 /// A certificate, and a client's settings that trust it alone.
-struct Made {
-    bundle: Bundle,
+pub struct Made {
+    pub bundle: Bundle,
     chain: CertificateDer<'static>,
     roots: RootCertStore,
 }
 
-fn made(hosts: &[&str]) -> Made {
+pub fn made(hosts: &[&str]) -> Made {
     let (chain, key) = crate::tls::made(hosts);
     let bundle = Bundle::read(chain.as_bytes(), key.as_bytes()).unwrap();
     let chain = CertificateDer::from_pem_slice(chain.as_bytes()).unwrap();
@@ -43,7 +43,7 @@ fn made(hosts: &[&str]) -> Made {
 }
 
 impl Made {
-    fn client(&self, alpn: &[&str]) -> Arc<ClientConfig> {
+    pub fn client(&self, alpn: &[&str]) -> Arc<ClientConfig> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ClientConfig::builder_with_provider(provider);
         let config = config.with_safe_default_protocol_versions().unwrap();
@@ -54,7 +54,7 @@ impl Made {
         Arc::new(config)
     }
 
-    fn on(&self, world: &World) {
+    pub fn on(&self, world: &World) {
         for node in &world.nodes {
             let mut table = Table::default();
             table.put(&self.bundle);
@@ -67,7 +67,7 @@ fn door(world: &World) -> SocketAddr {
     world.nodes[0].ingress().tls_addrs()[0]
 }
 
-async fn connect(
+pub async fn connect(
     door: SocketAddr,
     host: &str,
     config: &Arc<ClientConfig>,
@@ -79,10 +79,19 @@ async fn connect(
         .await
 }
 
-async fn h1(stream: TlsStream<TcpStream>, request: Request<Full<Bytes>>) -> Reply {
+pub async fn h1(stream: TlsStream<TcpStream>, request: Request<Full<Bytes>>) -> Reply {
     let shaken = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = shaken.unwrap();
     tokio::spawn(connection);
+    read(sender.send_request(request).await.unwrap()).await
+}
+
+pub async fn h2(stream: TlsStream<TcpStream>, request: http::request::Builder) -> Reply {
+    let io = TokioIo::new(stream);
+    let shaken = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await;
+    let (mut sender, connection) = shaken.unwrap();
+    tokio::spawn(connection);
+    let request = request.body(Empty::<Bytes>::new()).unwrap();
     read(sender.send_request(request).await.unwrap()).await
 }
 
