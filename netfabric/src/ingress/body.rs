@@ -205,11 +205,10 @@ impl Inner {
         };
         if let Poll::Ready(frame) = frame {
             let data = frame.as_ref().and_then(|f| f.as_ref().ok()?.data_ref());
-            pace.leeway
-                .moved(data.map_or(0, Bytes::len), Instant::now());
+            pace.leeway.moved(data.map_or(0, Bytes::len));
             return Poll::Ready(frame.map(|f| f.map_err(Into::into)));
         }
-        let due = pace.leeway.waits(Instant::now());
+        let due = pace.leeway.waits();
         if pace.timer.deadline() != due {
             pace.timer.as_mut().reset(due);
         }

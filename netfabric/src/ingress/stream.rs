@@ -60,22 +60,22 @@ impl Leeway {
     }
 
     /// It is waited from now on, or was before: until when?
-    pub(super) fn waits(&mut self, now: Instant) -> Instant {
-        *self.since.get_or_insert(now) + self.left
+    pub(super) fn waits(&mut self) -> Instant {
+        *self.since.get_or_insert_with(Instant::now) + self.left
     }
 
-    pub(super) fn is_waiting(&self) -> bool {
-        self.since.is_some()
-    }
-
-    /// Bytes moved.
-    pub(super) fn moved(&mut self, bytes: usize, now: Instant) {
-        if let Some(since) = self.since.take() {
-            let waited = now.saturating_duration_since(since);
-            let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-            let earned = Duration::from_secs(bytes.into()) / SLOWEST;
-            self.left = (self.left.saturating_sub(waited) + earned).min(self.most);
+    /// Bytes moved, also when nobody waited for these: what follows them may be waited for.
+    pub(super) fn moved(&mut self, bytes: usize) {
+        if self.since.is_none() && self.left == self.most {
+            return;
         }
+        let waited = self
+            .since
+            .take()
+            .map_or(Duration::ZERO, |since| since.elapsed());
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let earned = Duration::from_secs(bytes.into()) / SLOWEST;
+        self.left = (self.left.saturating_sub(waited) + earned).min(self.most);
     }
 }
 
@@ -136,13 +136,10 @@ impl<S> Patient<S> {
         bytes: impl FnOnce(&T) -> usize,
     ) -> Poll<io::Result<T>> {
         if let Poll::Ready(written) = written {
-            if self.leeway.is_waiting() {
-                let bytes = written.as_ref().map_or(0, bytes);
-                self.leeway.moved(bytes, Instant::now());
-            }
+            self.leeway.moved(written.as_ref().map_or(0, bytes));
             return Poll::Ready(written);
         }
-        let due = self.leeway.waits(Instant::now());
+        let due = self.leeway.waits();
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
         if timer.deadline() != due {
             timer.as_mut().reset(due);
@@ -273,6 +270,61 @@ mod tests {
             );
             drop(stream);
             reading.await.unwrap();
+        }
+    }
+
+    /// Takes what is written at once, and a moment for each flush, as TLS may.
+    struct Sealed(Option<Pin<Box<Sleep>>>, Duration);
+
+    impl AsyncRead for Sealed {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Sealed {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            data: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(data.len()))
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            let length = self.1;
+            let timer = self
+                .0
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep(length)));
+            ready!(timer.as_mut().poll(cx));
+            self.0 = None;
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_short_waits_for_what_moves_are_no_long_one() {
+        for (bytes, borne) in [(16 * 1024, true), (40, true), (10, false)] {
+            let sealed = Sealed(None, Duration::from_millis(50));
+            let mut stream = Patient::new(sealed, BytesMut::new());
+            let some = vec![0; bytes];
+            let mut ended = Ok(());
+            for _ in 0..4_000 {
+                stream.write_all(&some).await.unwrap();
+                ended = stream.flush().await;
+                if ended.is_err() {
+                    break;
+                }
+            }
+            assert_eq!(ended.is_ok(), borne, "{bytes}");
         }
     }
 }
