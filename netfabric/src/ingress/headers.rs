@@ -30,6 +30,8 @@ pub(super) const INSTANCE: HeaderName = HeaderName::from_static("x-selvedge-inst
 pub(super) const REFUSED: HeaderName = HeaderName::from_static("x-selvedge-refused");
 /// `REFUSED` for want of room, as opposed to want of an instance.
 pub(super) const FULL: &str = "full";
+/// `BROKEN` because the time was over.
+pub(super) const TIMEOUT: &str = "timeout";
 /// From a peer: its instance broke the connection before it answered.
 pub(super) const BROKEN: HeaderName = HeaderName::from_static("x-selvedge-broken");
 /// To a client: the code of an answer of our own.
@@ -43,6 +45,10 @@ const REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
 /// Headers a request may carry; HTTP/1 counts them while parsing.
 pub(super) const MAX_HEADERS: usize = 100;
+/// What our own doors add to a head on its way between them, at most: what one of them passes on the other
+/// must read.
+pub(super) const ADDED_HEADERS: usize = 8;
+pub(super) const ADDED_BYTES: usize = 2048;
 
 const HOP_BY_HOP: [HeaderName; 8] = [
     CONNECTION,

@@ -18,7 +18,9 @@ use super::bench::Bench;
 use super::body::{Outbound, Outgoing, Spool};
 use super::dispatch::fresh;
 use super::door::Phase;
-use super::headers::{BROKEN, FULL, Head, INSTANCE, PATIENCE, REFUSED, REVISION, clean_response};
+use super::headers::{
+    BROKEN, FULL, Head, INSTANCE, PATIENCE, REFUSED, REVISION, TIMEOUT, clean_response,
+};
 use super::local::{Guard, Slot};
 use super::problem::Problem;
 use super::stream::Stream;
@@ -117,7 +119,7 @@ impl Call {
         let mut tried = Vec::new();
         loop {
             let Ok(sent) = timeout_at(self.deadline, self.attempt(&guard.slot)).await else {
-                return refuse(&BROKEN, "timeout");
+                return refuse(&BROKEN, TIMEOUT);
             };
             match sent {
                 Ok(answer) => return self.respond(answer, guard, switch),

@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use super::Shared;
 use super::bench::Sent;
 use super::body::{Outbound, Spool};
-use super::headers::{BROKEN, FORWARDED_FOR, FULL, REFUSED, to_h2};
+use super::headers::{ADDED_HEADERS, BROKEN, FORWARDED_FOR, FULL, MAX_HEADERS, REFUSED, to_h2};
 use super::introduced;
 use super::local::{Guard, Slot};
 use super::problem::{Code, Problem};
@@ -172,7 +172,7 @@ async fn here_h1(slot: &Arc<Slot>, mut request: Request) -> Result<Answer, Trip>
         let fresh = pooled.is_none();
         let mut sender = match pooled {
             Some(sender) => sender,
-            None => speak_h1(introduce(slot, client).await?).await?,
+            None => speak_h1(introduce(slot, client).await?, MAX_HEADERS).await?,
         };
         match sender.try_send_request(request).await {
             Ok(response) => {
@@ -219,7 +219,7 @@ pub(super) async fn there(
         let sent = sender.try_send_request(request).await;
         (sent.map_err(trip)?, Lease::Shared { _sender: sender })
     } else {
-        let mut sender = speak_h1(stream).await?;
+        let mut sender = speak_h1(stream, MAX_HEADERS + ADDED_HEADERS).await?;
         let sent = sender.try_send_request(request).await;
         (sent.map_err(trip)?, Lease::Single { _sender: sender })
     };
@@ -300,8 +300,12 @@ pub(super) async fn connect_to(addr: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-async fn speak_h1<S: Stream + 'static>(stream: S) -> Result<http1::SendRequest<Outbound>, Trip> {
+async fn speak_h1<S: Stream + 'static>(
+    stream: S,
+    headers: usize,
+) -> Result<http1::SendRequest<Outbound>, Trip> {
     let shaken = http1::Builder::new()
+        .max_headers(headers)
         .max_buf_size(super::door::MAX_HEAD_BYTES)
         .handshake(TokioIo::new(stream))
         .await;

@@ -127,8 +127,9 @@ impl Issuer {
                     "the registry takes no more certificates: hosts without one wait until some are removed (`selvedge cert rm`)"
                 );
             }
+            issued.take_if(|issued: &mut Issued| !issued.is_missing(&state));
             let idle = match self.next(&state) {
-                Step::Wait(until) => until.map_or(LOOK, |until| {
+                Step::Wait(until) if issued.is_none() => until.map_or(LOOK, |until| {
                     let left = until.0.saturating_sub(clock::unix().0);
                     Duration::from_millis(left).min(LOOK)
                 }),
@@ -164,9 +165,10 @@ impl Issuer {
         }
         let asked = Instant::now();
         match self.take(known.map(|lease| lease.version)).await {
-            Ok(lease) => {
+            Ok((index, lease)) => {
                 let epoch = lease.epoch;
-                self.work(Held::new(lease, asked), epoch, issued).await;
+                let held = Held::new(lease, asked);
+                self.work(held, (epoch, index), issued).await;
                 Duration::ZERO
             }
             // Another was faster.
@@ -178,23 +180,29 @@ impl Issuer {
         }
     }
 
-    async fn take(&self, seen: Option<u64>) -> Result<Lease, Unmade> {
+    /// Also returns as of when that is to be seen.
+    async fn take(&self, seen: Option<u64>) -> Result<(u64, Lease), Unmade> {
         let action = Action::TakeLease {
             name: ISSUER.to_owned(),
             node: self.me,
             seen,
         };
         match self.propose(&commands([action])).await? {
-            (_, Outcome::Lease(lease)) => Ok(lease),
+            (index, Outcome::Lease(lease)) => Ok((index, lease)),
             _ => Err(Refusal::Fenced(ISSUER.to_owned()).into()),
         }
     }
 
     /// Does all there is to do, while the lease is kept.
-    async fn work(&self, held: Held, epoch: u64, issued: &mut Option<Issued>) {
+    async fn work(&self, held: Held, (epoch, index): (u64, u64), issued: &mut Option<Issued>) {
         tracing::info!(epoch, "ordering certificates");
+        let steps = async {
+            // All that the holder before did.
+            self.registry.view().reached(index).await;
+            self.steps(epoch, issued).await;
+        };
         tokio::select! {
-            () = self.steps(epoch, issued) => {
+            () = steps => {
                 let name = ISSUER.to_owned();
                 let given = commands([Action::GiveLease { name, epoch }]);
                 if let Err(error) = self.propose(&given).await {
@@ -215,6 +223,7 @@ impl Issuer {
             let asked = Instant::now();
             let answer = timeout_at(held.until(), self.take(Some(held.version()))).await;
             let answer = answer.unwrap_or(Err(ProposeError::Unknown.into()));
+            let answer = answer.map(|(_, lease)| lease);
             let state = self.registry.view().state();
             match held.on_answer(asked, Instant::now(), answer, state.leases.get(ISSUER)) {
                 Some(next) => pause = next,

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::io::ReadBuf;
 use tokio::sync::watch;
+use tokio::task::coop::unconstrained;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::scratch;
@@ -284,7 +285,9 @@ impl Alarm {
                 return false;
             }
             self.armed = true;
-            if self.timer.as_mut().poll(cx).is_pending() {
+            // Out of its turn: with nothing left of it the timer would not be set, and never go off.
+            let mut timer = unconstrained(self.timer.as_mut());
+            if Pin::new(&mut timer).poll(cx).is_pending() {
                 return false;
             }
             let next = self.next();

@@ -12,11 +12,11 @@ use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 
 use super::conn::{Conn, Waited};
-use super::request::{self, Ask};
+use super::request::{self, Ask, Sender};
 use super::response::{self, Framing, Garbled, Recipient, Through};
 use super::scratch;
 use crate::ingress::door::MAX_HEAD_BYTES;
-use crate::ingress::headers::FULL;
+use crate::ingress::headers::{FULL, TIMEOUT};
 use crate::ingress::local::Slot;
 use crate::ingress::stream::Stream;
 use crate::ingress::upstream::{Trip, WHOLE_BYTES, connect};
@@ -57,8 +57,8 @@ pub(super) struct Errand<'a> {
     pub(super) to: Recipient<'a>,
     /// The head as it goes on.
     pub(super) head: &'a [u8],
-    /// Another node's door is asked, and what it says of its answer is believed.
-    pub(super) of_peer: bool,
+    /// Who is asked: what another node's door says of its answer is believed.
+    pub(super) of: Sender,
 }
 
 /// Sends the request to an instance that admitted it and goes on, until an answer begins.
@@ -124,7 +124,7 @@ async fn send<S: Stream, U: Stream>(
     let mut left = rest.as_slice();
     while !left.is_empty() {
         let written = poll_fn(|cx| match Pin::new(&mut *upstream).poll_write(cx, left) {
-            Poll::Ready(written) => Poll::Ready(written.map_err(|e| broken(&e))),
+            Poll::Ready(written) => Poll::Ready(written.map_err(|e| unanswered(&e))),
             Poll::Pending => conn.poll_lost(cx).map(|why| Err(lost(why))),
         });
         match written.await? {
@@ -251,11 +251,12 @@ fn pass_head<S: Stream>(
     let garbled = |e: Garbled| broken(&e);
     loop {
         let mut slots = request::slots();
-        let read = response::read(bytes, &mut slots, &errand.ask.method).map_err(garbled)?;
+        let read =
+            response::read(bytes, &mut slots, &errand.ask.method, errand.of).map_err(garbled)?;
         let Some(answer) = read else {
             return Ok(Pass::More);
         };
-        let instance = if errand.of_peer {
+        let instance = if errand.of == Sender::Peer {
             believed(answer.told)?
         } else {
             None
@@ -298,6 +299,9 @@ fn believed(told: response::Told<'_>) -> Result<Option<InstanceId>, Failure> {
     if let Some(why) = told.refused {
         let full = why == FULL.as_bytes();
         return Err(Failure::Trip(Trip::Refused { full }));
+    }
+    if told.broken == Some(TIMEOUT.as_bytes()) {
+        return Err(Failure::Late);
     }
     if let Some(why) = told.broken {
         let why = String::from_utf8_lossy(why).into_owned();

@@ -45,7 +45,7 @@ pub(crate) fn request(bytes: &[u8]) {
 pub(crate) fn response(bytes: &[u8]) {
     for asked in [Method::GET, Method::HEAD] {
         let mut slots = request::slots();
-        let Ok(Some(answer)) = response::read(bytes, &mut slots, &asked) else {
+        let Ok(Some(answer)) = response::read(bytes, &mut slots, &asked, Sender::Client) else {
             continue;
         };
         assert!(answer.head <= bytes.len());
@@ -72,7 +72,7 @@ fn head(answer: &Answer<'_, '_>, asked: &Method) {
         return;
     }
     let mut slots = request::slots();
-    let again = response::read(&out, &mut slots, asked);
+    let again = response::read(&out, &mut slots, asked, Sender::Peer);
     let Ok(Some(again)) = again else {
         panic!("{again:?}: {:?}", String::from_utf8_lossy(&out));
     };

@@ -331,7 +331,7 @@ impl<S: Stream> Express<S> {
             ask,
             to: to_client(&self.shared, self.caller, id),
             head: &self.onward,
-            of_peer: false,
+            of: Sender::Client,
         };
         let begun = begin(&mut self.conn, &guard.slot, &errand).await?;
         guard.slot.answered();
@@ -362,7 +362,7 @@ impl<S: Stream> Express<S> {
             ask,
             to: to_client(&self.shared, self.caller, id),
             head: &self.outward,
-            of_peer: true,
+            of: Sender::Peer,
         };
         let sent = &self.shared.counters.sent_to_peers;
         sent.fetch_add(1, Ordering::Relaxed);

@@ -19,7 +19,7 @@ use crate::ingress::Shared;
 use crate::ingress::bench::Bench;
 use crate::ingress::body::KEEP_BYTES;
 use crate::ingress::door::{HEAD_TIME, Phase};
-use crate::ingress::headers::{BROKEN, REFUSED};
+use crate::ingress::headers::{BROKEN, REFUSED, TIMEOUT};
 use crate::ingress::local::Guard;
 use crate::ingress::peer_door::{TRIES, admit, named, no_room, patience};
 use crate::ingress::stream::Stream;
@@ -142,7 +142,7 @@ async fn answer<S: Stream>(
         };
         match failure {
             Failure::Gone => return Err(None),
-            Failure::Late => return Err(Some((BROKEN, "timeout"))),
+            Failure::Late => return Err(Some((BROKEN, TIMEOUT))),
             // A kept connection was closed as it was used, which is nobody's fault.
             Failure::Stale if plain.ask.method.is_idempotent() && stale < TRIES => stale += 1,
             Failure::Stale => return Err(Some((BROKEN, "reset"))),
@@ -172,7 +172,7 @@ async fn attempt<S: Stream>(
         ask: &plain.ask,
         to: Recipient::Peer(&guard.slot.id.0),
         head: &plain.head,
-        of_peer: false,
+        of: Sender::Client,
     };
     let begun = begin(conn, &guard.slot, &errand).await?;
     guard.slot.answered();

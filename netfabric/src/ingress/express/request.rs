@@ -8,14 +8,16 @@ use http::{HeaderName, Method};
 use httparse::{Header, ParserConfig, Request, Status};
 
 use crate::ingress::door::MAX_HEAD_BYTES;
-use crate::ingress::headers::{MAX_HEADERS, PATIENCE, REVISION};
+use crate::ingress::headers::{ADDED_BYTES, ADDED_HEADERS, MAX_HEADERS, PATIENCE, REVISION};
 use crate::ingress::strict::{length, lines_end_well};
 
 /// Room for the headers of one head.
-pub(super) type Slots<'b> = [MaybeUninit<Header<'b>>; MAX_HEADERS];
+pub(super) type Slots<'b> = [MaybeUninit<Header<'b>>; SLOTS];
+
+const SLOTS: usize = MAX_HEADERS + ADDED_HEADERS;
 
 pub(super) const fn slots<'b>() -> Slots<'b> {
-    [const { MaybeUninit::uninit() }; MAX_HEADERS]
+    [const { MaybeUninit::uninit() }; SLOTS]
 }
 
 #[derive(Debug)]
@@ -43,12 +45,34 @@ pub(super) struct Told<'b> {
     pub(super) patience: Option<&'b [u8]>,
 }
 
-/// Who sends a request.
+/// Who sends a head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sender {
+    /// Or an instance, which is as little ours.
     Client,
     /// Another node's door: it has vetted the request and said whose it is.
     Peer,
+}
+
+/// The most of one head.
+pub(super) struct Bounds {
+    pub(super) headers: usize,
+    pub(super) bytes: usize,
+}
+
+impl Sender {
+    pub(super) fn bounds(self) -> Bounds {
+        match self {
+            Self::Client => Bounds {
+                headers: MAX_HEADERS,
+                bytes: MAX_HEAD_BYTES,
+            },
+            Self::Peer => Bounds {
+                headers: SLOTS,
+                bytes: MAX_HEAD_BYTES + ADDED_BYTES,
+            },
+        }
+    }
 }
 
 /// What must be known of a request once its head is written.
@@ -75,8 +99,8 @@ pub(super) fn read<'h, 'b>(
     let parsed =
         ParserConfig::default().parse_request_with_uninit_headers(&mut request, bytes, slots);
     let head = match parsed {
-        Ok(Status::Complete(head)) if head <= MAX_HEAD_BYTES => head,
-        Ok(Status::Partial) if bytes.len() < MAX_HEAD_BYTES => return Reading::Partial,
+        Ok(Status::Complete(head)) if head <= from.bounds().bytes => head,
+        Ok(Status::Partial) if bytes.len() < from.bounds().bytes => return Reading::Partial,
         Ok(_) | Err(_) => return Reading::Odd,
     };
     let Request {
@@ -88,7 +112,8 @@ pub(super) fn read<'h, 'b>(
     else {
         return Reading::Odd;
     };
-    if !lines_end_well(&bytes[..head]) || !is_plain_target(target) {
+    let is_small = headers.len() <= from.bounds().headers;
+    if !is_small || !lines_end_well(&bytes[..head]) || !is_plain_target(target) {
         return Reading::Odd;
     }
     sift((method, target), head, headers, from).map_or(Reading::Odd, Reading::Plain)

@@ -4,9 +4,8 @@
 use http::{HeaderName, Method, StatusCode};
 use httparse::{Header, ParserConfig, Response, Status};
 
-use super::request::Slots;
+use super::request::{Sender, Slots};
 use crate::ingress::chunks::{Chunks, Malformed};
-use crate::ingress::door::MAX_HEAD_BYTES;
 use crate::ingress::headers::{BROKEN, INSTANCE, REFUSED};
 use crate::ingress::strict::length;
 
@@ -89,16 +88,20 @@ pub(super) fn read<'h, 'b>(
     bytes: &'b [u8],
     slots: &'h mut Slots<'b>,
     asked: &Method,
+    from: Sender,
 ) -> Result<Option<Answer<'h, 'b>>, Garbled> {
     let mut response = Response::new(&mut []);
     let parsed = ParserConfig::default()
         .parse_response_with_uninit_headers(&mut response, bytes, slots)
         .map_err(|_| Garbled::Head)?;
     let head = match parsed {
-        Status::Complete(head) if head <= MAX_HEAD_BYTES => head,
-        Status::Partial if bytes.len() < MAX_HEAD_BYTES => return Ok(None),
+        Status::Complete(head) if head <= from.bounds().bytes => head,
+        Status::Partial if bytes.len() < from.bounds().bytes => return Ok(None),
         _ => return Err(Garbled::Large),
     };
+    if response.headers.len() > from.bounds().headers {
+        return Err(Garbled::Large);
+    }
     let status = response.code.ok_or(Garbled::Head)?;
     if status < 100 {
         return Err(Garbled::Head);
@@ -442,13 +445,15 @@ mod tests {
         for (line, headers, want) in table {
             let head = format!("{line}\r\n{headers}\r\n\r\n");
             let mut slots = slots();
-            let answer = read(head.as_bytes(), &mut slots, &Method::GET);
+            let answer = read(head.as_bytes(), &mut slots, &Method::GET, Sender::Client);
             let got = answer.map(|a| a.map(|a| (a.framing, a.keep)).unwrap());
             assert_eq!(got, *want, "{head:?}");
         }
         let head = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n";
         let mut slots = slots();
-        let answer = read(head, &mut slots, &Method::HEAD).unwrap().unwrap();
+        let answer = read(head, &mut slots, &Method::HEAD, Sender::Client)
+            .unwrap()
+            .unwrap();
         assert_eq!(answer.framing, Framing::Empty(Some(5)));
     }
 
@@ -458,7 +463,7 @@ mod tests {
             keep-alive: 5\r\nx-selvedge-refused: a lie\r\nx-request-id: another\r\nset-cookie: a\r\n\
             set-cookie: b\r\ntrailer: x\r\nContent-Length: 007\r\n\r\n";
         let mut slots = slots();
-        let answer = read(head.as_bytes(), &mut slots, &Method::GET);
+        let answer = read(head.as_bytes(), &mut slots, &Method::GET, Sender::Client);
         let mut out = Vec::new();
         let to = Recipient::Client {
             id: "ID",

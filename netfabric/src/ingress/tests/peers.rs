@@ -61,6 +61,21 @@ async fn the_nearest_node_with_an_instance_answers() {
     }
 }
 
+/// What a door adds for its peer is not held against the client, nor against the instance.
+#[tokio::test]
+async fn as_many_headers_as_a_request_may_have_go_through_two_nodes() {
+    let world = World::new(2, Deployed::default(), |_| {}).await;
+    let _app = far(&world).await;
+    let mut many = request("/headers");
+    // And `host`.
+    for n in 1..100 {
+        many = many.header(format!("x-{n}"), "1");
+    }
+    let reply = send(world.door(), many.body(Empty::<Bytes>::new()).unwrap()).await;
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    assert!(reply.body.contains("x-99: 1"), "{}", reply.body);
+}
+
 #[tokio::test]
 async fn upgrades_go_through_two_nodes() {
     let world = World::new(2, Deployed::default(), |_| {}).await;
