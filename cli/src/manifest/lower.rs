@@ -2,8 +2,8 @@
 
 use scheduler::autoscale::schedule::Cron;
 use scheduler::model::{
-    Container, ContainerPort, EnvVar, Fit, Name, Preference, Scale, Schedule, TLS_ANNOTATIONS,
-    TrafficTarget, units,
+    Container, ContainerPort, EnvVar, Fit, Name, Preference, STICKY, Scale, Schedule,
+    TLS_ANNOTATIONS, TrafficTarget, is_doors, sticky, units,
 };
 use toml_edit::{Document, Item};
 
@@ -78,13 +78,13 @@ pub fn parse(file: &str, text: &str) -> Read<Manifest> {
     listen::listens(&top, &mut manifest)?;
     listen::network(&top, &mut manifest)?;
     tls(&top, &mut manifest)?;
+    split(&top, &mut manifest)?;
     mount::mounts(&top, &mut manifest.spec)?;
     Ok(manifest)
 }
 
 fn revision(top: &Section<'_>, manifest: &mut Manifest) -> Read<()> {
-    let doors = |name: &str| TLS_ANNOTATIONS.iter().any(|(word, _)| *word == name);
-    let own = |(name, _): &(&String, &String)| name.starts_with(OWN_ANNOTATIONS) && !doors(name);
+    let own = |(name, _): &(&String, &String)| name.starts_with(OWN_ANNOTATIONS) && !is_doors(name);
     let own = manifest.annotations.iter().filter(own);
     manifest.spec.annotations = own.map(|(n, v)| (n.clone(), v.clone())).collect();
     let spec = &mut manifest.spec;
@@ -292,13 +292,33 @@ fn utc_offset(text: &str) -> Result<i32, String> {
     Ok(sign * (hours * 60 + minutes))
 }
 
+/// What `[traffic]` says besides shares: no revision is called like these.
+const SPLIT: [&str; 1] = ["sticky"];
+
+/// `sticky = true`, or for how long: a client of a split stays with the revision it met.
+fn split(top: &Section<'_>, manifest: &mut Manifest) -> Read<()> {
+    let Some(traffic) = top.free("traffic")? else {
+        return Ok(());
+    };
+    let word = match traffic.item("sticky") {
+        Some(item) if item.is_bool() => traffic
+            .flag("sticky")?
+            .map(|on| if on { "on" } else { "off" }.to_owned()),
+        _ => traffic.parsed("sticky", |text| sticky(text).map(|_| text.to_owned()))?,
+    };
+    let word = word.map(|word| (STICKY.to_owned(), word));
+    manifest.annotations.extend(word);
+    Ok(())
+}
+
 /// `latest = 90`, `"web-00007" = 10`, or `{ percent = 10, tag = "old" }`.
 fn traffic(top: &Section<'_>) -> Read<Vec<TrafficTarget>> {
     let Some(table) = top.free("traffic")? else {
         return Ok(Vec::new());
     };
     let mut targets = Vec::new();
-    for key in table.keys() {
+    let shares = table.keys().into_iter();
+    for key in shares.filter(|key| !SPLIT.contains(key)) {
         let revision = match key {
             "latest" => None,
             name => Some(Name::new(name).map_err(|e| table.fault(key, e, ""))?),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use http::header::CONNECTION;
+use http::header::{CONNECTION, SET_COOKIE};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -25,6 +25,7 @@ use super::lane::{Fate, hold};
 use super::ledger::{Line, Wait, micros};
 use super::offer::{self, Tried};
 use super::problem::{Code, Problem, accepts_json};
+use super::sticky::Visitor;
 use super::upstream::{self, Admission, Answer, Arrival, Escort, Trip};
 use super::{Shared, secure, tunnel};
 
@@ -96,6 +97,8 @@ pub(super) struct Quest {
     dead_ends: usize,
     ticket: Option<Ticket>,
     wait: Option<Wait>,
+    /// The client is to be told which revision of a split it met: the value of a `Set-Cookie`.
+    pub(super) cookie: Option<String>,
 }
 
 /// A request whose way began on an express connection.
@@ -128,10 +131,10 @@ impl Quest {
     pub(super) async fn new(
         shared: &Arc<Shared>,
         called: Called<'_>,
-        id: Ulid,
-        arrival: Instant,
+        visitor: Visitor<'_>,
+        (id, arrival): (Ulid, Instant),
     ) -> Result<Self, Problem> {
-        let route = revision(shared, called, arrival).await?;
+        let (route, cookie) = revision(shared, called, visitor, arrival).await?;
         let seconds = u64::from(route.timeout_seconds.max(1));
         Ok(Self {
             shared: Arc::clone(shared),
@@ -145,6 +148,7 @@ impl Quest {
             dead_ends: 0,
             ticket: None,
             wait: None,
+            cookie,
         })
     }
 
@@ -302,7 +306,12 @@ impl Errand {
                 Some(call) => Called::Service(call.admitted(shared)?),
                 None => Called::Host(head.host.to_str().unwrap_or_default()),
             };
-            Resume::new(Quest::new(shared, called, id, arrival).await?, None)
+            let visitor = Visitor {
+                cookies: head.cookies(),
+                secure: caller.secure,
+            };
+            let quest = Quest::new(shared, called, visitor, (id, arrival)).await?;
+            Resume::new(quest, None)
         };
         Ok(Self {
             quest,
@@ -417,6 +426,10 @@ impl Errand {
         } = answer;
         let status = response.status();
         clean_response(status, response.headers_mut());
+        let cookie = self.quest.cookie.as_ref();
+        if let Some(cookie) = cookie.and_then(|c| HeaderValue::try_from(c).ok()) {
+            response.headers_mut().append(SET_COOKIE, cookie);
+        }
         if status == StatusCode::SWITCHING_PROTOCOLS && self.head.upgrade.is_some() {
             let server = hyper::upgrade::on(&mut response);
             if self.head.on_stream {
@@ -463,18 +476,23 @@ impl Called<'_> {
     }
 }
 
-/// The revision a request is for, waiting a moment for one that is about to be ready.
+/// The revision a request is for, waiting a moment for one that is about to be ready; and what its
+/// client is told of it.
 async fn revision(
     shared: &Arc<Shared>,
     called: Called<'_>,
+    visitor: Visitor<'_>,
     arrival: Instant,
-) -> Result<Arc<RevisionRoute>, Problem> {
+) -> Result<(Arc<RevisionRoute>, Option<String>), Problem> {
     loop {
         let unrouted = {
             let routes = shared.routes.load();
             let (service, tag) = called.find(&routes)?;
-            match service.pick_revision(rand::random(), tag) {
-                Ok(revision) => return Ok(Arc::clone(revision)),
+            match service.choose(rand::random(), tag, visitor.tokens()) {
+                Ok(chosen) => {
+                    let told = chosen.keep.map(|keep| visitor.told(keep));
+                    return Ok((Arc::clone(chosen.revision), told));
+                }
                 Err(unrouted) => unrouted,
             }
         };

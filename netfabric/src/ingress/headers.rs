@@ -173,6 +173,11 @@ impl Head {
         request
     }
 
+    /// What the client sent of cookies, in one line.
+    pub(super) fn cookies(&self) -> &[u8] {
+        self.headers.get(COOKIE).map_or(b"", HeaderValue::as_bytes)
+    }
+
     /// Repeating it does no more than doing it once (RFC 9110, 9.2.2).
     pub(super) fn is_idempotent(&self) -> bool {
         self.method.is_idempotent()

@@ -21,6 +21,7 @@ use super::headers::Caller;
 use super::passage::{Way, carry};
 use super::problem::{Code, Problem};
 use super::sockets::Sockets;
+use super::sticky::Visitor;
 use super::stream::Conduit;
 use super::{Shared, workers};
 
@@ -103,7 +104,13 @@ impl Call {
         let ready = |s: &Arc<ServiceRoute>| s.pick_revision(0, None).is_ok();
         let called = Called::Service(&self.service);
         if routes.service(&self.service).is_some_and(ready)
-            && let Ok(quest) = Quest::new(shared, called, Ulid::generate(), Instant::now()).await
+            && let Ok(quest) = Quest::new(
+                shared,
+                called,
+                Visitor::default(),
+                (Ulid::generate(), Instant::now()),
+            )
+            .await
         {
             quest.record(0, None, Some(problem.code.word()));
         }

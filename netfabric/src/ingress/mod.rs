@@ -38,6 +38,7 @@ mod recent;
 mod secure;
 mod sockets;
 mod start;
+mod sticky;
 mod stream;
 mod strict;
 mod tunnel;

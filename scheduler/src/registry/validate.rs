@@ -14,8 +14,8 @@ use super::{PutService, Refusal};
 use crate::autoscale::Bounds;
 use crate::autoscale::schedule::{self, Cron};
 use crate::model::{
-    ImagePin, PlacementRules, RevisionKey, RevisionSpec, Scale, ServiceKey, TLS_ANNOTATIONS,
-    TrafficTarget,
+    ImagePin, PlacementRules, RevisionKey, RevisionSpec, STICKY, Scale, ServiceKey,
+    TLS_ANNOTATIONS, TrafficTarget, sticky,
 };
 
 /// The bounds, for those who explain them elsewhere.
@@ -133,6 +133,9 @@ pub fn validate(put: &PutService) -> Result<(), Refusal> {
             "annotations",
             || format!("{name} is `{}` or `{}`", words[0], words[1]),
         )?;
+    }
+    if let Some(text) = put.annotations.get(STICKY) {
+        sticky(text).map_err(|help| invalid("annotations", format!("{STICKY}: {help}")))?;
     }
     Ok(())
 }

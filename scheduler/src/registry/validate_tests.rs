@@ -2,7 +2,9 @@
 
 use super::tests::{key, put};
 use super::{PutService, limits, validate};
-use crate::model::{Container, ContainerPort, EnvVar, Preference, Protocol, Schedule, VolumeMount};
+use crate::model::{
+    Container, ContainerPort, EnvVar, Preference, Protocol, STICKY, Schedule, VolumeMount,
+};
 
 #[test]
 fn what_is_wrong_is_named_as_the_operator_wrote_it() {
@@ -106,6 +108,22 @@ fn what_is_wrong_is_named_as_the_operator_wrote_it() {
         assert!(error.starts_with(expected), "{expected}: {error}");
     }
     assert_eq!(validate(&put("web", 'a')), Ok(()));
+}
+
+#[test]
+fn what_is_asked_of_the_front_door_is_in_its_words() {
+    let table = [
+        (STICKY, "on", None),
+        (STICKY, "8h", None),
+        (STICKY, "a while", Some("selvedge.dev/sticky: write `on`")),
+    ];
+    for (name, text, want) in table {
+        let mut put = put("web", '1');
+        put.annotations.insert(name.to_owned(), text.to_owned());
+        let told = validate(&put).err().map(|refusal| refusal.to_string());
+        let fits = |want: &str| told.as_ref().is_some_and(|t| t.contains(want));
+        assert!(want.map_or(told.is_none(), fits), "{name}={text}: {told:?}");
+    }
 }
 
 fn main(put: &mut PutService) -> &mut Container {

@@ -11,6 +11,7 @@ mod host;
 mod inner;
 mod near;
 mod pick;
+mod sticky;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -25,6 +26,9 @@ use crate::model::{
 pub use host::host_names;
 pub use near::front_doors;
 pub use pick::{LoadView, Pick, last_resort, pick};
+pub use sticky::{Chosen, Keep};
+
+use sticky::Sticky;
 
 /// Instances a revision may have over the whole fleet when its service sets no bound.
 pub const MAX_SCALE: u32 = 1000;
@@ -81,6 +85,8 @@ pub struct ServiceRoute {
     callers: Vec<Caller>,
     /// Clients without TLS stay, also where the host has a certificate.
     pub plain_http: bool,
+    /// Clients stay with the revision they met.
+    sticky: Option<Sticky>,
 }
 
 /// Why a service has no revision for a request.

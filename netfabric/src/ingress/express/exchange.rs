@@ -50,6 +50,8 @@ pub(super) struct Begun {
 pub(super) struct Errand<'a> {
     pub(super) ask: &'a Ask,
     pub(super) id: &'a str,
+    /// What the client is told of a split, with the answer.
+    pub(super) cookie: Option<&'a str>,
     /// The head as it goes on.
     pub(super) head: &'a [u8],
 }
@@ -240,7 +242,7 @@ fn pass_head<S: Stream>(
         let mut through = Through::new(answer.framing);
         // Not sent yet: what became of the request is written down before its client knows.
         let out = conn.next();
-        answer.write(out, errand.id, close);
+        answer.write(out, (errand.id, errand.cookie), close);
         let used = through.pass(body, out).map_err(|e| garbled(e.into()));
         let used = used.inspect_err(|_| conn.take_back())?;
         if ended {

@@ -33,6 +33,7 @@ use super::door::HEAD_TIME;
 use super::headers::Caller;
 use super::local::Guard;
 use super::problem::Problem;
+use super::sticky::Visitor;
 use super::stream::Stream;
 use super::upstream::{Admission, Trip};
 use super::{Shared, secure};
@@ -196,7 +197,12 @@ impl<S: Stream> Express<S> {
         let arrival = Instant::now();
         self.shared.counters.asked();
         self.shared.retries.earn();
-        let quest = Quest::new(&self.shared, Called::Host(&self.host), id, arrival).await;
+        let visitor = Visitor {
+            cookies: self.conn.seen.get(ask.cookies.clone()).unwrap_or_default(),
+            secure: self.caller.secure,
+        };
+        let called = Called::Host(&self.host);
+        let quest = Quest::new(&self.shared, called, visitor, (id, arrival)).await;
         let mut quest = match quest {
             Ok(quest) if quest.route.protocol != Protocol::Http1 => {
                 return hand_over(quest, None);
@@ -217,7 +223,7 @@ impl<S: Stream> Express<S> {
                 Some(Ok(other)) => return hand_over(quest, Some(other)),
                 Some(Err(problem)) => return self.fail(quest, &problem, ask, text).await,
             };
-            match self.attempt(&guard, ask, text).await {
+            match self.attempt(&quest, &guard, (ask, text)).await {
                 Ok(begun) => return self.pass_on(quest, guard, begun).await,
                 Err(Failure::Gone) => return Turn::Close,
                 Err(Failure::Late) => {
@@ -256,13 +262,19 @@ impl<S: Stream> Express<S> {
         .await
     }
 
-    async fn attempt(&mut self, guard: &Guard, ask: &Ask, id: &str) -> Result<Begun, Failure> {
+    async fn attempt(
+        &mut self,
+        quest: &Quest,
+        guard: &Guard,
+        (ask, id): (&Ask, &str),
+    ) -> Result<Begun, Failure> {
         let thawed = guard.slot.thawed().await;
         let still = |e| Trip::Connect(format!("{} stays frozen: {e}", guard.slot.id));
         thawed.map_err(|e| Failure::Trip(still(e)))?;
         let errand = Errand {
             ask,
             id,
+            cookie: quest.cookie.as_deref(),
             head: &self.onward,
         };
         let begun = begin(&mut self.conn, &guard.slot, &errand).await?;

@@ -3,6 +3,7 @@
 //! what to do with it. Nothing here forgives: what is accepted is rebuilt, never copied raw.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use http::Method;
 use httparse::{Header, ParserConfig, Request, Status};
@@ -47,6 +48,8 @@ pub(super) struct Ask {
     pub(super) keep: bool,
     /// It would rather have JSON.
     pub(super) json: bool,
+    /// Where its cookies are, in the client's bytes.
+    pub(super) cookies: Range<usize>,
 }
 
 /// Reads the head at the beginning of `bytes`.
@@ -71,31 +74,32 @@ pub(super) fn read<'h, 'b>(bytes: &'b [u8], slots: &'h mut Slots<'b>) -> Reading
     if !lines_end_well(&bytes[..head]) || !is_plain_target(target) {
         return Reading::Odd;
     }
-    sift(method, target, head, headers).map_or(Reading::Odd, Reading::Plain)
+    sift(method, target, (bytes, head), headers).map_or(Reading::Odd, Reading::Plain)
 }
 
 /// Looks at each header; `None` when one is not plain.
 fn sift<'h, 'b>(
     method: &str,
     target: &'b str,
-    head: usize,
+    (bytes, head): (&'b [u8], usize),
     headers: &'h mut [Header<'b>],
 ) -> Option<Plain<'h, 'b>> {
     let mut host = None;
-    let mut cookies = 0;
+    let mut cookies = None;
     let mut ask = Ask {
         method: plain_method(method)?,
         head,
         body: None,
         keep: true,
         json: false,
+        cookies: 0..0,
     };
     for header in headers.iter_mut() {
         match kind(header.name) {
             Kind::Passes => continue,
             Kind::Ends => {}
-            Kind::Cookie if cookies == 0 => {
-                cookies = 1;
+            Kind::Cookie if cookies.is_none() => {
+                cookies = Some(header.value);
                 continue;
             }
             Kind::Accept => {
@@ -111,6 +115,10 @@ fn sift<'h, 'b>(
         header.name = "";
     }
     let host = host?;
+    if let Some(value) = cookies {
+        let start = value.as_ptr().addr().saturating_sub(bytes.as_ptr().addr());
+        ask.cookies = start..start + value.len();
+    }
     Some(Plain {
         host,
         ask,
@@ -380,6 +388,22 @@ mod tests {
         };
         assert_eq!(plain.ask.head, head.len(), "the next one is not its own");
         assert!(plain.ask.keep && plain.ask.body.is_none());
+    }
+
+    #[test]
+    fn cookies_are_found_where_they_are() {
+        let cookies = |bytes: &[u8]| {
+            let mut slots = slots();
+            let Reading::Plain(plain) = read(bytes, &mut slots) else {
+                panic!("a plain head");
+            };
+            let found = bytes.get(plain.ask.cookies).unwrap_or_default();
+            String::from_utf8(found.to_vec()).unwrap()
+        };
+        let with = b"GET / HTTP/1.1\r\nhost: h\r\nCookie:  a=1; b=2 \r\nx: y\r\n\r\n";
+        assert_eq!(cookies(with), "a=1; b=2");
+        assert_eq!(cookies(b"GET / HTTP/1.1\r\nhost: h\r\ncookie:\r\n\r\n"), "");
+        assert_eq!(cookies(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n"), "");
     }
 
     /// Pieces of heads, among them all that smuggling is done with.

@@ -171,8 +171,8 @@ impl Answer<'_, '_> {
         self.status < 200
     }
 
-    /// Writes the head as the client gets it.
-    pub(super) fn write(&self, out: &mut Vec<u8>, id: &str, close: bool) {
+    /// Writes the head as the client gets it, with what our own cookie says.
+    pub(super) fn write(&self, out: &mut Vec<u8>, (id, cookie): (&str, Option<&str>), close: bool) {
         status_line(out, self.status);
         let mut put = |parts: &[&[u8]]| parts.iter().for_each(|p| out.extend_from_slice(p));
         for header in self.headers.iter().filter(|h| !h.name.is_empty()) {
@@ -189,6 +189,9 @@ impl Answer<'_, '_> {
             }
             Framing::Chunked | Framing::Close => put(&[b"transfer-encoding: chunked\r\n"]),
             Framing::Empty(None) => {}
+        }
+        if let Some(cookie) = cookie {
+            put(&[b"set-cookie: ", cookie.as_bytes(), b"\r\n"]);
         }
         put(&[b"x-request-id: ", id.as_bytes(), b"\r\n"]);
         last_lines(out, !self.has_date, close);
@@ -399,9 +402,12 @@ mod tests {
         let mut slots = slots();
         let answer = read(head.as_bytes(), &mut slots, &Method::GET);
         let mut out = Vec::new();
-        answer.unwrap().unwrap().write(&mut out, "ID", true);
+        answer
+            .unwrap()
+            .unwrap()
+            .write(&mut out, ("ID", Some("c")), true);
         let want = "HTTP/1.1 201 Created\r\nDate: today\r\nset-cookie: a\r\nset-cookie: b\r\n\
-            content-length: 7\r\nx-request-id: ID\r\nconnection: close\r\n\r\n";
+            content-length: 7\r\nset-cookie: c\r\nx-request-id: ID\r\nconnection: close\r\n\r\n";
         assert_eq!(String::from_utf8(out).unwrap(), want);
     }
 

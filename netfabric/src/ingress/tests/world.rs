@@ -10,7 +10,7 @@ use scheduler::fleet::Member;
 use scheduler::model::{
     Caller, Container, ImagePin, InstanceId, InstanceReport, InstanceState, Listen, Meta, Name,
     NodeRecord, PLAIN_HTTP, Protocol, Resources, Revision, RevisionKey, RevisionSpec,
-    RevisionState, Scale, Service, ServiceKey, ServiceStatus, UnixMs,
+    RevisionState, STICKY, Scale, Service, ServiceKey, ServiceStatus, TrafficTarget, UnixMs,
 };
 
 use super::super::*;
@@ -48,6 +48,9 @@ pub struct Deployed {
     pub listen: Vec<Listen>,
     pub callers: Vec<Caller>,
     pub plain_http: bool,
+    /// Shares of the first, second, … revision; without any there is one.
+    pub split: Vec<u32>,
+    pub sticky: Option<&'static str>,
 }
 
 impl Default for Deployed {
@@ -62,6 +65,8 @@ impl Default for Deployed {
             listen: vec![],
             callers: vec![],
             plain_http: false,
+            split: vec![],
+            sticky: None,
         }
     }
 }
@@ -97,7 +102,7 @@ impl Deployed {
             key: service(),
             meta: Meta {
                 address: Some(ADDRESS),
-                annotations: self.plain_http.then(allowed).into_iter().collect(),
+                annotations: self.annotations(),
                 ..Meta::default()
             },
             spec,
@@ -106,7 +111,7 @@ impl Deployed {
                 target: self.target,
                 ..Scale::default()
             },
-            traffic: vec![],
+            traffic: self.traffic(),
             status: ServiceStatus {
                 latest_created: Some(revision.key.clone()),
                 latest_ready: ready.then(|| revision.key.clone()),
@@ -117,13 +122,43 @@ impl Deployed {
             ..State::default()
         };
         state.services.insert(service.key.clone(), service);
-        state.revisions.insert(revision.key.clone(), revision);
+        for generation in 1..=self.split.len().max(1) as u64 {
+            let revision = Revision {
+                key: RevisionKey::of(&super::world::service(), generation).unwrap(),
+                generation,
+                ..revision.clone()
+            };
+            state.revisions.insert(revision.key.clone(), revision);
+        }
         state
+    }
+
+    fn annotations(&self) -> BTreeMap<String, String> {
+        let allowed = self.plain_http.then_some((PLAIN_HTTP, "allow"));
+        let sticky = self.sticky.map(|text| (STICKY, text));
+        let all = allowed.into_iter().chain(sticky);
+        all.map(|(name, text)| (name.to_owned(), text.to_owned()))
+            .collect()
+    }
+
+    fn traffic(&self) -> Vec<TrafficTarget> {
+        let target = |(generation, percent): (u64, &u32)| TrafficTarget {
+            revision: Some(RevisionKey::of(&service(), generation).unwrap().name),
+            percent: *percent,
+            tag: None,
+        };
+        (1..).zip(&self.split).map(target).collect()
     }
 }
 
-fn allowed() -> (String, String) {
-    (PLAIN_HTTP.to_owned(), "allow".to_owned())
+/// The revision of an instance that is called after it, `web-00002-x`; any other one's is the first.
+fn revision_of(id: &InstanceId) -> RevisionKey {
+    let named = id.0.rsplit_once('-').map(|(name, _)| name);
+    let named = named.filter(|name| name.contains("-0000"));
+    named.map_or_else(revision, |text| RevisionKey {
+        namespace: Name::default_namespace(),
+        name: name(text),
+    })
 }
 
 fn member(id: u64, instances: &[InstanceId]) -> Member {
@@ -135,7 +170,7 @@ fn member(id: u64, instances: &[InstanceId]) -> Member {
     let report = |id: &InstanceId| InstanceReport {
         id: id.clone(),
         service: service(),
-        revision: revision(),
+        revision: revision_of(id),
         state: InstanceState::Ready,
         since: UnixMs(0),
         in_flight: 0,
@@ -401,7 +436,7 @@ impl World {
         let id = InstanceId(instance.to_owned());
         self.nodes[node - 1]
             .local
-            .open(id, revision(), addr, protocol, hard);
+            .open(id.clone(), revision_of(&id), addr, protocol, hard);
     }
 }
 
