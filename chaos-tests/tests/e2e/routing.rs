@@ -1,12 +1,12 @@
 //! Which of its places a request goes to, when it is more than the nearest: a split that keeps its
-//! clients.
+//! clients, an instance that sends a request on.
 
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
-use chaos_tests::world::{Node, ORIGIN, Outcome, PATIENCE, World, run, until};
+use chaos_tests::world::{Node, ORIGIN, Outcome, PATIENCE, Request, Response, World, run, until};
 
-use crate::THREE;
+use crate::{SMALL, THREE};
 
 /// Deploys `web` by a manifest with these lines.
 fn deploy(world: &World, lines: &str) -> Result<Outcome> {
@@ -110,4 +110,76 @@ fn fresh(world: &World, node: &Node) -> Result<String> {
         fs::remove_file(&jar)?;
     }
     visit(world, node, "fresh")
+}
+
+/// A request with a body that its first instance has sent on by this order.
+fn sent_on(node: &Node, service: &str, order: &str) -> Result<Response> {
+    let (host, path) = (format!("{service}.{ORIGIN}"), format!("/do?replay={order}"));
+    let said = Request::post(&host, &path, b"the body").send(node.door())?;
+    ensure!(!said.headers.contains_key("selvedge-replay"), "{said:?}");
+    Ok(said)
+}
+
+/// A write that must be answered in `lis`, an instance that is meant alone, another service from zero.
+#[test]
+fn a_request_is_answered_where_its_instance_sends_it() -> Result<()> {
+    let world = World::of(&THREE)?;
+    let everywhere = ["--scale", "3..3", "--spread", "region", "--cpu", "0.1"];
+    world.deploy("web", &everywhere)?.ok()?;
+    world.deploy("api", &SMALL)?.ok()?;
+    world.rest("api")?;
+    let mut instances = Vec::new();
+    for node in world.nodes() {
+        instances = until("every node knows one in each region", PATIENCE, || {
+            let all = node.instances("web")?;
+            let ready = all
+                .iter()
+                .filter(|i| i["state"] == "Ready" || i["state"] == "Frozen");
+            let ids: Vec<String> = ready
+                .filter_map(|i| Some(i["id"].as_str()?.to_owned()))
+                .collect();
+            Ok((ids.len() == 3).then_some(ids))
+        })?;
+    }
+    // Who is where, as replays to each region tell it.
+    let mut there = Vec::new();
+    for region in ["par", "fra", "lis"] {
+        for node in world.nodes() {
+            let said = sent_on(node, "web", &format!("region={region};state=s"))?.ok()?;
+            let said = said.says(";state=s\nthe body")?;
+            let instance = said.header("x-box-instance")?.to_owned();
+            there.push((region, instance));
+        }
+    }
+    there.sort();
+    there.dedup();
+    ensure!(
+        there.len() == 3,
+        "one for each region from everywhere: {there:?}"
+    );
+    for node in world.nodes() {
+        for instance in &instances {
+            let said = sent_on(node, "web", &format!("instance={instance}"))?.ok()?;
+            ensure!(said.header("x-box-instance")? == instance, "{said:?}");
+        }
+    }
+    // Nothing is ready in the region: it is started there.
+    let far = sent_on(world.first(), "api", "region=lis")?.ok()?;
+    let far = far.header("x-box-instance")?.to_owned();
+    until("it is seen in lis", PATIENCE, || {
+        let all = world["lis-1"].instances("api")?;
+        let found = all.iter().find(|i| i["id"] == *far);
+        let found = found.with_context(|| format!("no {far} in {all:?}"))?;
+        ensure!(found["nodeName"] == "lis-1", "{found}");
+        Ok(Some(()))
+    })?;
+    let woken = sent_on(world.first(), "web", "app=api")?.ok()?;
+    ensure!(woken.header("x-box-service")? == "api", "{woken:?}");
+
+    let told = sent_on(world.first(), "web", "region=nowhere")?;
+    let code = told.header("x-selvedge-error")?;
+    ensure!(told.status == 503 && code == "replay-nowhere", "{told:?}");
+    let back = sent_on(world.first(), "web", "region=nowhere;fallback=force_self")?.ok()?;
+    back.says("reason=replay-nowhere\nthe body")?;
+    Ok(())
 }

@@ -1,33 +1,33 @@
 //! One request's way: host to service, service to revision, revision to an endpoint with room
-//! (or the queue), the try, another try where that can do no harm, and the answer.
+//! (or the queue), and another endpoint where that can do no harm.
 
 use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use http::header::{CONNECTION, SET_COOKIE};
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::header::CONNECTION;
+use http::{HeaderValue, Method, Request, Response, Version};
 use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
 use scheduler::activate::Ticket;
 use scheduler::model::{InstanceId, Name, NodeId, ServiceKey};
+use scheduler::route::replay::{Aim, Target};
 use scheduler::route::{RevisionRoute, Routes, ServiceRoute, Unrouted};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep};
 use ulid::Ulid;
 
 use super::bench::Bench;
-use super::body::{Outbound, Outgoing, Spool};
-use super::headers::{
-    Caller, Head, INSTANCE, PATIENCE, REQUEST_ID, REVISION, clean_response, switched_on_stream,
-};
-use super::lane::{Fate, hold};
-use super::ledger::{Line, Wait, micros};
+use super::body::Outgoing;
+use super::errand::Errand;
+use super::headers::{Caller, REQUEST_ID};
+use super::lane::hold;
+use super::ledger::{Line, Stories, Wait};
 use super::offer::{self, Tried};
 use super::problem::{Code, Problem, accepts_json};
+use super::replay::{Asked, Sender};
 use super::sticky::Visitor;
-use super::upstream::{self, Admission, Answer, Arrival, Escort, Trip};
-use super::{Shared, secure, tunnel};
+use super::upstream::{Admission, Arrival, Trip};
+use super::{Shared, afar, secure};
 
 /// Endpoints one request is sent to at most.
 const TRIES: usize = 3;
@@ -39,6 +39,8 @@ const DEAD_ENDS: usize = 16;
 /// follows a deploy at the heels meets a registry that lags by as little.
 const FIRST_READY: Duration = Duration::from_secs(2);
 const FIRST_READY_LOOK: Duration = Duration::from_millis(25);
+/// While a request waits for room where it is meant to go, that is looked for this often.
+const AIMED_LOOK: Duration = Duration::from_millis(25);
 
 /// Answers one request of a client; `resume` when its way had begun.
 pub(super) async fn answer(
@@ -91,6 +93,8 @@ pub(super) struct Quest {
     pub(super) deadline: Instant,
     pub(super) route: Arc<RevisionRoute>,
     arrival: Instant,
+    /// When the search began, or began anew elsewhere.
+    since: Instant,
     bench: Arc<Bench>,
     tried: Tried,
     tries: usize,
@@ -103,14 +107,29 @@ pub(super) struct Quest {
 
 /// A request whose way began on an express connection.
 pub(super) struct Resume {
-    quest: Quest,
+    pub(super) quest: Quest,
     /// The endpoint it has found already.
-    admission: Option<Admission>,
+    pub(super) admission: Option<Admission>,
+    /// What was said in the place of an answer.
+    pub(super) asked: Option<(Asked, Sender)>,
 }
 
 impl Resume {
     pub(super) fn new(quest: Quest, admission: Option<Admission>) -> Self {
-        Self { quest, admission }
+        Self {
+            quest,
+            admission,
+            asked: None,
+        }
+    }
+
+    /// A request that its instance sent on, which is to go by the general way.
+    pub(super) fn sent_on(quest: Quest, asked: Asked, from: Sender) -> Self {
+        Self {
+            quest,
+            admission: None,
+            asked: Some((asked, from)),
+        }
     }
 }
 
@@ -135,12 +154,12 @@ impl Quest {
         (id, arrival): (Ulid, Instant),
     ) -> Result<Self, Problem> {
         let (route, cookie) = revision(shared, called, visitor, arrival).await?;
-        let seconds = u64::from(route.timeout_seconds.max(1));
         Ok(Self {
             shared: Arc::clone(shared),
             id,
-            deadline: arrival + Duration::from_secs(seconds),
+            deadline: arrival + allowed(&route),
             arrival,
+            since: arrival,
             bench: shared.local.bench(&route.key),
             route,
             tried: Tried::default(),
@@ -155,8 +174,9 @@ impl Quest {
     /// An endpoint with room: at once when there is one and nobody waits, else from the queue.
     pub(super) async fn admission(&mut self) -> Result<Admission, Problem> {
         let shared = Arc::clone(&self.shared);
-        if let Some(route) = shared.routes.load().revision(&self.route.key) {
-            self.route = Arc::clone(route);
+        self.refresh();
+        if self.tried.aim().is_some() {
+            return self.aimed().await;
         }
         if self.bench.waiting() == 0
             && let Some(admission) = self.room()
@@ -167,9 +187,9 @@ impl Quest {
         let begun = std::time::Instant::now();
         let next = || Ticket(shared.tickets.fetch_add(1, Ordering::Relaxed));
         let ticket = *self.ticket.get_or_insert_with(next);
-        let until = self.deadline.min(self.arrival + shared.limits.wait);
+        let until = self.deadline.min(self.since + shared.limits.wait);
         let fate = hold(&shared, self.id, ticket, until, &self.route, &self.bench).await;
-        self.waited(begun, &fate);
+        self.waited(begun, Arc::clone(&fate.stories));
         let rebuff = match fate.result {
             Ok(admission) => return Ok(admission),
             Err(rebuff) => rebuff,
@@ -182,20 +202,91 @@ impl Quest {
         any.ok_or_else(|| Problem::refused(&rebuff.reason, rebuff.retry_after_millis))
     }
 
+    /// The revision as it is routed to now.
+    fn refresh(&mut self) {
+        if let Some(route) = self.shared.routes.load().revision(&self.route.key) {
+            self.route = match self.tried.aim() {
+                None => Arc::clone(route),
+                Some(aim) => aim.narrow(route),
+            };
+        }
+    }
+
+    /// Room at one of those that the request is meant for, as soon as there is some; one is started where
+    /// there is none.
+    async fn aimed(&mut self) -> Result<Admission, Problem> {
+        let shared = Arc::clone(&self.shared);
+        let until = self.deadline.min(self.since + shared.limits.wait);
+        let begun = std::time::Instant::now();
+        let (mut seat, mut woken) = (None, None);
+        loop {
+            let any = || offer::any(&self.route, &self.bench, &shared.nodes, &self.tried);
+            if let Some(admission) = self.room().or_else(any) {
+                if let Some(stories) = woken {
+                    self.waited(begun, stories);
+                }
+                return Ok(admission);
+            }
+            if !self.tried.leaves(&self.route, &self.bench) {
+                let aim = self.tried.aim().cloned().unwrap_or_default();
+                let key = &self.route.key;
+                // When the start it waited for has ended there is one, or there will be none.
+                let next = match woken {
+                    None => afar::wake(&shared, key, &aim, self.id),
+                    Some(_) => shared.afar.going(key, &aim),
+                };
+                let none = || {
+                    let why = format!("{key} is not to be had where the request was sent on to");
+                    Problem::new(Code::ReplayNowhere, why)
+                };
+                woken = Some(next.ok_or_else(none)?);
+            }
+            if Instant::now() >= until {
+                let why = "no instance had room where the request was sent on to";
+                return Err(Problem::new(Code::WaitTimeout, why));
+            }
+            if seat.is_none() {
+                let full = |_| {
+                    let why = "too many requests wait where they were sent on to";
+                    Problem::new(Code::QueueFull, why)
+                };
+                seat = Some(shared.aimed.try_acquire().map_err(full)?);
+            }
+            sleep(AIMED_LOOK).await;
+            self.refresh();
+        }
+    }
+
+    /// Which endpoints it is meant for, when not for all.
+    pub(super) fn aim(&self) -> Option<&Aim> {
+        self.tried.aim()
+    }
+
+    /// Looks for an endpoint anew, elsewhere.
+    pub(super) fn turn_to(&mut self, target: Target) {
+        let Target { revision, aim } = target;
+        self.since = Instant::now();
+        self.deadline = self.since + allowed(&revision);
+        self.bench = self.shared.local.bench(&revision.key);
+        self.route = aim.narrow(&revision);
+        self.tried = Tried::aimed(aim, self.shared.me());
+        (self.tries, self.dead_ends, self.ticket) = (0, 0, None);
+    }
+
     /// An endpoint that was not tried and has room now.
     pub(super) fn room(&self) -> Option<Admission> {
         offer::room(&self.route, &self.bench, &self.shared.nodes, &self.tried)
     }
 
-    fn waited(&mut self, begun: std::time::Instant, fate: &Fate) {
+    fn waited(&mut self, begun: std::time::Instant, stories: Arc<Stories>) {
         let waited = begun.elapsed();
         let wait = self.wait.get_or_insert_with(|| Wait {
             begun,
             waited: Duration::ZERO,
-            stories: Arc::clone(&fate.stories),
+            stories: Arc::default(),
         });
         wait.waited += waited;
-        wait.stories = Arc::clone(&fate.stories);
+        wait.stories = stories;
     }
 
     /// A try failed. Says whether another may follow: it does no harm when nothing was sent, or
@@ -280,173 +371,9 @@ impl Quest {
     }
 }
 
-/// A request on its way.
-struct Errand {
-    quest: Quest,
-    /// An endpoint that was found before.
-    found: Option<Admission>,
-    head: Head,
-    body: Option<Arc<Spool>>,
-}
-
-impl Errand {
-    async fn new(
-        shared: &Arc<Shared>,
-        mut request: Request<Incoming>,
-        caller: Caller<'_>,
-        (id, id_text, arrival): (Ulid, &HeaderValue, Instant),
-        resume: Option<Box<Resume>>,
-    ) -> Result<Self, Problem> {
-        let mut head = Head::vet(&mut request)?;
-        head.introduce(caller, id_text);
-        let Resume { quest, admission } = if let Some(resume) = resume {
-            *resume
-        } else {
-            let called = match caller.inside {
-                Some(call) => Called::Service(call.admitted(shared)?),
-                None => Called::Host(head.host.to_str().unwrap_or_default()),
-            };
-            let visitor = Visitor {
-                cookies: head.cookies(),
-                secure: caller.secure,
-            };
-            let quest = Quest::new(shared, called, visitor, (id, arrival)).await?;
-            Resume::new(quest, None)
-        };
-        Ok(Self {
-            quest,
-            found: admission,
-            head,
-            body: Spool::new(request.into_body()),
-        })
-    }
-
-    /// Sends it until it is answered, and puts the answer into the client's form.
-    async fn run(
-        mut self,
-        switch: OnUpgrade,
-        id_text: &HeaderValue,
-        json: bool,
-    ) -> Response<Outgoing> {
-        match self.send().await {
-            Ok((answer, admission)) => {
-                let source = source(&self.quest.shared, &answer, &admission);
-                let response = self.respond(answer, admission, switch);
-                self.quest
-                    .record(response.status().as_u16(), Some(source), None);
-                response
-            }
-            Err(problem) => {
-                self.quest.shared.counters.problem(problem.code);
-                let response = problem.response(id_text, json);
-                let status = response.status().as_u16();
-                self.quest.record(status, None, Some(problem.code.word()));
-                response
-            }
-        }
-    }
-
-    /// Tries endpoints until one answers.
-    async fn send(&mut self) -> Result<(Answer, Admission), Problem> {
-        loop {
-            let admission = match self.found.take() {
-                Some(admission) => admission,
-                None => self.quest.admission().await?,
-            };
-            let sent = timeout_at(self.quest.deadline, self.attempt(&admission)).await;
-            let trip = match sent.map_err(|_| Problem::late())? {
-                Ok(answer) => return Ok((answer, admission)),
-                Err(trip) => trip,
-            };
-            let whole = self.body.as_ref().is_none_or(|b| b.can_repeat());
-            let idempotent = self.head.is_idempotent();
-            if !self.quest.again(&admission, &trip, idempotent, whole) {
-                return Err(trip.problem());
-            }
-        }
-    }
-
-    async fn attempt(&self, admission: &Admission) -> Result<Answer, Trip> {
-        let gone = || Trip::Connect("the request's body was read already".to_owned());
-        let body = match &self.body {
-            None => Outbound::Empty,
-            Some(spool) => spool.read().ok_or_else(gone)?,
-        };
-        let mut request = self.head.request(body);
-        let switch = self.head.upgrade.is_some();
-        let answer = match admission {
-            Admission::Here(guard) => {
-                let answer = upstream::here(&guard.slot, request, switch).await?;
-                guard.slot.answered();
-                answer
-            }
-            Admission::There(sent) => {
-                self.address(&mut request);
-                self.quest
-                    .shared
-                    .counters
-                    .sent_to_peers
-                    .fetch_add(1, Ordering::Relaxed);
-                let protocol = self.quest.route.protocol;
-                let answer =
-                    upstream::there(&self.quest.shared, sent.node, protocol, request, switch)
-                        .await?;
-                self.quest.shared.nodes.of(sent.node).answered();
-                answer
-            }
-        };
-        if let Some(body) = &self.body {
-            body.settle();
-        }
-        Ok(answer)
-    }
-
-    /// Says to a peer what is meant and how long there is.
-    fn address(&self, request: &mut Request<Outbound>) {
-        let left = self
-            .quest
-            .deadline
-            .saturating_duration_since(Instant::now());
-        let headers = request.headers_mut();
-        headers.insert(PATIENCE, HeaderValue::from(micros(left) / 1000));
-        if let Ok(revision) = HeaderValue::try_from(self.quest.route.key.to_string()) {
-            headers.insert(REVISION, revision);
-        }
-    }
-
-    fn respond(
-        &self,
-        answer: Answer,
-        admission: Admission,
-        switch: OnUpgrade,
-    ) -> Response<Outgoing> {
-        let Answer {
-            mut response,
-            lease,
-        } = answer;
-        let status = response.status();
-        clean_response(status, response.headers_mut());
-        let cookie = self.quest.cookie.as_ref();
-        if let Some(cookie) = cookie.and_then(|c| HeaderValue::try_from(c).ok()) {
-            response.headers_mut().append(SET_COOKIE, cookie);
-        }
-        if status == StatusCode::SWITCHING_PROTOCOLS && self.head.upgrade.is_some() {
-            let server = hyper::upgrade::on(&mut response);
-            if self.head.on_stream {
-                switched_on_stream(&mut response);
-            }
-            let ends = (switch, server);
-            tunnel::join(&self.quest.shared, &self.head, ends, (admission, lease));
-            return fresh(response).map(|_| Outgoing::Own(None));
-        }
-        if self.head.upgrade.is_some() && !self.head.on_stream {
-            // What follows was not read as HTTP (`strict`).
-            let close = HeaderValue::from_static("close");
-            response.headers_mut().insert(CONNECTION, close);
-        }
-        let escort = Escort::new(lease, self.body.clone(), admission);
-        fresh(response).map(|body| Outgoing::pass(body, self.quest.deadline, escort))
-    }
+/// How long a request may take.
+fn allowed(route: &RevisionRoute) -> Duration {
+    Duration::from_secs(route.timeout_seconds.max(1).into())
 }
 
 /// The same answer without what the upstream connection left on it.
@@ -502,23 +429,6 @@ async fn revision(
             return Err(unrouted.into());
         }
         sleep(FIRST_READY_LOOK).await;
-    }
-}
-
-fn source(shared: &Shared, answer: &Answer, admission: &Admission) -> Source {
-    match admission {
-        Admission::Here(guard) => Source {
-            instance: Some(Arc::clone(&guard.slot.id)),
-            node: shared.me(),
-        },
-        Admission::There(sent) => {
-            let named = answer.response.headers().get(INSTANCE);
-            let named = named.and_then(|v| v.to_str().ok());
-            Source {
-                instance: named.map(|n| Arc::new(InstanceId(n.to_owned()))),
-                node: sent.node,
-            }
-        }
     }
 }
 

@@ -10,7 +10,8 @@ use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
-use scheduler::model::{Name, RevisionKey};
+use scheduler::model::{InstanceId, Name, RevisionKey};
+use scheduler::route::replay::Aim;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -18,7 +19,9 @@ use super::bench::Bench;
 use super::body::{Outbound, Outgoing, Spool};
 use super::dispatch::fresh;
 use super::door::Phase;
-use super::headers::{BROKEN, FULL, Head, INSTANCE, PATIENCE, REFUSED, REVISION, clean_response};
+use super::headers::{
+    BROKEN, FULL, Head, INSTANCE, NOT, ONLY, PATIENCE, REFUSED, REVISION, clean_response,
+};
 use super::local::{Guard, Slot};
 use super::problem::Problem;
 use super::stream::Stream;
@@ -72,6 +75,7 @@ async fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Respons
         .fetch_add(1, Ordering::Relaxed);
     let switch = hyper::upgrade::on(&mut request);
     let bench = named(&request).and_then(|revision| shared.local.find(&revision));
+    let meant = meant(&request);
     let deadline = Instant::now() + patience(&request);
     let head = match Head::from_peer(&mut request) {
         Ok(head) => head,
@@ -82,9 +86,11 @@ async fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Respons
         drain(request.into_body()).await;
         return refuse(&REFUSED, "not-here");
     };
-    let Some(guard) = admit(&bench, &[]) else {
+    let Some(guard) = admit(&bench, &meant, &[]) else {
         drain(request.into_body()).await;
-        let why = if bench.open_here() > 0 {
+        let slots = bench.slots();
+        let mut open = slots.iter().filter(|s| s.load().is_some());
+        let why = if open.any(|s| meant.takes(&s.id)) {
             FULL
         } else {
             "not-here"
@@ -94,8 +100,9 @@ async fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Respons
     let call = Call {
         shared: Arc::clone(shared),
         bench,
+        meant,
         head,
-        body: Spool::new(request.into_body()),
+        body: Spool::new(request.into_body(), None),
         deadline,
     };
     call.run(guard, switch).await
@@ -105,6 +112,7 @@ async fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Respons
 struct Call {
     shared: Arc<Shared>,
     bench: Arc<Bench>,
+    meant: Aim,
     head: Head,
     body: Option<Arc<Spool>>,
     deadline: Instant,
@@ -131,7 +139,7 @@ impl Call {
             drop(guard);
             let whole = self.body.as_ref().is_none_or(|b| b.can_repeat());
             let again = if whole && tried.len() < TRIES {
-                admit(&self.bench, &tried)
+                admit(&self.bench, &self.meant, &tried)
             } else {
                 None
             };
@@ -179,12 +187,12 @@ impl Call {
     }
 }
 
-/// The least loaded instance with room, healthy ones first.
-pub(super) fn admit(bench: &Bench, tried: &[Arc<Slot>]) -> Option<Guard> {
+/// The least loaded instance with room of those that are meant, healthy ones first.
+pub(super) fn admit(bench: &Bench, meant: &Aim, tried: &[Arc<Slot>]) -> Option<Guard> {
     let slots = bench.slots();
     let untried = slots
         .iter()
-        .filter(|s| !tried.iter().any(|t| Arc::ptr_eq(t, s)));
+        .filter(|s| meant.takes(&s.id) && !tried.iter().any(|t| Arc::ptr_eq(t, s)));
     let mut open: Vec<_> = untried
         .filter_map(|s| Some((s.health.is_ejected(), s.load()?, s)))
         .collect();
@@ -199,6 +207,19 @@ fn named<B>(request: &Request<B>) -> Option<RevisionKey> {
         namespace: Name::new(namespace).ok()?,
         name: Name::new(name).ok()?,
     })
+}
+
+/// Which of the revision's instances here the request may go to.
+fn meant<B>(request: &Request<B>) -> Aim {
+    let named = |name| {
+        let said = request.headers().get(name)?.to_str().ok()?;
+        Some(InstanceId(said.to_owned()))
+    };
+    Aim {
+        nodes: None,
+        only: named(ONLY),
+        not: named(NOT),
+    }
 }
 
 fn patience<B>(request: &Request<B>) -> Duration {

@@ -28,10 +28,13 @@ pub enum Code {
     CallerRefused,
     HttpsOnly,
     TlsExpected,
+    ReplayRefused,
+    ReplayTooLarge,
+    ReplayNowhere,
 }
 
 /// Every code, its word, its status and what it means to the client.
-pub const CODES: [(Code, &str, u16, &str); 16] = [
+pub const CODES: [(Code, &str, u16, &str); 19] = [
     (
         Code::BadRequest,
         "bad-request",
@@ -127,6 +130,24 @@ pub const CODES: [(Code, &str, u16, &str); 16] = [
         "tls-expected",
         400,
         "plain HTTP was spoken to the port of HTTPS",
+    ),
+    (
+        Code::ReplayRefused,
+        "replay-refused",
+        502,
+        "the instance asked for a replay that is malformed, not allowed or one too many",
+    ),
+    (
+        Code::ReplayTooLarge,
+        "replay-too-large",
+        413,
+        "the instance asked for a replay of a request that is too large for it",
+    ),
+    (
+        Code::ReplayNowhere,
+        "replay-nowhere",
+        503,
+        "there is nothing, and nothing starts, where the instance asked the request to be replayed",
     ),
 ];
 

@@ -11,6 +11,7 @@ mod host;
 mod inner;
 mod near;
 mod pick;
+pub mod replay;
 mod sticky;
 
 use std::collections::BTreeMap;

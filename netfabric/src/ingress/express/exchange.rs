@@ -15,6 +15,7 @@ use super::response::{self, Framing, Garbled, Through};
 use super::scratch;
 use crate::ingress::door::MAX_HEAD_BYTES;
 use crate::ingress::local::Slot;
+use crate::ingress::replay::Asked;
 use crate::ingress::stream::Stream;
 use crate::ingress::upstream::{Trip, WHOLE_BYTES, connect};
 
@@ -30,6 +31,8 @@ pub(super) enum Failure {
     Stale,
     /// No answer began within the request's time.
     Late,
+    /// The instance has it sent elsewhere in the place of answering it.
+    Replay(Asked),
     /// The client is gone, or an answer that had begun cannot be finished.
     Gone,
 }
@@ -195,6 +198,7 @@ fn hear<S: Stream>(
     };
     match heard? {
         Pass::Heard(heard) => Ok(Some(heard)),
+        Pass::Replay(asked) => Err(Failure::Replay(asked)),
         Pass::More if ended => Err(broken(&"within the answer: it ended early")),
         // Interim heads without end.
         Pass::More if early.len() > MAX_EARLY => Err(broken(&"no answer in what it says")),
@@ -209,6 +213,7 @@ fn hear<S: Stream>(
 enum Pass {
     More,
     Heard(Heard),
+    Replay(Asked),
 }
 
 /// Has the head ready for the client with what is here of the body, unless that is small and not here
@@ -230,6 +235,9 @@ fn pass_head<S: Stream>(
         if answer.is_interim() {
             bytes = body;
             continue;
+        }
+        if let Some(asked) = answer.asked() {
+            return Ok(Pass::Replay(asked));
         }
         let whole = match answer.framing {
             Framing::Length(length) if length <= WHOLE_BYTES => body.len() as u64 >= length,

@@ -33,6 +33,7 @@ use super::door::HEAD_TIME;
 use super::headers::Caller;
 use super::local::Guard;
 use super::problem::Problem;
+use super::replay::Sender;
 use super::sticky::Visitor;
 use super::stream::Stream;
 use super::upstream::{Admission, Trip};
@@ -226,6 +227,15 @@ impl<S: Stream> Express<S> {
             match self.attempt(&quest, &guard, (ask, text)).await {
                 Ok(begun) => return self.pass_on(quest, guard, begun).await,
                 Err(Failure::Gone) => return Turn::Close,
+                Err(Failure::Replay(asked)) => {
+                    let from = Sender {
+                        route: Arc::clone(&quest.route),
+                        node: self.shared.me(),
+                        instance: Some(Arc::clone(&guard.slot.id)),
+                    };
+                    let resume = Resume::sent_on(quest, asked, from);
+                    return Turn::HandOver(Some(Box::new(resume)));
+                }
                 Err(Failure::Late) => {
                     return self.fail(quest, &Problem::late(), ask, text).await;
                 }
@@ -277,9 +287,11 @@ impl<S: Stream> Express<S> {
             cookie: quest.cookie.as_deref(),
             head: &self.onward,
         };
-        let begun = begin(&mut self.conn, &guard.slot, &errand).await?;
-        guard.slot.answered();
-        Ok(begun)
+        let begun = begin(&mut self.conn, &guard.slot, &errand).await;
+        if matches!(begun, Ok(_) | Err(Failure::Replay(_))) {
+            guard.slot.answered();
+        }
+        begun
     }
 
     /// Passes on what has begun, and writes down that it did.

@@ -10,6 +10,7 @@ use httparse::{Header, ParserConfig, Request, Status};
 
 use crate::ingress::door::MAX_HEAD_BYTES;
 use crate::ingress::headers::MAX_HEADERS;
+use crate::ingress::replay;
 use crate::ingress::strict::{length, lines_end_well};
 
 /// Room for the headers of one head.
@@ -189,6 +190,7 @@ fn kind(name: &str) -> Kind {
         10 if is("connection") => Kind::Connection,
         10 if is("keep-alive") => Kind::Ends,
         12 if is("x-request-id") => Kind::Ends,
+        14 | 17 | 19 | 22 if replay::is_told(name) => Kind::Ends,
         14 if is("content-length") => Kind::Length,
         14 if is("http2-settings") => Kind::Odd,
         16 if is("proxy-connection") => Kind::Ends,
@@ -291,6 +293,11 @@ mod tests {
             (
                 "GET / HTTP/1.1",
                 "X-Selvedge-Revision: a/b\r\nX-Request-Id: mine\r\n",
+                "",
+            ),
+            (
+                "GET / HTTP/1.1",
+                "Fly-Replay-Src: a\r\nselvedge-replay-failed: b\r\nselvedge-replay-src: c\r\n",
                 "",
             ),
             (

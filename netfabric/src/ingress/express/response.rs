@@ -7,6 +7,7 @@ use httparse::{Header, ParserConfig, Response, Status};
 use super::request::Slots;
 use crate::ingress::chunks::{Chunks, Malformed};
 use crate::ingress::door::MAX_HEAD_BYTES;
+use crate::ingress::replay::{self, Asked};
 use crate::ingress::strict::length;
 
 /// Why an answer is none.
@@ -34,6 +35,8 @@ pub(super) struct Answer<'h, 'b> {
     /// The connection can be used again when the body is through.
     pub(super) keep: bool,
     has_date: bool,
+    /// What is said in the place of an answer.
+    order: Option<(usize, &'b [u8])>,
     headers: &'h [Header<'b>],
 }
 
@@ -87,20 +90,35 @@ pub(super) fn read<'h, 'b>(
         framing,
         keep,
         has_date: said.has_date,
+        order: said.order,
         headers: response.headers,
     }))
 }
 
 /// What headers say of the message itself.
 #[derive(Default)]
-struct Said {
+struct Said<'b> {
     length: Option<u64>,
     chunked: bool,
     close: bool,
     has_date: bool,
+    order: Option<(usize, &'b [u8])>,
 }
 
-fn sift(headers: &mut [Header<'_>]) -> Result<Said, Garbled> {
+impl<'b> Said<'b> {
+    /// Whether the header is an order: of two, ours counts before its alias.
+    fn orders(&mut self, name: &str, value: &'b [u8]) -> bool {
+        let by = replay::is_order(name);
+        if let Some(by) = by
+            && self.order.is_none_or(|(before, _)| by < before)
+        {
+            self.order = Some((by, value));
+        }
+        by.is_some()
+    }
+}
+
+fn sift<'b>(headers: &mut [Header<'b>]) -> Result<Said<'b>, Garbled> {
     let mut said = Said::default();
     // Those that `Connection` names end here too; there are hardly ever any.
     let mut named: Vec<String> = Vec::new();
@@ -117,7 +135,8 @@ fn sift(headers: &mut [Header<'_>]) -> Result<Said, Garbled> {
                 said.close |= connection(header.value, &mut named);
                 true
             }
-            10 => is("keep-alive"),
+            10 if is("keep-alive") => true,
+            10 | 15 => said.orders(header.name, header.value),
             12 => is("x-request-id"),
             14 if is("content-length") => {
                 let length = length(header.value).ok_or(Garbled::Framing)?;
@@ -169,6 +188,13 @@ fn connection(value: &[u8], named: &mut Vec<String>) -> bool {
 impl Answer<'_, '_> {
     pub(super) fn is_interim(&self) -> bool {
         self.status < 200
+    }
+
+    /// Where the instance has the request sent in the place of answering it.
+    pub(super) fn asked(&self) -> Option<Asked> {
+        let (by, order) = self.order?;
+        let order = String::from_utf8_lossy(order).into_owned();
+        Some(Asked { by, order })
     }
 
     /// Writes the head as the client gets it, with what our own cookie says.
@@ -409,6 +435,35 @@ mod tests {
         let want = "HTTP/1.1 201 Created\r\nDate: today\r\nset-cookie: a\r\nset-cookie: b\r\n\
             content-length: 7\r\nset-cookie: c\r\nx-request-id: ID\r\nconnection: close\r\n\r\n";
         assert_eq!(String::from_utf8(out).unwrap(), want);
+    }
+
+    #[test]
+    fn an_order_is_read_and_does_not_go_on() {
+        let table = [
+            ("fly-replay: region=a", Some((1, "region=a"))),
+            ("Selvedge-Replay: region=b", Some((0, "region=b"))),
+            (
+                "fly-replay: region=a\r\nselvedge-replay: region=b",
+                Some((0, "region=b")),
+            ),
+            (
+                "selvedge-replay: region=b\r\nFly-Replay: region=a",
+                Some((0, "region=b")),
+            ),
+            ("fly-replays: region=a", None),
+        ];
+        for (headers, want) in table {
+            let head = format!("HTTP/1.1 200 OK\r\n{headers}\r\ncontent-length: 0\r\n\r\n");
+            let mut slots = slots();
+            let answer = read(head.as_bytes(), &mut slots, &Method::GET);
+            let answer = answer.unwrap().unwrap();
+            let asked = answer.asked().map(|asked| (asked.by, asked.order));
+            assert_eq!(asked, want.map(|(by, order)| (by, order.to_owned())));
+            let mut out = Vec::new();
+            answer.write(&mut out, ("ID", None), false);
+            let out = String::from_utf8(out).unwrap();
+            assert!(want.is_none() || !out.contains("region"), "{out}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use scheduler::route::replay::Aim;
 use tokio::time::timeout;
 
 use super::super::Shared;
@@ -86,7 +87,7 @@ async fn find(shared: &Shared, wish: &OpenPassage) -> Result<(End, Guard), Passa
     let mut refusal = PassageAnswer::NotHere;
     let mut tried = Vec::new();
     while tried.len() < TRIES {
-        let Some(guard) = admit(&bench, &tried) else {
+        let Some(guard) = admit(&bench, &Aim::default(), &tried) else {
             if tried.is_empty() && bench.open_here() > 0 {
                 refusal = PassageAnswer::Full;
             }

@@ -24,7 +24,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Serves until dropped. Paths: `/` its name, `/headers` what it was sent, `/echo` the body back
 /// with its trailers, `/slow/MS`, `/trailers`, `/stream/COUNT`, `/upgrade` an echo of bytes,
-/// `/reset` breaks off, `/flaky` breaks off the first time only.
+/// `/reset` breaks off, `/flaky` breaks off the first time only. A request with `x-order` is sent on as
+/// it says, under the name in `x-by`, unless it is a replay; `/loop` and `/whole` are sent on always, and
+/// after all of the body was read.
 pub struct App {
     pub addr: SocketAddr,
     pub seen: Arc<Seen>,
@@ -114,6 +116,28 @@ async fn counted(
 }
 
 async fn respond(name: &str, path: &str, mut request: Request<Incoming>) -> Response<Body> {
+    if let Some(order) = request.headers().get("x-order").cloned() {
+        let told = [
+            "selvedge-replay-src",
+            "fly-replay-src",
+            "selvedge-replay-failed",
+        ];
+        let is_replay = told
+            .iter()
+            .any(|name| request.headers().contains_key(*name));
+        if path == "/whole" && !is_replay {
+            request.body_mut().collect().await.unwrap();
+        }
+        if path == "/loop" || !is_replay {
+            let by = request.headers().get("x-by").cloned();
+            let by = by.map_or("selvedge-replay".to_owned(), |by| {
+                by.to_str().unwrap().to_owned()
+            });
+            let response = Response::builder().status(409).header(by, order);
+            let body = Full::new(Bytes::from("not for clients")).boxed();
+            return response.body(body).unwrap();
+        }
+    }
     if let Some(millis) = path.strip_prefix("/slow/") {
         sleep(Duration::from_millis(millis.parse().unwrap())).await;
         return text(name);
@@ -130,7 +154,7 @@ async fn respond(name: &str, path: &str, mut request: Request<Incoming>) -> Resp
             let version = format!("{:?} {}\n", request.version(), request.uri());
             text(&lines.fold(version, |all, line| all + &line))
         }
-        "/echo" => {
+        "/echo" | "/whole" => {
             let body = request.into_body().map_err(|e| panic!("{e}")).boxed();
             let mut response = Response::new(body);
             let trailer = HeaderValue::from_static("x-sum");

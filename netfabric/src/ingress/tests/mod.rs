@@ -7,6 +7,7 @@ mod hygiene;
 mod inward;
 mod passage;
 mod peers;
+mod replay;
 mod sticky;
 mod tls;
 mod warm;

@@ -51,6 +51,10 @@ pub struct Deployed {
     /// Shares of the first, second, … revision; without any there is one.
     pub split: Vec<u32>,
     pub sticky: Option<&'static str>,
+    /// Other services: their namespace, name, and who may call them.
+    pub beside: Vec<(&'static str, &'static str, Vec<Caller>)>,
+    /// Of the first, second, … node; `here` without.
+    pub regions: Vec<&'static str>,
 }
 
 impl Default for Deployed {
@@ -67,6 +71,8 @@ impl Default for Deployed {
             plain_http: false,
             split: vec![],
             sticky: None,
+            beside: vec![],
+            regions: vec![],
         }
     }
 }
@@ -130,6 +136,26 @@ impl Deployed {
             };
             state.revisions.insert(revision.key.clone(), revision);
         }
+        for (namespace, other, callers) in &self.beside {
+            let key = ServiceKey {
+                namespace: name(namespace),
+                name: name(other),
+            };
+            let mut service = state.services[&super::world::service()].clone();
+            let revision = Revision {
+                key: RevisionKey::of(&key, 1).unwrap(),
+                service: key.clone(),
+                ..revision.clone()
+            };
+            service.status.latest_created = Some(revision.key.clone());
+            service.status.latest_ready = Some(revision.key.clone());
+            service.spec.callers.clone_from(callers);
+            service.meta.address = None;
+            service.traffic = vec![];
+            service.key = key.clone();
+            state.revisions.insert(revision.key.clone(), revision);
+            state.services.insert(key, service);
+        }
         state
     }
 
@@ -161,7 +187,7 @@ fn revision_of(id: &InstanceId) -> RevisionKey {
     })
 }
 
-fn member(id: u64, instances: &[InstanceId]) -> Member {
+fn member(id: u64, region: &str, instances: &[InstanceId]) -> Member {
     let room = Resources {
         cpu_millis: 8_000,
         memory_bytes: 8 << 30,
@@ -182,8 +208,8 @@ fn member(id: u64, instances: &[InstanceId]) -> Member {
         record: NodeRecord {
             node: NodeId(id),
             name: name(&format!("node-{id}")),
-            region: name("here"),
-            zone: name("here"),
+            region: name(region),
+            zone: name(region),
             labels: BTreeMap::new(),
             incarnation: 1,
             seq: 1,
@@ -235,7 +261,7 @@ impl Starter for FakeStarter {
         };
         tokio::time::sleep(delay).await;
         let number = self.next.fetch_add(1, Ordering::SeqCst);
-        let instance = InstanceId(format!("web-00001-{number}"));
+        let instance = InstanceId(format!("{}-{number}", request.revision.name));
         let app = App::start(&instance.0).await;
         let local = self.locals.lock().unwrap()[&node].clone();
         let Deployed { protocol, hard, .. } = self.deployed;
@@ -396,7 +422,10 @@ impl World {
         let none = Vec::new();
         let ids = || self.nodes.iter().map(|n| n.id.0);
         let members: BTreeMap<NodeId, Member> = ids()
-            .map(|id| (NodeId(id), member(id, instances.get(&id).unwrap_or(&none))))
+            .map(|id| {
+                let instances = instances.get(&id).unwrap_or(&none);
+                (NodeId(id), member(id, self.region(id), instances))
+            })
             .collect();
         for node in &self.nodes {
             let mut fleet = Fleet {
@@ -410,6 +439,11 @@ impl World {
                 .store(Arc::new(Routes::build(&state, &fleet, ORIGIN)));
             node.fleet.send_replace(Arc::new(fleet));
         }
+    }
+
+    fn region(&self, node: u64) -> &'static str {
+        let at = usize::try_from(node).unwrap() - 1;
+        self.deployed.regions.get(at).unwrap_or(&"here")
     }
 
     pub fn door(&self) -> SocketAddr {
