@@ -2,8 +2,8 @@
 
 use scheduler::autoscale::schedule::Cron;
 use scheduler::model::{
-    Container, ContainerPort, EnvVar, Fit, Name, Preference, STICKY, Scale, Schedule,
-    TLS_ANNOTATIONS, TrafficTarget, is_doors, sticky, units,
+    Container, ContainerPort, EnvVar, Fit, Name, Preference, SLOW_START, STICKY, Scale, Schedule,
+    TLS_ANNOTATIONS, TrafficTarget, is_doors, slow_start, sticky, units,
 };
 use toml_edit::{Document, Item};
 
@@ -293,9 +293,10 @@ fn utc_offset(text: &str) -> Result<i32, String> {
 }
 
 /// What `[traffic]` says besides shares: no revision is called like these.
-const SPLIT: [&str; 1] = ["sticky"];
+const SPLIT: [&str; 2] = ["sticky", "slow_start"];
 
 /// `sticky = true`, or for how long: a client of a split stays with the revision it met.
+/// `slow_start = "30s"`: how long it takes a new instance to get its whole share.
 fn split(top: &Section<'_>, manifest: &mut Manifest) -> Read<()> {
     let Some(traffic) = top.free("traffic")? else {
         return Ok(());
@@ -306,8 +307,12 @@ fn split(top: &Section<'_>, manifest: &mut Manifest) -> Read<()> {
             .map(|on| if on { "on" } else { "off" }.to_owned()),
         _ => traffic.parsed("sticky", |text| sticky(text).map(|_| text.to_owned()))?,
     };
+    let slow = traffic.parsed("slow_start", |text| {
+        slow_start(text).map(|_| text.to_owned())
+    })?;
     let word = word.map(|word| (STICKY.to_owned(), word));
-    manifest.annotations.extend(word);
+    let slow = slow.map(|word| (SLOW_START.to_owned(), word));
+    manifest.annotations.extend(word.into_iter().chain(slow));
     Ok(())
 }
 

@@ -146,6 +146,14 @@ fn how_a_split_keeps_its_clients_is_the_services_and_makes_no_revision() {
     }
     let plain = parse("f", "[traffic]\nlatest = 100\n").unwrap();
     assert!(plain.annotations.is_empty());
+    let slow = parse("f", "[traffic]\nslow_start = \"30s\"\n").unwrap();
+    assert_eq!(slow.annotations["selvedge.dev/slow-start"], "30s");
+    assert!(slow.spec.annotations.is_empty() && slow.traffic.is_empty());
+    let error = parse("f", "[traffic]\nslow_start = \"1h\"\n").unwrap_err();
+    assert!(
+        error.to_string().contains("write `off` or 1s to 15m"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -100,6 +100,10 @@ impl LoadView for Sight<'_> {
         }
     }
 
+    fn age_millis(&self, instance: usize) -> u64 {
+        self.slots[instance].age_millis()
+    }
+
     fn ejected_here(&self, instance: usize) -> bool {
         self.slots[instance].health.is_ejected()
     }

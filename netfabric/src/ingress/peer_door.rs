@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use scheduler::model::{InstanceId, Name, RevisionKey};
 use scheduler::route::replay::Aim;
+use scheduler::route::stands;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -74,8 +75,9 @@ async fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Respons
         .served_for_peers
         .fetch_add(1, Ordering::Relaxed);
     let switch = hyper::upgrade::on(&mut request);
-    let bench = named(&request).and_then(|revision| shared.local.find(&revision));
-    let meant = meant(&request);
+    let revision = named(&request);
+    let bench = revision.as_ref().and_then(|r| shared.local.find(r));
+    let choice = Choice::new(shared, revision.as_ref(), meant(&request));
     let deadline = Instant::now() + patience(&request);
     let head = match Head::from_peer(&mut request) {
         Ok(head) => head,
@@ -86,11 +88,11 @@ async fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Respons
         drain(request.into_body()).await;
         return refuse(&REFUSED, "not-here");
     };
-    let Some(guard) = admit(&bench, &meant, &[]) else {
+    let Some(guard) = admit(&bench, &choice, &[]) else {
         drain(request.into_body()).await;
         let slots = bench.slots();
         let mut open = slots.iter().filter(|s| s.load().is_some());
-        let why = if open.any(|s| meant.takes(&s.id)) {
+        let why = if open.any(|s| choice.aim.takes(&s.id)) {
             FULL
         } else {
             "not-here"
@@ -100,7 +102,7 @@ async fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Respons
     let call = Call {
         shared: Arc::clone(shared),
         bench,
-        meant,
+        choice,
         head,
         body: Spool::new(request.into_body(), None),
         deadline,
@@ -112,7 +114,7 @@ async fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Respons
 struct Call {
     shared: Arc<Shared>,
     bench: Arc<Bench>,
-    meant: Aim,
+    choice: Choice,
     head: Head,
     body: Option<Arc<Spool>>,
     deadline: Instant,
@@ -139,7 +141,7 @@ impl Call {
             drop(guard);
             let whole = self.body.as_ref().is_none_or(|b| b.can_repeat());
             let again = if whole && tried.len() < TRIES {
-                admit(&self.bench, &self.meant, &tried)
+                admit(&self.bench, &self.choice, &tried)
             } else {
                 None
             };
@@ -187,17 +189,41 @@ impl Call {
     }
 }
 
-/// The least loaded instance with room of those that are meant, healthy ones first.
-pub(super) fn admit(bench: &Bench, meant: &Aim, tried: &[Arc<Slot>]) -> Option<Guard> {
+/// What there is to choose by among a revision's instances here.
+#[derive(Debug)]
+pub(super) struct Choice {
+    aim: Aim,
+    /// In how many seconds the share of an instance grows.
+    window: u32,
+}
+
+impl Choice {
+    pub(super) fn new(shared: &Shared, revision: Option<&RevisionKey>, aim: Aim) -> Self {
+        let routes = shared.routes.load();
+        let route = revision.and_then(|revision| routes.revision(revision));
+        let window = route.map_or(0, |route| route.slow_start_seconds);
+        Self { aim, window }
+    }
+}
+
+/// The least loaded instance with room of those that are meant: healthy ones first, and of these last the
+/// newcomers that do not stand for this request.
+pub(super) fn admit(bench: &Bench, choice: &Choice, tried: &[Arc<Slot>]) -> Option<Guard> {
+    let Choice { aim, window } = choice;
+    let draw = rand::random();
     let slots = bench.slots();
     let untried = slots
         .iter()
-        .filter(|s| meant.takes(&s.id) && !tried.iter().any(|t| Arc::ptr_eq(t, s)));
+        .filter(|s| aim.takes(&s.id) && !tried.iter().any(|t| Arc::ptr_eq(t, s)));
     let mut open: Vec<_> = untried
-        .filter_map(|s| Some((s.health.is_ejected(), s.load()?, s)))
+        .enumerate()
+        .filter_map(|(number, slot)| {
+            let stands = *window == 0 || stands(slot.age_millis(), *window, draw, number);
+            Some(((slot.health.is_ejected(), !stands, slot.load()?), slot))
+        })
         .collect();
-    open.sort_by_key(|(ejected, load, _)| (*ejected, *load));
-    open.into_iter().find_map(|(_, _, slot)| slot.admit())
+    open.sort_by_key(|(order, _)| *order);
+    open.into_iter().find_map(|(_, slot)| slot.admit())
 }
 
 fn named<B>(request: &Request<B>) -> Option<RevisionKey> {

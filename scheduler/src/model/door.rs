@@ -12,10 +12,14 @@ const STICKY_SECONDS: u32 = 24 * 3600;
 /// The longest is what a rollout would have to wait for.
 const STICKY_RANGE: RangeInclusive<u32> = 1..=30 * 24 * 3600;
 
+/// For how long the share of an instance grows after it became ready: `off` or a duration.
+pub const SLOW_START: &str = "selvedge.dev/slow-start";
+const SLOW_START_RANGE: RangeInclusive<u32> = 1..=900;
+
 /// Whether the annotation is about the front door.
 #[must_use]
 pub fn is_doors(annotation: &str) -> bool {
-    [CERTIFICATE, PLAIN_HTTP, STICKY].contains(&annotation)
+    [CERTIFICATE, PLAIN_HTTP, STICKY, SLOW_START].contains(&annotation)
 }
 
 /// Seconds that a client stays with its revision; `None` where it does not.
@@ -33,6 +37,17 @@ pub fn sticky(text: &str) -> Result<Option<u32>, String> {
     }
 }
 
+/// Seconds in which an instance's share grows; 0 where it is whole at once.
+///
+/// # Errors
+/// What to write instead.
+pub fn slow_start(text: &str) -> Result<u32, String> {
+    match text {
+        "off" => Ok(0),
+        span => seconds(span, &SLOW_START_RANGE, "write `off` or 1s to 15m"),
+    }
+}
+
 fn seconds(text: &str, range: &RangeInclusive<u32>, help: &str) -> Result<u32, String> {
     let span = units::duration(text).ok();
     let whole = span.filter(|s| s.subsec_nanos() == 0);
@@ -47,6 +62,13 @@ impl Service {
     pub fn sticky_seconds(&self) -> Option<u32> {
         let text = self.meta.annotations.get(STICKY)?;
         sticky(text).ok().flatten()
+    }
+
+    /// In how many seconds an instance's share grows; 0 where it is whole at once.
+    #[must_use]
+    pub fn slow_start_seconds(&self) -> u32 {
+        let text = self.meta.annotations.get(SLOW_START);
+        text.and_then(|t| slow_start(t).ok()).unwrap_or(0)
     }
 }
 
@@ -70,6 +92,21 @@ mod tests {
         ];
         for (text, want) in table {
             assert_eq!(sticky(text).ok(), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_slow_start_is_off_or_takes_so_long() {
+        let table = [
+            ("off", Some(0)),
+            ("30s", Some(30)),
+            ("15m", Some(900)),
+            ("15m1s", None),
+            ("0s", None),
+            ("on", None),
+        ];
+        for (text, want) in table {
+            assert_eq!(slow_start(text).ok(), want, "{text}");
         }
     }
 }

@@ -22,7 +22,7 @@ pub use certificate::{
     Order, is_host,
 };
 pub use config::{Blob, Config, LocalVolume, ObjectKey, Sealed, Secret};
-pub use door::{STICKY, is_doors, sticky};
+pub use door::{SLOW_START, STICKY, is_doors, slow_start, sticky};
 pub use egress::{Egress, EgressError};
 pub use ids::{
     InstanceId, Name, NameError, NodeId, Now, RequestId, RevisionKey, ServiceKey, UnixMs,

@@ -14,8 +14,8 @@ use super::{PutService, Refusal};
 use crate::autoscale::Bounds;
 use crate::autoscale::schedule::{self, Cron};
 use crate::model::{
-    ImagePin, PlacementRules, RevisionKey, RevisionSpec, STICKY, Scale, ServiceKey,
-    TLS_ANNOTATIONS, TrafficTarget, sticky,
+    ImagePin, PlacementRules, RevisionKey, RevisionSpec, SLOW_START, STICKY, Scale, ServiceKey,
+    TLS_ANNOTATIONS, TrafficTarget, slow_start, sticky,
 };
 
 /// The bounds, for those who explain them elsewhere.
@@ -136,6 +136,9 @@ pub fn validate(put: &PutService) -> Result<(), Refusal> {
     }
     if let Some(text) = put.annotations.get(STICKY) {
         sticky(text).map_err(|help| invalid("annotations", format!("{STICKY}: {help}")))?;
+    }
+    if let Some(text) = put.annotations.get(SLOW_START) {
+        slow_start(text).map_err(|help| invalid("annotations", format!("{SLOW_START}: {help}")))?;
     }
     Ok(())
 }

@@ -3,7 +3,8 @@
 use super::tests::{key, put};
 use super::{PutService, limits, validate};
 use crate::model::{
-    Container, ContainerPort, EnvVar, Preference, Protocol, STICKY, Schedule, VolumeMount,
+    Container, ContainerPort, EnvVar, Preference, Protocol, SLOW_START, STICKY, Schedule,
+    VolumeMount,
 };
 
 #[test]
@@ -116,6 +117,12 @@ fn what_is_asked_of_the_front_door_is_in_its_words() {
         (STICKY, "on", None),
         (STICKY, "8h", None),
         (STICKY, "a while", Some("selvedge.dev/sticky: write `on`")),
+        (SLOW_START, "30s", None),
+        (
+            SLOW_START,
+            "1h",
+            Some("selvedge.dev/slow-start: write `off`"),
+        ),
     ];
     for (name, text, want) in table {
         let mut put = put("web", '1');

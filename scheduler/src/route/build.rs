@@ -7,8 +7,8 @@ use super::sticky::Sticky;
 use super::{Away, MAX_SCALE, RevisionRoute, Routes, ServiceRoute, Tagged, Unrouted, host};
 use crate::fleet::{Fleet, Member};
 use crate::model::{
-    InstanceReport, InstanceState, Name, NodeId, Revision, RevisionKey, RevisionState, Scale,
-    Service, ServiceKey,
+    InstanceReport, InstanceState, Name, NodeId, Revision, RevisionKey, RevisionState, Service,
+    ServiceKey,
 };
 use crate::registry::State;
 
@@ -109,7 +109,7 @@ impl Routes {
                 .entry(revision.key.clone())
                 .or_insert_with(|| {
                     let sighting = sightings.get(&revision.key);
-                    Arc::new(revision_route(revision, &service.scale, sighting))
+                    Arc::new(revision_route(revision, service, sighting))
                 });
             if percent > 0 {
                 route.shares.push((percent, Arc::clone(revision)));
@@ -169,8 +169,12 @@ fn takes_requests<'a>(
     }
 }
 
-fn revision_route(revision: &Revision, scale: &Scale, seen: Option<&Sighting>) -> RevisionRoute {
-    let spec = &revision.spec;
+fn revision_route(
+    revision: &Revision,
+    service: &Service,
+    seen: Option<&Sighting>,
+) -> RevisionRoute {
+    let (spec, scale) = (&revision.spec, &service.scale);
     let total = scale.total_concurrency(spec.container_concurrency).max(1);
     let percent = scale.utilization_percent.clamp(1, 100);
     let max_scale = match scale.max {
@@ -187,6 +191,7 @@ fn revision_route(revision: &Revision, scale: &Scale, seen: Option<&Sighting>) -
         protocol: spec.port().protocol,
         listens: spec.listen.clone(),
         max_scale,
+        slow_start_seconds: service.slow_start_seconds(),
         ready: seen.map_or(0, |s| s.ready),
         starting: seen.map_or(0, |s| s.starting),
         away: seen.map_or_else(Vec::new, |s| s.away.clone()),

@@ -12,6 +12,7 @@ mod inner;
 mod near;
 mod pick;
 pub mod replay;
+mod slow;
 mod sticky;
 
 use std::collections::BTreeMap;
@@ -27,6 +28,7 @@ use crate::model::{
 pub use host::host_names;
 pub use near::front_doors;
 pub use pick::{LoadView, Pick, last_resort, pick};
+pub use slow::stands;
 pub use sticky::{Chosen, Keep};
 
 use sticky::Sticky;
@@ -121,6 +123,8 @@ pub struct RevisionRoute {
     /// What it takes besides HTTP.
     pub listens: Vec<Listen>,
     pub max_scale: u32,
+    /// In how many seconds the share of an instance grows after it became ready; 0: at once.
+    pub slow_start_seconds: u32,
     /// Ready instances on live nodes, this one included.
     pub ready: u32,
     /// Instances on their way to ready on live nodes, this one included.

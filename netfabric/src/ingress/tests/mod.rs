@@ -8,6 +8,7 @@ mod inward;
 mod passage;
 mod peers;
 mod replay;
+mod slow;
 mod sticky;
 mod tls;
 mod warm;

@@ -10,7 +10,8 @@ use scheduler::fleet::Member;
 use scheduler::model::{
     Caller, Container, ImagePin, InstanceId, InstanceReport, InstanceState, Listen, Meta, Name,
     NodeRecord, PLAIN_HTTP, Protocol, Resources, Revision, RevisionKey, RevisionSpec,
-    RevisionState, STICKY, Scale, Service, ServiceKey, ServiceStatus, TrafficTarget, UnixMs,
+    RevisionState, SLOW_START, STICKY, Scale, Service, ServiceKey, ServiceStatus, TrafficTarget,
+    UnixMs,
 };
 
 use super::super::*;
@@ -51,6 +52,7 @@ pub struct Deployed {
     /// Shares of the first, second, … revision; without any there is one.
     pub split: Vec<u32>,
     pub sticky: Option<&'static str>,
+    pub slow_start: Option<&'static str>,
     /// Other services: their namespace, name, and who may call them.
     pub beside: Vec<(&'static str, &'static str, Vec<Caller>)>,
     /// Of the first, second, … node; `here` without.
@@ -71,6 +73,7 @@ impl Default for Deployed {
             plain_http: false,
             split: vec![],
             sticky: None,
+            slow_start: None,
             beside: vec![],
             regions: vec![],
         }
@@ -162,7 +165,8 @@ impl Deployed {
     fn annotations(&self) -> BTreeMap<String, String> {
         let allowed = self.plain_http.then_some((PLAIN_HTTP, "allow"));
         let sticky = self.sticky.map(|text| (STICKY, text));
-        let all = allowed.into_iter().chain(sticky);
+        let slow = self.slow_start.map(|text| (SLOW_START, text));
+        let all = allowed.into_iter().chain(sticky).chain(slow);
         all.map(|(name, text)| (name.to_owned(), text.to_owned()))
             .collect()
     }
