@@ -8,6 +8,7 @@
 //! | `status=503` | the answer's status |
 //! | `bytes=100000` | the body's length |
 //! | `stream=10x100ms` | the body in so many pieces, so far apart |
+//! | `replay=region=lis` | no answer but this order to send it on, unless it was sent on already |
 //! | `close=before` | no answer: the connection ends |
 //! | `close=midway` | the connection ends within the body |
 //! | `exit=3` | the process ends with this code instead of answering |
@@ -31,6 +32,7 @@ pub struct Behaviour {
     pub stream: Option<(u32, Duration)>,
     pub close: Option<Close>,
     pub exit: Option<u8>,
+    pub replay: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +52,7 @@ impl Default for Behaviour {
             stream: None,
             close: None,
             exit: None,
+            replay: None,
         }
     }
 }
@@ -88,6 +91,7 @@ impl Behaviour {
                 });
             }
             "exit" => self.exit = Some(value.parse()?),
+            "replay" => self.replay = Some(value.to_owned()),
             _ => bail!("unknown"),
         }
         Ok(())
@@ -128,7 +132,7 @@ mod tests {
         let ms = Duration::from_millis;
         assert_eq!(Behaviour::parse("").unwrap(), Behaviour::default());
         let query = "delay=50ms&cpu=2s&memory=8Mi&status=503&bytes=100000&stream=10x100ms\
-                     &close=midway&exit=3";
+                     &close=midway&exit=3&replay=region=lis;state=x";
         let expected = Behaviour {
             delay: ms(50),
             cpu: ms(2000),
@@ -138,6 +142,7 @@ mod tests {
             stream: Some((10, ms(100))),
             close: Some(Close::Midway),
             exit: Some(3),
+            replay: Some("region=lis;state=x".to_owned()),
         };
         assert_eq!(Behaviour::parse(query).unwrap(), expected);
     }

@@ -79,6 +79,9 @@ impl Server {
         if path == "/do" {
             println!("{method} {path}");
             let behaviour = Behaviour::parse(request.uri().query().unwrap_or_default())?;
+            if let Some(order) = &behaviour.replay {
+                return send_on(order, request).await.map(Answer::Whole);
+            }
             return answer::perform(&behaviour, None).await;
         }
         if request.version() == Version::HTTP_2 {
@@ -116,6 +119,23 @@ async fn whole(request: Request<Incoming>) -> Result<Bytes> {
     let body = Limited::new(request.into_body(), MAX_BODY).collect().await;
     let body = body.map_err(anyhow::Error::from_boxed);
     Ok(body.context("reading the body")?.to_bytes())
+}
+
+/// The order, or, where the request was sent on already, what was told of that and its body.
+async fn send_on(order: &str, request: Request<Incoming>) -> Result<Response<Body>> {
+    const TOLD: [&str; 2] = ["selvedge-replay-src", "selvedge-replay-failed"];
+    let told = |name: &&str| request.headers().get(*name).cloned();
+    let Some(told) = TOLD.iter().find_map(told) else {
+        let mut response = answer::empty(StatusCode::CONFLICT);
+        let name = HeaderName::from_static("selvedge-replay");
+        response
+            .headers_mut()
+            .insert(name, HeaderValue::from_str(order)?);
+        return Ok(response);
+    };
+    let body = whole(request).await?;
+    let said = format!("{}\n{}", told.to_str()?, String::from_utf8_lossy(&body));
+    Ok(answer::text(StatusCode::OK, said))
 }
 
 /// Switches protocol: what comes goes back, until the client says no more.

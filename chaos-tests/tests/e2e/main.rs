@@ -33,6 +33,7 @@ mod power;
 mod reboot;
 mod registry;
 mod residency;
+mod routing;
 mod scenarios;
 mod serving;
 mod steady;

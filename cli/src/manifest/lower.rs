@@ -3,7 +3,8 @@
 use scheduler::autoscale::schedule::Cron;
 use scheduler::model::{
     Container, ContainerPort, EnvVar, Fit, Name, PROXY_PROTOCOL, PROXY_V2, Preference, RATE, Rate,
-    Scale, Schedule, TLS_ANNOTATIONS, TrafficTarget, is_of_the_door, units,
+    SLOW_START, STICKY, Scale, Schedule, TLS_ANNOTATIONS, TrafficTarget, is_of_the_door,
+    slow_start, sticky, units,
 };
 use toml_edit::{Document, Item};
 
@@ -89,6 +90,7 @@ pub fn parse(file: &str, text: &str) -> Read<Manifest> {
             .annotations
             .insert(RATE.to_owned(), rate.to_string());
     }
+    split(&top, &mut manifest)?;
     mount::mounts(&top, &mut manifest.spec)?;
     Ok(manifest)
 }
@@ -303,13 +305,38 @@ fn utc_offset(text: &str) -> Result<i32, String> {
     Ok(sign * (hours * 60 + minutes))
 }
 
+/// What `[traffic]` says besides shares: no revision is called like these.
+const SPLIT: [&str; 2] = ["sticky", "slow_start"];
+
+/// `sticky = true`, or for how long: a client of a split stays with the revision it met.
+/// `slow_start = "30s"`: how long it takes a new instance to get its whole share.
+fn split(top: &Section<'_>, manifest: &mut Manifest) -> Read<()> {
+    let Some(traffic) = top.free("traffic")? else {
+        return Ok(());
+    };
+    let word = match traffic.item("sticky") {
+        Some(item) if item.is_bool() => traffic
+            .flag("sticky")?
+            .map(|on| if on { "on" } else { "off" }.to_owned()),
+        _ => traffic.parsed("sticky", |text| sticky(text).map(|_| text.to_owned()))?,
+    };
+    let slow = traffic.parsed("slow_start", |text| {
+        slow_start(text).map(|_| text.to_owned())
+    })?;
+    let word = word.map(|word| (STICKY.to_owned(), word));
+    let slow = slow.map(|word| (SLOW_START.to_owned(), word));
+    manifest.annotations.extend(word.into_iter().chain(slow));
+    Ok(())
+}
+
 /// `latest = 90`, `"web-00007" = 10`, or `{ percent = 10, tag = "old" }`.
 fn traffic(top: &Section<'_>) -> Read<Vec<TrafficTarget>> {
     let Some(table) = top.free("traffic")? else {
         return Ok(Vec::new());
     };
     let mut targets = Vec::new();
-    for key in table.keys() {
+    let shares = table.keys().into_iter();
+    for key in shares.filter(|key| !SPLIT.contains(key)) {
         let revision = match key {
             "latest" => None,
             name => Some(Name::new(name).map_err(|e| table.fault(key, e, ""))?),

@@ -150,6 +150,38 @@ fn the_proxy_protocol_is_the_programs_and_so_its_revisions() {
 }
 
 #[test]
+fn how_a_split_keeps_its_clients_is_the_services_and_makes_no_revision() {
+    let table = [
+        ("sticky = true", "on"),
+        ("sticky = false", "off"),
+        ("sticky = \"8h\"", "8h"),
+        ("sticky = \"on\"\nlatest = 90\n\"web-00001\" = 10", "on"),
+    ];
+    for (text, want) in table {
+        let web = parse("f", &format!("[traffic]\n{text}\n")).unwrap();
+        assert_eq!(web.annotations["selvedge.dev/sticky"], want, "{text}");
+        assert!(web.spec.annotations.is_empty());
+        let shares = if text.contains("latest") { 2 } else { 0 };
+        assert_eq!(web.traffic.len(), shares, "{text}");
+    }
+    for wrong in ["sticky = \"a day\"", "sticky = \"800h\"", "sticky = 3"] {
+        let text = format!("[traffic]\n{wrong}\n");
+        let error = parse("f", &text).unwrap_err().to_string();
+        assert!(error.contains("write `on`, `off` or 1s to 720h"), "{error}");
+    }
+    let plain = parse("f", "[traffic]\nlatest = 100\n").unwrap();
+    assert!(plain.annotations.is_empty());
+    let slow = parse("f", "[traffic]\nslow_start = \"30s\"\n").unwrap();
+    assert_eq!(slow.annotations["selvedge.dev/slow-start"], "30s");
+    assert!(slow.spec.annotations.is_empty() && slow.traffic.is_empty());
+    let error = parse("f", "[traffic]\nslow_start = \"1h\"\n").unwrap_err();
+    assert!(
+        error.to_string().contains("write `off` or 1s to 15m"),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_small_manifest_takes_the_defaults() {
     let web = parse("f", "image = 'web'\n").unwrap();
     let expected = {

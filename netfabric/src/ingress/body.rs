@@ -2,6 +2,7 @@
 //! sent a second time, and a response's, which carries the request's admission to its end.
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -20,6 +21,37 @@ use super::upstream::{Arrival, Escort};
 /// How much of a request's body is kept until an answer begins, so that another endpoint can be
 /// tried. What is kept are references to the received buffers, not copies.
 pub(super) const KEEP_BYTES: usize = 64 * 1024;
+/// Up to so much it is kept for an instance that has it sent elsewhere in the place of an answer, while
+/// there is room for that.
+pub(super) const REPLAY_BYTES: usize = 1 << 20;
+/// What may be kept above [`KEEP_BYTES`] of all requests together.
+const PURSE_BYTES: usize = 64 << 20;
+
+/// Room for what is kept of requests' bodies.
+#[derive(Debug)]
+pub(super) struct Purse {
+    left: AtomicUsize,
+}
+
+impl Default for Purse {
+    fn default() -> Self {
+        Self {
+            left: AtomicUsize::new(PURSE_BYTES),
+        }
+    }
+}
+
+impl Purse {
+    fn take(&self, bytes: usize) -> bool {
+        let rest = |left: usize| left.checked_sub(bytes);
+        let order = Ordering::Relaxed;
+        self.left.fetch_update(order, order, rest).is_ok()
+    }
+
+    fn put(&self, bytes: usize) {
+        self.left.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
 
 /// How long a client may be waited for, in all that it sends of a body, before an answer begins.
 const BODY_STALL: Duration = Duration::from_secs(30);
@@ -83,6 +115,9 @@ struct Inner {
     source: Received,
     kept: Vec<Bytes>,
     kept_bytes: usize,
+    /// Where what is kept beyond [`KEEP_BYTES`] finds room, and how much of it is taken.
+    purse: Option<Arc<Purse>>,
+    taken: usize,
     keeping: bool,
     /// Some of what was read is not kept: no second try.
     spent: bool,
@@ -121,8 +156,8 @@ pub(super) struct Reader {
 
 impl Spool {
     /// A client's, who may not be as slow as likes. `None` when there is no body.
-    pub(super) fn of_client(source: impl Into<Received>) -> Option<Arc<Self>> {
-        let spool = Self::new(source)?;
+    pub(super) fn of_client(source: impl Into<Received>, purse: &Arc<Purse>) -> Option<Arc<Self>> {
+        let spool = Self::new(source, Some(purse))?;
         lock(&spool.inner).pace = Some(Pace {
             leeway: Leeway::new(BODY_STALL),
             timer: Box::pin(sleep_until(Instant::now() + BODY_STALL)),
@@ -131,8 +166,11 @@ impl Spool {
         Some(spool)
     }
 
-    /// `None` when there is no body.
-    pub(super) fn new(source: impl Into<Received>) -> Option<Arc<Self>> {
+    /// `None` when there is no body. Without a purse no more than [`KEEP_BYTES`] are kept.
+    pub(super) fn new(
+        source: impl Into<Received>,
+        purse: Option<&Arc<Purse>>,
+    ) -> Option<Arc<Self>> {
         let source = source.into();
         if source.is_end_stream() {
             return None;
@@ -142,6 +180,8 @@ impl Spool {
             source,
             kept: Vec::new(),
             kept_bytes: 0,
+            purse: purse.cloned(),
+            taken: 0,
             keeping: true,
             spent: false,
             ended: false,
@@ -172,6 +212,13 @@ impl Spool {
         }))
     }
 
+    /// Cuts off who reads it. Says whether it can be read from the beginning.
+    pub(super) fn recall(&self) -> bool {
+        let mut inner = lock(&self.inner);
+        inner.turn += 1;
+        !inner.spent
+    }
+
     pub(super) fn can_repeat(&self) -> bool {
         !lock(&self.inner).spent
     }
@@ -186,6 +233,11 @@ impl Spool {
     /// Its sender was too slow.
     pub(super) fn is_late(&self) -> bool {
         lock(&self.inner).pace.as_ref().is_some_and(|p| p.late)
+    }
+
+    /// How long it is, where that was said.
+    pub(super) fn length(&self) -> Option<u64> {
+        self.length
     }
 
     pub(super) fn is_ended(&self) -> bool {
@@ -218,12 +270,33 @@ impl Inner {
     }
 
     fn keep(&mut self, data: &Bytes) {
-        if self.keeping && self.kept_bytes + data.len() <= KEEP_BYTES {
+        if self.keeping && self.has_room(data.len()) {
             self.kept_bytes += data.len();
             self.kept.push(data.clone());
         } else {
             self.keeping = false;
             self.spent = true;
+        }
+    }
+
+    fn has_room(&mut self, more: usize) -> bool {
+        let kept = self.kept_bytes + more;
+        let above = kept.saturating_sub(KEEP_BYTES.max(self.kept_bytes));
+        let Some(purse) = self.purse.as_ref().filter(|_| above > 0) else {
+            return above == 0;
+        };
+        let room = kept <= REPLAY_BYTES && purse.take(above);
+        if room {
+            self.taken += above;
+        }
+        room
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(purse) = &self.purse {
+            purse.put(self.taken);
         }
     }
 }

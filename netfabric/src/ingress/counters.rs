@@ -19,6 +19,7 @@ pub(super) struct Counters {
     problems: [AtomicU64; CODES.len()],
     pub(super) cold: AtomicU64,
     pub(super) retries: AtomicU64,
+    pub(super) replays: AtomicU64,
     pub(super) starts: AtomicU64,
     pub(super) starts_failed: AtomicU64,
     pub(super) sent_to_peers: AtomicU64,
@@ -57,6 +58,8 @@ pub struct Counts {
     /// Requests that waited for room.
     pub cold: u64,
     pub retries: u64,
+    /// Requests that instances had sent elsewhere.
+    pub replays: u64,
     pub starts: u64,
     pub starts_failed: u64,
     pub sent_to_peers: u64,
@@ -92,6 +95,7 @@ impl Counters {
             problems: Default::default(),
             cold: AtomicU64::default(),
             retries: AtomicU64::default(),
+            replays: AtomicU64::default(),
             starts: AtomicU64::default(),
             starts_failed: AtomicU64::default(),
             sent_to_peers: AtomicU64::default(),
@@ -141,6 +145,7 @@ impl Counters {
             problems: problems.map(|(c, n)| (c.1.to_owned(), read(n))).collect(),
             cold: read(&self.cold),
             retries: read(&self.retries),
+            replays: read(&self.replays),
             starts: read(&self.starts),
             starts_failed: read(&self.starts_failed),
             sent_to_peers: read(&self.sent_to_peers),

@@ -1,5 +1,5 @@
 //! One request's way: host to service, service to revision, revision to an endpoint with room
-//! (or the queue), the try, another try where that can do no harm, and the answer.
+//! (or the queue), and another endpoint where that can do no harm.
 
 use std::fmt::Display;
 use std::net::IpAddr;
@@ -8,25 +8,26 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use http::header::{ALT_SVC, CONNECTION};
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
-use hyper::upgrade::OnUpgrade;
+use http::{HeaderValue, Method, Request, Response, Version};
 use scheduler::activate::Ticket;
 use scheduler::model::{InstanceId, Name, NodeId, ServiceKey};
+use scheduler::route::replay::{Aim, Target};
 use scheduler::route::{RevisionRoute, Routes, ServiceRoute, Unrouted};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep};
 use ulid::Ulid;
 
 use super::bench::Bench;
-use super::body::{Outbound, Outgoing, Received, Spool};
-use super::headers::{
-    Caller, Head, INSTANCE, PATIENCE, REQUEST_ID, REVISION, clean_response, switched_on_stream,
-};
-use super::lane::{Fate, hold};
-use super::ledger::{Line, Wait, micros};
+use super::body::{Outgoing, Received};
+use super::errand::Errand;
+use super::headers::{Caller, REQUEST_ID};
+use super::lane::hold;
+use super::ledger::{Line, Stories, Wait};
 use super::offer::{self, Tried};
 use super::problem::{Code, Problem, accepts_json};
-use super::upstream::{self, Admission, Answer, Arrival, Escort, Trip};
-use super::{Shared, secure, tunnel};
+use super::replay::{Asked, Sender};
+use super::sticky::Visitor;
+use super::upstream::{Admission, Arrival, Trip};
+use super::{Shared, afar, secure};
 
 /// Endpoints one request is sent to at most.
 const TRIES: usize = 3;
@@ -38,6 +39,8 @@ const DEAD_ENDS: usize = 16;
 /// follows a deploy at the heels meets a registry that lags by as little.
 const FIRST_READY: Duration = Duration::from_secs(2);
 const FIRST_READY_LOOK: Duration = Duration::from_millis(25);
+/// While a request waits for room where it is meant to go, that is looked for this often.
+const AIMED_LOOK: Duration = Duration::from_millis(25);
 
 /// Answers one request of a client; `resume` when its way had begun.
 pub(super) async fn answer(
@@ -96,24 +99,43 @@ pub(super) struct Quest {
     pub(super) deadline: Instant,
     pub(super) route: Arc<RevisionRoute>,
     arrival: Instant,
+    /// When the search began, or began anew elsewhere.
+    since: Instant,
     bench: Arc<Bench>,
     tried: Tried,
     tries: usize,
     dead_ends: usize,
     ticket: Option<Ticket>,
     wait: Option<Wait>,
+    /// The client is to be told which revision of a split it met: the value of a `Set-Cookie`.
+    pub(super) cookie: Option<String>,
 }
 
 /// A request whose way began on an express connection.
 pub(super) struct Resume {
-    quest: Quest,
+    pub(super) quest: Quest,
     /// The endpoint it has found already.
-    admission: Option<Admission>,
+    pub(super) admission: Option<Admission>,
+    /// What was said in the place of an answer.
+    pub(super) asked: Option<(Asked, Sender)>,
 }
 
 impl Resume {
     pub(super) fn new(quest: Quest, admission: Option<Admission>) -> Self {
-        Self { quest, admission }
+        Self {
+            quest,
+            admission,
+            asked: None,
+        }
+    }
+
+    /// A request that its instance sent on, which is to go by the general way.
+    pub(super) fn sent_on(quest: Quest, asked: Asked, from: Sender) -> Self {
+        Self {
+            quest,
+            admission: None,
+            asked: Some((asked, from)),
+        }
     }
 }
 
@@ -134,20 +156,22 @@ impl Quest {
     pub(super) async fn new(
         shared: &Arc<Shared>,
         called: Called<'_>,
-        id: Ulid,
-        arrival: Instant,
+        visitor: Visitor<'_>,
+        (id, arrival): (Ulid, Instant),
     ) -> Result<Self, Problem> {
-        let route = revision(shared, called, arrival).await?;
-        Ok(Self::on(shared, route, id, arrival))
+        let (route, cookie) = revision(shared, called, visitor, arrival).await?;
+        let mut quest = Self::on(shared, route, id, arrival);
+        quest.cookie = cookie;
+        Ok(quest)
     }
 
     /// A client's request's, unless the client or the service has had its rate: that is written down.
     pub(super) async fn of_request(
         shared: &Arc<Shared>,
         called: Called<'_>,
+        visitor: Visitor<'_>,
         client: Option<IpAddr>,
-        id: Ulid,
-        arrival: Instant,
+        (id, arrival): (Ulid, Instant),
     ) -> Result<Self, Problem> {
         let now = arrival.saturating_duration_since(shared.epoch);
         if let Some(client) = client
@@ -162,7 +186,7 @@ impl Quest {
             }
             return Err(problem);
         }
-        let quest = Self::new(shared, called, id, arrival).await?;
+        let quest = Self::new(shared, called, visitor, (id, arrival)).await?;
         if let Some(rate) = quest.route.rate
             && let Err(problem) = shared.rates.service(&quest.route.service, rate, now)
         {
@@ -190,12 +214,12 @@ impl Quest {
     }
 
     fn on(shared: &Arc<Shared>, route: Arc<RevisionRoute>, id: Ulid, arrival: Instant) -> Self {
-        let seconds = u64::from(route.timeout_seconds.max(1));
         Self {
             shared: Arc::clone(shared),
             id,
-            deadline: arrival + Duration::from_secs(seconds),
+            deadline: arrival + allowed(&route),
             arrival,
+            since: arrival,
             bench: shared.local.bench(&route.key),
             route,
             tried: Tried::default(),
@@ -203,14 +227,16 @@ impl Quest {
             dead_ends: 0,
             ticket: None,
             wait: None,
+            cookie: None,
         }
     }
 
     /// An endpoint with room: at once when there is one and nobody waits, else from the queue.
     pub(super) async fn admission(&mut self) -> Result<Admission, Problem> {
         let shared = Arc::clone(&self.shared);
-        if let Some(route) = shared.routes.load().revision(&self.route.key) {
-            self.route = Arc::clone(route);
+        self.refresh();
+        if self.tried.aim().is_some() {
+            return self.aimed().await;
         }
         if self.bench.waiting() == 0
             && let Some(admission) = self.room()
@@ -221,9 +247,9 @@ impl Quest {
         let begun = std::time::Instant::now();
         let next = || Ticket(shared.tickets.fetch_add(1, Ordering::Relaxed));
         let ticket = *self.ticket.get_or_insert_with(next);
-        let until = self.deadline.min(self.arrival + shared.limits.wait);
+        let until = self.deadline.min(self.since + shared.limits.wait);
         let fate = hold(&shared, self.id, ticket, until, &self.route, &self.bench).await;
-        self.waited(begun, &fate);
+        self.waited(begun, Arc::clone(&fate.stories));
         let rebuff = match fate.result {
             Ok(admission) => return Ok(admission),
             Err(rebuff) => rebuff,
@@ -236,20 +262,91 @@ impl Quest {
         any.ok_or_else(|| Problem::refused(&rebuff.reason, rebuff.retry_after_millis))
     }
 
+    /// The revision as it is routed to now.
+    fn refresh(&mut self) {
+        if let Some(route) = self.shared.routes.load().revision(&self.route.key) {
+            self.route = match self.tried.aim() {
+                None => Arc::clone(route),
+                Some(aim) => aim.narrow(route),
+            };
+        }
+    }
+
+    /// Room at one of those that the request is meant for, as soon as there is some; one is started where
+    /// there is none.
+    async fn aimed(&mut self) -> Result<Admission, Problem> {
+        let shared = Arc::clone(&self.shared);
+        let until = self.deadline.min(self.since + shared.limits.wait);
+        let begun = std::time::Instant::now();
+        let (mut seat, mut woken) = (None, None);
+        loop {
+            let any = || offer::any(&self.route, &self.bench, &shared.nodes, &self.tried);
+            if let Some(admission) = self.room().or_else(any) {
+                if let Some(stories) = woken {
+                    self.waited(begun, stories);
+                }
+                return Ok(admission);
+            }
+            if !self.tried.leaves(&self.route, &self.bench) {
+                let aim = self.tried.aim().cloned().unwrap_or_default();
+                let key = &self.route.key;
+                // When the start it waited for has ended there is one, or there will be none.
+                let next = match woken {
+                    None => afar::wake(&shared, key, &aim, self.id),
+                    Some(_) => shared.afar.going(key, &aim),
+                };
+                let none = || {
+                    let why = format!("{key} is not to be had where the request was sent on to");
+                    Problem::new(Code::ReplayNowhere, why)
+                };
+                woken = Some(next.ok_or_else(none)?);
+            }
+            if Instant::now() >= until {
+                let why = "no instance had room where the request was sent on to";
+                return Err(Problem::new(Code::WaitTimeout, why));
+            }
+            if seat.is_none() {
+                let full = |_| {
+                    let why = "too many requests wait where they were sent on to";
+                    Problem::new(Code::QueueFull, why)
+                };
+                seat = Some(shared.aimed.try_acquire().map_err(full)?);
+            }
+            sleep(AIMED_LOOK).await;
+            self.refresh();
+        }
+    }
+
+    /// Which endpoints it is meant for, when not for all.
+    pub(super) fn aim(&self) -> Option<&Aim> {
+        self.tried.aim()
+    }
+
+    /// Looks for an endpoint anew, elsewhere.
+    pub(super) fn turn_to(&mut self, target: Target) {
+        let Target { revision, aim } = target;
+        self.since = Instant::now();
+        self.deadline = self.since + allowed(&revision);
+        self.bench = self.shared.local.bench(&revision.key);
+        self.route = aim.narrow(&revision);
+        self.tried = Tried::aimed(aim, self.shared.me());
+        (self.tries, self.dead_ends, self.ticket) = (0, 0, None);
+    }
+
     /// An endpoint that was not tried and has room now.
     pub(super) fn room(&self) -> Option<Admission> {
         offer::room(&self.route, &self.bench, &self.shared.nodes, &self.tried)
     }
 
-    fn waited(&mut self, begun: std::time::Instant, fate: &Fate) {
+    fn waited(&mut self, begun: std::time::Instant, stories: Arc<Stories>) {
         let waited = begun.elapsed();
         let wait = self.wait.get_or_insert_with(|| Wait {
             begun,
             waited: Duration::ZERO,
-            stories: Arc::clone(&fate.stories),
+            stories: Arc::default(),
         });
         wait.waited += waited;
-        wait.stories = Arc::clone(&fate.stories);
+        wait.stories = stories;
     }
 
     /// A try failed. Says whether another may follow: it does no harm when nothing was sent, or
@@ -338,179 +435,9 @@ impl Quest {
     }
 }
 
-/// A request on its way.
-struct Errand {
-    quest: Quest,
-    /// An endpoint that was found before.
-    found: Option<Admission>,
-    head: Head,
-    body: Option<Arc<Spool>>,
-}
-
-impl Errand {
-    async fn new(
-        shared: &Arc<Shared>,
-        mut request: Request<Received>,
-        caller: Caller<'_>,
-        (id, id_text, arrival): (Ulid, &HeaderValue, Instant),
-        resume: Option<Box<Resume>>,
-    ) -> Result<Self, Problem> {
-        let mut head = Head::vet(&mut request)?;
-        head.introduce(caller, id_text);
-        // A call may last as long as it likes, and have little to say in all that time.
-        let body = if is_grpc(head.content_type()) {
-            Spool::new(request.into_body())
-        } else {
-            Spool::of_client(request.into_body())
-        };
-        let Resume { quest, admission } = if let Some(resume) = resume {
-            *resume
-        } else {
-            let called = match caller.inside {
-                Some(call) => Called::Service(call.admitted(shared)?),
-                None => Called::Host(head.host.to_str().unwrap_or_default()),
-            };
-            let quest = Quest::of_request(shared, called, caller.client(), id, arrival);
-            Resume::new(quest.await?, None)
-        };
-        Ok(Self {
-            quest,
-            found: admission,
-            head,
-            body,
-        })
-    }
-
-    /// Sends it until it is answered, and puts the answer into the client's form.
-    async fn run(
-        mut self,
-        switch: OnUpgrade,
-        id_text: &HeaderValue,
-        json: bool,
-    ) -> Response<Outgoing> {
-        match self.send().await {
-            Ok((answer, admission)) => {
-                let source = source(&self.quest.shared, &answer, &admission);
-                let response = self.respond(answer, admission, switch);
-                self.quest
-                    .record(response.status().as_u16(), Some(source), None);
-                response
-            }
-            Err(problem) => {
-                self.quest.shared.counters.problem(problem.code);
-                let response = problem.response(id_text, json);
-                let status = response.status().as_u16();
-                self.quest.record(status, None, Some(problem.code.word()));
-                response
-            }
-        }
-    }
-
-    /// Tries endpoints until one answers.
-    async fn send(&mut self) -> Result<(Answer, Admission), Problem> {
-        loop {
-            let admission = match self.found.take() {
-                Some(admission) => admission,
-                None => self.quest.admission().await?,
-            };
-            let sent = timeout_at(self.quest.deadline, self.attempt(&admission)).await;
-            let trip = match sent.map_err(|_| Problem::late())? {
-                Ok(answer) => return Ok((answer, admission)),
-                Err(trip) => trip,
-            };
-            if self.body.as_ref().is_some_and(|b| b.is_late()) {
-                let slow = "the request's body came too slowly";
-                return Err(Problem::new(Code::SlowBody, slow));
-            }
-            let whole = self.body.as_ref().is_none_or(|b| b.can_repeat());
-            let idempotent = self.head.is_idempotent();
-            if !self.quest.again(&admission, &trip, idempotent, whole) {
-                return Err(trip.problem());
-            }
-        }
-    }
-
-    async fn attempt(&self, admission: &Admission) -> Result<Answer, Trip> {
-        let gone = || Trip::Connect("the request's body was read already".to_owned());
-        let body = match &self.body {
-            None => Outbound::Empty,
-            Some(spool) => spool.read().ok_or_else(gone)?,
-        };
-        let mut request = self.head.request(body);
-        let switch = self.head.upgrade.is_some();
-        let answer = match admission {
-            Admission::Here(guard) => {
-                let answer = upstream::here(&guard.slot, request, switch).await?;
-                guard.slot.answered();
-                answer
-            }
-            Admission::There(sent) => {
-                self.address(&mut request);
-                self.quest
-                    .shared
-                    .counters
-                    .sent_to_peers
-                    .fetch_add(1, Ordering::Relaxed);
-                let protocol = self.quest.route.protocol;
-                let answer =
-                    upstream::there(&self.quest.shared, sent.node, protocol, request, switch)
-                        .await?;
-                self.quest.shared.nodes.of(sent.node).answered();
-                answer
-            }
-        };
-        if let Some(body) = &self.body {
-            body.settle();
-        }
-        Ok(answer)
-    }
-
-    /// Says to a peer what is meant and how long there is.
-    fn address(&self, request: &mut Request<Outbound>) {
-        let left = self
-            .quest
-            .deadline
-            .saturating_duration_since(Instant::now());
-        let headers = request.headers_mut();
-        headers.insert(PATIENCE, HeaderValue::from(micros(left) / 1000));
-        if let Ok(revision) = HeaderValue::try_from(self.quest.route.key.to_string()) {
-            headers.insert(REVISION, revision);
-        }
-    }
-
-    fn respond(
-        &self,
-        answer: Answer,
-        admission: Admission,
-        switch: OnUpgrade,
-    ) -> Response<Outgoing> {
-        let Answer {
-            mut response,
-            lease,
-        } = answer;
-        let status = response.status();
-        clean_response(status, response.headers_mut());
-        if status == StatusCode::SWITCHING_PROTOCOLS && self.head.upgrade.is_some() {
-            let server = hyper::upgrade::on(&mut response);
-            if self.head.on_stream {
-                switched_on_stream(&mut response);
-            }
-            let ends = (switch, server);
-            tunnel::join(&self.quest.shared, &self.head, ends, (admission, lease));
-            return fresh(response).map(|_| Outgoing::Own(None));
-        }
-        if self.head.upgrade.is_some() && !self.head.on_stream {
-            // What follows was not read as HTTP (`strict`).
-            let close = HeaderValue::from_static("close");
-            response.headers_mut().insert(CONNECTION, close);
-        }
-        let escort = Escort::new(lease, self.body.clone(), admission);
-        fresh(response).map(|body| Outgoing::pass(body, self.quest.deadline, escort))
-    }
-}
-
-fn is_grpc(content_type: Option<&HeaderValue>) -> bool {
-    content_type.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+/// How long a request may take.
+fn allowed(route: &RevisionRoute) -> Duration {
+    Duration::from_secs(route.timeout_seconds.max(1).into())
 }
 
 /// The same answer without what the upstream connection left on it.
@@ -540,18 +467,23 @@ impl Called<'_> {
     }
 }
 
-/// The revision a request is for, waiting a moment for one that is about to be ready.
+/// The revision a request is for, waiting a moment for one that is about to be ready; and what its
+/// client is told of it.
 async fn revision(
     shared: &Arc<Shared>,
     called: Called<'_>,
+    visitor: Visitor<'_>,
     arrival: Instant,
-) -> Result<Arc<RevisionRoute>, Problem> {
+) -> Result<(Arc<RevisionRoute>, Option<String>), Problem> {
     loop {
         let unrouted = {
             let routes = shared.routes.load();
             let (service, tag) = called.find(&routes)?;
-            match service.pick_revision(rand::random(), tag) {
-                Ok(revision) => return Ok(Arc::clone(revision)),
+            match service.choose(rand::random(), tag, visitor.tokens()) {
+                Ok(chosen) => {
+                    let told = chosen.keep.map(|keep| visitor.told(keep));
+                    return Ok((Arc::clone(chosen.revision), told));
+                }
                 Err(unrouted) => unrouted,
             }
         };
@@ -561,23 +493,6 @@ async fn revision(
             return Err(unrouted.into());
         }
         sleep(FIRST_READY_LOOK).await;
-    }
-}
-
-fn source(shared: &Shared, answer: &Answer, admission: &Admission) -> Source {
-    match admission {
-        Admission::Here(guard) => Source {
-            instance: Some(Arc::clone(&guard.slot.id)),
-            node: shared.me(),
-        },
-        Admission::There(sent) => {
-            let named = answer.response.headers().get(INSTANCE);
-            let named = named.and_then(|v| v.to_str().ok());
-            Source {
-                instance: named.map(|n| Arc::new(InstanceId(n.to_owned()))),
-                node: sent.node,
-            }
-        }
     }
 }
 

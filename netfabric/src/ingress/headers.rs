@@ -18,12 +18,16 @@ use http::{
 
 use super::inward::Call;
 use super::problem::{Code, Problem};
+use super::replay;
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// To a peer: which revision is meant, as `NAMESPACE/NAME`.
 pub(super) const REVISION: HeaderName = HeaderName::from_static("x-selvedge-revision");
 /// To a peer: milliseconds the request may still take.
 pub(super) const PATIENCE: HeaderName = HeaderName::from_static("x-selvedge-patience");
+/// To a peer: the only instance that is meant, and the one that is not.
+pub(super) const ONLY: HeaderName = HeaderName::from_static("x-selvedge-only");
+pub(super) const NOT: HeaderName = HeaderName::from_static("x-selvedge-not");
 /// From a peer: the instance that answered.
 pub(super) const INSTANCE: HeaderName = HeaderName::from_static("x-selvedge-instance");
 /// From a peer: nothing of the request reached an instance, and why.
@@ -143,6 +147,9 @@ impl Head {
         ] {
             headers.remove(name);
         }
+        for name in &replay::TOLD {
+            headers.remove(name);
+        }
         strip_prefix(&mut headers, "x-forwarded-");
         headers.insert(HOST, host.clone());
         Ok(Self {
@@ -188,6 +195,16 @@ impl Head {
         self.headers.get(CONTENT_TYPE)
     }
 
+    /// Says something more to whom it is sent to from now on, in the place of what was said before.
+    pub(super) fn say(&mut self, name: HeaderName, value: HeaderValue) {
+        self.headers.insert(name, value);
+    }
+
+    /// What the client sent of cookies, in one line.
+    pub(super) fn cookies(&self) -> &[u8] {
+        self.headers.get(COOKIE).map_or(b"", HeaderValue::as_bytes)
+    }
+
     /// Repeating it does no more than doing it once (RFC 9110, 9.2.2).
     pub(super) fn is_idempotent(&self) -> bool {
         self.method.is_idempotent()
@@ -199,10 +216,10 @@ impl Head {
         let headers = std::mem::take(request.headers_mut());
         let ours = |name| headers.get(&name).cloned();
         let id = ours(REQUEST_ID);
-        let passed = [FORWARDED, FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PROTO].map(|name| {
-            let value = ours(name.clone());
-            (name, value)
-        });
+        let proxies = [FORWARDED, FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PROTO];
+        let passed = proxies.into_iter().chain(replay::TOLD);
+        let passed = passed.map(|name| (name.clone(), ours(name)));
+        let passed: Vec<_> = passed.collect();
         *request.headers_mut() = headers;
         let mut head = Self::vet(request)?;
         let said = passed.into_iter().chain([(REQUEST_ID, id)]);

@@ -98,6 +98,11 @@ impl Call {
         Err(Problem::new(Code::CallerRefused, message))
     }
 
+    /// Whose container calls.
+    pub(super) fn caller(&self) -> Option<&ServiceKey> {
+        self.caller.as_ref()
+    }
+
     /// Writes down that the caller was turned away; a service that has no revision yet has no lines.
     fn refused(&self, shared: &Arc<Shared>, problem: &Problem) {
         shared.counters.problem(problem.code);

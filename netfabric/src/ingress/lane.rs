@@ -314,7 +314,7 @@ impl Task {
             let (shared, cause) = (Arc::clone(&self.shared), cause.clone());
             let revision = self.route.key.clone();
             self.starts
-                .spawn(async move { start(&shared, &revision, cause, held).await });
+                .spawn(async move { start(&shared, &revision, (cause, held), &[]).await });
         }
     }
 

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -45,6 +45,8 @@ pub(super) struct Slot {
     hard_limit: u32,
     bench: Arc<Bench>,
     born: Instant,
+    /// It was ready before it was opened here.
+    settled: AtomicBool,
     /// By the door's workers.
     parts: Box<[Part]>,
     drained: Notify,
@@ -114,6 +116,7 @@ impl Local {
             hard_limit,
             bench: Arc::clone(&bench),
             born: Instant::now(),
+            settled: AtomicBool::default(),
             parts: (0..workers::parts()).map(|_| Part::new()).collect(),
             drained: Notify::new(),
         });
@@ -126,6 +129,13 @@ impl Local {
     pub fn close(&self, id: &InstanceId) {
         if let Some(slot) = self.slot(id) {
             slot.gate.close();
+        }
+    }
+
+    /// The instance was ready before this door was: it is no newcomer here.
+    pub fn settle(&self, id: &InstanceId) {
+        if let Some(slot) = self.slot(id) {
+            slot.settled.store(true, Ordering::Relaxed);
         }
     }
 
@@ -283,6 +293,14 @@ impl Slot {
     /// Requests inside; `None` when it admits none.
     pub(super) fn load(&self) -> Option<u32> {
         self.gate.is_open().then(|| self.gate.inside())
+    }
+
+    /// For how long it has been ready.
+    pub(super) fn age_millis(&self) -> u64 {
+        if self.settled.load(Ordering::Relaxed) {
+            return u64::MAX;
+        }
+        self.micros() / 1_000
     }
 
     pub(super) fn micros(&self) -> u64 {

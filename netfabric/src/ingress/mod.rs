@@ -2,7 +2,7 @@
 //! and when there is none, held until one was started.
 //!
 //! A request's way: `workers` (threads) -> `door` (connection) -> `express` (the plain and warm, in
-//! one task) or `dispatch` (route, endpoint, tries) -> `offer` (room
+//! one task) or `dispatch` (route, endpoint) and `errand` (tries, replays) -> `offer` (room
 //! now) or `lane` (wait; `start` finds a node) -> `upstream` (one try) -> `body` (the answer
 //! passing through). Requests from other nodes come in by `peer_door`, those of containers here by
 //! `inward`. HTTP/3 comes in by `http3`, and what is no HTTP goes by `passage`.
@@ -10,6 +10,7 @@
 //! It decides nothing: routing, picking, holding and placing are `scheduler`'s. It knows neither
 //! containers nor consensus: instances come and go in [`Local`], starts are a [`Starter`]'s.
 
+mod afar;
 mod bench;
 mod body;
 mod calm;
@@ -17,6 +18,7 @@ mod chunks;
 mod counters;
 mod dispatch;
 mod door;
+mod errand;
 mod express;
 mod frames;
 mod frost;
@@ -40,8 +42,10 @@ mod pool;
 mod problem;
 mod rates;
 mod recent;
+mod replay;
 mod secure;
 mod start;
+mod sticky;
 mod stream;
 mod streams;
 mod strict;
@@ -92,6 +96,8 @@ const MAX_TUNNELS: usize = 10_000;
 const FLOWS_GRACE: Duration = Duration::from_secs(1);
 /// Requests at once that wait for a service's first ready revision.
 const MAX_FIRST_READY: usize = 1_000;
+/// Requests at once that wait for room at an instance, or in a region, that they were sent on to.
+const MAX_AIMED: usize = 1_000;
 /// For clients to use their kept connections once more, and to hear that these end.
 const LEAVE: Duration = Duration::from_secs(1);
 
@@ -223,6 +229,11 @@ struct Shared {
     connections: Arc<Semaphore>,
     tunnels: Semaphore,
     first_ready: Semaphore,
+    /// Requests that wait for room where they were sent on to.
+    aimed: Semaphore,
+    afar: afar::Afar,
+    /// What may be kept of requests' bodies beyond a little of each.
+    purse: Arc<body::Purse>,
     tickets: AtomicU64,
     retries: dispatch::Retries,
     nodes: health::Nodes,
@@ -297,6 +308,9 @@ impl Ingress {
             connections: Arc::new(Semaphore::new(door::MAX_CONNECTIONS)),
             tunnels: Semaphore::new(MAX_TUNNELS),
             first_ready: Semaphore::new(MAX_FIRST_READY),
+            aimed: Semaphore::new(MAX_AIMED),
+            afar: afar::Afar::default(),
+            purse: Arc::default(),
             tickets: AtomicU64::new(0),
             retries: dispatch::Retries::default(),
             nodes: health::Nodes::default(),

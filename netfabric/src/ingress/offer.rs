@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use scheduler::model::NodeId;
+use scheduler::route::replay::Aim;
 use scheduler::route::{LoadView, Pick, RevisionRoute, last_resort, pick};
 
 use super::bench::Bench;
@@ -14,14 +15,60 @@ use super::upstream::Admission;
 /// joins the queue.
 const LOOKS: usize = 3;
 
-/// Endpoints a request was sent to in vain.
+/// Endpoints that a request does not go to: those it was sent to in vain, and those it is not meant for.
 #[derive(Debug, Default)]
 pub(super) struct Tried {
     slots: Vec<Arc<Slot>>,
     nodes: Vec<NodeId>,
+    aimed: Option<Box<Aimed>>,
+}
+
+#[derive(Debug)]
+struct Aimed {
+    aim: Aim,
+    /// This node is one that may answer.
+    here: bool,
 }
 
 impl Tried {
+    /// For a request that is meant for some of the endpoints.
+    pub(super) fn aimed(aim: Aim, me: NodeId) -> Self {
+        let here = aim.takes_node(me);
+        let aimed = (!aim.is_open()).then(|| Box::new(Aimed { aim, here }));
+        Self {
+            aimed,
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn aim(&self) -> Option<&Aim> {
+        self.aimed.as_ref().map(|aimed| &aimed.aim)
+    }
+
+    /// Whether there is an endpoint that the request may still be sent to, be it full.
+    pub(super) fn leaves(&self, route: &RevisionRoute, bench: &Bench) -> bool {
+        let open = |slot: &Arc<Slot>| slot.load().is_some() && !self.has(slot);
+        let here = bench.slots().iter().any(open);
+        let fresh = self.fresh(route, bench);
+        let mut there = route.away.iter().map(|a| a.node);
+        let left = |node| !self.nodes.contains(&node);
+        here || there.any(left) || fresh.into_iter().any(|(node, _)| left(node))
+    }
+
+    /// Nodes with instances that `route` does not show yet. Which these are is not said.
+    fn fresh(&self, route: &RevisionRoute, bench: &Bench) -> Vec<(NodeId, u32)> {
+        let mut fresh = bench.fresh(route);
+        if let Some(aim) = self.aim() {
+            fresh.retain(|(node, _)| aim.takes_node(*node) && aim.only.is_none());
+        }
+        fresh
+    }
+
+    fn has(&self, slot: &Arc<Slot>) -> bool {
+        let meant = |aimed: &Aimed| aimed.here && aimed.aim.takes(&slot.id);
+        !self.aimed.as_deref().is_none_or(meant) || self.slots.iter().any(|t| Arc::ptr_eq(t, slot))
+    }
+
     pub(super) fn add(&mut self, admission: &Admission) {
         match admission {
             Admission::Here(guard) => self.slots.push(Arc::clone(&guard.slot)),
@@ -46,8 +93,15 @@ impl LoadView for Sight<'_> {
 
     fn load(&self, instance: usize) -> Option<u32> {
         let slot = &self.slots[instance];
-        let tried = self.tried.slots.iter().any(|t| Arc::ptr_eq(t, slot));
-        if tried { None } else { slot.load() }
+        if self.tried.has(slot) {
+            None
+        } else {
+            slot.load()
+        }
+    }
+
+    fn age_millis(&self, instance: usize) -> u64 {
+        self.slots[instance].age_millis()
     }
 
     fn ejected_here(&self, instance: usize) -> bool {
@@ -101,7 +155,7 @@ fn admit(
     let slots = bench.slots();
     let sight = Sight {
         slots: &slots,
-        fresh: bench.fresh(route),
+        fresh: tried.fresh(route, bench),
         bare: bench.bare.list(),
         bench,
         nodes,

@@ -10,7 +10,9 @@ use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
-use scheduler::model::{Name, RevisionKey};
+use scheduler::model::{InstanceId, Name, RevisionKey};
+use scheduler::route::replay::Aim;
+use scheduler::route::stands;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -19,7 +21,7 @@ use super::body::{Outbound, Outgoing, Spool};
 use super::dispatch::fresh;
 use super::door::Phase;
 use super::headers::{
-    BROKEN, FULL, Head, INSTANCE, PATIENCE, REFUSED, REVISION, TIMEOUT, clean_response,
+    BROKEN, FULL, Head, INSTANCE, NOT, ONLY, PATIENCE, REFUSED, REVISION, TIMEOUT, clean_response,
 };
 use super::local::{Guard, Slot};
 use super::problem::Problem;
@@ -79,6 +81,7 @@ async fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Respons
     let switch = hyper::upgrade::on(&mut request);
     let said = |name: HeaderName| request.headers().get(name).map(HeaderValue::as_bytes);
     let revision = said(REVISION).and_then(named);
+    let choice = Choice::new(shared, revision.as_ref(), meant(said(ONLY), said(NOT)));
     let deadline = Instant::now() + patience(said(PATIENCE));
     let bench = revision.and_then(|revision| shared.local.find(&revision));
     let head = match Head::from_peer(&mut request) {
@@ -90,15 +93,16 @@ async fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Respons
         drain(request.into_body()).await;
         return refuse(&REFUSED, "not-here");
     };
-    let Some(guard) = admit(&bench, &[]) else {
+    let Some(guard) = admit(&bench, &choice, &[]) else {
         drain(request.into_body()).await;
-        return refuse(&REFUSED, no_room(&bench));
+        return refuse(&REFUSED, no_room(&bench, &choice));
     };
     let call = Call {
         shared: Arc::clone(shared),
         bench,
+        choice,
         head,
-        body: Spool::new(request.into_body()),
+        body: Spool::new(request.into_body(), None),
         deadline,
     };
     call.run(guard, switch).await
@@ -108,6 +112,7 @@ async fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Respons
 struct Call {
     shared: Arc<Shared>,
     bench: Arc<Bench>,
+    choice: Choice,
     head: Head,
     body: Option<Arc<Spool>>,
     deadline: Instant,
@@ -134,7 +139,7 @@ impl Call {
             drop(guard);
             let whole = self.body.as_ref().is_none_or(|b| b.can_repeat());
             let again = if whole && tried.len() < TRIES {
-                admit(&self.bench, &tried)
+                admit(&self.bench, &self.choice, &tried)
             } else {
                 None
             };
@@ -182,22 +187,48 @@ impl Call {
     }
 }
 
-/// The least loaded instance with room, healthy ones first.
-pub(super) fn admit(bench: &Bench, tried: &[Arc<Slot>]) -> Option<Guard> {
+/// What there is to choose by among a revision's instances here.
+#[derive(Debug)]
+pub(super) struct Choice {
+    aim: Aim,
+    /// In how many seconds the share of an instance grows.
+    window: u32,
+}
+
+impl Choice {
+    pub(super) fn new(shared: &Shared, revision: Option<&RevisionKey>, aim: Aim) -> Self {
+        let routes = shared.routes.load();
+        let route = revision.and_then(|revision| routes.revision(revision));
+        let window = route.map_or(0, |route| route.slow_start_seconds);
+        Self { aim, window }
+    }
+}
+
+/// The least loaded instance with room of those that are meant: healthy ones first, and of these last the
+/// newcomers that do not stand for this request.
+pub(super) fn admit(bench: &Bench, choice: &Choice, tried: &[Arc<Slot>]) -> Option<Guard> {
+    let Choice { aim, window } = choice;
+    let draw = rand::random();
     let slots = bench.slots();
     let untried = slots
         .iter()
-        .filter(|s| !tried.iter().any(|t| Arc::ptr_eq(t, s)));
+        .filter(|s| aim.takes(&s.id) && !tried.iter().any(|t| Arc::ptr_eq(t, s)));
     let mut open: Vec<_> = untried
-        .filter_map(|s| Some((s.health.is_ejected(), s.load()?, s)))
+        .enumerate()
+        .filter_map(|(number, slot)| {
+            let stands = *window == 0 || stands(slot.age_millis(), *window, draw, number);
+            Some(((slot.health.is_ejected(), !stands, slot.load()?), slot))
+        })
         .collect();
-    open.sort_by_key(|(ejected, load, _)| (*ejected, *load));
-    open.into_iter().find_map(|(_, _, slot)| slot.admit())
+    open.sort_by_key(|(order, _)| *order);
+    open.into_iter().find_map(|(_, slot)| slot.admit())
 }
 
 /// Why none of the instances here takes a request.
-pub(super) fn no_room(bench: &Bench) -> &'static str {
-    if bench.open_here() > 0 {
+pub(super) fn no_room(bench: &Bench, choice: &Choice) -> &'static str {
+    let slots = bench.slots();
+    let mut open = slots.iter().filter(|slot| slot.load().is_some());
+    if open.any(|slot| choice.aim.takes(&slot.id)) {
         FULL
     } else {
         "not-here"
@@ -212,6 +243,16 @@ pub(super) fn named(said: &[u8]) -> Option<RevisionKey> {
         namespace: Name::new(namespace).ok()?,
         name: Name::new(name).ok()?,
     })
+}
+
+/// Which of the revision's instances here the request may go to.
+pub(super) fn meant(only: Option<&[u8]>, not: Option<&[u8]>) -> Aim {
+    let named = |said: &[u8]| Some(InstanceId(std::str::from_utf8(said).ok()?.to_owned()));
+    Aim {
+        nodes: None,
+        only: only.and_then(named),
+        not: not.and_then(named),
+    }
 }
 
 /// How long another node waits.

@@ -33,10 +33,13 @@ pub enum Code {
     ClientRate,
     ServiceRate,
     SlowBody,
+    ReplayRefused,
+    ReplayTooLarge,
+    ReplayNowhere,
 }
 
 /// Every code, its word, its status and what it means to the client.
-pub const CODES: [(Code, &str, u16, &str); 19] = [
+pub const CODES: [(Code, &str, u16, &str); 22] = [
     (
         Code::BadRequest,
         "bad-request",
@@ -150,6 +153,24 @@ pub const CODES: [(Code, &str, u16, &str); 19] = [
         "slow-body",
         408,
         "the request's body came too slowly",
+    ),
+    (
+        Code::ReplayRefused,
+        "replay-refused",
+        502,
+        "the instance asked for a replay that is malformed, not allowed or one too many",
+    ),
+    (
+        Code::ReplayTooLarge,
+        "replay-too-large",
+        413,
+        "the instance asked for a replay of a request that is too large for it",
+    ),
+    (
+        Code::ReplayNowhere,
+        "replay-nowhere",
+        503,
+        "there is nothing, and nothing starts, where the instance asked the request to be replayed",
     ),
 ];
 

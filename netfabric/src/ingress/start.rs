@@ -34,11 +34,12 @@ struct Refusals {
     image: Option<String>,
 }
 
+/// `outside` are nodes that are not asked, wherever else the revision may run.
 pub(super) async fn start(
     shared: &Shared,
     revision: &RevisionKey,
-    request: RequestId,
-    held: u32,
+    (request, held): (RequestId, u32),
+    outside: &[NodeId],
 ) -> Outcome {
     let begun = Instant::now();
     let mut story = Story {
@@ -47,7 +48,7 @@ pub(super) async fn start(
         instance: None,
         ended: begun,
     };
-    let result = ask_around(shared, revision, (request, held), &mut story).await;
+    let result = ask_around(shared, revision, (request, held, outside), &mut story).await;
     story.instance = result
         .as_ref()
         .ok()
@@ -62,11 +63,14 @@ pub(super) async fn start(
 async fn ask_around(
     shared: &Shared,
     revision: &RevisionKey,
-    (request, held): (RequestId, u32),
+    (request, held, outside): (RequestId, u32, &[NodeId]),
     story: &mut Story,
 ) -> Result<(NodeId, Started), Refused> {
     let begun = Instant::now();
-    let mut refusals = Refusals::default();
+    let mut refusals = Refusals {
+        avoid: outside.iter().copied().collect(),
+        ..Refusals::default()
+    };
     for _ in 0..NODES_ASKED {
         let Some(mut ask) = prepare(shared, revision, &refusals.avoid) else {
             refusals.reasons.push(format!("{revision} is gone"));

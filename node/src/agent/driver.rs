@@ -299,6 +299,8 @@ impl Driver {
         // One that was taken over was not started.
         if started.phases.iter().any(|(phase, _)| phase == "start") {
             self.times.note(&work.record.revision.key, &started.phases);
+        } else {
+            self.local.settle(id);
         }
         for reply in work.replies.drain(..) {
             let _ = reply.send(Ok(started.clone()));

@@ -5,6 +5,7 @@
 
 mod certificate;
 mod config;
+mod door;
 mod egress;
 mod ids;
 mod instance;
@@ -22,6 +23,7 @@ pub use certificate::{
     Order, is_host,
 };
 pub use config::{Blob, Config, LocalVolume, ObjectKey, Sealed, Secret};
+pub use door::{SLOW_START, STICKY, slow_start, sticky};
 pub use egress::{Egress, EgressError};
 pub use ids::{
     InstanceId, Name, NameError, NodeId, Now, RequestId, RevisionKey, ServiceKey, UnixMs,

@@ -7,8 +7,8 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Caller, Dns, Egress, HostAlias, IoLimits, Listen, Name, Rate, RevisionKey, ServiceKey, Tmpfs,
-    Ulimit, UnixMs,
+    Caller, Dns, Egress, HostAlias, IoLimits, Listen, Name, Rate, RevisionKey, SLOW_START, STICKY,
+    ServiceKey, Tmpfs, Ulimit, UnixMs,
 };
 
 /// A service as stored in the registry.
@@ -69,7 +69,8 @@ pub const PROXY_V2: &str = "v2";
 /// Whether an annotation says what doors do: the service's alone, and no new revision's.
 #[must_use]
 pub fn is_of_the_door(annotation: &str) -> bool {
-    annotation == RATE || TLS_ANNOTATIONS.iter().any(|(name, _)| *name == annotation)
+    [RATE, STICKY, SLOW_START].contains(&annotation)
+        || TLS_ANNOTATIONS.iter().any(|(name, _)| *name == annotation)
 }
 
 impl Service {

@@ -15,7 +15,7 @@ use crate::autoscale::Bounds;
 use crate::autoscale::schedule::{self, Cron};
 use crate::model::{
     ImagePin, PROXY_PROTOCOL, PROXY_V2, PlacementRules, RATE, Rate, RevisionKey, RevisionSpec,
-    Scale, ServiceKey, TLS_ANNOTATIONS, TrafficTarget,
+    SLOW_START, STICKY, Scale, ServiceKey, TLS_ANNOTATIONS, TrafficTarget, slow_start, sticky,
 };
 
 /// The bounds, for those who explain them elsewhere.
@@ -143,6 +143,12 @@ pub fn validate(put: &PutService) -> Result<(), Refusal> {
     if let Some(rate) = put.annotations.get(RATE) {
         let read = rate.parse::<Rate>();
         read.map_err(|error| invalid("annotations", format!("{RATE}: {error}")))?;
+    }
+    if let Some(text) = put.annotations.get(STICKY) {
+        sticky(text).map_err(|help| invalid("annotations", format!("{STICKY}: {help}")))?;
+    }
+    if let Some(text) = put.annotations.get(SLOW_START) {
+        slow_start(text).map_err(|help| invalid("annotations", format!("{SLOW_START}: {help}")))?;
     }
     Ok(())
 }

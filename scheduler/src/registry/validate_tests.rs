@@ -2,7 +2,10 @@
 
 use super::tests::{key, put};
 use super::{PutService, limits, validate};
-use crate::model::{Container, ContainerPort, EnvVar, Preference, Protocol, Schedule, VolumeMount};
+use crate::model::{
+    Container, ContainerPort, EnvVar, Preference, Protocol, SLOW_START, STICKY, Schedule,
+    VolumeMount,
+};
 
 #[test]
 fn what_is_wrong_is_named_as_the_operator_wrote_it() {
@@ -138,6 +141,28 @@ fn annotations_of_our_own_say_what_they_may() {
                 assert!(error.contains(said), "{error}");
             }
         }
+    }
+}
+
+#[test]
+fn what_is_asked_of_the_front_door_is_in_its_words() {
+    let table = [
+        (STICKY, "on", None),
+        (STICKY, "8h", None),
+        (STICKY, "a while", Some("selvedge.dev/sticky: write `on`")),
+        (SLOW_START, "30s", None),
+        (
+            SLOW_START,
+            "1h",
+            Some("selvedge.dev/slow-start: write `off`"),
+        ),
+    ];
+    for (name, text, want) in table {
+        let mut put = put("web", '1');
+        put.annotations.insert(name.to_owned(), text.to_owned());
+        let told = validate(&put).err().map(|refusal| refusal.to_string());
+        let fits = |want: &str| told.as_ref().is_some_and(|t| t.contains(want));
+        assert!(want.map_or(told.is_none(), fits), "{name}={text}: {told:?}");
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::sticky::Sticky;
 use super::{Away, MAX_SCALE, RevisionRoute, Routes, ServiceRoute, Tagged, Unrouted, host};
 use crate::fleet::{Fleet, Member};
 use crate::model::{
@@ -93,6 +94,7 @@ impl Routes {
             address: service.meta.address,
             callers: service.spec.callers.clone(),
             plain_http: service.allows_plain_http(),
+            sticky: None,
         };
         for (percent, tag, wanted) in targets(service) {
             let revision = match takes_requests(state, wanted.as_ref()) {
@@ -119,6 +121,8 @@ impl Routes {
         if route.shares.is_empty() {
             route.unrouted.get_or_insert(Unrouted::NoRevision);
         }
+        let (seconds, uid) = (service.sticky_seconds(), &service.meta.uid);
+        route.sticky = Sticky::new(seconds, uid, &route.shares);
         route
     }
 }
@@ -188,6 +192,7 @@ fn revision_route(
         listens: spec.listen.clone(),
         rate: service.rate(),
         max_scale,
+        slow_start_seconds: service.slow_start_seconds(),
         ready: seen.map_or(0, |s| s.ready),
         starting: seen.map_or(0, |s| s.starting),
         away: seen.map_or_else(Vec::new, |s| s.away.clone()),

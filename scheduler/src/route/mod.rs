@@ -11,6 +11,9 @@ mod host;
 mod inner;
 mod near;
 mod pick;
+pub mod replay;
+mod slow;
+mod sticky;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -25,6 +28,10 @@ use crate::model::{
 pub use host::host_names;
 pub use near::front_doors;
 pub use pick::{LoadView, Pick, last_resort, pick};
+pub use slow::stands;
+pub use sticky::{Chosen, Keep};
+
+use sticky::Sticky;
 
 /// Instances a revision may have over the whole fleet when its service sets no bound.
 pub const MAX_SCALE: u32 = 1000;
@@ -81,6 +88,8 @@ pub struct ServiceRoute {
     callers: Vec<Caller>,
     /// Clients without TLS stay, also where the host has a certificate.
     pub plain_http: bool,
+    /// Clients stay with the revision they met.
+    sticky: Option<Sticky>,
 }
 
 /// Why a service has no revision for a request.
@@ -116,6 +125,8 @@ pub struct RevisionRoute {
     /// How many requests each node's doors take for its service.
     pub rate: Option<Rate>,
     pub max_scale: u32,
+    /// In how many seconds the share of an instance grows after it became ready; 0: at once.
+    pub slow_start_seconds: u32,
     /// Ready instances on live nodes, this one included.
     pub ready: u32,
     /// Instances on their way to ready on live nodes, this one included.

@@ -1,6 +1,6 @@
 //! Which endpoint takes a request: an instance here with room, else the nearest node with room.
 
-use super::{Away, RevisionRoute};
+use super::{Away, RevisionRoute, stands};
 use crate::model::NodeId;
 
 /// Where a request goes.
@@ -19,6 +19,10 @@ pub trait LoadView {
     fn here(&self) -> usize;
     /// Requests in an instance here; `None` when it admits none (closing, or tried in vain).
     fn load(&self, instance: usize) -> Option<u32>;
+    /// For how long the instance has been ready; one that is no newcomer need not say.
+    fn age_millis(&self, _instance: usize) -> u64 {
+        u64::MAX
+    }
     /// The instance failed lately and is better left alone.
     fn ejected_here(&self, instance: usize) -> bool;
     /// Nodes known to have instances that the routes do not show yet, and how many.
@@ -82,22 +86,39 @@ fn has_room(route: &RevisionRoute, in_flight: u32) -> bool {
     route.hard == 0 || in_flight < route.hard
 }
 
-/// The less loaded of two drawn at random; when neither has room, the least loaded of all.
+/// The less loaded of two drawn at random; when neither has room, the least loaded of all. Newcomers that
+/// do not stand for this request are passed over as long as another one here has room.
 fn pick_here(
     route: &RevisionRoute,
     view: &impl LoadView,
     draw: u64,
     trust_ejection: bool,
 ) -> Option<usize> {
-    let count = view.here();
-    if count == 0 {
-        return None;
-    }
     let load = |i: usize| {
         let out = trust_ejection && view.ejected_here(i);
         let load = if out { None } else { view.load(i) };
         load.filter(|n| has_room(route, *n)).map(|n| (n, i))
     };
+    let window = route.slow_start_seconds;
+    if window > 0 {
+        let standing = |i: usize| load(i).filter(|_| stands(view.age_millis(i), window, draw, i));
+        let picked = least_of_two(view.here(), draw, standing);
+        if picked.is_some() {
+            return picked;
+        }
+    }
+    least_of_two(view.here(), draw, load)
+}
+
+/// `load` is an instance's with its number; `None` when it cannot be picked.
+fn least_of_two(
+    count: usize,
+    draw: u64,
+    load: impl Fn(usize) -> Option<(u32, usize)>,
+) -> Option<usize> {
+    if count == 0 {
+        return None;
+    }
     let drawn = |bits: u64| {
         // Multiply-shift maps 32 random bits onto 0..count without a division's bias mattering.
         let scaled = (bits & 0xffff_ffff).saturating_mul(count as u64) >> 32;
@@ -105,7 +126,7 @@ fn pick_here(
     };
     if count > 2 {
         let two = [drawn(draw), drawn(draw >> 32)];
-        if let Some((_, instance)) = two.into_iter().filter_map(load).min_by_key(|(n, _)| *n) {
+        if let Some((_, instance)) = two.into_iter().filter_map(&load).min_by_key(|(n, _)| *n) {
             return Some(instance);
         }
     }

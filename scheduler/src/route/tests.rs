@@ -172,6 +172,8 @@ struct View {
     sent: BTreeMap<u64, u32>,
     tried: Vec<u64>,
     out: Vec<u64>,
+    /// How long instances here have been ready; the rest always were.
+    ages: Vec<u64>,
 }
 
 impl LoadView for View {
@@ -180,6 +182,9 @@ impl LoadView for View {
     }
     fn load(&self, instance: usize) -> Option<u32> {
         self.here[instance]
+    }
+    fn age_millis(&self, instance: usize) -> u64 {
+        self.ages.get(instance).copied().unwrap_or(u64::MAX)
     }
     fn ejected_here(&self, instance: usize) -> bool {
         self.out_here.contains(&instance)
@@ -301,6 +306,100 @@ fn draws_spread_over_instances_here() {
         }
     }
     assert!(seen.iter().all(|n| *n > 50), "{seen:?}");
+}
+
+/// `web` with an instance elsewhere and a slow start of 30 s.
+fn slow() -> RevisionRoute {
+    RevisionRoute {
+        slow_start_seconds: 30,
+        ..RevisionRoute::clone(&two_away(0))
+    }
+}
+
+/// How many of a thousand requests the instances here get.
+fn shares(route: &RevisionRoute, view: &View) -> Vec<u32> {
+    let mut shares = vec![0; view.here.len()];
+    for step in 0..1000u64 {
+        let draw = step.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        match pick(route, view, draw) {
+            Pick::Local(i) => shares[i] += 1,
+            other => panic!("{other:?} with room here"),
+        }
+    }
+    shares
+}
+
+#[test]
+fn a_newcomers_share_grows_and_never_starves() {
+    // A newcomer without a request beside busy ones, which gets all that it stands for.
+    let table = [
+        (0, 100),
+        (7_500, 250),
+        (15_000, 500),
+        (27_000, 900),
+        (30_000, 1000),
+    ];
+    for (age, want) in table {
+        let view = View {
+            here: vec![Some(5), Some(0)],
+            ages: vec![u64::MAX, age],
+            ..View::default()
+        };
+        let got = shares(&slow(), &view)[1];
+        assert!(got.abs_diff(want) <= 45, "{age} ms: {got}, not {want}");
+    }
+    // One of five that are loaded alike, up to its fifth.
+    let mut last = 0;
+    for age in [0, 10_000, 20_000, 30_000] {
+        let view = View {
+            here: vec![Some(1); 5],
+            ages: vec![u64::MAX, u64::MAX, age],
+            ..View::default()
+        };
+        let got = shares(&slow(), &view);
+        assert!(got[2] > last, "{got:?} at {age} ms");
+        assert!(got.iter().all(|share| *share > 0), "{got:?}");
+        last = got[2];
+    }
+    assert!((150..=250).contains(&last), "{last}");
+    // Off, it is as any other.
+    let view = View {
+        here: vec![Some(5), Some(0)],
+        ages: vec![u64::MAX, 0],
+        ..View::default()
+    };
+    assert_eq!(shares(&two_away(0), &view), [0, 1000]);
+}
+
+#[test]
+fn newcomers_are_better_than_nobody_here() {
+    let table = [
+        ("alone", vec![Some(0)], vec![0]),
+        (
+            "all are new",
+            vec![Some(0), Some(1), Some(2)],
+            vec![0, 0, 0],
+        ),
+        (
+            "the others are full",
+            vec![Some(10), Some(10), Some(1)],
+            vec![u64::MAX, u64::MAX, 0],
+        ),
+        (
+            "the others are closing",
+            vec![None, Some(1)],
+            vec![u64::MAX, 0],
+        ),
+    ];
+    for (name, here, ages) in table {
+        let view = View {
+            here,
+            ages,
+            ..View::default()
+        };
+        let got = shares(&slow(), &view);
+        assert_eq!(got.iter().sum::<u32>(), 1000, "{name}");
+    }
 }
 
 #[test]

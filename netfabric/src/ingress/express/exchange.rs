@@ -12,12 +12,13 @@ use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 
 use super::conn::{Conn, Waited};
-use super::request::{self, Ask, Sender};
+use super::request::{self, Ask, Side};
 use super::response::{self, Framing, Garbled, Recipient, Through};
 use super::scratch;
 use crate::ingress::door::MAX_HEAD_BYTES;
 use crate::ingress::headers::{FULL, TIMEOUT};
 use crate::ingress::local::Slot;
+use crate::ingress::replay::Asked;
 use crate::ingress::stream::Stream;
 use crate::ingress::upstream::{Trip, WHOLE_BYTES, connect};
 
@@ -33,6 +34,8 @@ pub(super) enum Failure {
     Stale,
     /// No answer began within the request's time.
     Late,
+    /// The instance, which is named when it is another node's, has it sent elsewhere in the place of answering it.
+    Replay(Asked, Option<InstanceId>),
     /// The client is gone, or an answer that had begun cannot be finished.
     Gone,
 }
@@ -58,7 +61,7 @@ pub(super) struct Errand<'a> {
     /// The head as it goes on.
     pub(super) head: &'a [u8],
     /// Who is asked: what another node's door says of its answer is believed.
-    pub(super) of: Sender,
+    pub(super) of: Side,
 }
 
 /// Sends the request to an instance that admitted it and goes on, until an answer begins.
@@ -224,6 +227,7 @@ fn hear<S: Stream>(
     };
     match heard? {
         Pass::Heard(heard) => Ok(Some(heard)),
+        Pass::Replay(asked, instance) => Err(Failure::Replay(asked, instance)),
         Pass::More if ended => Err(broken(&"within the answer: it ended early")),
         // Interim heads without end.
         Pass::More if early.len() > MAX_EARLY => Err(broken(&"no answer in what it says")),
@@ -238,6 +242,7 @@ fn hear<S: Stream>(
 enum Pass {
     More,
     Heard(Heard),
+    Replay(Asked, Option<InstanceId>),
 }
 
 /// Has the head ready for the client with what is here of the body, unless that is small and not here
@@ -256,7 +261,7 @@ fn pass_head<S: Stream>(
         let Some(answer) = read else {
             return Ok(Pass::More);
         };
-        let instance = if errand.of == Sender::Peer {
+        let instance = if errand.of == Side::Peer {
             believed(answer.told)?
         } else {
             None
@@ -265,6 +270,12 @@ fn pass_head<S: Stream>(
         if answer.is_interim() {
             bytes = body;
             continue;
+        }
+        // Another node's door leaves that to the one that has the client.
+        if let Some(asked) = answer.asked()
+            && matches!(errand.to, Recipient::Client { .. })
+        {
+            return Ok(Pass::Replay(asked, instance));
         }
         let whole = match answer.framing {
             Framing::Length(length) if length <= WHOLE_BYTES => body.len() as u64 >= length,

@@ -2,7 +2,7 @@
 
 use http::Method;
 
-use super::request::{self, Reading, Sender};
+use super::request::{self, Reading, Side};
 use super::response::{self, Answer, Framing, Recipient, Through};
 use crate::ingress::chunks::Chunks;
 use crate::ingress::door::MAX_HEAD_BYTES;
@@ -18,7 +18,7 @@ fn is_longer_than_read(head: &[u8]) -> bool {
 /// sees its end where this one does.
 pub(crate) fn request(bytes: &[u8]) {
     let mut slots = request::slots();
-    let Reading::Plain(plain) = request::read(bytes, &mut slots, Sender::Client) else {
+    let Reading::Plain(plain) = request::read(bytes, &mut slots, Side::Client) else {
         return;
     };
     let framed = strict::framed(bytes);
@@ -29,7 +29,7 @@ pub(crate) fn request(bytes: &[u8]) {
         return;
     }
     let mut slots = request::slots();
-    let Reading::Plain(again) = request::read(&out, &mut slots, Sender::Client) else {
+    let Reading::Plain(again) = request::read(&out, &mut slots, Side::Client) else {
         panic!(
             "what goes on is not plain: {:?}",
             String::from_utf8_lossy(&out)
@@ -45,7 +45,7 @@ pub(crate) fn request(bytes: &[u8]) {
 pub(crate) fn response(bytes: &[u8]) {
     for asked in [Method::GET, Method::HEAD] {
         let mut slots = request::slots();
-        let Ok(Some(answer)) = response::read(bytes, &mut slots, &asked, Sender::Client) else {
+        let Ok(Some(answer)) = response::read(bytes, &mut slots, &asked, Side::Client) else {
             continue;
         };
         assert!(answer.head <= bytes.len());
@@ -65,6 +65,7 @@ fn head(answer: &Answer<'_, '_>, asked: &Method) {
         Recipient::Client {
             id: "ID",
             alternative: b"",
+            cookie: None,
         },
         false,
     );
@@ -72,7 +73,7 @@ fn head(answer: &Answer<'_, '_>, asked: &Method) {
         return;
     }
     let mut slots = request::slots();
-    let again = response::read(&out, &mut slots, asked, Sender::Peer);
+    let again = response::read(&out, &mut slots, asked, Side::Peer);
     let Ok(Some(again)) = again else {
         panic!("{again:?}: {:?}", String::from_utf8_lossy(&out));
     };

@@ -34,7 +34,7 @@ use ulid::Ulid;
 use self::conn::{BODY_TIME, Conn, Waited};
 use self::exchange::{Begun, Errand, Failure, begin, begin_there, finish};
 pub(super) use self::peer::serve as serve_peer;
-use self::request::{Ask, Reading, Sender};
+use self::request::{Ask, Reading, Side};
 use self::response::Recipient;
 use super::body::KEEP_BYTES;
 use super::dispatch::{Called, Quest, Resume, Source};
@@ -42,6 +42,8 @@ use super::door::HEAD_TIME;
 use super::headers::{Caller, PATIENCE, REVISION};
 use super::local::{Guard, Slot};
 use super::problem::Problem;
+use super::replay::Sender;
+use super::sticky::Visitor;
 use super::stream::Stream;
 use super::upstream::{Admission, Trip};
 use super::{Shared, secure};
@@ -88,10 +90,17 @@ impl Upstream for Box<dyn Stream> {
     fn keep(self, _: &Arc<Slot>) {}
 }
 
-fn to_client<'a>(shared: &'a Shared, caller: Caller<'_>, id: &'a str) -> Recipient<'a> {
+fn to_client<'a>(
+    shared: &'a Shared,
+    caller: Caller<'_>,
+    (quest, id): (&'a Quest, &'a str),
+) -> Recipient<'a> {
     let alternative = shared.secure.alternative(caller);
-    let alternative = alternative.map_or(&b""[..], HeaderValue::as_bytes);
-    Recipient::Client { id, alternative }
+    Recipient::Client {
+        id,
+        alternative: alternative.map_or(b"", HeaderValue::as_bytes),
+        cookie: quest.cookie.as_deref(),
+    }
 }
 
 /// What comes after a request.
@@ -184,7 +193,7 @@ impl<S: Stream> Express<S> {
         loop {
             if !self.conn.seen.is_empty() {
                 let mut slots = request::slots();
-                match request::read(&self.conn.seen, &mut slots, Sender::Client) {
+                match request::read(&self.conn.seen, &mut slots, Side::Client) {
                     Reading::Partial => {}
                     Reading::Odd => return Err(Turn::HandOver(None)),
                     Reading::Plain(plain) => {
@@ -239,8 +248,13 @@ impl<S: Stream> Express<S> {
         let arrival = Instant::now();
         self.shared.counters.asked();
         self.shared.retries.earn();
+        let visitor = Visitor {
+            cookies: self.conn.seen.get(ask.cookies.clone()).unwrap_or_default(),
+            secure: self.caller.secure,
+        };
         let (called, client) = (Called::Host(&self.host), self.caller.client());
-        let quest = Quest::of_request(&self.shared, called, client, id, arrival);
+        let begun = (id, arrival);
+        let quest = Quest::of_request(&self.shared, called, visitor, client, begun);
         let mut quest = match quest.await {
             Ok(quest) if quest.route.protocol != Protocol::Http1 => {
                 return hand_over(quest, None);
@@ -262,7 +276,7 @@ impl<S: Stream> Express<S> {
             };
             let failure = match &admission {
                 Admission::Here(guard) if is_plain(&guard.slot) => {
-                    match self.attempt(guard, ask, text).await {
+                    match self.attempt(&quest, guard, (ask, text)).await {
                         Ok(begun) => return self.pass_on(quest, admission, begun).await,
                         Err(failure) => failure,
                     }
@@ -272,10 +286,8 @@ impl<S: Stream> Express<S> {
                     let Some(stream) = self.shared.link.open_now(sent.node) else {
                         return hand_over(quest, Some(admission));
                     };
-                    match self
-                        .attempt_there(&quest, sent.node, stream, ask, text)
-                        .await
-                    {
+                    let there = (sent.node, stream);
+                    match self.attempt_there(&quest, there, (ask, text)).await {
                         Ok(begun) => return self.pass_on(quest, admission, begun).await,
                         Err(failure) => failure,
                     }
@@ -283,6 +295,21 @@ impl<S: Stream> Express<S> {
             };
             match failure {
                 Failure::Gone => return Turn::Close,
+                Failure::Replay(asked, instance) => {
+                    let (node, instance) = match &admission {
+                        Admission::Here(guard) => {
+                            (self.shared.me(), Some(Arc::clone(&guard.slot.id)))
+                        }
+                        Admission::There(sent) => (sent.node, instance.map(Arc::new)),
+                    };
+                    let from = Sender {
+                        route: Arc::clone(&quest.route),
+                        node,
+                        instance,
+                    };
+                    let resume = Resume::sent_on(quest, asked, from);
+                    return Turn::HandOver(Some(Box::new(resume)));
+                }
                 Failure::Late => {
                     return self.fail(quest, &Problem::late(), ask, text).await;
                 }
@@ -320,32 +347,32 @@ impl<S: Stream> Express<S> {
 
     async fn attempt(
         &mut self,
+        quest: &Quest,
         guard: &Guard,
-        ask: &Ask,
-        id: &str,
+        (ask, id): (&Ask, &str),
     ) -> Result<Begun<TcpStream>, Failure> {
         let thawed = guard.slot.thawed().await;
         let still = |e| Trip::Connect(format!("{} stays frozen: {e}", guard.slot.id));
         thawed.map_err(|e| Failure::Trip(still(e)))?;
         let errand = Errand {
             ask,
-            to: to_client(&self.shared, self.caller, id),
+            to: to_client(&self.shared, self.caller, (quest, id)),
             head: &self.onward,
-            of: Sender::Client,
+            of: Side::Client,
         };
-        let begun = begin(&mut self.conn, &guard.slot, &errand).await?;
-        guard.slot.answered();
-        Ok(begun)
+        let begun = begin(&mut self.conn, &guard.slot, &errand).await;
+        if matches!(begun, Ok(_) | Err(Failure::Replay(..))) {
+            guard.slot.answered();
+        }
+        begun
     }
 
     /// The same at another node, which is told what is meant and how long there is.
     async fn attempt_there(
         &mut self,
         quest: &Quest,
-        node: NodeId,
-        stream: Box<dyn Stream>,
-        ask: &Ask,
-        id: &str,
+        (node, stream): (NodeId, Box<dyn Stream>),
+        (ask, id): (&Ask, &str),
     ) -> Result<Begun<Box<dyn Stream>>, Failure> {
         let end = self.onward.len().saturating_sub(END.len());
         self.outward.clear();
@@ -360,15 +387,17 @@ impl<S: Stream> Express<S> {
         );
         let errand = Errand {
             ask,
-            to: to_client(&self.shared, self.caller, id),
+            to: to_client(&self.shared, self.caller, (quest, id)),
             head: &self.outward,
-            of: Sender::Peer,
+            of: Side::Peer,
         };
         let sent = &self.shared.counters.sent_to_peers;
         sent.fetch_add(1, Ordering::Relaxed);
-        let begun = begin_there(&mut self.conn, stream, &errand).await?;
-        self.shared.nodes.of(node).answered();
-        Ok(begun)
+        let begun = begin_there(&mut self.conn, stream, &errand).await;
+        if matches!(begun, Ok(_) | Err(Failure::Replay(..))) {
+            self.shared.nodes.of(node).answered();
+        }
+        begun
     }
 
     /// Passes on what has begun, and writes down that it did.

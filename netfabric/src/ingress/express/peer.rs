@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use http::{HeaderName, StatusCode};
 use scheduler::model::RevisionKey;
+use scheduler::route::replay::Aim;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::conn::{BODY_TIME, Conn, Waited};
 use super::exchange::{Begun, Errand, Failure, begin, finish};
-use super::request::{self, Ask, Reading, Sender, Told};
+use super::request::{self, Ask, Reading, Side};
 use super::response::{self, Recipient};
 use super::{Upstream as _, is_plain};
 use crate::ingress::Shared;
@@ -21,7 +22,7 @@ use crate::ingress::body::KEEP_BYTES;
 use crate::ingress::door::{HEAD_TIME, Phase};
 use crate::ingress::headers::{BROKEN, REFUSED, TIMEOUT};
 use crate::ingress::local::Guard;
-use crate::ingress::peer_door::{TRIES, admit, named, no_room, patience};
+use crate::ingress::peer_door::{Choice, TRIES, admit, meant, named, no_room, patience};
 use crate::ingress::stream::Stream;
 use crate::ingress::upstream::Trip;
 
@@ -29,6 +30,7 @@ use crate::ingress::upstream::Trip;
 struct Plain {
     ask: Ask,
     revision: Option<RevisionKey>,
+    aim: Aim,
     patience: Duration,
     /// The head, as it goes on.
     head: Vec<u8>,
@@ -60,7 +62,10 @@ pub(in crate::ingress) async fn serve<S: Stream>(
     conn.expect_by(Instant::now() + plain.patience);
     let stays = *shared.phase.borrow() < Phase::Parting;
     let answered = match bench.filter(|_| stays) {
-        Some(bench) => answer(&mut conn, &bench, &plain).await,
+        Some(bench) => {
+            let choice = Choice::new(shared, plain.revision.as_ref(), plain.aim.clone());
+            answer(&mut conn, (&bench, &choice), &plain).await
+        }
         None => Err(Some((REFUSED, "not-here"))),
     };
     match answered {
@@ -83,19 +88,17 @@ async fn read<S: Stream>(conn: &mut Conn<S>) -> Option<Plain> {
     conn.expect_by(Instant::now() + HEAD_TIME);
     let plain = loop {
         let mut slots = request::slots();
-        match request::read(&conn.seen, &mut slots, Sender::Peer) {
+        match request::read(&conn.seen, &mut slots, Side::Peer) {
             Reading::Partial => {}
             Reading::Odd => return None,
             Reading::Plain(plain) => {
-                let Told {
-                    revision,
-                    patience: said,
-                } = plain.told();
+                let told = plain.told();
                 let mut head = Vec::new();
                 plain.write_on(&mut head);
                 break Plain {
-                    revision: revision.and_then(named),
-                    patience: patience(said),
+                    revision: told.revision.and_then(named),
+                    aim: meant(told.only, told.not),
+                    patience: patience(told.patience),
                     ask: plain.ask,
                     head,
                 };
@@ -122,15 +125,15 @@ async fn read<S: Stream>(conn: &mut Conn<S>) -> Option<Plain> {
 /// Tries instances here until one answers; others only while nothing was sent.
 async fn answer<S: Stream>(
     conn: &mut Conn<S>,
-    bench: &Bench,
+    (bench, choice): (&Bench, &Choice),
     plain: &Plain,
 ) -> Result<(Guard, Begun<TcpStream>), Option<Refusal>> {
     let mut tried = Vec::new();
     let mut stale = 0;
     loop {
-        let Some(guard) = admit(bench, &tried) else {
+        let Some(guard) = admit(bench, choice, &tried) else {
             let why = if tried.is_empty() {
-                no_room(bench)
+                no_room(bench, choice)
             } else {
                 "not-here"
             };
@@ -141,7 +144,8 @@ async fn answer<S: Stream>(
             Err(failure) => failure,
         };
         match failure {
-            Failure::Gone => return Err(None),
+            // An order of the instance's goes on with its answer.
+            Failure::Gone | Failure::Replay(..) => return Err(None),
             Failure::Late => return Err(Some((BROKEN, TIMEOUT))),
             // A kept connection was closed as it was used, which is nobody's fault.
             Failure::Stale if plain.ask.method.is_idempotent() && stale < TRIES => stale += 1,
@@ -172,7 +176,7 @@ async fn attempt<S: Stream>(
         ask: &plain.ask,
         to: Recipient::Peer(&guard.slot.id.0),
         head: &plain.head,
-        of: Sender::Client,
+        of: Side::Client,
     };
     let begun = begin(conn, &guard.slot, &errand).await?;
     guard.slot.answered();

@@ -3,12 +3,16 @@
 //! what to do with it. Nothing here forgives: what is accepted is rebuilt, never copied raw.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use http::{HeaderName, Method};
 use httparse::{Header, ParserConfig, Request, Status};
 
 use crate::ingress::door::MAX_HEAD_BYTES;
-use crate::ingress::headers::{ADDED_BYTES, ADDED_HEADERS, MAX_HEADERS, PATIENCE, REVISION};
+use crate::ingress::headers::{
+    ADDED_BYTES, ADDED_HEADERS, MAX_HEADERS, NOT, ONLY, PATIENCE, REVISION,
+};
+use crate::ingress::replay;
 use crate::ingress::strict::{length, lines_end_well};
 
 /// Room for the headers of one head.
@@ -43,11 +47,14 @@ pub(super) struct Plain<'h, 'b> {
 pub(super) struct Told<'b> {
     pub(super) revision: Option<&'b [u8]>,
     pub(super) patience: Option<&'b [u8]>,
+    /// Which instance is meant, and which is not.
+    pub(super) only: Option<&'b [u8]>,
+    pub(super) not: Option<&'b [u8]>,
 }
 
 /// Who sends a head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Sender {
+pub(super) enum Side {
     /// Or an instance, which is as little ours.
     Client,
     /// Another node's door: it has vetted the request and said whose it is.
@@ -60,7 +67,7 @@ pub(super) struct Bounds {
     pub(super) bytes: usize,
 }
 
-impl Sender {
+impl Side {
     pub(super) fn bounds(self) -> Bounds {
         match self {
             Self::Client => Bounds {
@@ -87,13 +94,15 @@ pub(super) struct Ask {
     pub(super) keep: bool,
     /// It would rather have JSON.
     pub(super) json: bool,
+    /// Where its cookies are, in the client's bytes.
+    pub(super) cookies: Range<usize>,
 }
 
 /// Reads the head at the beginning of `bytes`.
 pub(super) fn read<'h, 'b>(
     bytes: &'b [u8],
     slots: &'h mut Slots<'b>,
-    from: Sender,
+    from: Side,
 ) -> Reading<'h, 'b> {
     let mut request = Request::new(&mut []);
     let parsed =
@@ -116,34 +125,35 @@ pub(super) fn read<'h, 'b>(
     if !is_small || !lines_end_well(&bytes[..head]) || !is_plain_target(target) {
         return Reading::Odd;
     }
-    sift((method, target), head, headers, from).map_or(Reading::Odd, Reading::Plain)
+    sift((method, target), (bytes, head), headers, from).map_or(Reading::Odd, Reading::Plain)
 }
 
 /// Looks at each header; `None` when one is not plain.
 fn sift<'h, 'b>(
     (method, target): (&str, &'b str),
-    head: usize,
+    (bytes, head): (&'b [u8], usize),
     headers: &'h mut [Header<'b>],
-    from: Sender,
+    from: Side,
 ) -> Option<Plain<'h, 'b>> {
     let mut host = None;
     let mut told = Told::default();
-    let mut cookies = 0;
+    let mut cookies = None;
     let mut ask = Ask {
         method: plain_method(method)?,
         head,
         body: None,
         keep: true,
         json: false,
+        cookies: 0..0,
     };
     for header in headers.iter_mut() {
         match kind(header.name) {
             Kind::Passes => continue,
-            Kind::Proxy if from == Sender::Peer => continue,
-            Kind::Ours if from == Sender::Peer => told.note(header),
+            Kind::Proxy if from == Side::Peer => continue,
+            Kind::Ours if from == Side::Peer => told.note(header),
             Kind::Ends | Kind::Proxy | Kind::Ours => {}
-            Kind::Cookie if cookies == 0 => {
-                cookies = 1;
+            Kind::Cookie if cookies.is_none() => {
+                cookies = Some(header.value);
                 continue;
             }
             Kind::Accept => {
@@ -159,6 +169,10 @@ fn sift<'h, 'b>(
         header.name = "";
     }
     let host = host?;
+    if let Some(value) = cookies {
+        let start = value.as_ptr().addr().saturating_sub(bytes.as_ptr().addr());
+        ask.cookies = start..start + value.len();
+    }
     Some(Plain {
         host,
         ask,
@@ -175,6 +189,10 @@ impl<'b> Told<'b> {
             self.revision = Some(header.value);
         } else if is(&PATIENCE) {
             self.patience = Some(header.value);
+        } else if is(&ONLY) {
+            self.only = Some(header.value);
+        } else if is(&NOT) {
+            self.not = Some(header.value);
         }
     }
 }
@@ -266,6 +284,7 @@ fn kind(name: &str) -> Kind {
         10 if is("connection") => Kind::Connection,
         10 if is("keep-alive") => Kind::Ends,
         12 if is("x-request-id") => Kind::Proxy,
+        14 | 17 | 19 | 22 if replay::is_told(name) => Kind::Proxy,
         14 if is("content-length") => Kind::Length,
         14 if is("http2-settings") => Kind::Odd,
         16 if is("proxy-connection") => Kind::Ends,
@@ -327,7 +346,7 @@ mod tests {
     /// What goes on of a plain request; `None` for an odd one.
     fn onward(head: &str) -> Option<String> {
         let mut slots = slots();
-        match read(head.as_bytes(), &mut slots, Sender::Client) {
+        match read(head.as_bytes(), &mut slots, Side::Client) {
             Reading::Plain(plain) => {
                 let mut out = Vec::new();
                 plain.write(&mut out, ("192.0.2.1", "http"), "ID");
@@ -373,6 +392,11 @@ mod tests {
             ),
             (
                 "GET / HTTP/1.1",
+                "Fly-Replay-Src: a\r\nselvedge-replay-failed: b\r\nselvedge-replay-src: c\r\n",
+                "",
+            ),
+            (
+                "GET / HTTP/1.1",
                 "proxy-authorization: x\r\nx-y:  spaced \t\r\n",
                 "x-y: spaced\r\n",
             ),
@@ -394,7 +418,7 @@ mod tests {
         let Reading::Plain(plain) = read(
             b"GET / HTTP/1.1\r\nhost: h\r\n\r\n",
             &mut slots,
-            Sender::Client,
+            Side::Client,
         ) else {
             panic!("a plain head");
         };
@@ -453,7 +477,7 @@ mod tests {
         let long = format!("GET / HTTP/1.1\r\nhost: h\r\nx: {long}");
         let mut slots = slots();
         assert!(matches!(
-            read(long.as_bytes(), &mut slots, Sender::Client),
+            read(long.as_bytes(), &mut slots, Side::Client),
             Reading::Odd
         ));
     }
@@ -463,16 +487,32 @@ mod tests {
         let head = "GET / HTTP/1.1\r\nhost: h\r\nx: y\r\n\r\n";
         for end in 0..head.len() {
             let mut slots = slots();
-            let reading = read(&head.as_bytes()[..end], &mut slots, Sender::Client);
+            let reading = read(&head.as_bytes()[..end], &mut slots, Side::Client);
             assert!(matches!(reading, Reading::Partial), "{end}");
         }
         let both = format!("{head}{head}");
         let mut slots = slots();
-        let Reading::Plain(plain) = read(both.as_bytes(), &mut slots, Sender::Client) else {
+        let Reading::Plain(plain) = read(both.as_bytes(), &mut slots, Side::Client) else {
             panic!("a plain head");
         };
         assert_eq!(plain.ask.head, head.len(), "the next one is not its own");
         assert!(plain.ask.keep && plain.ask.body.is_none());
+    }
+
+    #[test]
+    fn cookies_are_found_where_they_are() {
+        let cookies = |bytes: &[u8]| {
+            let mut slots = slots();
+            let Reading::Plain(plain) = read(bytes, &mut slots, Side::Client) else {
+                panic!("a plain head");
+            };
+            let found = bytes.get(plain.ask.cookies).unwrap_or_default();
+            String::from_utf8(found.to_vec()).unwrap()
+        };
+        let with = b"GET / HTTP/1.1\r\nhost: h\r\nCookie:  a=1; b=2 \r\nx: y\r\n\r\n";
+        assert_eq!(cookies(with), "a=1; b=2");
+        assert_eq!(cookies(b"GET / HTTP/1.1\r\nhost: h\r\ncookie:\r\n\r\n"), "");
+        assert_eq!(cookies(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n"), "");
     }
 
     /// Pieces of heads, among them all that smuggling is done with.
@@ -511,7 +551,7 @@ mod tests {
         fn what_is_plain_is_written_in_one_way_only(pieces in proptest::collection::vec(piece(), 0..6)) {
             let head = format!("POST /x HTTP/1.1\r\nhost: h\r\n{}\r\n", pieces.concat());
             let mut own = slots();
-            if let Reading::Plain(plain) = read(head.as_bytes(), &mut own, Sender::Client) {
+            if let Reading::Plain(plain) = read(head.as_bytes(), &mut own, Side::Client) {
                 let mut out = Vec::new();
                 plain.write(&mut out, ("192.0.2.1", "http"), "ID");
                 let mut headers = [httparse::EMPTY_HEADER; 64];
@@ -532,7 +572,7 @@ mod tests {
         #[test]
         fn nothing_breaks_it(bytes: Vec<u8>) {
             let mut own = slots();
-            if let Reading::Plain(plain) = read(&bytes, &mut own, Sender::Client) {
+            if let Reading::Plain(plain) = read(&bytes, &mut own, Side::Client) {
                 proptest::prop_assert!(plain.ask.head <= bytes.len());
             }
         }

@@ -4,9 +4,10 @@
 use http::{HeaderName, Method, StatusCode};
 use httparse::{Header, ParserConfig, Response, Status};
 
-use super::request::{Sender, Slots};
+use super::request::{Side, Slots};
 use crate::ingress::chunks::{Chunks, Malformed};
 use crate::ingress::headers::{BROKEN, INSTANCE, REFUSED};
+use crate::ingress::replay::{self, Asked};
 use crate::ingress::strict::length;
 
 /// Why an answer is none.
@@ -37,6 +38,8 @@ pub(super) struct Answer<'h, 'b> {
     pub(super) told: Told<'b>,
     has_date: bool,
     has_alternative: bool,
+    /// What is said in the place of an answer.
+    order: Option<(usize, &'b [u8])>,
     headers: &'h [Header<'b>],
 }
 
@@ -68,7 +71,12 @@ impl<'b> Told<'b> {
 pub(super) enum Recipient<'a> {
     /// The client that asked, under this id. Where the instance says nothing of such, it is told of another way
     /// to come (`Alt-Svc`).
-    Client { id: &'a str, alternative: &'a [u8] },
+    Client {
+        id: &'a str,
+        alternative: &'a [u8],
+        /// What it is told of a split, with the answer.
+        cookie: Option<&'a str>,
+    },
     /// Another node's door, which is told which instance answered.
     Peer(&'a str),
 }
@@ -88,7 +96,7 @@ pub(super) fn read<'h, 'b>(
     bytes: &'b [u8],
     slots: &'h mut Slots<'b>,
     asked: &Method,
-    from: Sender,
+    from: Side,
 ) -> Result<Option<Answer<'h, 'b>>, Garbled> {
     let mut response = Response::new(&mut []);
     let parsed = ParserConfig::default()
@@ -129,6 +137,7 @@ pub(super) fn read<'h, 'b>(
         told: said.told,
         has_date: said.has_date,
         has_alternative: said.has_alternative,
+        order: said.order,
         headers: response.headers,
     }))
 }
@@ -142,6 +151,20 @@ struct Said<'b> {
     close: bool,
     has_date: bool,
     has_alternative: bool,
+    order: Option<(usize, &'b [u8])>,
+}
+
+impl<'b> Said<'b> {
+    /// Whether the header is an order: of two, ours counts before its alias.
+    fn orders(&mut self, name: &str, value: &'b [u8]) -> bool {
+        let by = replay::is_order(name);
+        if let Some(by) = by
+            && self.order.is_none_or(|(before, _)| by < before)
+        {
+            self.order = Some((by, value));
+        }
+        by.is_some()
+    }
 }
 
 fn sift<'b>(headers: &mut [Header<'b>]) -> Result<Said<'b>, Garbled> {
@@ -165,7 +188,8 @@ fn sift<'b>(headers: &mut [Header<'b>]) -> Result<Said<'b>, Garbled> {
                 said.close |= connection(header.value, &mut named);
                 true
             }
-            10 => is("keep-alive"),
+            10 if is("keep-alive") => true,
+            10 | 15 => said.orders(header.name, header.value),
             12 => is("x-request-id"),
             14 if is("content-length") => {
                 let length = length(header.value).ok_or(Garbled::Framing)?;
@@ -223,6 +247,13 @@ impl Answer<'_, '_> {
         self.status < 200
     }
 
+    /// Where the instance has the request sent in the place of answering it.
+    pub(super) fn asked(&self) -> Option<Asked> {
+        let (by, order) = self.order?;
+        let order = String::from_utf8_lossy(order).into_owned();
+        Some(Asked { by, order })
+    }
+
     /// Writes the head as the recipient gets it.
     pub(super) fn write(&self, out: &mut Vec<u8>, to: Recipient<'_>, close: bool) {
         status_line(out, self.status);
@@ -243,7 +274,14 @@ impl Answer<'_, '_> {
             Framing::Empty(None) => {}
         }
         match to {
-            Recipient::Client { id, alternative } => {
+            Recipient::Client {
+                id,
+                alternative,
+                cookie,
+            } => {
+                if let Some(cookie) = cookie {
+                    put(&[b"set-cookie: ", cookie.as_bytes(), b"\r\n"]);
+                }
                 put(&[b"x-request-id: ", id.as_bytes(), b"\r\n"]);
                 if !self.has_alternative && !alternative.is_empty() {
                     put(&[b"alt-svc: ", alternative, b"\r\n"]);
@@ -253,6 +291,9 @@ impl Answer<'_, '_> {
                 let name = INSTANCE;
                 let name = name.as_str().as_bytes();
                 put(&[name, b": ", instance.as_bytes(), b"\r\n"]);
+                if let Some((by, order)) = self.order {
+                    put(&[replay::order_name(by).as_bytes(), b": ", order, b"\r\n"]);
+                }
             }
         }
         last_lines(out, !self.has_date, close);
@@ -445,13 +486,13 @@ mod tests {
         for (line, headers, want) in table {
             let head = format!("{line}\r\n{headers}\r\n\r\n");
             let mut slots = slots();
-            let answer = read(head.as_bytes(), &mut slots, &Method::GET, Sender::Client);
+            let answer = read(head.as_bytes(), &mut slots, &Method::GET, Side::Client);
             let got = answer.map(|a| a.map(|a| (a.framing, a.keep)).unwrap());
             assert_eq!(got, *want, "{head:?}");
         }
         let head = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n";
         let mut slots = slots();
-        let answer = read(head, &mut slots, &Method::HEAD, Sender::Client)
+        let answer = read(head, &mut slots, &Method::HEAD, Side::Client)
             .unwrap()
             .unwrap();
         assert_eq!(answer.framing, Framing::Empty(Some(5)));
@@ -463,16 +504,51 @@ mod tests {
             keep-alive: 5\r\nx-selvedge-refused: a lie\r\nx-request-id: another\r\nset-cookie: a\r\n\
             set-cookie: b\r\ntrailer: x\r\nContent-Length: 007\r\n\r\n";
         let mut slots = slots();
-        let answer = read(head.as_bytes(), &mut slots, &Method::GET, Sender::Client);
+        let answer = read(head.as_bytes(), &mut slots, &Method::GET, Side::Client);
         let mut out = Vec::new();
         let to = Recipient::Client {
             id: "ID",
             alternative: b"",
+            cookie: Some("c"),
         };
         answer.unwrap().unwrap().write(&mut out, to, true);
         let want = "HTTP/1.1 201 Created\r\nDate: today\r\nset-cookie: a\r\nset-cookie: b\r\n\
-            content-length: 7\r\nx-request-id: ID\r\nconnection: close\r\n\r\n";
+            content-length: 7\r\nset-cookie: c\r\nx-request-id: ID\r\nconnection: close\r\n\r\n";
         assert_eq!(String::from_utf8(out).unwrap(), want);
+    }
+
+    #[test]
+    fn an_order_is_read_and_does_not_go_on() {
+        let table = [
+            ("fly-replay: region=a", Some((1, "region=a"))),
+            ("Selvedge-Replay: region=b", Some((0, "region=b"))),
+            (
+                "fly-replay: region=a\r\nselvedge-replay: region=b",
+                Some((0, "region=b")),
+            ),
+            (
+                "selvedge-replay: region=b\r\nFly-Replay: region=a",
+                Some((0, "region=b")),
+            ),
+            ("fly-replays: region=a", None),
+        ];
+        for (headers, want) in table {
+            let head = format!("HTTP/1.1 200 OK\r\n{headers}\r\ncontent-length: 0\r\n\r\n");
+            let mut slots = slots();
+            let answer = read(head.as_bytes(), &mut slots, &Method::GET, Side::Client);
+            let answer = answer.unwrap().unwrap();
+            let asked = answer.asked().map(|asked| (asked.by, asked.order));
+            assert_eq!(asked, want.map(|(by, order)| (by, order.to_owned())));
+            let mut out = Vec::new();
+            let to = Recipient::Client {
+                id: "ID",
+                alternative: b"",
+                cookie: None,
+            };
+            answer.write(&mut out, to, false);
+            let out = String::from_utf8(out).unwrap();
+            assert!(want.is_none() || !out.contains("region"), "{out}");
+        }
     }
 
     #[test]

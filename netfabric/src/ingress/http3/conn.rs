@@ -92,16 +92,13 @@ impl Client {
             }
             tokio::select! {
                 accepted = self.library.accept(), if !self.gone => {
-                    match (accepted?, self.requests.latest()) {
-                        (Some(resolver), Some(watch)) => {
-                            self.idle_since = None;
-                            let (shared, quic) = (Arc::clone(&self.shared), self.quic.clone());
-                            self.under_way.spawn(request::serve(shared, quic, resolver, watch));
-                        }
-                        _ => {
-                            self.gone = true;
-                            self.leaving = Leaving::Last;
-                        }
+                    if let (Some(resolver), Some(watch)) = (accepted?, self.requests.latest()) {
+                        self.idle_since = None;
+                        let (shared, quic) = (Arc::clone(&self.shared), self.quic.clone());
+                        self.under_way.spawn(request::serve(shared, quic, resolver, watch));
+                    } else {
+                        self.gone = true;
+                        self.leaving = Leaving::Last;
                     }
                 }
                 Some(ended) = self.under_way.join_next() => {
@@ -155,7 +152,7 @@ async fn due(leaving: Leaving, idle_since: Option<Instant>, phase: &mut watch::R
             let closing = async {
                 // An error: the door is gone, which `run` hears.
                 if phase.wait_for(|p| *p >= Phase::Leaving).await.is_err() {
-                    pending().await
+                    pending::<()>().await;
                 }
             };
             let idle = async {

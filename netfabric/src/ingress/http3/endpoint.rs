@@ -36,13 +36,12 @@ pub(in crate::ingress) fn open(
     server
         .transport_config(Arc::new(transport_config()))
         .max_incoming(HALF_OPEN_MAX);
-    let socket = match kept.udp(addr) {
-        Some(handed) => handed,
-        None => {
-            let socket = udp_socket(addr)?;
-            kept.keep(true, addr, &socket);
-            socket
-        }
+    let socket = if let Some(handed) = kept.udp(addr) {
+        handed
+    } else {
+        let socket = udp_socket(addr)?;
+        kept.keep(true, addr, &socket);
+        socket
     };
     let runtime = quinn::default_runtime();
     let runtime = runtime.ok_or_else(|| io::Error::other("there is no async runtime"))?;

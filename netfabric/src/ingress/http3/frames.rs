@@ -280,12 +280,12 @@ mod tests {
 
     #[test]
     fn what_would_break_the_library_does_not_reach_it() {
+        type Want = Result<Vec<u8>, Fault>;
         let long = [&[0x01, 0x80, 0x01, 0x00, 0x01][..], &[0; 64]].concat();
         let head = frame(1, b"section");
         let again = [&head[..], &long].concat();
         let push = [0x05, 0xbf, 0xff, 0xff, 0xff];
         let cut = [&head[..], &frame(0, b"body")[..5]].concat();
-        type Want = Result<Vec<u8>, Fault>;
         let requests: &[(&[u8], Want)] = &[
             (&long, Ok(b"431".to_vec())),
             (&again, Err(Fault::Long)),

@@ -62,7 +62,7 @@ pub(super) async fn serve(
         }
     };
     watch.begin();
-    let Some(length) = length_of(&request) else {
+    let Ok(length) = length_of(&request) else {
         stream.stop_sending(Code::H3_MESSAGE_ERROR);
         stream.stop_stream(Code::H3_MESSAGE_ERROR);
         return Ended::ByClient;
@@ -110,9 +110,12 @@ async fn told(broken: oneshot::Receiver<Code>) -> Code {
     }
 }
 
-/// The length that a head names, if it does; `None` when the request is malformed (RFC 9114, 4.1.2 and
-/// 4.2): a length that is none, or what belongs to connections of HTTP/1.
-fn length_of<B>(request: &Request<B>) -> Option<Option<u64>> {
+/// A length that is none, or what belongs to connections of HTTP/1 (RFC 9114, 4.1.2 and 4.2).
+#[derive(Debug, PartialEq, Eq)]
+struct Malformed;
+
+/// The length that a head names, if it does.
+fn length_of<B>(request: &Request<B>) -> Result<Option<u64>, Malformed> {
     const OF_CONNECTIONS: [HeaderName; 5] = [
         CONNECTION,
         TRANSFER_ENCODING,
@@ -124,13 +127,13 @@ fn length_of<B>(request: &Request<B>) -> Option<Option<u64>> {
     let trailers = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"trailers");
     let foreign = OF_CONNECTIONS.iter().any(|name| headers.contains_key(name));
     if foreign || !headers.get_all(TE).iter().all(trailers) {
-        return None;
+        return Err(Malformed);
     }
     let mut named = headers.get_all(CONTENT_LENGTH).iter();
     match (named.next(), named.next()) {
-        (None, _) => Some(None),
-        (Some(value), None) => length(value.as_bytes()).map(Some),
-        (Some(_), Some(_)) => None,
+        (None, _) => Ok(None),
+        (Some(value), None) => length(value.as_bytes()).map(Some).ok_or(Malformed),
+        (Some(_), Some(_)) => Err(Malformed),
     }
 }
 
@@ -201,18 +204,22 @@ mod tests {
 
     #[test]
     fn what_a_head_may_not_say() {
-        let table: &[(&[(&str, &str)], Option<Option<u64>>)] = &[
-            (&[], Some(None)),
-            (&[("content-length", "5")], Some(Some(5))),
-            (&[("te", "trailers"), ("x", "y")], Some(None)),
-            (&[("content-length", "5"), ("content-length", "5")], None),
-            (&[("content-length", "+5")], None),
-            (&[("te", "gzip")], None),
-            (&[("connection", "close")], None),
-            (&[("transfer-encoding", "chunked")], None),
-            (&[("upgrade", "websocket")], None),
-            (&[("keep-alive", "5")], None),
-            (&[("proxy-connection", "x")], None),
+        type Lines<'a> = &'a [(&'a str, &'a str)];
+        let table: &[(Lines<'_>, Result<Option<u64>, Malformed>)] = &[
+            (&[], Ok(None)),
+            (&[("content-length", "5")], Ok(Some(5))),
+            (&[("te", "trailers"), ("x", "y")], Ok(None)),
+            (
+                &[("content-length", "5"), ("content-length", "5")],
+                Err(Malformed),
+            ),
+            (&[("content-length", "+5")], Err(Malformed)),
+            (&[("te", "gzip")], Err(Malformed)),
+            (&[("connection", "close")], Err(Malformed)),
+            (&[("transfer-encoding", "chunked")], Err(Malformed)),
+            (&[("upgrade", "websocket")], Err(Malformed)),
+            (&[("keep-alive", "5")], Err(Malformed)),
+            (&[("proxy-connection", "x")], Err(Malformed)),
         ];
         for (headers, want) in table {
             let mut request = Request::builder();

@@ -216,12 +216,11 @@ impl quic::RecvStream for Reading {
                 Err(fault) => return Poll::Ready(Err(self.fault(fault))),
             }
             let read = pin!(self.recv.read_chunk(usize::MAX, true)).poll(cx);
-            match ready!(read).map_err(unread)? {
-                Some(chunk) => self.chunk = chunk.bytes,
-                None => {
-                    self.frames.end().map_err(|fault| self.fault(fault))?;
-                    self.over = true;
-                }
+            if let Some(chunk) = ready!(read).map_err(unread)? {
+                self.chunk = chunk.bytes;
+            } else {
+                self.frames.end().map_err(|fault| self.fault(fault))?;
+                self.over = true;
             }
         }
     }

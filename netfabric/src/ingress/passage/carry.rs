@@ -18,6 +18,7 @@ use super::super::dispatch::{Called, Quest, Source};
 use super::super::introduced;
 use super::super::local::Guard;
 use super::super::problem::{Code, Problem};
+use super::super::sticky::Visitor;
 use super::super::stream::Conduit;
 use super::super::upstream::{Admission, OPEN_STREAM, Trip, connect_to};
 use super::Way;
@@ -82,7 +83,8 @@ pub(in super::super) async fn carry(shared: Arc<Shared>, client: Box<dyn Conduit
 pub(super) async fn reach(shared: &Arc<Shared>, way: &Way) -> Result<Reached, Code> {
     let arrival = Instant::now();
     let called = Called::Service(&way.service);
-    let quest = Quest::new(shared, called, Ulid::generate(), arrival).await;
+    let asked = (Ulid::generate(), arrival);
+    let quest = Quest::new(shared, called, Visitor::default(), asked).await;
     let mut quest = quest.map_err(|problem| told(shared, way, &problem))?;
     match search(&mut quest, way).await {
         Ok((reached, source)) => {

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use scheduler::route::replay::Aim;
 use tokio::time::timeout;
 
 use super::super::Shared;
 use super::super::bench::Bench;
 use super::super::door::Phase;
 use super::super::local::Guard;
-use super::super::peer_door::{PeerDoor, admit};
+use super::super::peer_door::{Choice, PeerDoor, admit};
 use super::super::stream::Conduit;
 use super::super::upstream::Trip;
 use super::carry::{End, here};
@@ -83,10 +84,11 @@ async fn pass(shared: &Shared, stream: Box<dyn Conduit>, end: End, wish: &OpenPa
 async fn find(shared: &Shared, wish: &OpenPassage) -> Result<(End, Guard), PassageAnswer> {
     let bench = shared.local.find(&wish.revision);
     let bench: Arc<Bench> = bench.ok_or(PassageAnswer::NotHere)?;
+    let choice = Choice::new(shared, Some(&wish.revision), Aim::default());
     let mut refusal = PassageAnswer::NotHere;
     let mut tried = Vec::new();
     while tried.len() < TRIES {
-        let Some(guard) = admit(&bench, &tried) else {
+        let Some(guard) = admit(&bench, &choice, &tried) else {
             if tried.is_empty() && bench.open_here() > 0 {
                 refusal = PassageAnswer::Full;
             }

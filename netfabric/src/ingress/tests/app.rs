@@ -23,8 +23,10 @@ type Body = BoxBody<Bytes, Infallible>;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Serves until dropped. Paths: `/` its name, `/headers` what it was sent, `/echo` the body back
-/// with its trailers, `/whole` the body's length, `/slow/MS`, `/trailers`, `/stream/COUNT`, `/upgrade` an echo of bytes,
-/// `/reset` breaks off, `/flaky` breaks off the first time only.
+/// with its trailers, `/whole` the body once all of it was read, `/slow/MS`, `/trailers`, `/stream/COUNT`,
+/// `/upgrade` an echo of bytes, `/reset` breaks off, `/flaky` breaks off the first time only. A request
+/// with `x-order` is sent on as it says, under the name in `x-by`, unless it is a replay; `/loop` is sent
+/// on always, and `/whole` after all of the body was read.
 pub struct App {
     pub addr: SocketAddr,
     pub seen: Arc<Seen>,
@@ -114,6 +116,28 @@ async fn counted(
 }
 
 async fn respond(name: &str, path: &str, mut request: Request<Incoming>) -> Response<Body> {
+    if let Some(order) = request.headers().get("x-order").cloned() {
+        let told = [
+            "selvedge-replay-src",
+            "fly-replay-src",
+            "selvedge-replay-failed",
+        ];
+        let is_replay = told
+            .iter()
+            .any(|name| request.headers().contains_key(*name));
+        if path == "/whole" && !is_replay {
+            request.body_mut().collect().await.unwrap();
+        }
+        if path == "/loop" || !is_replay {
+            let by = request.headers().get("x-by").cloned();
+            let by = by.map_or("selvedge-replay".to_owned(), |by| {
+                by.to_str().unwrap().to_owned()
+            });
+            let response = Response::builder().status(409).header(by, order);
+            let body = Full::new(Bytes::from("not for clients")).boxed();
+            return response.body(body).unwrap();
+        }
+    }
     if let Some(millis) = path.strip_prefix("/slow/") {
         sleep(Duration::from_millis(millis.parse().unwrap())).await;
         return text(name);
@@ -138,7 +162,7 @@ async fn respond(name: &str, path: &str, mut request: Request<Incoming>) -> Resp
             response
         }
         "/whole" => match request.into_body().collect().await {
-            Ok(body) => text(&body.to_bytes().len().to_string()),
+            Ok(body) => Response::new(Full::new(body.to_bytes()).boxed()),
             Err(_) => text("broken off"),
         },
         "/trailers" => {

@@ -163,3 +163,27 @@ async fn who_calls_is_looked_up_once_and_whether_it_may_at_every_request() {
         (3, 2, 1)
     );
 }
+
+/// Whom a service lets in does not come by it to its neighbours.
+#[tokio::test]
+async fn a_replay_of_a_call_goes_only_where_its_caller_is_let_in() {
+    let deployed = Deployed {
+        callers: vec!["shop/*".parse().unwrap()],
+        beside: vec![
+            ("default", "open", vec!["shop/api".parse().unwrap()]),
+            ("default", "closed", vec!["default/web".parse().unwrap()]),
+        ],
+        ..Deployed::default()
+    };
+    let world = World::one(deployed).await;
+    is(&world, "shop");
+    for (app, want) in [("open", "HTTP/1.1 200"), ("closed", "HTTP/1.1 403")] {
+        let ask = format!(
+            "GET / HTTP/1.1\r\nhost: web\r\nx-order: app={app}\r\nconnection: close\r\n\r\n"
+        );
+        let heard = call(&world, 80, &ask).await.unwrap();
+        assert!(heard.starts_with(want), "{app}: {heard}");
+        let code = heard.contains("x-selvedge-error: caller-refused");
+        assert_eq!(code, app == "closed", "{heard}");
+    }
+}

@@ -8,10 +8,13 @@ mod http3;
 mod hygiene;
 mod introduced;
 mod inward;
+mod newcomers;
 mod passage;
 mod peers;
 mod rates;
+mod replay;
 mod slow;
+mod sticky;
 mod tls;
 mod warm;
 

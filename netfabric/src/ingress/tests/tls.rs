@@ -146,6 +146,31 @@ async fn both_versions_of_http_are_served_and_the_app_is_told() {
     assert_eq!(world.ingress().counts().handshakes, 2);
 }
 
+#[tokio::test]
+async fn a_splits_cookie_goes_only_where_it_came_from() {
+    let deployed = Deployed {
+        split: vec![50, 50],
+        sticky: Some("on"),
+        ..Deployed::default()
+    };
+    let world = World::one(deployed).await;
+    let _apps = [
+        world.run(1, "web-00001-a").await,
+        world.run(1, "web-00002-b").await,
+    ];
+    let cert = made(&["*.edge.test"]);
+    cert.on(&world);
+    let client = cert.client(&["http/1.1"]);
+    // By the express way and, for its `te`, by the general one.
+    for te in ["", "trailers"] {
+        let stream = connect(door(&world), WEB, &client).await.unwrap();
+        let asked = request("/").header(if te.is_empty() { "x-none" } else { "te" }, te);
+        let reply = h1(stream, asked.body(body("")).unwrap()).await;
+        let told = reply.header("set-cookie");
+        assert!(told.ends_with("; HttpOnly; SameSite=Lax; Secure"), "{told}");
+    }
+}
+
 /// What TLS holds back must go out all the same, and what a client sends while it is answered too.
 #[tokio::test]
 async fn large_bodies_pass_whole_both_ways() {

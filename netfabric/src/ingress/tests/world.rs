@@ -10,7 +10,8 @@ use scheduler::fleet::Member;
 use scheduler::model::{
     Caller, Container, ImagePin, InstanceId, InstanceReport, InstanceState, Listen, Meta, Name,
     NodeRecord, PLAIN_HTTP, Protocol, RATE, Resources, Revision, RevisionKey, RevisionSpec,
-    RevisionState, Scale, Service, ServiceKey, ServiceStatus, UnixMs,
+    RevisionState, SLOW_START, STICKY, Scale, Service, ServiceKey, ServiceStatus, TrafficTarget,
+    UnixMs,
 };
 
 use super::super::*;
@@ -50,6 +51,14 @@ pub struct Deployed {
     pub plain_http: bool,
     pub rate: Option<&'static str>,
     pub introduced: bool,
+    /// Shares of the first, second, … revision; without any there is one.
+    pub split: Vec<u32>,
+    pub sticky: Option<&'static str>,
+    pub slow_start: Option<&'static str>,
+    /// Other services: their namespace, name, and who may call them.
+    pub beside: Vec<(&'static str, &'static str, Vec<Caller>)>,
+    /// Of the first, second, … node; `here` without.
+    pub regions: Vec<&'static str>,
 }
 
 impl Default for Deployed {
@@ -66,6 +75,11 @@ impl Default for Deployed {
             plain_http: false,
             rate: None,
             introduced: false,
+            split: vec![],
+            sticky: None,
+            slow_start: None,
+            beside: vec![],
+            regions: vec![],
         }
     }
 }
@@ -110,7 +124,7 @@ impl Deployed {
                 target: self.target,
                 ..Scale::default()
             },
-            traffic: vec![],
+            traffic: self.traffic(),
             status: ServiceStatus {
                 latest_created: Some(revision.key.clone()),
                 latest_ready: ready.then(|| revision.key.clone()),
@@ -121,7 +135,34 @@ impl Deployed {
             ..State::default()
         };
         state.services.insert(service.key.clone(), service);
-        state.revisions.insert(revision.key.clone(), revision);
+        for generation in 1..=self.split.len().max(1) as u64 {
+            let revision = Revision {
+                key: RevisionKey::of(&super::world::service(), generation).unwrap(),
+                generation,
+                ..revision.clone()
+            };
+            state.revisions.insert(revision.key.clone(), revision);
+        }
+        for (namespace, other, callers) in &self.beside {
+            let key = ServiceKey {
+                namespace: name(namespace),
+                name: name(other),
+            };
+            let mut service = state.services[&super::world::service()].clone();
+            let revision = Revision {
+                key: RevisionKey::of(&key, 1).unwrap(),
+                service: key.clone(),
+                ..revision.clone()
+            };
+            service.status.latest_created = Some(revision.key.clone());
+            service.status.latest_ready = Some(revision.key.clone());
+            service.spec.callers.clone_from(callers);
+            service.meta.address = None;
+            service.traffic = vec![];
+            service.key = key.clone();
+            state.revisions.insert(revision.key.clone(), revision);
+            state.services.insert(key, service);
+        }
         state
     }
 
@@ -129,6 +170,8 @@ impl Deployed {
         let said = [
             (PLAIN_HTTP, self.plain_http.then_some("allow")),
             (RATE, self.rate),
+            (STICKY, self.sticky),
+            (SLOW_START, self.slow_start),
         ];
         let said = said
             .into_iter()
@@ -136,9 +179,28 @@ impl Deployed {
         said.map(|(name, value)| (name.to_owned(), value.to_owned()))
             .collect()
     }
+
+    fn traffic(&self) -> Vec<TrafficTarget> {
+        let target = |(generation, percent): (u64, &u32)| TrafficTarget {
+            revision: Some(RevisionKey::of(&service(), generation).unwrap().name),
+            percent: *percent,
+            tag: None,
+        };
+        (1..).zip(&self.split).map(target).collect()
+    }
 }
 
-fn member(id: u64, instances: &[InstanceId]) -> Member {
+/// The revision of an instance that is called after it, `web-00002-x`; any other one's is the first.
+fn revision_of(id: &InstanceId) -> RevisionKey {
+    let named = id.0.rsplit_once('-').map(|(name, _)| name);
+    let named = named.filter(|name| name.contains("-0000"));
+    named.map_or_else(revision, |text| RevisionKey {
+        namespace: Name::default_namespace(),
+        name: name(text),
+    })
+}
+
+fn member(id: u64, region: &str, instances: &[InstanceId]) -> Member {
     let room = Resources {
         cpu_millis: 8_000,
         memory_bytes: 8 << 30,
@@ -147,7 +209,7 @@ fn member(id: u64, instances: &[InstanceId]) -> Member {
     let report = |id: &InstanceId| InstanceReport {
         id: id.clone(),
         service: service(),
-        revision: revision(),
+        revision: revision_of(id),
         state: InstanceState::Ready,
         since: UnixMs(0),
         in_flight: 0,
@@ -159,8 +221,8 @@ fn member(id: u64, instances: &[InstanceId]) -> Member {
         record: NodeRecord {
             node: NodeId(id),
             name: name(&format!("node-{id}")),
-            region: name("here"),
-            zone: name("here"),
+            region: name(region),
+            zone: name(region),
             labels: BTreeMap::new(),
             incarnation: 1,
             seq: 1,
@@ -212,7 +274,7 @@ impl Starter for FakeStarter {
         };
         tokio::time::sleep(delay).await;
         let number = self.next.fetch_add(1, Ordering::SeqCst);
-        let instance = InstanceId(format!("web-00001-{number}"));
+        let instance = InstanceId(format!("{}-{number}", request.revision.name));
         let app = App::start(&instance.0).await;
         let local = self.locals.lock().unwrap()[&node].clone();
         let Deployed {
@@ -385,7 +447,10 @@ impl World {
         let none = Vec::new();
         let ids = || self.nodes.iter().map(|n| n.id.0);
         let members: BTreeMap<NodeId, Member> = ids()
-            .map(|id| (NodeId(id), member(id, instances.get(&id).unwrap_or(&none))))
+            .map(|id| {
+                let instances = instances.get(&id).unwrap_or(&none);
+                (NodeId(id), member(id, self.region(id), instances))
+            })
             .collect();
         for node in &self.nodes {
             let mut fleet = Fleet {
@@ -399,6 +464,11 @@ impl World {
                 .store(Arc::new(Routes::build(&state, &fleet, ORIGIN)));
             node.fleet.send_replace(Arc::new(fleet));
         }
+    }
+
+    fn region(&self, node: u64) -> &'static str {
+        let at = usize::try_from(node).unwrap() - 1;
+        self.deployed.regions.get(at).unwrap_or(&"here")
     }
 
     pub fn door(&self) -> SocketAddr {
@@ -428,9 +498,10 @@ impl World {
             ..
         } = self.deployed;
         let id = InstanceId(instance.to_owned());
+        let key = revision_of(&id);
         self.nodes[node - 1]
             .local
-            .open(id, revision(), addr, protocol, hard, introduced);
+            .open(id, key, addr, protocol, hard, introduced);
     }
 }
 

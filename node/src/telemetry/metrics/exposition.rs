@@ -189,6 +189,11 @@ impl Sheet<'_> {
                 counts.retries,
             ),
             (
+                "selvedge_ingress_replays",
+                "Requests that instances sent elsewhere in the place of an answer",
+                counts.replays,
+            ),
+            (
                 "selvedge_ingress_tunnels",
                 "Connections that switched protocol",
                 counts.tunnels,
