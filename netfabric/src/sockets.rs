@@ -120,7 +120,8 @@ impl Sockets {
             0 => self.pair_port(listen.ip())?,
             port => port,
         };
-        let addr = SocketAddr::new(listen.ip(), port);
+        let mut addr = listen;
+        addr.set_port(port);
         match (self.udp(addr), self.tcp(addr).pop()) {
             (Some(udp), Some(tcp)) => return Some((udp, tcp)),
             // One alone would only be in the way of new ones.
@@ -179,6 +180,19 @@ impl Sockets {
         if let Some(store) = &self.store {
             store.forget(&name(udp, addr));
         }
+    }
+
+    /// Closes what nobody took at this port, on whatever address; says whether there was something.
+    pub(crate) fn give_up(&self, port: u16) -> bool {
+        let given: Vec<_> = self
+            .take(|socket| socket.addr().is_some_and(|addr| addr.port() == port))
+            .collect();
+        for socket in &given {
+            if let Some(addr) = socket.addr() {
+                self.forget(socket.is_udp(), addr);
+            }
+        }
+        !given.is_empty()
     }
 
     /// Closes what nobody took: what the configuration had, and has no more.
@@ -254,11 +268,12 @@ mod tests {
         assert_eq!(tcp.local_addr().unwrap(), names_at);
         assert!(sockets.pair(any).is_none());
         assert!(sockets.udp(at).is_some() && sockets.udp(at).is_none());
+        assert!(sockets.give_up(left.port()) && !sockets.give_up(left.port()));
         sockets.keep(true, "[::1]:53".parse().unwrap(), &bind());
         sockets.forget_the_rest();
         let told = [
-            "keep udp-[__1]_53".to_owned(),
             format!("forget tcp-127.0.0.1_{}", left.port()),
+            "keep udp-[__1]_53".to_owned(),
         ];
         assert_eq!(*lock(&book.0), told);
     }

@@ -30,6 +30,9 @@ const ERROR_PAUSE: Duration = Duration::from_millis(100);
 const REFUSED_SOURCES: [u16; 2] = [0, 53];
 /// How many times a fresh port is tried until UDP and TCP agree on one (`listen` with port 0).
 const PORT_TRIES: usize = 16;
+/// How often, and how many times, a port is tried that was just given up.
+const TAKEN_PAUSE: Duration = Duration::from_millis(50);
+const TAKEN_TRIES: usize = 40;
 
 /// Who answers.
 pub(super) trait Server: Send + Sync + 'static {
@@ -77,10 +80,31 @@ async fn take_or_bind(
             TcpListener::from_std(tcp)?,
         ));
     }
-    let (local, udp, tcp) = bind(listen).await?;
+    let bound = match bind(listen).await {
+        // The daemon before this one listened there too, on another address: as the configuration had it.
+        Err(error) if is_taken(&error) && kept.give_up(listen.port()) => again(listen).await,
+        bound => bound,
+    };
+    let (local, udp, tcp) = bound?;
     kept.keep(true, local, &udp);
     kept.keep(false, local, &tcp);
     Ok((local, udp, tcp))
+}
+
+fn is_taken(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrInUse
+}
+
+/// As soon as the supervisor has closed its copies of what was given up.
+async fn again(listen: SocketAddr) -> io::Result<(SocketAddr, UdpSocket, TcpListener)> {
+    let mut tried = 0;
+    loop {
+        match bind(listen).await {
+            Err(error) if is_taken(&error) && tried < TAKEN_TRIES => tried += 1,
+            bound => return bound,
+        }
+        sleep(TAKEN_PAUSE).await;
+    }
 }
 
 /// One port for both: with port 0 the kernel picks UDP's, which may be taken for TCP.
@@ -222,6 +246,19 @@ mod tests {
         async fn framed(&self, query: Vec<u8>, _: IpAddr) -> Option<Vec<u8>> {
             Some(query)
         }
+    }
+
+    /// The configuration names another address: what is kept of the old one is in the way.
+    #[tokio::test]
+    async fn what_another_address_kept_at_the_port_is_given_up() {
+        let (local, udp, tcp) = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let udp = Handed::Udp(udp.into_std().unwrap());
+        let handed = vec![udp, Handed::Tcp(tcp.into_std().unwrap())];
+        let sockets = Sockets::new(handed, None);
+        let all = SocketAddr::new([0, 0, 0, 0].into(), local.port());
+        assert!(bind(all).await.is_err(), "it is in the way");
+        let (bound, _tasks) = start(all, Arc::new(Echo), &sockets).await.unwrap();
+        assert_eq!(bound, all);
     }
 
     /// As between two daemons: the sockets are kept, and nobody reads.

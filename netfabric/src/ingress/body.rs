@@ -253,12 +253,12 @@ impl Inner {
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let frame = Pin::new(&mut self.source).poll_frame(cx);
         let Some(pace) = &mut self.pace else {
-            return frame.map(|f| f.map(|f| f.map_err(Into::into)));
+            return frame;
         };
         if let Poll::Ready(frame) = frame {
             let data = frame.as_ref().and_then(|f| f.as_ref().ok()?.data_ref());
             pace.leeway.moved(data.map_or(0, Bytes::len));
-            return Poll::Ready(frame.map(|f| f.map_err(Into::into)));
+            return Poll::Ready(frame);
         }
         let due = pace.leeway.waits();
         if pace.timer.deadline() != due {

@@ -15,7 +15,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::scratch;
 use crate::ingress::body::KEEP_BYTES;
 use crate::ingress::door::{FIRST_TIME, HEAD_TIME, MAX_HEAD_BYTES, Phase};
-use crate::ingress::stream::{Stream, WRITE_STALL};
+use crate::ingress::stream::{Leeway, Stream, WRITE_STALL};
 
 /// Bytes a client may have sent ahead: a head and a body that is kept whole. More is left in the
 /// kernel.
@@ -169,7 +169,10 @@ impl<S: Stream> Conn<S> {
         while self.out.is_empty() && !bytes.is_empty() {
             match Pin::new(&mut self.stream).poll_write(cx, bytes) {
                 Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
-                Poll::Ready(Ok(count)) => bytes = &bytes[count..],
+                Poll::Ready(Ok(count)) => {
+                    self.alarm.moved(count);
+                    bytes = &bytes[count..];
+                }
                 Poll::Ready(Err(error)) => return Err(error),
                 Poll::Pending => break,
             }
@@ -186,10 +189,12 @@ impl<S: Stream> Conn<S> {
                 self.alarm.stall();
                 return Poll::Pending;
             };
-            self.alarm.stalled = None;
             match written? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                count => self.sent += count,
+                count => {
+                    self.alarm.moved(count);
+                    self.sent += count;
+                }
             }
         }
         self.out.clear();
@@ -198,7 +203,7 @@ impl<S: Stream> Conn<S> {
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
         match flushed {
             Poll::Pending => self.alarm.stall(),
-            Poll::Ready(_) => self.alarm.stalled = None,
+            Poll::Ready(_) => self.alarm.moved(0),
         }
         flushed
     }
@@ -234,6 +239,7 @@ struct Alarm {
     due: Instant,
     /// Until when a write that found no taker is waited for.
     stalled: Option<Instant>,
+    leeway: Leeway,
     /// Goes off when `due` is, or before.
     timer: Pin<Box<Sleep>>,
     /// The timer knows whom to wake.
@@ -245,6 +251,7 @@ impl Alarm {
         Self {
             due,
             stalled: None,
+            leeway: Leeway::new(WRITE_STALL),
             timer: Box::pin(sleep_until(due)),
             armed: false,
         }
@@ -260,10 +267,16 @@ impl Alarm {
     }
 
     fn stall(&mut self) {
-        if self.stalled.is_none() {
-            self.stalled = Some(Instant::now() + WRITE_STALL);
+        let until = self.leeway.waits();
+        if self.stalled != Some(until) {
+            self.stalled = Some(until);
             self.advance();
         }
+    }
+
+    fn moved(&mut self, bytes: usize) {
+        self.leeway.moved(bytes);
+        self.stalled = None;
     }
 
     fn next(&self) -> Instant {

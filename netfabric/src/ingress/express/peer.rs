@@ -45,9 +45,8 @@ pub(in crate::ingress) async fn serve<S: Stream>(
     stream: S,
 ) -> Option<(S, Vec<u8>)> {
     let mut conn = Conn::new(stream, Vec::new(), shared.phase.subscribe());
-    let plain = match read(&mut conn).await {
-        Some(plain) => plain,
-        None => return Some((conn.stream, conn.seen)),
+    let Some(plain) = read(&mut conn).await else {
+        return Some((conn.stream, conn.seen));
     };
     let bench = plain
         .revision

@@ -143,6 +143,7 @@ pub(super) fn read<'h, 'b>(
 }
 
 /// What headers say of the message itself.
+#[expect(clippy::struct_excessive_bools, reason = "one for each header")]
 #[derive(Default)]
 struct Said<'b> {
     told: Told<'b>,
