@@ -82,7 +82,7 @@ pub async fn run(config: Config, sockets: Sockets) -> Result<()> {
             .context("this machine is no node yet: run `selvedge up` or `selvedge join`")?,
     );
     let app = tokio::select! {
-        app = App::open(config, data, identity, sockets) => app?,
+        app = App::open(config, data, identity, Arc::new(sockets)) => app?,
         _ = stop.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
@@ -144,7 +144,7 @@ impl App {
         config: Config,
         data: PathBuf,
         identity: Arc<Identity>,
-        sockets: Sockets,
+        sockets: Arc<Sockets>,
     ) -> Result<Self> {
         let me = identity.node();
         let mesh_address = advertised(&config)?;
@@ -212,7 +212,6 @@ impl App {
             agent: agent.clone(),
             mesh: mesh.clone(),
         };
-        let sockets = Arc::new(sockets);
         let parts = DoorParts {
             routes: routes.clone(),
             local,
