@@ -18,6 +18,7 @@ use super::group::{self, Group};
 use super::load::{Door, Load, drive};
 use super::proxy::{connections, pair, readings};
 use super::race::{Contestant, race};
+use super::stats::float;
 use super::yard::{self, Running};
 use super::{Plan, peers};
 use crate::world::{self, Node, ORIGIN, PATIENCE, World, run_with, until};
@@ -147,7 +148,7 @@ fn get(path: &str) -> Vec<u8> {
 
 /// What a whole answer says: its rate, and CPU time for each megabyte.
 fn streamed(took: Duration, used: Duration) -> Vec<Reading> {
-    let megabytes = LENGTH as f64 / 1e6;
+    let megabytes = float(LENGTH as u64) / 1e6;
     vec![
         RATE.of(megabytes / took.as_secs_f64()),
         CPU.of(used.as_secs_f64() * 1e6 / megabytes),
