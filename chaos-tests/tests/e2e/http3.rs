@@ -1,4 +1,4 @@
-//! HTTP/3 at a real node's front door, spoken by a client of another make: ngtcp2 and nghttp3 over GnuTLS.
+//! HTTP/3 at a real node's front door, spoken by a client of another make: ngtcp2 and nghttp3 over `GnuTLS`.
 
 use std::fs;
 

@@ -158,7 +158,7 @@ fn no_question_for_a_name_is_lost_when_a_daemon_is_replaced() -> Result<()> {
         for upgrade in 1..=UPGRADES {
             until("names are asked for", PATIENCE, || {
                 let enough = asked.load(Ordering::Relaxed) >= upgrade * QUESTIONS;
-                let ended = asking.iter().any(|thread| thread.is_finished());
+                let ended = asking.iter().any(thread::ScopedJoinHandle::is_finished);
                 Ok((enough || ended).then_some(()))
             })?;
             systemd.restart()?;
