@@ -27,28 +27,30 @@ pub fn purpose(name: &str) -> String {
     format!("certificate {name}")
 }
 
-/// Keeps the shelf as the registry has it, until the daemon ends.
-pub async fn follow(
+/// Fills the shelf as the registry has it, at once: whoever opens a door next has certificates. What is
+/// returned keeps it so, until the daemon ends.
+pub fn follow(
     mut registry: watch::Receiver<Arc<State>>,
     vault: Option<Vault>,
     shelf: Arc<Shelf>,
-) {
+) -> impl Future<Output = ()> {
     let mut keeper = Keeper {
         vault,
         opened: HashMap::new(),
     };
-    let mut shown = None;
-    loop {
-        let state = registry.borrow_and_update().clone();
-        let now = Mark::of(&state);
-        if shown.as_ref() != Some(&now) {
-            shelf.set(keeper.table(&state));
-            shown = Some(now);
+    let state = registry.borrow_and_update().clone();
+    shelf.set(keeper.table(&state));
+    let mut shown = Mark::of(&state);
+    async move {
+        while registry.changed().await.is_ok() {
+            tokio::time::sleep(SETTLE).await;
+            let state = registry.borrow_and_update().clone();
+            let now = Mark::of(&state);
+            if shown != now {
+                shelf.set(keeper.table(&state));
+                shown = now;
+            }
         }
-        if registry.changed().await.is_err() {
-            return;
-        }
-        tokio::time::sleep(SETTLE).await;
     }
 }
 
