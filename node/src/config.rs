@@ -198,6 +198,8 @@ pub struct IngressSection {
     pub activation_timeout: Span,
     /// Every connection comes through a load balancer that begins it with the PROXY protocol.
     pub proxy_protocol: bool,
+    /// What the body of a client's request may have; gRPC's streams may have more.
+    pub max_body: Bytes,
     /// Requests that this node's doors take from one client: an address, or of IPv6 a /64.
     pub client_rate: ClientRate,
     /// Whether HTTP/3 is spoken too, over UDP where `https` is.
@@ -228,6 +230,7 @@ impl Default for IngressSection {
             activation_queue: 1000,
             activation_timeout: Span(Duration::from_secs(30)),
             proxy_protocol: false,
+            max_body: Bytes(100 << 20),
             client_rate: ClientRate(None),
             http3: false,
         }

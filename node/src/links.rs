@@ -150,7 +150,10 @@ pub struct ProxyServer(pub PeerDoor);
 impl Handler for ProxyServer {
     async fn handle(&self, _from: NodeId, stream: MeshStream) {
         match self.0.enter() {
-            Some(place) => self.0.serve(stream, place).await,
+            Some(place) => {
+                let delivered = stream.delivered();
+                self.0.serve(stream, place, delivered).await;
+            }
             None => stream.refuse(),
         }
     }

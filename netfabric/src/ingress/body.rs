@@ -125,16 +125,26 @@ struct Inner {
     trailers: Option<HeaderMap>,
     /// Which try may read; earlier ones find their body broken off.
     turn: u32,
-    /// How slow its sender may be; `None` when that is nobody's affair here.
-    pace: Option<Pace>,
+    /// What its sender may do; `None` when that is nobody's affair here, or no longer.
+    bounds: Option<Bounds>,
 }
 
+/// What a client may do before an answer begins.
 #[derive(Debug)]
-struct Pace {
+struct Bounds {
     leeway: Leeway,
     timer: Pin<Box<Sleep>>,
-    /// The sender was slower.
-    late: bool,
+    /// Bytes that it may still send.
+    left: u64,
+    /// What it did beyond that.
+    excess: Option<Excess>,
+}
+
+/// How a client's body went beyond its bounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Excess {
+    Late,
+    Large,
 }
 
 /// A request's body as sent by one try.
@@ -155,13 +165,19 @@ pub(super) struct Reader {
 }
 
 impl Spool {
-    /// A client's, who may not be as slow as likes. `None` when there is no body.
-    pub(super) fn of_client(source: impl Into<Received>, purse: &Arc<Purse>) -> Option<Arc<Self>> {
+    /// A client's, who may not be as slow as likes, nor send more than `most` bytes. `None` when there is no
+    /// body.
+    pub(super) fn of_client(
+        source: impl Into<Received>,
+        purse: &Arc<Purse>,
+        most: u64,
+    ) -> Option<Arc<Self>> {
         let spool = Self::new(source, Some(purse))?;
-        lock(&spool.inner).pace = Some(Pace {
+        lock(&spool.inner).bounds = Some(Bounds {
             leeway: Leeway::new(BODY_STALL),
             timer: Box::pin(sleep_until(Instant::now() + BODY_STALL)),
-            late: false,
+            left: most,
+            excess: None,
         });
         Some(spool)
     }
@@ -187,7 +203,7 @@ impl Spool {
             ended: false,
             trailers: None,
             turn: 0,
-            pace: None,
+            bounds: None,
         };
         Some(Arc::new(Self {
             inner: Mutex::new(inner),
@@ -223,16 +239,16 @@ impl Spool {
         !lock(&self.inner).spent
     }
 
-    /// An answer has begun: nothing more is kept, and both talk as slowly as they like.
+    /// An answer has begun: nothing more is kept, and both talk as slowly and as much as they like.
     pub(super) fn settle(&self) {
         let mut inner = lock(&self.inner);
         inner.keeping = false;
-        inner.pace = None;
+        inner.bounds = None;
     }
 
-    /// Its sender was too slow.
-    pub(super) fn is_late(&self) -> bool {
-        lock(&self.inner).pace.as_ref().is_some_and(|p| p.late)
+    /// What its sender did that nobody may.
+    pub(super) fn excess(&self) -> Option<Excess> {
+        lock(&self.inner).bounds.as_ref()?.excess
     }
 
     /// How long it is, where that was said.
@@ -246,26 +262,32 @@ impl Spool {
 }
 
 impl Inner {
-    /// The next of what is received, unless its sender is too slow.
+    /// The next of what is received, unless its sender is too slow, or sends too much.
     fn poll_source(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let frame = Pin::new(&mut self.source).poll_frame(cx);
-        let Some(pace) = &mut self.pace else {
+        let Some(bounds) = &mut self.bounds else {
             return frame;
         };
         if let Poll::Ready(frame) = frame {
             let data = frame.as_ref().and_then(|f| f.as_ref().ok()?.data_ref());
-            pace.leeway.moved(data.map_or(0, Bytes::len));
+            let bytes = data.map_or(0, Bytes::len);
+            bounds.leeway.moved(bytes);
+            let Some(left) = bounds.left.checked_sub(bytes as u64) else {
+                bounds.excess = Some(Excess::Large);
+                return Poll::Ready(Some(Err("its sender sends too much".into())));
+            };
+            bounds.left = left;
             return Poll::Ready(frame);
         }
-        let due = pace.leeway.waits();
-        if pace.timer.deadline() != due {
-            pace.timer.as_mut().reset(due);
+        let due = bounds.leeway.waits();
+        if bounds.timer.deadline() != due {
+            bounds.timer.as_mut().reset(due);
         }
-        ready!(pace.timer.as_mut().poll(cx));
-        pace.late = true;
+        ready!(bounds.timer.as_mut().poll(cx));
+        bounds.excess = Some(Excess::Late);
         Poll::Ready(Some(Err("its sender is too slow".into())))
     }
 

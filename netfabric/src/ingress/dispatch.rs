@@ -73,8 +73,9 @@ pub(super) async fn answer(
         Err(problem) => {
             shared.counters.problem(problem.code);
             let mut response = problem.response(&id_text, json);
-            if problem.code == Code::BadRequest && version < Version::HTTP_2 {
-                // Whoever says such things may mean something else by what follows.
+            let ends = matches!(problem.code, Code::BadRequest | Code::BodyTooLarge);
+            if ends && version < Version::HTTP_2 {
+                // Whoever says such things may mean something else by what follows, or it is never read.
                 let close = HeaderValue::from_static("close");
                 response.headers_mut().insert(CONNECTION, close);
             }
@@ -415,7 +416,8 @@ impl Quest {
         self.note(status, source, problem);
     }
 
-    fn note(self, status: u16, source: Option<Source>, problem: Option<&'static str>) {
+    /// Writes it down, without its answer's being counted.
+    pub(super) fn note(self, status: u16, source: Option<Source>, problem: Option<&'static str>) {
         let line = Line {
             request: self.id,
             route: self.route,

@@ -24,7 +24,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::body::{Outgoing, Received};
 use super::calm::Calm;
-use super::headers::{Caller, MAX_HEADERS};
+use super::headers::{Bounds, Caller, Side};
 use super::local::lock;
 use super::stream::{Spoken, Stream, WRITE_STALL, sniff};
 use super::streams::{self, Streams};
@@ -186,7 +186,7 @@ async fn guest<S: Stream + 'static>(
         let request = request.map(Received::from);
         async move { dispatch::answer(&shared, request, caller, resume).await }
     };
-    serve(shared, (handed.stream, seen), Phase::Closing, answer).await;
+    serve(shared, (handed.stream, seen), Side::Client, answer).await;
 }
 
 /// Reads who the load balancer says it speaks for.
@@ -207,18 +207,22 @@ async fn introduced<S: Stream>(
     }
 }
 
-/// Serves one connection or stream, of which some was read before, with `answer`. From phase `until` on it takes no further
+/// Serves one connection or stream, of which some was read before, with `answer`. As the door closes, for peers when it is closed, it takes no further
 /// request, of which its client hears before where the protocol has words for it; when the door is closed it is cut off.
 pub(super) async fn serve<S, F, R>(
     shared: &Arc<Shared>,
     (stream, seen): (S, BytesMut),
-    until: Phase,
+    from: Side,
     answer: F,
 ) where
     S: Stream + 'static,
     F: Fn(Arc<Shared>, Request<Incoming>) -> R + Send + 'static,
     R: Future<Output = Response<Outgoing>> + Send + 'static,
 {
+    let until = match from {
+        Side::Client => Phase::Closing,
+        Side::Peer => Phase::Closed,
+    };
     let mut phase = shared.phase.subscribe();
     let closing = async {
         let closing = phase.wait_for(|p| *p >= until).await.map(drop);
@@ -255,14 +259,15 @@ pub(super) async fn serve<S, F, R>(
     });
     match spoken {
         Spoken::Http1 => {
-            let io = TokioIo::new(Strict::new(stream));
-            let connection = http1_settings().serve_connection(io, service);
+            let io = TokioIo::new(Strict::new(stream, from.bounds()));
+            let connection = http1_settings(from.bounds()).serve_connection(io, service);
             drive(connection.with_upgrades(), phase, until, pending()).await;
         }
         Spoken::Http2 => {
             let streams = Streams::new();
             let io = TokioIo::new(Calm::new(stream));
-            let connection = http2_settings(streams.clone()).serve_connection(io, service);
+            let connection =
+                http2_settings(streams.clone(), from.bounds()).serve_connection(io, service);
             let until = match until {
                 Phase::Closing => Phase::Leaving,
                 other => other,
@@ -272,21 +277,21 @@ pub(super) async fn serve<S, F, R>(
     }
 }
 
-fn http1_settings() -> http1::Builder {
+fn http1_settings(bounds: Bounds) -> http1::Builder {
     let mut settings = http1::Builder::new();
     settings
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIME)
-        .max_headers(MAX_HEADERS)
-        .max_buf_size(MAX_HEAD_BYTES);
+        .max_headers(bounds.headers)
+        .max_buf_size(bounds.bytes);
     settings
 }
 
-fn http2_settings(streams: Streams) -> http2::Builder<Streams> {
+fn http2_settings(streams: Streams, bounds: Bounds) -> http2::Builder<Streams> {
     let mut settings = http2::Builder::new(streams);
     settings
         .timer(TokioTimer::new())
-        .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX))
+        .max_header_list_size(u32::try_from(bounds.bytes).unwrap_or(u32::MAX))
         .enable_connect_protocol()
         .max_concurrent_streams(MAX_STREAMS)
         .max_pending_accept_reset_streams(MAX_RESETS)
@@ -369,7 +374,7 @@ mod tests {
         let service = service_fn(|_: Request<Incoming>| async {
             Ok::<_, Infallible>(Response::new(Outgoing::Own(None)))
         });
-        let settings = http2_settings(streams.clone());
+        let settings = http2_settings(streams.clone(), Bounds::CLIENT);
         let served = settings.serve_connection(TokioIo::new(Calm::new(far)), service);
         let phase = watch::Sender::new(Phase::Open);
         let idle = async move { streams.idle_for(IDLE_TIME).await };

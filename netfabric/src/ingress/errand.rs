@@ -11,7 +11,7 @@ use scheduler::model::{InstanceId, ServiceKey};
 use tokio::time::{Instant, timeout_at};
 use ulid::Ulid;
 
-use super::body::{Outbound, Outgoing, Received, Spool};
+use super::body::{Excess, Outbound, Outgoing, Received, Spool};
 use super::dispatch::{Called, Quest, Resume, Source, fresh};
 use super::headers::{
     Caller, Head, INSTANCE, NOT, ONLY, PATIENCE, REVISION, clean_response, switched_on_stream,
@@ -55,11 +55,19 @@ impl Errand {
         let mut head = Head::vet(&mut request)?;
         head.introduce(caller, id_text);
         let inside = caller.inside.and_then(|call| call.caller().cloned());
-        // A call may last as long as it likes, and have little to say in all that time.
-        let body = if is_grpc(head.content_type()) {
-            Spool::new(request.into_body(), Some(&shared.purse))
+        let most = match caller.inside {
+            None => shared.limits.body,
+            Some(_) => u64::MAX,
+        };
+        // A call may last as long as it likes, and have little to say in all that time, or much.
+        let (body, most) = if is_grpc(head.content_type()) {
+            (
+                Spool::new(request.into_body(), Some(&shared.purse)),
+                u64::MAX,
+            )
         } else {
-            Spool::of_client(request.into_body(), &shared.purse)
+            let body = Spool::of_client(request.into_body(), &shared.purse, most);
+            (body, most)
         };
         let Resume {
             quest,
@@ -80,6 +88,16 @@ impl Errand {
             let quest = Quest::of_request(shared, called, visitor, caller.client(), begun);
             Resume::new(quest.await?, None)
         };
+        let length = body.as_ref().and_then(|body| body.length());
+        if length.is_some_and(|length| length > most) {
+            let problem = too_large(most);
+            quest.note(
+                problem.code.status().as_u16(),
+                None,
+                Some(problem.code.word()),
+            );
+            return Err(problem);
+        }
         Ok(Self {
             quest,
             found: admission,
@@ -187,10 +205,14 @@ impl Errand {
                 Ok(answer) => return Ok((answer, admission)),
                 Err(trip) => trip,
             };
-            if self.body.as_ref().is_some_and(|b| b.is_late()) {
+            if let Some(excess) = self.body.as_ref().and_then(|body| body.excess()) {
                 let slow = "the request's body came too slowly";
+                let problem = match excess {
+                    Excess::Late => Problem::new(Code::SlowBody, slow),
+                    Excess::Large => too_large(self.quest.shared.limits.body),
+                };
                 return Err(Lost {
-                    problem: Problem::new(Code::SlowBody, slow),
+                    problem,
                     sent: true,
                 });
             }
@@ -311,6 +333,11 @@ impl Errand {
         let escort = Escort::new(lease, self.body.clone(), admission);
         fresh(response).map(|body| Outgoing::pass(body, self.quest.deadline, escort))
     }
+}
+
+fn too_large(most: u64) -> Problem {
+    let why = format!("the request's body is larger than the {most} bytes that are taken here");
+    Problem::new(Code::BodyTooLarge, why)
 }
 
 fn is_grpc(content_type: Option<&HeaderValue>) -> bool {

@@ -11,6 +11,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf, join, sink};
 
 use super::chunks::{Chunks, Malformed};
+use super::headers::Bounds;
 use super::{calm, introduced as introduction, passage, strict as reader};
 
 pub(crate) use super::express::fuzz::{request, response};
@@ -89,7 +90,7 @@ pub(crate) fn strict(bytes: &[u8]) {
     let passed = |step: usize| {
         let stream = join(Steps(bytes, step), sink());
         let mut all = Vec::new();
-        let read = block_on(reader::Strict::new(stream).read_to_end(&mut all));
+        let read = block_on(reader::Strict::new(stream, Bounds::CLIENT).read_to_end(&mut all));
         read.map(|_| all).map_err(|error| error.kind())
     };
     let whole = passed(MOST);

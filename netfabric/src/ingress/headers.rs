@@ -16,6 +16,7 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
 };
 
+use super::door::MAX_HEAD_BYTES;
 use super::inward::Call;
 use super::problem::{Code, Problem};
 use super::replay;
@@ -52,7 +53,43 @@ pub(super) const MAX_HEADERS: usize = 100;
 /// What our own doors add to a head on its way between them, at most: what one of them passes on the other
 /// must read.
 pub(super) const ADDED_HEADERS: usize = 8;
-pub(super) const ADDED_BYTES: usize = 2048;
+const ADDED_BYTES: usize = 2048;
+
+/// Who sends a head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    /// Or an instance, which is as little ours.
+    Client,
+    /// Another node's door: it has vetted the request and said whose it is.
+    Peer,
+}
+
+/// The most of one head.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    pub(super) headers: usize,
+    pub(super) bytes: usize,
+}
+
+impl Bounds {
+    pub(super) const CLIENT: Self = Self {
+        headers: MAX_HEADERS,
+        bytes: MAX_HEAD_BYTES,
+    };
+    pub(super) const PEER: Self = Self {
+        headers: MAX_HEADERS + ADDED_HEADERS,
+        bytes: MAX_HEAD_BYTES + ADDED_BYTES,
+    };
+}
+
+impl Side {
+    pub(super) fn bounds(self) -> Bounds {
+        match self {
+            Self::Client => Bounds::CLIENT,
+            Self::Peer => Bounds::PEER,
+        }
+    }
+}
 
 const HOP_BY_HOP: [HeaderName; 8] = [
     CONNECTION,
@@ -107,6 +144,10 @@ pub(super) struct Head {
 impl Head {
     /// Checks a client's request and takes out what does not go on.
     pub(super) fn vet<B>(request: &mut Request<B>) -> Result<Self, Problem> {
+        Self::within(Bounds::CLIENT, request)
+    }
+
+    fn within<B>(bounds: Bounds, request: &mut Request<B>) -> Result<Self, Problem> {
         let bad = |why: &'static str| Problem::new(Code::BadRequest, why);
         let on_stream = is_websocket_on_stream(request);
         let method = match request.method() {
@@ -121,7 +162,7 @@ impl Head {
         let path = request.uri().path_and_query().cloned();
         let path = path.ok_or_else(|| bad("the request names no path"))?;
         let mut headers = std::mem::take(request.headers_mut());
-        if headers.len() > MAX_HEADERS {
+        if headers.len() > bounds.headers {
             return Err(bad("too many headers"));
         }
         let chunked = |v: &HeaderValue| v.as_bytes().eq_ignore_ascii_case(b"chunked");
@@ -221,7 +262,7 @@ impl Head {
         let passed = passed.map(|name| (name.clone(), ours(name)));
         let passed: Vec<_> = passed.collect();
         *request.headers_mut() = headers;
-        let mut head = Self::vet(request)?;
+        let mut head = Self::within(Bounds::PEER, request)?;
         let said = passed.into_iter().chain([(REQUEST_ID, id)]);
         for (name, value) in said.filter_map(|(n, v)| v.map(|v| (n, v))) {
             head.headers.insert(name, value);

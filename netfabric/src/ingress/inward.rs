@@ -19,7 +19,7 @@ use ulid::Ulid;
 use super::body::Received;
 use super::dispatch::{self, Called, Quest};
 use super::door::{self, Phase};
-use super::headers::Caller;
+use super::headers::{Caller, Side};
 use super::passage::{Way, carry};
 use super::problem::{Code, Problem};
 use super::stream::Conduit;
@@ -121,7 +121,11 @@ pub(super) async fn serve(
     client: SocketAddr,
     meant: SocketAddrV4,
 ) {
-    let Some(_place) = shared.passages.inside.enter(client.ip()) else {
+    let places = match meant.port() {
+        HTTP => &shared.passages.calls,
+        _ => &shared.passages.inside,
+    };
+    let Some(_place) = places.enter(client.ip()) else {
         return Box::new(stream).cut();
     };
     let called = shared
@@ -171,5 +175,5 @@ async fn http(shared: &Arc<Shared>, stream: TcpStream, address: IpAddr, call: Ca
             dispatch::answer(&shared, request, caller, None).await
         }
     };
-    door::serve(shared, (stream, BytesMut::new()), Phase::Closing, answer).await;
+    door::serve(shared, (stream, BytesMut::new()), Side::Client, answer).await;
 }

@@ -11,6 +11,7 @@
 //! containers nor consensus: instances come and go in [`Local`], starts are a [`Starter`]'s.
 
 mod afar;
+mod attentive;
 mod bench;
 mod body;
 mod calm;
@@ -90,6 +91,8 @@ pub use stream::{Conduit, Stream};
 use door::Phase;
 use workers::Listeners;
 
+/// What a request's body may have, unless the operator says otherwise.
+const MAX_BODY: u64 = 100 << 20;
 /// Switched connections at once; more wait for one to end.
 const MAX_TUNNELS: usize = 10_000;
 /// Flows of datagrams do not end by themselves: as the door closes, what is under way gets so long.
@@ -144,6 +147,8 @@ pub struct IngressConfig {
     /// Every connection comes through a load balancer that says whose it is, in the PROXY protocol;
     /// one that does not is closed.
     pub proxy_protocol: bool,
+    /// Bytes of a request's body, as long as no answer to it has begun. Containers' calls and gRPC's have no bound.
+    pub max_body: u64,
     /// How many requests one client's address may send, IPv6's by its network of 64 bits.
     pub client_rate: Option<Rate>,
 }
@@ -159,6 +164,7 @@ impl Default for IngressConfig {
             node_queue: 5_000,
             activation_timeout: Duration::from_secs(30),
             proxy_protocol: false,
+            max_body: MAX_BODY,
             client_rate: None,
         }
     }
@@ -248,6 +254,7 @@ struct Limits {
     queue: usize,
     node_queue: usize,
     wait: Duration,
+    body: u64,
     proxy_protocol: bool,
 }
 
@@ -300,6 +307,7 @@ impl Ingress {
                 queue: config.activation_queue,
                 node_queue: config.node_queue,
                 wait: config.activation_timeout,
+                body: config.max_body,
                 proxy_protocol: config.proxy_protocol,
             },
             rates: rates::Rates::new(config.client_rate),
@@ -441,6 +449,7 @@ impl Ingress {
         shared.phase.send_replace(Phase::Closing);
         let requests = async {
             shared.crew.ashore().await;
+            passages.calls.empty().await;
             shared.phase.send_replace(Phase::Parting);
             all_back(&shared.connections, door::MAX_CONNECTIONS).await;
         };

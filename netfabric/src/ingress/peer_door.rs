@@ -21,7 +21,8 @@ use super::body::{Outbound, Outgoing, Spool};
 use super::dispatch::fresh;
 use super::door::Phase;
 use super::headers::{
-    BROKEN, FULL, Head, INSTANCE, NOT, ONLY, PATIENCE, REFUSED, REVISION, TIMEOUT, clean_response,
+    BROKEN, FULL, Head, INSTANCE, NOT, ONLY, PATIENCE, REFUSED, REVISION, Side, TIMEOUT,
+    clean_response,
 };
 use super::local::{Guard, Slot};
 use super::problem::Problem;
@@ -35,6 +36,8 @@ pub(super) const TRIES: usize = 3;
 /// A refusal reads this much of a body first: a sender that finds its stream closed while it
 /// still writes may miss the refusal.
 const DRAIN_BYTES: usize = 64 * 1024;
+/// A peer that is there acknowledges an answer within a few round trips.
+const DELIVERY: Duration = Duration::from_secs(1);
 const DRAIN_TIME: Duration = Duration::from_millis(200);
 
 /// Serves other nodes' streams. Clones are the same door.
@@ -57,8 +60,21 @@ impl PeerDoor {
     }
 
     /// Serves one stream until it ends. While the door is closing peers are still served, until
-    /// nobody else is in any more.
-    pub async fn serve<S: Stream + 'static>(&self, stream: S, _place: Place) {
+    /// nobody else is in any more. A door that leaves keeps the place until the answer is `delivered`: what a
+    /// node that left has not answered is asked elsewhere, for there nobody had begun with it.
+    pub async fn serve<S: Stream + 'static>(
+        &self,
+        stream: S,
+        _place: Place,
+        delivered: impl Future<Output = ()>,
+    ) {
+        self.serve_stream(stream).await;
+        if *self.shared.phase.borrow() > Phase::Open {
+            let _late = timeout(DELIVERY, delivered).await;
+        }
+    }
+
+    async fn serve_stream<S: Stream + 'static>(&self, stream: S) {
         let Some((stream, seen)) = express::serve_peer(&self.shared, stream).await else {
             return;
         };
@@ -66,7 +82,7 @@ impl PeerDoor {
         let general = Box::pin(door::serve(
             &self.shared,
             (stream, BytesMut::from(seen.as_slice())),
-            Phase::Closed,
+            Side::Peer,
             |shared, request| async move { answer(&shared, request).await },
         ));
         general.await;

@@ -33,13 +33,14 @@ pub enum Code {
     ClientRate,
     ServiceRate,
     SlowBody,
+    BodyTooLarge,
     ReplayRefused,
     ReplayTooLarge,
     ReplayNowhere,
 }
 
 /// Every code, its word, its status and what it means to the client.
-pub const CODES: [(Code, &str, u16, &str); 22] = [
+pub const CODES: [(Code, &str, u16, &str); 23] = [
     (
         Code::BadRequest,
         "bad-request",
@@ -153,6 +154,12 @@ pub const CODES: [(Code, &str, u16, &str); 22] = [
         "slow-body",
         408,
         "the request's body came too slowly",
+    ),
+    (
+        Code::BodyTooLarge,
+        "body-too-large",
+        413,
+        "the request's body is larger than this node's door takes",
     ),
     (
         Code::ReplayRefused,

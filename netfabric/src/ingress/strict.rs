@@ -6,14 +6,15 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use httparse::{Header, ParserConfig, Request, Status};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
 
 use super::chunks::Chunks;
-use super::door::MAX_HEAD_BYTES;
-use super::headers::MAX_HEADERS;
+use super::headers::Bounds;
 use super::stream::Stream;
 
 /// The beginning of what hyper is given in the place of a head that is refused.
@@ -23,6 +24,8 @@ const REFUSED: &[u8] = b"\0\r\n\r\n";
 /// And 431 to more of these than it may take.
 const TOO_MANY: &str = "x:\r\n";
 const READ: usize = 8 * 1024;
+/// For an answer to arrive and for its client to stop sending.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// No line of a head ends in a line feed alone.
 pub(super) fn lines_end_well(head: &[u8]) -> bool {
@@ -52,21 +55,37 @@ enum At {
 /// A connection whose requests are read along.
 pub(super) struct Strict<S> {
     stream: S,
+    bounds: Bounds,
     at: At,
     /// Read, and not judged yet.
     held: BytesMut,
     /// Judged, and not given on yet.
     good: BytesMut,
+    /// Until when a client that was answered while it sent may go on sending to nobody.
+    lingers: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Strict<S> {
-    pub(super) fn new(stream: S) -> Self {
+    pub(super) fn new(stream: S, bounds: Bounds) -> Self {
         Self {
             stream,
+            bounds,
             at: At::Head,
             held: BytesMut::new(),
             good: BytesMut::new(),
+            lingers: None,
         }
+    }
+
+    /// Whether the client is likely to be sending still. What it sends to a closed connection is answered
+    /// with a reset, and whoever gets that may lose an answer that it has not read yet.
+    fn is_unread(&self) -> bool {
+        let within = match self.at {
+            At::Head => !self.held.is_empty(),
+            At::Length(_) | At::Chunks(_) | At::Refused | At::Broken => true,
+            At::Beyond => false,
+        };
+        within || !self.good.is_empty()
     }
 
     /// Gives hyper something to refuse in the place of what was read.
@@ -81,14 +100,14 @@ impl<S> Strict<S> {
     fn judge(&mut self) {
         while !self.held.is_empty() {
             let step = match &mut self.at {
-                At::Head => match head(&self.held) {
+                At::Head => match head(&self.held, self.bounds) {
                     Judged::Partial => return,
                     Judged::Refused => {
                         self.refuse(REFUSED);
                         return;
                     }
                     Judged::Large => {
-                        self.refuse(TOO_MANY.repeat(MAX_HEADERS + 1).as_bytes());
+                        self.refuse(TOO_MANY.repeat(self.bounds.headers + 1).as_bytes());
                         return;
                     }
                     Judged::Head(length, next) => {
@@ -133,14 +152,15 @@ enum Judged {
     Head(usize, At),
 }
 
-fn head(bytes: &[u8]) -> Judged {
-    let mut slots = [const { MaybeUninit::<Header<'_>>::uninit() }; MAX_HEADERS];
+fn head(bytes: &[u8], bounds: Bounds) -> Judged {
+    let mut slots = [const { MaybeUninit::<Header<'_>>::uninit() }; Bounds::PEER.headers];
+    let slots = &mut slots[..bounds.headers];
     let mut request = Request::new(&mut []);
     let parsed =
-        ParserConfig::default().parse_request_with_uninit_headers(&mut request, bytes, &mut slots);
+        ParserConfig::default().parse_request_with_uninit_headers(&mut request, bytes, slots);
     let length = match parsed {
-        Ok(Status::Complete(length)) if length <= MAX_HEAD_BYTES => length,
-        Ok(Status::Partial) if bytes.len() <= MAX_HEAD_BYTES => return Judged::Partial,
+        Ok(Status::Complete(length)) if length <= bounds.bytes => length,
+        Ok(Status::Partial) if bytes.len() <= bounds.bytes => return Judged::Partial,
         Ok(_) => return Judged::Large,
         // hyper reads it with the same parser, and knows the words for it.
         Err(_) => return Judged::Head(bytes.len(), At::Beyond),
@@ -154,7 +174,7 @@ fn head(bytes: &[u8]) -> Judged {
 /// Where a head ends and how long its body is, when both are told in the plain way.
 #[cfg(any(test, feature = "fuzz"))]
 pub(super) fn framed(bytes: &[u8]) -> Option<(usize, u64)> {
-    match head(bytes) {
+    match head(bytes, Bounds::CLIENT) {
         Judged::Head(length, At::Head) => Some((length, 0)),
         Judged::Head(head, At::Length(body)) => Some((head, body)),
         _ => None,
@@ -278,8 +298,27 @@ impl<S: Stream> AsyncWrite for Strict<S> {
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    /// Says that nothing more comes, and hears out who is in the middle of a request.
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let timer = if let Some(timer) = &mut this.lingers {
+            timer
+        } else {
+            ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
+            if !this.is_unread() {
+                return Poll::Ready(Ok(()));
+            }
+            this.lingers.insert(Box::pin(sleep(LINGER)))
+        };
+        let mut unread = [0; READ];
+        while timer.as_mut().poll(cx).is_pending() {
+            let mut room = ReadBuf::new(&mut unread);
+            let read = ready!(Pin::new(&mut this.stream).poll_read(cx, &mut room));
+            if read.is_err() || room.filled().is_empty() {
+                break;
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -298,7 +337,9 @@ mod tests {
             }
         });
         let mut all = Vec::new();
-        Strict::new(server).read_to_end(&mut all).await?;
+        Strict::new(server, Bounds::CLIENT)
+            .read_to_end(&mut all)
+            .await?;
         Ok(all)
     }
 

@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::Shared;
+use super::attentive::Attentive;
 use super::bench::Sent;
 use super::body::{Outbound, Spool};
 use super::headers::{ADDED_HEADERS, BROKEN, FORWARDED_FOR, FULL, MAX_HEADERS, REFUSED, to_h2};
@@ -307,7 +308,7 @@ async fn speak_h1<S: Stream + 'static>(
     let shaken = http1::Builder::new()
         .max_headers(headers)
         .max_buf_size(super::door::MAX_HEAD_BYTES)
-        .handshake(TokioIo::new(stream))
+        .handshake(TokioIo::new(Attentive::new(stream)))
         .await;
     let (sender, connection) = shaken.map_err(|e| Trip::Connect(e.to_string()))?;
     // Ends with the sender and the answer's body; its errors reach whoever waits on either.

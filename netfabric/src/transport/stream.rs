@@ -120,6 +120,15 @@ impl MeshStream {
         self.shutdown().await
     }
 
+    /// Waits, also when the stream is gone, until the peer has all that was written before it ended, or can
+    /// have no more.
+    pub fn delivered(&self) -> impl Future<Output = ()> + Send + 'static {
+        let stopped = self.send.stopped();
+        async move {
+            let _why = stopped.await;
+        }
+    }
+
     /// Breaks the stream off in both directions; the peer's reads and writes fail.
     pub fn abort(self) {
         self.end_with(code::ABORTED);

@@ -146,6 +146,7 @@ pub(super) fn ingress_config(
         activation_queue: config.ingress.activation_queue,
         activation_timeout: config.ingress.activation_timeout.0,
         proxy_protocol: config.ingress.proxy_protocol,
+        max_body: config.ingress.max_body.0,
         client_rate: config.ingress.client_rate.0,
         ..IngressConfig::default()
     }

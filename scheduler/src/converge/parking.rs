@@ -1,5 +1,5 @@
 //! How many parked containers this node keeps of each revision: as many as were started at once of
-//! late, fewer with every minute, none when nobody came for a while.
+//! late, fewer with every few minutes, none when nobody came for a while.
 
 use std::collections::BTreeMap;
 
@@ -12,10 +12,11 @@ const PARKED_BYTES: u64 = 2 << 20;
 const MEMORY_SHARE: u64 = 16;
 /// Starts asked for this close together call for a container each; a later one finds the pool refilled.
 const BURST_MS: u64 = 1_000;
-/// After this without a burst as large, half as many are kept.
-const HALVED_MS: u64 = 60_000;
+/// After this without a burst as large, half as many are kept. The instances of a burst leave about a minute
+/// after its last request, and one that follows it is what they are kept for.
+const HALVED_MS: u64 = 150_000;
 /// After this without a start none is kept.
-const KEEP_MS: u64 = 300_000;
+const KEEP_MS: u64 = 600_000;
 
 /// Recent use of every revision that was started here.
 #[derive(Debug, Clone)]

@@ -64,10 +64,10 @@ fn one_is_kept_after_a_start_more_after_a_burst_and_none_in_the_end() {
         start(&mut node, 2_500 + n, &format!("b{n}"));
     }
     assert_eq!(refill(&mut node, 3_000), 5);
-    assert_eq!(refill(&mut node, 2_504 + 60_000), 2);
-    assert_eq!(refill(&mut node, 2_504 + 120_000), 1);
-    assert_eq!(refill(&mut node, 2_503 + 300_000), 1);
-    assert_eq!(refill(&mut node, 2_504 + 300_000), 0);
+    assert_eq!(refill(&mut node, 2_504 + 150_000), 2);
+    assert_eq!(refill(&mut node, 2_504 + 300_000), 1);
+    assert_eq!(refill(&mut node, 2_503 + 600_000), 1);
+    assert_eq!(refill(&mut node, 2_504 + 600_000), 0);
     assert_eq!(node.seen().count(), 6, "what was parked leaves no trace");
 }
 

@@ -12,11 +12,11 @@ use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 
 use super::conn::{Conn, Waited};
-use super::request::{self, Ask, Side};
+use super::request::{self, Ask};
 use super::response::{self, Framing, Garbled, Recipient, Through};
 use super::scratch;
 use crate::ingress::door::MAX_HEAD_BYTES;
-use crate::ingress::headers::{FULL, TIMEOUT};
+use crate::ingress::headers::{FULL, Side, TIMEOUT};
 use crate::ingress::local::Slot;
 use crate::ingress::replay::Asked;
 use crate::ingress::stream::Stream;

@@ -2,11 +2,11 @@
 
 use http::Method;
 
-use super::request::{self, Reading, Side};
+use super::request::{self, Reading};
 use super::response::{self, Answer, Framing, Recipient, Through};
 use crate::ingress::chunks::Chunks;
 use crate::ingress::door::MAX_HEAD_BYTES;
-use crate::ingress::headers::MAX_HEADERS;
+use crate::ingress::headers::{MAX_HEADERS, Side};
 use crate::ingress::strict;
 
 /// A head that we wrote may be longer than one that we read.

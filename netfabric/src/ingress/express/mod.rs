@@ -34,12 +34,12 @@ use ulid::Ulid;
 use self::conn::{BODY_TIME, Conn, Waited};
 use self::exchange::{Begun, Errand, Failure, begin, begin_there, finish};
 pub(super) use self::peer::serve as serve_peer;
-use self::request::{Ask, Reading, Side};
+use self::request::{Ask, Reading};
 use self::response::Recipient;
 use super::body::KEEP_BYTES;
 use super::dispatch::{Called, Quest, Resume, Source};
 use super::door::HEAD_TIME;
-use super::headers::{Caller, PATIENCE, REVISION};
+use super::headers::{Caller, PATIENCE, REVISION, Side};
 use super::local::{Guard, Slot};
 use super::problem::Problem;
 use super::replay::Sender;
@@ -226,7 +226,9 @@ impl<S: Stream> Express<S> {
     /// for the other way, which passes it on as it comes.
     async fn body(&mut self, ask: &Ask) -> Option<Turn> {
         let length = ask.body.filter(|length| *length > 0)?;
-        let Some(length) = usize::try_from(length).ok().filter(|l| *l <= KEEP_BYTES) else {
+        let most = self.shared.limits.body.min(KEEP_BYTES as u64);
+        let short = Some(length).filter(|length| *length <= most);
+        let Some(length) = short.and_then(|length| usize::try_from(length).ok()) else {
             return Some(Turn::HandOver(None));
         };
         let whole = ask.head + length;

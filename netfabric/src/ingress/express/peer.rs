@@ -13,14 +13,14 @@ use tokio::time::Instant;
 
 use super::conn::{BODY_TIME, Conn, Waited};
 use super::exchange::{Begun, Errand, Failure, begin, finish};
-use super::request::{self, Ask, Reading, Side};
+use super::request::{self, Ask, Reading};
 use super::response::{self, Recipient};
 use super::{Upstream as _, is_plain};
 use crate::ingress::Shared;
 use crate::ingress::bench::Bench;
 use crate::ingress::body::KEEP_BYTES;
 use crate::ingress::door::{HEAD_TIME, Phase};
-use crate::ingress::headers::{BROKEN, REFUSED, TIMEOUT};
+use crate::ingress::headers::{BROKEN, REFUSED, Side, TIMEOUT};
 use crate::ingress::local::Guard;
 use crate::ingress::peer_door::{Choice, TRIES, admit, meant, named, no_room, patience};
 use crate::ingress::stream::Stream;

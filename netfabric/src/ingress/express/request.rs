@@ -8,17 +8,14 @@ use std::ops::Range;
 use http::{HeaderName, Method};
 use httparse::{Header, ParserConfig, Request, Status};
 
-use crate::ingress::door::MAX_HEAD_BYTES;
-use crate::ingress::headers::{
-    ADDED_BYTES, ADDED_HEADERS, MAX_HEADERS, NOT, ONLY, PATIENCE, REVISION,
-};
+use crate::ingress::headers::{Bounds, NOT, ONLY, PATIENCE, REVISION, Side};
 use crate::ingress::replay;
 use crate::ingress::strict::{length, lines_end_well};
 
 /// Room for the headers of one head.
 pub(super) type Slots<'b> = [MaybeUninit<Header<'b>>; SLOTS];
 
-const SLOTS: usize = MAX_HEADERS + ADDED_HEADERS;
+const SLOTS: usize = Bounds::PEER.headers;
 
 pub(super) const fn slots<'b>() -> Slots<'b> {
     [const { MaybeUninit::uninit() }; SLOTS]
@@ -50,36 +47,6 @@ pub(super) struct Told<'b> {
     /// Which instance is meant, and which is not.
     pub(super) only: Option<&'b [u8]>,
     pub(super) not: Option<&'b [u8]>,
-}
-
-/// Who sends a head.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Side {
-    /// Or an instance, which is as little ours.
-    Client,
-    /// Another node's door: it has vetted the request and said whose it is.
-    Peer,
-}
-
-/// The most of one head.
-pub(super) struct Bounds {
-    pub(super) headers: usize,
-    pub(super) bytes: usize,
-}
-
-impl Side {
-    pub(super) fn bounds(self) -> Bounds {
-        match self {
-            Self::Client => Bounds {
-                headers: MAX_HEADERS,
-                bytes: MAX_HEAD_BYTES,
-            },
-            Self::Peer => Bounds {
-                headers: SLOTS,
-                bytes: MAX_HEAD_BYTES + ADDED_BYTES,
-            },
-        }
-    }
 }
 
 /// What must be known of a request once its head is written.
@@ -471,9 +438,9 @@ mod tests {
         for line in lines {
             assert_eq!(onward(&format!("{line}\r\n\r\n")), None, "{line:?}");
         }
-        let many = "x: 1\r\n".repeat(MAX_HEADERS + 1);
+        let many = "x: 1\r\n".repeat(Bounds::CLIENT.headers + 1);
         assert_eq!(onward(&format!("GET / HTTP/1.1\r\n{many}\r\n")), None);
-        let long = "y".repeat(MAX_HEAD_BYTES);
+        let long = "y".repeat(Bounds::CLIENT.bytes);
         let long = format!("GET / HTTP/1.1\r\nhost: h\r\nx: {long}");
         let mut slots = slots();
         assert!(matches!(

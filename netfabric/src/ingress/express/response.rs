@@ -4,9 +4,9 @@
 use http::{HeaderName, Method, StatusCode};
 use httparse::{Header, ParserConfig, Response, Status};
 
-use super::request::{Side, Slots};
+use super::request::Slots;
 use crate::ingress::chunks::{Chunks, Malformed};
-use crate::ingress::headers::{BROKEN, INSTANCE, REFUSED};
+use crate::ingress::headers::{BROKEN, INSTANCE, REFUSED, Side};
 use crate::ingress::replay::{self, Asked};
 use crate::ingress::strict::length;
 

@@ -63,6 +63,8 @@ pub(super) struct Passages {
     pub(super) flows: Arc<Places>,
     /// Containers have places of their own, which nobody outside can take.
     pub(super) inside: Arc<Places>,
+    /// Their calls over HTTP, which end after an answer.
+    pub(super) calls: Arc<Places>,
     /// Ports that cannot be listened on, and why.
     closed: Mutex<BTreeMap<Socket, String>>,
     /// All that were let in, and the bytes they carried: to containers, and from them.
@@ -80,6 +82,7 @@ impl Default for Passages {
             outside: Places::new(OUTSIDE, OUTSIDE_OF_ONE),
             flows: Places::new(FLOWS, FLOWS_OF_ONE),
             inside: Places::new(INSIDE, INSIDE_OF_ONE),
+            calls: Places::new(INSIDE, INSIDE_OF_ONE),
             closed: Mutex::default(),
             opened: AtomicU64::new(0),
             sent: AtomicU64::new(0),
@@ -97,7 +100,7 @@ impl Passages {
 
     /// How many are in.
     pub(super) fn taken(&self) -> usize {
-        let all = [&self.outside, &self.inside, &self.flows];
+        let all = [&self.outside, &self.inside, &self.calls, &self.flows];
         all.into_iter().map(|places| places.taken()).sum()
     }
 }

@@ -2,14 +2,14 @@
 
 use std::net::SocketAddrV4;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use scheduler::model::{Listen, ServiceKey};
+use scheduler::model::{InstanceId, Listen, ServiceKey};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
-use super::world::{ADDRESS, Deployed, World, name};
+use super::world::{ADDRESS, Deployed, World, eventually, name};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -186,4 +186,33 @@ async fn a_replay_of_a_call_goes_only_where_its_caller_is_let_in() {
         let code = heard.contains("x-selvedge-error: caller-refused");
         assert_eq!(code, app == "closed", "{heard}");
     }
+}
+
+/// A kept connection of a container's does not hold up a door that leaves, and what is called on another as it
+/// closes is answered.
+#[tokio::test]
+async fn calls_that_are_under_way_as_the_door_closes_are_answered() {
+    let world = world().await;
+    is(&world, "shop");
+    let _app = world.run(1, "a").await;
+    let mut kept = connect(&world, 80).await;
+    let get = "GET / HTTP/1.1\r\nhost: web\r\n\r\n";
+    kept.write_all(get.as_bytes()).await.unwrap();
+    assert!(kept.read(&mut [0; 1_000]).await.unwrap() > 0);
+    let local = world.local();
+    let slow = "GET /slow/1500 HTTP/1.1\r\nhost: web\r\nconnection: close\r\n\r\n";
+    let one = InstanceId("a".into());
+    let leave = async {
+        eventually("it is under way", || local.in_flight(&one) == 1).await;
+        let begun = Instant::now();
+        let in_order = world.ingress().stop(Duration::from_secs(30)).await;
+        (in_order, begun.elapsed())
+    };
+    let (answered, (in_order, took)) = tokio::join!(call(&world, 80, slow), leave);
+    let answered = answered.unwrap();
+    assert!(answered.starts_with("HTTP/1.1 200"), "{answered}");
+    assert!(in_order);
+    assert!(took < Duration::from_secs(20), "held up: {took:?}");
+    let mut rest = String::new();
+    assert_eq!(kept.read_to_string(&mut rest).await.unwrap(), 0, "{rest}");
 }

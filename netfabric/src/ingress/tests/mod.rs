@@ -8,6 +8,7 @@ mod http3;
 mod hygiene;
 mod introduced;
 mod inward;
+mod large;
 mod newcomers;
 mod passage;
 mod peers;

@@ -1,13 +1,16 @@
 //! Requests answered by another node's instance.
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header;
-use http_body_util::Empty;
+use http_body_util::{Empty, Full};
 use scheduler::model::{InstanceId, NodeId, Protocol, RequestId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::sleep;
 
 use super::app::{App, get, post, request, send};
 use super::world::{Deployed, Starts, World, eventually};
@@ -74,6 +77,19 @@ async fn as_many_headers_as_a_request_may_have_go_through_two_nodes() {
     let reply = send(world.door(), many.body(Empty::<Bytes>::new()).unwrap()).await;
     assert_eq!(reply.status, 200, "{}", reply.body);
     assert!(reply.body.contains("x-94: 1"), "{}", reply.body);
+    // A long body goes another way.
+    let mut many = request("/echo").method("POST");
+    for n in 1..94 {
+        many = many.header(format!("x-{n}"), "1");
+    }
+    let long = Full::new(Bytes::from(vec![b'x'; 200_000]));
+    let reply = send(world.door(), many.body(long).unwrap()).await;
+    assert_eq!(
+        (reply.status, reply.body.len()),
+        (200, 200_000),
+        "{:?}",
+        reply.headers
+    );
 }
 
 #[tokio::test]
@@ -266,4 +282,35 @@ async fn dead_nodes_do_not_use_up_a_requests_tries() {
     world.publish(&far.collect());
     let reply = post(world.door(), "/echo", "once".to_owned()).await;
     assert_eq!((reply.status, reply.body.as_str()), (200, "once"));
+}
+
+/// A peer that has not got its answer as the node leaves would ask another: the request would be served twice.
+#[tokio::test]
+async fn a_door_that_leaves_waits_until_its_answers_are_there() {
+    let world = World::new(2, Deployed::default(), |_| {}).await;
+    let _app = far(&world).await;
+    let leaving = world.nodes[1].ingress();
+    let (door, (mut near, far)) = (leaving.peer_door(), tokio::io::duplex(4_096));
+    let place = door.enter().unwrap();
+    let there = Arc::new(AtomicBool::new(false));
+    let arrives = Arc::clone(&there);
+    let delivered = async move {
+        sleep(Duration::from_millis(500)).await;
+        arrives.store(true, Ordering::SeqCst);
+    };
+    let serving = tokio::spawn(async move { door.serve(far, place, delivered).await });
+    let asked = format!(
+        "GET /slow/300 HTTP/1.1\r\nhost: web.edge.test\r\nx-selvedge-revision: {}\r\n\r\n",
+        super::world::revision()
+    );
+    near.write_all(asked.as_bytes()).await.unwrap();
+    let local = &world.nodes[1].local;
+    let far = InstanceId("far".into());
+    eventually("it is under way", || local.in_flight(&far) == 1).await;
+    assert!(leaving.stop(Duration::from_secs(10)).await);
+    assert!(there.load(Ordering::SeqCst), "it left before");
+    let mut answer = String::new();
+    near.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    serving.await.unwrap();
 }

@@ -310,7 +310,7 @@ impl PeerLink for Pipes {
         let door = self.doors.lock().unwrap().get(&node).cloned()?;
         let (near, far) = tokio::io::duplex(64 * 1024);
         let place = door.enter()?;
-        tokio::spawn(async move { door.serve(far, place).await });
+        tokio::spawn(async move { door.serve(far, place, async {}).await });
         Some(Box::new(near))
     }
 
