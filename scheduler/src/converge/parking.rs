@@ -12,6 +12,9 @@ const PARKED_BYTES: u64 = 2 << 20;
 const MEMORY_SHARE: u64 = 16;
 /// Starts asked for this close together call for a container each; a later one finds the pool refilled.
 const BURST_MS: u64 = 1_000;
+/// Doors ask for what they wait for bit by bit: a burst goes on as long as more come than are refilled
+/// meanwhile, one in so long.
+const REFILL_MS: u64 = 100;
 /// After this without a burst as large, half as many are kept. The instances of a burst leave about a minute
 /// after its last request, and one that follows it is what they are kept for.
 const HALVED_MS: u64 = 150_000;
@@ -58,7 +61,7 @@ impl Pool {
             peak: 0,
             peak_at: now,
         });
-        if asked.since(used.burst_from) > BURST_MS {
+        if asked.since(used.burst_from) > BURST_MS + u64::from(used.burst) * REFILL_MS {
             (used.burst_from, used.burst) = (asked, 0);
         }
         (used.last, used.burst) = (now, used.burst.saturating_add(1));
@@ -103,5 +106,46 @@ impl Use {
     fn wanted(&self, now: Now) -> u32 {
         let halvings = u32::try_from(now.since(self.peak_at) / HALVED_MS).unwrap_or(u32::MAX);
         self.peak.checked_shr(halvings).unwrap_or(0).max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Name, ServiceKey};
+
+    /// How many are kept after so many starts, one in so long.
+    fn kept(starts: u64, gap: u64) -> u32 {
+        let service = ServiceKey {
+            namespace: Name::default_namespace(),
+            name: Name::new("web").unwrap(),
+        };
+        let key = RevisionKey::of(&service, 1).unwrap();
+        let mut pool = Pool::new(1_000);
+        let at = |n: u64| Now(1_000 + n * gap);
+        for n in 0..starts {
+            pool.started(at(n), at(n), &key);
+        }
+        let all = Resources {
+            cpu_millis: 1_000,
+            memory_bytes: 64 << 30,
+            instances: 1_000,
+        };
+        pool.wanted(at(starts), all, all)[0].1
+    }
+
+    #[test]
+    fn a_burst_is_as_long_as_starts_come_faster_than_is_refilled() {
+        assert_eq!(kept(500, 0), 500);
+        assert_eq!(
+            kept(500, 20),
+            500,
+            "a busy node gets to the last after ten seconds"
+        );
+        assert_eq!(kept(500, 90), 500);
+        for (gap, most) in [(200, 11), (500, 3), (1_500, 1)] {
+            let kept = kept(500, gap);
+            assert!((1..=most).contains(&kept), "one in {gap} ms: {kept}");
+        }
     }
 }
