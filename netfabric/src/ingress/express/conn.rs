@@ -20,6 +20,8 @@ use crate::ingress::stream::{Leeway, Stream, WRITE_STALL};
 /// Bytes a client may have sent ahead: a head and a body that is kept whole. More is left in the
 /// kernel.
 const MAX_SEEN: usize = MAX_HEAD_BYTES + KEEP_BYTES;
+/// How long a body that is on its way may keep the plain way waiting.
+const BODY_TIME: Duration = Duration::from_millis(100);
 /// An idle connection keeps no more memory than this.
 const IDLE_BYTES: usize = 4 * 1024;
 
@@ -123,6 +125,20 @@ impl<S: Stream> Conn<S> {
             Poll::Pending
         })
         .await
+    }
+
+    /// Waits a moment for as many bytes as a request has that is kept whole.
+    pub(super) async fn fill_to(&mut self, whole: usize) -> Waited {
+        if self.seen.len() < whole {
+            self.expect_by(Instant::now() + BODY_TIME);
+        }
+        while self.seen.len() < whole {
+            match self.fill().await {
+                Waited::Came => {}
+                why => return why,
+            }
+        }
+        Waited::Came
     }
 
     /// To be called while something else is waited for: why to wait no longer.
@@ -360,6 +376,3 @@ fn next_change(mut phase: watch::Receiver<Phase>) -> Pin<Box<dyn Future<Output =
         let _closed = phase.changed().await;
     })
 }
-
-/// How long a body that is on its way may keep the plain way waiting.
-pub(super) const BODY_TIME: Duration = Duration::from_millis(100);

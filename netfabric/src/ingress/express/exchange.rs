@@ -64,8 +64,24 @@ pub(super) struct Errand<'a> {
     pub(super) of: Side,
 }
 
-/// Sends the request to an instance that admitted it and goes on, until an answer begins.
+/// Sends the request to an instance that admitted it, and is thawed first, and goes on until an answer
+/// begins.
 pub(super) async fn begin<S: Stream>(
+    conn: &mut Conn<S>,
+    slot: &Arc<Slot>,
+    errand: &Errand<'_>,
+) -> Result<Begun<TcpStream>, Failure> {
+    let thawed = slot.thawed().await;
+    let still = |e| Trip::Connect(format!("{} stays frozen: {e}", slot.id));
+    thawed.map_err(|e| Failure::Trip(still(e)))?;
+    let begun = begin_here(conn, slot, errand).await;
+    if matches!(begun, Ok(_) | Err(Failure::Replay(..))) {
+        slot.answered();
+    }
+    begun
+}
+
+async fn begin_here<S: Stream>(
     conn: &mut Conn<S>,
     slot: &Arc<Slot>,
     errand: &Errand<'_>,

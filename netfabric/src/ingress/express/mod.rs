@@ -31,7 +31,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use ulid::Ulid;
 
-use self::conn::{BODY_TIME, Conn, Waited};
+use self::conn::{Conn, Waited};
 use self::exchange::{Begun, Errand, Failure, begin, begin_there, finish};
 pub(super) use self::peer::serve as serve_peer;
 use self::request::{Ask, Reading};
@@ -231,18 +231,11 @@ impl<S: Stream> Express<S> {
         let Some(length) = short.and_then(|length| usize::try_from(length).ok()) else {
             return Some(Turn::HandOver(None));
         };
-        let whole = ask.head + length;
-        if self.conn.seen.len() < whole {
-            self.conn.expect_by(Instant::now() + BODY_TIME);
+        match self.conn.fill_to(ask.head + length).await {
+            Waited::Came => None,
+            Waited::Late => Some(Turn::HandOver(None)),
+            Waited::Gone | Waited::Closing => Some(Turn::Close),
         }
-        while self.conn.seen.len() < whole {
-            match self.conn.fill().await {
-                Waited::Came => {}
-                Waited::Late => return Some(Turn::HandOver(None)),
-                Waited::Gone | Waited::Closing => return Some(Turn::Close),
-            }
-        }
-        None
     }
 
     /// Answers a request that is here whole.
@@ -353,20 +346,13 @@ impl<S: Stream> Express<S> {
         guard: &Guard,
         (ask, id): (&Ask, &str),
     ) -> Result<Begun<TcpStream>, Failure> {
-        let thawed = guard.slot.thawed().await;
-        let still = |e| Trip::Connect(format!("{} stays frozen: {e}", guard.slot.id));
-        thawed.map_err(|e| Failure::Trip(still(e)))?;
         let errand = Errand {
             ask,
             to: to_client(&self.shared, self.caller, (quest, id)),
             head: &self.onward,
             of: Side::Client,
         };
-        let begun = begin(&mut self.conn, &guard.slot, &errand).await;
-        if matches!(begun, Ok(_) | Err(Failure::Replay(..))) {
-            guard.slot.answered();
-        }
-        begun
+        begin(&mut self.conn, &guard.slot, &errand).await
     }
 
     /// The same at another node, which is told what is meant and how long there is.

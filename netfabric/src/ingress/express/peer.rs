@@ -11,7 +11,7 @@ use scheduler::route::replay::Aim;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::conn::{BODY_TIME, Conn, Waited};
+use super::conn::{Conn, Waited};
 use super::exchange::{Begun, Errand, Failure, begin, finish};
 use super::request::{self, Ask, Reading};
 use super::response::{self, Recipient};
@@ -24,7 +24,6 @@ use crate::ingress::headers::{BROKEN, REFUSED, Side, TIMEOUT};
 use crate::ingress::local::Guard;
 use crate::ingress::peer_door::{Choice, TRIES, admit, meant, named, no_room, patience};
 use crate::ingress::stream::Stream;
-use crate::ingress::upstream::Trip;
 
 /// A plain request of another node.
 struct Plain {
@@ -109,16 +108,8 @@ async fn read<S: Stream>(conn: &mut Conn<S>) -> Option<Plain> {
     };
     let length = usize::try_from(plain.ask.body.unwrap_or(0)).ok();
     let length = length.filter(|length| *length <= KEEP_BYTES)?;
-    let whole = plain.ask.head + length;
-    if conn.seen.len() < whole {
-        conn.expect_by(Instant::now() + BODY_TIME);
-    }
-    while conn.seen.len() < whole {
-        if conn.fill().await != Waited::Came {
-            return None;
-        }
-    }
-    Some(plain)
+    let came = conn.fill_to(plain.ask.head + length).await;
+    (came == Waited::Came).then_some(plain)
 }
 
 /// Tries instances here until one answers; others only while nothing was sent.
@@ -168,18 +159,13 @@ async fn attempt<S: Stream>(
     guard: &Guard,
     plain: &Plain,
 ) -> Result<Begun<TcpStream>, Failure> {
-    let thawed = guard.slot.thawed().await;
-    let still = |e| Trip::Connect(format!("{} stays frozen: {e}", guard.slot.id));
-    thawed.map_err(|e| Failure::Trip(still(e)))?;
     let errand = Errand {
         ask: &plain.ask,
         to: Recipient::Peer(&guard.slot.id.0),
         head: &plain.head,
         of: Side::Client,
     };
-    let begun = begin(conn, &guard.slot, &errand).await?;
-    guard.slot.answered();
-    Ok(begun)
+    begin(conn, &guard.slot, &errand).await
 }
 
 fn refused((header, why): Refusal) -> Vec<u8> {
