@@ -6,18 +6,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use netfabric::gossip::Gossip;
+use netfabric::gossip::{Gossip, Heard};
 use netfabric::transport::Mesh;
 use scheduler::fleet::{Fleet, Index, Indexed, Member};
-use scheduler::model::{NodeId, NodeRecord};
+use scheduler::model::{Measured, NodeId, NodeRecord};
 use scheduler::registry::State;
 use scheduler::route::Routes;
 use tokio::sync::watch;
 
+use self::measures::{Measures, Sight};
+use crate::agent::Experience;
 use crate::consensus::{Missing, RING_CHANGES, View};
+use crate::images::Images;
 
-/// How often round trips are read from the transport when nothing else changes.
-const RTT_PERIOD: Duration = Duration::from_secs(5);
+/// How often this node measures.
+const PERIOD: Duration = Duration::from_secs(1);
+/// After so many periods the view takes in the round trips when nothing else changes.
+const VIEW_PERIODS: u32 = 5;
 
 /// What the view is made from and where it goes.
 pub struct FleetDriver {
@@ -28,6 +33,9 @@ pub struct FleetDriver {
     pub registry: Arc<View>,
     /// This node's own record, newer than what gossip has of it.
     pub own: watch::Receiver<Arc<NodeRecord>>,
+    /// What starts and pulls took here.
+    pub experience: watch::Receiver<Arc<Experience>>,
+    pub images: Images,
     pub fleet: watch::Sender<Arc<Fleet>>,
     pub routes: Arc<ArcSwap<Routes>>,
 }
@@ -37,35 +45,75 @@ impl FleetDriver {
     /// door that opened without them would know of no service.
     pub fn start(mut self) {
         let mut indexer = Indexer::default();
+        let mut measures = Measures::new(self.me);
+        self.measure(&mut measures);
         // The first record may have been made before anybody watched, and may not change for long.
         self.publish();
         let heard = self.gossip.members().borrow().clone();
-        self.rebuild(&self.registry.state(), &heard, &mut indexer);
-        tokio::spawn(self.run(indexer));
+        self.rebuild(&self.registry.state(), &heard, &measures, &mut indexer);
+        tokio::spawn(self.run(measures, indexer));
     }
 
-    async fn run(mut self, mut indexer: Indexer) {
+    async fn run(mut self, mut measures: Measures, mut indexer: Indexer) {
         let mut registry = self.registry.watch();
         let mut members = self.gossip.members();
-        let mut rtt = tokio::time::interval(RTT_PERIOD);
-        rtt.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut period = tokio::time::interval(PERIOD);
+        period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut periods = 0;
         loop {
             let state = registry.borrow_and_update().clone();
             let heard = members.borrow_and_update().clone();
-            self.rebuild(&state, &heard, &mut indexer);
-            let changed = tokio::select! {
-                changed = members.changed() => changed.is_ok(),
-                changed = registry.changed() => changed.is_ok(),
-                changed = self.own.changed() => {
-                    self.publish();
-                    changed.is_ok()
+            self.rebuild(&state, &heard, &measures, &mut indexer);
+            let changed = loop {
+                tokio::select! {
+                    changed = members.changed() => break changed.is_ok(),
+                    changed = registry.changed() => break changed.is_ok(),
+                    changed = self.own.changed() => {
+                        self.publish();
+                        break changed.is_ok();
+                    }
+                    _ = period.tick() => {
+                        periods += 1;
+                        let news = self.measure(&mut measures);
+                        if periods >= VIEW_PERIODS {
+                            // What was sent as a load alone may be due as a whole.
+                            self.publish();
+                        }
+                        if news || periods >= VIEW_PERIODS {
+                            periods = 0;
+                            break true;
+                        }
+                    }
                 }
-                _ = rtt.tick() => true,
             };
             if !changed {
                 return;
             }
         }
+    }
+
+    /// Measures anew, and says whether there is something new to tell.
+    fn measure(&self, measures: &mut Measures) -> bool {
+        let heard = self.gossip.members().borrow().clone();
+        let experience = self.experience.borrow().clone();
+        let images = self.images.list();
+        let news = measures.look(&Sight {
+            trips: &self.mesh.round_trips(),
+            heard: &heard,
+            pressure: pressure::read(),
+            experience: &experience,
+            images: images
+                .iter()
+                .map(|image| (image.pin.digest.clone(), image.bytes))
+                .collect(),
+        });
+        if !news {
+            return false;
+        }
+        if let Err(error) = self.gossip.measure(measures.told().clone()) {
+            tracing::error!(%error, "what this node measures is not published");
+        }
+        true
     }
 
     fn publish(&mut self) {
@@ -78,19 +126,21 @@ impl FleetDriver {
     fn rebuild(
         &mut self,
         state: &State,
-        heard: &BTreeMap<NodeId, (NodeRecord, bool)>,
+        heard: &BTreeMap<NodeId, Heard>,
+        measures: &Measures,
         indexer: &mut Indexer,
     ) {
         let own = self.own.borrow().clone();
         for (id, identity) in &state.nodes {
             let address = heard
                 .get(id)
-                .map_or(identity.mesh, |(record, _)| record.mesh);
+                .map_or(identity.mesh, |heard| heard.record.mesh);
             if *id != self.me && !identity.revoked {
                 self.mesh.set_addr(*id, address);
             }
         }
-        let mut fleet = view(self.me, &own, heard, state, |id| {
+        let own = (&*own, measures.told());
+        let mut fleet = view(self.me, own, heard, state, |id| {
             let rtt = self.mesh.rtt(id)?;
             u32::try_from(rtt.as_micros()).ok()
         });
@@ -124,8 +174,8 @@ impl FleetDriver {
 /// The fleet as one value: this node by its own word, the others as heard, revoked ones left out.
 fn view(
     me: NodeId,
-    own: &NodeRecord,
-    heard: &BTreeMap<NodeId, (NodeRecord, bool)>,
+    (own, measured): (&NodeRecord, &Measured),
+    heard: &BTreeMap<NodeId, Heard>,
     state: &State,
     rtt: impl Fn(NodeId) -> Option<u32>,
 ) -> Fleet {
@@ -133,29 +183,22 @@ fn view(
     let mut members: BTreeMap<NodeId, Member> = heard
         .iter()
         .filter(|(id, _)| **id != me && enrolled(id))
-        .map(|(id, (record, alive))| {
-            let member = Member {
-                record: record.clone(),
-                alive: *alive,
-                rtt_micros: rtt(*id),
-            };
+        .map(|(id, heard)| {
+            let mut member = Member::new(heard.record.clone(), heard.alive, rtt(*id));
+            member.measured = heard.measured.clone();
             (*id, member)
         })
         .collect();
-    members.insert(
-        me,
-        Member {
-            record: own.clone(),
-            alive: true,
-            rtt_micros: Some(0),
-        },
-    );
-    Fleet {
+    let mut this = Member::new(own.clone(), true, Some(0));
+    this.measured = measured.clone();
+    members.insert(me, this);
+    let fleet = Fleet {
         me,
         members,
         volumes: state.volumes.clone(),
         ..Fleet::default()
-    }
+    };
+    fleet.reckoned()
 }
 
 /// Keeps the index by changes. Readers may hold the newest for a while, so there are two: what is
@@ -196,5 +239,7 @@ impl Indexer {
     }
 }
 
+mod measures;
+mod pressure;
 #[cfg(test)]
 mod tests;

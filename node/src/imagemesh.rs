@@ -46,7 +46,7 @@ impl Near for ImageMesh {
         let neighbours = alive.map(|m| Neighbour {
             node: m.record.node,
             near: Some(&m.record.region) == region.as_ref(),
-            rtt: m.rtt_micros.unwrap_or(u32::MAX),
+            rtt: m.distance_micros().unwrap_or(u32::MAX),
             images: m.record.images.clone(),
         });
         neighbours.collect()

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use netfabric::gossip::Trust;
 use netfabric::ingress::{Callers, Conduit, PeerDoor, PeerLink, Stream};
 use netfabric::transport::{Admit, Handler, Kind, Mesh, MeshStream, TransportError};
-use scheduler::fleet::Fleet;
+use scheduler::fleet::{Fleet, Member};
 use scheduler::model::{NodeId, NodeRecord, Role, ServiceKey};
 use scheduler::registry::State;
 use tokio::sync::watch;
@@ -88,7 +88,8 @@ impl FeedSource for FeedLink {
         nodes.sort_by_key(|n| {
             let member = fleet.members.get(&n.id);
             let alive = member.is_some_and(|m| m.alive);
-            let rtt = member.and_then(|m| m.rtt_micros).unwrap_or(u32::MAX);
+            let rtt = member.and_then(Member::distance_micros);
+            let rtt = rtt.unwrap_or(u32::MAX);
             (!alive, n.role != Role::Voter, rtt, n.id)
         });
         nodes.into_iter().map(|n| n.id).collect()

@@ -5,6 +5,7 @@ pub mod acme;
 pub mod activate;
 pub mod autoscale;
 pub mod converge;
+pub mod coordinates;
 pub mod fleet;
 pub mod model;
 pub mod place;

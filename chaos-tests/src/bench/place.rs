@@ -192,36 +192,33 @@ pub(super) fn member(id: u64, rng: &mut StdRng) -> Member {
         0 => rng.random_range(200..2_000),
         far => 5_000 * u32::try_from(far).unwrap_or(1) + rng.random_range(0..1_500),
     };
-    Member {
-        record: NodeRecord {
-            node: NodeId(id),
-            name: name(&format!("node-{id}")),
-            region: name(&format!("region-{region}")),
-            zone: name(&format!("zone-{}", id % ZONES)),
-            labels: BTreeMap::new(),
-            incarnation: 1,
-            seq: 1,
-            version: String::new(),
-            mesh: SocketAddr::from((Ipv4Addr::LOCALHOST, 8422)),
-            ingress: Vec::new(),
-            serving: true,
-            // A few are full or taken out of service.
-            cordoned: rng.random_range(0..100) == 0 && id > 1,
-            capacity,
-            free: Resources {
-                cpu_millis: rng.random_range(0..16_000),
-                memory_bytes: rng.random_range(0..64) << 30,
-                instances: 900,
-            },
-            registry_index: 1,
-            instances: Vec::new(),
-            demand: Vec::new(),
-            starts: Vec::new(),
-            images: Vec::new(),
+    let record = NodeRecord {
+        node: NodeId(id),
+        name: name(&format!("node-{id}")),
+        region: name(&format!("region-{region}")),
+        zone: name(&format!("zone-{}", id % ZONES)),
+        labels: BTreeMap::new(),
+        incarnation: 1,
+        seq: 1,
+        version: String::new(),
+        mesh: SocketAddr::from((Ipv4Addr::LOCALHOST, 8422)),
+        ingress: Vec::new(),
+        serving: true,
+        // A few are full or taken out of service.
+        cordoned: rng.random_range(0..100) == 0 && id > 1,
+        capacity,
+        free: Resources {
+            cpu_millis: rng.random_range(0..16_000),
+            memory_bytes: rng.random_range(0..64) << 30,
+            instances: 900,
         },
-        alive: true,
-        rtt_micros: Some(if id == 1 { 0 } else { rtt }),
-    }
+        registry_index: 1,
+        instances: Vec::new(),
+        demand: Vec::new(),
+        starts: Vec::new(),
+        images: Vec::new(),
+    };
+    Member::new(record, true, Some(if id == 1 { 0 } else { rtt }))
 }
 
 pub(super) fn key(service: u64) -> (ServiceKey, RevisionKey) {

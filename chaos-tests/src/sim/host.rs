@@ -324,21 +324,13 @@ impl Host {
                     member.rtt_micros = Some(rtt(*node));
                 }
                 _ => {
-                    let member = Member {
-                        record: NodeRecord::clone(record),
-                        alive,
-                        rtt_micros: Some(rtt(*node)),
-                    };
+                    let record = NodeRecord::clone(record);
+                    let member = Member::new(record, alive, Some(rtt(*node)));
                     members.insert(*node, member);
                 }
             }
         }
-        let me = Member {
-            record: own,
-            alive: true,
-            rtt_micros: Some(0),
-        };
-        members.insert(self.node, me);
+        members.insert(self.node, Member::new(own, true, Some(0)));
         let mut fleet = Fleet {
             me: self.node,
             members,

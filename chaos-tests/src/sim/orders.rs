@@ -405,6 +405,7 @@ fn empty(revision: &RevisionKey, node: NodeId) -> Receipt {
         verdicts: Vec::new(),
         inputs: scheduler::place::Inputs::default(),
         passed: scheduler::place::Passed::default(),
+        displaces: None,
     }
 }
 

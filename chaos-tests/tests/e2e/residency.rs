@@ -102,6 +102,7 @@ fn told_to_start(world: &World, by: &str, node: &Node) -> Result<PeerResponse> {
             verdicts: Vec::new(),
             inputs: Inputs::default(),
             passed: Passed::default(),
+            displaces: None,
         },
         held: 0,
         patience_millis: u64::try_from(PATIENCE.as_millis())?,

@@ -168,7 +168,9 @@ fn resources(top: &Section<'_>, container: &mut Container) -> Read<()> {
 }
 
 fn place(top: &Section<'_>, manifest: &mut Manifest) -> Read<()> {
-    let known = ["regions", "spread", "require", "fit", "energy", "prefer"];
+    let known = [
+        "regions", "spread", "require", "fit", "energy", "prefer", "priority",
+    ];
     let Some(place) = top.section("place", &known)? else {
         return Ok(());
     };
@@ -178,6 +180,9 @@ fn place(top: &Section<'_>, manifest: &mut Manifest) -> Read<()> {
     rules.require = place.pairs("require")?;
     rules.fit = place.parsed("fit", fit)?.unwrap_or_default();
     rules.energy = place.number("energy")?.unwrap_or_default();
+    rules.priority = place
+        .parsed("priority", str::parse::<i32>)?
+        .unwrap_or_default();
     for table in place.tables("prefer", &["label", "value", "weight"])? {
         let missing = |key: &str| table.fault(key, format!("`{key}` is missing"), "");
         let text = |key: &str| table.string(key)?.ok_or_else(|| missing(key));

@@ -732,6 +732,7 @@ image = "a"
 [place]
 fit = "pack"
 energy = 40
+priority = -7
 [[place.prefer]]
 label = "disk"
 value = "nvme"
@@ -739,6 +740,7 @@ weight = -20
 "#;
     let place = parse("web.toml", text).unwrap().spec.place;
     assert_eq!((place.fit, place.energy), (Fit::Pack, 40));
+    assert_eq!(place.priority, -7);
     assert_eq!(place.prefer[0].weight, -20);
     let wrong = text.replace("\"pack\"", "\"tight\"");
     let error = parse("web.toml", &wrong).unwrap_err().to_string();

@@ -62,18 +62,19 @@ fn verdict_sentence(receipt: &Receipt) -> String {
             } else {
                 "the image must be fetched"
             };
-            let rtt = candidate.rtt_micros.map_or_else(
-                || "at an unmeasured distance".to_owned(),
-                |rtt| {
-                    if rtt == 0 {
-                        "the decider itself".to_owned()
-                    } else {
-                        format!("{} away", micros(rtt.into()))
-                    }
-                },
-            );
+            let reckoned = || match candidate.parts.round_trip {
+                0 => "at an unmeasured distance".to_owned(),
+                reckoned => format!("reckoned to be {} away", micros(reckoned)),
+            };
+            let rtt = candidate.rtt_micros.map_or_else(reckoned, |rtt| {
+                if rtt == 0 {
+                    "the decider itself".to_owned()
+                } else {
+                    format!("{} away", micros(rtt.into()))
+                }
+            });
             format!(
-                "{asked}: {} came first of {accepted}, {} expected: {rtt}, {image}.{}{}{}",
+                "{asked}: {} came first of {accepted}, {} expected: {rtt}, {image}.{}{}{}{}",
                 verdict.name,
                 micros(candidate.cost_micros),
                 match refused {
@@ -82,6 +83,7 @@ fn verdict_sentence(receipt: &Receipt) -> String {
                     n => format!(" {n} nodes refused."),
                 },
                 passed(&receipt.passed),
+                displaced(receipt),
                 made_of(&candidate.parts),
             )
         }
@@ -109,6 +111,22 @@ fn passed(passed: &Passed) -> String {
     out
 }
 
+/// Who goes for it.
+fn displaced(receipt: &Receipt) -> String {
+    let Some(displaces) = &receipt.displaces else {
+        return String::new();
+    };
+    let victims = displaces.victims.iter();
+    let victims: Vec<String> = victims
+        .map(|v| format!("{} (priority {})", v.instance, v.priority))
+        .collect();
+    format!(
+        " No node has room; with priority {} it displaces {} there.",
+        displaces.priority,
+        victims.join(", ")
+    )
+}
+
 /// What the expected time of the first one is the sum of.
 fn made_of(parts: &Parts) -> String {
     let parts = [
@@ -121,6 +139,10 @@ fn made_of(parts: &Parts) -> String {
         ("what stays free on it", parts.slack),
         ("preferences it does not meet", parts.prefer),
         ("its energy", parts.energy),
+        (
+            "what waits there for processors, memory or disk",
+            parts.pressure,
+        ),
     ];
     let parts = parts.into_iter().filter(|(_, cost)| *cost > 0);
     let parts: Vec<_> = parts

@@ -251,6 +251,7 @@ pub fn receipt() -> Receipt {
         revision: revision_key(),
         decided_by: NodeId(1),
         cause: "request".into(),
+        displaces: None,
         why: String::new(),
         verdicts: vec![
             verdict(2, "fra", Ok(near)),

@@ -16,11 +16,13 @@ use tracing::{debug, info, warn};
 
 use super::carrier::{Carrier, Wire};
 use super::ledger::{Filed, Ledger};
-use super::{GossipConfig, Members, Published, RESTART_BITS, Trust, check};
+use super::{GossipConfig, Heard, Members, Published, RESTART_BITS, Trust, check};
 use crate::transport::Mesh;
 
-/// The one key of a node's state.
-const KEY: &str = "r";
+/// The keys of a node's state: its record, the load that brings it up to date, what it measures.
+pub(super) const RECORD: &str = "r";
+pub(super) const LOAD: &str = "l";
+pub(super) const MEASURED: &str = "m";
 /// A node is taken for dead when its heartbeat is this many of its usual intervals late.
 const PHI: f64 = 8.0;
 /// Heartbeat intervals kept per node; each costs 8 bytes.
@@ -124,18 +126,15 @@ impl Driver {
             catchup_callback: None,
             extra_liveness_predicate: None,
         };
-        let own = self
+        let own: Vec<(String, String)> = self
             .parts
             .published
             .borrow()
-            .as_ref()
-            .map(|p| (KEY.to_owned(), p.sealed.clone()));
-        spawn_chitchat(
-            chitchat,
-            own.into_iter().collect(),
-            &Wire(self.carrier.clone()),
-        )
-        .await
+            .iter()
+            .flat_map(|published| &published.texts)
+            .map(|(key, text)| ((*key).to_owned(), text.clone()))
+            .collect();
+        spawn_chitchat(chitchat, own, &Wire(self.carrier.clone())).await
     }
 
     async fn drive(&mut self, handle: &ChitchatHandle) -> End {
@@ -144,7 +143,7 @@ impl Driver {
         let listener = handle
             .with_chitchat(|chitchat| {
                 let notify = notify.clone();
-                chitchat.subscribe_event(KEY, move |_| notify.notify_one())
+                chitchat.subscribe_event("", move |_| notify.notify_one())
             })
             .await;
         let mut died = pin!(handle.termination_watcher());
@@ -172,8 +171,10 @@ impl Driver {
     /// Reads everything chitchat holds, and tells the house when something is new.
     fn refresh(&mut self, chitchat: &mut Chitchat) {
         if let Some(own) = &*self.parts.published.borrow_and_update() {
-            // Does nothing when it is there already; a hostile member may have put something else.
-            chitchat.self_node_state().set(KEY, &own.sealed);
+            for (key, text) in &own.texts {
+                // Does nothing when it is there already; a hostile member may have put something else.
+                chitchat.self_node_state().set(*key, text);
+            }
         }
         let live: BTreeSet<&ChitchatId> = chitchat.live_nodes().collect();
         let mut heard_of = BTreeSet::new();
@@ -189,7 +190,9 @@ impl Driver {
                 node,
                 incarnation: id.generation_id >> RESTART_BITS,
                 restart: id.generation_id & ((1 << RESTART_BITS) - 1),
-                text: state.get(KEY),
+                text: state.get(RECORD),
+                load: state.get(LOAD),
+                measured: state.get(MEASURED),
             };
             heard_of.insert(node);
             if live.contains(id) {
@@ -220,6 +223,13 @@ impl Driver {
                 warn!(node = %filed.node, reason = %rejected, "a gossiped record does not count");
             }
         }
+        let cluster_id = &self.parts.config.cluster_id;
+        let beside = self
+            .ledger
+            .hear_beside(filed, cluster_id, &*self.parts.trust);
+        if let Err(rejected) = beside {
+            warn!(node = %filed.node, reason = %rejected, "what goes beside a record does not count");
+        }
     }
 
     fn tell(&self, alive: &BTreeSet<(NodeId, u64)>, heard: &BTreeMap<NodeId, Instant>) {
@@ -233,7 +243,12 @@ impl Driver {
             .ledger
             .members(|node, incarnation| alive.contains(&(node, incarnation)) || spoke(node));
         if let Some(own) = &*self.parts.published.borrow() {
-            Arc::make_mut(&mut members).insert(self.parts.config.me, (own.record.clone(), true));
+            let heard = Heard {
+                record: own.record.clone(),
+                measured: own.measured.clone(),
+                alive: true,
+            };
+            Arc::make_mut(&mut members).insert(self.parts.config.me, heard);
         }
         self.parts.members.send_if_modified(|current| {
             if **current == *members {
@@ -248,7 +263,7 @@ impl Driver {
 
 /// Says who came and who went; records that only changed are no news for people.
 fn report(before: &Members, now: &Members) {
-    let alive = |members: &Members, node: &NodeId| members.get(node).is_some_and(|m| m.1);
+    let alive = |members: &Members, node: &NodeId| members.get(node).is_some_and(|m| m.alive);
     for node in now
         .keys()
         .filter(|node| alive(now, node) && !alive(before, node))

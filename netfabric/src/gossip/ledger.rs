@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 
 use scheduler::model::{NodeId, NodeRecord};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
-use super::record::{self, Rejected};
-use super::{Members, Trust};
+use super::beside::{self, Load, Said, Sections};
+use super::record::{self, Purpose, Rejected};
+use super::{Heard, Members, Trust};
 
 /// What the carrier holds under a node's name.
 pub(super) struct Filed<'a> {
@@ -14,6 +17,9 @@ pub(super) struct Filed<'a> {
     /// The task's restarts within the incarnation: a later one's texts replace an earlier one's.
     pub restart: u64,
     pub text: Option<&'a str>,
+    /// What goes beside it.
+    pub load: Option<&'a str>,
+    pub measured: Option<&'a str>,
 }
 
 #[derive(Default)]
@@ -22,11 +28,18 @@ pub(super) struct Ledger {
     /// Highest (incarnation, seq) seen of each node; kept when its record goes.
     marks: BTreeMap<NodeId, (u64, u64)>,
     /// Texts that were refused or outdated, so that each is judged, and complained of, once.
-    refused: BTreeMap<(NodeId, u64, u64), String>,
+    refused: BTreeMap<(NodeId, u64, u64, Purpose), String>,
+    loads: BTreeMap<NodeId, Beside<Load>>,
+    measured: BTreeMap<NodeId, Beside<Sections>>,
 }
 
 struct Held {
     record: NodeRecord,
+    text: String,
+}
+
+struct Beside<T> {
+    said: Said<T>,
     text: String,
 }
 
@@ -42,7 +55,7 @@ impl Ledger {
             return Ok(None);
         };
         let node = filed.node;
-        let place = (node, filed.incarnation, filed.restart);
+        let place = (node, filed.incarnation, filed.restart, Purpose::Record);
         let seen = self.held.get(&node).is_some_and(|held| held.text == text)
             || self
                 .refused
@@ -79,6 +92,25 @@ impl Ledger {
         }
     }
 
+    /// Looks at what goes beside the record.
+    pub fn hear_beside(
+        &mut self,
+        filed: &Filed<'_>,
+        cluster_id: &str,
+        trust: &dyn Trust,
+    ) -> Result<(), Rejected> {
+        let open = (cluster_id, trust);
+        let load = filed.load.map_or(Ok(()), |text| {
+            let (held, refused) = (&mut self.loads, &mut self.refused);
+            hear_of(held, refused, (Purpose::Load, text), filed, open)
+        });
+        let measured = filed.measured.map_or(Ok(()), |text| {
+            let (held, refused) = (&mut self.measured, &mut self.refused);
+            hear_of(held, refused, (Purpose::Measured, text), filed, open)
+        });
+        load.and(measured)
+    }
+
     /// Keeps the record when it is newer than all before it.
     fn take(&mut self, record: NodeRecord, text: &str) -> bool {
         let (node, at) = (record.node, (record.incarnation, record.seq));
@@ -106,21 +138,68 @@ impl Ledger {
         self.held
             .retain(|node, _| heard_of(*node) && trust.public_key(*node).is_some());
         self.refused.retain(|(node, ..), _| heard_of(*node));
+        self.loads.retain(|node, _| self.held.contains_key(node));
+        self.measured.retain(|node, _| self.held.contains_key(node));
     }
 
     /// The view for the others in the house.
     pub fn members(&self, alive: impl Fn(NodeId, u64) -> bool) -> Members {
         let entry = |(node, held): (&NodeId, &Held)| {
-            (
-                *node,
-                (held.record.clone(), alive(*node, held.record.incarnation)),
-            )
+            let mut record = held.record.clone();
+            if let Some(load) = self.loads.get(node) {
+                load.said.apply(&mut record);
+            }
+            let measured = self.measured.get(node);
+            let measured = measured.filter(|m| m.said.incarnation == record.incarnation);
+            let heard = Heard {
+                alive: alive(*node, record.incarnation),
+                measured: measured
+                    .map(|m| beside::measured(&m.said.what))
+                    .unwrap_or_default(),
+                record,
+            };
+            (*node, heard)
         };
         self.held
             .iter()
             .map(entry)
             .collect::<BTreeMap<_, _>>()
             .into()
+    }
+}
+
+/// Keeps what is newer than all of its kind before it.
+fn hear_of<T: Serialize + DeserializeOwned>(
+    held: &mut BTreeMap<NodeId, Beside<T>>,
+    refused: &mut BTreeMap<(NodeId, u64, u64, Purpose), String>,
+    (purpose, text): (Purpose, &str),
+    filed: &Filed<'_>,
+    (cluster_id, trust): (&str, &dyn Trust),
+) -> Result<(), Rejected> {
+    let (node, incarnation) = (filed.node, filed.incarnation);
+    let place = (node, incarnation, filed.restart, purpose);
+    let before = held.get(&node);
+    let outdated = before.is_some_and(|b| b.text == text || b.said.incarnation > incarnation);
+    if outdated || refused.get(&place).is_some_and(|known| known == text) {
+        return Ok(());
+    }
+    match Said::<T>::open(text, purpose, cluster_id, (node, incarnation), trust) {
+        Ok(said) => {
+            let at = |said: &Said<T>| (said.incarnation, said.seq);
+            if before.is_none_or(|before| at(&said) > at(&before.said)) {
+                let text = text.to_owned();
+                held.insert(node, Beside { said, text });
+            } else {
+                refused.insert(place, text.to_owned());
+            }
+            Ok(())
+        }
+        // It may be enrolled at the next look.
+        Err(Rejected::Unknown) => Ok(()),
+        Err(rejected) => {
+            refused.insert(place, text.to_owned());
+            Err(rejected)
+        }
     }
 }
 
@@ -143,6 +222,8 @@ mod tests {
             incarnation,
             restart: 0,
             text: Some(text),
+            load: None,
+            measured: None,
         }
     }
 
@@ -167,7 +248,7 @@ mod tests {
             assert_eq!(heard.is_some(), counts, "{incarnation}.{seq}");
         }
         let members = ledger.members(|_, incarnation| incarnation == 3);
-        let (record, alive) = &members[&NodeId(1)];
+        let Heard { record, alive, .. } = &members[&NodeId(1)];
         assert_eq!((record.incarnation, record.seq, *alive), (3, 1, true));
     }
 
@@ -193,7 +274,7 @@ mod tests {
                 .unwrap()
                 .is_none()
         );
-        assert_eq!(ledger.members(|_, _| true)[&NodeId(1)].0.seq, 1);
+        assert_eq!(ledger.members(|_, _| true)[&NodeId(1)].record.seq, 1);
         let next = sealed(&one, 1, 2);
         assert!(
             ledger
@@ -224,5 +305,59 @@ mod tests {
                 .unwrap()
                 .is_none()
         );
+    }
+
+    #[test]
+    fn a_load_goes_with_its_record_and_no_other() {
+        let cluster = Cluster::found();
+        let (one, two) = (cluster.identity(1), cluster.identity(2));
+        let trust = Enrolled::of(&[&one, &two]);
+        let mut whole = record(1, 8422);
+        (whole.incarnation, whole.seq) = (1, 3);
+        let load = |identity: &Identity, of: u64, seq: u64, index: u64| {
+            let mut whole = whole.clone();
+            whole.seq = of;
+            let mut now = whole.clone();
+            (now.seq, now.registry_index) = (seq, index);
+            let said = Said {
+                node: NodeId(1),
+                incarnation: 1,
+                seq,
+                what: Load::between(&whole, &now).unwrap(),
+            };
+            said.seal(Purpose::Load, "c", |bytes| identity.sign(bytes))
+                .unwrap()
+        };
+        let text = record::seal(&whole, "c", |bytes| one.sign(bytes)).unwrap();
+        // The load, and what number and index the record then has.
+        let cases = [
+            (load(&one, 3, 4, 7), Some((4, 7))),
+            (load(&one, 3, 6, 9), Some((6, 9))),
+            (load(&one, 3, 5, 8), Some((6, 9))),
+            (load(&one, 4, 9, 5), Some((3, 0))),
+            (load(&two, 3, 99, 1), None),
+            // A record is no load.
+            (text.clone(), None),
+        ];
+        let mut ledger = Ledger::default();
+        ledger
+            .hear(&filed(NodeId(1), 1, &text), "c", &trust)
+            .unwrap();
+        for (number, (load, shown)) in cases.into_iter().enumerate() {
+            let filed = Filed {
+                load: Some(&load),
+                ..filed(NodeId(1), 1, &text)
+            };
+            let heard = ledger.hear_beside(&filed, "c", &trust);
+            let members = ledger.members(|_, _| true);
+            let record = &members[&NodeId(1)].record;
+            match shown {
+                Some(shown) => {
+                    heard.unwrap();
+                    assert_eq!((record.seq, record.registry_index), shown, "case {number}");
+                }
+                None => assert_eq!(heard, Err(Rejected::Forged), "case {number}"),
+            }
+        }
     }
 }

@@ -1,11 +1,13 @@
 //! What every node says of itself, told to every other: one signed record per node, carried by
-//! chitchat over the mesh's own streams.
+//! chitchat over the mesh's own streams. Chitchat sends each key that changed as a whole, so what
+//! changes with every request, and what the node measures, have keys beside the record's.
 //!
 //! Chitchat is an untrusted carrier: any member could make it say anything of any node. A record
 //! counts only when the node's own key signed it, and a node's records never go backwards. Who may
 //! speak at all is the registry's word ([`Trust`]); what follows from the records is not decided
 //! here.
 
+mod beside;
 mod carrier;
 mod check;
 mod driver;
@@ -20,11 +22,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use scheduler::model::{NodeId, NodeRecord};
+use scheduler::model::{Measured, NodeId, NodeRecord};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::transport::Mesh;
 use crate::wire::codec::CodecError;
+
+use beside::{Load, Said};
+use record::Purpose;
 
 pub use record::RECORD_LIMIT;
 
@@ -33,8 +39,21 @@ pub const INTERVAL: Duration = Duration::from_secs(1);
 /// Low bits of a chitchat generation: restarts of the gossip task within one incarnation.
 const RESTART_BITS: u32 = 12;
 
-/// Every node heard of, this one included, with its newest record and whether it seems alive.
-pub type Members = Arc<BTreeMap<NodeId, (NodeRecord, bool)>>;
+/// A record is sent as a whole at least so long after a load alone was: nodes of an earlier version do
+/// not read loads.
+const WHOLE_AFTER: Duration = Duration::from_secs(10);
+
+/// Every node heard of, this one included.
+pub type Members = Arc<BTreeMap<NodeId, Heard>>;
+
+/// What a node says, by its newest word.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Heard {
+    pub record: NodeRecord,
+    pub measured: Measured,
+    /// Whether it seems alive.
+    pub alive: bool,
+}
 
 /// Says which key a node's records are signed with.
 pub trait Trust: Send + Sync + 'static {
@@ -79,18 +98,31 @@ pub struct Gossip {
 struct Inner {
     mesh: Mesh,
     config: GossipConfig,
-    /// The last record and its number; guards their order.
-    last: Mutex<Option<NodeRecord>>,
+    /// What was said last; guards its order.
+    last: Mutex<Last>,
     published: watch::Sender<Option<Published>>,
     members: watch::Receiver<Members>,
     restarts: Arc<AtomicU64>,
 }
 
-/// A record on its way out.
+#[derive(Default)]
+struct Last {
+    record: Option<NodeRecord>,
+    /// The last that was sent as a whole.
+    whole: Option<NodeRecord>,
+    /// Since when only loads were sent.
+    loads_since: Option<Instant>,
+    measured: Measured,
+    measured_seq: u64,
+    texts: BTreeMap<&'static str, String>,
+}
+
+/// What is on its way out: by key, and as it is.
 #[derive(Debug, Clone)]
 struct Published {
     record: NodeRecord,
-    sealed: String,
+    measured: Measured,
+    texts: BTreeMap<&'static str, String>,
 }
 
 impl Gossip {
@@ -130,26 +162,81 @@ impl Gossip {
     }
 
     /// Says this of the node from now on. Node, incarnation and sequence number are stamped here;
-    /// a record that says nothing new is not sent again, and of several at once only the last is.
+    /// a record that says nothing new is not sent again, one whose load alone is new goes as that, and of
+    /// several at once only the last is sent.
     pub fn publish(&self, mut record: NodeRecord) -> Result<(), GossipError> {
         let inner = &*self.inner;
         let mut last = inner.last.lock().unwrap_or_else(PoisonError::into_inner);
         record.node = inner.config.me;
         record.incarnation = inner.config.incarnation;
-        record.seq = last.as_ref().map_or(1, |last| last.seq);
-        if last.as_ref() == Some(&record) {
+        record.seq = last.record.as_ref().map_or(1, |last| last.seq);
+        let late = |since: Instant| since.elapsed() >= WHOLE_AFTER;
+        let late = last.loads_since.is_some_and(late);
+        if last.record.as_ref() == Some(&record) && !late {
             return Ok(());
         }
-        record.seq += u64::from(last.is_some());
-        let identity = inner.mesh.identity();
-        let sealed = record::seal(&record, &inner.config.cluster_id, |bytes| {
-            identity.sign(bytes)
-        })?;
-        *last = Some(record.clone());
-        inner
-            .published
-            .send(Some(Published { record, sealed }))
-            .map_err(|_| GossipError::Ended)
+        record.seq += u64::from(last.record.is_some());
+        let whole = last.whole.as_ref().filter(|_| !late);
+        let load = whole.and_then(|whole| Load::between(whole, &record));
+        if let Some(what) = load {
+            let text = self.seal(Purpose::Load, record.seq, what)?;
+            last.texts.insert(driver::LOAD, text);
+            last.loads_since.get_or_insert_with(Instant::now);
+        } else {
+            let identity = inner.mesh.identity();
+            let cluster_id = &inner.config.cluster_id;
+            let text = record::seal(&record, cluster_id, |bytes| identity.sign(bytes))?;
+            last.texts.insert(driver::RECORD, text);
+            last.whole = Some(record.clone());
+            last.loads_since = None;
+        }
+        last.record = Some(record);
+        self.send(&last)
+    }
+
+    /// Says this of what the node measures from now on; the same again is not sent again.
+    pub fn measure(&self, measured: Measured) -> Result<(), GossipError> {
+        let mut last = self
+            .inner
+            .last
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if last.measured == measured {
+            return Ok(());
+        }
+        let seq = last.measured_seq + 1;
+        let text = self.seal(Purpose::Measured, seq, beside::sections(&measured)?)?;
+        last.texts.insert(driver::MEASURED, text);
+        (last.measured, last.measured_seq) = (measured, seq);
+        self.send(&last)
+    }
+
+    fn seal<T>(&self, purpose: Purpose, seq: u64, what: T) -> Result<String, GossipError>
+    where
+        T: serde::Serialize + serde::de::DeserializeOwned,
+    {
+        let (config, identity) = (&self.inner.config, self.inner.mesh.identity());
+        let said = Said {
+            node: config.me,
+            incarnation: config.incarnation,
+            seq,
+            what,
+        };
+        said.seal(purpose, &config.cluster_id, |bytes| identity.sign(bytes))
+    }
+
+    /// Nothing goes out before there is a record.
+    fn send(&self, last: &Last) -> Result<(), GossipError> {
+        let Some(record) = last.record.clone() else {
+            return Ok(());
+        };
+        let published = Published {
+            record,
+            measured: last.measured.clone(),
+            texts: last.texts.clone(),
+        };
+        let sent = self.inner.published.send(Some(published));
+        sent.map_err(|_| GossipError::Ended)
     }
 
     /// How often the carrier died and was started again; more than none deserves a look.

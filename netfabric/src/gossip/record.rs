@@ -3,6 +3,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
 use scheduler::model::{NodeId, NodeRecord};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{GossipError, Trust};
@@ -40,9 +41,27 @@ pub(super) enum Rejected {
     Misfiled,
 }
 
+/// What a signature is for: one for something else is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Purpose {
+    Record,
+    Load,
+    Measured,
+}
+
+impl Purpose {
+    const fn prefix(self) -> &'static [u8] {
+        match self {
+            Self::Record => b"selvedge record\0",
+            Self::Load => b"selvedge load\0",
+            Self::Measured => b"selvedge measured\0",
+        }
+    }
+}
+
 /// What is signed: a signature from here means nothing anywhere else, nor in another cluster.
-fn signed_bytes(cluster_id: &str, payload: &[u8]) -> Vec<u8> {
-    [b"selvedge record\0", cluster_id.as_bytes(), b"\0", payload].concat()
+fn signed_bytes(purpose: Purpose, cluster_id: &str, payload: &[u8]) -> Vec<u8> {
+    [purpose.prefix(), cluster_id.as_bytes(), b"\0", payload].concat()
 }
 
 pub(super) fn seal(
@@ -50,13 +69,7 @@ pub(super) fn seal(
     cluster_id: &str,
     sign: impl FnOnce(&[u8]) -> Vec<u8>,
 ) -> Result<String, GossipError> {
-    let plain = codec::encode(record)?;
-    let payload = zstd::bulk::compress(&plain, LEVEL).map_err(GossipError::Pack)?;
-    if plain.len() > PLAIN_LIMIT || payload.len() > RECORD_LIMIT {
-        return Err(GossipError::RecordTooLarge { len: payload.len() });
-    }
-    let signature = sign(&signed_bytes(cluster_id, &payload));
-    Ok(BASE64.encode(codec::encode(&SignedRecord { payload, signature })?))
+    pack(Purpose::Record, record, cluster_id, sign)
 }
 
 /// Opens what was filed under `node` and `incarnation`.
@@ -66,6 +79,37 @@ pub(super) fn open(
     (node, incarnation): (NodeId, u64),
     trust: &dyn Trust,
 ) -> Result<NodeRecord, Rejected> {
+    let record: NodeRecord = unpack(text, Purpose::Record, cluster_id, node, trust)?;
+    if record.node != node || record.incarnation != incarnation {
+        return Err(Rejected::Misfiled);
+    }
+    Ok(record)
+}
+
+/// Encodes, packs and signs; as text for the carrier.
+pub(super) fn pack<T: Serialize>(
+    purpose: Purpose,
+    value: &T,
+    cluster_id: &str,
+    sign: impl FnOnce(&[u8]) -> Vec<u8>,
+) -> Result<String, GossipError> {
+    let plain = codec::encode(value)?;
+    let payload = zstd::bulk::compress(&plain, LEVEL).map_err(GossipError::Pack)?;
+    if plain.len() > PLAIN_LIMIT || payload.len() > RECORD_LIMIT {
+        return Err(GossipError::RecordTooLarge { len: payload.len() });
+    }
+    let signature = sign(&signed_bytes(purpose, cluster_id, &payload));
+    Ok(BASE64.encode(codec::encode(&SignedRecord { payload, signature })?))
+}
+
+/// What the node signed for that purpose.
+pub(super) fn unpack<T: DeserializeOwned>(
+    text: &str,
+    purpose: Purpose,
+    cluster_id: &str,
+    node: NodeId,
+    trust: &dyn Trust,
+) -> Result<T, Rejected> {
     let key = trust.public_key(node).ok_or(Rejected::Unknown)?;
     if text.len() > TEXT_LIMIT {
         return Err(Rejected::TooLarge);
@@ -76,19 +120,19 @@ pub(super) fn open(
     if payload.len() > RECORD_LIMIT {
         return Err(Rejected::TooLarge);
     }
-    if !verify(&key, &signed_bytes(cluster_id, &payload), &signature) {
+    if !verify(
+        &key,
+        &signed_bytes(purpose, cluster_id, &payload),
+        &signature,
+    ) {
         return Err(Rejected::Forged);
     }
     let plain = zstd::bulk::decompress(&payload, PLAIN_LIMIT).map_err(|_| Rejected::Malformed)?;
-    let record: NodeRecord = codec::decode(&plain).map_err(|_| Rejected::Malformed)?;
-    if record.node != node || record.incarnation != incarnation {
-        return Err(Rejected::Misfiled);
-    }
-    Ok(record)
+    codec::decode(&plain).map_err(|_| Rejected::Malformed)
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
 
     use scheduler::model::{
@@ -138,7 +182,7 @@ mod tests {
     }
 
     /// 64 digits that repeat nothing.
-    fn digest(number: u64) -> String {
+    pub(in super::super) fn digest(number: u64) -> String {
         let mut dice = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         let mut word = || {
             dice ^= dice << 13;
@@ -149,7 +193,7 @@ mod tests {
         (0..4).map(|_| word()).collect()
     }
 
-    fn instance(number: u64) -> InstanceReport {
+    pub(in super::super) fn instance(number: u64) -> InstanceReport {
         let revision = format!("service-{}-00001", number % 20);
         let namespace = Name::default_namespace();
         InstanceReport {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use chitchat::{ChitchatConfig, ChitchatHandle, ChitchatId, FailureDetectorConfig};
-use scheduler::model::{Name, NodeId, NodeRecord, Resources};
+use scheduler::model::{Coordinate, Name, NodeId, NodeRecord, Resources};
 use tokio::time::{Instant, timeout};
 
 use super::carrier::{Carrier, Wire};
@@ -107,12 +107,12 @@ async fn sees(gossip: &Gossip, what: &str, wanted: impl FnMut(&Members) -> bool)
 fn summary(members: &Members) -> Vec<(NodeId, u64, u64, bool)> {
     members
         .values()
-        .map(|(r, alive)| (r.node, r.incarnation, r.seq, *alive))
+        .map(|m| (m.record.node, m.record.incarnation, m.record.seq, m.alive))
         .collect()
 }
 
 fn all_alive(members: &Members, count: usize) -> bool {
-    members.len() == count && members.values().all(|(_, alive)| *alive)
+    members.len() == count && members.values().all(|m| m.alive)
 }
 
 struct House {
@@ -161,7 +161,7 @@ async fn five_nodes_hear_of_each_other_and_of_every_change() {
     let house = house(5).await;
     for (node, gossip) in house.gossips.iter().enumerate() {
         let mut said = gossip.members().borrow()[&NodeId(node as u64 + 1)]
-            .0
+            .record
             .clone();
         said.registry_index = 77;
         gossip.publish(said.clone()).unwrap();
@@ -171,7 +171,7 @@ async fn five_nodes_hear_of_each_other_and_of_every_change() {
     for gossip in &house.gossips {
         let changed = |m: &Members| {
             m.values()
-                .all(|(r, _)| (r.registry_index, r.seq) == (77, 2))
+                .all(|m| (m.record.registry_index, m.record.seq) == (77, 2))
         };
         sees(gossip, "the change", changed).await;
     }
@@ -206,7 +206,7 @@ async fn a_killed_node_is_missed_and_welcomed_back() {
     let killed = Instant::now();
     for gossip in &stays {
         sees(gossip, "the third is gone", |m| {
-            !m[&NodeId(3)].1 && m[&NodeId(2)].1
+            !m[&NodeId(3)].alive && m[&NodeId(2)].alive
         })
         .await;
     }
@@ -219,7 +219,7 @@ async fn a_killed_node_is_missed_and_welcomed_back() {
     let back = Doomed::start(&addr.to_string(), three);
     let voice = back.inside(|| speak(&cluster, back.mesh(), 2, &seeds, &trust));
     for gossip in &stays {
-        let returned = |m: &Members| m[&NodeId(3)].1 && m[&NodeId(3)].0.incarnation == 2;
+        let returned = |m: &Members| m[&NodeId(3)].alive && m[&NodeId(3)].record.incarnation == 2;
         sees(gossip, "the third is back", returned).await;
     }
     sees(&voice, "the third sees all", |m| all_alive(m, 3)).await;
@@ -287,12 +287,12 @@ async fn a_member_cannot_speak_for_another() {
     said.registry_index = 5;
     house.gossips[1].publish(said).unwrap();
     sees(&house.gossips[0], "the truth", |m| {
-        m[&NodeId(2)].0.registry_index == 5
+        m[&NodeId(2)].record.registry_index == 5
     })
     .await;
     for gossip in &house.gossips {
         let members = gossip.members().borrow().clone();
-        let (record, alive) = &members[&NodeId(2)];
+        let Heard { record, alive, .. } = &members[&NodeId(2)];
         assert_eq!(
             (record.incarnation, record.serving, *alive),
             (1, true, true)
@@ -348,7 +348,7 @@ async fn gossip_outlives_a_poisoned_message() {
         let mut said = record(1, house.meshes[0].local_addr().port());
         said.registry_index = index;
         house.gossips[0].publish(said).unwrap();
-        let news = |m: &Members| m[&NodeId(1)].0.registry_index == index;
+        let news = |m: &Members| m[&NodeId(1)].record.registry_index == index;
         sees(&house.gossips[1], "news of the victim", news).await;
     }
     for gossip in &house.gossips {
@@ -381,4 +381,53 @@ async fn an_incarnation_beyond_measure_is_refused() {
     let error = Gossip::start(mesh.clone(), config, trust).unwrap_err();
     assert!(matches!(error, GossipError::Incarnation(_)), "{error}");
     mesh.close().await;
+}
+
+/// What of node 1's state travels when it changes, by key, as node 2 holds it.
+fn held(gossip: &Gossip) -> BTreeMap<&'static str, String> {
+    let last = gossip.inner.last.lock().unwrap();
+    last.texts.clone()
+}
+
+#[tokio::test]
+async fn a_new_load_and_a_new_measurement_do_not_send_the_record_again() {
+    let house = house(2).await;
+    let one = &house.gossips[0];
+    let whole = held(one);
+    let mut said = record(1, house.meshes[0].local_addr().port());
+    said.registry_index = 9;
+    one.publish(said.clone()).unwrap();
+    let coordinate = Coordinate {
+        at: [1_000, -2_000, 0, 7],
+        height: 300,
+        error_permille: 100,
+    };
+    let measured = Measured {
+        coordinate: Some(coordinate),
+        ..Measured::default()
+    };
+    one.measure(measured.clone()).unwrap();
+    for gossip in &house.gossips {
+        sees(gossip, "load and measurement", |m| {
+            m[&NodeId(1)].record.registry_index == 9 && m[&NodeId(1)].measured == measured
+        })
+        .await;
+    }
+    assert_eq!(
+        held(one)[driver::RECORD],
+        whole[driver::RECORD],
+        "not sent again"
+    );
+
+    said.cordoned = true;
+    one.publish(said).unwrap();
+    assert_ne!(held(one)[driver::RECORD], whole[driver::RECORD]);
+    for gossip in &house.gossips {
+        sees(gossip, "the whole", |m| {
+            let heard = &m[&NodeId(1)];
+            heard.record.cordoned && heard.record.seq == 3 && heard.measured == measured
+        })
+        .await;
+    }
+    house.close().await;
 }

@@ -82,6 +82,16 @@ mod code {
     pub const LEFT: VarInt = VarInt::from_u32(8);
 }
 
+/// How far a peer is, by the traffic of a live connection with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RoundTrip {
+    pub node: NodeId,
+    /// Smoothed.
+    pub rtt: Duration,
+    /// Datagrams that came: while it stays, nothing new was measured.
+    pub received: u64,
+}
+
 /// This node's end of the mesh. Cheap to clone; lives until [`Mesh::close`].
 #[derive(Clone)]
 pub struct Mesh {
@@ -230,6 +240,17 @@ impl Mesh {
         lock(&self.inner.pool)
             .link(node)
             .map(|link| link.conn.rtt())
+    }
+
+    /// The smoothed round trips of all live connections, as their own traffic measures them.
+    pub fn round_trips(&self) -> Vec<RoundTrip> {
+        let links = lock(&self.inner.pool).links();
+        let trip = |link: &Arc<Link>| RoundTrip {
+            node: link.peer.node,
+            rtt: link.conn.rtt(),
+            received: link.received(),
+        };
+        links.iter().map(trip).collect()
     }
 
     /// The nodes there is a live connection with.

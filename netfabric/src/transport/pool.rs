@@ -128,6 +128,15 @@ impl Pool {
             .cloned()
     }
 
+    /// The newest live connection with each node.
+    pub fn links(&self) -> Vec<Arc<Link>> {
+        let newest = |links: &Vec<Arc<Link>>| {
+            let mut links = links.iter().rev();
+            links.find(|link| link.is_usable()).cloned()
+        };
+        self.links.values().filter_map(newest).collect()
+    }
+
     pub fn connected(&self) -> Vec<NodeId> {
         let live = |links: &[Arc<Link>]| links.iter().any(|link| link.is_usable());
         self.links

@@ -73,6 +73,12 @@ async fn calls_go_both_ways_over_one_connection() {
     assert_eq!(one.connected(), [NodeId(2)]);
     assert!(one.rtt(NodeId(2)).unwrap() < SECOND);
     assert_eq!(one.rtt(NodeId(3)), None);
+    let trips = one.round_trips();
+    assert_eq!(
+        trips.iter().map(|t| t.node).collect::<Vec<_>>(),
+        [NodeId(2)]
+    );
+    assert!(trips[0].rtt < SECOND && trips[0].received > 0, "{trips:?}");
     two.close().await;
     eventually("the goodbye is heard", || one.connected().is_empty()).await;
     one.close().await;

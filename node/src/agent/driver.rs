@@ -11,6 +11,7 @@ use scheduler::model::{Demand, Exit, FailReason, InstanceId, NodeId, NodeRecord,
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use super::displace::Kept;
 use super::files::Files;
 use super::idle::Hold;
 use super::probe::{Asked, Question};
@@ -18,7 +19,7 @@ use super::receipts::Receipts;
 use super::record::{self, Moment};
 use super::starts::{Start, refusal};
 use super::steps::{Prepared, Tools, service_address};
-use super::times::Times;
+use super::times::{Experience, Times};
 use super::work::Work;
 use super::{AgentParts, RecordBase};
 use crate::clock;
@@ -48,6 +49,7 @@ pub(super) struct Driver {
     pub(super) node: Node,
     pub(super) work: BTreeMap<InstanceId, Work>,
     times: Times,
+    pub(super) kept: Kept,
     pub(super) tools: Arc<Tools>,
     pub(super) registry: Registry,
     pub(super) local: Arc<Local>,
@@ -98,6 +100,7 @@ impl Driver {
             node,
             work: BTreeMap::new(),
             times: Times::default(),
+            kept: Kept::default(),
             tools: Arc::new(tools),
             registry: parts.registry,
             local: parts.local,
@@ -108,6 +111,11 @@ impl Driver {
             record,
         };
         (driver, watched)
+    }
+
+    /// What starts and pulls took here, kept up to date.
+    pub(super) fn experience(&self) -> watch::Receiver<Arc<Experience>> {
+        self.times.experience()
     }
 
     /// Runs until every handle is gone.
@@ -298,7 +306,13 @@ impl Driver {
         let started = work.started(id);
         // One that was taken over was not started.
         if started.phases.iter().any(|(phase, _)| phase == "start") {
-            self.times.note(&work.record.revision.key, &started.phases);
+            let revision = &work.record.revision;
+            let images = self.tools.images.list();
+            let image = images
+                .iter()
+                .find(|i| i.pin.digest == revision.image.digest);
+            let bytes = image.map_or(0, |image| image.bytes);
+            self.times.note(&revision.key, &started.phases, bytes);
         } else {
             self.local.settle(id);
         }

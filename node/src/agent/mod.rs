@@ -4,6 +4,7 @@
 
 mod adopt;
 mod capacity;
+mod displace;
 mod driver;
 mod expand;
 mod files;
@@ -30,6 +31,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use capacity::offered;
 pub use record::RecordBase;
 pub use spec::{INTERNAL, unsupported};
+pub use times::Experience;
 
 use crate::clock;
 use crate::consensus::Registry;
@@ -86,6 +88,7 @@ struct Shared {
     files: Files,
     local: Arc<Local>,
     record: watch::Receiver<Arc<NodeRecord>>,
+    experience: watch::Receiver<Arc<Experience>>,
     receipts: Receipts,
 }
 
@@ -121,6 +124,7 @@ impl Agent {
             files,
             local,
             record,
+            experience: driver.experience(),
             receipts,
         });
         let agent = Self { shared, inputs };
@@ -238,6 +242,11 @@ impl Agent {
     /// This node's record as it changes.
     pub fn record(&self) -> watch::Receiver<Arc<NodeRecord>> {
         self.shared.record.clone()
+    }
+
+    /// What starts and pulls took here.
+    pub fn experience(&self) -> watch::Receiver<Arc<Experience>> {
+        self.shared.experience.clone()
     }
 
     pub fn node_name(&self) -> String {

@@ -29,7 +29,7 @@ pub(super) struct Start {
 }
 
 impl Driver {
-    pub(super) fn start(&mut self, start: Start) -> Vec<Effect> {
+    pub(super) fn start(&mut self, mut start: Start) -> Vec<Effect> {
         let now = clock::now();
         let key = &start.revision.key;
         // The asker ranks by what it heard of this node; what this node is, it knows itself.
@@ -49,6 +49,11 @@ impl Driver {
             refuse(start.replies, &StartRefusal::NotTaking);
             return Vec::new();
         }
+        if let Some(whose) = self.kept.withholds(now, key, rules.priority) {
+            let kept = format!("room was made for {whose}, which is of higher priority");
+            refuse(start.replies, &StartRefusal::NoRoom(kept));
+            return Vec::new();
+        }
         let admission = Admission {
             promised: start.held,
             asked: Some(start.asked),
@@ -57,11 +62,19 @@ impl Driver {
         match self.node.admit(now, admission) {
             Ok((id, effects)) => {
                 tracing::info!(instance = %id, cause = start.receipt.cause, "starting an instance");
+                if let Some(made) = self.kept.taken(key) {
+                    start.receipt.displaces = Some(made);
+                }
                 self.receipts.keep(id.clone(), start.receipt.clone());
                 self.take_on(id, start);
                 effects
             }
             Err(refused) => {
+                let full = matches!(refused, Refused::NoRoom(_));
+                if let Some((refusal, effects)) = full.then(|| self.make_room(&start)).flatten() {
+                    refuse(start.replies, &refusal);
+                    return effects;
+                }
                 let refusal = match refused {
                     Refused::NoRoom(no_room) => StartRefusal::NoRoom(no_room.to_string()),
                     Refused::CrashLoop(reason) => failed(reason),
@@ -132,6 +145,7 @@ impl Driver {
                 verdicts: Vec::new(),
                 inputs: Inputs::default(),
                 passed: Passed::default(),
+                displaces: None,
             },
         };
         self.receipts.keep(id.clone(), record.receipt.clone());

@@ -98,6 +98,10 @@ fn dearer(own: &Candidate, other: &Candidate) -> String {
             ("it is fuller", p.crowding),
             ("more of it run there already", p.beside),
             ("more of it run in its zone or region", p.spread),
+            (
+                "things wait there for processors, memory or disk",
+                p.pressure,
+            ),
         ]
     };
     let pairs = parts(&own.parts).into_iter().zip(parts(&other.parts));

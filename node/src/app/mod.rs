@@ -201,6 +201,8 @@ impl App {
             gossip: gossip.clone(),
             registry: registry.view().clone(),
             own: agent.record(),
+            experience: agent.experience(),
+            images: images.clone(),
             fleet: fleet_in,
             routes: routes.clone(),
         };

@@ -6,41 +6,38 @@ use scheduler::model::{Name, Resources};
 
 use super::*;
 
-fn member(id: u64, free: u32) -> Member {
+pub(super) fn member(id: u64, free: u32) -> Member {
     let name = |text: &str| Name::new(text).unwrap();
     let capacity = Resources {
         cpu_millis: 4_000,
         memory_bytes: 8 << 30,
         instances: 10,
     };
-    Member {
-        alive: true,
-        rtt_micros: Some(1_000),
-        record: NodeRecord {
-            node: NodeId(id),
-            name: name(&format!("n{id}")),
-            region: name("eu"),
-            zone: name("a"),
-            labels: BTreeMap::new(),
-            incarnation: 1,
-            seq: 1,
-            version: String::new(),
-            mesh: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
-            ingress: Vec::new(),
-            serving: true,
-            cordoned: false,
-            capacity,
-            free: Resources {
-                cpu_millis: free,
-                ..capacity
-            },
-            registry_index: 0,
-            instances: Vec::new(),
-            demand: Vec::new(),
-            starts: Vec::new(),
-            images: Vec::new(),
+    let record = NodeRecord {
+        node: NodeId(id),
+        name: name(&format!("n{id}")),
+        region: name("eu"),
+        zone: name("a"),
+        labels: BTreeMap::new(),
+        incarnation: 1,
+        seq: 1,
+        version: String::new(),
+        mesh: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
+        ingress: Vec::new(),
+        serving: true,
+        cordoned: false,
+        capacity,
+        free: Resources {
+            cpu_millis: free,
+            ..capacity
         },
-    }
+        registry_index: 0,
+        instances: Vec::new(),
+        demand: Vec::new(),
+        starts: Vec::new(),
+        images: Vec::new(),
+    };
+    Member::new(record, true, Some(1_000))
 }
 
 fn fleet(members: &[(u64, u32)]) -> Fleet {

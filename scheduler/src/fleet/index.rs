@@ -6,9 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Fleet, Member};
-use crate::model::{Name, NodeId, NodeRecord, Resources, RevisionKey};
+use crate::model::{Coordinate, Extent, Name, NodeId, NodeRecord, Resources, RevisionKey};
 
-/// The round trip to a node that was never measured: a quarter of the globe. It ranks behind
+/// The round trip to a node whose distance nobody knows: a quarter of the globe. It ranks behind
 /// measured neighbours and before a node that would have to pull the image.
 pub const UNMEASURED_RTT_MICROS: u32 = 150_000;
 /// Nodes whose round trips differ by less are as far as each other.
@@ -48,18 +48,55 @@ pub struct Row {
     pub labels: BTreeMap<String, String>,
     pub standing: Standing,
     pub rtt_micros: Option<u32>,
+    pub reckoned_micros: Option<u32>,
+    pub coordinate: Option<Coordinate>,
     pub capacity: Resources,
     pub free: Resources,
     /// Incarnation and number of the record it is from.
     pub record: (u64, u64),
     pub group: usize,
     pub fullness: u16,
+    /// In what share of moments something there waited for its processors, memory or disk.
+    pub pressure_permille: u16,
+    /// What of images comes there in a second, in KiB.
+    pub pull_rate: Option<u32>,
     /// Hashes of the images it holds, in order.
     images: Vec<u64>,
+    /// The sizes of those it tells of, in KiB.
+    sizes: BTreeMap<u64, u32>,
     /// Revisions it runs, and how many instances of each serve or will.
     live: BTreeMap<RevisionKey, u32>,
-    /// What starts of revisions took there, in microseconds.
-    starts: BTreeMap<RevisionKey, u32>,
+    starts: BTreeMap<RevisionKey, Took>,
+}
+
+/// What starts of a revision took on a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Took {
+    pub mean_micros: u64,
+    /// How many it is the mean of; none where the node tells no more than that.
+    pub count: Option<u32>,
+}
+
+impl Took {
+    /// Of every revision that the node tells of: by histograms, and by means where it has none.
+    #[must_use]
+    pub fn of(member: &Member) -> BTreeMap<RevisionKey, Self> {
+        let means = member.record.starts.iter().map(|s| {
+            let took = Self {
+                mean_micros: s.micros.into(),
+                count: None,
+            };
+            (s.revision.clone(), took)
+        });
+        let told = member.measured.starts.iter().filter_map(|s| {
+            let took = Self {
+                mean_micros: s.sum_micros().checked_div(s.count().into())?,
+                count: Some(s.count()),
+            };
+            Some((s.revision.clone(), took))
+        });
+        means.chain(told).collect()
+    }
 }
 
 impl Row {
@@ -82,6 +119,11 @@ pub struct Place {
 #[derive(Debug, Clone)]
 pub struct Group {
     pub place: Place,
+    /// Where its nodes are and were, of those that know it.
+    pub extent: Option<Extent>,
+    /// The least and the most that a node of it has and had.
+    pub least: Resources,
+    pub most: Resources,
     /// Its open nodes, emptiest first.
     pub open: BTreeSet<(u16, Slot)>,
     /// All its nodes, counted.
@@ -108,9 +150,13 @@ pub struct Index {
     /// Numbers of groups that are empty, to be used again.
     spare: Vec<usize>,
     images: BTreeMap<u64, BTreeSet<Slot>>,
+    /// What its holders say of an image's size, in KiB.
+    sizes: BTreeMap<u64, BTreeMap<Slot, u32>>,
     labels: BTreeMap<(String, String), BTreeSet<Slot>>,
     revisions: BTreeMap<(u64, RevisionKey), BTreeMap<Slot, u32>>,
-    starts: BTreeMap<(u64, RevisionKey), BTreeMap<Slot, u32>>,
+    starts: BTreeMap<(u64, RevisionKey), BTreeMap<Slot, Took>>,
+    /// How many nodes bring images at that rate.
+    rates: BTreeMap<u32, usize>,
     closed: Closed,
     version: u64,
 }
@@ -231,17 +277,43 @@ impl Index {
 
     /// What starts of a revision took, where it was started lately.
     #[must_use]
-    pub fn starts(&self, revision: &RevisionKey) -> Option<&BTreeMap<Slot, u32>> {
+    pub fn starts(&self, revision: &RevisionKey) -> Option<&BTreeMap<Slot, Took>> {
         self.starts.get(&(key_hash(revision), revision.clone()))
+    }
+
+    /// The unpacked size of an image in KiB, where a holder tells it.
+    #[must_use]
+    pub fn image_kib(&self, image: u64) -> Option<u32> {
+        let told = self.sizes.get(&image)?.values();
+        told.copied().next()
+    }
+
+    /// No node brings images faster, in KiB a second.
+    #[must_use]
+    pub fn fastest_pull(&self) -> Option<u32> {
+        self.rates.last_key_value().map(|(rate, _)| *rate)
     }
 
     fn group(&mut self, member: &Member) -> usize {
         let place = place_of(member);
+        let known = member.measured.coordinate.filter(Coordinate::is_trusted);
+        let capacity = member.record.capacity;
         if let Some(group) = self.near.get(&place) {
+            let found = &mut self.groups[*group];
+            found.least = each(&found.least, &capacity, u64::min);
+            found.most = each(&found.most, &capacity, u64::max);
+            let extent = &mut found.extent;
+            *extent = match (*extent, known) {
+                (Some(extent), Some(at)) => Some(extent.with(&at)),
+                (extent, at) => extent.or(at.as_ref().map(Extent::around)),
+            };
             return *group;
         }
         let made = Group {
             place: place.clone(),
+            extent: known.as_ref().map(Extent::around),
+            least: capacity,
+            most: capacity,
             open: BTreeSet::new(),
             size: 0,
         };
@@ -304,6 +376,34 @@ impl Index {
         if old.map(|r| &r.labels) != new.map(|r| &r.labels) {
             change(&mut self.labels, slot, labels(old), labels(new));
         }
+        let sizes = |row: Option<&Row>| row.map_or_else(BTreeMap::new, |r| r.sizes.clone());
+        if old.map(|r| &r.sizes) != new.map(|r| &r.sizes) {
+            for image in sizes(old).into_keys() {
+                if let Some(told) = self.sizes.get_mut(&image) {
+                    told.remove(&slot);
+                    if told.is_empty() {
+                        self.sizes.remove(&image);
+                    }
+                }
+            }
+            for (image, kib) in sizes(new) {
+                self.sizes.entry(image).or_default().insert(slot, kib);
+            }
+        }
+        let rate = |row: Option<&Row>| row.and_then(|r| r.pull_rate);
+        if rate(old) != rate(new) {
+            if let Some(rate) = rate(new) {
+                *self.rates.entry(rate).or_default() += 1;
+            }
+            if let Some(rate) = rate(old)
+                && let Some(count) = self.rates.get_mut(&rate)
+            {
+                *count -= 1;
+                if *count == 0 {
+                    self.rates.remove(&rate);
+                }
+            }
+        }
         let revisions = &mut self.revisions;
         repost(revisions, slot, old.map(|r| &r.live), new.map(|r| &r.live));
         let starts = &mut self.starts;
@@ -311,12 +411,22 @@ impl Index {
     }
 }
 
+/// The amounts of two nodes, each by each.
+fn each(a: &Resources, b: &Resources, of: impl Fn(u64, u64) -> u64) -> Resources {
+    let small = |a: u32, b: u32| u32::try_from(of(a.into(), b.into())).unwrap_or(u32::MAX);
+    Resources {
+        cpu_millis: small(a.cpu_millis, b.cpu_millis),
+        memory_bytes: of(a.memory_bytes, b.memory_bytes),
+        instances: small(a.instances, b.instances),
+    }
+}
+
 /// Replaces a node's numbers by revision.
-fn repost(
-    lists: &mut BTreeMap<(u64, RevisionKey), BTreeMap<Slot, u32>>,
+fn repost<V: Copy + PartialEq>(
+    lists: &mut BTreeMap<(u64, RevisionKey), BTreeMap<Slot, V>>,
     slot: Slot,
-    old: Option<&BTreeMap<RevisionKey, u32>>,
-    new: Option<&BTreeMap<RevisionKey, u32>>,
+    old: Option<&BTreeMap<RevisionKey, V>>,
+    new: Option<&BTreeMap<RevisionKey, V>>,
 ) {
     if old == new {
         return;
@@ -366,7 +476,7 @@ fn change<K: Ord>(
 }
 
 fn place_of(member: &Member) -> Place {
-    let rtt = member.rtt_micros;
+    let rtt = member.distance_micros();
     Place {
         floor_micros: rtt.map_or(UNMEASURED_RTT_MICROS, |rtt| rtt - rtt % BAND_MICROS),
         region: member.record.region.clone(),
@@ -387,22 +497,23 @@ fn row(member: &Member, group: usize) -> Row {
         labels: record.labels.clone(),
         standing: Standing::of(member),
         rtt_micros: member.rtt_micros,
+        reckoned_micros: member.reckoned_micros,
+        coordinate: member.measured.coordinate,
         capacity: record.capacity,
         free: record.free,
         record: (record.incarnation, record.seq),
         group,
         fullness: fullness(&record.capacity, &record.free, &Resources::default()),
         images,
+        pressure_permille: member.measured.pressure.map_or(0, |p| p.worst_permille()),
+        pull_rate: member.measured.pulls.kib_per_second,
+        sizes: member.measured.pulls.images.iter().copied().collect(),
         live: if member.alive {
             live(record)
         } else {
             BTreeMap::new()
         },
-        starts: record
-            .starts
-            .iter()
-            .map(|s| (s.revision.clone(), s.micros))
-            .collect(),
+        starts: Took::of(member),
     }
 }
 

@@ -6,10 +6,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub use index::{
-    Closed, Group, Index, Place, Row, Slot, Standing, UNMEASURED_RTT_MICROS, fullness, text_hash,
+    Closed, Group, Index, Place, Row, Slot, Standing, Took, UNMEASURED_RTT_MICROS, fullness,
+    text_hash,
 };
 
-use crate::model::{InstanceReport, LocalVolume, NodeId, NodeRecord, ObjectKey, RevisionKey};
+use crate::model::{
+    InstanceReport, LocalVolume, Measured, NodeId, NodeRecord, ObjectKey, RevisionKey,
+};
 
 /// This node's view of all nodes, itself included.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -41,6 +44,30 @@ pub struct Member {
     pub alive: bool,
     /// Smoothed round trip from here in microseconds; `None` until measured, 0 for this node.
     pub rtt_micros: Option<u32>,
+    /// The same by its coordinate and this node's, where it is not measured.
+    pub reckoned_micros: Option<u32>,
+    /// What the node measures.
+    pub measured: Measured,
+}
+
+impl Member {
+    /// A node by its record, of which nothing else is known.
+    #[must_use]
+    pub fn new(record: NodeRecord, alive: bool, rtt_micros: Option<u32>) -> Self {
+        Self {
+            record,
+            alive,
+            rtt_micros,
+            reckoned_micros: None,
+            measured: Measured::default(),
+        }
+    }
+
+    /// The round trip from here as well as it is known, in microseconds: measured, or reckoned.
+    #[must_use]
+    pub fn distance_micros(&self) -> Option<u32> {
+        self.rtt_micros.or(self.reckoned_micros)
+    }
 }
 
 impl Fleet {
@@ -51,13 +78,32 @@ impl Fleet {
         self
     }
 
-    /// Members that are alive, this node first, then by round trip (unmeasured last), then number.
+    /// Reckons how far those members are that no round trip was measured to, by their coordinates and
+    /// this node's.
+    #[must_use]
+    pub fn reckoned(mut self) -> Self {
+        let own = self.members.get(&self.me);
+        let Some(own) = own.and_then(|me| me.measured.coordinate) else {
+            return self;
+        };
+        for member in self.members.values_mut() {
+            let reckon = || own.round_trip_to(member.measured.coordinate.as_ref()?);
+            member.reckoned_micros = if member.rtt_micros.is_some() {
+                None
+            } else {
+                reckon()
+            };
+        }
+        self
+    }
+
+    /// Members that are alive, this node first, then by round trip (unknown last), then number.
     #[must_use]
     pub fn nearest(&self) -> Vec<&Member> {
         let mut alive: Vec<_> = self.members.values().filter(|m| m.alive).collect();
         alive.sort_by_key(|m| {
             let me = m.record.node == self.me;
-            (!me, m.rtt_micros.unwrap_or(u32::MAX), m.record.node)
+            (!me, m.distance_micros().unwrap_or(u32::MAX), m.record.node)
         });
         alive
     }

@@ -5,17 +5,20 @@
 
 mod certificate;
 mod config;
+mod coordinate;
 mod door;
 mod egress;
 mod ids;
 mod instance;
 mod listen;
+mod measured;
 mod node;
 mod rate;
 mod revision;
 mod sandbox;
 mod service;
 mod signal;
+mod starts;
 pub mod units;
 
 pub use certificate::{
@@ -23,6 +26,7 @@ pub use certificate::{
     Order, is_host,
 };
 pub use config::{Blob, Config, LocalVolume, ObjectKey, Sealed, Secret};
+pub use coordinate::{Coordinate, DIMENSIONS, Extent, LOST_PERMILLE, SPAN_MICROS};
 pub use door::{SLOW_START, STICKY, slow_start, sticky};
 pub use egress::{Egress, EgressError};
 pub use ids::{
@@ -30,14 +34,16 @@ pub use ids::{
 };
 pub use instance::{Exit, FailReason, InstanceReport, InstanceState};
 pub use listen::{Caller, CallerError, Listen, ListenProtocol, Socket};
+pub use measured::{MOST_IMAGES, MOST_STARTS, Measured, Pressure, Pulls};
 pub use node::{Demand, NodeIdentity, NodeRecord, Resources, Role, StartTime};
 pub use rate::{Rate, RateError};
 pub use revision::{ImagePin, Revision, RevisionState};
 pub use sandbox::{Dns, HostAlias, IoLimits, Tmpfs, Ulimit};
 pub use service::{
-    CERTIFICATE, Container, ContainerPort, EnvVar, Fit, Meta, PLAIN_HTTP, PROXY_PROTOCOL, PROXY_V2,
-    PlacementRules, Preference, Probe, ProbeAction, Protocol, RATE, RevisionSpec, Scale, Schedule,
-    SecurityContext, Service, ServiceStatus, Spread, TLS_ANNOTATIONS, TrafficTarget, Volume,
-    VolumeMount, VolumeSource, is_of_the_door,
+    CERTIFICATE, Container, ContainerPort, EnvVar, Fit, MOST_PRIORITY, Meta, PLAIN_HTTP,
+    PROXY_PROTOCOL, PROXY_V2, PlacementRules, Preference, Probe, ProbeAction, Protocol, RATE,
+    RevisionSpec, Scale, Schedule, SecurityContext, Service, ServiceStatus, Spread,
+    TLS_ANNOTATIONS, TrafficTarget, Volume, VolumeMount, VolumeSource, is_of_the_door,
 };
 pub use signal::parse_signal;
+pub use starts::StartHistogram;

@@ -343,7 +343,14 @@ pub struct PlacementRules {
     /// How much the nodes' energy figures count, 0 to 100.
     #[serde(default)]
     pub energy: u32,
+    /// Where no node has room, instances of lower priority make it. As in Kubernetes: higher is more
+    /// important, and 0 is what nobody said anything of.
+    #[serde(default)]
+    pub priority: i32,
 }
+
+/// No priority is higher, or lower than its negative.
+pub const MOST_PRIORITY: i32 = 1_000_000_000;
 
 /// Which of two nodes that differ in nothing but how full they are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

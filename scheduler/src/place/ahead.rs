@@ -3,7 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::judge::{Site, Starts, live_hosts, obstacle};
+use super::judge::{Site, live_hosts, obstacle};
+use super::reckon::Known;
 use super::{Ask, Promised, needs};
 use crate::fleet::{Fleet, fullness};
 use crate::model::{Name, NodeId, NodeRecord, Revision};
@@ -18,9 +19,9 @@ const LOAD_STEPS: u16 = 10;
 #[must_use]
 pub fn ahead(fleet: &Fleet, revision: &Revision) -> BTreeSet<NodeId> {
     let (needs, ask, promised) = (needs(&revision.spec), Ask::default(), Promised::default());
-    let starts = Starts::of(fleet, &revision.key);
+    let known = Known::of(fleet, revision);
     let able = fleet.members.values().filter(|member| {
-        let site = Site::of_member(member, revision, &promised, &starts);
+        let site = Site::of_member(member, revision, &promised, &known);
         obstacle(fleet, &site, revision, &needs, &ask).is_none()
     });
     let able: Vec<&NodeRecord> = able.map(|m| &m.record).collect();

@@ -1,17 +1,18 @@
 //! One node and one revision: what speaks against it, and what an instance there would cost. The
 //! same rules for a member of the fleet and for a row of its index.
 
+use super::reckon::Known;
 use super::{
     Ask, BESIDE_MICROS, CROWDED_MICROS, Candidate, ENERGY_LABEL, ENERGY_MICROS, ENERGY_UNKNOWN,
-    PREFER_MICROS, PULL_MICROS, Parts, Promised, REGION_RTT_MICROS, Rejection, SPREAD_MICROS,
-    START_MICROS, ZONE_RTT_MICROS,
+    PREFER_MICROS, PRESSED_MICROS, Parts, Promised, REGION_RTT_MICROS, Rejection, SPREAD_MICROS,
+    ZONE_RTT_MICROS,
 };
 use crate::fleet::{
-    Fleet, Index, Member, Row, Slot, Standing, UNMEASURED_RTT_MICROS, fullness, text_hash,
+    Fleet, Group, Index, Member, Row, Slot, Standing, UNMEASURED_RTT_MICROS, fullness, text_hash,
 };
 use crate::model::{
-    Fit, Name, NodeId, NodeRecord, ObjectKey, PlacementRules, Preference, Resources, Revision,
-    RevisionKey, Spread,
+    Coordinate, Fit, Name, NodeId, NodeRecord, ObjectKey, PlacementRules, Preference, Resources,
+    Revision, Spread,
 };
 use std::collections::BTreeMap;
 
@@ -25,72 +26,17 @@ pub(super) struct Site<'a> {
     pub labels: &'a BTreeMap<String, String>,
     pub standing: Standing,
     pub rtt_micros: Option<u32>,
+    pub reckoned_micros: Option<u32>,
+    pub coordinate: Option<Coordinate>,
     pub capacity: Resources,
     pub free: Resources,
     pub record: (u64, u64),
     pub image_present: bool,
     /// What a start takes there.
     pub start_micros: u64,
-}
-
-/// What starts of a revision take: where it was started lately, and anywhere else.
-pub(super) struct Starts<'a> {
-    index: Option<&'a BTreeMap<Slot, u32>>,
-    members: BTreeMap<NodeId, u32>,
-    usual: u64,
-    least: u64,
-}
-
-impl<'a> Starts<'a> {
-    pub fn of(fleet: &'a Fleet, revision: &RevisionKey) -> Self {
-        let index = fleet.index.0.as_deref();
-        let shown = index.and_then(|index| index.starts(revision));
-        let mut members = BTreeMap::new();
-        if index.is_none() {
-            for (node, member) in &fleet.members {
-                let starts = &member.record.starts;
-                let own = starts.iter().find(|s| s.revision == *revision);
-                members.extend(own.map(|s| (*node, s.micros)));
-            }
-        }
-        let (mut count, mut sum, mut least) = (0_u64, 0_u64, u64::MAX);
-        for micros in members
-            .values()
-            .chain(shown.into_iter().flat_map(BTreeMap::values))
-        {
-            count += 1;
-            sum += u64::from(*micros);
-            least = least.min((*micros).into());
-        }
-        let usual = sum.checked_div(count).unwrap_or(START_MICROS);
-        Self {
-            index: shown,
-            members,
-            usual,
-            least: least.min(usual),
-        }
-    }
-
-    /// The mean of those known.
-    pub fn usual(&self) -> u64 {
-        self.usual
-    }
-
-    /// No start takes less anywhere.
-    pub fn least(&self) -> u64 {
-        self.least
-    }
-
-    fn at(&self, node: NodeId) -> u64 {
-        self.members
-            .get(&node)
-            .map_or(self.usual, |micros| (*micros).into())
-    }
-
-    fn at_slot(&self, slot: Slot) -> u64 {
-        let shown = self.index.and_then(|shown| shown.get(&slot));
-        shown.map_or(self.usual, |micros| (*micros).into())
-    }
+    /// What bringing the image takes there, if it is not.
+    pub pull_micros: u64,
+    pub pressure_permille: u16,
 }
 
 impl<'a> Site<'a> {
@@ -98,9 +44,10 @@ impl<'a> Site<'a> {
         member: &'a Member,
         revision: &Revision,
         promised: &Promised,
-        starts: &Starts<'_>,
+        known: &Known<'_>,
     ) -> Self {
         let record = &member.record;
+        let pressure = member.measured.pressure.unwrap_or_default();
         Self {
             node: record.node,
             name: &record.name,
@@ -109,11 +56,15 @@ impl<'a> Site<'a> {
             labels: &record.labels,
             standing: Standing::of(member),
             rtt_micros: member.rtt_micros,
+            reckoned_micros: member.reckoned_micros,
+            coordinate: member.measured.coordinate,
             capacity: record.capacity,
             free: promised.left(record.node, &record.free),
             record: (record.incarnation, record.seq),
             image_present: record.images.contains(&revision.image.digest),
-            start_micros: starts.at(record.node),
+            start_micros: known.starts.at(record.node),
+            pull_micros: known.pulls.at(member.measured.pulls.kib_per_second),
+            pressure_permille: pressure.worst_permille(),
         }
     }
 
@@ -121,7 +72,7 @@ impl<'a> Site<'a> {
         (slot, row): (Slot, &'a Row),
         image_present: bool,
         promised: &Promised,
-        starts: &Starts<'_>,
+        known: &Known<'_>,
     ) -> Self {
         Self {
             node: row.node,
@@ -131,11 +82,15 @@ impl<'a> Site<'a> {
             labels: &row.labels,
             standing: row.standing,
             rtt_micros: row.rtt_micros,
+            reckoned_micros: row.reckoned_micros,
+            coordinate: row.coordinate,
             capacity: row.capacity,
             free: promised.left(row.node, &row.free),
             record: row.record,
             image_present,
-            start_micros: starts.at_slot(slot),
+            start_micros: known.starts.at_slot(slot),
+            pull_micros: known.pulls.at(row.pull_rate),
+            pressure_permille: row.pressure_permille,
         }
     }
 }
@@ -146,10 +101,10 @@ pub(super) fn sites<'a>(
     revision: &Revision,
     promised: &Promised,
 ) -> Vec<Site<'a>> {
-    let starts = Starts::of(fleet, &revision.key);
+    let known = Known::of(fleet, revision);
     let Some(index) = &fleet.index.0 else {
         let members = fleet.members.values();
-        let site = |member| Site::of_member(member, revision, promised, &starts);
+        let site = |member| Site::of_member(member, revision, promised, &known);
         return members.map(site).collect();
     };
     let image = text_hash(&revision.image.digest);
@@ -157,7 +112,7 @@ pub(super) fn sites<'a>(
         .slots()
         .filter_map(|slot| Some((slot, index.row(slot)?)));
     let site = |(slot, row): (Slot, &'a Row)| {
-        Site::of_row((slot, row), row.holds(image), promised, &starts)
+        Site::of_row((slot, row), row.holds(image), promised, &known)
     };
     rows.map(site).collect()
 }
@@ -290,13 +245,18 @@ pub(super) fn score(
     let parts = Parts {
         round_trip,
         start: site.start_micros,
-        pull: if site.image_present { 0 } else { PULL_MICROS },
+        pull: if site.image_present {
+            0
+        } else {
+            site.pull_micros
+        },
         crowding,
         beside: u64::from(same_revision) * BESIDE_MICROS,
         spread: spread * SPREAD_MICROS,
         slack,
         prefer: prefer(site.labels, &rules.prefer),
         energy: energy(site.labels, rules.energy),
+        pressure: u64::from(site.pressure_permille) * PRESSED_MICROS / 1000,
     };
     Candidate {
         cost_micros: parts.sum(),
@@ -341,6 +301,8 @@ pub(super) struct Distance<'a> {
     measured: bool,
     /// Region and zone of the asker, if it is known.
     asker: Option<(&'a Name, &'a Name)>,
+    /// Where the asker is on the map of round trips.
+    coordinate: Option<Coordinate>,
 }
 
 impl<'a> Distance<'a> {
@@ -350,6 +312,7 @@ impl<'a> Distance<'a> {
             from,
             measured: from == fleet.me,
             asker: asker.map(|m| (&m.record.region, &m.record.zone)),
+            coordinate: asker.and_then(|m| m.measured.coordinate),
         }
     }
 
@@ -363,14 +326,25 @@ impl<'a> Distance<'a> {
             return (Some(0), 0);
         }
         if self.measured {
-            let counted = site.rtt_micros.unwrap_or(UNMEASURED_RTT_MICROS);
+            let known = site.rtt_micros.or(site.reckoned_micros);
+            let counted = known.unwrap_or(UNMEASURED_RTT_MICROS);
             return (site.rtt_micros, counted.into());
         }
-        (None, self.guess(site.region, site.zone))
+        let reckoned = self.coordinate.zip(site.coordinate);
+        let reckoned = reckoned.and_then(|(from, to)| from.round_trip_to(&to));
+        let guess = || self.guess(site.region, site.zone);
+        (None, reckoned.map_or_else(guess, u64::from))
     }
 
-    /// By names, where nothing is measured.
-    pub fn guess(&self, region: &Name, zone: &Name) -> u64 {
+    /// No node of the group is nearer to an asker that nothing was measured from.
+    pub fn floor(&self, group: &Group) -> u64 {
+        let guess = self.guess(&group.place.region, &group.place.zone);
+        let reckoned = self.coordinate.zip(group.extent);
+        reckoned.map_or(guess, |(from, extent)| guess.min(extent.nearest(&from)))
+    }
+
+    /// By names, where nothing else is known.
+    fn guess(&self, region: &Name, zone: &Name) -> u64 {
         match self.asker {
             Some((r, z)) if r == region && z == zone => ZONE_RTT_MICROS,
             Some((r, _)) if r == region => REGION_RTT_MICROS,

@@ -6,17 +6,22 @@
 //! microseconds so that every node computes the same number.
 
 mod ahead;
+mod displace;
 mod judge;
 mod promised;
 mod receipt;
+mod reckon;
 mod search;
 
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_displace;
+#[cfg(test)]
 mod tests_large;
 
 pub use ahead::{LIKELY, ahead};
+pub use displace::{Displacement, Occupant, Victim, displace, victims};
 pub use judge::{lacking, misplaced};
 pub use promised::Promised;
 pub use receipt::{AT_THE_DOOR, Candidate, Inputs, Parts, Passed, Receipt, Rejection, Verdict};
@@ -37,8 +42,20 @@ pub const ZONE_RTT_MICROS: u64 = 1_000;
 pub const REGION_RTT_MICROS: u64 = 5_000;
 /// A start with the image unpacked: container, network, and an app of common size listening.
 pub const START_MICROS: u64 = 150_000;
-/// What pulling the image adds. Its size is not known here: a middling one over a middling link.
+/// A node's own starts count for what they are as far as there are more of them than this; before, it is
+/// expected to take what others take.
+pub const BELIEVED_STARTS: u64 = 2;
+/// What pulling the image adds where nobody tells its size: a middling one over a middling link.
 pub const PULL_MICROS: u64 = 5_000_000;
+/// What of an image comes in a second to a node that never pulled any, in KiB of its unpacked size.
+pub const USUAL_KIB_PER_SECOND: u32 = 25 << 10;
+/// A pull takes at least this, whatever its size: documents are asked for, and layers unpacked.
+pub const LEAST_PULL_MICROS: u64 = 250_000;
+/// And no more is counted: nobody waits for it.
+pub const MOST_PULL_MICROS: u64 = 300_000_000;
+/// What a node adds on which something waits for processors, memory or disk all the time: a start there
+/// takes a multiple.
+pub const PRESSED_MICROS: u64 = 300_000;
 /// What a node filled to the brim adds: its processors are shared by all. It outweighs no
 /// distance a user would notice.
 pub const CROWDED_MICROS: u64 = 20_000;
@@ -68,8 +85,8 @@ pub const DEFAULT_MEMORY_BYTES: u64 = 64 << 20;
 /// What is asked of placement.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ask {
-    /// Where the demand is. Round trips are measured when it is this node, guessed from names
-    /// when it is another.
+    /// Where the demand is. Round trips are measured when it is this node; from another they are
+    /// reckoned by coordinates, and guessed by names where a node tells none.
     pub from: NodeId,
     /// Nodes that refused or failed a moment ago.
     pub avoid: BTreeSet<NodeId>,
@@ -104,7 +121,7 @@ pub fn needs(spec: &RevisionSpec) -> Resources {
 /// it took on the nodes that tell.
 #[must_use]
 pub fn usual_start(fleet: &Fleet, revision: &RevisionKey) -> u64 {
-    judge::Starts::of(fleet, revision).usual()
+    reckon::Starts::of(fleet, revision).usual()
 }
 
 /// Ranks the nodes for one new instance of `revision`, best first, with a verdict on every node
@@ -187,6 +204,7 @@ fn judge_all(fleet: &Fleet, revision: &Revision, ask: &Ask, promised: &Promised)
             fleet_version: fleet.index.0.as_ref().map_or(0, |index| index.version()),
         },
         passed: Passed::default(),
+        displaces: None,
         verdicts,
     }
 }

@@ -38,6 +38,11 @@ impl Promised {
         }
     }
 
+    /// The nodes with promises.
+    pub(super) fn nodes(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.0.keys().copied()
+    }
+
     /// Where instances of `revision` will be, and how many.
     pub(super) fn of<'a>(
         &'a self,

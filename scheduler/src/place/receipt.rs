@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Displacement;
 use crate::model::{Name, NodeId, RevisionKey};
 
 /// Why an instance went where it went, or nowhere.
@@ -22,6 +23,9 @@ pub struct Receipt {
     pub inputs: Inputs,
     #[serde(default)]
     pub passed: Passed,
+    /// Who goes on the first of the accepted nodes, which has no room otherwise.
+    #[serde(default)]
+    pub displaces: Option<Displacement>,
 }
 
 /// What the decision was made from.
@@ -66,6 +70,7 @@ pub struct Verdict {
 #[serde(rename_all = "camelCase")]
 pub struct Candidate {
     pub cost_micros: u64,
+    /// Measured; where it is not, what the round trip is reckoned to be is among the parts.
     pub rtt_micros: Option<u32>,
     pub image_present: bool,
     /// Instances of the same revision there already.
@@ -94,6 +99,9 @@ pub struct Parts {
     pub prefer: u64,
     #[serde(default)]
     pub energy: u64,
+    /// What waits there for processors, memory or disk.
+    #[serde(default)]
+    pub pressure: u64,
 }
 
 impl Parts {
@@ -101,7 +109,7 @@ impl Parts {
     pub fn sum(&self) -> u64 {
         let waiting = self.round_trip + self.start + self.pull;
         let company = self.crowding + self.beside + self.spread + self.slack;
-        waiting + company + self.prefer + self.energy
+        waiting + company + self.prefer + self.energy + self.pressure
     }
 }
 

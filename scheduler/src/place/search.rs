@@ -2,18 +2,16 @@
 //! that it did not look at could be.
 //!
 //! No node of a group costs less than the group's distance, and no one less than it with its
-//! fullness of now; groups and nodes are walked in the order of these floors until a floor is no
+//! fullness of now, or where nodes are to be filled up with what it leaves free at least; groups and nodes are walked in the order of these floors until a floor is no
 //! less than what the last of the [`KEPT`] best costs. What holds the image is looked at first: for
 //! all others the floor is a pull higher. So the walk is short and its winner is the best one, unless
 //! it was ended at [`MOST_LOOKED`]; then the next floor bounds the regret.
 
 use std::collections::BTreeSet;
 
-use super::judge::{Distance, Held, Site, Starts, crowding, in_regions, obstacle, score, volumes};
-use super::{
-    Ask, Candidate, Inputs, PULL_MICROS, Passed, Promised, Receipt, Rejection, SPREAD_MICROS,
-    Verdict,
-};
+use super::judge::{Distance, Held, Site, crowding, in_regions, obstacle, score, volumes};
+use super::reckon::Known;
+use super::{Ask, Candidate, Inputs, Passed, Promised, Receipt, Rejection, SPREAD_MICROS, Verdict};
 use crate::fleet::{Fleet, Group, Index, Slot, text_hash};
 use crate::model::{Fit, Resources, Revision, Spread};
 
@@ -38,13 +36,15 @@ pub(super) struct Search<'a> {
     /// Who holds the image.
     holders: Option<&'a BTreeSet<Slot>>,
     held: Held<'a>,
-    starts: Starts<'a>,
+    known: Known<'a>,
     distance: Distance<'a>,
     /// The best so far, best first.
     best: Vec<(Slot, Candidate)>,
     refused: Vec<(Slot, Rejection)>,
     refused_more: u32,
     looked: u32,
+    /// Those with promises, which were looked at before the walk.
+    first: BTreeSet<Slot>,
     /// What the best of those not looked at costs at least.
     floor: u64,
 }
@@ -68,12 +68,13 @@ impl<'a> Search<'a> {
             image,
             holders: index.holders(image),
             held: Held::of_index(index, revision, promised),
-            starts: Starts::of(fleet, &revision.key),
+            known: Known::of(fleet, revision),
             distance: Distance::new(fleet, ask.from),
             best: Vec::with_capacity(KEPT + 1),
             refused: Vec::new(),
             refused_more: 0,
             looked: 0,
+            first: BTreeSet::new(),
             floor: u64::MAX,
         }
     }
@@ -88,10 +89,25 @@ impl<'a> Search<'a> {
         } else if let Some(few) = self.rarest_label() {
             few.for_each(|slot| self.look(slot, None));
         } else {
+            // What was promised is not in the order of how full they are.
+            let promised = self
+                .promised
+                .nodes()
+                .filter_map(|node| self.index.slot(node));
+            if self.revision.spec.place.fit == Fit::Pack {
+                self.first = promised.take(FEW).collect();
+                for slot in self.first.clone() {
+                    self.look(slot, None);
+                }
+            }
             let few = self.holders.filter(|holders| holders.len() <= FEW);
             few.into_iter()
                 .flatten()
-                .for_each(|slot| self.look(*slot, Some(true)));
+                .filter(|slot| !self.first.contains(*slot))
+                .copied()
+                .collect::<Vec<_>>()
+                .into_iter()
+                .for_each(|slot| self.look(slot, Some(true)));
             self.walk(few.is_some() || self.holders.is_none());
         }
         (!self.best.is_empty()).then(|| self.receipt())
@@ -109,8 +125,12 @@ impl<'a> Search<'a> {
     /// Walks the groups in the order of their floors. `holders_done`: those that hold the image were
     /// looked at.
     fn walk(&mut self, holders_done: bool) {
-        let pull = if holders_done { PULL_MICROS } else { 0 };
-        let least = self.starts.least();
+        let pull = if holders_done {
+            self.known.pulls.least()
+        } else {
+            0
+        };
+        let least = self.known.starts.least();
         let index = self.index;
         if self.distance.is_measured() && self.revision.spec.place.spread == Spread::None {
             // The index has them in this order.
@@ -140,7 +160,7 @@ impl<'a> Search<'a> {
         } else if self.is_askers(place) {
             0
         } else {
-            self.distance.guess(&place.region, &place.zone)
+            self.distance.floor(group)
         };
         let alike = match self.revision.spec.place.spread {
             Spread::None => 0,
@@ -168,9 +188,12 @@ impl<'a> Search<'a> {
         if !near || !in_regions(region, &self.revision.spec.place) {
             return true;
         }
-        // Where nodes are to be filled up, the fullest is best, and how full it will be its needs say.
+        // Where nodes are to be filled up, the fullest that has room is best.
         let pack = self.revision.spec.place.fit == Fit::Pack;
-        let (mut emptiest, mut fullest) = (group.open.iter(), group.open.iter().rev());
+        let (least, most) = self.shares(group);
+        let fitting = 1000_u16.saturating_sub(least);
+        let mut emptiest = group.open.iter();
+        let mut fullest = group.open.range(..=(fitting, Slot::MAX)).rev();
         let mut next = || {
             if pack {
                 fullest.next()
@@ -179,7 +202,12 @@ impl<'a> Search<'a> {
             }
         };
         while let Some((fullness, slot)) = next() {
-            let floor = floor + if pack { 0 } else { crowding(*fullness) };
+            let floor = floor
+                + if pack {
+                    crowding(1000_u16.saturating_sub(fullness.saturating_add(most)))
+                } else {
+                    crowding(*fullness)
+                };
             if self.settled(floor) {
                 self.floor = self.floor.min(floor);
                 break;
@@ -189,11 +217,26 @@ impl<'a> Search<'a> {
                 return false;
             }
             let holds = self.holders.is_some_and(|all| all.contains(slot));
-            if !(holds && holders_done) {
+            if !(holds && holders_done) && !self.first.contains(slot) {
                 self.look(*slot, Some(holds));
             }
         }
         true
+    }
+
+    /// The least and the most that a node of the group becomes fuller by one instance, in thousandths.
+    fn shares(&self, group: &Group) -> (u16, u16) {
+        let share = |needed: u64, of: u64| needed.saturating_mul(1000) / of.max(1);
+        let by = |of: &Resources| {
+            let cpu = share(self.needs.cpu_millis.into(), of.cpu_millis.into());
+            (cpu, share(self.needs.memory_bytes, of.memory_bytes))
+        };
+        let ((cpu_least, memory_least), (cpu_most, memory_most)) =
+            (by(&group.most), by(&group.least));
+        // What is cut off in the division is less than two of a thousand.
+        let most = cpu_most.max(memory_most).saturating_add(2);
+        let permille = |n: u64| u16::try_from(n.min(1000)).unwrap_or(1000);
+        (permille(cpu_least.min(memory_least)), permille(most))
     }
 
     /// Nothing that costs `floor` or more is worth a look any more.
@@ -209,7 +252,7 @@ impl<'a> Search<'a> {
         };
         self.looked += 1;
         let holds = holds.unwrap_or_else(|| row.holds(self.image));
-        let site = Site::of_row((slot, row), holds, self.promised, &self.starts);
+        let site = Site::of_row((slot, row), holds, self.promised, &self.known);
         if let Some(why) = obstacle(self.fleet, &site, self.revision, &self.needs, self.ask) {
             if self.refused.len() < REFUSALS_NAMED {
                 self.refused.push((slot, why));
@@ -254,6 +297,7 @@ impl<'a> Search<'a> {
             cause: self.ask.cause.clone(),
             why: self.ask.why.clone(),
             verdicts: verdicts.collect(),
+            displaces: None,
             inputs: Inputs {
                 nodes,
                 fleet_version: self.index.version(),

@@ -9,8 +9,8 @@ use super::*;
 use crate::fleet::Member;
 use crate::model::{
     Container, Demand, Fit, ImagePin, InstanceId, InstanceReport, LocalVolume, Name, NodeRecord,
-    ObjectKey, Preference, RevisionKey, RevisionState, ServiceKey, Spread, StartTime, UnixMs,
-    Volume, VolumeSource,
+    ObjectKey, Preference, Pressure, RevisionKey, RevisionState, ServiceKey, Spread,
+    StartHistogram, StartTime, UnixMs, Volume, VolumeSource,
 };
 
 pub(super) const DIGEST: &str = "sha256:aa";
@@ -47,31 +47,28 @@ pub(super) fn member(id: u64, region: &str, rtt_micros: Option<u32>) -> Member {
         memory_bytes: 2 << 30,
         instances: 100,
     };
-    Member {
-        record: NodeRecord {
-            node: NodeId(id),
-            name: name(&format!("node-{id}")),
-            region: name(region),
-            zone: name(&format!("{region}-a")),
-            labels: BTreeMap::new(),
-            incarnation: 1,
-            seq: 1,
-            version: "0.1.0".to_owned(),
-            mesh: SocketAddr::from((Ipv4Addr::LOCALHOST, 8422)),
-            ingress: Vec::new(),
-            serving: true,
-            cordoned: false,
-            capacity,
-            free: capacity,
-            registry_index: 1,
-            instances: Vec::new(),
-            demand: Vec::new(),
-            starts: Vec::new(),
-            images: vec![DIGEST.to_owned()],
-        },
-        alive: true,
-        rtt_micros,
-    }
+    let record = NodeRecord {
+        node: NodeId(id),
+        name: name(&format!("node-{id}")),
+        region: name(region),
+        zone: name(&format!("{region}-a")),
+        labels: BTreeMap::new(),
+        incarnation: 1,
+        seq: 1,
+        version: "0.1.0".to_owned(),
+        mesh: SocketAddr::from((Ipv4Addr::LOCALHOST, 8422)),
+        ingress: Vec::new(),
+        serving: true,
+        cordoned: false,
+        capacity,
+        free: capacity,
+        registry_index: 1,
+        instances: Vec::new(),
+        demand: Vec::new(),
+        starts: Vec::new(),
+        images: vec![DIGEST.to_owned()],
+    };
+    Member::new(record, true, rtt_micros)
 }
 
 fn fleet() -> Fleet {
@@ -104,6 +101,81 @@ pub(super) fn put_instance(record: &mut NodeRecord, revision: &Revision) {
         failure: None,
         steward: None,
     });
+}
+
+#[test]
+fn a_start_is_expected_by_what_starts_took_and_by_how_many_there_were() {
+    let mut fleet = fleet();
+    let mut took = |node: u64, micros: u64, times: u32| {
+        let mut starts = StartHistogram::new(revision().key);
+        (0..times).for_each(|_| starts.note(micros));
+        let member = fleet.members.get_mut(&NodeId(node)).unwrap();
+        member.measured.starts = vec![starts];
+    };
+    took(1, 1_000_000, 1);
+    took(2, 60_000, 30);
+    for fleet in [fleet.clone(), fleet.clone().indexed()] {
+        let receipt = place(&fleet, &revision(), &ask());
+        let start = |node: u64| {
+            let found = receipt.ranked().find(|(n, _)| n.0 == node);
+            found.unwrap().1.parts.start
+        };
+        let usual = start(3);
+        assert!((450_000..650_000).contains(&usual), "{usual}");
+        assert!(
+            (usual..850_000).contains(&start(1)),
+            "one slow start: {}",
+            start(1)
+        );
+        assert!((50_000..110_000).contains(&start(2)), "{}", start(2));
+        assert_eq!(ranking(&receipt)[0], 2);
+    }
+}
+
+#[test]
+fn a_strained_node_is_shunned_and_the_receipt_says_so() {
+    let mut fleet = fleet();
+    assert_eq!(ranked(&fleet, &revision(), &ask())[0], 1);
+    let strained = fleet.members.get_mut(&NodeId(1)).unwrap();
+    strained.measured.pressure = Some(Pressure {
+        memory_permille: 400,
+        ..Pressure::default()
+    });
+    for fleet in [fleet.clone(), fleet.indexed()] {
+        let receipt = place(&fleet, &revision(), &ask());
+        assert_eq!(ranking(&receipt), [2, 3, 1]);
+        let (_, last) = receipt.ranked().last().unwrap();
+        assert_eq!(last.parts.pressure, 400 * PRESSED_MICROS / 1_000);
+    }
+}
+
+#[test]
+fn a_pull_takes_what_the_image_is_over_what_the_node_brings() {
+    let mut fleet = fleet();
+    let image = crate::fleet::text_hash(DIGEST);
+    for (node, rate) in [(1, Some(10_000)), (2, Some(200_000)), (3, None)] {
+        let member = fleet.members.get_mut(&NodeId(node)).unwrap();
+        member.measured.pulls.kib_per_second = rate;
+        if node == 3 {
+            member.measured.pulls.images = vec![(image, 100_000)];
+        } else {
+            member.record.images.clear();
+        }
+    }
+    for fleet in [fleet.clone(), fleet.clone().indexed()] {
+        let receipt = place(&fleet, &revision(), &ask());
+        let pull = |node: u64| {
+            let found = receipt.ranked().find(|(n, _)| n.0 == node);
+            found.unwrap().1.parts.pull
+        };
+        assert_eq!((pull(1), pull(2), pull(3)), (10_000_000, 500_000, 0));
+    }
+    // Whose size nobody tells is one like others.
+    let holder = fleet.members.get_mut(&NodeId(3)).unwrap();
+    holder.measured.pulls.images.clear();
+    let receipt = place(&fleet, &revision(), &ask());
+    let last = receipt.ranked().last().unwrap().1;
+    assert_eq!(last.parts.pull, PULL_MICROS);
 }
 
 fn ask() -> Ask {

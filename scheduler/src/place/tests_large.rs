@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::tests::{DIGEST, member, name, put_instance, revision};
 use super::*;
 use crate::fleet::{Index, Indexed, Member};
-use crate::model::{Fit, Preference, Spread, StartTime};
+use crate::model::{Coordinate, Fit, Preference, Pressure, Spread, StartHistogram, StartTime};
 
 const REGIONS: [&str; 4] = ["eu-west", "eu-north", "us-east", "as-1"];
 
@@ -24,6 +24,10 @@ prop_compose! {
         fast in prop::bool::weighted(0.5),
         cpu in 0_u32..2_000,
         instances in 0_usize..3,
+        strain in 0_u16..400,
+        took in prop::collection::vec(20_000_u64..2_000_000, 0..6),
+        rate in prop::option::weighted(0.5, 1_000_u32..200_000),
+        at in prop::option::weighted(0.7, prop::array::uniform4(-60_000_i32..60_000)),
     ) -> Member {
         let mut member = member(id, REGIONS[region], rtt);
         member.record.zone = name(&format!("z{zone}"));
@@ -31,6 +35,23 @@ prop_compose! {
         member.record.serving = serving;
         member.record.cordoned = cordoned;
         member.record.free.cpu_millis = cpu;
+        member.measured.coordinate = at.map(|at| Coordinate {
+            at,
+            height: cpu,
+            error_permille: u16::try_from(cpu % 600).unwrap(),
+        });
+        member.measured.pressure = Some(Pressure {
+            io_permille: strain,
+            ..Pressure::default()
+        });
+        let mut starts = StartHistogram::new(revision().key);
+        took.into_iter().for_each(|micros| starts.note(micros));
+        member.measured.starts.push(starts);
+        member.measured.pulls.kib_per_second = rate;
+        if image && id.is_multiple_of(2) {
+            let size = (crate::fleet::text_hash(DIGEST), 400_000);
+            member.measured.pulls.images.push(size);
+        }
         let disk = if fast { "nvme" } else { "hdd" };
         member.record.labels.insert("disk".to_owned(), disk.to_owned());
         if !id.is_multiple_of(3) {
@@ -64,7 +85,7 @@ fn any_fleet() -> impl Strategy<Value = Fleet> {
         };
         let me = fleet.members.get_mut(&NodeId(1)).unwrap();
         (me.alive, me.rtt_micros) = (true, Some(0));
-        fleet
+        fleet.reckoned()
     })
 }
 
@@ -147,6 +168,53 @@ proptest! {
             (receipt.ranked().map(|(_, c)| c.clone()).collect::<Vec<_>>(), receipt.passed)
         };
         prop_assert_eq!(verdicts(&kept), verdicts(&after.indexed()));
+    }
+}
+
+#[test]
+fn filling_nodes_up_looks_at_few_of_them() {
+    // Of thousands alike, in all states of fullness; some smaller than others.
+    for (image, small) in [(true, false), (false, false), (true, true)] {
+        let nodes = (1..=4_000_u64).map(|id| {
+            let mut member = member(id, "eu-west", Some(1_000));
+            let record = &mut member.record;
+            if !image {
+                record.images.clear();
+            }
+            if small && id.is_multiple_of(5) {
+                record.capacity.cpu_millis /= 2;
+                record.free.cpu_millis /= 2;
+            }
+            let used = u32::try_from(id * 7 % 1_000).unwrap();
+            record.free.cpu_millis -= record.capacity.cpu_millis * used / 1_000;
+            (NodeId(id), member)
+        });
+        let fleet = Fleet {
+            me: NodeId(1),
+            members: nodes.collect(),
+            ..Fleet::default()
+        };
+        let mut revision = revision();
+        revision.spec.place.fit = Fit::Pack;
+        let all = place(&fleet, &revision, &asked(1));
+        let fleet = fleet.indexed();
+        let found = place(&fleet, &revision, &asked(1));
+        let cost = |receipt: &Receipt| receipt.ranked().next().unwrap().1.cost_micros;
+        let looked = found.inputs.nodes - found.passed.closed - found.passed.unseen;
+        assert!(looked <= 400, "{looked} of {}", found.inputs.nodes);
+        assert_eq!(cost(&found), cost(&all));
+        assert_eq!(found.passed.regret_micros, 0, "{:?}", found.passed);
+
+        // Beside what was promised too, which the order of the nodes does not know of.
+        let mut promised = Promised::default();
+        for node in [500, 900, 901] {
+            promised.add(NodeId(node), &revision.key, &needs(&revision.spec));
+        }
+        let found = place_beside(&fleet, &revision, &asked(1), &promised);
+        let all = judge_all(&fleet, &revision, &asked(1), &promised);
+        assert_eq!(cost(&found), cost(&all));
+        let nodes: BTreeSet<NodeId> = found.ranked().map(|(node, _)| node).collect();
+        assert_eq!(nodes.len(), found.ranked().count(), "none twice");
     }
 }
 

@@ -14,8 +14,9 @@ use super::{PutService, Refusal};
 use crate::autoscale::Bounds;
 use crate::autoscale::schedule::{self, Cron};
 use crate::model::{
-    ImagePin, PROXY_PROTOCOL, PROXY_V2, PlacementRules, RATE, Rate, RevisionKey, RevisionSpec,
-    SLOW_START, STICKY, Scale, ServiceKey, TLS_ANNOTATIONS, TrafficTarget, slow_start, sticky,
+    ImagePin, MOST_PRIORITY, PROXY_PROTOCOL, PROXY_V2, PlacementRules, RATE, Rate, RevisionKey,
+    RevisionSpec, SLOW_START, STICKY, Scale, ServiceKey, TLS_ANNOTATIONS, TrafficTarget,
+    slow_start, sticky,
 };
 
 /// The bounds, for those who explain them elsewhere.
@@ -227,6 +228,11 @@ fn validate_place(place: &PlacementRules) -> Result<(), Refusal> {
         })?;
     }
     at_most("place.energy", place.energy.into(), 100)?;
+    at_most(
+        "place.priority",
+        place.priority.unsigned_abs().into(),
+        MOST_PRIORITY.unsigned_abs().into(),
+    )?;
     at_most("place.prefer", place.prefer.len() as u64, 64)?;
     for preference in &place.prefer {
         let named = !preference.label.is_empty();

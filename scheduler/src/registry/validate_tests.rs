@@ -62,6 +62,9 @@ fn what_is_wrong_is_named_as_the_operator_wrote_it() {
             p.spec.place.regions = vec!["eu*west".to_owned()];
         }),
         ("place.energy: 101", |p| p.spec.place.energy = 101),
+        ("place.priority: 1000000001", |p| {
+            p.spec.place.priority = -1_000_000_001;
+        }),
         ("place.prefer.weight: 101", |p| prefer(p, "ssd", 101)),
         ("place.prefer.weight: 0", |p| prefer(p, "ssd", 0)),
         ("place.prefer: `disk` contradicts place.require", |p| {

@@ -207,21 +207,19 @@ pub(super) struct Sighting {
     away: Vec<Away>,
 }
 
-/// One walk over all reports, of `wanted` revisions. Dead members do not count, except when no other member is alive:
-/// then it is more likely this node that is cut off, and what it last knew is kept as a last
-/// resort.
+/// One walk over all reports, of `wanted` revisions. Members that are not heard any more do not count, but
+/// what they last said is kept as a last resort where no one else serves a revision, and when no other
+/// member is alive: then it is more likely this node that is cut off.
 pub(super) fn sight(
     fleet: &Fleet,
     wanted: impl Fn(&RevisionKey) -> bool,
 ) -> BTreeMap<&RevisionKey, Sighting> {
     let alone = is_alone(fleet);
     let mut members: Vec<(&NodeId, &Member)> = fleet.members.iter().collect();
-    members.sort_by_key(|(id, m)| (!m.alive, m.rtt_micros.unwrap_or(u32::MAX), **id));
+    members.sort_by_key(|(id, m)| (!m.alive, m.distance_micros().unwrap_or(u32::MAX), **id));
     let mut sightings = BTreeMap::<&RevisionKey, Sighting>::new();
     for (id, member) in members {
-        if member.alive || alone {
-            note(&mut sightings, fleet.me == *id, member, &wanted);
-        }
+        note(&mut sightings, (fleet.me == *id, alone), member, &wanted);
     }
     sightings
 }
@@ -234,7 +232,7 @@ pub(super) fn is_alone(fleet: &Fleet) -> bool {
 
 fn note<'a>(
     sightings: &mut BTreeMap<&'a RevisionKey, Sighting>,
-    here: bool,
+    (here, alone): (bool, bool),
     member: &'a Member,
     wanted: &impl Fn(&RevisionKey) -> bool,
 ) {
@@ -247,7 +245,9 @@ fn note<'a>(
                 if member.alive || here {
                     sighting.ready += 1;
                 }
-                if !here {
+                // Live members come first: by now they are counted.
+                let last_known = || alone || sighting.ready == 0;
+                if !here && (member.alive || last_known()) {
                     sighting.add_away(member, report);
                 }
             }
@@ -267,7 +267,7 @@ impl Sighting {
             }
             None => self.away.push(Away {
                 node,
-                rtt_micros: member.rtt_micros,
+                rtt_micros: member.distance_micros(),
                 instances: vec![report.id.clone()],
                 in_flight: report.in_flight,
                 alive: member.alive,

@@ -87,31 +87,28 @@ pub fn add(
 
 pub fn member(id: u64, region: &str, rtt_micros: Option<u32>) -> Member {
     let octet = u8::try_from(id).unwrap();
-    Member {
-        record: NodeRecord {
-            node: NodeId(id),
-            name: name(&format!("node-{id}")),
-            region: name(region),
-            zone: name(region),
-            labels: std::collections::BTreeMap::new(),
-            incarnation: 1,
-            seq: 1,
-            version: String::new(),
-            mesh: "127.0.0.1:1".parse().unwrap(),
-            ingress: vec![[10, 0, octet, 1].into()],
-            serving: true,
-            cordoned: false,
-            capacity: Resources::default(),
-            free: Resources::default(),
-            registry_index: 0,
-            instances: Vec::new(),
-            demand: Vec::new(),
-            starts: Vec::new(),
-            images: Vec::new(),
-        },
-        alive: true,
-        rtt_micros,
-    }
+    let record = NodeRecord {
+        node: NodeId(id),
+        name: name(&format!("node-{id}")),
+        region: name(region),
+        zone: name(region),
+        labels: std::collections::BTreeMap::new(),
+        incarnation: 1,
+        seq: 1,
+        version: String::new(),
+        mesh: "127.0.0.1:1".parse().unwrap(),
+        ingress: vec![[10, 0, octet, 1].into()],
+        serving: true,
+        cordoned: false,
+        capacity: Resources::default(),
+        free: Resources::default(),
+        registry_index: 0,
+        instances: Vec::new(),
+        demand: Vec::new(),
+        starts: Vec::new(),
+        images: Vec::new(),
+    };
+    Member::new(record, true, rtt_micros)
 }
 
 /// This node is 1 in region `par`; 2 is near in `fra`, 3 far in `lis`, 4 with 2 in `fra`.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use super::Routes;
 use super::build::{is_alone, sight};
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Member};
 use crate::model::{RevisionKey, ServiceKey};
 use crate::registry::{Change, State};
 
@@ -66,9 +66,17 @@ impl Routes {
 
 /// Revisions with instances on members that changed.
 fn moved<'a>(before: &'a Fleet, fleet: &'a Fleet) -> impl Iterator<Item = &'a RevisionKey> {
-    let changed = |one: &'a Fleet, other: &'a Fleet| {
+    // What routes read of a member.
+    let same = |a: &Member, b: &Member| {
+        (a.alive, a.distance_micros()) == (b.alive, b.distance_micros())
+            && a.record.instances == b.record.instances
+    };
+    let changed = move |one: &'a Fleet, other: &'a Fleet| {
         let members = one.members.iter();
-        members.filter(|(id, member)| other.members.get(id) != Some(member))
+        members.filter(move |(id, member)| {
+            let other = other.members.get(id);
+            !other.is_some_and(|other| same(member, other))
+        })
     };
     let members = changed(before, fleet).chain(changed(fleet, before));
     members.flat_map(|(_, member)| member.record.instances.iter().map(|i| &i.revision))

@@ -139,6 +139,7 @@ pub struct RevisionRoute {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Away {
     pub node: NodeId,
+    /// Measured, or reckoned where it is not.
     pub rtt_micros: Option<u32>,
     pub instances: Vec<InstanceId>,
     /// Requests in them, from all doors.

@@ -9,7 +9,7 @@ use crate::model::Name;
 const MAX_ANSWERS: usize = 3;
 
 /// Addresses of front doors, best first: those in the client's region, then by round trip from
-/// here. The client's region is `region` when an operator's table told it; else that of a node in
+/// here, measured or reckoned. The client's region is `region` when an operator's table told it; else that of a node in
 /// the client's own /24 or /48; else the asked node's own. Serving nodes; when there is none, live
 /// ones; when there is none, all ever seen: never empty while any address is known.
 #[must_use]
@@ -21,7 +21,7 @@ pub fn front_doors(fleet: &Fleet, client: Option<IpAddr>, region: Option<&Name>)
     members.sort_by_key(|m| {
         let elsewhere = region != Some(&m.record.region);
         let me = m.record.node == fleet.me;
-        let rtt = m.rtt_micros.unwrap_or(u32::MAX);
+        let rtt = m.distance_micros().unwrap_or(u32::MAX);
         (elsewhere, !me, rtt, m.record.node)
     });
     let grades: [fn(&Member) -> bool; 3] = [|m| m.alive && m.record.serving, |m| m.alive, |_| true];

@@ -150,6 +150,38 @@ fn endpoints_are_live_ready_and_nearest_first() {
 }
 
 #[test]
+fn an_old_record_takes_no_route_away() {
+    let mut fleet = fleet();
+    run(&mut fleet, 2, "web-00001", Ready, 0);
+    run(&mut fleet, 3, "web-00001", Ready, 0);
+    let fresh = web(&fleet);
+    // However old the records are that are there: a node at rest says nothing new.
+    for id in 2..=4 {
+        fleet.members.get_mut(&NodeId(id)).unwrap().record.seq += 1_000;
+    }
+    assert_eq!(web(&fleet), fresh);
+    // Nobody hears of 2 any more: it is the last, and then none.
+    let lost = |fleet: &mut Fleet, id| fleet.members.get_mut(&NodeId(id)).unwrap().alive = false;
+    lost(&mut fleet, 2);
+    let away: Vec<_> = web(&fleet)
+        .away
+        .iter()
+        .map(|a| (a.node.0, a.alive))
+        .collect();
+    assert_eq!(away, [(3, true)]);
+    // Nor of 3: nobody is known to serve it, and others are alive. It is not picked, an instance is
+    // started; where none can be, what was good is tried.
+    lost(&mut fleet, 3);
+    let route = web(&fleet);
+    let away: Vec<_> = route.away.iter().map(|a| (a.node.0, a.alive)).collect();
+    assert_eq!(away, [(2, false), (3, false)]);
+    assert_eq!(route.ready, 0);
+    let view = View::default();
+    assert_eq!(pick(&route, &view, 0), Pick::None);
+    assert_eq!(last_resort(&route, &view), Pick::Remote(NodeId(2)));
+}
+
+#[test]
 fn alone_keeps_what_it_last_knew_as_a_last_resort() {
     let mut fleet = fleet();
     run(&mut fleet, 2, "web-00001", Ready, 0);

@@ -10,8 +10,8 @@ use super::vacate::Need;
 use crate::autoscale::forecast::{PAUSE_SECONDS, Price};
 use crate::autoscale::{Aim, Autoscaler, Bounds, Decision, Reason};
 use crate::fleet::Fleet;
-use crate::model::{InstanceState, Name, NodeId, Now, Revision, Service, UnixMs};
-use crate::place::{Ask, Promised, Receipt, needs, place_beside};
+use crate::model::{InstanceState, Name, NodeId, Now, Revision, RevisionKey, Service, UnixMs};
+use crate::place::{Ask, Promised, Receipt, displace, needs, place_beside};
 use crate::registry::State;
 
 /// Failed instances in a row after which a revision that was never ready is given up.
@@ -377,6 +377,7 @@ impl<'a> Tick<'a> {
         }
         for _ in 0..wish.count.min(STARTS_PER_TICK) {
             let receipt = placed(self.fleet, &self.promised, revision, scene, wish);
+            let receipt = self.displacing(receipt, revision, wish);
             let Some((node, _)) = receipt.ranked().next() else {
                 let message = format!("no node can take it: {}", receipt.refusals().join("; "));
                 memory.refused(self.now, message);
@@ -385,11 +386,26 @@ impl<'a> Tick<'a> {
             let needs = needs(&revision.spec);
             self.promised.add(node, &revision.key, &needs);
             memory.started(self.now, wish.zonal);
+            let displaces = receipt.displaces.is_some();
             self.orders.push(Order::Start {
                 revision: revision.key.clone(),
                 receipt,
             });
+            if displaces {
+                // What comes of it shows before more has to go.
+                return;
+            }
         }
+    }
+
+    /// Where no node has room, who of lower priority makes it.
+    fn displacing(&self, receipt: Receipt, revision: &Revision, wish: &Wish<'_>) -> Receipt {
+        let ask = Ask {
+            from: wish.from,
+            ..Ask::default()
+        };
+        let known = |key: &RevisionKey| self.state.revisions.get(key);
+        displace(receipt, self.fleet, revision, &ask, &self.promised, known)
     }
 }
 

@@ -147,10 +147,10 @@ impl World {
     }
 
     pub(super) fn fleet(&self, me: NodeId) -> Fleet {
-        let member = |record: &NodeRecord| Member {
-            alive: !self.dead.contains(&record.node),
-            rtt_micros: Some(if record.node == me { 0 } else { 20_000 }),
-            record: record.clone(),
+        let member = |record: &NodeRecord| {
+            let alive = !self.dead.contains(&record.node);
+            let rtt = if record.node == me { 0 } else { 20_000 };
+            Member::new(record.clone(), alive, Some(rtt))
         };
         Fleet {
             me,

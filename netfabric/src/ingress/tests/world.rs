@@ -217,31 +217,29 @@ fn member(id: u64, region: &str, instances: &[InstanceId]) -> Member {
         failure: None,
         steward: None,
     };
-    Member {
-        record: NodeRecord {
-            node: NodeId(id),
-            name: name(&format!("node-{id}")),
-            region: name(region),
-            zone: name(region),
-            labels: BTreeMap::new(),
-            incarnation: 1,
-            seq: 1,
-            version: String::new(),
-            mesh: "127.0.0.1:1".parse().unwrap(),
-            ingress: vec![],
-            serving: true,
-            cordoned: false,
-            capacity: room,
-            free: room,
-            registry_index: 7,
-            instances: instances.iter().map(report).collect(),
-            demand: vec![],
-            starts: vec![],
-            images: vec![],
-        },
-        alive: true,
-        rtt_micros: Some(u32::try_from(id).unwrap() * 1_000),
-    }
+    let record = NodeRecord {
+        node: NodeId(id),
+        name: name(&format!("node-{id}")),
+        region: name(region),
+        zone: name(region),
+        labels: BTreeMap::new(),
+        incarnation: 1,
+        seq: 1,
+        version: String::new(),
+        mesh: "127.0.0.1:1".parse().unwrap(),
+        ingress: vec![],
+        serving: true,
+        cordoned: false,
+        capacity: room,
+        free: room,
+        registry_index: 7,
+        instances: instances.iter().map(report).collect(),
+        demand: vec![],
+        starts: vec![],
+        images: vec![],
+    };
+    let rtt = u32::try_from(id).unwrap() * 1_000;
+    Member::new(record, true, Some(rtt))
 }
 
 /// How starts go.
