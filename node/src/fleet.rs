@@ -8,13 +8,13 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use netfabric::gossip::Gossip;
 use netfabric::transport::Mesh;
-use scheduler::fleet::{Fleet, Index, Indexed, Member};
+use scheduler::fleet::{Contact, Fleet, Index, Indexed, Member, Reach};
 use scheduler::model::{NodeId, NodeRecord};
 use scheduler::registry::State;
 use scheduler::route::Routes;
 use tokio::sync::watch;
 
-use crate::consensus::{Missing, RING_CHANGES, View};
+use crate::consensus::{Missing, RING_CHANGES, Registry};
 
 /// How often round trips are read from the transport when nothing else changes.
 const RTT_PERIOD: Duration = Duration::from_secs(5);
@@ -25,7 +25,7 @@ pub struct FleetDriver {
     pub origin: String,
     pub mesh: Mesh,
     pub gossip: Gossip,
-    pub registry: Arc<View>,
+    pub registry: Registry,
     /// This node's own record, newer than what gossip has of it.
     pub own: watch::Receiver<Arc<NodeRecord>>,
     pub fleet: watch::Sender<Arc<Fleet>>,
@@ -40,12 +40,12 @@ impl FleetDriver {
         // The first record may have been made before anybody watched, and may not change for long.
         self.publish();
         let heard = self.gossip.members().borrow().clone();
-        self.rebuild(&self.registry.state(), &heard, &mut indexer);
+        self.rebuild(&self.registry.view().state(), &heard, &mut indexer);
         tokio::spawn(self.run(indexer));
     }
 
     async fn run(mut self, mut indexer: Indexer) {
-        let mut registry = self.registry.watch();
+        let mut registry = self.registry.view().watch();
         let mut members = self.gossip.members();
         let mut rtt = tokio::time::interval(RTT_PERIOD);
         rtt.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -94,6 +94,7 @@ impl FleetDriver {
             let rtt = self.mesh.rtt(id)?;
             u32::try_from(rtt.as_micros()).ok()
         });
+        fleet.reach.registry = silence(self.registry.status().quorum_ago);
         fleet.index = Indexed(Some(indexer.follow(&self.fleet.borrow(), &fleet)));
         let fleet = Arc::new(fleet);
         self.routes.store(Arc::new(self.reroute(state, &fleet)));
@@ -109,7 +110,7 @@ impl FleetDriver {
     /// The routes that follow the present ones; made from nothing when these are too old for that.
     fn reroute(&self, state: &State, fleet: &Fleet) -> Routes {
         let present = self.routes.load();
-        let missing = self.registry.since(present.index, RING_CHANGES);
+        let missing = self.registry.view().since(present.index, RING_CHANGES);
         match missing {
             // Steps beyond `state` name services that are joined anew for nothing, and come again.
             Missing::Steps(steps) if present.index > 0 => {
@@ -150,12 +151,21 @@ fn view(
             rtt_micros: Some(0),
         },
     );
+    let nodes = state.nodes.values().filter(|node| !node.revoked);
     Fleet {
         me,
         members,
         volumes: state.volumes.clone(),
+        reach: Reach {
+            enrolled: u32::try_from(nodes.count()).unwrap_or(u32::MAX),
+            registry: Contact::Now,
+        },
         ..Fleet::default()
     }
+}
+
+fn silence(quorum_ago: Option<Duration>) -> Contact {
+    Contact::of(quorum_ago.map(|ago| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)))
 }
 
 /// Keeps the index by changes. Readers may hold the newest for a while, so there are two: what is

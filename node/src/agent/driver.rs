@@ -23,6 +23,7 @@ use super::work::Work;
 use super::{AgentParts, RecordBase};
 use crate::clock;
 use crate::consensus::Registry;
+use crate::telemetry::decisions::Decisions;
 
 /// How often loads and held requests are looked at; nothing is published while they stay.
 const LOAD_PERIOD: Duration = Duration::from_secs(1);
@@ -52,6 +53,7 @@ pub(super) struct Driver {
     pub(super) registry: Registry,
     pub(super) local: Arc<Local>,
     pub(super) receipts: Receipts,
+    pub(super) decisions: Decisions,
     inputs: mpsc::Sender<Input>,
     received: mpsc::Receiver<Input>,
     demand: Arc<dyn Fn() -> Vec<Demand> + Send + Sync>,
@@ -102,6 +104,7 @@ impl Driver {
             registry: parts.registry,
             local: parts.local,
             receipts,
+            decisions: parts.decisions,
             demand: parts.demand,
             inputs,
             received,
