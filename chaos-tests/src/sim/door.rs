@@ -112,22 +112,26 @@ impl World {
             return;
         };
         let regions = self.plan.sites.len();
-        let order = (0..regions).map(|step| (request.region + step) % regions);
-        let doors = order.map(|region| {
-            let up = self
-                .hosts
-                .iter()
-                .enumerate()
-                .filter(|(_, h)| h.up && h.spot.region == region);
-            up.map(|(host, _)| host).collect::<Vec<_>>()
-        });
-        let Some(doors) = doors.into_iter().find(|doors| !doors.is_empty()) else {
+        let mut order = (0..regions).map(|step| (request.region + step) % regions);
+        let up = |host: &&usize| self.hosts[**host].up;
+        let count = |region: &usize| self.doors[*region].iter().filter(up).count();
+        let Some((region, count)) = order
+            .by_ref()
+            .map(|region| (region, count(&region)))
+            .find(|(_, count)| *count > 0)
+        else {
             let step = self.advance(id, Stage::Client);
             return self
                 .queue
                 .after(CLIENT_AGAIN, Event::Request(id, step, Hop::Client));
         };
-        let door = doors[self.rng.random_range(0..doors.len())];
+        let drawn = self.rng.random_range(0..count);
+        let mut doors = self.doors[region]
+            .iter()
+            .filter(|host| self.hosts[**host].up);
+        let Some(door) = doors.nth(drawn).copied() else {
+            return;
+        };
         let (now, life) = (self.queue.now(), self.hosts[door].life);
         let patience = self.patience(id);
         if let Some(request) = self.requests.get_mut(&id) {
