@@ -1,7 +1,9 @@
 //! Gossip as a model: every host's record of each second reaches every other host after a few rounds,
 //! late, out of order, or not at all.
 //!
-//! What is assumed: each round a record is passed on to three peers, so that among N hosts it takes up to
+//! What is assumed, and was compared with thirty real nodes on loopback (the benchmark `converge`): there the last
+//! node had a new word after 0.9 to 1.7 s, here after 2.9; there the last one missed a lost node after 7.8 to
+//! 8.8 s, here after up to 8.5. Each round a record is passed on to three peers, so that among N hosts it takes up to
 //! about log4 N rounds of a second (the product's interval) and the distance; a lost message costs a
 //! round; hosts of two groups that are cut from each other hear nothing across, within a group everything
 //! arrives by way of others. A host that was silent for five rounds counts as dead, which is what φ 8

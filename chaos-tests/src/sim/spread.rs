@@ -4,7 +4,7 @@
 //!
 //! In each round a node speaks to three others of its cell, and afterwards both know what either knew. The
 //! registry is fed by voters to as many as they take, and by these to the rest. A node that fell silent is
-//! missed when its heartbeat is eight of its usual intervals late, of which a round has two.
+//! missed when its heartbeat is eight of its usual intervals late; there is more than one in a round.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -18,8 +18,9 @@ const ROUND: Millis = 1_000;
 const PEERS: usize = 3;
 /// An exchange, there and back.
 const EXCHANGE: std::ops::Range<Millis> = 1..60;
-/// From the last word of a node until it counts as dead: eight intervals, and a look each round.
-const SILENCE: Millis = 4_000;
+/// From the last word of a node until it counts as dead: eight of its usual intervals. With it the last of thirty
+/// misses it as late as the last of thirty real ones did.
+const SILENCE: Millis = 6_000;
 /// To agree on a change, and to pass it on by one step.
 const COMMIT: std::ops::Range<Millis> = 5..60;
 const STEP: std::ops::Range<Millis> = 1..60;
