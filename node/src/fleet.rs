@@ -8,7 +8,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use netfabric::gossip::{Gossip, Heard};
 use netfabric::transport::Mesh;
-use scheduler::fleet::{Fleet, Index, Indexed, Member};
+use scheduler::fleet::{Contact, Fleet, Index, Indexed, Member, Reach};
 use scheduler::model::{Measured, NodeId, NodeRecord};
 use scheduler::registry::State;
 use scheduler::route::Routes;
@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use self::measures::{Measures, Sight};
 use crate::agent::Experience;
-use crate::consensus::{Missing, RING_CHANGES, View};
+use crate::consensus::{Missing, RING_CHANGES, Registry};
 use crate::images::Images;
 
 /// How often this node measures.
@@ -30,7 +30,7 @@ pub struct FleetDriver {
     pub origin: String,
     pub mesh: Mesh,
     pub gossip: Gossip,
-    pub registry: Arc<View>,
+    pub registry: Registry,
     /// This node's own record, newer than what gossip has of it.
     pub own: watch::Receiver<Arc<NodeRecord>>,
     /// What starts and pulls took here.
@@ -50,12 +50,12 @@ impl FleetDriver {
         // The first record may have been made before anybody watched, and may not change for long.
         self.publish();
         let heard = self.gossip.members().borrow().clone();
-        self.rebuild(&self.registry.state(), &heard, &measures, &mut indexer);
+        self.rebuild(&self.registry.view().state(), &heard, &measures, &mut indexer);
         tokio::spawn(self.run(measures, indexer));
     }
 
     async fn run(mut self, mut measures: Measures, mut indexer: Indexer) {
-        let mut registry = self.registry.watch();
+        let mut registry = self.registry.view().watch();
         let mut members = self.gossip.members();
         let mut period = tokio::time::interval(PERIOD);
         period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -144,6 +144,7 @@ impl FleetDriver {
             let rtt = self.mesh.rtt(id)?;
             u32::try_from(rtt.as_micros()).ok()
         });
+        fleet.reach.registry = silence(self.registry.status().quorum_ago);
         fleet.index = Indexed(Some(indexer.follow(&self.fleet.borrow(), &fleet)));
         let fleet = Arc::new(fleet);
         self.routes.store(Arc::new(self.reroute(state, &fleet)));
@@ -159,7 +160,7 @@ impl FleetDriver {
     /// The routes that follow the present ones; made from nothing when these are too old for that.
     fn reroute(&self, state: &State, fleet: &Fleet) -> Routes {
         let present = self.routes.load();
-        let missing = self.registry.since(present.index, RING_CHANGES);
+        let missing = self.registry.view().since(present.index, RING_CHANGES);
         match missing {
             // Steps beyond `state` name services that are joined anew for nothing, and come again.
             Missing::Steps(steps) if present.index > 0 => {
@@ -192,13 +193,22 @@ fn view(
     let mut this = Member::new(own.clone(), true, Some(0));
     this.measured = measured.clone();
     members.insert(me, this);
+    let nodes = state.nodes.values().filter(|node| !node.revoked);
     let fleet = Fleet {
         me,
         members,
         volumes: state.volumes.clone(),
+        reach: Reach {
+            enrolled: u32::try_from(nodes.count()).unwrap_or(u32::MAX),
+            registry: Contact::Now,
+        },
         ..Fleet::default()
     };
     fleet.reckoned()
+}
+
+fn silence(quorum_ago: Option<Duration>) -> Contact {
+    Contact::of(quorum_ago.map(|ago| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)))
 }
 
 /// Keeps the index by changes. Readers may hold the newest for a while, so there are two: what is

@@ -7,13 +7,16 @@ use std::time::Duration;
 use async_trait::async_trait;
 use netfabric::ingress::Starter;
 use netfabric::transport::{Kind, Mesh};
+use netfabric::wire::decision::Deed;
 use netfabric::wire::peer::{PeerRequest, PeerResponse, StartRefusal, StartRequest, Started};
-use scheduler::model::{InstanceId, NodeId};
+use scheduler::model::{InstanceId, NodeId, ServiceKey};
+use scheduler::place::Receipt;
 
 use crate::agent::Agent;
 use crate::api::{self, Api};
 use crate::enrol::Enrol;
 use crate::meter::UsageQuery;
+use crate::telemetry::decisions::{Decisions, Told};
 
 /// What a peer may take beyond the asker's patience before it counts as unreachable.
 const GRACE: Duration = Duration::from_secs(2);
@@ -26,6 +29,7 @@ pub struct Peers {
     pub me: NodeId,
     pub agent: Agent,
     pub mesh: Mesh,
+    pub decisions: Decisions,
 }
 
 impl Peers {
@@ -66,6 +70,16 @@ impl Starter for Peers {
             ))),
             Err(error) => Err(StartRefusal::Unreachable(error.to_string())),
         }
+    }
+
+    fn unplaced(&self, service: &ServiceKey, receipt: &Receipt, why: &str) {
+        let told = Told {
+            instance: None,
+            why: why.to_owned(),
+            receipt: Some(receipt.clone()),
+        };
+        self.decisions
+            .note(Deed::Unplaced, (service, &receipt.revision), told);
     }
 }
 

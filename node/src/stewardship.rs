@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use netfabric::ingress::Starter;
+use netfabric::wire::decision::Deed;
 use netfabric::wire::peer::{StartRefusal, StartRequest};
 use scheduler::fleet::Fleet;
-use scheduler::model::RevisionKey;
+use scheduler::model::{InstanceId, NodeId, RevisionKey, ServiceKey};
 use scheduler::place::Receipt;
 use scheduler::registry::{Action, Command};
 use scheduler::steward::{Order, Steward};
@@ -16,6 +17,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::clock;
 use crate::consensus::Registry;
 use crate::peers::Peers;
+use crate::telemetry::decisions::Told;
 
 /// How often nothing happening is looked at.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -90,13 +92,23 @@ impl Stewardship {
                 instance,
                 node,
                 cause,
-            } => self.peers.stop(node, &instance, &cause).await,
+            } => {
+                self.note_stop(node, &instance, &cause);
+                self.peers.stop(node, &instance, &cause).await;
+            }
             Order::Ready { revision } => self.propose(Action::MarkReady { revision }).await,
             Order::Fail {
                 revision,
                 reason,
                 message,
             } => {
+                if let Some(service) = self.service_of(&revision) {
+                    let told = Told {
+                        why: format!("{reason}: {message}"),
+                        ..Told::default()
+                    };
+                    self.note(Deed::Failed, (&service, &revision), told);
+                }
                 self.propose(Action::MarkFailed {
                     revision,
                     reason,
@@ -112,8 +124,7 @@ impl Stewardship {
         let Ok(_turn) = self.starts.acquire().await else {
             return;
         };
-        let state = self.registry.view().state();
-        let Some(service) = state.revisions.get(&revision).map(|r| r.service.clone()) else {
+        let Some(service) = self.service_of(&revision) else {
             return;
         };
         let patience_millis = u64::try_from(START_PATIENCE.as_millis()).unwrap_or(u64::MAX);
@@ -132,6 +143,7 @@ impl Stewardship {
             match self.peers.start(node, request).await {
                 Ok(started) => {
                     tracing::debug!(%revision, instance = %started.instance, "started");
+                    self.note_start(&service, receipt, Ok(started.instance));
                     return self
                         .steward()
                         .on_start_result(clock::now(), &revision, Ok(()));
@@ -144,8 +156,66 @@ impl Stewardship {
                 Err(refusal) => last = refusal.to_string(),
             }
         }
+        self.note_start(&service, receipt, Err(&last));
         self.steward()
             .on_start_result(clock::now(), &revision, Err(last));
+    }
+
+    fn service_of(&self, revision: &RevisionKey) -> Option<ServiceKey> {
+        let state = self.registry.view().state();
+        state.revisions.get(revision).map(|r| r.service.clone())
+    }
+
+    /// Why there is one more, or why there is not.
+    fn note_start(
+        &self,
+        service: &ServiceKey,
+        receipt: Receipt,
+        came: Result<InstanceId, &String>,
+    ) {
+        let cause = match receipt.why.as_str() {
+            "" => receipt.cause.clone(),
+            why => format!("{}: {why}", receipt.cause),
+        };
+        let revision = receipt.revision.clone();
+        let (deed, told) = match came {
+            Ok(instance) => (
+                Deed::Scaled,
+                Told {
+                    instance: Some(instance),
+                    why: cause,
+                    receipt: Some(receipt),
+                },
+            ),
+            Err(last) => (
+                Deed::Unplaced,
+                Told {
+                    instance: None,
+                    why: format!("{cause}; {last}"),
+                    receipt: Some(receipt),
+                },
+            ),
+        };
+        self.note(deed, (service, &revision), told);
+    }
+
+    fn note_stop(&self, node: NodeId, instance: &InstanceId, cause: &str) {
+        let fleet = self.fleet.borrow().clone();
+        let reports = fleet.members.get(&node).map(|m| &m.record.instances);
+        let report = reports.and_then(|all| all.iter().find(|r| r.id == *instance));
+        // A node's own agent writes down what it stops.
+        if let Some(report) = report.filter(|_| node != self.peers.me) {
+            let told = Told {
+                instance: Some(instance.clone()),
+                why: cause.to_owned(),
+                receipt: None,
+            };
+            self.note(Deed::Retired, (&report.service, &report.revision), told);
+        }
+    }
+
+    fn note(&self, deed: Deed, subject: (&ServiceKey, &RevisionKey), told: Told) {
+        self.peers.decisions.note(deed, subject, told);
     }
 
     async fn propose(&self, action: Action) {

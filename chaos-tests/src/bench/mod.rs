@@ -8,6 +8,7 @@ pub mod board;
 mod burst;
 mod client;
 mod cold;
+mod converge;
 mod density;
 mod fleet;
 mod group;
@@ -23,6 +24,7 @@ mod registry;
 mod relay;
 mod rooms;
 mod routes;
+mod sim;
 pub mod stats;
 mod sync;
 mod tick;
@@ -79,7 +81,7 @@ pub struct Bench {
 }
 
 /// All there are, in the order in which `bench all` runs them.
-pub const ALL: [Bench; 14] = [
+pub const ALL: [Bench; 16] = [
     Bench {
         name: "cold-start",
         about: "a request to a service at zero, until its first byte; against crun and runc",
@@ -149,5 +151,15 @@ pub const ALL: [Bench; 14] = [
         name: "steward-tick",
         about: "one look of a node's steward at up to 10,000 services on 200 nodes",
         run: tick::run,
+    },
+    Bench {
+        name: "sim",
+        about: "ten thousand simulated nodes through an hour of traffic and faults; against an all-knowing planner",
+        run: sim::run,
+    },
+    Bench {
+        name: "converge",
+        about: "from a change or a lost node to the last routes: thirty nodes here, ten thousand modelled",
+        run: converge::run,
     },
 ];

@@ -112,22 +112,26 @@ impl World {
             return;
         };
         let regions = self.plan.sites.len();
-        let order = (0..regions).map(|step| (request.region + step) % regions);
-        let doors = order.map(|region| {
-            let up = self
-                .hosts
-                .iter()
-                .enumerate()
-                .filter(|(_, h)| h.up && h.spot.region == region);
-            up.map(|(host, _)| host).collect::<Vec<_>>()
-        });
-        let Some(doors) = doors.into_iter().find(|doors| !doors.is_empty()) else {
+        let mut order = (0..regions).map(|step| (request.region + step) % regions);
+        let up = |host: &&usize| self.hosts[**host].up;
+        let count = |region: &usize| self.doors[*region].iter().filter(up).count();
+        let Some((region, count)) = order
+            .by_ref()
+            .map(|region| (region, count(&region)))
+            .find(|(_, count)| *count > 0)
+        else {
             let step = self.advance(id, Stage::Client);
             return self
                 .queue
                 .after(CLIENT_AGAIN, Event::Request(id, step, Hop::Client));
         };
-        let door = doors[self.rng.random_range(0..doors.len())];
+        let drawn = self.rng.random_range(0..count);
+        let mut doors = self.doors[region]
+            .iter()
+            .filter(|host| self.hosts[**host].up);
+        let Some(door) = doors.nth(drawn).copied() else {
+            return;
+        };
         let (now, life) = (self.queue.now(), self.hosts[door].life);
         let patience = self.patience(id);
         if let Some(request) = self.requests.get_mut(&id) {
@@ -160,6 +164,7 @@ impl World {
         let Some(request) = self.requests.get_mut(&id) else {
             return;
         };
+        self.hosts[request.door].reroute();
         let key = &self.services[request.service];
         let routes = &self.hosts[request.door].routes;
         let revision = routes
@@ -191,6 +196,7 @@ impl World {
     pub(super) fn choose(&mut self, id: Id, anyone: bool) -> Option<(RevisionKey, Choice)> {
         let draw = self.rng.random();
         let request = self.requests.get(&id)?;
+        self.hosts[request.door].reroute();
         let host = &self.hosts[request.door];
         let route = host.routes.revision(request.revision.as_ref()?)?;
         let sight = Sight::new(host, route, &request.tried, &request.tried_here);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use scheduler::activate::Activation;
 use scheduler::converge::Node;
-use scheduler::fleet::{Fleet, Member};
+use scheduler::fleet::{Contact, Fleet, Index, Indexed, Member, Reach};
 use scheduler::model::{
     Demand, InstanceId, InstanceReport, InstanceState, Name, NodeId, NodeRecord, Now, Resources,
     Revision, RevisionKey, StartTime, UnixMs,
@@ -112,6 +112,16 @@ pub(super) struct Rumour {
     pub instance: Option<InstanceId>,
 }
 
+/// The newest that was heard of a node.
+#[derive(Debug)]
+pub(super) struct Heard {
+    record: Arc<NodeRecord>,
+    /// When it was said, and when it came.
+    pub said: Millis,
+    at: Millis,
+    alive: bool,
+}
+
 #[derive(Debug)]
 pub(super) struct Host {
     pub node: NodeId,
@@ -130,8 +140,13 @@ pub(super) struct Host {
     pub programs: BTreeMap<InstanceId, Program>,
     pub steward: Steward,
     pub state: Arc<State>,
-    pub heard: BTreeMap<NodeId, (Arc<NodeRecord>, Millis)>,
+    /// Its records of the last seconds, with the times it said them at.
+    pub said: VecDeque<(Millis, Arc<NodeRecord>)>,
+    pub heard: BTreeMap<NodeId, Heard>,
+    /// Of whom it heard something new since its view was made.
+    changed: BTreeSet<NodeId>,
     pub fleet: Fleet,
+    index: Arc<Index>,
     pub routes: Arc<Routes>,
     pub lanes: BTreeMap<RevisionKey, Lane>,
     pub sent: BTreeMap<(RevisionKey, NodeId), u32>,
@@ -148,6 +163,14 @@ pub(super) struct Host {
     pub waiting: VecDeque<(RevisionKey, scheduler::place::Receipt)>,
     rolled: Millis,
     pub stale: bool,
+    /// When it last heard of the registry's quorum in this life.
+    pub quorum: Option<Millis>,
+    /// The registry, and the own record, that its view is of.
+    viewed: Arc<State>,
+    shown: Option<Arc<NodeRecord>>,
+    /// What its routes are behind its view: revisions whose instances changed, or everything.
+    moved: BTreeSet<RevisionKey>,
+    anew: bool,
 }
 
 impl Host {
@@ -169,7 +192,10 @@ impl Host {
             programs: BTreeMap::new(),
             steward: Steward::new(),
             state: Arc::default(),
+            said: VecDeque::new(),
             heard: BTreeMap::new(),
+            changed: BTreeSet::new(),
+            index: Arc::default(),
             fleet: Fleet {
                 me: node,
                 ..Fleet::default()
@@ -187,6 +213,11 @@ impl Host {
             waiting: VecDeque::new(),
             rolled: 0,
             stale: true,
+            quorum: None,
+            viewed: Arc::default(),
+            shown: None,
+            moved: BTreeSet::new(),
+            anew: true,
         }
     }
 
@@ -230,9 +261,27 @@ impl Host {
         }
     }
 
-    /// What it says of itself now.
-    pub fn record(&mut self, now: Millis) -> NodeRecord {
+    /// What it says of itself now. A record that says nothing new is the one before.
+    pub fn record(&mut self, now: Millis) -> Arc<NodeRecord> {
+        if let Some((at, last)) = self.said.back()
+            && *at == now
+            && !self.stale
+        {
+            return Arc::clone(last);
+        }
+        let mut record = self.describe(now);
+        if let Some((_, last)) = self.said.back() {
+            record.seq = last.seq;
+            if record == **last {
+                return Arc::clone(last);
+            }
+        }
         self.seq += 1;
+        record.seq = self.seq;
+        Arc::new(record)
+    }
+
+    fn describe(&self, now: Millis) -> NodeRecord {
         let (own, unix) = (self.clock(now), EPOCH + self.clock(now).0);
         let mut instances = Vec::new();
         for seen in self.agent.seen() {
@@ -300,49 +349,104 @@ impl Host {
     }
 
     /// Takes in a record that gossip brought; an older one says nothing.
-    pub fn hear(&mut self, now: Millis, record: Arc<NodeRecord>) {
-        let newer = |(old, _): &(Arc<NodeRecord>, Millis)| {
-            (record.incarnation, record.seq) > (old.incarnation, old.seq)
-        };
-        if self.heard.get(&record.node).is_none_or(newer) {
-            self.heard.insert(record.node, (record, now));
+    pub fn hear(&mut self, at: Millis, said: Millis, record: Arc<NodeRecord>) {
+        let node = record.node;
+        let heard = self.heard.get(&node);
+        if heard.is_some_and(|heard| heard.said >= said) {
+            return;
+        }
+        let same = heard.is_some_and(|heard| Arc::ptr_eq(&heard.record, &record));
+        let alive = heard.is_some_and(|heard| heard.alive);
+        if !same {
+            self.changed.insert(node);
             self.stale = true;
         }
+        let heard = Heard {
+            record,
+            said,
+            at,
+            alive,
+        };
+        self.heard.insert(node, heard);
     }
 
-    /// Makes its view of the fleet anew; `rtt` gives round trips from here.
-    pub fn view(&mut self, now: Millis, own: NodeRecord, rtt: impl Fn(NodeId) -> u32) {
-        let mut members = std::mem::take(&mut self.fleet.members);
-        for (node, (record, at)) in &self.heard {
-            let alive = now - at < DEAD_AFTER;
-            match members.get_mut(node) {
-                Some(member)
-                    if member.record.seq == record.seq
-                        && member.record.incarnation == record.incarnation =>
-                {
-                    member.alive = alive;
-                    member.rtt_micros = Some(rtt(*node));
-                }
-                _ => {
-                    let record = NodeRecord::clone(record);
-                    let member = Member::new(record, alive, Some(rtt(*node)));
-                    members.insert(*node, member);
+    /// Whether somebody seems to have come or gone since its view was made.
+    pub fn notices(&mut self, now: Millis) -> bool {
+        let turned = |heard: &&Heard| heard.alive != (now < heard.at + DEAD_AFTER);
+        self.heard.values().any(|heard| turned(&heard))
+    }
+
+    /// Brings its view of the fleet up to date; `rtt` gives round trips from here.
+    pub fn view(
+        &mut self,
+        now: Millis,
+        own: &Arc<NodeRecord>,
+        enrolled: usize,
+        rtt: impl Fn(NodeId) -> u32,
+    ) {
+        let mut changed: Vec<NodeId> = Vec::new();
+        let mut came_or_went = false;
+        for (node, heard) in &mut self.heard {
+            let alive = now < heard.at + DEAD_AFTER;
+            let turned = alive != heard.alive;
+            if !turned && !self.changed.contains(node) {
+                continue;
+            }
+            heard.alive = alive;
+            came_or_went |= turned;
+            changed.push(*node);
+            let member = Member::new(NodeRecord::clone(&heard.record), alive, Some(rtt(*node)));
+            self.moved.extend(runs(&member));
+            let before = self.fleet.members.insert(*node, member);
+            self.moved.extend(before.iter().flat_map(runs));
+        }
+        if !self
+            .shown
+            .as_ref()
+            .is_some_and(|shown| Arc::ptr_eq(shown, own))
+        {
+            let me = Member::new(NodeRecord::clone(own), true, Some(0));
+            self.moved.extend(runs(&me));
+            let before = self.fleet.members.insert(self.node, me);
+            self.moved.extend(before.iter().flat_map(runs));
+            changed.push(self.node);
+            self.shown = Some(Arc::clone(own));
+        }
+        self.changed.clear();
+        if !Arc::ptr_eq(&self.viewed, &self.state) {
+            self.fleet.volumes = self.state.volumes.clone();
+        }
+        self.fleet.reach = Reach {
+            enrolled: u32::try_from(enrolled).unwrap_or(u32::MAX),
+            registry: Contact::of(self.quorum.map(|at| now - at)),
+        };
+        if enrolled > scheduler::place::SMALL_FLEET {
+            self.fleet.index = Indexed::default();
+            let index = Arc::make_mut(&mut self.index);
+            for node in &changed {
+                if let Some(member) = self.fleet.members.get(node) {
+                    index.set(member);
                 }
             }
+            self.fleet.index = Indexed(Some(Arc::clone(&self.index)));
         }
-        members.insert(self.node, Member::new(own, true, Some(0)));
-        let mut fleet = Fleet {
-            me: self.node,
-            members,
-            volumes: self.state.volumes.clone(),
-            ..Fleet::default()
-        };
-        if fleet.members.len() > scheduler::place::SMALL_FLEET {
-            fleet = fleet.indexed();
-        }
-        self.fleet = fleet;
-        self.routes = Arc::new(Routes::build(&self.state, &self.fleet, "sim.test"));
+        self.anew |= came_or_went || !Arc::ptr_eq(&self.viewed, &self.state);
+        self.viewed = Arc::clone(&self.state);
         self.stale = false;
+    }
+
+    /// Brings its routes up to date with its view. Many hosts are asked nothing between two looks.
+    pub fn reroute(&mut self) {
+        if self.anew {
+            self.routes = Arc::new(Routes::build(&self.state, &self.fleet, "sim.test"));
+        } else if !self.moved.is_empty() {
+            let routes = self
+                .routes
+                .follow_moved(&self.state, &self.moved, &self.fleet);
+            self.routes = Arc::new(routes);
+        }
+        self.moved.clear();
+        self.anew = false;
     }
 
     pub fn forget_rumours(&mut self, now: Millis) {
@@ -350,4 +454,9 @@ impl Host {
         self.bare.retain(|rumour| rumour.until > now);
         self.ejected.retain(|_, until| *until > now);
     }
+}
+
+/// The revisions that a member shows instances of.
+fn runs(member: &Member) -> impl Iterator<Item = RevisionKey> {
+    member.record.instances.iter().map(|i| i.revision.clone())
 }

@@ -50,7 +50,8 @@ impl World {
         self.settle(door, &key, effects);
     }
 
-    fn bounds(&self, door: usize, key: &RevisionKey) -> Bounds {
+    fn bounds(&mut self, door: usize, key: &RevisionKey) -> Bounds {
+        self.hosts[door].reroute();
         let host = &self.hosts[door];
         let Some(route) = host.routes.revision(key) else {
             return Bounds {

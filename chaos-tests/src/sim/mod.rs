@@ -8,6 +8,7 @@
 //! `SELVEDGE_SIM_TRACE=file` keeps it.
 
 mod agent;
+pub mod cells;
 mod door;
 mod gossip;
 mod host;
@@ -19,8 +20,10 @@ mod orders;
 mod plan;
 mod play;
 mod queue;
+pub mod recorded;
 mod scenario;
 mod sight;
+pub mod spread;
 mod trace;
 pub mod traffic;
 mod world;
@@ -28,7 +31,7 @@ mod world;
 #[cfg(test)]
 mod tests;
 
-pub use oracle::{Answer, Figures, Report};
+pub use oracle::{Answer, Figures, Ordered, Report};
 pub use plan::{Bug, Fault, Plan, Site, Size, Workload};
 pub use queue::Millis;
 pub use scenario::{Extent, Scenario};

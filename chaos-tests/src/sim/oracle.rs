@@ -8,7 +8,7 @@ use scheduler::place::{Receipt, needs};
 use scheduler::steward::steward_of;
 
 use super::door::{Outcome, Request};
-use super::host::{CAPACITY, Errand};
+use super::host::Errand;
 use super::plan::{CALM, Workload};
 use super::queue::Millis;
 use super::traffic::Pattern;
@@ -22,6 +22,8 @@ const AFTERMATH: Millis = 65_000;
 /// that are right may come and go, because random arrivals are at the edge of what they carry.
 const CALM_CHANGES: usize = 4;
 const FINDINGS: usize = 20;
+/// Orders that are kept one by one.
+const ORDERS: usize = 10_000;
 
 /// What a simulation came to.
 #[derive(Debug)]
@@ -44,9 +46,21 @@ pub struct Figures {
     pub stops: usize,
     /// Starts that stewards ordered, by the cause in their receipts.
     pub causes: BTreeMap<String, u32>,
+    /// Those and the starts that doors had, one by one, as far as there is room for them.
+    pub orders: Vec<Ordered>,
     pub answers: Vec<Answer>,
     /// Live instances of each service, by region, second by second.
     pub instances: Vec<Vec<Vec<u32>>>,
+}
+
+/// A start that was decided.
+#[derive(Debug, Clone)]
+pub struct Ordered {
+    pub at: Millis,
+    /// Who decided it.
+    pub host: usize,
+    pub cause: String,
+    pub why: String,
 }
 
 /// A request that was answered.
@@ -108,7 +122,21 @@ impl Oracle {
         }
     }
 
-    pub fn ordered(&mut self, receipt: &Receipt) {
+    /// A start that a door or a steward decided.
+    pub fn decided(&mut self, at: Millis, host: usize, receipt: &Receipt) {
+        if self.figures.orders.len() < ORDERS {
+            self.figures.orders.push(Ordered {
+                at,
+                host,
+                cause: receipt.cause.clone(),
+                why: receipt.why.clone(),
+            });
+        }
+    }
+
+    /// A start that a steward ordered.
+    pub fn ordered(&mut self, at: Millis, host: usize, receipt: &Receipt) {
+        self.decided(at, host, receipt);
         *self
             .figures
             .causes
@@ -182,9 +210,10 @@ impl Oracle {
                 );
             }
         }
-        let over = taken.cpu_millis > CAPACITY.cpu_millis
-            || taken.memory_bytes > CAPACITY.memory_bytes
-            || taken.instances > CAPACITY.instances;
+        let capacity = world.plan.capacity(number);
+        let over = taken.cpu_millis > capacity.cpu_millis
+            || taken.memory_bytes > capacity.memory_bytes
+            || taken.instances > capacity.instances;
         if over {
             self.find(
                 now,
@@ -358,7 +387,7 @@ fn ideal(world: &World, workload: &Workload) -> (u32, u32) {
         if rate > 0 {
             any = true;
             let busy = (rate * workload.work).div_ceil(1_000_000);
-            let zones = u64::try_from(world.plan.sites[region].zones).unwrap_or(1);
+            let zones = u64::try_from(world.plan.sites[region].zones.len()).unwrap_or(1);
             most += zones + 2 * busy.div_ceil(target.max(1));
         }
     }

@@ -126,7 +126,7 @@ impl World {
                 return;
             };
             self.hosts[host].errands += 1;
-            self.oracle.ordered(&receipt);
+            self.oracle.ordered(self.queue.now(), host, &receipt);
             let nodes = receipt.ranked().map(|(node, _)| node).collect();
             self.note(format_args!(
                 "host {host} orders {}: {}",
@@ -324,6 +324,9 @@ impl World {
                 let result = result.map_err(|reason| Refused::NoCapacity {
                     reasons: vec![reason],
                 });
+                if result.is_ok() {
+                    self.oracle.decided(now, host, &search.receipt);
+                }
                 if let (Ok(instance), true) = (&result, search.at != host) {
                     let rumour = Rumour {
                         until: now + FRESH,

@@ -3,7 +3,7 @@
 
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
-use scheduler::model::{Scale, Spread};
+use scheduler::model::{Resources, Scale, Spread};
 
 use super::queue::Millis;
 use super::traffic::Pattern;
@@ -31,14 +31,15 @@ pub struct Plan {
     pub end: Millis,
     /// Something wrong that must be found.
     pub bug: Option<Bug>,
+    /// What each host has for instances; where it is missing, what all hosts of drawn plans have.
+    pub capacity: Vec<Resources>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Site {
     pub name: String,
-    pub zones: usize,
-    /// In each zone.
-    pub hosts: usize,
+    /// The hosts in each of its zones.
+    pub zones: Vec<usize>,
 }
 
 /// One service, its program and its traffic.
@@ -170,8 +171,7 @@ impl Plan {
         let sites: Vec<Site> = (0..size.sites)
             .map(|site| Site {
                 name: format!("site-{site}"),
-                zones: size.zones,
-                hosts: size.hosts,
+                zones: vec![size.hosts; size.zones],
             })
             .collect();
         let between = distances(size.sites, || rng.random_range(8_000..120_000));
@@ -187,6 +187,7 @@ impl Plan {
             heal: Some(heal),
             end: heal + SETTLE + CALM,
             bug: None,
+            capacity: Vec::new(),
         };
         plan.draw_faults(size, heal, &mut rng);
         plan

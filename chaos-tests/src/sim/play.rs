@@ -9,8 +9,7 @@ use scheduler::model::{
 };
 use scheduler::registry::{Action, PutService, Reply};
 
-use super::host::CAPACITY;
-use super::plan::{Bug, Fault, WARM, Workload};
+use super::plan::{Bug, Fault, Plan, WARM, Workload};
 use super::queue::Millis;
 use super::world::{Event, World};
 
@@ -79,7 +78,12 @@ impl World {
         if stuck && self.queue.now() > WARM || !self.has_registry(host) {
             return;
         }
+        let now = self.queue.now();
+        let quorum = now >= self.log.out_until;
         let host = &mut self.hosts[host];
+        if host.up && quorum {
+            host.quorum = Some(now);
+        }
         if host.up && host.state.index < self.log.newest().index {
             host.state = self.log.newest().clone();
             host.stale = true;
@@ -156,7 +160,7 @@ impl World {
         if self.hosts[host].up {
             return;
         }
-        let capacity = capacity(self.plan.bug);
+        let capacity = capacity(&self.plan, host);
         self.hosts[host].reborn(capacity);
         self.wake_host(host);
     }
@@ -202,13 +206,15 @@ fn digest(service: usize, version: u32) -> String {
     format!("sha256:{service:032x}{version:032x}")
 }
 
-pub(super) fn capacity(bug: Option<Bug>) -> Resources {
-    if bug != Some(Bug::TakesAll) {
-        return CAPACITY;
+/// What a host gives to instances; with the bug that takes all, more than it has.
+pub(super) fn capacity(plan: &Plan, host: usize) -> Resources {
+    let own = plan.capacity(host);
+    if plan.bug != Some(Bug::TakesAll) {
+        return own;
     }
     Resources {
-        cpu_millis: CAPACITY.cpu_millis * 100,
-        memory_bytes: CAPACITY.memory_bytes * 100,
-        instances: CAPACITY.instances * 100,
+        cpu_millis: own.cpu_millis.saturating_mul(100),
+        memory_bytes: own.memory_bytes.saturating_mul(100),
+        instances: own.instances.saturating_mul(100),
     }
 }

@@ -2,13 +2,15 @@
 
 use scheduler::model::Scale;
 
-use super::plan::{Fault, Plan, Site, Size, WARM, Workload, distances};
+use super::plan::{CALM, Fault, Plan, SETTLE, Site, Size, WARM, Workload, distances};
 use super::queue::Millis;
 use super::traffic::Pattern;
 
 const SECOND: Millis = 1_000;
 /// Between the sites of the scenarios that do not draw it.
 const APART_MICROS: u64 = 40_000;
+/// What a service on an island may have.
+pub(super) const ISLAND_MAX: u32 = 8;
 
 /// A kind of plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +29,10 @@ pub enum Scenario {
     SiteLost,
     /// A host dies and comes back every few seconds.
     Flapping,
+    /// A zone has two stewards, then none, then one that comes and goes.
+    Stewards,
+    /// A site is cut off from the registry and from all others, and its traffic rises meanwhile.
+    Island,
 }
 
 /// How large.
@@ -38,7 +44,7 @@ pub struct Extent {
 }
 
 impl Scenario {
-    pub const ALL: [(&'static str, Self); 7] = [
+    pub const ALL: [(&'static str, Self); 9] = [
         ("mixed", Self::Mixed),
         ("traffic-moves", Self::TrafficMoves),
         ("flash", Self::Flash),
@@ -46,6 +52,8 @@ impl Scenario {
         ("diurnal", Self::Diurnal),
         ("site-lost", Self::SiteLost),
         ("flapping", Self::Flapping),
+        ("island", Self::Island),
+        ("stewards", Self::Stewards),
     ];
 
     #[must_use]
@@ -74,6 +82,8 @@ impl Scenario {
                 peak_milli: 2_000 + 500 * (service % 20),
                 period: extent.lasts.max(SECOND),
             }),
+            Self::Island => island(seed, &size, end),
+            Self::Stewards => stewards(seed, &size, end),
             Self::SiteLost => {
                 let mut plan = plain(seed, &size, end, steady);
                 let site: Vec<usize> = (0..size.zones * size.hosts).collect();
@@ -112,8 +122,7 @@ fn plain(seed: u64, size: &Size, end: Millis, pattern: impl Fn(u64) -> Pattern) 
         sites: (0..size.sites)
             .map(|site| Site {
                 name: format!("site-{site}"),
-                zones: size.zones,
-                hosts: size.hosts,
+                zones: vec![size.hosts; size.zones],
             })
             .collect(),
         between: distances(size.sites, || APART_MICROS),
@@ -127,6 +136,7 @@ fn plain(seed: u64, size: &Size, end: Millis, pattern: impl Fn(u64) -> Pattern) 
         heal: None,
         end,
         bug: None,
+        capacity: Vec::new(),
     }
 }
 
@@ -142,6 +152,72 @@ fn moves(seed: u64, size: &Size, end: Millis) -> Plan {
         service.work = 20;
         service.scale.window_seconds = 20;
     }
+    plan
+}
+
+/// The last site is alone for three quarters of the time, and for half of it the crowd is there. Meanwhile the
+/// others deploy a new version.
+fn island(seed: u64, size: &Size, end: Millis) -> Plan {
+    let part = (end - WARM) / 8;
+    let mut plan = plain(seed, size, end, |_| Pattern::Moving {
+        from: 0,
+        to: 2,
+        at: WARM + 3 * part,
+        per_second_milli: 60_000,
+    });
+    for service in &mut plan.services {
+        service.work = 300;
+        service.scale.window_seconds = 20;
+        service.scale.max = ISLAND_MAX;
+        service.calm = Pattern::Steady {
+            per_second_milli: 2_000,
+        };
+    }
+    let in_site = size.zones * size.hosts;
+    plan.faults = vec![
+        (
+            WARM + part,
+            Fault::CutOff((2 * in_site..3 * in_site).collect()),
+        ),
+        (WARM + 2 * part, Fault::Deploy(0)),
+    ];
+    plan.heal = Some(WARM + 7 * part);
+    plan.end = WARM + 7 * part + SETTLE + CALM;
+    plan
+}
+
+/// All traffic is at the first site; the hosts of its first zone do not see each other, then are gone, then
+/// one of them flaps.
+fn stewards(seed: u64, size: &Size, end: Millis) -> Plan {
+    let part = (end - WARM) / 6;
+    let mut plan = plain(seed, size, end, |_| Pattern::Local {
+        region: 0,
+        per_second_milli: 60_000,
+    });
+    for service in &mut plan.services {
+        service.scale.window_seconds = 20;
+        service.scale.max = ISLAND_MAX;
+        service.work = 200;
+        service.calm = service.pattern.clone();
+    }
+    let zone: Vec<usize> = (0..size.hosts).collect();
+    let apart = zone[..size.hosts.div_ceil(2)].to_vec();
+    let last = vec![size.hosts - 1];
+    plan.faults = vec![
+        (WARM + part, Fault::CutOff(apart)),
+        (WARM + 2 * part, Fault::Mend),
+        (WARM + 3 * part, Fault::Kill(zone.clone())),
+        (WARM + 4 * part, Fault::Return(zone)),
+    ];
+    let mut at = WARM + 4 * part + SECOND;
+    while at + 4 * SECOND < end {
+        plan.faults.push((at, Fault::Kill(last.clone())));
+        plan.faults
+            .push((at + 2 * SECOND, Fault::Return(last.clone())));
+        at += 4 * SECOND;
+    }
+    plan.heal = Some(end);
+    plan.end = end + SETTLE + CALM;
     plan
 }
 

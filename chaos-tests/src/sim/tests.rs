@@ -9,13 +9,9 @@
 use super::scenario::{Extent, Scenario};
 use super::*;
 
-/// Every one runs twice.
-const SEEDS: std::ops::Range<u64> = 0..50;
-const KEPT: [u64; 2] = [57, 177];
-
-#[test]
-fn seeds_hold_and_mean_the_same_twice() {
-    for seed in SEEDS.chain(KEPT) {
+/// Every one runs twice, in four tests side by side.
+fn hold_and_mean_the_same_twice(seeds: std::ops::Range<u64>) {
+    for seed in seeds {
         let (first, second) = (run(Plan::of(seed)), run(Plan::of(seed)));
         let what = first.findings.join("\n");
         assert!(
@@ -26,6 +22,26 @@ fn seeds_hold_and_mean_the_same_twice() {
         );
         assert_eq!(first.digest, second.digest, "seed {seed} is not one run");
     }
+}
+
+#[test]
+fn the_first_fifty_seeds_hold_and_mean_the_same_twice() {
+    hold_and_mean_the_same_twice(0..50);
+}
+
+#[test]
+fn the_second_fifty_seeds_hold_and_mean_the_same_twice() {
+    hold_and_mean_the_same_twice(50..100);
+}
+
+#[test]
+fn the_third_fifty_seeds_hold_and_mean_the_same_twice() {
+    hold_and_mean_the_same_twice(100..150);
+}
+
+#[test]
+fn the_fourth_fifty_seeds_hold_and_mean_the_same_twice() {
+    hold_and_mean_the_same_twice(150..200);
 }
 
 /// The first of a few seeds whose run with the bug finds something.
@@ -131,6 +147,73 @@ fn from_one_to_none_to_two_hundred_and_back() {
     let most = all.iter().max().copied().unwrap_or(0);
     assert!((200..420).contains(&most), "{most}");
     assert_eq!(all.last(), Some(&0), "asleep again: {all:?}");
+}
+
+#[test]
+fn an_island_decides_within_bounds_says_so_and_comes_back() {
+    // Cut off from 36 to 132 seconds, the crowd there from 68, the others' new version from 52.
+    let report = run(plan(Scenario::Island, 12, 128));
+    assert_eq!(report.findings, [""; 0]);
+    assert_eq!(report.figures.lost, 0);
+    let ok = |a: &&Answer| a.region == 2 && (72_000..130_000).contains(&a.at);
+    let answers: Vec<_> = report.figures.answers.iter().filter(ok).collect();
+    assert!(answers.len() > 1_000, "{}", answers.len());
+    assert!(
+        median(&report, 2, 80..130) < 330,
+        "they are answered at home, from zero"
+    );
+    let series = &report.figures.instances[0];
+    let most = series[70..131].iter().map(|sites| sites[2]).max();
+    assert!(
+        (2..=scenario::ISLAND_MAX).contains(&most.unwrap_or(0)),
+        "{most:?} within the service's bounds"
+    );
+    let here = |order: &&Ordered| order.host >= 8 && (60_000..132_000).contains(&order.at);
+    let orders: Vec<_> = report.figures.orders.iter().filter(here).collect();
+    assert!(!orders.is_empty(), "somebody on the island had one started");
+    for order in orders {
+        let told = order
+            .why
+            .contains("decided on an island: the registry is as it was")
+            && order.why.contains("4 of 12 nodes are heard");
+        assert!(told, "{order:?}");
+    }
+    let calm = |order: &&Ordered| order.at > 160_000;
+    for order in report.figures.orders.iter().filter(calm) {
+        assert!(!order.why.contains("island"), "{order:?}");
+    }
+    let last: u32 = series.last().into_iter().flatten().sum();
+    assert!((1..=scenario::ISLAND_MAX).contains(&last), "{last}");
+}
+
+#[test]
+fn two_stewards_none_and_one_that_flaps_do_no_harm() {
+    // Two from 36 to 52 seconds, none from 68 to 84, flapping from then to 116.
+    let report = run(plan(Scenario::Stewards, 24, 96));
+    assert_eq!(report.findings, [""; 0]);
+    let refused: u64 = report.figures.refused.values().sum();
+    assert!(
+        refused * 200 <= report.figures.answered,
+        "{refused} refused"
+    );
+    let all: Vec<u32> = report.figures.instances[0]
+        .iter()
+        .map(|sites| sites.iter().sum())
+        .collect();
+    let most = |seconds: std::ops::Range<usize>| all[seconds].iter().max().copied().unwrap_or(0);
+    assert!(most(20..35) <= scenario::ISLAND_MAX, "{all:?}");
+    assert!(
+        most(36..116) <= 2 * scenario::ISLAND_MAX,
+        "each its own: {all:?}"
+    );
+    let calm = all.len() - 40;
+    assert!((1..=scenario::ISLAND_MAX).contains(&most(calm..all.len())));
+    let starts = report.figures.starts;
+    assert!(
+        starts < 80,
+        "{starts} starts for {} instances",
+        most(0..all.len())
+    );
 }
 
 #[test]

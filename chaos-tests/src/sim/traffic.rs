@@ -37,6 +37,12 @@ pub enum Pattern {
         at: Millis,
         per_second_milli: u64,
     },
+    /// What each region was recorded to have, and from some moment on a percentage of it.
+    Recorded {
+        rates_milli: Vec<u64>,
+        at: Millis,
+        percent: u64,
+    },
 }
 
 /// How often arrivals are drawn.
@@ -69,6 +75,14 @@ impl Pattern {
                 at,
                 per_second_milli,
             } => own_only(region == if now < at { from } else { to }, per_second_milli),
+            Self::Recorded {
+                ref rates_milli,
+                at,
+                percent,
+            } => {
+                let rate = rates_milli.get(region).copied().unwrap_or(0);
+                rate * if now < at { 100 } else { percent } / 100
+            }
         }
     }
 
@@ -137,7 +151,14 @@ mod tests {
             peak_milli: 100,
             period: 200,
         };
+        let recorded = Pattern::Recorded {
+            rates_milli: vec![40, 8],
+            at: 50,
+            percent: 250,
+        };
         let rates = |pattern: &Pattern, now| [0, 1, 2].map(|r| pattern.rate_milli(r, 4, now));
+        assert_eq!(rates(&recorded, 49), [40, 8, 0]);
+        assert_eq!(rates(&recorded, 50), [100, 20, 0]);
         assert_eq!(rates(&moving, 499), [7, 0, 0]);
         assert_eq!(rates(&moving, 500), [0, 0, 7]);
         assert_eq!(rates(&flash, 99), [1, 1, 1]);

@@ -2,14 +2,12 @@
 //! time, carries what they send to each other, lets the plan's traffic come, and shows everything to the
 //! oracle; `play` does what else the plan says.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use scheduler::converge::Ask;
-use scheduler::model::{InstanceId, Name, NodeRecord, RevisionKey, ServiceKey};
+use scheduler::model::{InstanceId, Name, RevisionKey, ServiceKey};
 use scheduler::registry::Action;
+use std::collections::BTreeMap;
 
 use super::door::Request;
 use super::host::{Errand, Host, Id};
@@ -24,7 +22,9 @@ use super::trace::Trace;
 use super::traffic::TICK;
 
 /// Between two looks of a host at what it heard.
-const LOOK: Millis = 250;
+const LOOK: Millis = 500;
+/// In larger fleets a host looks only at its own beat.
+const CLOSELY: usize = 50;
 const SECOND: Millis = 1_000;
 /// Services are deployed once hosts have heard of each other.
 const DEPLOYED: Millis = 5_000;
@@ -46,7 +46,6 @@ pub(super) enum Event {
     Change(Box<Action>),
     /// The newest of the registry comes to a host.
     Follow(usize),
-    Heard(usize, Arc<NodeRecord>),
     Agent(usize, u64, InstanceId, Step),
     AgentTimer(usize, u64),
     LaneTimer(usize, u64, RevisionKey),
@@ -97,6 +96,9 @@ pub(super) struct World {
     pub queue: Queue<Event>,
     pub rng: StdRng,
     pub hosts: Vec<Host>,
+    spots: Vec<Spot>,
+    /// The hosts of each region.
+    pub doors: Vec<Vec<usize>>,
     pub network: Network,
     pub log: Log,
     pub requests: BTreeMap<Id, Request>,
@@ -126,9 +128,9 @@ impl World {
     fn new(plan: Plan) -> Self {
         let mut hosts = Vec::new();
         for (region, site) in plan.sites.iter().enumerate() {
-            for zone in 0..site.zones {
-                for _ in 0..site.hosts {
-                    let capacity = capacity(plan.bug);
+            for (zone, count) in site.zones.iter().enumerate() {
+                for _ in 0..*count {
+                    let capacity = capacity(&plan, hosts.len());
                     hosts.push(Host::new(
                         hosts.len(),
                         Spot { region, zone },
@@ -156,6 +158,13 @@ impl World {
         Self {
             queue: Queue::new(),
             rng: StdRng::seed_from_u64(seed),
+            doors: (0..plan.sites.len())
+                .map(|region| {
+                    let of = |h: &usize| hosts[*h].spot.region == region;
+                    (0..hosts.len()).filter(of).collect()
+                })
+                .collect(),
+            spots: hosts.iter().map(|host| host.spot).collect(),
             hosts,
             network,
             log: Log::new(),
@@ -197,14 +206,18 @@ impl World {
         let life = self.hosts[host].life;
         let offset = self.rng.random_range(1..SECOND);
         self.queue.after(offset, Event::Beat(host, life));
-        self.queue.after(offset % LOOK, Event::Look(host, life));
+        if self.hosts.len() <= CLOSELY {
+            self.queue.after(offset % LOOK, Event::Look(host, life));
+        }
     }
 
     fn on(&mut self, event: Event) {
         match event {
             Event::Beat(host, life) if self.lives(host, life) => self.beat(host),
             Event::Look(host, life) if self.lives(host, life) => {
-                if self.hosts[host].stale {
+                let now = self.queue.now();
+                self.listen(host);
+                if self.hosts[host].stale || self.hosts[host].notices(now) {
                     self.look(host);
                 }
                 self.queue.after(LOOK, Event::Look(host, life));
@@ -233,12 +246,6 @@ impl World {
             Event::Deploy(service) => self.deploy(service),
             Event::Change(action) => self.change(*action),
             Event::Follow(host) => self.follow(host),
-            Event::Heard(host, record) => {
-                let now = self.queue.now();
-                if self.hosts[host].up {
-                    self.hosts[host].hear(now, record);
-                }
-            }
             Event::Called(errand, step) => self.on_called(errand, step),
             Event::Answered(errand, step, result) => self.on_answered(errand, step, result),
             Event::Stop(host, id) => self.on_stop(host, &id),
@@ -264,8 +271,9 @@ impl World {
         self.hosts[host].roll(now);
         self.follow(host);
         self.tend(host);
-        self.look(host);
+        self.listen(host);
         self.gossip(host);
+        self.look(host);
         let life = self.hosts[host].life;
         self.queue.after(SECOND, Event::Beat(host, life));
     }
@@ -274,13 +282,12 @@ impl World {
     fn look(&mut self, host: usize) {
         let now = self.queue.now();
         let record = self.hosts[host].record(now);
-        let spots: Vec<Spot> = self.hosts.iter().map(|h| h.spot).collect();
-        let network = &self.network;
-        let mine = self.hosts[host].spot;
+        let (network, mine) = (&self.network, self.hosts[host].spot);
         self.hosts[host].forget_rumours(now);
-        self.hosts[host].view(now, record, |node| {
-            let other = usize::try_from(node.0 - 1).unwrap_or(0);
-            u32::try_from(network.rtt_micros(mine, spots[other])).unwrap_or(u32::MAX)
+        let (spots, enrolled) = (&self.spots, self.hosts.len());
+        self.hosts[host].view(now, &record, enrolled, |node| {
+            let there = spots[usize::try_from(node.0 - 1).unwrap_or(0)];
+            u32::try_from(network.rtt_micros(mine, there)).unwrap_or(u32::MAX)
         });
         if self.plan.bug == Some(Bug::SharesVolumes) {
             self.hosts[host].fleet.volumes.clear();

@@ -15,6 +15,7 @@ mod confinement;
 mod crashes;
 mod death;
 mod disks;
+mod explained;
 mod harm;
 mod hostile;
 mod http3;

@@ -3,14 +3,17 @@
 use std::fmt::Write;
 
 use netfabric::wire::api::{Bill, Explanation};
+use netfabric::wire::decision::{Decision, Deed};
 use scheduler::place::{Parts, Passed, Receipt, Rejection, Verdict};
 
 use super::plain_table;
 use super::rows::distance;
-use super::words::{bytes, cores, micros, time};
+use super::words::{bytes, cores, first_line, micros, or_dash, time};
 
 /// The longest bar of a bill.
 const BAR: u64 = 40;
+/// Characters of a decision's reason; JSON has all of it.
+const WHY: usize = 120;
 
 pub fn explanation(explanation: &Explanation) -> String {
     let mut out = format!("{}\n", explanation.subject);
@@ -28,10 +31,43 @@ pub fn explanation(explanation: &Explanation) -> String {
     if let Some(bill) = &explanation.bill {
         let _ = write!(out, "\n{}", paid(bill));
     }
-    if explanation.why.is_empty() && explanation.receipt.is_none() && explanation.bill.is_none() {
+    if !explanation.decisions.is_empty() {
+        let _ = write!(out, "\n{}\n", decisions(&explanation.decisions));
+    }
+    let known = explanation.receipt.is_some() || explanation.bill.is_some();
+    if explanation.why.is_empty() && !known && explanation.decisions.is_empty() {
         out.push_str("  Nothing is known of it any more.\n");
     }
     out
+}
+
+/// What nodes wrote down, the oldest first.
+fn decisions(all: &[Decision]) -> String {
+    let head = ["DECIDED", "BY", "WHAT", "INSTANCE", "WHY"];
+    let rows = all.iter().map(|decision| {
+        let what = match decision.deed {
+            Deed::Placed => "took it on",
+            Deed::Scaled => "one more",
+            Deed::Retired => "to end",
+            Deed::Refused => "refused",
+            Deed::Unplaced => "no node",
+            Deed::Failed => "gave up",
+            Deed::Other => "-",
+        };
+        let why = first_line(&decision.why, WHY);
+        let again = match decision.unwritten {
+            0 => String::new(),
+            times => format!(" (and {times} times before)"),
+        };
+        vec![
+            time(decision.at),
+            decision.node_name.to_string(),
+            what.to_owned(),
+            or_dash(decision.instance.as_ref().map_or("", |id| &id.0)),
+            format!("{why}{again}"),
+        ]
+    });
+    plain_table(&head, rows)
 }
 
 /// What was decided and by whom, in a sentence.

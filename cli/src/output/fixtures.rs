@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use netfabric::wire::api::*;
+use netfabric::wire::decision::{Decision, Deed};
 use netfabric::wire::usage::*;
 use scheduler::model::*;
 use scheduler::place::{Candidate, Inputs, Parts, Passed, Receipt, Rejection, Verdict};
@@ -284,6 +285,36 @@ pub fn receipt() -> Receipt {
             regret_micros: 800,
         },
     }
+}
+
+/// Of an instance that came, and of a time when there was no room.
+pub fn decisions() -> Vec<Decision> {
+    let decision = |at: u64, deed, instance: Option<&str>, why: &str| Decision {
+        at: UnixMs(1_700_000_000_123 + at),
+        node: NodeId(1),
+        node_name: name("par-1"),
+        deed,
+        service: service_key(),
+        revision: revision_key(),
+        instance: instance.map(|id| InstanceId(id.to_owned())),
+        why: why.to_owned(),
+        receipt: None,
+        unwritten: 0,
+    };
+    let refused = decision(1_000, Deed::Refused, None, "no room: 0.2 cores free");
+    vec![
+        decision(0, Deed::Placed, Some("web-00002-a"), "request"),
+        Decision {
+            unwritten: 7,
+            ..refused
+        },
+        decision(
+            9_000,
+            Deed::Retired,
+            Some("web-00002-a"),
+            "scale 1 to 0: idle",
+        ),
+    ]
 }
 
 pub fn bill() -> Bill {

@@ -96,6 +96,7 @@ fn explanations() {
         receipt: Some(fixtures::receipt()),
         bill: Some(fixtures::bill()),
         why: vec!["It was started for a request that came in at par-1.".into()],
+        decisions: Vec::new(),
     };
     insta::assert_snapshot!("explain", explanation(&shown));
     if let Some(receipt) = &mut shown.receipt {
@@ -106,6 +107,8 @@ fn explanations() {
     shown.receipt = None;
     shown.why.clear();
     assert!(explanation(&shown).contains("Nothing is known"));
+    shown.decisions = fixtures::decisions();
+    insta::assert_snapshot!("explain_decisions", explanation(&shown));
 }
 
 #[test]

@@ -66,6 +66,7 @@ use async_trait::async_trait;
 use futures::future::join_all;
 use scheduler::fleet::Fleet;
 use scheduler::model::{Demand, NodeId, Rate, RequestId, RevisionKey, ServiceKey, Socket};
+use scheduler::place::Receipt;
 use scheduler::registry::State;
 use scheduler::route::Routes;
 use tokio::runtime::Handle;
@@ -123,6 +124,9 @@ pub trait Starter: Send + Sync {
     /// Returns when the instance is ready. One started on this node must be open in [`Local`]
     /// by then.
     async fn start(&self, node: NodeId, request: StartRequest) -> Result<Started, StartRefusal>;
+
+    /// Requests of the service are refused, because no node took an instance. It may not wait.
+    fn unplaced(&self, _service: &ServiceKey, _receipt: &Receipt, _why: &str) {}
 }
 
 /// Knows whose container has which address. It is asked once for a connection.

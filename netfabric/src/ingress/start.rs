@@ -67,6 +67,7 @@ async fn ask_around(
     story: &mut Story,
 ) -> Result<(NodeId, Started), Refused> {
     let begun = Instant::now();
+    let mut service = None;
     let mut refusals = Refusals {
         avoid: outside.iter().copied().collect(),
         ..Refusals::default()
@@ -78,6 +79,7 @@ async fn ask_around(
         };
         let best = ask.receipt.ranked().next().map(|(node, _)| node);
         story.receipt = Some(ask.receipt.clone());
+        service = Some(ask.service.clone());
         story.phases = vec![("place".to_owned(), micros(begun.elapsed()))];
         let Some(node) = best else {
             refusals.note_unfit(&ask.receipt);
@@ -102,6 +104,10 @@ async fn ask_around(
                 refusals.note(node, refusal);
             }
         }
+    }
+    if let (Some(service), Some(receipt)) = (&service, &story.receipt) {
+        let why = refusals.reasons.join("; ");
+        shared.starter.unplaced(service, receipt, &why);
     }
     Err(refusals.sum())
 }

@@ -12,6 +12,8 @@ use scheduler::model::{
 use scheduler::place::Receipt;
 use serde::{Deserialize, Serialize};
 
+use super::decision::Decision;
+
 /// Every path starts with it, `healthz` included.
 pub const PREFIX: &str = "/v1";
 
@@ -328,6 +330,9 @@ pub struct Explanation {
     pub bill: Option<Bill>,
     /// Sentences, in the order of reading.
     pub why: Vec<String>,
+    /// What nodes wrote down about it, the oldest first.
+    #[serde(default)]
+    pub decisions: Vec<Decision>,
 }
 
 /// What a request that had to wait for a start paid, phase by phase.

@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod codec;
+pub mod decision;
 pub mod frame;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;

@@ -24,6 +24,7 @@ use super::work::Work;
 use super::{AgentParts, RecordBase};
 use crate::clock;
 use crate::consensus::Registry;
+use crate::telemetry::decisions::Decisions;
 
 /// How often loads and held requests are looked at; nothing is published while they stay.
 const LOAD_PERIOD: Duration = Duration::from_secs(1);
@@ -54,6 +55,7 @@ pub(super) struct Driver {
     pub(super) registry: Registry,
     pub(super) local: Arc<Local>,
     pub(super) receipts: Receipts,
+    pub(super) decisions: Decisions,
     inputs: mpsc::Sender<Input>,
     received: mpsc::Receiver<Input>,
     demand: Arc<dyn Fn() -> Vec<Demand> + Send + Sync>,
@@ -105,6 +107,7 @@ impl Driver {
             registry: parts.registry,
             local: parts.local,
             receipts,
+            decisions: parts.decisions,
             demand: parts.demand,
             inputs,
             received,

@@ -23,8 +23,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use netfabric::ingress::{Awake, Local};
+use netfabric::wire::decision::Deed;
 use netfabric::wire::peer::{StartRefusal, StartRequest, Started};
-use scheduler::model::{Demand, InstanceId, NodeRecord, Resources, Revision, ServiceKey};
+use scheduler::model::{
+    Demand, InstanceId, InstanceState, NodeRecord, Resources, Revision, ServiceKey,
+};
 use scheduler::place::Receipt;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -40,6 +43,7 @@ use crate::logs::LogQuery;
 use crate::meter::Meter;
 use crate::network::Network;
 use crate::runtime::Runtime;
+use crate::telemetry::decisions::{Decisions, Told};
 use crate::volumes::{Oversize, Volumes};
 use driver::{Driver, Input};
 use files::Files;
@@ -70,6 +74,7 @@ pub struct AgentParts {
     pub meter: Meter,
     pub volumes: Volumes,
     pub local: Arc<Local>,
+    pub decisions: Decisions,
     /// Requests held at this node's front door.
     pub demand: Arc<dyn Fn() -> Vec<Demand> + Send + Sync>,
 }
@@ -90,6 +95,7 @@ struct Shared {
     record: watch::Receiver<Arc<NodeRecord>>,
     experience: watch::Receiver<Arc<Experience>>,
     receipts: Receipts,
+    decisions: Decisions,
 }
 
 /// Where one instance's log is.
@@ -108,6 +114,7 @@ impl Agent {
         let images = parts.images.clone();
         let (node_name, registry) = (parts.base.name.to_string(), parts.registry.clone());
         let (receipts, local) = (Receipts::default(), parts.local.clone());
+        let decisions = parts.decisions.clone();
         let (mut driver, record) = Driver::new(
             parts,
             files.clone(),
@@ -126,6 +133,7 @@ impl Agent {
             record,
             experience: driver.experience(),
             receipts,
+            decisions,
         });
         let agent = Self { shared, inputs };
         tokio::spawn(driver.run());
@@ -216,12 +224,24 @@ impl Agent {
     pub fn stop(&self, id: &InstanceId, cause: &str) -> bool {
         let record = self.shared.record.borrow().clone();
         let here = record.instances.iter().find(|i| i.id == *id);
-        if here.is_none_or(|i| i.state.is_over()) {
+        let Some(here) = here.filter(|i| !i.state.is_over()) else {
             return false;
-        }
+        };
         tracing::info!(instance = %id, cause, "stopping an instance");
         // A full queue means a busy driver; the steward asks again.
-        self.inputs.try_send(Input::Stop(id.clone())).is_ok()
+        let taken = self.inputs.try_send(Input::Stop(id.clone())).is_ok();
+        // What drains already is asked for again.
+        if taken && here.state != InstanceState::Draining {
+            let told = Told {
+                instance: Some(id.clone()),
+                why: cause.to_owned(),
+                receipt: None,
+            };
+            self.shared
+                .decisions
+                .note(Deed::Retired, (&here.service, &here.revision), told);
+        }
+        taken
     }
 
     /// Keeps an instance here from being frozen while the answer is held, and thaws it: for whoever

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use netfabric::wire::decision::Deed;
 use netfabric::wire::peer::StartRefusal;
 use scheduler::converge::{Admission, Effect, Refused};
 use scheduler::model::{FailReason, InstanceId, Name, Now, Revision, RevisionKey, RevisionState};
@@ -13,6 +14,7 @@ use super::files::InstanceRecord;
 use super::steps::Prepared;
 use super::work::{Reply, Work, admission};
 use crate::clock;
+use crate::telemetry::decisions::Told;
 
 /// What the receipt of a parked container says, until a start takes it.
 const PARKED: &str = "parked";
@@ -36,8 +38,7 @@ impl Driver {
         let rules = &start.revision.spec.place;
         if let Some(veto) = misplaced(&self.base.region, &self.base.labels, rules) {
             tracing::warn!(revision = %key, %veto, "asked to start what may not run here");
-            refuse(start.replies, &StartRefusal::Misplaced(veto.to_string()));
-            return Vec::new();
+            return self.turn_away(start, &StartRefusal::Misplaced(veto.to_string()));
         }
         if start.held > 0
             && let Some(id) = self.node.share(now, key, start.held, start.capacity)
@@ -46,8 +47,7 @@ impl Driver {
             return Vec::new();
         }
         if is_cordoned(&self.registry, self.base.node) {
-            refuse(start.replies, &StartRefusal::NotTaking);
-            return Vec::new();
+            return self.turn_away(start, &StartRefusal::NotTaking);
         }
         if let Some(whose) = self.kept.withholds(now, key, rules.priority) {
             let kept = format!("room was made for {whose}, which is of higher priority");
@@ -66,6 +66,7 @@ impl Driver {
                     start.receipt.displaces = Some(made);
                 }
                 self.receipts.keep(id.clone(), start.receipt.clone());
+                self.note(Deed::Placed, Some(&id), &start, cause(&start.receipt));
                 self.take_on(id, start);
                 effects
             }
@@ -79,10 +80,27 @@ impl Driver {
                     Refused::NoRoom(no_room) => StartRefusal::NoRoom(no_room.to_string()),
                     Refused::CrashLoop(reason) => failed(reason),
                 };
-                refuse(start.replies, &refusal);
-                Vec::new()
+                self.turn_away(start, &refusal)
             }
         }
+    }
+
+    /// Nothing is started; the askers hear why.
+    fn turn_away(&self, start: Start, refusal: &StartRefusal) -> Vec<Effect> {
+        self.note(Deed::Refused, None, &start, refusal.to_string());
+        refuse(start.replies, refusal);
+        Vec::new()
+    }
+
+    fn note(&self, deed: Deed, instance: Option<&InstanceId>, start: &Start, why: String) {
+        let told = Told {
+            instance: instance.cloned(),
+            why,
+            receipt: (deed == Deed::Placed).then(|| start.receipt.clone()),
+        };
+        let revision = &start.revision;
+        self.decisions
+            .note(deed, (&revision.service, &revision.key), told);
     }
 
     /// The instance is this start's: a new one, or one that was parked.
@@ -206,6 +224,14 @@ impl Driver {
                 return id;
             }
         }
+    }
+}
+
+/// What a placement was for.
+fn cause(receipt: &Receipt) -> String {
+    match receipt.why.as_str() {
+        "" => receipt.cause.clone(),
+        why => format!("{}: {why}", receipt.cause),
     }
 }
 

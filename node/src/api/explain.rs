@@ -1,6 +1,6 @@
 //! `selvedge explain`: why an instance is where it is, and what a request paid for. Receipts are
-//! kept by the node that runs the instance, bills by the node the request reached; this node asks
-//! them.
+//! kept by the node that runs the instance, bills by the node the request reached, decisions by those who
+//! made them (`history`); this node asks them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,12 +15,12 @@ use netfabric::wire::peer::{PeerRequest, PeerResponse};
 use scheduler::model::{InstanceId, InstanceState, NodeId, RequestId, RevisionState};
 use scheduler::place::Receipt;
 
-use super::{Api, Failure, doctor, services, views};
+use super::{Api, Failure, doctor, history, services, views};
 
 /// A peer that has not answered by then is left out.
 const PEER_DEADLINE: Duration = Duration::from_secs(2);
 
-/// What this node itself knows about `subject` (`instance/ID`, `request/ID`, or its own health), as JSON: the answer
+/// What this node itself knows about `subject` (`instance/ID`, `request/ID`, `decisions/…`, or its own health), as JSON: the answer
 /// to a peer's [`PeerRequest::Explain`].
 pub(crate) async fn local(api: &Api, subject: &str) -> Option<Vec<u8>> {
     match subject.split_once('/')? {
@@ -29,6 +29,7 @@ pub(crate) async fn local(api: &Api, subject: &str) -> Option<Vec<u8>> {
             let receipt = api.agent.receipt(&InstanceId(id.to_owned()))?;
             serde_json::to_vec(&receipt).ok()
         }
+        (history::SUBJECT, what) => serde_json::to_vec(&history::local(api, what).await?).ok(),
         ("request", id) => {
             serde_json::to_vec(&api.ingress.explain(&RequestId(id.to_owned()))?).ok()
         }
@@ -82,18 +83,24 @@ pub(super) async fn instance(
         Some(view) => api.ask(view.node, &format!("instance/{id}")).await,
         None => api.ask_all(&format!("instance/{id}")).await,
     };
-    if known.is_none() && receipt.is_none() {
+    let decisions = history::of(&api, &format!("instance/{id}")).await;
+    let receipt = receipt.or_else(|| history::receipt(&decisions));
+    if known.is_none() && receipt.is_none() && decisions.is_empty() {
         return Err(Failure::not_found(format!(
             "instance {id} is not known on any node in reach"
         )));
     }
     let mut why: Vec<String> = known.iter().map(where_it_is).collect();
     why.extend(receipt.iter().map(decided));
+    if known.is_none() {
+        why.extend(history::ended(&decisions));
+    }
     Ok(Json(Explanation {
         subject: format!("instance {id}"),
         receipt,
         bill: None,
         why,
+        decisions,
     }))
 }
 
@@ -165,11 +172,15 @@ pub(super) async fn service(
         Some(view) => api.ask(view.node, &format!("instance/{}", view.id)).await,
         None => None,
     };
+    let decisions = history::of(&api, &format!("service/{}/{}", key.namespace, key.name)).await;
+    let receipt = receipt.or_else(|| history::receipt(&decisions));
+    why.extend(history::number(&decisions));
     Ok(Json(Explanation {
         subject: format!("service {key}"),
         receipt,
         bill: None,
         why,
+        decisions,
     }))
 }
 
@@ -206,6 +217,7 @@ pub(super) async fn request(
         receipt,
         bill,
         why,
+        decisions: Vec::new(),
     }))
 }
 

@@ -8,6 +8,7 @@ mod deploy;
 mod doctor;
 mod explain;
 mod gather;
+mod history;
 mod images;
 mod logs;
 mod nodes;
@@ -45,6 +46,7 @@ use crate::distribution::{self, Distribution};
 use crate::images::Images;
 use crate::meter::Meter;
 use crate::protections::Protections;
+use crate::telemetry::decisions::Decisions;
 use crate::touch::Toucher;
 
 pub(crate) use answer::Failure;
@@ -68,6 +70,7 @@ pub struct Api {
     pub fleet: Receiver<Arc<Fleet>>,
     pub agent: Agent,
     pub meter: Meter,
+    pub decisions: Decisions,
     pub images: Images,
     pub ingress: Arc<Ingress>,
     pub mesh: Mesh,

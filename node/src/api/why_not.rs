@@ -43,6 +43,7 @@ pub(super) async fn node(
         receipt: Some(receipt),
         bill: None,
         why,
+        decisions: Vec::new(),
     }))
 }
 

@@ -48,6 +48,7 @@ use crate::prefetch::Prefetch;
 use crate::protections::Protections;
 use crate::runtime::{Shims, ShimsConfig};
 use crate::stewardship::Stewardship;
+use crate::telemetry::decisions::Decisions;
 use crate::telemetry::metrics;
 use crate::touch::{self, Toucher};
 use crate::volumes::Volumes;
@@ -66,7 +67,7 @@ const FOUND_MARKER: &str = "found";
 /// The one room of the data folder that containers may pass through (`runtime` says how far).
 const INSTANCES: &str = "instances";
 /// The others, made before anything is in them.
-const ROOMS: [&str; 4] = ["images", "log", "registry", "run"];
+const ROOMS: [&str; 5] = ["decisions", "images", "log", "registry", "run"];
 
 /// Runs the daemon until it is told to stop.
 pub async fn run(config: Config, sockets: Sockets) -> Result<()> {
@@ -127,6 +128,7 @@ struct App {
     routes: Arc<ArcSwap<Routes>>,
     agent: Agent,
     meter: Meter,
+    decisions: Decisions,
     images: Images,
     ingress: Arc<Ingress>,
     /// Answers containers as long as it is kept.
@@ -174,6 +176,7 @@ impl App {
         let heard = gossip_config(&identity, base.incarnation, mesh_address, seeds);
         let runtime = Arc::new(Shims::open(ShimsConfig::new(data.join(INSTANCES)))?);
         let meter = open_meter(&data, &runtime, &network, &local)?;
+        let decisions = Decisions::open(&data, me, config.node.name.clone());
         let toucher = Toucher::new(me, mesh.clone(), runtime.clone(), local.clone());
         let agent = Agent::start_up(AgentParts {
             base,
@@ -187,6 +190,7 @@ impl App {
             meter: meter.clone(),
             volumes: Volumes::new(volumes_config(&config, &data, me)?, registry.clone()),
             local: local.clone(),
+            decisions: decisions.clone(),
             demand: demand_at(&door),
             data: data.clone(),
         })
@@ -199,7 +203,7 @@ impl App {
             origin: config.dns.origin.clone(),
             mesh: mesh.clone(),
             gossip: gossip.clone(),
-            registry: registry.view().clone(),
+            registry: registry.clone(),
             own: agent.record(),
             experience: agent.experience(),
             images: images.clone(),
@@ -213,6 +217,7 @@ impl App {
             me,
             agent: agent.clone(),
             mesh: mesh.clone(),
+            decisions: decisions.clone(),
         };
         let parts = DoorParts {
             routes: routes.clone(),
@@ -241,6 +246,7 @@ impl App {
             routes,
             agent,
             meter,
+            decisions,
             images,
             ingress,
             _inner_dns: inner_dns,
@@ -270,6 +276,7 @@ impl App {
             fleet: self.fleet.clone(),
             agent: self.agent.clone(),
             meter: self.meter.clone(),
+            decisions: self.decisions.clone(),
             images: self.images.clone(),
             ingress: self.ingress.clone(),
             mesh: self.mesh.clone(),

@@ -1,7 +1,9 @@
-//! What the node says of itself: its log here, its numbers in `metrics`.
+//! What the node says of itself: its log here, its numbers in `metrics`, what it
+//! decided in `decisions`.
 //!
 //! Logging is one line per event on stderr, with the field names `house` words give them.
 
+pub mod decisions;
 pub mod metrics;
 
 use tracing_subscriber::EnvFilter;

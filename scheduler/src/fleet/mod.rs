@@ -1,6 +1,7 @@
 //! What nodes say of themselves, as one immutable view taken at a moment.
 
 mod index;
+mod reach;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,6 +10,8 @@ pub use index::{
     Closed, Group, Index, Place, Row, Slot, Standing, Took, UNMEASURED_RTT_MICROS, fullness,
     text_hash,
 };
+
+pub use reach::{Contact, Island, Reach};
 
 use crate::model::{
     InstanceReport, LocalVolume, Measured, NodeId, NodeRecord, ObjectKey, RevisionKey,
@@ -23,6 +26,8 @@ pub struct Fleet {
     pub volumes: BTreeMap<ObjectKey, LocalVolume>,
     /// The members as placement looks them up; `None` looks at each.
     pub index: Indexed,
+    /// How much of the cluster this is made from.
+    pub reach: Reach,
 }
 
 /// What is derived from the members: two fleets do not differ by it.

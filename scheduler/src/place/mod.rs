@@ -138,7 +138,9 @@ pub fn place_beside(fleet: &Fleet, revision: &Revision, ask: &Ask, promised: &Pr
     let found = index
         .filter(|index| index.len() > SMALL_FLEET)
         .and_then(|index| Search::new(fleet, index, revision, ask, promised).run());
-    found.unwrap_or_else(|| judge_all(fleet, revision, ask, promised))
+    let mut receipt = found.unwrap_or_else(|| judge_all(fleet, revision, ask, promised));
+    receipt.why = fleet.on_island(&receipt.why);
+    receipt
 }
 
 /// The verdict on one node, wherever it would come in the ranking; `None` when it is not known.

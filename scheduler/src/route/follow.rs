@@ -23,16 +23,36 @@ impl Routes {
         if before.me != fleet.me || is_alone(before) != is_alone(fleet) {
             return Self::build(state, fleet, &self.origin);
         }
-        let mut touched: BTreeSet<ServiceKey> = BTreeSet::new();
+        let mut touched = self.services_of(state, moved(before, fleet));
         for change in changes {
             touched.extend(self.service_of(change));
         }
-        for revision in moved(before, fleet) {
+        self.renew(state, fleet, &touched)
+    }
+
+    /// The same for whoever knows which revisions have instances on members that changed, before or after:
+    /// the registry is the same, and nobody came or went.
+    #[must_use]
+    pub fn follow_moved<'a>(
+        &self,
+        state: &State,
+        moved: impl IntoIterator<Item = &'a RevisionKey>,
+        fleet: &Fleet,
+    ) -> Self {
+        self.renew(state, fleet, &self.services_of(state, moved))
+    }
+
+    fn services_of<'a>(
+        &self,
+        state: &State,
+        moved: impl IntoIterator<Item = &'a RevisionKey>,
+    ) -> BTreeSet<ServiceKey> {
+        let services = moved.into_iter().filter_map(|revision| {
             let known = state.revisions.get(revision).map(|r| &r.service);
             let shown = || self.revisions.get(revision).map(|r| &r.service);
-            touched.extend(known.or_else(shown).cloned());
-        }
-        self.renew(state, fleet, &touched)
+            known.or_else(shown).cloned()
+        });
+        services.collect()
     }
 
     fn service_of(&self, change: &Change) -> Option<ServiceKey> {

@@ -160,6 +160,10 @@ async fn no_room_anywhere_says_so_for_every_node() {
         reply.body
     );
     assert_ne!(reply.header("retry-after"), "");
+    // Whoever keeps the reasons is told once.
+    let unplaced = world.starter.unplaced.lock().unwrap().clone();
+    assert_eq!(unplaced.len(), 1, "{unplaced:?}");
+    assert!(unplaced[0].contains("n1: no room: memory"), "{unplaced:?}");
 }
 
 #[tokio::test]

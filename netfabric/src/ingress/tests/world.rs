@@ -254,6 +254,8 @@ pub enum Starts {
 pub struct FakeStarter {
     pub how: Mutex<BTreeMap<NodeId, Starts>>,
     pub asked: Mutex<Vec<NodeId>>,
+    /// Why no node took an instance, each time.
+    pub unplaced: Mutex<Vec<String>>,
     pub apps: Mutex<Vec<App>>,
     locals: Mutex<BTreeMap<NodeId, Arc<Local>>>,
     deployed: Deployed,
@@ -287,6 +289,10 @@ impl Starter for FakeStarter {
         let ready = u64::try_from(delay.as_micros()).unwrap();
         let phases = vec![("ready".to_owned(), ready)];
         Ok(Started { instance, phases })
+    }
+
+    fn unplaced(&self, _: &ServiceKey, _: &Receipt, why: &str) {
+        self.unplaced.lock().unwrap().push(why.to_owned());
     }
 }
 
@@ -392,6 +398,7 @@ impl World {
         let starter = Arc::new(FakeStarter {
             how: Mutex::default(),
             asked: Mutex::default(),
+            unplaced: Mutex::default(),
             apps: Mutex::default(),
             locals: Mutex::new(nodes.iter().map(|n| (n.id, n.local.clone())).collect()),
             deployed: deployed.clone(),
