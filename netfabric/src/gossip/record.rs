@@ -168,6 +168,7 @@ mod tests {
             concurrency_milli: u32::try_from(number * 37 % 5_000).unwrap(),
             failure: None,
             steward: None,
+            activity: scheduler::model::Activity::default(),
         }
     }
 

@@ -3,6 +3,7 @@
 //! front door, and publishes this node's record.
 
 mod adopt;
+mod busy;
 mod capacity;
 mod driver;
 mod expand;
@@ -18,7 +19,7 @@ mod times;
 mod work;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use netfabric::ingress::{Awake, Local};
@@ -39,7 +40,7 @@ use crate::meter::Meter;
 use crate::network::Network;
 use crate::runtime::Runtime;
 use crate::volumes::{Oversize, Volumes};
-use driver::{Driver, Input};
+use driver::{Doings, Driver, Input};
 use files::Files;
 use receipts::Receipts;
 use starts::Start;
@@ -87,6 +88,7 @@ struct Shared {
     local: Arc<Local>,
     record: watch::Receiver<Arc<NodeRecord>>,
     receipts: Receipts,
+    doings: Doings,
 }
 
 /// Where one instance's log is.
@@ -122,6 +124,7 @@ impl Agent {
             local,
             record,
             receipts,
+            doings: driver.doings.clone(),
         });
         let agent = Self { shared, inputs };
         tokio::spawn(driver.run());
@@ -247,6 +250,13 @@ impl Agent {
     /// Why the instance is on this node.
     pub fn receipt(&self, id: &InstanceId) -> Option<Receipt> {
         self.shared.receipts.of(id)
+    }
+
+    /// What the instance does where that is more than to wait for requests, in sentences.
+    pub fn doing(&self, id: &InstanceId) -> Vec<String> {
+        let doings = self.shared.doings.lock();
+        let doings = doings.unwrap_or_else(PoisonError::into_inner);
+        doings.get(id).cloned().unwrap_or_default()
     }
 
     /// The logs a query is about: of instances here and of those gone a while ago.

@@ -20,7 +20,7 @@ use super::{Api, Failure, doctor, services, views};
 /// A peer that has not answered by then is left out.
 const PEER_DEADLINE: Duration = Duration::from_secs(2);
 
-/// What this node itself knows about `subject` (`instance/ID`, `request/ID`, or its own health), as JSON: the answer
+/// What this node itself knows about `subject` (`instance/ID`, `doing/ID`, `request/ID`, or its own health), as JSON: the answer
 /// to a peer's [`PeerRequest::Explain`].
 pub(crate) async fn local(api: &Api, subject: &str) -> Option<Vec<u8>> {
     match subject.split_once('/')? {
@@ -29,6 +29,7 @@ pub(crate) async fn local(api: &Api, subject: &str) -> Option<Vec<u8>> {
             let receipt = api.agent.receipt(&InstanceId(id.to_owned()))?;
             serde_json::to_vec(&receipt).ok()
         }
+        ("doing", id) => serde_json::to_vec(&api.agent.doing(&InstanceId(id.to_owned()))).ok(),
         ("request", id) => {
             serde_json::to_vec(&api.ingress.explain(&RequestId(id.to_owned()))?).ok()
         }
@@ -88,6 +89,10 @@ pub(super) async fn instance(
         )));
     }
     let mut why: Vec<String> = known.iter().map(where_it_is).collect();
+    if let Some(view) = &known {
+        let doing: Option<Vec<String>> = api.ask(view.node, &format!("doing/{id}")).await;
+        why.extend(doing.unwrap_or_default());
+    }
     why.extend(receipt.iter().map(decided));
     Ok(Json(Explanation {
         subject: format!("instance {id}"),
