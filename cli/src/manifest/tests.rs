@@ -1,6 +1,8 @@
 //! The manifest, by examples: what it lowers to and how it complains.
 
-use scheduler::model::{Fit, Listen, ListenProtocol, ProbeAction, Protocol, Spread, VolumeSource};
+use scheduler::model::{
+    Fit, Listen, ListenProtocol, Metric, ProbeAction, Protocol, Spread, VolumeSource,
+};
 
 use super::*;
 use crate::args::{Cli, Command, DeployArgs};

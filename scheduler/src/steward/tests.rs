@@ -703,7 +703,7 @@ fn an_instance_is_there_when_requests_are_expected() {
         let usual = (60..75).contains(&there);
         let short = (10..35).contains(&there);
         assert!(
-            if round < 7 { usual } else { short },
+            if round < 6 { usual } else { short },
             "{there} seconds in round {round}"
         );
     }
