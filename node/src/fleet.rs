@@ -50,7 +50,12 @@ impl FleetDriver {
         // The first record may have been made before anybody watched, and may not change for long.
         self.publish();
         let heard = self.gossip.members().borrow().clone();
-        self.rebuild(&self.registry.view().state(), &heard, &measures, &mut indexer);
+        self.rebuild(
+            &self.registry.view().state(),
+            &heard,
+            &measures,
+            &mut indexer,
+        );
         tokio::spawn(self.run(measures, indexer));
     }
 

@@ -247,6 +247,7 @@ pub(super) fn instance(service: u64) -> InstanceReport {
         concurrency_milli: 1_000,
         failure: None,
         steward: None,
+        activity: scheduler::model::Activity::default(),
     }
 }
 

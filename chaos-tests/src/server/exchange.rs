@@ -18,6 +18,7 @@ use tokio::process::Command;
 use super::answer::{self, Answer, Body, Cut};
 use super::behaviour::Behaviour;
 use super::identity::Identity;
+use super::lease;
 use super::served::{self, LOAD_ID, LoadId, Served};
 use super::settings::Settings;
 
@@ -95,6 +96,10 @@ impl Server {
             }
             (&Method::POST, "/sh") => {
                 answer::text(StatusCode::OK, shell(&whole(request).await?).await?)
+            }
+            (&Method::POST, "/busy") => {
+                let line = String::from_utf8(whole(request).await?.to_vec())?;
+                answer::text(StatusCode::OK, lease::say(&line).await?)
             }
             _ => answer::text(StatusCode::NOT_FOUND, format!("no {path}\n")),
         };

@@ -7,6 +7,7 @@
 //! | `GET /` | `box` at once |
 //! | `GET /slow` | `slow` after 200 ms |
 //! | `POST /sh` | what a shell says to the body |
+//! | `POST /busy` | what the node says to the body as a line about a lease |
 //! | any with `upgrade:` | 101, then an echo until the client says no more |
 //! | `/do?delay=50ms&status=503…` | see [`behaviour`] |
 //! | HTTP/2 elsewhere | the version and the body, with a trailer |
@@ -18,6 +19,7 @@ mod answer;
 pub mod behaviour;
 mod exchange;
 pub mod identity;
+mod lease;
 pub mod probe;
 pub mod served;
 pub mod settings;

@@ -228,7 +228,12 @@ impl World {
                 self.answer_all(host, &id, &Err(why.unwrap_or_default()));
             }
             // Nothing is parked and memory is not what is looked at here.
-            Effect::Park(_) | Effect::Parked(_) | Effect::Again(_) | Effect::Reclaim(_) => {}
+            Effect::Park(_)
+            | Effect::Parked(_)
+            | Effect::Again(_)
+            | Effect::Throttle(_)
+            | Effect::Wake(_)
+            | Effect::Reclaim(_) => {}
         }
     }
 
@@ -334,5 +339,6 @@ fn admission(number: u64, revision: &Revision, held: u32) -> Admission {
         grace_ms: GRACE,
         probes: Probes::default(),
         freezes: true,
+        works_unasked: true,
     }
 }

@@ -301,6 +301,7 @@ impl Host {
                 concurrency_milli,
                 failure: seen.failure.cloned(),
                 steward: self.programs.get(seen.id).and_then(|p| p.steward),
+                activity: scheduler::model::Activity::default(),
             });
         }
         NodeRecord {

@@ -5,7 +5,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use chaos_tests::world::{Node, PATIENCE, Response, World, run, until};
+use chaos_tests::world::{Node, ORIGIN, PATIENCE, Request, Response, World, run, until};
 use serde_json::{Value, json};
 
 use crate::SMALL;
@@ -83,6 +83,15 @@ fn a_frozen_instance_costs_nothing_and_answers_everyone() -> Result<()> {
     let restless = ["--cmd", "/bin/sh", "--arg", "-c", "--arg", script];
     let one = ["--scale", "1..1", "--cpu", "0.2"];
     world.deploy("web", &[&one[..], &restless].concat())?.ok()?;
+    // Else what it does unasked would be taken for work.
+    change(&world, "web", |spec| {
+        spec["annotations"] = json!({"selvedge.dev/freeze": "asked"});
+    })?;
+    until("the new revision is alone", PATIENCE, || {
+        let all = node.instances("web")?;
+        let new = all.len() == 1 && all[0]["revision"] == "web-00002";
+        Ok(new.then_some(()))
+    })?;
     let awake = ticks(node);
     until("it works", PATIENCE, || {
         Ok((ticks(node) > awake).then_some(()))
@@ -118,6 +127,83 @@ fn a_frozen_instance_costs_nothing_and_answers_everyone() -> Result<()> {
         let gone = node.instance_folders()?.is_empty() && node.containers().is_empty();
         Ok(gone.then_some(()))
     })?;
+    world.hush();
+    Ok(())
+}
+
+/// What the node says that an instance does.
+fn does(node: &Node, instance: &str) -> Result<String> {
+    let why = node.read(&["explain", &format!("instance/{instance}")])?;
+    Ok(why["why"].to_string())
+}
+
+/// Has the program say a line about a lease.
+fn lease(node: &Node, line: &str) -> Result<Response> {
+    let host = format!("web.{ORIGIN}");
+    Request::post(&host, "/busy", line.as_bytes()).send(node.door())
+}
+
+#[test]
+fn work_of_its_own_keeps_an_instance_as_long_as_its_lease() -> Result<()> {
+    let mut world = World::of(&["par-1"])?;
+    let node = world.first();
+    world
+        .deploy("web", &["--scale", "0..2", "--cpu", "0.1"])?
+        .ok()?;
+    change(&world, "web", |spec| {
+        spec["annotations"] = json!({"selvedge.dev/busy": "on"});
+    })?;
+    until("it has its socket", PATIENCE, || {
+        let answer = lease(node, "busy 600 nightly index")?;
+        Ok((answer.status == 200 && answer.body.trim() == "ok 600").then_some(()))
+    })?;
+    until("others hear of it", PATIENCE, || {
+        let all = node.read(&["get", "instances"])?;
+        let all = all.as_array().context("instances are no list")?;
+        Ok(all.iter().any(|i| i["leases"] == 1).then_some(()))
+    })?;
+    // Longer than it takes to be frozen, and than the window of a minute after which it would go.
+    std::thread::sleep(Duration::from_secs(75));
+    let instance = is(node, "web", "Ready")?;
+    let told = does(node, &instance)?;
+    ensure!(told.contains("lease for `nightly index`"), "{told}");
+    let states = node.instances("web")?;
+    ensure!(
+        states.len() == 1 && states[0]["state"] == "Ready",
+        "{states:?}"
+    );
+    // It is given up, and with it goes what kept the instance.
+    let answer = lease(node, "free")?;
+    ensure!(answer.body.trim() == "ok", "{}", answer.body);
+    is(node, "web", "Frozen")?;
+    world.rest("web")?;
+    node.cli(&["-y", "delete", "web"])?.ok()?;
+    world.hush();
+    Ok(())
+}
+
+#[test]
+fn who_computes_unasked_is_throttled_and_not_frozen() -> Result<()> {
+    let mut world = World::of(&["par-1"])?;
+    let node = world.first();
+    let script = "while :; do :; done & exec /bin/box";
+    let restless = ["--cmd", "/bin/sh", "--arg", "-c", "--arg", script];
+    let one = ["--scale", "1..1", "--cpu", "0.2"];
+    world.deploy("web", &[&one[..], &restless].concat())?.ok()?;
+    let instance = is(node, "web", "Ready")?;
+    until("it gives way", PATIENCE, || {
+        let told = does(node, &instance)?;
+        Ok(told.contains("leaves its processor").then_some(()))
+    })?;
+    // A request is answered as ever, and finds it with its share.
+    node.get("web", "/")?.ok()?.says("box")?;
+    let before = ticks(node);
+    std::thread::sleep(Duration::from_secs(15));
+    is(node, "web", "Ready")?;
+    let states = node.instances("web")?;
+    ensure!(states[0]["state"] == "Ready", "{states:?}");
+    ensure!(ticks(node) > before + 20, "its work goes on");
+    node.cli(&["-y", "delete", "web"])?.ok()?;
     world.hush();
     Ok(())
 }

@@ -2,9 +2,9 @@
 
 use scheduler::autoscale::schedule::Cron;
 use scheduler::model::{
-    Container, ContainerPort, EnvVar, Fit, Name, PROXY_PROTOCOL, PROXY_V2, Preference, RATE, Rate,
-    SLOW_START, STICKY, Scale, Schedule, TLS_ANNOTATIONS, TrafficTarget, is_of_the_door,
-    slow_start, sticky, units,
+    Container, ContainerPort, EnvVar, Fit, Metric, Name, PROXY_PROTOCOL, PROXY_V2, Preference,
+    RATE, Rate, SLOW_START, STICKY, Scale, Schedule, TLS_ANNOTATIONS, TrafficTarget,
+    is_of_the_door, slow_start, sticky, units,
 };
 use toml_edit::{Document, Item};
 
@@ -230,6 +230,7 @@ fn scale(top: &Section<'_>) -> Read<Scale> {
         let known = [
             "min",
             "max",
+            "metric",
             "target",
             "window",
             "utilization",
@@ -244,7 +245,14 @@ fn scale(top: &Section<'_>) -> Read<Scale> {
             if scale.max != 0 && scale.min > scale.max {
                 return Err(table.fault("min", "`min` is more than `max`", ""));
             }
+            scale.metric = table
+                .parsed("metric", str::parse::<Metric>)?
+                .unwrap_or_default();
             scale.target = table.number("target")?.unwrap_or(scale.target);
+            if !scale.metric.is_usual() && scale.target > 100 {
+                let help = "by cpu or memory it is a percentage of what an instance asks for";
+                return Err(table.fault("target", "`target` is more than 100", help));
+            }
             scale.window_seconds = table
                 .parsed("window", seconds)?
                 .unwrap_or(scale.window_seconds);

@@ -1,6 +1,8 @@
 //! The manifest, by examples: what it lowers to and how it complains.
 
-use scheduler::model::{Fit, Listen, ListenProtocol, ProbeAction, Protocol, Spread, VolumeSource};
+use scheduler::model::{
+    Fit, Listen, ListenProtocol, Metric, ProbeAction, Protocol, Spread, VolumeSource,
+};
 
 use super::*;
 use crate::args::{Cli, Command, DeployArgs};
@@ -347,6 +349,8 @@ fn errors_show_their_place() {
         "[resources]\n\tcpus = 1\n",
         "scale = \"9..2\"\n",
         "scale = { min = 9, max = 2 }\n",
+        "[scale]\nmetric = \"rps\"\n",
+        "[scale]\nmetric = \"cpu\"\ntarget = 101\n",
         "timeout = \"1500ms\"\n",
         "concurrency = -1\n",
         "concurrency = \"many\"\n",
@@ -633,6 +637,8 @@ image = "a"
 [scale]
 min = 1
 max = 9
+metric = "memory"
+target = 80
 initial = 2
 activation = 3
 down_delay = "2m"
@@ -650,6 +656,7 @@ utc_offset = "-05:30"
     assert_eq!(schedule.utc_offset_minutes, -330);
     assert_eq!((scale.min, scale.max, scale.initial), (1, 9, 2));
     assert_eq!((scale.activation, scale.down_delay_seconds), (3, 120));
+    assert_eq!((scale.metric, scale.target), (Metric::Memory, 80));
 }
 
 #[test]

@@ -130,6 +130,7 @@ pub fn instances() -> Vec<InstanceView> {
         state,
         since: UnixMs(1_700_000_590_000),
         in_flight: 3,
+        leases: 0,
         failure,
         alive: node != 3,
     };

@@ -169,6 +169,7 @@ impl Row for InstanceView {
             .failure
             .as_ref()
             .map(|f| f.code.clone())
+            .or_else(|| (self.leases > 0).then(|| "Leased".to_owned()))
             .unwrap_or_default();
         vec![
             id,

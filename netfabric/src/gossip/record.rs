@@ -212,6 +212,7 @@ pub(super) mod tests {
             concurrency_milli: u32::try_from(number * 37 % 5_000).unwrap(),
             failure: None,
             steward: None,
+            activity: scheduler::model::Activity::default(),
         }
     }
 

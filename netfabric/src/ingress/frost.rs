@@ -1,5 +1,6 @@
-//! Instances held still while nobody asks them anything. A request is admitted to a frozen one as to
-//! any other, and then lets it go on before it is sent; of a herd the first does so for all.
+//! Instances held while nobody asks them anything: still, or at a small share of the processor. A request
+//! is admitted to one as to any other, and then lets it go on before it is sent; of a herd the first does
+//! so for all.
 //!
 //! When one is idle for long enough is the agent's affair, and so is the holding still itself.
 
@@ -14,10 +15,18 @@ use tokio::sync::Mutex;
 
 use super::local::{Local, Slot};
 
-/// Holds an instance still and lets it go on. Both are quick: requests wait for the second.
+/// Holds an instance and lets it go on. All is quick: requests wait for the last.
 #[async_trait]
 pub trait Freezer: Debug + Send + Sync {
     async fn freeze(&self, id: &InstanceId) -> io::Result<()>;
+
+    /// Leaves it a small share of the processor. Who cannot says so.
+    async fn throttle(&self, id: &InstanceId) -> io::Result<()> {
+        let _ = id;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Undoes either.
     async fn thaw(&self, id: &InstanceId) -> io::Result<()>;
 }
 
@@ -65,7 +74,7 @@ impl Slot {
         Ok(())
     }
 
-    async fn freeze(&self) -> Froze {
+    async fn hold(&self, still: bool) -> Froze {
         let frost = &self.frost;
         let Some(freezer) = &frost.freezer else {
             return Froze::Cannot;
@@ -74,10 +83,15 @@ impl Slot {
         if !self.gate.freeze() {
             return Froze::Busy;
         }
-        let Err(error) = freezer.freeze(&self.id).await else {
+        let held = if still {
+            freezer.freeze(&self.id).await
+        } else {
+            freezer.throttle(&self.id).await
+        };
+        let Err(error) = held else {
             return Froze::Still;
         };
-        tracing::warn!(instance = %self.id, %error, "cannot be frozen");
+        tracing::warn!(instance = %self.id, %error, still, "cannot be held");
         // It may be half frozen; a request that came meanwhile waits for this turn to end.
         if freezer.thaw(&self.id).await.is_ok() {
             self.gate.thaw();
@@ -87,10 +101,18 @@ impl Slot {
 }
 
 impl Local {
-    /// Holds the instance still, unless a request is in it or it is closed.
+    /// Holds the instance still, unless a request is in it or it is closed. It may be throttled.
     pub async fn freeze(&self, id: &InstanceId) -> Froze {
         match self.slot(id) {
-            Some(slot) => slot.freeze().await,
+            Some(slot) => slot.hold(true).await,
+            None => Froze::Busy,
+        }
+    }
+
+    /// Leaves the instance a small share of the processor, unless a request is in it or it is closed.
+    pub async fn throttle(&self, id: &InstanceId) -> Froze {
+        match self.slot(id) {
+            Some(slot) => slot.hold(false).await,
             None => Froze::Busy,
         }
     }
@@ -122,7 +144,8 @@ impl Local {
         slot.thawed().await
     }
 
-    pub fn is_frozen(&self, id: &InstanceId) -> bool {
+    /// Whether it is held, still or throttled, and no request let it go on since.
+    pub fn is_held(&self, id: &InstanceId) -> bool {
         self.slot(id).is_some_and(|slot| slot.gate.is_frozen())
     }
 }
@@ -140,6 +163,7 @@ mod tests {
     #[derive(Debug, Default)]
     struct Slow {
         still: AtomicBool,
+        slow: AtomicBool,
         thaws: AtomicU32,
         refuses: bool,
     }
@@ -156,8 +180,14 @@ mod tests {
             Ok(())
         }
 
+        async fn throttle(&self, _: &InstanceId) -> io::Result<()> {
+            self.slow.store(true, Ordering::SeqCst);
+            Ok(())
+        }
+
         async fn thaw(&self, _: &InstanceId) -> io::Result<()> {
             tokio::task::yield_now().await;
+            self.slow.store(false, Ordering::SeqCst);
             self.still.store(false, Ordering::SeqCst);
             self.thaws.fetch_add(1, Ordering::SeqCst);
             Ok(())
@@ -182,7 +212,7 @@ mod tests {
         let freezer = Arc::new(Slow::default());
         let (local, id) = opened(&freezer);
         assert_eq!(local.freeze(&id).await, Froze::Still);
-        assert!(local.is_frozen(&id));
+        assert!(local.is_held(&id));
         let enter = || {
             let (local, id, freezer) = (Arc::clone(&local), id.clone(), Arc::clone(&freezer));
             async move {
@@ -215,10 +245,30 @@ mod tests {
         local.reopen(&id);
         assert_eq!(local.freeze(&id).await, Froze::Still);
         let awake = local.keep_awake(&id).await.unwrap();
-        assert!(awake.is_some() && !local.is_frozen(&id));
+        assert!(awake.is_some() && !local.is_held(&id));
         assert_eq!(local.freeze(&id).await, Froze::Busy);
         drop(awake);
         assert_eq!(local.freeze(&id).await, Froze::Still);
+    }
+
+    #[tokio::test]
+    async fn a_throttled_one_has_its_share_before_a_request_is_sent() {
+        let freezer = Arc::new(Slow::default());
+        let (local, id) = opened(&freezer);
+        assert_eq!(local.throttle(&id).await, Froze::Still);
+        assert!(local.is_held(&id) && freezer.slow.load(Ordering::SeqCst));
+        assert!(local.idle_millis(&id).is_some(), "it is idle still");
+        let guard = local.admit(&id).unwrap();
+        assert_eq!(local.freeze(&id).await, Froze::Busy, "it has a request");
+        guard.slot.thawed().await.unwrap();
+        assert!(!local.is_held(&id) && !freezer.slow.load(Ordering::SeqCst));
+        assert_eq!(local.throttle(&id).await, Froze::Busy);
+        drop(guard);
+        // From one rung to the next, and up again in one step.
+        assert_eq!(local.throttle(&id).await, Froze::Still);
+        assert_eq!(local.freeze(&id).await, Froze::Still);
+        local.thaw(&id).await.unwrap();
+        assert!(!freezer.slow.load(Ordering::SeqCst) && !freezer.still.load(Ordering::SeqCst));
     }
 
     #[tokio::test]
@@ -229,7 +279,7 @@ mod tests {
         });
         let (local, id) = opened(&freezer);
         assert_eq!(local.freeze(&id).await, Froze::Cannot);
-        assert!(!local.is_frozen(&id) && !freezer.still.load(Ordering::SeqCst));
+        assert!(!local.is_held(&id) && !freezer.still.load(Ordering::SeqCst));
     }
 
     /// Requests and freezes at every moment of each other's.

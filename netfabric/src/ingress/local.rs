@@ -147,9 +147,10 @@ impl Local {
         }
     }
 
-    /// How long no request has been in the open instance; `None` while one is, or when it is frozen.
+    /// How long no request has been in the open instance, and nobody else needed it; `None` while
+    /// somebody does.
     pub fn idle_millis(&self, id: &InstanceId) -> Option<u64> {
-        let slot = self.slot(id).filter(|slot| !slot.gate.is_frozen())?;
+        let slot = self.slot(id)?;
         let idle = slot.micros().saturating_sub(slot.gate.left()) / 1_000;
         slot.gate.is_free().then_some(idle)
     }

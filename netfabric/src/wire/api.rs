@@ -315,6 +315,9 @@ pub struct InstanceView {
     pub state: InstanceState,
     pub since: UnixMs,
     pub in_flight: u32,
+    /// Leases its programs hold for work of their own.
+    #[serde(default)]
+    pub leases: u32,
     pub failure: Option<FailReason>,
     /// Whether its node is reachable.
     pub alive: bool,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use scheduler::model::InstanceId;
 
+use super::busy;
 use super::driver::Driver;
 use super::files::InstanceRecord;
 use super::work::{Work, admission};
@@ -88,6 +89,11 @@ impl Driver {
                 tracing::info!(instance = %id, "adopted");
                 let dir = self.tools.files.dir(&id);
                 self.tools.volumes.keep(&id, &dir, &work.record.revision);
+                if busy::is_wanted(&work.record.revision.spec)
+                    && let Err(error) = self.tools.leases.open(&id, &dir)
+                {
+                    tracing::warn!(instance = %id, %error, "its programs can take no lease");
+                }
                 let admission = admission(&id, &work.record.revision);
                 let effects = self.node.adopt(clock::now(), admission);
                 self.watch_exit(&id);

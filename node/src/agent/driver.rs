@@ -1,16 +1,20 @@
 //! The agent's one task: inputs into the pure machine, its effects performed. No policy here.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use netfabric::ingress::Local;
 use netfabric::wire::peer::StartRefusal;
+use scheduler::autoscale::asked_for;
 use scheduler::converge::{Ask, Effect, Froze, Node};
-use scheduler::model::{Demand, Exit, FailReason, InstanceId, NodeId, NodeRecord, StartTime};
+use scheduler::model::{
+    Activity, Demand, Exit, FailReason, InstanceId, Metric, NodeId, NodeRecord, StartTime, Used,
+};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use super::busy::Leases;
 use super::displace::Kept;
 use super::files::Files;
 use super::idle::Hold;
@@ -31,6 +35,12 @@ const LOAD_PERIOD: Duration = Duration::from_secs(1);
 /// From one record to the next: it names every instance, and hundreds may start within a second.
 const RECORD_PAUSE: Duration = Duration::from_millis(50);
 
+/// What instances use is told in so many steps of what they ask for.
+const USED_STEPS: u64 = 50;
+
+/// Sentences, by instance.
+pub(super) type Doings = Arc<Mutex<BTreeMap<InstanceId, Vec<String>>>>;
+
 pub(super) enum Input {
     Start(Start),
     Stop(InstanceId),
@@ -38,6 +48,7 @@ pub(super) enum Input {
     Launched(InstanceId, Result<(), FailReason>),
     Probed(InstanceId, Ask, Result<(), String>),
     Frozen(InstanceId, Froze),
+    Throttled(InstanceId, Froze),
     Exited(InstanceId, Exit, String),
     Drained(InstanceId),
     Unsignalled(InstanceId),
@@ -56,6 +67,8 @@ pub(super) struct Driver {
     pub(super) local: Arc<Local>,
     pub(super) receipts: Receipts,
     pub(super) decisions: Decisions,
+    /// What instances do that are not simply at work, for people.
+    pub(super) doings: Doings,
     inputs: mpsc::Sender<Input>,
     received: mpsc::Receiver<Input>,
     demand: Arc<dyn Fn() -> Vec<Demand> + Send + Sync>,
@@ -77,6 +90,7 @@ impl Driver {
             meter: parts.meter,
             files,
             volumes: parts.volumes,
+            leases: Leases::new(parts.local.clone()),
             cgroup: parts.cgroup.into(),
         };
         parts
@@ -95,6 +109,7 @@ impl Driver {
             ),
             |_| (0, 0),
             |_| None,
+            |_| Activity::default(),
         );
         let (record, watched) = watch::channel(Arc::new(first));
         let driver = Self {
@@ -108,6 +123,7 @@ impl Driver {
             local: parts.local,
             receipts,
             decisions: parts.decisions,
+            doings: Doings::default(),
             demand: parts.demand,
             inputs,
             received,
@@ -149,7 +165,7 @@ impl Driver {
                     let effects = self.node.on_timeout(clock::now());
                     self.perform(effects);
                 }
-                _ = load.tick() => self.look_for_idle(),
+                _ = load.tick() => self.look_for_idle().await,
                 changed = index.changed() => if changed.is_err() { return },
             }
             self.tend();
@@ -190,6 +206,10 @@ impl Driver {
                 return;
             }
             Input::Frozen(id, came) => self.node.on_frozen(now, &id, came),
+            Input::Throttled(id, came) => {
+                self.node.on_throttled(&id, came);
+                Vec::new()
+            }
             Input::Exited(id, exit, said) => {
                 tracing::info!(instance = %id, code = exit.code, oom = exit.oom, lost = exit.lost, "exited");
                 self.node.on_exit(now, &id, &exit, &said)
@@ -233,6 +253,8 @@ impl Driver {
                 Effect::Open(id) => self.open(&id),
                 Effect::Shut(id) => self.local.close(&id),
                 Effect::Reopen(id) => self.local.reopen(&id),
+                Effect::Throttle(id) => self.throttle(id),
+                Effect::Wake(id) => self.wake(&id),
                 Effect::Freeze(id) => self.freeze(id),
                 Effect::Reclaim(id) => self.reclaim(id),
                 Effect::Close(id) => self.close(id),
@@ -402,6 +424,35 @@ impl Driver {
         });
     }
 
+    /// What of it besides requests others decide by.
+    fn activity(&self, id: &InstanceId) -> Activity {
+        Activity {
+            leases: self.tools.leases.count(id),
+            used: self.used(id),
+        }
+    }
+
+    /// What its service is scaled by, where that is not the number of requests.
+    fn used(&self, id: &InstanceId) -> Option<Used> {
+        let revision = &self.work.get(id)?.record.revision;
+        let state = self.registry.view().state();
+        let metric = state.services.get(&revision.service)?.scale.metric;
+        let asked_for = asked_for(metric, &revision.spec)?;
+        let (cpu_millis, memory_bytes) = self.tools.meter.recent(id)?;
+        let amount = match metric {
+            Metric::Concurrency => return None,
+            Metric::Cpu => cpu_millis,
+            Metric::Memory => memory_bytes >> 20,
+        };
+        // Others need not hear of every change.
+        let step = (asked_for / USED_STEPS).max(1);
+        let amount = u32::try_from(amount.div_ceil(step) * step).unwrap_or(u32::MAX);
+        Some(match metric {
+            Metric::Memory => Used::MemoryMib(amount),
+            _ => Used::CpuMillis(amount),
+        })
+    }
+
     /// Publishes the record if anything in it but its number changed.
     pub(super) fn publish(&self) {
         let starts = self.times.told();
@@ -414,7 +465,8 @@ impl Driver {
         );
         let load = |id: &InstanceId| self.local.sample(id);
         let steward = |id: &InstanceId| self.work.get(id)?.record.receipt.steward();
-        let mut next = record::record(&self.base, &self.node, moment, load, steward);
+        let activity = |id: &InstanceId| self.activity(id);
+        let mut next = record::record(&self.base, &self.node, moment, load, steward, activity);
         self.record.send_if_modified(|current| {
             next.seq = current.seq;
             same_moments(&mut next, current);

@@ -1,9 +1,10 @@
 //! Holding idle instances still: what the front door needs for it from the runtime, and the look at
 //! who is idle. When one is idle long enough is the machine's word.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use async_trait::async_trait;
 use netfabric::ingress::Freezer;
@@ -30,6 +31,10 @@ impl Freezer for Hold {
         Ok(())
     }
 
+    async fn throttle(&self, id: &InstanceId) -> io::Result<()> {
+        self.0.throttle(id).await.map_err(plain)
+    }
+
     async fn thaw(&self, id: &InstanceId) -> io::Result<()> {
         self.0.thaw(id).await.map_err(plain)?;
         fail::fail_point!("agent::thawed");
@@ -45,35 +50,81 @@ fn plain(error: RuntimeError) -> io::Error {
 }
 
 impl Driver {
-    /// Tells the machine who is idle, and who was thawed by a request meanwhile.
-    pub(super) fn look_for_idle(&mut self) {
+    /// Tells the machine who is idle, what they compute meanwhile, and whom a request let go on.
+    pub(super) async fn look_for_idle(&mut self) {
         let idlers = self.node.idlers();
         let idlers: Vec<_> = idlers.map(|(id, state)| (id.clone(), state)).collect();
         for (id, state) in idlers {
-            let effects = match state {
-                InstanceState::Frozen if self.local.is_frozen(&id) => Vec::new(),
-                InstanceState::Frozen => self.node.on_thawed(clock::now(), &id),
-                _ => match self.local.idle_millis(&id) {
-                    Some(idle) => self.node.on_idle(&id, idle),
-                    None => Vec::new(),
-                },
+            let now = clock::now();
+            if !self.local.is_held(&id) {
+                let effects = self.node.on_thawed(now, &id);
+                self.perform(effects);
+            }
+            if state == InstanceState::Frozen {
+                continue;
+            }
+            let idle = self.local.idle_millis(&id);
+            let used = match idle {
+                Some(_) => self.tools.runtime.cpu_micros(&id).await.ok(),
+                None => None,
             };
-            self.perform(effects);
+            self.node.on_cpu(now, &id, used);
+            if let Some(idle) = idle {
+                let effects = self.node.on_idle(&id, idle);
+                self.perform(effects);
+            }
         }
         let effects = self.node.rest(clock::now());
         self.perform(effects);
+        self.tell_who_sleeps();
     }
 
-    /// Takes memory from one that is held still. It needs no answer: a request that thaws it meanwhile
-    /// reads again what it needs.
+    /// What `selvedge explain` says of each instance that is not simply at work.
+    fn tell_who_sleeps(&self) {
+        let mut told = BTreeMap::new();
+        for seen in self.node.seen() {
+            let sleeps = self.node.sleeps(seen.id).map(str::to_owned);
+            let leases = self.tools.leases.held(seen.id).into_iter().map(|held| {
+                let what = match held.what.as_str() {
+                    "" => String::new(),
+                    what => format!(" for `{what}`"),
+                };
+                let left = held.seconds_left;
+                format!("its programs hold a lease{what}, for {left} s more: it is neither frozen nor scaled down")
+            });
+            let all: Vec<String> = sleeps.into_iter().chain(leases).collect();
+            if !all.is_empty() {
+                told.insert(seen.id.clone(), all);
+            }
+        }
+        *self.doings.lock().unwrap_or_else(PoisonError::into_inner) = told;
+    }
+
+    /// Takes memory from one that is held still, as long as it is. It needs no answer: a request that
+    /// thaws it meanwhile reads again what it needs.
     pub(super) fn reclaim(&self, id: InstanceId) {
-        let runtime = self.tools.runtime.clone();
+        let (runtime, local) = (self.tools.runtime.clone(), self.local.clone());
         tokio::spawn(async move {
-            match runtime.reclaim(&id).await {
+            let of = id.clone();
+            let held = Box::new(move || local.is_held(&of));
+            match runtime.reclaim(&id, held).await {
                 Ok(bytes) => tracing::debug!(instance = %id, bytes, "reclaimed"),
                 Err(error) => tracing::debug!(instance = %id, %error, "nothing was reclaimed"),
             }
         });
+    }
+
+    pub(super) fn throttle(&self, id: InstanceId) {
+        let local = self.local.clone();
+        self.spawn(async move {
+            let came = local.throttle(&id).await;
+            Input::Throttled(id, came)
+        });
+    }
+
+    /// Lets one go on that nobody asks anything.
+    pub(super) fn wake(&self, id: &InstanceId) {
+        tokio::spawn(self.thawed(id));
     }
 
     pub(super) fn freeze(&self, id: InstanceId) {

@@ -3,6 +3,7 @@
 //! front door, and publishes this node's record.
 
 mod adopt;
+mod busy;
 mod capacity;
 mod displace;
 mod driver;
@@ -19,7 +20,7 @@ mod times;
 mod work;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use netfabric::ingress::{Awake, Local};
@@ -45,7 +46,7 @@ use crate::network::Network;
 use crate::runtime::Runtime;
 use crate::telemetry::decisions::{Decisions, Told};
 use crate::volumes::{Oversize, Volumes};
-use driver::{Driver, Input};
+use driver::{Doings, Driver, Input};
 use files::Files;
 use receipts::Receipts;
 use starts::Start;
@@ -96,6 +97,7 @@ struct Shared {
     experience: watch::Receiver<Arc<Experience>>,
     receipts: Receipts,
     decisions: Decisions,
+    doings: Doings,
 }
 
 /// Where one instance's log is.
@@ -134,6 +136,7 @@ impl Agent {
             experience: driver.experience(),
             receipts,
             decisions,
+            doings: driver.doings.clone(),
         });
         let agent = Self { shared, inputs };
         tokio::spawn(driver.run());
@@ -276,6 +279,13 @@ impl Agent {
     /// Why the instance is on this node.
     pub fn receipt(&self, id: &InstanceId) -> Option<Receipt> {
         self.shared.receipts.of(id)
+    }
+
+    /// What the instance does where that is more than to wait for requests, in sentences.
+    pub fn doing(&self, id: &InstanceId) -> Vec<String> {
+        let doings = self.shared.doings.lock();
+        let doings = doings.unwrap_or_else(PoisonError::into_inner);
+        doings.get(id).cloned().unwrap_or_default()
     }
 
     /// The logs a query is about: of instances here and of those gone a while ago.

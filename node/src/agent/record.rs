@@ -6,8 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use scheduler::converge::{Node, Seen};
 use scheduler::model::{
-    Demand, InstanceId, InstanceReport, InstanceState, Name, NodeId, NodeRecord, Now, StartTime,
-    UnixMs,
+    Activity, Demand, InstanceId, InstanceReport, InstanceState, Name, NodeId, NodeRecord, Now,
+    StartTime, UnixMs,
 };
 
 /// Images named in a record; the newest deploys are what placement asks about.
@@ -44,6 +44,7 @@ pub(super) fn record(
     moment: Moment,
     load: impl Fn(&InstanceId) -> (u32, u32),
     steward: impl Fn(&InstanceId) -> Option<NodeId>,
+    activity: impl Fn(&InstanceId) -> Activity,
 ) -> NodeRecord {
     let mut images = moment.images;
     images.truncate(MAX_IMAGES);
@@ -65,7 +66,11 @@ pub(super) fn record(
         registry_index: moment.registry_index,
         instances: node
             .seen()
-            .map(|seen| report(&seen, moment.now, moment.unix, &load, steward(seen.id)))
+            .map(|seen| InstanceReport {
+                steward: steward(seen.id),
+                activity: activity(seen.id),
+                ..report(&seen, moment.now, moment.unix, &load)
+            })
             .collect(),
         demand: moment.demand,
         images,
@@ -78,7 +83,6 @@ fn report(
     now: Now,
     unix: UnixMs,
     load: &impl Fn(&InstanceId) -> (u32, u32),
-    steward: Option<NodeId>,
 ) -> InstanceReport {
     let busy = seen.state.serves() || seen.state == InstanceState::Draining;
     let (in_flight, concurrency_milli) = if busy { load(seen.id) } else { (0, 0) };
@@ -91,6 +95,7 @@ fn report(
         in_flight,
         concurrency_milli,
         failure: seen.failure.cloned(),
-        steward,
+        steward: None,
+        activity: Activity::default(),
     }
 }

@@ -8,8 +8,9 @@ use scheduler::model::{
 };
 use scheduler::registry::limits;
 
+use super::busy::{BUSY, ON};
 use super::expand::expand;
-use super::work::{FREEZE, NEVER};
+use super::work::{ASKED, FREEZE, NEVER};
 use crate::image::ImageConfig;
 use crate::runtime::ContainerSpec;
 use crate::userns::Block;
@@ -31,8 +32,12 @@ pub const INTERNAL: &str = "internal";
 
 /// What of a service this node cannot give; refused when it is deployed, never ignored.
 pub fn unsupported(spec: &RevisionSpec) -> Option<&'static str> {
-    if spec.annotations.get(FREEZE).is_some_and(|v| v != NEVER) {
-        return Some("selvedge.dev/freeze can only be \"never\"");
+    let freeze = spec.annotations.get(FREEZE);
+    if freeze.is_some_and(|v| v != NEVER && v != ASKED) {
+        return Some("selvedge.dev/freeze can only be \"never\" or \"asked\"");
+    }
+    if spec.annotations.get(BUSY).is_some_and(|v| v != ON) {
+        return Some("selvedge.dev/busy can only be \"on\"");
     }
     None
 }

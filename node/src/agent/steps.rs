@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use scheduler::model::{Exit, FailReason, InstanceId, Revision};
 
+use super::busy::{self, Leases};
 use super::files::{Files, InstanceRecord};
 use super::spec::{self, Parts};
 use crate::clock;
@@ -32,6 +33,7 @@ pub(super) struct Tools {
     pub meter: Meter,
     pub files: Files,
     pub volumes: Volumes,
+    pub leases: Leases,
     /// `/selvedge/NODE`
     pub cgroup: PathBuf,
 }
@@ -137,6 +139,13 @@ impl Tools {
         let dir = self.files.dir(parts.id);
         let equipped = self.volumes.equip(revision, &dir, &mut spec).await;
         equipped.map_err(|e| e.reason())?;
+        if busy::is_wanted(&revision.spec) {
+            let mount = self.leases.open(parts.id, &dir);
+            spec.mounts
+                .push(mount.map_err(|e| disk_failed("its socket", &e))?);
+            let said = (busy::VARIABLE.to_owned(), busy::SOCKET.to_owned());
+            spec.env.push(said);
+        }
         self.create(&spec).await?;
         Ok(spec.stop_signal)
     }
@@ -204,6 +213,7 @@ impl Tools {
         let id = &record.id;
         // What it used is known only as long as it is there.
         self.meter.end(id, &record.revision).await;
+        self.leases.close(id);
         let deleted = self.runtime.delete(id).await;
         deleted.map_err(|error| format!("container: {error}"))?;
         fail::fail_point!("agent::deleted");

@@ -18,6 +18,8 @@ const START_DEADLINE: Duration = Duration::from_secs(30);
 /// between requests: `selvedge.dev/freeze: "never"`.
 pub(super) const FREEZE: &str = "selvedge.dev/freeze";
 pub(super) const NEVER: &str = "never";
+/// The same as `"asked"`: only requests and leases keep one going, whatever else it computes.
+pub(super) const ASKED: &str = "asked";
 
 pub(super) type Reply = oneshot::Sender<Result<Started, StartRefusal>>;
 
@@ -94,6 +96,7 @@ pub(super) fn admission(id: &InstanceId, revision: &Revision) -> Admission {
         grace_ms: millis(spec.termination_grace_seconds),
         probes,
         freezes: spec.annotations.get(FREEZE).is_none_or(|v| v != NEVER),
+        works_unasked: spec.annotations.get(FREEZE).is_none_or(|v| v != ASKED),
     }
 }
 

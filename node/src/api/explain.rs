@@ -20,7 +20,7 @@ use super::{Api, Failure, doctor, history, services, views};
 /// A peer that has not answered by then is left out.
 const PEER_DEADLINE: Duration = Duration::from_secs(2);
 
-/// What this node itself knows about `subject` (`instance/ID`, `request/ID`, `decisions/…`, or its own health), as JSON: the answer
+/// What this node itself knows about `subject` (`instance/ID`, `doing/ID`, `request/ID`, `decisions/…`, or its own health), as JSON: the answer
 /// to a peer's [`PeerRequest::Explain`].
 pub(crate) async fn local(api: &Api, subject: &str) -> Option<Vec<u8>> {
     match subject.split_once('/')? {
@@ -30,6 +30,7 @@ pub(crate) async fn local(api: &Api, subject: &str) -> Option<Vec<u8>> {
             serde_json::to_vec(&receipt).ok()
         }
         (history::SUBJECT, what) => serde_json::to_vec(&history::local(api, what).await?).ok(),
+        ("doing", id) => serde_json::to_vec(&api.agent.doing(&InstanceId(id.to_owned()))).ok(),
         ("request", id) => {
             serde_json::to_vec(&api.ingress.explain(&RequestId(id.to_owned()))?).ok()
         }
@@ -91,6 +92,10 @@ pub(super) async fn instance(
         )));
     }
     let mut why: Vec<String> = known.iter().map(where_it_is).collect();
+    if let Some(view) = &known {
+        let doing: Option<Vec<String>> = api.ask(view.node, &format!("doing/{id}")).await;
+        why.extend(doing.unwrap_or_default());
+    }
     why.extend(receipt.iter().map(decided));
     if known.is_none() {
         why.extend(history::ended(&decisions));

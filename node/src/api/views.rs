@@ -95,6 +95,7 @@ pub(super) fn instance(member: &Member, report: &InstanceReport) -> InstanceView
         state: report.state,
         since: report.since,
         in_flight: report.in_flight,
+        leases: report.activity.leases,
         failure: report.failure.clone(),
         alive: member.alive,
     }

@@ -37,6 +37,7 @@ fn report(id: &InstanceId) -> InstanceReport {
         concurrency_milli: 0,
         failure: None,
         steward: None,
+        activity: scheduler::model::Activity::default(),
     }
 }
 

@@ -196,6 +196,20 @@ impl Meter {
         self.ledger().on_window(now);
     }
 
+    /// What an instance used lately: thousandths of a processor on average over the last window, and bytes
+    /// of memory at its end. `None` before the first.
+    #[must_use]
+    pub fn recent(&self, id: &InstanceId) -> Option<(u64, u64)> {
+        let ledger = self.ledger();
+        let live = ledger.book.live.get(id)?;
+        let used = live
+            .window
+            .amounts
+            .cpu_micros
+            .checked_div(live.window.millis)?;
+        Some((used, live.usage.memory_bytes))
+    }
+
     /// Reads everything, unless that was done a moment ago.
     pub async fn refresh(&self, at_most: Duration) {
         let last = *self.shared.read.lock().await;

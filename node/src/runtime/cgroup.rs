@@ -12,6 +12,14 @@ use std::time::{Duration, Instant};
 
 const ROOT: &str = "/sys/fs/cgroup";
 const PAUSE: Duration = Duration::from_millis(2);
+/// Some milliseconds of the kernel's time: who asks meanwhile waits for no more.
+const RECLAIMED_AT_ONCE: u64 = 16 << 20;
+/// What a group has that was given none, by either version.
+const USUAL_SHARES: u64 = 1024;
+const USUAL_WEIGHT: u64 = 100;
+/// The kernel's bounds of shares.
+const LEAST_SHARES: u64 = 2;
+const MOST_SHARES: u64 = 262_144;
 
 /// Whether version 2 is the machine's only hierarchy.
 #[must_use]
@@ -104,11 +112,12 @@ impl Cgroup {
     }
 
     /// Has the kernel take back the pages of its processes that can be read again or put to swap, and says
-    /// how many bytes that was. It may be less than everything, which is no error.
+    /// how many bytes that was. It may be less than everything, which is no error. Version 2 takes them
+    /// piece by piece, as long as `held` says so; version 1 knows all or nothing.
     ///
     /// # Errors
     /// It has no memory controller, or it is gone.
-    pub fn reclaim(&self) -> io::Result<u64> {
+    pub fn reclaim(&self, held: impl Fn() -> bool) -> io::Result<u64> {
         let folder = self.folder("memory").ok_or(io::ErrorKind::Unsupported)?;
         let (usage, file) = if is_unified() {
             ("memory.current", "memory.reclaim")
@@ -120,14 +129,38 @@ impl Cgroup {
             text.trim().parse().map_err(io::Error::other)
         };
         let before = used()?;
-        let wanted = if is_unified() { before } else { 0 };
-        match fs::write(folder.join(file), wanted.to_string()) {
-            // It could not take all of it.
-            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
-            done => done?,
+        let mut left = before;
+        while held() && left > 0 {
+            let wanted = if is_unified() {
+                left.min(RECLAIMED_AT_ONCE)
+            } else {
+                0
+            };
+            match fs::write(folder.join(file), wanted.to_string()) {
+                // It could not take all of it.
+                Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => break,
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => break,
+                done => done?,
+            }
+            left = if is_unified() { left - wanted } else { 0 };
         }
         Ok(before.saturating_sub(used()?))
+    }
+
+    /// Sets its share of the processors where others want them too, or the `part`th part of it. `shares`
+    /// are as version 1 counts them; `None` is what a group has that was given none.
+    ///
+    /// # Errors
+    /// It has no such controller, or it is gone.
+    pub fn set_shares(&self, shares: Option<u64>, part: u64) -> io::Result<()> {
+        let folder = self.folder("cpu").ok_or(io::ErrorKind::Unsupported)?;
+        if is_unified() {
+            let weight = shares.map_or(USUAL_WEIGHT, weight) / part;
+            return fs::write(folder.join("cpu.weight"), weight.max(1).to_string());
+        }
+        let shares = shares.unwrap_or(USUAL_SHARES) / part;
+        let shares = shares.max(LEAST_SHARES).to_string();
+        fs::write(folder.join("cpu.shares"), shares)
     }
 
     /// Stops all processes in it, or lets them go on. Returns when the kernel has taken note; they
@@ -168,6 +201,12 @@ impl Cgroup {
         }
         Ok(())
     }
+}
+
+/// Shares of version 1 as version 2 weighs them: the conversion of the OCI runtimes, which made the group.
+fn weight(shares: u64) -> u64 {
+    let shares = shares.clamp(LEAST_SHARES, MOST_SHARES);
+    1 + (shares - LEAST_SHARES) * 9_999 / (MOST_SHARES - LEAST_SHARES)
 }
 
 /// Removes a node's own group once no container is left in it. Groups still in use stay.
@@ -255,6 +294,11 @@ mod tests {
         assert_eq!(in_one("cpu,cpuacct"), Some("/d"));
         assert_eq!(in_one("memory"), None);
         assert_eq!(own_group("0::/e/f\n", Path::new(ROOT)), Some("/e/f"));
+    }
+
+    #[test]
+    fn shares_are_weighed_as_runtimes_do() {
+        assert_eq!([2, 512, 1024, 262_144].map(weight), [1, 20, 39, 10_000]);
     }
 
     #[test]

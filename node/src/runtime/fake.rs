@@ -146,9 +146,24 @@ impl Runtime for Fake {
         Ok(())
     }
 
-    async fn reclaim(&self, id: &InstanceId) -> Result<u64, RuntimeError> {
-        self.lock().calls.push(format!("reclaim {id}"));
+    async fn throttle(&self, id: &InstanceId) -> Result<(), RuntimeError> {
+        self.lock().calls.push(format!("throttle {id}"));
+        Ok(())
+    }
+
+    async fn reclaim(
+        &self,
+        id: &InstanceId,
+        held: Box<dyn Fn() -> bool + Send>,
+    ) -> Result<u64, RuntimeError> {
+        if held() {
+            self.lock().calls.push(format!("reclaim {id}"));
+        }
         Ok(0)
+    }
+
+    async fn cpu_micros(&self, id: &InstanceId) -> Result<u64, RuntimeError> {
+        self.usage(id, None).await.map(|usage| usage.cpu_micros)
     }
 
     async fn run(

@@ -67,11 +67,22 @@ pub trait Runtime: Send + Sync {
     /// Stops every process of the container in its tracks; connections stay. Frozen already is fine.
     async fn freeze(&self, id: &InstanceId) -> Result<(), RuntimeError>;
 
-    /// Lets a frozen container go on. One that is not frozen is fine.
+    /// Leaves the container a small share of the processors where others want them too.
+    async fn throttle(&self, id: &InstanceId) -> Result<(), RuntimeError>;
+
+    /// Lets a frozen or throttled container go on. One that is neither is fine.
     async fn thaw(&self, id: &InstanceId) -> Result<(), RuntimeError>;
 
-    /// Takes back the memory of a container that can be read again, and says how much that was.
-    async fn reclaim(&self, id: &InstanceId) -> Result<u64, RuntimeError>;
+    /// Takes back the memory of a container that can be read again, as far as `held` says that it is
+    /// still worth it, and says how much that was.
+    async fn reclaim(
+        &self,
+        id: &InstanceId,
+        held: Box<dyn Fn() -> bool + Send>,
+    ) -> Result<u64, RuntimeError>;
+
+    /// The processor time the container used since it was made: the quick part of [`Runtime::usage`].
+    async fn cpu_micros(&self, id: &InstanceId) -> Result<u64, RuntimeError>;
 
     /// Runs a further program in a running container, as its user, and waits for its end, at most
     /// `patience`; then it is killed.

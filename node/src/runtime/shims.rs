@@ -35,6 +35,9 @@ use super::{
 const MAX_CREATES: usize = 16;
 /// A container takes tens of milliseconds to make; a machine under load, seconds.
 const CREATE_DEADLINE: Duration = Duration::from_secs(30);
+/// What a throttled container keeps of its share: so little that those who are asked hardly notice, and
+/// enough that its probes are answered while they use all there is.
+const THROTTLED_PART: u64 = 10;
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
 /// Deleting waits for the dying.
 const DELETE_DEADLINE: Duration = Duration::from_secs(20);
@@ -73,6 +76,10 @@ pub struct Shims {
 struct Known {
     pid: i32,
     cgroup: PathBuf,
+    /// Its share of the processors when it is asked something.
+    shares: Option<u64>,
+    /// It may have less now.
+    throttled: bool,
 }
 
 impl Shims {
@@ -99,9 +106,35 @@ impl Shims {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn remember(&self, spec: &ContainerSpec, pid: i32) {
-        let cgroup = spec.cgroup.clone();
-        self.known().insert(spec.id.clone(), Known { pid, cgroup });
+    /// `found`: as an earlier daemon left it, whatever it did with it.
+    fn remember(&self, spec: &ContainerSpec, pid: i32, found: bool) {
+        let known = Known {
+            pid,
+            cgroup: spec.cgroup.clone(),
+            shares: spec.cpu_shares(),
+            throttled: found,
+        };
+        self.known().insert(spec.id.clone(), known);
+    }
+
+    /// As [`Shims::set_frozen`].
+    fn set_throttled(&self, id: &InstanceId, throttled: bool) -> Result<(), RuntimeError> {
+        let known = self.known().get(id).cloned();
+        let known = known.ok_or_else(|| RuntimeError::Unknown(id.clone()))?;
+        if known.throttled == throttled {
+            return Ok(());
+        }
+        let (part, what) = if throttled {
+            (THROTTLED_PART, "throttling")
+        } else {
+            (1, "giving its share")
+        };
+        let set = Cgroup::at(&known.cgroup).set_shares(known.shares, part);
+        set.map_err(failed(id, what))?;
+        if let Some(known) = self.known().get_mut(id) {
+            known.throttled = throttled;
+        }
+        Ok(())
     }
 
     /// A write to a file of the kernel's: too short for a thread of its own.
@@ -192,7 +225,7 @@ impl Runtime for Shims {
         match made {
             Ok(state) => {
                 fail::fail_point!("runtime::created");
-                self.remember(spec, state.pid);
+                self.remember(spec, state.pid, false);
                 Ok(Handle {
                     id: id.clone(),
                     pid: state.pid,
@@ -238,15 +271,35 @@ impl Runtime for Shims {
         self.set_frozen(id, true)
     }
 
+    async fn throttle(&self, id: &InstanceId) -> Result<(), RuntimeError> {
+        self.set_throttled(id, true)
+    }
+
     async fn thaw(&self, id: &InstanceId) -> Result<(), RuntimeError> {
+        if let Err(error) = self.set_throttled(id, false) {
+            // It is slow, and answers.
+            tracing::warn!(instance = %id, %error, "cannot be given its share of the processors");
+        }
         self.set_frozen(id, false)
     }
 
-    async fn reclaim(&self, id: &InstanceId) -> Result<u64, RuntimeError> {
+    async fn cpu_micros(&self, id: &InstanceId) -> Result<u64, RuntimeError> {
+        let known = self.known().get(id).map(|known| known.cgroup.clone());
+        let cgroup = known.ok_or_else(|| RuntimeError::Unknown(id.clone()))?;
+        let used = Cgroup::at(&cgroup).cpu_micros();
+        used.map_err(failed(id, "reading the processor time"))
+    }
+
+    async fn reclaim(
+        &self,
+        id: &InstanceId,
+        held: Box<dyn Fn() -> bool + Send>,
+    ) -> Result<u64, RuntimeError> {
         let known = self.known().get(id).cloned();
         let Known { cgroup, .. } = known.ok_or_else(|| RuntimeError::Unknown(id.clone()))?;
         // The kernel looks at every page of it.
-        let reclaimed = tokio::task::spawn_blocking(move || Cgroup::at(&cgroup).reclaim()).await;
+        let reclaim = move || Cgroup::at(&cgroup).reclaim(held);
+        let reclaimed = tokio::task::spawn_blocking(reclaim).await;
         let reclaimed = reclaimed.unwrap_or_else(|gone| Err(io::Error::other(gone)));
         reclaimed.map_err(failed(id, "reclaiming memory"))
     }
@@ -418,7 +471,7 @@ impl Shims {
             Phase::Exited => (AdoptedState::Exited, None),
         };
         if let (Some(pid), Some(spec)) = (pid, &spec) {
-            self.remember(spec, pid);
+            self.remember(spec, pid, true);
         }
         Adopted {
             id,

@@ -169,6 +169,16 @@ impl ContainerSpec {
         }
     }
 
+    /// Its part of the processors where others want them too, as the kernel's version 1 counts it.
+    #[must_use]
+    pub fn cpu_shares(&self) -> Option<u64> {
+        let millis = match self.cpu_request_millis {
+            0 => self.cpu_millis,
+            request => request,
+        };
+        (millis > 0).then(|| (u64::from(millis) * 1024 / 1000).max(2))
+    }
+
     /// What is wrong with this specification before anything was tried.
     ///
     /// # Errors

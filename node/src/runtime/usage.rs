@@ -77,6 +77,20 @@ impl Cgroup {
         Ok(usage)
     }
 
+    /// The processor time used in it so far.
+    ///
+    /// # Errors
+    /// The group is gone, or the kernel counts no CPU time.
+    pub fn cpu_micros(&self) -> io::Result<u64> {
+        let counted = self.folder("cpuacct").ok_or(io::ErrorKind::Unsupported)?;
+        if is_unified() {
+            let text = fs::read_to_string(counted.join("cpu.stat"))?;
+            return Ok(field(&text, "usage_usec"));
+        }
+        let text = fs::read_to_string(counted.join("cpuacct.usage"))?;
+        Ok(number(&text) / 1000)
+    }
+
     /// A file of the group. A controller that this machine lacks counts nothing.
     fn text(&self, controller: &str, file: &str) -> String {
         let read = |folder: &Path| fs::read_to_string(folder.join(file)).ok();

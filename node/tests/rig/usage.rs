@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use node::runtime::cgroup::{Cgroup, is_unified};
 use node::runtime::{ContainerSpec, Runtime, RuntimeError, Shims, Usage};
 use scheduler::model::InstanceId;
 
@@ -84,6 +85,77 @@ async fn a_container_at_its_cpu_limit_shows_that_it_is_throttled() {
         );
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
+    shims.delete(&spec.id).await.unwrap();
+    assert_eq!(world.leftovers(), Vec::<String>::new());
+}
+
+/// The share of the processors, as this machine's version of the kernel's groups counts it.
+fn share(group: &Cgroup) -> u64 {
+    let (controller, file) = if is_unified() {
+        ("cpu", "cpu.weight")
+    } else {
+        ("cpu", "cpu.shares")
+    };
+    let folder = group.folder(controller).unwrap();
+    let text = fs::read_to_string(folder.join(file)).unwrap();
+    text.trim().parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_throttled_container_gives_way_goes_on_and_has_its_share_again() {
+    let world = World::new();
+    let shims = world.shims();
+    let mut specs = ["plain", "asking"].map(|name| world.spec(name, "while true; do :; done"));
+    specs[1].cpu_request_millis = 500;
+    for spec in &specs {
+        started(&shims, spec).await;
+        let group = Cgroup::at(&spec.cgroup);
+        let whole = share(&group);
+        shims.throttle(&spec.id).await.unwrap();
+        assert_eq!(share(&group), whole / 10, "{whole}");
+        let before = shims.cpu_micros(&spec.id).await.unwrap();
+        let end = tokio::time::Instant::now() + PATIENCE;
+        while shims.cpu_micros(&spec.id).await.unwrap() == before {
+            assert!(tokio::time::Instant::now() < end, "it stands still");
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        // Down another rung, and up both at once.
+        shims.freeze(&spec.id).await.unwrap();
+        shims.thaw(&spec.id).await.unwrap();
+        assert_eq!(share(&group), whole);
+        shims.throttle(&spec.id).await.unwrap();
+        // The daemon was gone meanwhile: the next one knows of nothing and gives back all.
+        let late = world.shims();
+        late.adopt().await.unwrap();
+        late.thaw(&spec.id).await.unwrap();
+        assert_eq!(share(&group), whole);
+        shims.delete(&spec.id).await.unwrap();
+    }
+    assert_eq!(world.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn memory_is_taken_only_while_the_container_is_held() {
+    let world = World::new();
+    let shims = world.shims();
+    let mut spec = world.spec(
+        "cached",
+        "dd if=/dev/zero of=/root/big bs=1M count=32; echo written; exec sleep 1000",
+    );
+    spec.memory_bytes = 128 << 20;
+    started(&shims, &spec).await;
+    until("it has written", || {
+        world.output("cached").contains("written")
+    })
+    .await;
+    let full = usage(&shims, &spec.id).await.memory_bytes;
+    assert!(full > 16 << 20, "{full}");
+    // Thawed before anything was taken.
+    let taken = shims.reclaim(&spec.id, Box::new(|| false)).await.unwrap();
+    assert!(taken < 1 << 20, "{taken}");
+    rustix::fs::sync();
+    let taken = shims.reclaim(&spec.id, Box::new(|| true)).await.unwrap();
+    assert!(taken > 8 << 20, "{taken} of {full}");
     shims.delete(&spec.id).await.unwrap();
     assert_eq!(world.leftovers(), Vec::<String>::new());
 }

@@ -97,6 +97,11 @@ impl Forecast {
             self.priced = Some((price, lead));
         }
         let age = now.since(busy) / 1000;
+        if age < PAUSE_SECONDS {
+            return Outlook::Likely {
+                seconds: PAUSE_SECONDS - age,
+            };
+        }
         let next = self.spans.iter().find(|(_, until)| age < *until);
         match next {
             Some((from, until)) if *from <= age => Outlook::Likely {

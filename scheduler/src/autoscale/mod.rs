@@ -1,6 +1,6 @@
-//! How many instances a revision should have: Knative's pod autoscaler (KPA) on concurrency, in
-//! whole numbers. It owns the arithmetic of windows, panic and zero; it neither gathers the
-//! samples nor starts or stops anything.
+//! How many instances a revision should have: Knative's pod autoscaler (KPA) on concurrency, or on the
+//! processors or the memory that instances use, in whole numbers. It owns the arithmetic of windows,
+//! panic and zero; it neither gathers the samples nor starts or stops anything.
 
 pub mod forecast;
 pub mod ladder;
@@ -11,12 +11,14 @@ mod window;
 mod tests;
 #[cfg(test)]
 mod tests_traces;
+#[cfg(test)]
+mod tests_used;
 
 use std::collections::VecDeque;
 use std::fmt;
 
-use crate::model::{Now, Scale};
-use window::Window;
+use crate::model::{Metric, Now, RevisionSpec, Scale, Used};
+use window::{Average, Window};
 
 /// Growth of one decision, as a multiple of what is ready.
 const MAX_SCALE_UP_RATE: u64 = 1000;
@@ -33,10 +35,19 @@ pub const MAX_INSTANCES: u32 = 1000;
 /// Decisions remembered for the scale-down delay; at one a second, its longest hour.
 const MAX_DELAYED: usize = 3600;
 
+/// What is used may be so far from what is aimed at, in percent, without anything being done about it:
+/// the tolerance of Kubernetes' autoscaler. Processors are never used evenly.
+const TOLERANCE_PERCENT: u64 = 10;
+/// Shrinking by what is used waits at least so long, as it does there: what an instance uses when another
+/// one is gone is known only afterwards.
+const USED_DOWN_DELAY_SECONDS: u32 = 300;
+
 /// What a revision's instances are aimed at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Aim {
-    /// Requests at once per instance, times 1000: the target times the utilization.
+    pub metric: Metric,
+    /// Requests at once per instance, times 1000: the target times the utilization. By another metric
+    /// what an instance is to use, in thousandths of a processor or in MiB.
     pub target_milli: u64,
     pub stable_seconds: u32,
     /// Shrinking waits until no decision of this long a time wanted more; 0 waits for none.
@@ -48,16 +59,30 @@ pub struct Aim {
 }
 
 impl Aim {
-    /// The aim of a service's scale for instances with that hard limit.
+    /// The aim of a service's scale for instances of a revision. One that asks for nothing of what its
+    /// service is scaled by is scaled by its requests.
     #[must_use]
-    pub fn of(scale: &Scale, container_concurrency: u32) -> Self {
-        let total = u64::from(scale.total_concurrency(container_concurrency));
+    pub fn of(scale: &Scale, spec: &RevisionSpec) -> Self {
+        let total = u64::from(scale.total_concurrency(spec.container_concurrency));
         let percent = u64::from(scale.utilization_percent);
+        // Thousandths times percent is a hundred thousandths: divided by 100 again.
+        let requests = (total * 1000 * percent / 100).max(MIN_TARGET_MILLI);
+        let used = asked_for(scale.metric, spec).map(|amount| {
+            let percent = match scale.target {
+                0 => percent,
+                target => target.into(),
+            };
+            (amount.saturating_mul(percent) / 100).max(1)
+        });
+        let (metric, target_milli, least_delay) = match used {
+            Some(target) => (scale.metric, target, USED_DOWN_DELAY_SECONDS),
+            None => (Metric::Concurrency, requests, 0),
+        };
         Self {
-            // Thousandths times percent is a hundred thousandths: divided by 100 again.
-            target_milli: (total * 1000 * percent / 100).max(MIN_TARGET_MILLI),
+            metric,
+            target_milli,
             stable_seconds: scale.window_seconds.max(1),
-            scale_down_delay_seconds: scale.down_delay_seconds,
+            scale_down_delay_seconds: scale.down_delay_seconds.max(least_delay),
             activation: scale.activation.max(1),
             start_millis: 0,
         }
@@ -78,6 +103,45 @@ impl Aim {
         let share = self.stable_seconds * PANIC_WINDOW_PERCENT / 100;
         share.max(1).max(start.min(self.stable_seconds))
     }
+}
+
+/// What an instance asks for of what is measured: its request, or its limit where it has none. In
+/// thousandths of a processor, or in MiB.
+#[must_use]
+pub fn asked_for(metric: Metric, spec: &RevisionSpec) -> Option<u64> {
+    let container = spec.main()?;
+    let first = |request: u64, limit: u64| if request > 0 { request } else { limit };
+    let amount = match metric {
+        Metric::Concurrency => 0,
+        Metric::Cpu => first(
+            container.cpu_request_millis.into(),
+            container.cpu_millis.into(),
+        ),
+        Metric::Memory => {
+            first(container.memory_request_bytes, container.memory_bytes).div_ceil(1 << 20)
+        }
+    };
+    (amount > 0).then_some(amount)
+}
+
+/// How much is used of what is measured, in the same units; nothing where something else was measured.
+#[must_use]
+pub fn measured(metric: Metric, used: Option<Used>) -> u64 {
+    match (metric, used) {
+        (Metric::Cpu, Some(Used::CpuMillis(amount)))
+        | (Metric::Memory, Some(Used::MemoryMib(amount))) => amount.into(),
+        _ => 0,
+    }
+}
+
+/// What was seen at a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sample {
+    /// Of all instances together, and of what waits for one, in the units of [`Aim::target_milli`].
+    pub amount: u64,
+    /// Whether anything is asked of them at all: only then are they kept.
+    pub asked: bool,
+    pub ready: u32,
 }
 
 /// Bounds of the number of instances, applied last.
@@ -117,6 +181,10 @@ pub enum Reason {
     NoData,
     /// The stable window asks for it.
     Stable,
+    /// What its instances use of processors asks for it.
+    Cpu,
+    /// What they use of memory does.
+    Memory,
     /// A burst: the number only grows until the burst is a stable window past.
     Panic,
     /// More was wanted within the scale-down delay.
@@ -129,6 +197,8 @@ pub enum Reason {
     Expected,
     /// By its history, none comes soon.
     Unlikely,
+    /// Its programs hold leases: they work, whoever asks them anything.
+    Leased,
     Min,
     Max,
 }
@@ -138,12 +208,15 @@ impl fmt::Display for Reason {
         f.pad(match self {
             Self::NoData => "no measurements",
             Self::Stable => "average concurrency",
+            Self::Cpu => "the processors its instances use",
+            Self::Memory => "the memory its instances use",
             Self::Panic => "a burst of requests",
             Self::Delay => "scale-down delay",
             Self::Idle => "idle, but not for long enough",
             Self::Zero => "idle for the whole window",
             Self::Expected => "requests are expected by its history",
             Self::Unlikely => "idle, and none is expected soon by its history",
+            Self::Leased => "its programs hold leases for work of their own",
             Self::Min => "the service's minimum",
             Self::Max => "the service's maximum",
         })
@@ -161,6 +234,8 @@ pub struct Autoscaler {
     max_panic: u64,
     /// When it last had requests, or was first seen with instances: zero is counted from here.
     busy: Option<Now>,
+    /// Whether it had some when it was last looked at.
+    asked: bool,
     delayed: VecDeque<(Now, u64)>,
 }
 
@@ -177,26 +252,34 @@ impl Autoscaler {
             panic_since: panicking.then_some(now),
             max_panic: if panicking { ready.into() } else { 0 },
             busy: (ready > 0).then_some(now),
+            asked: false,
             delayed: VecDeque::new(),
         }
     }
 
     /// Follows a change of the service's scale without forgetting what was measured.
     pub fn set_aim(&mut self, aim: Aim) {
-        if aim.stable_seconds != self.aim.stable_seconds {
+        if aim.metric != self.aim.metric {
+            // They were of something else.
+            self.samples = Window::new(aim.stable_seconds);
+        } else if aim.stable_seconds != self.aim.stable_seconds {
             self.samples.resize(aim.stable_seconds);
         }
         self.aim = aim;
     }
 
-    /// One sample: requests in all instances and waiting for one, times 1000, and how many
-    /// instances are ready.
-    pub fn observe(&mut self, now: Now, concurrency_milli: u64, ready: u32) {
-        self.samples.record(now, concurrency_milli);
+    pub fn observe(&mut self, now: Now, sample: Sample) {
+        let Sample {
+            amount,
+            asked,
+            ready,
+        } = sample;
+        self.samples.record(now, amount);
         let woke = self.ready == 0 && ready > 0;
-        if concurrency_milli > 0 || woke || self.busy.is_none() {
+        if asked || woke || self.busy.is_none() {
             self.busy = Some(now);
         }
+        self.asked = asked;
         self.ready = ready;
     }
 
@@ -207,16 +290,34 @@ impl Autoscaler {
         let Some(stable) = stable else {
             return bounded(u64::from(self.ready), false, Reason::NoData, *bounds);
         };
-        let stable = stable.in_shares_of(self.aim.target_milli);
+        let ready = u64::from(self.ready.max(1));
+        let used = self.aim.metric != Metric::Concurrency;
+        // Memory is used and processors turn although nobody asks for anything: that keeps nobody.
+        if used && self.is_forsaken(now) {
+            self.delayed.clear();
+            (self.panic_since, self.max_panic) = (None, 0);
+            return bounded(0, false, Reason::Zero, *bounds);
+        }
         // The panic window may be empty where the stable one is not: measurements stopped a
         // moment ago. That is no burst.
-        let burst = panic.map_or(0, |p| p.in_shares_of(self.aim.target_milli));
+        let (stable, burst) = if used {
+            let least = 1; // It is asked for something.
+            let stable = tolerated(stable, self.aim.target_milli, ready).max(least);
+            // What is used of processors and memory jumps at every start: no burst either.
+            (stable, 0)
+        } else {
+            let burst = panic.map_or(0, |p| p.in_shares_of(self.aim.target_milli));
+            (stable.in_shares_of(self.aim.target_milli), burst)
+        };
 
-        let ready = u64::from(self.ready.max(1));
         let most = ready * MAX_SCALE_UP_RATE;
         let least = ready / MAX_SCALE_DOWN_RATE;
         let mut desired = self.activated(stable, stable.clamp(least, most));
-        let mut reason = Reason::Stable;
+        let mut reason = match self.aim.metric {
+            Metric::Concurrency => Reason::Stable,
+            Metric::Cpu => Reason::Cpu,
+            Metric::Memory => Reason::Memory,
+        };
 
         self.judge_panic(now, burst * 100 >= ready * PANIC_THRESHOLD_PERCENT);
         if self.panic_since.is_some() {
@@ -272,6 +373,16 @@ impl Autoscaler {
         self.delayed.front().map_or(desired, |(_, d)| *d)
     }
 
+    /// Whether nothing was asked of it for a window, or for longer where shrinking is to wait longer.
+    fn is_forsaken(&self, now: Now) -> bool {
+        let patience = match self.aim.scale_down_delay_seconds {
+            own if own > USED_DOWN_DELAY_SECONDS => own,
+            _ => self.aim.stable_seconds,
+        };
+        let long = |busy: Now| now.since(busy) >= u64::from(patience) * 1000;
+        !self.asked && (self.ready == 0 || self.busy.is_none_or(long))
+    }
+
     /// Zero only once nothing was asked for a whole window: an instance that just came up has
     /// measured nothing either.
     fn idle(&self, now: Now) -> (u64, Reason) {
@@ -282,6 +393,18 @@ impl Autoscaler {
         } else {
             (1, Reason::Idle)
         }
+    }
+}
+
+/// How many are to share what is used; as many as there are while that is about what is aimed at.
+fn tolerated(used: Average, target: u64, ready: u64) -> u64 {
+    let aimed = u128::from(target) * u128::from(ready) * u128::from(used.seconds);
+    let (used_percent, aimed_percent) = (u128::from(used.sum) * 100, aimed * 100);
+    let tolerance = aimed * u128::from(TOLERANCE_PERCENT);
+    if used_percent.abs_diff(aimed_percent) <= tolerance {
+        ready
+    } else {
+        used.in_shares_of(target)
     }
 }
 

@@ -126,24 +126,51 @@ fn month_and_day(day: i64) -> (i64, i64) {
     (if month < 10 { month + 3 } else { month - 9 }, of_month)
 }
 
-/// The highest of the minimums that hold at a time.
-#[must_use]
-pub fn scheduled(schedules: &[Schedule], at: UnixMs) -> u32 {
-    let holding = schedules.iter().filter(|schedule| holds(schedule, at));
-    holding.map(|schedule| schedule.min).max().unwrap_or(0)
+/// A service's schedules, read once and looked at every second.
+#[derive(Debug, Clone, Default)]
+pub struct Timetable(Vec<Entry>);
+
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    cron: Cron,
+    for_seconds: i64,
+    ahead_seconds: i64,
+    min: u32,
 }
 
-fn holds(schedule: &Schedule, at: UnixMs) -> bool {
-    // What cannot be read was refused when it was given.
-    let Ok(cron) = Cron::parse(&schedule.cron) else {
-        return false;
-    };
-    let now = i64::try_from(at.0 / 1000).unwrap_or(i64::MAX / 2);
-    let local = now + i64::from(schedule.utc_offset_minutes) * 60;
-    let since = local - i64::from(schedule.for_seconds.min(LONGEST_SECONDS));
-    // The minutes that began after `since`, the newest first.
-    let minutes = (since.div_euclid(60) + 1..=local.div_euclid(60)).rev();
-    minutes.into_iter().any(|minute| cron.names(minute))
+impl Timetable {
+    #[must_use]
+    pub fn of(schedules: &[Schedule]) -> Self {
+        let entry = |schedule: &Schedule| {
+            // What cannot be read was refused when it was given.
+            let cron = Cron::parse(&schedule.cron).ok()?;
+            Some(Entry {
+                cron,
+                for_seconds: schedule.for_seconds.min(LONGEST_SECONDS).into(),
+                ahead_seconds: i64::from(schedule.utc_offset_minutes) * 60,
+                min: schedule.min,
+            })
+        };
+        Self(schedules.iter().filter_map(entry).collect())
+    }
+
+    /// The highest of the minimums that hold at a time.
+    #[must_use]
+    pub fn least(&self, at: UnixMs) -> u32 {
+        let holding = self.0.iter().filter(|entry| entry.holds(at));
+        holding.map(|entry| entry.min).max().unwrap_or(0)
+    }
+}
+
+impl Entry {
+    fn holds(&self, at: UnixMs) -> bool {
+        let now = i64::try_from(at.0 / 1000).unwrap_or(i64::MAX / 2);
+        let local = now + self.ahead_seconds;
+        let since = local - self.for_seconds;
+        // The minutes that began after `since`, the newest first.
+        let mut minutes = (since.div_euclid(60) + 1..=local.div_euclid(60)).rev();
+        minutes.any(|minute| self.cron.names(minute))
+    }
 }
 
 #[cfg(test)]
@@ -221,7 +248,7 @@ mod tests {
             utc_offset_minutes: 120,
         };
         let unix = |minute: i64| UnixMs(u64::try_from(minute * 60_000).unwrap());
-        let held = |minute| scheduled(std::slice::from_ref(&schedule), unix(minute));
+        let held = |minute| Timetable::of(std::slice::from_ref(&schedule)).least(unix(minute));
         assert_eq!(held(at(0, 6, 59)), 0);
         assert_eq!(held(at(0, 7, 0)), 3, "nine o'clock there");
         assert_eq!(held(at(0, 7, 59)), 3);
@@ -233,7 +260,11 @@ mod tests {
             utc_offset_minutes: 0,
         };
         let both = [schedule, more];
-        assert_eq!(scheduled(&both, unix(at(0, 7, 10))), 5, "the highest");
-        assert_eq!(scheduled(&both, unix(at(0, 7, 11))), 3);
+        assert_eq!(
+            Timetable::of(&both).least(unix(at(0, 7, 10))),
+            5,
+            "the highest"
+        );
+        assert_eq!(Timetable::of(&both).least(unix(at(0, 7, 11))), 3);
     }
 }

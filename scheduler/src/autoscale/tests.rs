@@ -8,6 +8,7 @@ const FREE: Bounds = Bounds { min: 0, max: 1000 };
 
 fn aim(target: u64) -> Aim {
     Aim {
+        metric: Metric::Concurrency,
         target_milli: target * 1000,
         stable_seconds: 60,
         scale_down_delay_seconds: 0,
@@ -16,12 +17,20 @@ fn aim(target: u64) -> Aim {
     }
 }
 
+fn requests(amount: u64, ready: u32) -> Sample {
+    Sample {
+        amount,
+        asked: amount > 0,
+        ready,
+    }
+}
+
 /// Feeds one sample a second from second `from`, and decides after the last.
 fn run(scaler: &mut Autoscaler, from: u64, samples: &[(u64, u32)]) -> Decision {
     let mut last = None;
     for (second, (concurrency, ready)) in (from..).zip(samples) {
         let now = Now(second * 1000);
-        scaler.observe(now, concurrency * 1000, *ready);
+        scaler.observe(now, requests(concurrency * 1000, *ready));
         last = Some(scaler.decide(now, &FREE));
     }
     last.unwrap()
@@ -45,7 +54,11 @@ fn targets_follow_the_formula() {
             utilization_percent,
             ..Scale::default()
         };
-        let aim = Aim::of(&scale, hard);
+        let spec = RevisionSpec {
+            container_concurrency: hard,
+            ..RevisionSpec::default()
+        };
+        let aim = Aim::of(&scale, &spec);
         assert_eq!(
             aim.target_milli, expected,
             "{target} {hard} {utilization_percent}"
@@ -98,7 +111,7 @@ fn growth_is_bounded_by_the_rate_and_the_maximum() {
     let mut scaler = Autoscaler::new(aim(1), Now(0), 1);
     let decision = run(&mut scaler, 0, &[(5000, 1)]);
     assert_eq!((decision.wanted, decision.reason), (1000, Reason::Panic));
-    scaler.observe(Now(1000), 9_000_000, 2);
+    scaler.observe(Now(1000), requests(9_000_000, 2));
     let bounds = Bounds { min: 0, max: 7 };
     let decision = scaler.decide(Now(1000), &bounds);
     assert_eq!((decision.wanted, decision.reason), (7, Reason::Max));
@@ -126,7 +139,7 @@ fn zero_takes_a_whole_idle_window() {
         "it just came up"
     );
     assert_eq!(run(&mut fresh, 101, &[(0, 1); 60]).wanted, 0);
-    scaler.observe(Now(70_000), 1, 1);
+    scaler.observe(Now(70_000), requests(1, 1));
     let faint = scaler.decide(Now(129_000), &FREE);
     assert_eq!(faint.wanted, 1, "the faintest request holds it");
 }
@@ -200,7 +213,7 @@ proptest! {
         let mut now = Now(0);
         for (concurrency, ready, step) in samples {
             now = now.plus(step);
-            scaler.observe(now, concurrency, ready);
+            scaler.observe(now, requests(concurrency, ready));
             let decision = scaler.decide(now, &bounds);
             prop_assert!((bounds.min..=bounds.max).contains(&decision.wanted));
             if concurrency > 0 {

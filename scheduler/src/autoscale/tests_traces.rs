@@ -116,7 +116,8 @@ fn fixed(times: &[u64], window: u64) -> Bill {
     bill
 }
 
-/// One that is there when the forecast says that it pays, and in any case for the window.
+/// One that is there when the forecast says that it pays, as stewards do it; the window decides as long as
+/// the forecast says nothing.
 fn foreseen(times: &[u64], price: Price) -> Bill {
     let mut bill = Bill::default();
     let mut forecast = Forecast::default();
@@ -126,12 +127,10 @@ fn foreseen(times: &[u64], price: Price) -> Bill {
         forecast.observe(at(from), true);
         let (mut now, mut warm) = (from, true);
         while now < to {
-            let early = from + WINDOW;
             let (next, there) = match forecast.outlook(at(now), price, START) {
                 Outlook::Unknown if now < from + WINDOW => (from + WINDOW, true),
                 Outlook::Unknown => (to, false),
                 Outlook::Likely { seconds } => (now + seconds, true),
-                Outlook::Unlikely { .. } if now < early => (early, true),
                 Outlook::Unlikely { seconds } => (seconds.map_or(to, |s| now + s), false),
             };
             let next = next.min(to);
@@ -145,9 +144,9 @@ fn foreseen(times: &[u64], price: Price) -> Bill {
     bill
 }
 
-#[test]
-fn the_forecast_waits_far_less_for_half_as_much_memory_more() {
-    let mut dice = Dice(7);
+/// The bills of the fixed window and of the forecast, on nodes that are half full.
+fn bills(seed: u64) -> (Bill, Bill) {
+    let mut dice = Dice(seed);
     let traces: Vec<_> = (0..FUNCTIONS).map(|_| trace(&mut dice)).collect();
     let sum = |of: &dyn Fn(&[u64]) -> Bill| {
         traces.iter().fold(Bill::default(), |sum, times| {
@@ -159,8 +158,28 @@ fn the_forecast_waits_far_less_for_half_as_much_memory_more() {
         })
     };
     let price = Price::at(500);
-    let (before, now) = (sum(&|t| fixed(t, WINDOW)), sum(&|t| foreseen(t, price)));
-    // What it waits less for is paid with memory: a window is never cut short while it is measured.
-    assert!(now.memory * 2 <= before.memory * 3, "{now:?} {before:?}");
+    (sum(&|t| fixed(t, WINDOW)), sum(&|t| foreseen(t, price)))
+}
+
+#[test]
+fn the_forecast_waits_far_less_for_the_same_memory() {
+    let (before, now) = bills(7);
+    assert!(now.memory <= before.memory, "{now:?} {before:?}");
     assert!(now.waited * 5 <= before.waited, "{now:?} {before:?}");
+}
+
+/// Other dice make other services: what is promised is not the luck of one throw, but it is less.
+#[test]
+fn and_on_other_traces_about_a_quarter_for_a_little_more() {
+    for seed in [1, 3] {
+        let (before, now) = bills(seed);
+        assert!(
+            now.memory * 100 <= before.memory * 115,
+            "{seed}: {now:?} {before:?}"
+        );
+        assert!(
+            now.waited * 4 <= before.waited,
+            "{seed}: {now:?} {before:?}"
+        );
+    }
 }

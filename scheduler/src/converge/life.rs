@@ -1,10 +1,11 @@
 //! What happens to the instances of a node: every input, and the steps that follow from it.
 
 use super::probing::{Ask, Kind, pause_ms};
-use super::slot::{Origin, Phase, Sleep, Slot};
+use super::resting::disturbed;
+use super::slot::{Origin, Phase, Slot};
 use super::{
-    Effect, Exit, FREEZE_AFTER_MS, FailReason, Froze, InstanceId, Node, Now, REMEMBER_MS,
-    SHIM_LOST, SIGNAL_AGAIN_MS, UNHEALTHY, UNREADY_MOST_MS,
+    Effect, Exit, FailReason, InstanceId, Node, Now, REMEMBER_MS, SHIM_LOST, SIGNAL_AGAIN_MS,
+    UNHEALTHY, UNREADY_MOST_MS,
 };
 
 impl Node {
@@ -156,55 +157,11 @@ impl Node {
                 let message = format!("its liveness probe failed {streak} times in a row: {said}");
                 self.give_up(now, id, message)
             }
-            _ => vec![slot.question(Kind::Liveness, plan.period_ms)],
-        }
-    }
-
-    /// It has not been asked anything for so long.
-    pub fn on_idle(&mut self, id: &InstanceId, idle_ms: u64) -> Vec<Effect> {
-        match self.slots.get_mut(id) {
-            Some(slot)
-                if slot.phase == Phase::Ready
-                    && slot.admission.freezes
-                    && slot.sleep == Sleep::None
-                    && idle_ms >= FREEZE_AFTER_MS =>
-            {
-                slot.sleep = Sleep::Begins;
-                // A question under way would find it frozen and count as a failure.
-                slot.round += 1;
-                vec![Effect::Freeze(id.clone())]
+            answer => {
+                let mut effects = vec![slot.question(Kind::Liveness, plan.period_ms)];
+                effects.extend(answer.err().and_then(|_| disturbed(slot)));
+                effects
             }
-            _ => Vec::new(),
-        }
-    }
-
-    pub fn on_frozen(&mut self, now: Now, id: &InstanceId, came: Froze) -> Vec<Effect> {
-        let Some(slot) = self.slots.get_mut(id).filter(|s| s.sleep == Sleep::Begins) else {
-            return Vec::new();
-        };
-        slot.sleep = Sleep::None;
-        if slot.phase != Phase::Ready {
-            return Vec::new();
-        }
-        match came {
-            Froze::Still => {
-                slot.enter(now, Phase::Frozen);
-                return Vec::new();
-            }
-            Froze::Busy => {}
-            Froze::Cannot => slot.admission.freezes = false,
-        }
-        slot.questions(false)
-    }
-
-    /// A request thawed it.
-    pub fn on_thawed(&mut self, now: Now, id: &InstanceId) -> Vec<Effect> {
-        match self.slots.get_mut(id) {
-            Some(slot) if slot.phase == Phase::Frozen => {
-                slot.enter(now, Phase::Ready);
-                slot.questions(false)
-            }
-            _ => Vec::new(),
         }
     }
 
@@ -354,6 +311,9 @@ fn on_readiness(now: Now, slot: &mut Slot, good: bool) -> Vec<Effect> {
     };
     let streak = slot.readiness.note(good);
     let mut effects = vec![slot.question(Kind::Readiness, plan.period_ms)];
+    if !good {
+        effects.extend(disturbed(slot));
+    }
     match (slot.phase, good) {
         (Phase::Ready, false) if streak >= plan.failures => {
             let until = now.plus(UNREADY_MOST_MS);

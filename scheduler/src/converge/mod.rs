@@ -24,6 +24,8 @@ mod tests;
 mod tests_pool;
 #[cfg(test)]
 mod tests_random;
+#[cfg(test)]
+mod tests_resting;
 
 use std::collections::BTreeMap;
 
@@ -46,8 +48,6 @@ pub const SHIM_LOST: &str = "ShimLost";
 const FRESH_MS: u64 = 2_000;
 /// How long an ended instance is still told about, so that others see why.
 const REMEMBER_MS: u64 = 60_000;
-/// An instance that nobody asks anything for this long is frozen.
-const FREEZE_AFTER_MS: u64 = 10_000;
 /// Between two tries to signal an instance.
 const SIGNAL_AGAIN_MS: u64 = 1_000;
 /// One that was ready and is not again within this is replaced: it holds its room for nothing.
@@ -75,6 +75,8 @@ pub struct Admission {
     pub probes: Probes,
     /// Whether it may be frozen while nobody asks it anything.
     pub freezes: bool,
+    /// Whether what it computes then is work, which is not held still.
+    pub works_unasked: bool,
 }
 
 /// Why this node takes no more.
@@ -123,6 +125,10 @@ pub enum Effect {
     Shut(InstanceId),
     /// Requests may enter again.
     Reopen(InstanceId),
+    /// Leave it a small share of the processor, if no request is in it; then `on_throttled`.
+    Throttle(InstanceId),
+    /// Give it its share again.
+    Wake(InstanceId),
     /// Hold it still, if no request is in it; then `on_frozen`.
     Freeze(InstanceId),
     /// Take back the memory of a frozen one that it can read again.
@@ -226,10 +232,10 @@ impl Node {
         self.slots.get(id)?.failure.as_ref()
     }
 
-    /// Instances to be asked how long nobody asked them anything; then `on_idle` or `on_thawed`.
+    /// Instances to be asked how long nobody asked them anything; then `on_cpu`, `on_idle` or `on_thawed`.
     pub fn idlers(&self) -> impl Iterator<Item = (&InstanceId, InstanceState)> {
         let may = |slot: &Slot| match slot.phase {
-            Phase::Ready => slot.admission.freezes && slot.sleep == Sleep::None,
+            Phase::Ready => matches!(slot.sleep, Sleep::None | Sleep::Light),
             Phase::Frozen => true,
             _ => false,
         };

@@ -1,7 +1,9 @@
 //! One instance's place in its life.
 
 use super::probing::{Ask, Kind, Plan, Streak};
+use super::resting::Readings;
 use super::{Admission, Effect};
+use crate::autoscale::forecast::Forecast;
 use crate::model::{FailReason, InstanceId, InstanceState, Now};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,10 +83,14 @@ pub(super) enum Origin {
     Made,
 }
 
-/// What its phase does not say of an instance that is held still.
+/// What its phase does not say of an instance that nobody asks anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sleep {
     None,
+    /// It is being throttled.
+    Dozes,
+    /// It has a small share of the processor.
+    Light,
     /// It is being frozen.
     Begins,
     /// It gave its memory back.
@@ -107,6 +113,12 @@ pub(super) struct Slot {
     /// When requests could enter first.
     pub(super) ready_at: Option<Now>,
     pub(super) sleep: Sleep,
+    /// Whether it may be throttled.
+    pub(super) yields: bool,
+    /// What it uses of processors while nobody asks it anything.
+    pub(super) readings: Readings,
+    /// When requests came that let it go on.
+    pub(super) forecast: Forecast,
     /// Its startup probe succeeded.
     pub(super) started: bool,
     /// Answers to earlier rounds of questions mean nothing.
@@ -131,6 +143,9 @@ impl Slot {
             exited: None,
             ready_at: None,
             sleep: Sleep::None,
+            yields: true,
+            readings: Readings::default(),
+            forecast: Forecast::default(),
             started: false,
             round: 0,
             readiness: Streak::default(),

@@ -1,6 +1,7 @@
 //! The table of an instance's life: inputs in order, effects in order.
 
 use super::*;
+use crate::autoscale::ladder::FREEZE_AFTER_MS;
 use crate::model::{Name, UnixMs};
 
 pub(super) const NEEDS: Resources = Resources {
@@ -30,6 +31,7 @@ pub(super) fn admission(id: &str) -> Admission {
         grace_ms: 10_000,
         probes: Probes::default(),
         freezes: true,
+        works_unasked: true,
     }
 }
 

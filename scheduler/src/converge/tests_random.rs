@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::tests::{admission, ask, exit};
 use super::*;
+use crate::autoscale::ladder::FREEZE_AFTER_MS;
 
 /// Enough memory that some may be parked.
 const CAPACITY: Resources = Resources {
@@ -23,6 +24,8 @@ enum Input {
     Launched(usize, bool),
     Probe(usize, Kind, bool),
     Idle(usize),
+    Cpu(usize, u64),
+    Throttled(usize, Froze),
     Frozen(usize, Froze),
     Thawed(usize),
     Exit(usize),
@@ -48,6 +51,8 @@ fn input() -> impl Strategy<Value = Input> {
         4 => (one.clone(), any::<bool>()).prop_map(|(i, ok)| Input::Launched(i, ok)),
         6 => (one.clone(), kinds, any::<bool>()).prop_map(|(i, k, ok)| Input::Probe(i, k, ok)),
         2 => one.clone().prop_map(Input::Idle),
+        2 => (one.clone(), 0_u64..1_000_000_000).prop_map(|(i, c)| Input::Cpu(i, c)),
+        2 => (one.clone(), froze.clone()).prop_map(|(i, f)| Input::Throttled(i, f)),
         2 => (one.clone(), froze).prop_map(|(i, f)| Input::Frozen(i, f)),
         1 => one.clone().prop_map(Input::Thawed),
         1 => one.clone().prop_map(Input::Exit),
@@ -133,6 +138,14 @@ impl Run {
                 node.on_probed(at, &name(i), ask(kind, round), said)
             }
             Input::Idle(i) => node.on_idle(&name(i), FREEZE_AFTER_MS),
+            Input::Cpu(i, micros) => {
+                node.on_cpu(at, &name(i), Some(micros));
+                Vec::new()
+            }
+            Input::Throttled(i, froze) => {
+                node.on_throttled(&name(i), froze);
+                Vec::new()
+            }
             Input::Frozen(i, froze) => node.on_frozen(at, &name(i), froze),
             Input::Thawed(i) => node.on_thawed(at, &name(i)),
             Input::Exit(i) => node.on_exit(at, &name(i), &exit(1, false), ""),

@@ -71,6 +71,27 @@ pub struct InstanceReport {
     /// The steward that ordered it; none where a door did.
     #[serde(default)]
     pub steward: Option<NodeId>,
+    #[serde(default)]
+    pub activity: Activity,
+}
+
+/// What an instance does beside its requests, as far as others decide by it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Activity {
+    /// Leases by which its programs say that they work although nobody asks them anything.
+    pub leases: u32,
+    /// What its service is scaled by, where that is not the number of requests.
+    pub used: Option<Used>,
+}
+
+/// An amount by which a service may be scaled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Used {
+    /// 1000 is one core.
+    CpuMillis(u32),
+    MemoryMib(u32),
 }
 
 /// Why an instance failed.

@@ -32,7 +32,7 @@ pub use egress::{Egress, EgressError};
 pub use ids::{
     InstanceId, Name, NameError, NodeId, Now, RequestId, RevisionKey, ServiceKey, UnixMs,
 };
-pub use instance::{Exit, FailReason, InstanceReport, InstanceState};
+pub use instance::{Activity, Exit, FailReason, InstanceReport, InstanceState, Used};
 pub use listen::{Caller, CallerError, Listen, ListenProtocol, Socket};
 pub use measured::{MOST_IMAGES, MOST_STARTS, Measured, Pressure, Pulls};
 pub use node::{Demand, NodeIdentity, NodeRecord, Resources, Role, StartTime};
@@ -40,7 +40,7 @@ pub use rate::{Rate, RateError};
 pub use revision::{ImagePin, Revision, RevisionState};
 pub use sandbox::{Dns, HostAlias, IoLimits, Tmpfs, Ulimit};
 pub use service::{
-    CERTIFICATE, Container, ContainerPort, EnvVar, Fit, MOST_PRIORITY, Meta, PLAIN_HTTP,
+    CERTIFICATE, Container, ContainerPort, EnvVar, Fit, MOST_PRIORITY, Meta, Metric, PLAIN_HTTP,
     PROXY_PROTOCOL, PROXY_V2, PlacementRules, Preference, Probe, ProbeAction, Protocol, RATE,
     RevisionSpec, Scale, Schedule, SecurityContext, Service, ServiceStatus, Spread,
     TLS_ANNOTATIONS, TrafficTarget, Volume, VolumeMount, VolumeSource, is_of_the_door,

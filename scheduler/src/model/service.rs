@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -389,7 +390,11 @@ pub struct Scale {
     pub min: u32,
     /// 0 is no bound of the service's own.
     pub max: u32,
-    /// Requests at once an instance is meant to carry; 0 takes the concurrency limit or 100.
+    /// What the number of instances follows.
+    #[serde(default)]
+    pub metric: Metric,
+    /// Requests at once an instance is meant to carry; 0 takes the concurrency limit or 100. By another
+    /// metric the percentage of what an instance asks for that is to be used; 0 takes the utilization.
     pub target: u32,
     /// The share of `target` the autoscaler aims at, in percent.
     pub utilization_percent: u32,
@@ -406,6 +411,42 @@ pub struct Scale {
     /// Minimums at set times, beside `min`.
     #[serde(default)]
     pub schedules: Vec<Schedule>,
+}
+
+/// What a number of instances follows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Metric {
+    /// Requests at once.
+    #[default]
+    Concurrency,
+    /// Processors used, as a part of what instances ask for.
+    Cpu,
+    /// Memory used, likewise.
+    Memory,
+}
+
+impl Metric {
+    /// The one of services that say nothing.
+    #[must_use]
+    pub fn is_usual(self) -> bool {
+        self == Self::Concurrency
+    }
+}
+
+impl FromStr for Metric {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "concurrency" => Ok(Self::Concurrency),
+            "cpu" => Ok(Self::Cpu),
+            "memory" => Ok(Self::Memory),
+            _ => Err(format!(
+                "`{text}` is no metric: write concurrency, cpu or memory"
+            )),
+        }
+    }
 }
 
 /// A minimum that holds at set times.
@@ -427,6 +468,7 @@ impl Default for Scale {
         Self {
             min: 0,
             max: 0,
+            metric: Metric::default(),
             target: 0,
             utilization_percent: 70,
             window_seconds: 60,

@@ -100,6 +100,7 @@ pub(super) fn put_instance(record: &mut NodeRecord, revision: &Revision) {
         concurrency_milli: 0,
         failure: None,
         steward: None,
+        activity: crate::model::Activity::default(),
     });
 }
 

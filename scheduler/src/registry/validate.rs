@@ -11,12 +11,12 @@ use super::validate_container::{validate_container, validate_volumes};
 use super::validate_listen::validate_listens;
 use super::validate_sandbox::validate_sandbox;
 use super::{PutService, Refusal};
-use crate::autoscale::Bounds;
 use crate::autoscale::schedule::{self, Cron};
+use crate::autoscale::{Bounds, asked_for};
 use crate::model::{
-    ImagePin, MOST_PRIORITY, PROXY_PROTOCOL, PROXY_V2, PlacementRules, RATE, Rate, RevisionKey,
-    RevisionSpec, SLOW_START, STICKY, Scale, ServiceKey, TLS_ANNOTATIONS, TrafficTarget,
-    slow_start, sticky,
+    ImagePin, MOST_PRIORITY, Metric, PROXY_PROTOCOL, PROXY_V2, PlacementRules, RATE, Rate,
+    RevisionKey, RevisionSpec, SLOW_START, STICKY, Scale, ServiceKey, TLS_ANNOTATIONS,
+    TrafficTarget, slow_start, sticky,
 };
 
 /// The bounds, for those who explain them elsewhere.
@@ -116,6 +116,7 @@ pub fn validate(put: &PutService) -> Result<(), Refusal> {
     validate_image(&put.image)?;
     validate_spec(&put.spec)?;
     validate_scale(&put.scale)?;
+    validate_metric(&put.scale, &put.spec)?;
     validate_traffic(&put.key, &put.traffic, |_| true)?;
     for (field, map) in [
         ("labels", &put.labels),
@@ -264,7 +265,17 @@ pub(super) fn validate_scale(scale: &Scale) -> Result<(), Refusal> {
         "scale.initial",
         || format!("{} is not within 1 to {most}", scale.initial),
     )?;
-    at_most("scale.target", scale.target.into(), 100_000)?;
+    let most_target = if scale.metric.is_usual() {
+        100_000
+    } else {
+        100
+    };
+    at_most("scale.target", scale.target.into(), most_target)?;
+    ensure(
+        scale.metric != Metric::Memory || scale.max > 0,
+        "scale.max",
+        || "memory is not freed by more instances: say how many there may be".to_owned(),
+    )?;
     at_most("scale.activation", scale.activation.into(), most)?;
     ensure(
         scale.max == 0 || scale.activation <= scale.max,
@@ -283,6 +294,23 @@ pub(super) fn validate_scale(scale: &Scale) -> Result<(), Refusal> {
         "scale.window",
         || format!("{window}s is not within 6s to 1h"),
     )
+}
+
+/// What is measured must be known of instances, and what is not freed by having more of them must end.
+fn validate_metric(scale: &Scale, spec: &RevisionSpec) -> Result<(), Refusal> {
+    if scale.metric.is_usual() {
+        return Ok(());
+    }
+    let word = match scale.metric {
+        Metric::Memory => "memory",
+        _ => "cpu",
+    };
+    let known = asked_for(scale.metric, spec).is_some();
+    ensure(known, "scale.metric", || {
+        format!(
+            "{word} is a part of what an instance asks for: set resources.{word} or resources.{word}_request"
+        )
+    })
 }
 
 fn validate_schedules(scale: &Scale) -> Result<(), Refusal> {

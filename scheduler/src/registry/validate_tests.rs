@@ -3,7 +3,7 @@
 use super::tests::{key, put};
 use super::{PutService, limits, validate};
 use crate::model::{
-    Container, ContainerPort, EnvVar, Preference, Protocol, SLOW_START, STICKY, Schedule,
+    Container, ContainerPort, EnvVar, Metric, Preference, Protocol, SLOW_START, STICKY, Schedule,
     VolumeMount,
 };
 
@@ -24,6 +24,22 @@ fn what_is_wrong_is_named_as_the_operator_wrote_it() {
         ("port: 0 is not", |p| main(p).ports = vec![port(0)]),
         ("port: requests come", |p| {
             main(p).ports = vec![port(1), port(2)];
+        }),
+        ("scale.metric: cpu is a part of", |p| {
+            p.scale.metric = Metric::Cpu;
+        }),
+        ("scale.metric: memory is a part of", |p| {
+            p.scale.metric = Metric::Memory;
+            p.scale.max = 3;
+        }),
+        ("scale.max: memory is not freed", |p| {
+            p.scale.metric = Metric::Memory;
+            main(p).memory_bytes = 64 << 20;
+        }),
+        ("scale.target: 101 is above", |p| {
+            p.scale.metric = Metric::Cpu;
+            p.scale.target = 101;
+            main(p).cpu_request_millis = 100;
         }),
         ("concurrency: 1001 is above", |p| {
             p.spec.container_concurrency = 1001;

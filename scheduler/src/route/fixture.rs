@@ -139,5 +139,6 @@ pub fn run(fleet: &mut Fleet, node: u64, revision: &str, state: InstanceState, i
         concurrency_milli: 0,
         failure: None,
         steward: None,
+        activity: crate::model::Activity::default(),
     });
 }

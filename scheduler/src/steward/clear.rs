@@ -15,7 +15,7 @@ impl Tick<'_> {
         let since = *memory.superseded.get_or_insert(self.now);
         let age = self.now.since(since);
         for seen in self.clearable(scene) {
-            let idle = seen.report.in_flight == 0 && age >= SUPERSEDED_MILLIS;
+            let idle = seen.report.in_flight == 0 && !seen.works() && age >= SUPERSEDED_MILLIS;
             if idle || age >= SUPERSEDED_MOST_MILLIS {
                 self.stop(seen, memory, "nothing is sent to this revision any more");
             }

@@ -6,12 +6,14 @@ use super::scene::{Scene, Zone};
 use crate::autoscale::forecast::{Outlook, Price};
 use crate::autoscale::{Decision, Reason};
 use crate::fleet::Fleet;
+use crate::model::{Scale, Service};
 
 impl Tick<'_> {
     /// The first instance of a region follows its history, where that says something: it is there when
-    /// requests are likely, and goes when they are not.
+    /// requests are likely, and goes when they are not, without waiting for the window to pass.
     pub(super) fn foresee(
         &self,
+        service: &Service,
         decision: Decision,
         scene: &Scene<'_>,
         memory: &mut Memory,
@@ -20,6 +22,14 @@ impl Tick<'_> {
         if asked > 0 || decision.wanted > 1 {
             return decision;
         }
+        // The window says how long a history that says nothing is waited for. Who asked for a longer one
+        // than is usual, or for none to go for a while, has it.
+        let usual = service.scale.window_seconds <= Scale::default().window_seconds;
+        let waits = matches!(
+            decision.reason,
+            Reason::Idle | Reason::Stable | Reason::Panic
+        );
+        let shortens = usual && waits;
         let lead = memory.start_millis.div_ceil(1000) + 1;
         let mut near = scene.live().filter(|s| !s.here);
         let outlook = memory.forecast.outlook(self.now, self.price, lead);
@@ -28,9 +38,7 @@ impl Tick<'_> {
             (Outlook::Likely { .. }, _) if near.all(|s| s.member.record.region != *self.here.0) => {
                 (1, Reason::Expected)
             }
-            (Outlook::Unlikely { .. }, 1) if decision.reason == Reason::Idle => {
-                (0, Reason::Unlikely)
-            }
+            (Outlook::Unlikely { .. }, 1) if shortens => (0, Reason::Unlikely),
             _ => return decision,
         };
         Decision {

@@ -10,6 +10,7 @@ use super::scale::FAILURES_TO_GIVE_UP;
 use super::scene::{Scene, Seen};
 use crate::autoscale::Autoscaler;
 use crate::autoscale::forecast::Forecast;
+use crate::autoscale::schedule::Timetable;
 use crate::converge::{CRASH_LOOP, NEVER_READY, SHIM_LOST};
 use crate::model::{FailReason, InstanceId, InstanceState, NodeId, Now};
 use crate::place::START_MICROS;
@@ -49,6 +50,15 @@ struct Flight {
     zonal: bool,
 }
 
+/// The scheduled minimum of a second, by a version of the service.
+#[derive(Debug)]
+pub(super) struct Scheduled {
+    pub version: u64,
+    pub table: Timetable,
+    pub second: u64,
+    pub min: u32,
+}
+
 #[derive(Debug)]
 pub(super) struct Memory {
     /// When it was first looked after.
@@ -63,8 +73,7 @@ pub(super) struct Memory {
     pub forecast: Forecast,
     /// What a start took when it was last looked up.
     pub start_millis: u64,
-    /// The scheduled minimum, and by which second and version of the service it was read.
-    pub scheduled: Option<((u64, u64), u32)>,
+    pub scheduled: Option<Scheduled>,
     /// When nothing was routed to it any more.
     pub superseded: Option<Now>,
     /// Instances elsewhere that were started for this zone because it had no room.

@@ -23,6 +23,8 @@ mod vacate;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_leases;
+#[cfg(test)]
 mod tests_many;
 #[cfg(test)]
 mod world;

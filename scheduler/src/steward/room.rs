@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use super::memory::Memory;
+use super::memory::{Memory, Scheduled};
 use super::scale::{Tick, count};
 use super::scene::{Scene, Zone};
 use crate::autoscale::Bounds;
-use crate::autoscale::schedule::scheduled;
+use crate::autoscale::schedule::Timetable;
 use crate::model::{RevisionKey, Service, UnixMs};
 use crate::place::usual_start;
 
@@ -23,20 +23,24 @@ impl Tick<'_> {
         if schedules.is_empty() {
             return bounds;
         }
-        let read = (self.unix.0 / 1000, service.meta.resource_version);
-        let min = match memory.scheduled {
-            Some((known, min)) if known == read => min,
-            _ => {
-                let soon = UnixMs(
-                    self.unix
-                        .0
-                        .saturating_add(memory.start_millis + EARLY_MILLIS),
-                );
-                let min = scheduled(schedules, self.unix).max(scheduled(schedules, soon));
-                memory.scheduled = Some((read, min));
-                min
-            }
-        };
+        let early = memory.start_millis + EARLY_MILLIS;
+        let soon = UnixMs(self.unix.0.saturating_add(early));
+        let version = service.meta.resource_version;
+        let read = memory.scheduled.take_if(|known| known.version == version);
+        let mut known = read.unwrap_or_else(|| Scheduled {
+            version,
+            table: Timetable::of(schedules),
+            second: u64::MAX,
+            min: 0,
+        });
+        // Asked for several times in a tick.
+        let second = self.unix.0 / 1000;
+        if known.second != second {
+            known.second = second;
+            known.min = known.table.least(self.unix).max(known.table.least(soon));
+        }
+        let min = known.min;
+        memory.scheduled = Some(known);
         Bounds {
             min: bounds.min.max(min).min(bounds.max),
             ..bounds

@@ -8,9 +8,11 @@ use super::memory::Memory;
 use super::scene::{Scene, Seen, Zone};
 use super::vacate::Need;
 use crate::autoscale::forecast::{PAUSE_SECONDS, Price};
-use crate::autoscale::{Aim, Autoscaler, Bounds, Decision, Reason};
+use crate::autoscale::{Aim, Autoscaler, Bounds, Decision, Reason, Sample, measured};
 use crate::fleet::Fleet;
-use crate::model::{InstanceState, Name, NodeId, Now, Revision, RevisionKey, Service, UnixMs};
+use crate::model::{
+    InstanceState, Metric, Name, NodeId, Now, Revision, RevisionKey, Service, UnixMs,
+};
 use crate::place::{Ask, Promised, Receipt, displace, needs, place_beside};
 use crate::registry::State;
 
@@ -21,8 +23,11 @@ pub(super) const FAILURES_TO_GIVE_UP: u32 = 2;
 const REFUSALS_TO_GIVE_UP: u32 = 5;
 /// The longest a revision may take to come up (Knative's progress deadline).
 const PROGRESS_MILLIS: u64 = 600_000;
-/// Starts of one revision in one tick. More would crowd nodes whose records do not show the
-/// first ones yet.
+/// Starts of one revision in one tick, and so in one second. What one tick starts is laid out beside
+/// itself (`promised`), what the ticks of other stewards start is not: with ten a node that several of them
+/// like best is asked for a few too many, and refuses. Nobody waits for the next tick in vain: a node makes
+/// as many at a time as it has processors to make them with, a start takes a part of a second, and from 0
+/// to 200 are twenty ticks. The doors start beside this what requests wait for.
 const STARTS_PER_TICK: u32 = 10;
 
 /// One tick in the making.
@@ -213,8 +218,29 @@ impl<'a> Tick<'a> {
         memory
             .forecast
             .observe(self.now, busy > 0 || scene.queued > 0);
-        let decision = self.decide(revision, service, memory, asked, serving);
-        let decision = self.foresee(decision, scene, memory, asked);
+        let aim = Aim::of(&service.scale, &revision.spec).for_starts_of(memory.start_millis);
+        let sample = match aim.metric {
+            Metric::Concurrency => Sample {
+                amount: asked,
+                asked: asked > 0,
+                ready: serving,
+            },
+            metric => {
+                let all = mine.iter().chain(&leaving).filter(|s| s.ready());
+                let used: u64 = all.map(|s| measured(metric, s.report.activity.used)).sum();
+                // What waits uses nothing yet: it will as those do that are as full as may be.
+                let hard = revision.spec.container_concurrency;
+                let each = u64::from(service.scale.total_concurrency(hard));
+                Sample {
+                    amount: used + held * aim.target_milli / each.max(1),
+                    asked: asked > 0,
+                    ready: serving,
+                }
+            }
+        };
+        let decision = self.decide(service, aim, memory, sample);
+        let decision = self.foresee(service, decision, scene, memory, asked);
+        let decision = kept_by_leases(decision, &mine);
         let bounds = self.bounds(service, memory);
         let there = count(&mine) + count(&leaving);
         let room = self.room(service, bounds, scene, memory, there);
@@ -248,7 +274,7 @@ impl<'a> Tick<'a> {
                     (_, 0) => "held requests",
                     _ => "scale-up",
                 },
-                why: why(decision, have, asked, room),
+                why: why(decision, have, (asked, &aim, sample), room),
                 zonal: true,
             };
             self.start(revision, scene, memory, &wish);
@@ -264,6 +290,7 @@ impl<'a> Tick<'a> {
                 let id = &s.report.id;
                 s.ready()
                     && s.here
+                    && !s.works()
                     && !spared.contains(id)
                     && memory.is_proven(self.now, id, window)
             });
@@ -312,20 +339,11 @@ impl<'a> Tick<'a> {
         u64::from(if urgent { scene.queued } else { settled }.min(together))
     }
 
-    fn decide(
-        &self,
-        revision: &Revision,
-        service: &Service,
-        memory: &mut Memory,
-        concurrency_milli: u64,
-        ready: u32,
-    ) -> Decision {
-        let aim = Aim::of(&service.scale, revision.spec.container_concurrency)
-            .for_starts_of(memory.start_millis);
-        let fresh = || Autoscaler::new(aim, self.now, ready);
+    fn decide(&self, service: &Service, aim: Aim, memory: &mut Memory, sample: Sample) -> Decision {
+        let fresh = || Autoscaler::new(aim, self.now, sample.ready);
         let autoscaler = memory.autoscaler.get_or_insert_with(fresh);
         autoscaler.set_aim(aim);
-        autoscaler.observe(self.now, concurrency_milli, ready);
+        autoscaler.observe(self.now, sample);
         // The minimum is the home steward's, over all zones.
         let bounds = Bounds {
             min: 0,
@@ -436,18 +454,43 @@ fn placed(
     place_beside(fleet, revision, &ask, promised)
 }
 
+/// Nobody stops for little load what says that it works.
+fn kept_by_leases(decision: Decision, mine: &[Seen<'_>]) -> Decision {
+    let working = count(mine.iter().filter(|s| s.ready() && s.works()));
+    if working <= decision.wanted {
+        return decision;
+    }
+    Decision {
+        wanted: working,
+        reason: Reason::Leased,
+        ..decision
+    }
+}
+
 /// Of those alike, the youngest.
 pub(super) fn least_loaded_first(instances: &mut [Seen<'_>]) {
     instances.sort_by_key(|s| {
-        let load = (s.report.in_flight, s.report.concurrency_milli);
+        let load = (s.works(), s.report.in_flight, s.report.concurrency_milli);
         (load, std::cmp::Reverse(s.report.since), &s.report.id)
     });
 }
 
 /// Why so many are wanted.
-fn why(decision: Decision, have: u32, asked: u64, room: u32) -> String {
+fn why(
+    decision: Decision,
+    have: u32,
+    (asked, aim, sample): (u64, &Aim, Sample),
+    room: u32,
+) -> String {
     let (wanted, reason) = (decision.wanted, decision.reason);
     let mut why = format!("{wanted} wanted, {have} there: {reason}");
+    let (amount, target) = (sample.amount, aim.target_milli);
+    // Writing to a text cannot fail.
+    let _ = match aim.metric {
+        Metric::Concurrency => Ok(()),
+        Metric::Cpu => write!(why, ", {amount} mCPU of {target} aimed at in each"),
+        Metric::Memory => write!(why, ", {amount} MiB of {target} aimed at in each"),
+    };
     if asked > 0 {
         let _ = write!(why, ", {}.{} at once", asked / 1000, asked % 1000 / 100);
     }

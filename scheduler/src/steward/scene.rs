@@ -27,6 +27,11 @@ impl Seen<'_> {
         self.report.state.is_live()
     }
 
+    /// Its programs say that they work, whoever asks them anything.
+    pub fn works(&self) -> bool {
+        self.report.activity.leases > 0
+    }
+
     /// Requests in it, times 1000; never nothing while there is one.
     pub fn concurrency_milli(&self) -> u64 {
         let busy = u32::from(self.report.in_flight > 0);

@@ -652,6 +652,28 @@ fn a_scheduled_minimum_is_there_in_time_and_goes_after_it() {
     assert!((35..=37).contains(&minute(&world)), "{}", minute(&world));
 }
 
+/// A history says that nobody comes for long: who asked for a longer window has it all the same.
+#[test]
+fn a_longer_window_than_usual_is_never_cut_short() {
+    let mut service = scale(0, 0);
+    service.window_seconds = 120;
+    let mut world = warm(service);
+    for round in 0..10 {
+        let ids: Vec<_> = world.reports().map(|r| r.id.clone()).collect();
+        let put = |world: &mut World| world.put(1, 1, InstanceState::Ready);
+        let id = ids.first().cloned().unwrap_or_else(|| put(&mut world));
+        world.load(&id, 1);
+        world.tick();
+        world.load(&id, 0);
+        for second in 1..600 {
+            let orders = world.tick();
+            world.obey(&orders);
+            let gone = world.reports().count() == 0;
+            assert!(second > 115 || !gone, "after {second} s in round {round}");
+        }
+    }
+}
+
 #[test]
 fn an_instance_is_there_when_requests_are_expected() {
     let mut world = warm(scale(0, 0));
@@ -667,8 +689,10 @@ fn an_instance_is_there_when_requests_are_expected() {
         world.load(&id, 1);
         world.tick();
         world.load(&id, 0);
+        let mut there = 0;
         for _ in 1..300 {
             let orders = world.tick();
+            there += world.reports().count();
             for order in &orders {
                 if let Order::Start { receipt, .. } = order {
                     assert_eq!(receipt.cause, "expected requests", "round {round}");
@@ -676,6 +700,12 @@ fn an_instance_is_there_when_requests_are_expected() {
             }
             world.obey(&orders);
         }
+        let usual = (60..75).contains(&there);
+        let short = (10..35).contains(&there);
+        assert!(
+            if round < 6 { usual } else { short },
+            "{there} seconds in round {round}"
+        );
     }
     let warm = [
         false, false, false, false, false, false, false, true, true, true,

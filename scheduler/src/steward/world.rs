@@ -215,6 +215,7 @@ impl World {
                 message: "exited with 1".to_owned(),
             }),
             steward: None,
+            activity: crate::model::Activity::default(),
         };
         self.records
             .get_mut(&NodeId(node))

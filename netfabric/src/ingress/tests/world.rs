@@ -216,6 +216,7 @@ fn member(id: u64, region: &str, instances: &[InstanceId]) -> Member {
         concurrency_milli: 0,
         failure: None,
         steward: None,
+        activity: scheduler::model::Activity::default(),
     };
     let record = NodeRecord {
         node: NodeId(id),

@@ -33,14 +33,10 @@ pub(super) fn resources(spec: &ContainerSpec) -> Result<LinuxResources, OciSpecE
 }
 
 fn cpu(spec: &ContainerSpec) -> Result<Option<LinuxCpu>, OciSpecError> {
-    let share = match spec.cpu_request_millis {
-        0 => spec.cpu_millis,
-        request => request,
-    };
-    if share == 0 {
+    let Some(shares) = spec.cpu_shares() else {
         return Ok(None);
-    }
-    let mut cpu = LinuxCpuBuilder::default().shares((u64::from(share) * 1024 / 1000).max(2));
+    };
+    let mut cpu = LinuxCpuBuilder::default().shares(shares);
     if spec.cpu_millis > 0 {
         let quota = i64::from(spec.cpu_millis) * CPU_PERIOD.cast_signed() / 1000;
         // The kernel takes no quota under a millisecond.
