@@ -17,7 +17,6 @@ use tokio::sync::watch;
 use self::measures::{Measures, Sight};
 use crate::agent::Experience;
 use crate::consensus::{Missing, RING_CHANGES, Registry};
-use crate::images::Images;
 
 /// How often this node measures.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -35,7 +34,8 @@ pub struct FleetDriver {
     pub own: watch::Receiver<Arc<NodeRecord>>,
     /// What starts and pulls took here.
     pub experience: watch::Receiver<Arc<Experience>>,
-    pub images: Images,
+    /// The digests of images held here, and their unpacked sizes.
+    pub images: Box<dyn Fn() -> Vec<(String, u64)> + Send + Sync>,
     pub fleet: watch::Sender<Arc<Fleet>>,
     pub routes: Arc<ArcSwap<Routes>>,
 }
@@ -101,16 +101,12 @@ impl FleetDriver {
     fn measure(&self, measures: &mut Measures) -> bool {
         let heard = self.gossip.members().borrow().clone();
         let experience = self.experience.borrow().clone();
-        let images = self.images.list();
         let news = measures.look(&Sight {
             trips: &self.mesh.round_trips(),
             heard: &heard,
             pressure: pressure::read(),
             experience: &experience,
-            images: images
-                .iter()
-                .map(|image| (image.pin.digest.clone(), image.bytes))
-                .collect(),
+            images: (self.images)(),
         });
         if !news {
             return false;

@@ -18,8 +18,9 @@ use node::fleet::FleetDriver;
 use node::links::{Enrolled, FeedLink, FeedServer, RaftLink};
 use scheduler::fleet::Fleet;
 use scheduler::model::{
-    Container, ImagePin, InstanceId, InstanceReport, InstanceState, Name, NodeId, NodeIdentity,
-    NodeRecord, Resources, RevisionKey, RevisionSpec, Role, Scale, ServiceKey, UnixMs,
+    Activity, Container, ImagePin, InstanceId, InstanceReport, InstanceState, Name, NodeId,
+    NodeIdentity, NodeRecord, Resources, RevisionKey, RevisionSpec, Role, Scale, ServiceKey,
+    UnixMs,
 };
 use scheduler::registry::{Action, ClusterMeta, Command, Outcome, PutService, Reply, State};
 use scheduler::route::Routes;
@@ -230,6 +231,7 @@ impl One {
             concurrency_milli: 0,
             failure: None,
             steward: None,
+            activity: Activity::default(),
         });
         if self.own.send(Arc::new(record)).is_err() {
             bail!("the node's driver has ended");
@@ -310,6 +312,8 @@ async fn open(
         gossip,
         registry: registry.clone(),
         own: record,
+        experience: watch::channel(Arc::default()).1,
+        images: Box::new(Vec::new),
         fleet: fleet_in,
         routes: routes.clone(),
     };

@@ -198,6 +198,12 @@ impl App {
 
         let gossip = Gossip::start(mesh.clone(), heard, enrolled)?;
         let routes = Arc::new(ArcSwap::from_pointee(Routes::default()));
+        let held = images.clone();
+        let sizes = move || {
+            let held = held.list().into_iter();
+            held.map(|image| (image.pin.digest.clone(), image.bytes))
+                .collect()
+        };
         let driver = FleetDriver {
             me,
             origin: config.dns.origin.clone(),
@@ -206,7 +212,7 @@ impl App {
             registry: registry.clone(),
             own: agent.record(),
             experience: agent.experience(),
-            images: images.clone(),
+            images: Box::new(sizes),
             fleet: fleet_in,
             routes: routes.clone(),
         };

@@ -42,6 +42,7 @@ fn receipt(cause: &str, refused: u64) -> Receipt {
         verdicts: (0..refused).map(verdict).collect(),
         inputs: Inputs::default(),
         passed: Passed::default(),
+        displaces: None,
     }
 }
 
