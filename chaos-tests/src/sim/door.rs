@@ -164,7 +164,6 @@ impl World {
         let Some(request) = self.requests.get_mut(&id) else {
             return;
         };
-        self.hosts[request.door].reroute();
         let key = &self.services[request.service];
         let routes = &self.hosts[request.door].routes;
         let revision = routes
@@ -196,7 +195,6 @@ impl World {
     pub(super) fn choose(&mut self, id: Id, anyone: bool) -> Option<(RevisionKey, Choice)> {
         let draw = self.rng.random();
         let request = self.requests.get(&id)?;
-        self.hosts[request.door].reroute();
         let host = &self.hosts[request.door];
         let route = host.routes.revision(request.revision.as_ref()?)?;
         let sight = Sight::new(host, route, &request.tried, &request.tried_here);

@@ -168,9 +168,6 @@ pub(super) struct Host {
     /// The registry, and the own record, that its view is of.
     viewed: Arc<State>,
     shown: Option<Arc<NodeRecord>>,
-    /// What its routes are behind its view: revisions whose instances changed, or everything.
-    moved: BTreeSet<RevisionKey>,
-    anew: bool,
 }
 
 impl Host {
@@ -216,8 +213,6 @@ impl Host {
             quorum: None,
             viewed: Arc::default(),
             shown: None,
-            moved: BTreeSet::new(),
-            anew: true,
         }
     }
 
@@ -385,6 +380,7 @@ impl Host {
         enrolled: usize,
         rtt: impl Fn(NodeId) -> u32,
     ) {
+        let mut moved: BTreeSet<RevisionKey> = BTreeSet::new();
         let mut changed: Vec<NodeId> = Vec::new();
         let mut came_or_went = false;
         for (node, heard) in &mut self.heard {
@@ -397,9 +393,9 @@ impl Host {
             came_or_went |= turned;
             changed.push(*node);
             let member = Member::new(NodeRecord::clone(&heard.record), alive, Some(rtt(*node)));
-            self.moved.extend(runs(&member));
+            moved.extend(runs(&member));
             let before = self.fleet.members.insert(*node, member);
-            self.moved.extend(before.iter().flat_map(runs));
+            moved.extend(before.iter().flat_map(runs));
         }
         if !self
             .shown
@@ -407,9 +403,9 @@ impl Host {
             .is_some_and(|shown| Arc::ptr_eq(shown, own))
         {
             let me = Member::new(NodeRecord::clone(own), true, Some(0));
-            self.moved.extend(runs(&me));
+            moved.extend(runs(&me));
             let before = self.fleet.members.insert(self.node, me);
-            self.moved.extend(before.iter().flat_map(runs));
+            moved.extend(before.iter().flat_map(runs));
             changed.push(self.node);
             self.shown = Some(Arc::clone(own));
         }
@@ -431,23 +427,15 @@ impl Host {
             }
             self.fleet.index = Indexed(Some(Arc::clone(&self.index)));
         }
-        self.anew |= came_or_went || !Arc::ptr_eq(&self.viewed, &self.state);
-        self.viewed = Arc::clone(&self.state);
-        self.stale = false;
-    }
-
-    /// Brings its routes up to date with its view. Many hosts are asked nothing between two looks.
-    pub fn reroute(&mut self) {
-        if self.anew {
+        let anew = came_or_went || !Arc::ptr_eq(&self.viewed, &self.state);
+        if anew {
             self.routes = Arc::new(Routes::build(&self.state, &self.fleet, "sim.test"));
-        } else if !self.moved.is_empty() {
-            let routes = self
-                .routes
-                .follow_moved(&self.state, &self.moved, &self.fleet);
+        } else if !moved.is_empty() {
+            let routes = self.routes.follow_moved(&self.state, &moved, &self.fleet);
             self.routes = Arc::new(routes);
         }
-        self.moved.clear();
-        self.anew = false;
+        self.viewed = Arc::clone(&self.state);
+        self.stale = false;
     }
 
     pub fn forget_rumours(&mut self, now: Millis) {

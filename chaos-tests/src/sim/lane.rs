@@ -50,8 +50,7 @@ impl World {
         self.settle(door, &key, effects);
     }
 
-    fn bounds(&mut self, door: usize, key: &RevisionKey) -> Bounds {
-        self.hosts[door].reroute();
+    fn bounds(&self, door: usize, key: &RevisionKey) -> Bounds {
         let host = &self.hosts[door];
         let Some(route) = host.routes.revision(key) else {
             return Bounds {
