@@ -25,22 +25,6 @@ fn what_is_wrong_is_named_as_the_operator_wrote_it() {
         ("port: requests come", |p| {
             main(p).ports = vec![port(1), port(2)];
         }),
-        ("scale.metric: cpu is a part of", |p| {
-            p.scale.metric = Metric::Cpu;
-        }),
-        ("scale.metric: memory is a part of", |p| {
-            p.scale.metric = Metric::Memory;
-            p.scale.max = 3;
-        }),
-        ("scale.max: memory is not freed", |p| {
-            p.scale.metric = Metric::Memory;
-            main(p).memory_bytes = 64 << 20;
-        }),
-        ("scale.target: 101 is above", |p| {
-            p.scale.metric = Metric::Cpu;
-            p.scale.target = 101;
-            main(p).cpu_request_millis = 100;
-        }),
         ("concurrency: 1001 is above", |p| {
             p.spec.container_concurrency = 1001;
         }),
@@ -128,6 +112,40 @@ fn what_is_wrong_is_named_as_the_operator_wrote_it() {
         assert!(error.starts_with(expected), "{expected}: {error}");
     }
     assert_eq!(validate(&put("web", 'a')), Ok(()));
+}
+
+#[test]
+fn what_a_number_follows_must_be_known_and_end() {
+    type Spoil = fn(&mut PutService);
+    let table: &[(&str, Spoil)] = &[
+        ("scale.metric: cpu is a part of", |p| {
+            p.scale.metric = Metric::Cpu;
+        }),
+        ("scale.metric: memory is a part of", |p| {
+            p.scale.metric = Metric::Memory;
+            p.scale.max = 3;
+        }),
+        ("scale.max: memory is not freed", |p| {
+            p.scale.metric = Metric::Memory;
+            main(p).memory_bytes = 64 << 20;
+        }),
+        ("scale.target: 101 is above", |p| {
+            p.scale.metric = Metric::Cpu;
+            p.scale.target = 101;
+            main(p).cpu_request_millis = 100;
+        }),
+    ];
+    for (says, spoil) in table {
+        let mut wrong = put("web", 'a');
+        spoil(&mut wrong);
+        let refusal = validate(&wrong).unwrap_err().to_string();
+        assert!(refusal.starts_with(says), "{refusal}");
+    }
+    let mut right = put("web", 'a');
+    right.scale.metric = Metric::Cpu;
+    right.scale.target = 60;
+    main(&mut right).cpu_request_millis = 100;
+    validate(&right).unwrap();
 }
 
 #[test]

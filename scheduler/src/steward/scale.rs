@@ -212,32 +212,17 @@ impl<'a> Tick<'a> {
         memory.boots(coming > 0);
         let held = self.demand(revision, service, scene, memory, (ready, coming));
         let serving = mine.iter().chain(&leaving).filter(|s| s.ready());
-        let busy: u64 = serving.clone().map(Seen::concurrency_milli).sum();
-        let serving = count(serving);
+        let serving: Vec<&Seen<'_>> = serving.collect();
+        let busy: u64 = serving.iter().map(|s| s.concurrency_milli()).sum();
         let asked = busy + held * 1000;
         memory
             .forecast
             .observe(self.now, busy > 0 || scene.queued > 0);
         let aim = Aim::of(&service.scale, &revision.spec).for_starts_of(memory.start_millis);
-        let sample = match aim.metric {
-            Metric::Concurrency => Sample {
-                amount: asked,
-                asked: asked > 0,
-                ready: serving,
-            },
-            metric => {
-                let all = mine.iter().chain(&leaving).filter(|s| s.ready());
-                let used: u64 = all.map(|s| measured(metric, s.report.activity.used)).sum();
-                // What waits uses nothing yet: it will as those do that are as full as may be.
-                let hard = revision.spec.container_concurrency;
-                let each = u64::from(service.scale.total_concurrency(hard));
-                Sample {
-                    amount: used + held * aim.target_milli / each.max(1),
-                    asked: asked > 0,
-                    ready: serving,
-                }
-            }
-        };
+        let each = service
+            .scale
+            .total_concurrency(revision.spec.container_concurrency);
+        let sample = sample(&aim, &serving, (asked, held), each);
         let decision = self.decide(service, aim, memory, sample);
         let decision = self.foresee(service, decision, scene, memory, asked);
         let decision = kept_by_leases(decision, &mine);
@@ -452,6 +437,24 @@ fn placed(
     }
     ask.avoid.clear();
     place_beside(fleet, revision, &ask, promised)
+}
+
+/// What those that serve show, and what waits for them, in the units of the aim. `each` is what an
+/// instance carries at once.
+fn sample(aim: &Aim, serving: &[&Seen<'_>], (asked, held): (u64, u64), each: u32) -> Sample {
+    let used = |s: &&Seen<'_>| measured(aim.metric, s.report.activity.used);
+    let amount = match aim.metric {
+        Metric::Concurrency => asked,
+        // What waits uses nothing yet: it will as those do that are as full as may be.
+        _ => {
+            serving.iter().map(used).sum::<u64>() + held * aim.target_milli / u64::from(each.max(1))
+        }
+    };
+    Sample {
+        amount,
+        asked: asked > 0,
+        ready: count(serving),
+    }
 }
 
 /// Nobody stops for little load what says that it works.
