@@ -16,6 +16,7 @@ mod traffic;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use scheduler::model::{Egress, InstanceId};
 use serde::{Deserialize, Serialize};
@@ -40,6 +41,8 @@ pub struct NetworkConfig {
     pub run: PathBuf,
     /// Namespaces kept ready.
     pub pool: usize,
+    /// Who needs a network waits in line for as long as none took longer than this to become ready.
+    pub patience: Duration,
     /// Networks closed to containers besides the private ones.
     pub deny: Vec<Subnet>,
     /// Ports closed to containers on every host: the nodes' own.
@@ -47,6 +50,9 @@ pub struct NetworkConfig {
     /// Whether each namespace belongs to a user namespace of its own.
     pub user_namespaces: bool,
 }
+
+/// Making one takes tens of milliseconds; a machine under load, seconds.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 impl NetworkConfig {
     /// The defaults of a node by its name.
@@ -59,6 +65,7 @@ impl NetworkConfig {
             subnet: "10.201.0.0/16".parse().expect("a literal network"),
             run: run.into(),
             pool: 4,
+            patience: PATIENCE,
             deny: Vec::new(),
             deny_ports: Vec::new(),
             user_namespaces: false,

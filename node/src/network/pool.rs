@@ -20,8 +20,6 @@ use super::firewall::Firewall;
 use super::pace::Pace;
 use super::{Inward, Lease, NetworkConfig, NetworkError, Slot, Traffic, netns, rules};
 
-/// Making one takes tens of milliseconds; a machine under load, seconds.
-const ACQUIRE_DEADLINE: Duration = Duration::from_secs(10);
 /// Networks made at once: the kernel makes them one after the other anyway.
 const MAKERS: usize = 2;
 /// Networks removed at once: the firewall forgets them together.
@@ -56,6 +54,8 @@ struct State {
     dirty: VecDeque<Slot>,
     waiting: usize,
     pace: Pace,
+    /// When the last one became ready.
+    made: Instant,
     last_failure: Option<String>,
     closing: bool,
     keeper_gone: bool,
@@ -92,6 +92,7 @@ impl Network {
             dirty,
             waiting: 0,
             pace: Pace::default(),
+            made: Instant::now(),
             last_failure: None,
             closing: false,
             keeper_gone: false,
@@ -116,7 +117,7 @@ impl Network {
     /// # Errors
     /// None became ready in time, and why not.
     pub async fn acquire(&self, instance: &InstanceId) -> Result<Lease, NetworkError> {
-        let deadline = Instant::now() + ACQUIRE_DEADLINE;
+        let asked = Instant::now();
         let mut waiting = Waiting::new(&self.shared);
         loop {
             let notified = self.shared.ready.notified();
@@ -126,6 +127,8 @@ impl Network {
             }
             waiting.begin();
             self.shared.work.notify_one();
+            let made = self.shared.state().made;
+            let deadline = asked.max(made) + self.shared.config.patience;
             if timeout_at(deadline, notified).await.is_err() {
                 let last = self.shared.state().last_failure.clone();
                 return Err(NetworkError::NotReady { last });
@@ -436,6 +439,7 @@ fn took(shared: &Shared, made: Result<Slot, (Slot, NetworkError)>) {
     match made {
         Ok(slot) => {
             state.last_failure = None;
+            state.made = Instant::now();
             state.ready.push_back(slot);
             drop(state);
             shared.ready.notify_waiters();

@@ -170,6 +170,33 @@ fn networks_are_ready_before_they_are_needed_and_leave_nothing() {
 }
 
 #[test]
+fn a_long_line_for_networks_is_served_to_its_end() {
+    on_a_host(|world| async move {
+        let patience = Duration::from_secs(1);
+        let net = Network::open(NetworkConfig {
+            patience,
+            ..config(&world)
+        });
+        let net = net.await.unwrap();
+        // Two at a time, each some milliseconds: the last of the line waits for longer than anybody's patience.
+        let line = (0..300).map(|n| {
+            let (net, one) = (net.clone(), id(&format!("line-{n}")));
+            async move { net.acquire(&one).await.map(drop) }
+        });
+        let line = futures::future::join_all(line).await;
+        let failed: Vec<_> = line.into_iter().filter_map(Result::err).collect();
+        assert!(
+            failed.is_empty(),
+            "{} of 300: {:?}",
+            failed.len(),
+            failed[0]
+        );
+        net.close(true).await.unwrap();
+        assert_eq!(world.leftovers(), Vec::<String>::new());
+    });
+}
+
+#[test]
 fn the_node_reaches_its_containers_and_they_the_world() {
     on_a_host(|world| async move {
         let net = Network::open(config(&world)).await.unwrap();
