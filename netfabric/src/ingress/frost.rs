@@ -163,7 +163,7 @@ mod tests {
     #[derive(Debug, Default)]
     struct Slow {
         still: AtomicBool,
-        slow: AtomicBool,
+        throttled: AtomicBool,
         thaws: AtomicU32,
         refuses: bool,
     }
@@ -181,13 +181,13 @@ mod tests {
         }
 
         async fn throttle(&self, _: &InstanceId) -> io::Result<()> {
-            self.slow.store(true, Ordering::SeqCst);
+            self.throttled.store(true, Ordering::SeqCst);
             Ok(())
         }
 
         async fn thaw(&self, _: &InstanceId) -> io::Result<()> {
             tokio::task::yield_now().await;
-            self.slow.store(false, Ordering::SeqCst);
+            self.throttled.store(false, Ordering::SeqCst);
             self.still.store(false, Ordering::SeqCst);
             self.thaws.fetch_add(1, Ordering::SeqCst);
             Ok(())
@@ -256,19 +256,19 @@ mod tests {
         let freezer = Arc::new(Slow::default());
         let (local, id) = opened(&freezer);
         assert_eq!(local.throttle(&id).await, Froze::Still);
-        assert!(local.is_held(&id) && freezer.slow.load(Ordering::SeqCst));
+        assert!(local.is_held(&id) && freezer.throttled.load(Ordering::SeqCst));
         assert!(local.idle_millis(&id).is_some(), "it is idle still");
         let guard = local.admit(&id).unwrap();
         assert_eq!(local.freeze(&id).await, Froze::Busy, "it has a request");
         guard.slot.thawed().await.unwrap();
-        assert!(!local.is_held(&id) && !freezer.slow.load(Ordering::SeqCst));
+        assert!(!local.is_held(&id) && !freezer.throttled.load(Ordering::SeqCst));
         assert_eq!(local.throttle(&id).await, Froze::Busy);
         drop(guard);
         // From one rung to the next, and up again in one step.
         assert_eq!(local.throttle(&id).await, Froze::Still);
         assert_eq!(local.freeze(&id).await, Froze::Still);
         local.thaw(&id).await.unwrap();
-        assert!(!freezer.slow.load(Ordering::SeqCst) && !freezer.still.load(Ordering::SeqCst));
+        assert!(!freezer.throttled.load(Ordering::SeqCst) && !freezer.still.load(Ordering::SeqCst));
     }
 
     #[tokio::test]
