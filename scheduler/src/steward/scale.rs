@@ -25,9 +25,7 @@ const REFUSALS_TO_GIVE_UP: u32 = 5;
 const PROGRESS_MILLIS: u64 = 600_000;
 /// Starts of one revision in one tick, and so in one second. What one tick starts is laid out beside
 /// itself (`promised`), what the ticks of other stewards start is not: with ten a node that several of them
-/// like best is asked for a few too many, and refuses. Nobody waits for the next tick in vain: a node makes
-/// as many at a time as it has processors to make them with, a start takes a part of a second, and from 0
-/// to 200 are twenty ticks. The doors start beside this what requests wait for.
+/// like best is asked for a few too many, and refuses. From 0 to 200 are twenty ticks. The doors start beside this what requests wait for.
 const STARTS_PER_TICK: u32 = 10;
 
 /// One tick in the making.
