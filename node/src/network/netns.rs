@@ -244,7 +244,9 @@ fn sysctls() {
     }
 }
 
-/// The pair: one end on the bridge, closed to other ports, the other in the namespace.
+/// The pair: one end on the bridge, closed to other ports, the other in the namespace. Each side is told where
+/// the other is: what the kernel finds out for itself stands in one table for the whole machine, which by
+/// default is full (`gc_thresh3`) with five hundred containers.
 async fn cable(
     host: &Handle,
     bridge: u32,
@@ -283,7 +285,14 @@ async fn cable(
             .set(up)
             .execute()
             .await
-            .map_err(failed("raising a port"))
+            .map_err(failed("raising a port"))?;
+        host.neighbours()
+            .add(bridge, IpAddr::V4(slot.address))
+            .link_layer_address(&slot.mac)
+            .replace()
+            .execute()
+            .await
+            .map_err(failed("telling the bridge a container's hardware address"))
     };
     let finished = finish.await;
     if finished.is_err() {
@@ -292,7 +301,14 @@ async fn cable(
     finished
 }
 
-/// Loopback, address and default route, seen from inside.
+/// The bridge's word for where a container was; one that it has not is forgotten.
+pub async fn forget(host: &Handle, bridge: u32, slot: &Slot) {
+    let mut known = host.neighbours().add(bridge, IpAddr::V4(slot.address));
+    let known = known.message_mut().clone();
+    let _ = host.neighbours().del(known).execute().await;
+}
+
+/// Loopback, address, default route and where that leads, seen from inside.
 async fn furnish(inside: &Handle, config: &NetworkConfig, slot: &Slot) -> Result<(), NetworkError> {
     let failed = |what| move |source| NetworkError::Netlink { what, source };
     for name in ["lo", INSIDE] {
@@ -312,6 +328,17 @@ async fn furnish(inside: &Handle, config: &NetworkConfig, slot: &Slot) -> Result
             .execute()
             .await
             .map_err(failed("raising a link inside"))?;
+        if name == INSIDE {
+            let gateway = config.subnet.gateway();
+            inside
+                .neighbours()
+                .add(index, IpAddr::V4(gateway))
+                .link_layer_address(&mac(gateway))
+                .replace()
+                .execute()
+                .await
+                .map_err(failed("telling a container the gateway's hardware address"))?;
+        }
     }
     let default = RouteMessageBuilder::<Ipv4Addr>::new()
         .gateway(config.subnet.gateway())

@@ -490,6 +490,9 @@ async fn remove(shared: &Shared, slots: &[Slot]) -> Result<(), NetworkError> {
         .await
         .unwrap_or_else(|e| Err(failed("a thread")(io::Error::other(e))))?;
     fail::fail_point!("network::unplugged");
+    for slot in slots {
+        netns::forget(&shared.host, shared.bridge, slot).await;
+    }
     let forget = slots
         .iter()
         .map(|slot| rules::dismiss(&shared.config, slot));

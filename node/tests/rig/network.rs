@@ -142,6 +142,14 @@ fn networks_are_ready_before_they_are_needed_and_leave_nothing() {
             "asked twice, given once"
         );
         // More at once than there are: each waits for its own.
+        // A kernel's table of what it finds out for itself is full with some hundred containers.
+        let known = |address: &str, inside: &str| {
+            let known = sh(&format!("{inside} ip neigh show {address} nud permanent"));
+            known.contains("lladdr 0a:5e:")
+        };
+        let inside = format!("nsenter --net={}", one.netns.display());
+        assert!(known(&one.address.to_string(), ""));
+        assert!(known(&one.gateway.to_string(), &inside));
         let many = (0..6).map(|n| {
             let net = net.clone();
             async move { net.acquire(&id(&format!("many-{n}"))).await.unwrap() }
@@ -156,6 +164,7 @@ fn networks_are_ready_before_they_are_needed_and_leave_nothing() {
             net.release(&lease.instance);
         }
         until("what was released to be gone", || !one.netns.exists()).await;
+        assert!(!known(&one.address.to_string(), ""));
         net.close(true).await.unwrap();
         assert_eq!(sh("nft list tables"), "");
         assert_eq!(sh("ip -o link | grep -cv 'lo:\\|up0' || true").trim(), "0");
