@@ -20,6 +20,7 @@ use sha2::{Digest as _, Sha256};
 use super::oracle::Report;
 use super::plan::{Fault, Plan, Site, WARM, Workload, distances};
 use super::queue::Millis;
+use super::trace::hex;
 use super::traffic::Pattern;
 use super::world::run;
 
@@ -110,11 +111,7 @@ impl Cells {
             digest.update(outcome.digest.as_bytes());
             all.add(cell, outcome);
         }
-        all.digest = digest
-            .finalize()
-            .iter()
-            .map(|b| format!("{b:02x}"))
-            .collect();
+        all.digest = hex(&digest.finalize());
         all
     }
 

@@ -54,11 +54,15 @@ impl Trace {
 
     /// The digest of all lines, and the last ones.
     pub fn end(self) -> (String, Vec<String>) {
-        let digest = self.digest.finalize();
-        let hex = digest.iter().fold(String::new(), |mut hex, byte| {
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        });
-        (hex, self.lines.into_iter().collect())
+        let digest = hex(&self.digest.finalize());
+        (digest, self.lines.into_iter().collect())
     }
+}
+
+pub fn hex(digest: &[u8]) -> String {
+    digest.iter().fold(String::new(), |mut hex, byte| {
+        // Writing to memory does not fail.
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
 }

@@ -54,7 +54,7 @@ pub(super) async fn of(api: &Api, what: &str) -> Vec<Decision> {
 
 /// A stop is written down by who orders it and by who carries it out; it is told once.
 fn in_order(mut all: Vec<Decision>) -> Vec<Decision> {
-    all.sort_by(|a, b| (a.at, a.node).cmp(&(b.at, b.node)));
+    all.sort_by_key(|told| (told.at, told.node));
     let mut ended: Vec<(InstanceId, String)> = Vec::new();
     all.retain(|decision| {
         let Some(instance) = decision
@@ -78,8 +78,8 @@ fn in_order(mut all: Vec<Decision>) -> Vec<Decision> {
 /// The newest placement that is written down with what it was decided from.
 pub(super) fn receipt(decisions: &[Decision]) -> Option<Receipt> {
     let placed = |d: &&Decision| matches!(d.deed, Deed::Placed | Deed::Scaled);
-    let newest = decisions.iter().rev().filter(placed);
-    newest.filter_map(|d| d.receipt.clone()).next()
+    let mut newest = decisions.iter().rev().filter(placed);
+    newest.find_map(|d| d.receipt.clone())
 }
 
 /// Why an instance is not there any more.

@@ -141,6 +141,16 @@ struct App {
     mesh_address: SocketAddr,
 }
 
+/// What images are held, and how large they are.
+fn sizes(images: &Images) -> Box<dyn Fn() -> Vec<(String, u64)> + Send + Sync> {
+    let images = images.clone();
+    Box::new(move || {
+        let held = images.list().into_iter();
+        held.map(|image| (image.pin.digest.clone(), image.bytes))
+            .collect()
+    })
+}
+
 impl App {
     async fn open(
         config: Config,
@@ -155,16 +165,9 @@ impl App {
         let mesh = Mesh::bind(config.mesh.listen, identity.clone(), enrolled.clone())?;
         mesh.begins(true);
         let (fleet_in, fleet) = watch::channel(Arc::new(nobody(me)));
-        let registry = open_registry(
-            &config,
-            &data,
-            &identity,
-            &mesh,
-            fleet.clone(),
-            admitted.clone(),
-            mesh_address,
-        )
-        .await?;
+        let known_at = (fleet.clone(), admitted.clone());
+        let registry =
+            open_registry(&config, &data, &identity, &mesh, known_at, mesh_address).await?;
         serve_registry(&mesh, &registry, known);
 
         let images = open_images(&config, &data, me, &mesh, &fleet)?;
@@ -198,12 +201,6 @@ impl App {
 
         let gossip = Gossip::start(mesh.clone(), heard, enrolled)?;
         let routes = Arc::new(ArcSwap::from_pointee(Routes::default()));
-        let held = images.clone();
-        let sizes = move || {
-            let held = held.list().into_iter();
-            held.map(|image| (image.pin.digest.clone(), image.bytes))
-                .collect()
-        };
         let driver = FleetDriver {
             me,
             origin: config.dns.origin.clone(),
@@ -212,7 +209,7 @@ impl App {
             registry: registry.clone(),
             own: agent.record(),
             experience: agent.experience(),
-            images: Box::new(sizes),
+            images: sizes(&images),
             fleet: fleet_in,
             routes: routes.clone(),
         };
@@ -634,8 +631,7 @@ async fn open_registry(
     data: &Path,
     identity: &Arc<Identity>,
     mesh: &Mesh,
-    fleet: watch::Receiver<Arc<Fleet>>,
-    known: watch::Receiver<Arc<State>>,
+    (fleet, known): (watch::Receiver<Arc<Fleet>>, watch::Receiver<Arc<State>>),
     mesh_address: SocketAddr,
 ) -> Result<Registry> {
     let dir = data.join("registry");

@@ -23,9 +23,9 @@ impl Ground {
             .map(|_| 100 + u32::try_from(roll(&mut dice) % 900).unwrap())
             .collect();
         let rtt = (0..count).map(|a| {
-            let to = |b: usize| match a == b {
-                true => 0,
-                false => regions[a / each][b / each] + links[a] + links[b],
+            let to = |b: usize| {
+                let apart = regions[a / each][b / each] + links[a] + links[b];
+                if a == b { 0 } else { apart }
             };
             (0..count).map(to).collect()
         });

@@ -135,7 +135,7 @@ mod tests {
             from in coordinate(),
         ) {
             let first = Extent::around(&inside[0]);
-            let extent = inside.iter().fold(first, |extent, c| extent.with(c));
+            let extent = inside.iter().fold(first, Extent::with);
             for coordinate in &inside {
                 if let Some(apart) = from.round_trip_to(coordinate) {
                     prop_assert!(extent.nearest(&from) <= apart.into());

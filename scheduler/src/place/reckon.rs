@@ -106,19 +106,16 @@ pub(super) struct Pulls {
 impl Pulls {
     pub fn of(fleet: &Fleet, revision: &Revision) -> Self {
         let image = text_hash(&revision.image.digest);
-        let (kib, fastest) = match fleet.index.0.as_deref() {
-            Some(index) => (index.image_kib(image), index.fastest_pull()),
-            None => {
-                let members = || fleet.members.values().map(|m| &m.measured.pulls);
-                let size = members().find_map(|pulls| {
-                    let told = pulls.images.iter().find(|(hash, _)| *hash == image);
-                    told.map(|(_, kib)| *kib)
-                });
-                (
-                    size,
-                    members().filter_map(|pulls| pulls.kib_per_second).max(),
-                )
-            }
+        let (kib, fastest) = if let Some(index) = fleet.index.0.as_deref() {
+            (index.image_kib(image), index.fastest_pull())
+        } else {
+            let members = || fleet.members.values().map(|m| &m.measured.pulls);
+            let size = members().find_map(|pulls| {
+                let told = pulls.images.iter().find(|(hash, _)| *hash == image);
+                told.map(|(_, kib)| *kib)
+            });
+            let fastest = members().filter_map(|pulls| pulls.kib_per_second).max();
+            (size, fastest)
         };
         let mut pulls = Self { kib, least: 0 };
         // A node that tells no rate may have the usual one.

@@ -217,7 +217,8 @@ impl<'a> Search<'a> {
                 return false;
             }
             let holds = self.holders.is_some_and(|all| all.contains(slot));
-            if !(holds && holders_done) && !self.first.contains(slot) {
+            let looked_at = holds && holders_done || self.first.contains(slot);
+            if !looked_at {
                 self.look(*slot, Some(holds));
             }
         }

@@ -45,7 +45,9 @@ prop_compose! {
             ..Pressure::default()
         });
         let mut starts = StartHistogram::new(revision().key);
-        took.into_iter().for_each(|micros| starts.note(micros));
+        for micros in took {
+            starts.note(micros);
+        }
         member.measured.starts.push(starts);
         member.measured.pulls.kib_per_second = rate;
         if image && id.is_multiple_of(2) {

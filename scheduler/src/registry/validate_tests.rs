@@ -100,10 +100,7 @@ fn what_is_wrong_is_named_as_the_operator_wrote_it() {
         ("scale.schedule: 17 is above", |p| {
             (0..17).for_each(|_| schedule(p, "0 8 * * *", 60, 1));
         }),
-        ("service: is 52", |p| {
-            let long = "x".repeat(27_000);
-            p.annotations = (0..20).map(|i| (i.to_string(), long.clone())).collect();
-        }),
+        ("service: is 52", large),
     ];
     for (expected, spoil) in table {
         let mut put = put("web", 'a');
@@ -112,6 +109,11 @@ fn what_is_wrong_is_named_as_the_operator_wrote_it() {
         assert!(error.starts_with(expected), "{expected}: {error}");
     }
     assert_eq!(validate(&put("web", 'a')), Ok(()));
+}
+
+fn large(put: &mut PutService) {
+    let long = "x".repeat(27_000);
+    put.annotations = (0..20).map(|i| (i.to_string(), long.clone())).collect();
 }
 
 #[test]

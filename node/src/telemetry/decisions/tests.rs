@@ -140,7 +140,7 @@ fn a_disk_that_takes_nothing_costs_the_memory_of_it_and_nothing_else() {
             Deed::Placed,
             (&service, &revision),
             told("web-a", "request"),
-        )
+        );
     };
     note();
     let end = Instant::now() + Duration::from_secs(10);
