@@ -172,10 +172,9 @@ fn work_of_its_own_keeps_an_instance_as_long_as_its_lease() -> Result<()> {
         states.len() == 1 && states[0]["state"] == "Ready",
         "{states:?}"
     );
-    // It is given up, and with it goes what kept the instance.
+    // It is given up, and with it goes what kept the instance, whose window is over long since.
     let answer = lease(node, "free")?;
     ensure!(answer.body.trim() == "ok", "{}", answer.body);
-    is(node, "web", "Frozen")?;
     world.rest("web")?;
     node.cli(&["-y", "delete", "web"])?.ok()?;
     world.hush();
