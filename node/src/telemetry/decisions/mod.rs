@@ -181,6 +181,9 @@ struct Writer {
 impl Writer {
     /// Runs until every handle is gone.
     fn run(mut self) {
+        // Now, so that a daemon has as many files open before its first decision as after it.
+        let opened = self.ring().map(drop);
+        self.told(opened);
         let mut unsynced: Option<Instant> = None;
         loop {
             let next = match unsynced {
@@ -252,10 +255,6 @@ impl Writer {
     }
 
     fn write(&mut self, decision: &Decision) -> io::Result<()> {
-        let ring = match &mut self.ring {
-            Some(ring) => ring,
-            none => none.insert(Ring::open(&self.folder, SEGMENT)?),
-        };
         let mut text = serde_json::to_vec(decision)?;
         if text.len() + 64 > ring::LINE {
             let bare = Decision {
@@ -264,7 +263,14 @@ impl Writer {
             };
             text = serde_json::to_vec(&bare)?;
         }
-        ring.push(&text)
+        self.ring()?.push(&text)
+    }
+
+    fn ring(&mut self) -> io::Result<&mut Ring> {
+        Ok(match &mut self.ring {
+            Some(ring) => ring,
+            none => none.insert(Ring::open(&self.folder, SEGMENT)?),
+        })
     }
 
     /// A disk that takes nothing is told of once.
