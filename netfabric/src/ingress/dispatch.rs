@@ -179,11 +179,7 @@ impl Quest {
             && let Err(problem) = shared.rates.client(client, now)
         {
             if let Some(quest) = Self::at_once(shared, called, id, arrival) {
-                quest.note(
-                    problem.code.status().as_u16(),
-                    None,
-                    Some(problem.code.word()),
-                );
+                quest.refuse(&problem);
             }
             return Err(problem);
         }
@@ -191,11 +187,7 @@ impl Quest {
         if let Some(rate) = quest.route.rate
             && let Err(problem) = shared.rates.service(&quest.route.service, rate, now)
         {
-            quest.note(
-                problem.code.status().as_u16(),
-                None,
-                Some(problem.code.word()),
-            );
+            quest.refuse(&problem);
             return Err(problem);
         }
         Ok(quest)
@@ -416,8 +408,13 @@ impl Quest {
         self.note(status, source, problem);
     }
 
-    /// Writes it down, without its answer's being counted.
-    pub(super) fn note(self, status: u16, source: Option<Source>, problem: Option<&'static str>) {
+    /// Writes down that it was refused; whoever answers counts the answer.
+    pub(super) fn refuse(self, problem: &Problem) {
+        let status = problem.code.status().as_u16();
+        self.note(status, None, Some(problem.code.word()));
+    }
+
+    fn note(self, status: u16, source: Option<Source>, problem: Option<&'static str>) {
         let line = Line {
             request: self.id,
             route: self.route,

@@ -55,19 +55,17 @@ impl Errand {
         let mut head = Head::vet(&mut request)?;
         head.introduce(caller, id_text);
         let inside = caller.inside.and_then(|call| call.caller().cloned());
-        let most = match caller.inside {
-            None => shared.limits.body,
-            Some(_) => u64::MAX,
-        };
         // A call may last as long as it likes, and have little to say in all that time, or much.
-        let (body, most) = if is_grpc(head.content_type()) {
-            (
-                Spool::new(request.into_body(), Some(&shared.purse)),
-                u64::MAX,
-            )
+        let grpc = is_grpc(head.content_type());
+        let most = if grpc || caller.inside.is_some() {
+            u64::MAX
         } else {
-            let body = Spool::of_client(request.into_body(), &shared.purse, most);
-            (body, most)
+            shared.limits.body
+        };
+        let body = if grpc {
+            Spool::new(request.into_body(), Some(&shared.purse))
+        } else {
+            Spool::of_client(request.into_body(), &shared.purse, most)
         };
         let Resume {
             quest,
@@ -91,11 +89,7 @@ impl Errand {
         let length = body.as_ref().and_then(|body| body.length());
         if length.is_some_and(|length| length > most) {
             let problem = too_large(most);
-            quest.note(
-                problem.code.status().as_u16(),
-                None,
-                Some(problem.code.word()),
-            );
+            quest.refuse(&problem);
             return Err(problem);
         }
         Ok(Self {
