@@ -8,8 +8,8 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use netfabric::gossip::{Gossip, Heard};
 use netfabric::transport::Mesh;
-use scheduler::fleet::{Contact, Fleet, Index, Indexed, Member, Reach};
-use scheduler::model::{Measured, NodeId, NodeRecord};
+use scheduler::fleet::{Contact, Fleet, Index, Indexed, Member, Reach, Word};
+use scheduler::model::{Measured, NodeId};
 use scheduler::registry::State;
 use scheduler::route::Routes;
 use tokio::sync::watch;
@@ -31,7 +31,7 @@ pub struct FleetDriver {
     pub gossip: Gossip,
     pub registry: Registry,
     /// This node's own record, newer than what gossip has of it.
-    pub own: watch::Receiver<Arc<NodeRecord>>,
+    pub own: watch::Receiver<Word>,
     /// What starts and pulls took here.
     pub experience: watch::Receiver<Arc<Experience>>,
     /// The digests of images held here, and their unpacked sizes.
@@ -111,7 +111,7 @@ impl FleetDriver {
         if !news {
             return false;
         }
-        if let Err(error) = self.gossip.measure(measures.told().clone()) {
+        if let Err(error) = self.gossip.measure(measures.told()) {
             tracing::error!(%error, "what this node measures is not published");
         }
         true
@@ -140,7 +140,7 @@ impl FleetDriver {
                 self.mesh.set_addr(*id, address);
             }
         }
-        let own = (&*own, measures.told());
+        let own = (own, Arc::clone(measures.told()));
         let mut fleet = view(self.me, own, heard, state, |id| {
             let rtt = self.mesh.rtt(id)?;
             u32::try_from(rtt.as_micros()).ok()
@@ -176,7 +176,7 @@ impl FleetDriver {
 /// The fleet as one value: this node by its own word, the others as heard, revoked ones left out.
 fn view(
     me: NodeId,
-    (own, measured): (&NodeRecord, &Measured),
+    (own, measured): (Word, Arc<Measured>),
     heard: &BTreeMap<NodeId, Heard>,
     state: &State,
     rtt: impl Fn(NodeId) -> Option<u32>,
@@ -187,12 +187,12 @@ fn view(
         .filter(|(id, _)| **id != me && enrolled(id))
         .map(|(id, heard)| {
             let mut member = Member::new(heard.record.clone(), heard.alive, rtt(*id));
-            member.measured = heard.measured.clone();
+            member.measured = Arc::clone(&heard.measured);
             (*id, member)
         })
         .collect();
-    let mut this = Member::new(own.clone(), true, Some(0));
-    this.measured = measured.clone();
+    let mut this = Member::new(own, true, Some(0));
+    this.measured = measured;
     members.insert(me, this);
     let nodes = state.nodes.values().filter(|node| !node.revoked);
     let fleet = Fleet {

@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use netfabric::gossip::Trust;
 use netfabric::ingress::{Callers, Conduit, PeerDoor, PeerLink, Stream};
 use netfabric::transport::{Admit, Handler, Kind, Mesh, MeshStream, TransportError};
-use scheduler::fleet::{Fleet, Member};
-use scheduler::model::{NodeId, NodeRecord, Role, ServiceKey};
+use scheduler::fleet::{Fleet, Member, Word};
+use scheduler::model::{NodeId, Role, ServiceKey};
 use scheduler::registry::State;
 use tokio::sync::watch;
 
@@ -173,7 +173,7 @@ impl Handler for PassageServer {
 /// Whose containers have which addresses here: the firewall lets nobody send from another's.
 pub struct Neighbours {
     pub network: Network,
-    pub record: watch::Receiver<Arc<NodeRecord>>,
+    pub record: watch::Receiver<Word>,
 }
 
 impl Callers for Neighbours {

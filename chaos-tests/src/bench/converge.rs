@@ -16,7 +16,7 @@ use netfabric::transport::{Kind, Mesh};
 use node::consensus::{self, Registry};
 use node::fleet::FleetDriver;
 use node::links::{Enrolled, FeedLink, FeedServer, RaftLink};
-use scheduler::fleet::Fleet;
+use scheduler::fleet::{Fleet, Word};
 use scheduler::model::{
     Activity, Container, ImagePin, InstanceId, InstanceReport, InstanceState, Name, NodeId,
     NodeIdentity, NodeRecord, Resources, RevisionKey, RevisionSpec, Role, Scale, ServiceKey,
@@ -136,7 +136,7 @@ struct One {
     /// Ends everything of it at once.
     runtime: Option<tokio::runtime::Runtime>,
     routes: Arc<ArcSwap<Routes>>,
-    own: watch::Sender<Arc<NodeRecord>>,
+    own: watch::Sender<Word>,
     registry: Registry,
 }
 
@@ -233,7 +233,7 @@ impl One {
             steward: None,
             activity: Activity::default(),
         });
-        if self.own.send(Arc::new(record)).is_err() {
+        if self.own.send(record.into()).is_err() {
             bail!("the node's driver has ended");
         }
         Ok(())
@@ -248,11 +248,7 @@ impl Drop for One {
     }
 }
 
-type Opened = (
-    Arc<ArcSwap<Routes>>,
-    watch::Sender<Arc<NodeRecord>>,
-    Registry,
-);
+type Opened = (Arc<ArcSwap<Routes>>, watch::Sender<Word>, Registry);
 
 /// Opens a node; one that is not the first is enrolled at `first`.
 async fn open(
@@ -304,7 +300,7 @@ async fn open(
     };
     let gossip = Gossip::start(mesh.clone(), config, enrolled)?;
     let routes = Arc::new(ArcSwap::from_pointee(Routes::default()));
-    let (own, record) = watch::channel(Arc::new(self_told(me, addr)?));
+    let (own, record) = watch::channel(Word::from(self_told(me, addr)?));
     let driver = FleetDriver {
         me,
         origin: "bench.test".to_owned(),

@@ -266,7 +266,7 @@ impl World {
         program.idle_since = now;
         let revision = program.revision.key.clone();
         let took = now - program.prepared + CREATE;
-        self.hosts[host].took.insert(revision.clone(), took);
+        self.hosts[host].learn_start(&revision, took);
         self.note(format_args!("host {host} opens {id}"));
         self.answer_all(host, id, &Ok(id.clone()));
         self.offer(host, &revision);

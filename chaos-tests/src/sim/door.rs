@@ -165,10 +165,8 @@ impl World {
             return;
         };
         let key = &self.services[request.service];
-        let routes = &self.hosts[request.door].routes;
-        let revision = routes
-            .service(key)
-            .map(|route| route.pick_revision(draw, None));
+        let route = self.hosts[request.door].service_route(key);
+        let revision = route.as_ref().map(|route| route.pick_revision(draw, None));
         match revision {
             Some(Ok(route)) => {
                 request.revision = Some(route.key.clone());
@@ -195,13 +193,13 @@ impl World {
     pub(super) fn choose(&mut self, id: Id, anyone: bool) -> Option<(RevisionKey, Choice)> {
         let draw = self.rng.random();
         let request = self.requests.get(&id)?;
+        let route = self.hosts[request.door].revision_route(request.revision.as_ref()?)?;
         let host = &self.hosts[request.door];
-        let route = host.routes.revision(request.revision.as_ref()?)?;
-        let sight = Sight::new(host, route, &request.tried, &request.tried_here);
+        let sight = Sight::new(host, &route, &request.tried, &request.tried_here);
         let picked = if anyone {
-            last_resort(route, &sight)
+            last_resort(&route, &sight)
         } else {
-            pick(route, &sight, draw)
+            pick(&route, &sight, draw)
         };
         let choice = match picked {
             Pick::Local(number) => Choice::Here(sight.slots[number].0.clone()),
@@ -224,7 +222,7 @@ impl World {
                 let own = &mut self.hosts[door];
                 *own.sent.entry((revision.clone(), node)).or_default() += 1;
                 if far {
-                    *own.away.entry(revision.clone()).or_default() += 1;
+                    own.send_away(self.queue.now(), revision);
                 }
                 let gone = !self.hosts[to].up || !self.network.reaches(door, to);
                 let way = self

@@ -13,8 +13,6 @@
 //! it is drawn from the seed, the two, and the word. Ten thousand hosts would send a hundred million a
 //! second.
 
-use std::sync::Arc;
-
 use super::queue::Millis;
 use super::world::World;
 
@@ -53,7 +51,7 @@ impl World {
                 continue;
             }
             let way = self.network.one_way(other.spot, own.spot);
-            let known = own.heard.get(&other.node).map_or(0, |heard| heard.said);
+            let known = own.newest_of(number);
             let newer = other
                 .said
                 .iter()
@@ -64,7 +62,7 @@ impl World {
                 let late = late(word, rounds, self.network.loss_permille);
                 let at = late.map(|late| said + way + late);
                 if let Some(at) = at.filter(|at| *at <= now) {
-                    own.hear(at, *said, Arc::clone(record));
+                    own.hear(at, number, *said, record);
                     break;
                 }
             }

@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use scheduler::activate::Activation;
 use scheduler::converge::Node;
-use scheduler::fleet::{Contact, Fleet, Index, Indexed, Member, Reach};
+use scheduler::fleet::{Contact, Fleet, Member, Reach, Word};
 use scheduler::model::{
-    Demand, InstanceId, InstanceReport, InstanceState, Name, NodeId, NodeRecord, Now, Resources,
-    Revision, RevisionKey, StartTime, UnixMs,
+    Demand, InstanceId, InstanceReport, InstanceState, MOST_STARTS, Name, NodeId, NodeRecord, Now,
+    Resources, Revision, RevisionKey, ServiceKey, StartTime, UnixMs,
 };
 use scheduler::registry::State;
-use scheduler::route::Routes;
+use scheduler::route::{RevisionRoute, Routes, ServiceRoute};
 use scheduler::steward::Steward;
 
 use super::network::Spot;
@@ -22,6 +22,8 @@ use super::queue::Millis;
 /// A host that was not heard of for so long counts as dead: about five rounds of gossip, as φ 8 comes
 /// to with the product's interval of a second.
 pub(super) const DEAD_AFTER: Millis = 5_000;
+/// How long a door tells that it sent requests to other regions.
+const AWAY_FOR: Millis = 60_000;
 /// Wall clocks begin here, so that times before the start are times too.
 pub(super) const EPOCH: u64 = 1_700_000_000_000;
 /// What each host has for instances.
@@ -115,11 +117,19 @@ pub(super) struct Rumour {
 /// The newest that was heard of a node.
 #[derive(Debug)]
 pub(super) struct Heard {
-    record: Arc<NodeRecord>,
+    record: Word,
     /// When it was said, and when it came.
     pub said: Millis,
     at: Millis,
     alive: bool,
+    /// Its view does not have it yet.
+    new: bool,
+}
+
+impl Heard {
+    fn lives(&self, now: Millis) -> bool {
+        now < self.at + DEAD_AFTER
+    }
 }
 
 #[derive(Debug)]
@@ -141,23 +151,26 @@ pub(super) struct Host {
     pub steward: Steward,
     pub state: Arc<State>,
     /// Its records of the last seconds, with the times it said them at.
-    pub said: VecDeque<(Millis, Arc<NodeRecord>)>,
-    pub heard: BTreeMap<NodeId, Heard>,
-    /// Of whom it heard something new since its view was made.
-    changed: BTreeSet<NodeId>,
+    pub said: VecDeque<(Millis, Word)>,
+    /// By the hosts' numbers.
+    pub heard: Vec<Option<Heard>>,
     pub fleet: Fleet,
-    index: Arc<Index>,
-    pub routes: Arc<Routes>,
+    /// Each service's as of the view that it was last looked up in: a view of two hundred hosts changes
+    /// every second, and a door is asked for a few services.
+    routes: Routes,
+    joined: BTreeMap<ServiceKey, u64>,
+    /// Rises with every view that differs from the last.
+    views: u64,
     pub lanes: BTreeMap<RevisionKey, Lane>,
     pub sent: BTreeMap<(RevisionKey, NodeId), u32>,
-    /// Requests sent to other regions since the daemon began.
-    pub away: BTreeMap<RevisionKey, u64>,
+    /// Requests sent to other regions since the daemon began, and when the last was.
+    away: BTreeMap<RevisionKey, (u64, Millis)>,
     pub fresh: Vec<Rumour>,
     pub bare: Vec<Rumour>,
     pub ejected: BTreeMap<NodeId, Millis>,
     pub images: BTreeSet<String>,
-    /// What the last start of each revision took, without the pull.
-    pub took: BTreeMap<RevisionKey, Millis>,
+    /// What the last start of each revision took, without the pull; those of the revisions started last.
+    took: VecDeque<(RevisionKey, Millis)>,
     /// Orders of the steward under way and waiting.
     pub errands: usize,
     pub waiting: VecDeque<(RevisionKey, scheduler::place::Receipt)>,
@@ -167,7 +180,7 @@ pub(super) struct Host {
     pub quorum: Option<Millis>,
     /// The registry, and the own record, that its view is of.
     viewed: Arc<State>,
-    shown: Option<Arc<NodeRecord>>,
+    shown: Option<Word>,
 }
 
 impl Host {
@@ -190,14 +203,14 @@ impl Host {
             steward: Steward::new(),
             state: Arc::default(),
             said: VecDeque::new(),
-            heard: BTreeMap::new(),
-            changed: BTreeSet::new(),
-            index: Arc::default(),
+            heard: Vec::new(),
             fleet: Fleet {
                 me: node,
                 ..Fleet::default()
             },
-            routes: Arc::default(),
+            routes: Routes::default(),
+            joined: BTreeMap::new(),
+            views: 0,
             lanes: BTreeMap::new(),
             sent: BTreeMap::new(),
             away: BTreeMap::new(),
@@ -205,7 +218,7 @@ impl Host {
             bare: Vec::new(),
             ejected: BTreeMap::new(),
             images: BTreeSet::new(),
-            took: BTreeMap::new(),
+            took: VecDeque::new(),
             errands: 0,
             waiting: VecDeque::new(),
             rolled: 0,
@@ -257,23 +270,23 @@ impl Host {
     }
 
     /// What it says of itself now. A record that says nothing new is the one before.
-    pub fn record(&mut self, now: Millis) -> Arc<NodeRecord> {
+    pub fn record(&mut self, now: Millis) -> Word {
         if let Some((at, last)) = self.said.back()
             && *at == now
             && !self.stale
         {
-            return Arc::clone(last);
+            return last.clone();
         }
         let mut record = self.describe(now);
         if let Some((_, last)) = self.said.back() {
             record.seq = last.seq;
             if record == **last {
-                return Arc::clone(last);
+                return last.clone();
             }
         }
         self.seq += 1;
         record.seq = self.seq;
-        Arc::new(record)
+        record.into()
     }
 
     fn describe(&self, now: Millis) -> NodeRecord {
@@ -316,9 +329,24 @@ impl Host {
             free: self.agent.free(),
             registry_index: self.state.index,
             instances,
-            demand: self.demand(),
+            demand: self.demand(now),
             images: self.images.iter().cloned().collect(),
             starts: self.starts(),
+        }
+    }
+
+    /// A request goes to another region.
+    pub fn send_away(&mut self, now: Millis, revision: &RevisionKey) {
+        let (count, last) = self.away.entry(revision.clone()).or_default();
+        (*count, *last) = (*count + 1, now);
+    }
+
+    /// A start without the pull took so long.
+    pub fn learn_start(&mut self, revision: &RevisionKey, took: Millis) {
+        self.took.retain(|(known, _)| known != revision);
+        self.took.push_back((revision.clone(), took));
+        if self.took.len() > MOST_STARTS {
+            self.took.pop_front();
         }
     }
 
@@ -330,86 +358,84 @@ impl Host {
         starts.collect()
     }
 
-    fn demand(&self) -> Vec<Demand> {
+    fn demand(&self, now: Millis) -> Vec<Demand> {
         let mut keys: BTreeSet<&RevisionKey> = self.lanes.keys().collect();
-        keys.extend(self.away.keys());
+        let lately = |(_, last): &&(u64, Millis)| now < last + AWAY_FOR;
+        let away = |key: &RevisionKey| self.away.get(key).filter(lately);
+        keys.extend(self.away.keys().filter(|key| away(key).is_some()));
         let demand = keys.into_iter().map(|key| Demand {
             revision: key.clone(),
             queued: self
                 .lanes
                 .get(key)
                 .map_or(0, |lane| u32::try_from(lane.held.len()).unwrap_or(u32::MAX)),
-            away: self.away.get(key).copied().unwrap_or(0),
+            away: away(key).map_or(0, |(count, _)| *count),
         });
         demand.filter(|d| d.queued > 0 || d.away > 0).collect()
     }
 
-    /// Takes in a record that gossip brought; an older one says nothing.
-    pub fn hear(&mut self, at: Millis, said: Millis, record: Arc<NodeRecord>) {
-        let node = record.node;
-        let heard = self.heard.get(&node);
-        if heard.is_some_and(|heard| heard.said >= said) {
+    /// When the newest that it heard of another host was said.
+    pub fn newest_of(&self, host: usize) -> Millis {
+        let heard = self.heard.get(host).and_then(Option::as_ref);
+        heard.map_or(0, |heard| heard.said)
+    }
+
+    /// Takes in a record of another host that gossip brought, newer than all before it.
+    pub fn hear(&mut self, at: Millis, host: usize, said: Millis, record: &Word) {
+        if self.heard.len() <= host {
+            self.heard.resize_with(host + 1, || None);
+        }
+        let before = self.heard[host].as_mut();
+        if let Some(heard) = before.filter(|heard| heard.record.is(record)) {
+            (heard.said, heard.at) = (said, at);
             return;
         }
-        let same = heard.is_some_and(|heard| Arc::ptr_eq(&heard.record, &record));
-        let alive = heard.is_some_and(|heard| heard.alive);
-        if !same {
-            self.changed.insert(node);
-            self.stale = true;
-        }
-        let heard = Heard {
-            record,
+        self.stale = true;
+        let alive = self.heard[host].as_ref().is_some_and(|heard| heard.alive);
+        self.heard[host] = Some(Heard {
+            record: record.clone(),
             said,
             at,
             alive,
-        };
-        self.heard.insert(node, heard);
+            new: true,
+        });
     }
 
     /// Whether somebody seems to have come or gone since its view was made.
-    pub fn notices(&mut self, now: Millis) -> bool {
-        let turned = |heard: &&Heard| heard.alive != (now < heard.at + DEAD_AFTER);
-        self.heard.values().any(|heard| turned(&heard))
+    pub fn notices(&self, now: Millis) -> bool {
+        let mut heard = self.heard.iter().flatten();
+        heard.any(|heard| heard.alive != heard.lives(now))
     }
 
     /// Brings its view of the fleet up to date; `rtt` gives round trips from here.
-    pub fn view(
-        &mut self,
-        now: Millis,
-        own: &Arc<NodeRecord>,
-        enrolled: usize,
-        rtt: impl Fn(NodeId) -> u32,
-    ) {
-        let mut moved: BTreeSet<RevisionKey> = BTreeSet::new();
-        let mut changed: Vec<NodeId> = Vec::new();
-        let mut came_or_went = false;
-        for (node, heard) in &mut self.heard {
-            let alive = now < heard.at + DEAD_AFTER;
-            let turned = alive != heard.alive;
-            if !turned && !self.changed.contains(node) {
+    pub fn view(&mut self, now: Millis, own: &Word, enrolled: usize, rtt: impl Fn(NodeId) -> u32) {
+        let mut changed = !Arc::ptr_eq(&self.viewed, &self.state);
+        // Both are in the order of the nodes' numbers.
+        let mut members = self.fleet.members.iter_mut().peekable();
+        let mut new = Vec::new();
+        for heard in self.heard.iter_mut().flatten() {
+            let alive = heard.lives(now);
+            if !heard.new && alive == heard.alive {
                 continue;
             }
-            heard.alive = alive;
-            came_or_went |= turned;
-            changed.push(*node);
-            let member = Member::new(NodeRecord::clone(&heard.record), alive, Some(rtt(*node)));
-            moved.extend(runs(&member));
-            let before = self.fleet.members.insert(*node, member);
-            moved.extend(before.iter().flat_map(runs));
+            (heard.new, heard.alive, changed) = (false, alive, true);
+            let node = heard.record.node;
+            let (record, rtt) = (heard.record.clone(), Some(rtt(node)));
+            while members.next_if(|(known, _)| **known < node).is_some() {}
+            match members.next_if(|(known, _)| **known == node) {
+                Some((_, known)) => {
+                    (known.record, known.alive, known.rtt_micros) = (record, alive, rtt);
+                }
+                None => new.push((node, Member::new(record, alive, rtt))),
+            }
         }
-        if !self
-            .shown
-            .as_ref()
-            .is_some_and(|shown| Arc::ptr_eq(shown, own))
-        {
-            let me = Member::new(NodeRecord::clone(own), true, Some(0));
-            moved.extend(runs(&me));
-            let before = self.fleet.members.insert(self.node, me);
-            moved.extend(before.iter().flat_map(runs));
-            changed.push(self.node);
-            self.shown = Some(Arc::clone(own));
+        self.fleet.members.extend(new);
+        if !self.shown.as_ref().is_some_and(|shown| shown.is(own)) {
+            let me = Member::new(own.clone(), true, Some(0));
+            self.fleet.members.insert(self.node, me);
+            self.shown = Some(own.clone());
+            changed = true;
         }
-        self.changed.clear();
         if !Arc::ptr_eq(&self.viewed, &self.state) {
             self.fleet.volumes = self.state.volumes.clone();
         }
@@ -417,25 +443,26 @@ impl Host {
             enrolled: u32::try_from(enrolled).unwrap_or(u32::MAX),
             registry: Contact::of(self.quorum.map(|at| now - at)),
         };
-        if enrolled > scheduler::place::SMALL_FLEET {
-            self.fleet.index = Indexed::default();
-            let index = Arc::make_mut(&mut self.index);
-            for node in &changed {
-                if let Some(member) = self.fleet.members.get(node) {
-                    index.set(member);
-                }
-            }
-            self.fleet.index = Indexed(Some(Arc::clone(&self.index)));
-        }
-        let anew = came_or_went || !Arc::ptr_eq(&self.viewed, &self.state);
-        if anew {
-            self.routes = Arc::new(Routes::build(&self.state, &self.fleet, "sim.test"));
-        } else if !moved.is_empty() {
-            let routes = self.routes.follow_moved(&self.state, &moved, &self.fleet);
-            self.routes = Arc::new(routes);
-        }
         self.viewed = Arc::clone(&self.state);
+        self.views += u64::from(changed);
         self.stale = false;
+    }
+
+    /// The service's route in its view.
+    pub fn service_route(&mut self, service: &ServiceKey) -> Option<Arc<ServiceRoute>> {
+        if self.joined.get(service) != Some(&self.views) {
+            self.joined.insert(service.clone(), self.views);
+            let services = BTreeSet::from([service.clone()]);
+            self.routes.refresh(&self.viewed, &self.fleet, &services);
+        }
+        self.routes.service(service).cloned()
+    }
+
+    /// The revision's, if its service has requests for it.
+    pub fn revision_route(&mut self, revision: &RevisionKey) -> Option<Arc<RevisionRoute>> {
+        let viewed = Arc::clone(&self.viewed);
+        self.service_route(&viewed.revisions.get(revision)?.service)?;
+        self.routes.revision(revision).cloned()
     }
 
     pub fn forget_rumours(&mut self, now: Millis) {
@@ -443,9 +470,4 @@ impl Host {
         self.bare.retain(|rumour| rumour.until > now);
         self.ejected.retain(|_, until| *until > now);
     }
-}
-
-/// The revisions that a member shows instances of.
-fn runs(member: &Member) -> impl Iterator<Item = RevisionKey> {
-    member.record.instances.iter().map(|i| i.revision.clone())
 }

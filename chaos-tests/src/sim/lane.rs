@@ -50,9 +50,8 @@ impl World {
         self.settle(door, &key, effects);
     }
 
-    fn bounds(&self, door: usize, key: &RevisionKey) -> Bounds {
-        let host = &self.hosts[door];
-        let Some(route) = host.routes.revision(key) else {
+    fn bounds(&mut self, door: usize, key: &RevisionKey) -> Bounds {
+        let Some(route) = self.hosts[door].revision_route(key) else {
             return Bounds {
                 per_instance: 1,
                 max_scale: 1,
@@ -60,6 +59,7 @@ impl World {
                 starting: 0,
             };
         };
+        let host = &self.hosts[door];
         let here = host
             .programs
             .values()
@@ -69,7 +69,7 @@ impl World {
             .iter()
             .filter(|a| a.alive)
             .map(|a| a.instances.len());
-        let fresh: u32 = fresh(host, route).iter().map(|(_, count)| count).sum();
+        let fresh: u32 = fresh(host, &route).iter().map(|(_, count)| count).sum();
         let known = u32::try_from(here.count() + shown.sum::<usize>()).unwrap_or(u32::MAX);
         Bounds {
             per_instance: route.total,

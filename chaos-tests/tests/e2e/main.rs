@@ -31,6 +31,7 @@ mod neighbours;
 mod planted;
 mod ports;
 mod power;
+mod priority;
 mod reboot;
 mod registry;
 mod residency;

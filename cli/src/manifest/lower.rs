@@ -249,7 +249,7 @@ fn scale(top: &Section<'_>) -> Read<Scale> {
                 .parsed("metric", str::parse::<Metric>)?
                 .unwrap_or_default();
             scale.target = table.number("target")?.unwrap_or(scale.target);
-            if !scale.metric.is_usual() && scale.target > 100 {
+            if scale.metric.is_of_resources() && scale.target > 100 {
                 let help = "by cpu or memory it is a percentage of what an instance asks for";
                 return Err(table.fault("target", "`target` is more than 100", help));
             }

@@ -349,7 +349,7 @@ fn errors_show_their_place() {
         "[resources]\n\tcpus = 1\n",
         "scale = \"9..2\"\n",
         "scale = { min = 9, max = 2 }\n",
-        "[scale]\nmetric = \"rps\"\n",
+        "[scale]\nmetric = \"qps\"\n",
         "[scale]\nmetric = \"cpu\"\ntarget = 101\n",
         "timeout = \"1500ms\"\n",
         "concurrency = -1\n",

@@ -1,7 +1,9 @@
 //! The newest record of every node, and the rule that it never goes backwards.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use scheduler::fleet::Word;
 use scheduler::model::{NodeId, NodeRecord};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -34,8 +36,11 @@ pub(super) struct Ledger {
 }
 
 struct Held {
-    record: NodeRecord,
+    record: Word,
     text: String,
+    /// It with what goes beside it, as the others in the house see it: made when something of it is new,
+    /// and shared by every view until then.
+    shown: Heard,
 }
 
 struct Beside<T> {
@@ -74,6 +79,7 @@ impl Ledger {
                 let forward = self.take(record, text);
                 if forward {
                     self.refused.remove(&place);
+                    self.show(node);
                 } else {
                     self.refused.insert(place, text.to_owned());
                 }
@@ -81,7 +87,7 @@ impl Ledger {
                     .held
                     .get(&node)
                     .filter(|_| forward)
-                    .map(|held| &held.record))
+                    .map(|held| &*held.record))
             }
             // It may be enrolled at the next look: the registry's news may be later than this.
             Err(Rejected::Unknown) => Ok(None),
@@ -100,15 +106,36 @@ impl Ledger {
         trust: &dyn Trust,
     ) -> Result<(), Rejected> {
         let open = (cluster_id, trust);
-        let load = filed.load.map_or(Ok(()), |text| {
+        let load = filed.load.map_or(Ok(false), |text| {
             let (held, refused) = (&mut self.loads, &mut self.refused);
             hear_of(held, refused, (Purpose::Load, text), filed, open)
         });
-        let measured = filed.measured.map_or(Ok(()), |text| {
+        let measured = filed.measured.map_or(Ok(false), |text| {
             let (held, refused) = (&mut self.measured, &mut self.refused);
             hear_of(held, refused, (Purpose::Measured, text), filed, open)
         });
-        load.and(measured)
+        if load == Ok(true) || measured == Ok(true) {
+            self.show(filed.node);
+        }
+        load.and(measured).map(drop)
+    }
+
+    /// Something of a node is new.
+    fn show(&mut self, node: NodeId) {
+        let Some(held) = self.held.get_mut(&node) else {
+            return;
+        };
+        let mut record = held.record.clone();
+        if let Some(load) = self.loads.get(&node) {
+            load.said.apply(&mut record);
+        }
+        let measured = self.measured.get(&node);
+        let measured = measured.filter(|m| m.said.incarnation == record.incarnation);
+        held.shown = Heard {
+            measured: measured.map_or_else(Arc::default, |m| beside::measured(&m.said.what).into()),
+            record,
+            alive: false,
+        };
     }
 
     /// Keeps the record when it is newer than all before it.
@@ -122,13 +149,19 @@ impl Ledger {
             .is_none_or(|mark| at > *mark || (again && at == *mark));
         if forward {
             self.marks.insert(node, at);
-            self.held.insert(
-                node,
-                Held {
-                    record,
-                    text: text.to_owned(),
-                },
-            );
+            let record = Word::from(record);
+            let shown = Heard {
+                record: record.clone(),
+                measured: Arc::default(),
+                alive: false,
+            };
+            let text = text.to_owned();
+            let held = Held {
+                record,
+                text,
+                shown,
+            };
+            self.held.insert(node, held);
         }
         forward
     }
@@ -145,18 +178,9 @@ impl Ledger {
     /// The view for the others in the house.
     pub fn members(&self, alive: impl Fn(NodeId, u64) -> bool) -> Members {
         let entry = |(node, held): (&NodeId, &Held)| {
-            let mut record = held.record.clone();
-            if let Some(load) = self.loads.get(node) {
-                load.said.apply(&mut record);
-            }
-            let measured = self.measured.get(node);
-            let measured = measured.filter(|m| m.said.incarnation == record.incarnation);
             let heard = Heard {
-                alive: alive(*node, record.incarnation),
-                measured: measured
-                    .map(|m| beside::measured(&m.said.what))
-                    .unwrap_or_default(),
-                record,
+                alive: alive(*node, held.record.incarnation),
+                ..held.shown.clone()
             };
             (*node, heard)
         };
@@ -168,34 +192,35 @@ impl Ledger {
     }
 }
 
-/// Keeps what is newer than all of its kind before it.
+/// Keeps what is newer than all of its kind before it, and says whether it is.
 fn hear_of<T: Serialize + DeserializeOwned>(
     held: &mut BTreeMap<NodeId, Beside<T>>,
     refused: &mut BTreeMap<(NodeId, u64, u64, Purpose), String>,
     (purpose, text): (Purpose, &str),
     filed: &Filed<'_>,
     (cluster_id, trust): (&str, &dyn Trust),
-) -> Result<(), Rejected> {
+) -> Result<bool, Rejected> {
     let (node, incarnation) = (filed.node, filed.incarnation);
     let place = (node, incarnation, filed.restart, purpose);
     let before = held.get(&node);
     let outdated = before.is_some_and(|b| b.text == text || b.said.incarnation > incarnation);
     if outdated || refused.get(&place).is_some_and(|known| known == text) {
-        return Ok(());
+        return Ok(false);
     }
     match Said::<T>::open(text, purpose, cluster_id, (node, incarnation), trust) {
         Ok(said) => {
             let at = |said: &Said<T>| (said.incarnation, said.seq);
-            if before.is_none_or(|before| at(&said) > at(&before.said)) {
+            let news = before.is_none_or(|before| at(&said) > at(&before.said));
+            if news {
                 let text = text.to_owned();
                 held.insert(node, Beside { said, text });
             } else {
                 refused.insert(place, text.to_owned());
             }
-            Ok(())
+            Ok(news)
         }
         // It may be enrolled at the next look.
-        Err(Rejected::Unknown) => Ok(()),
+        Err(Rejected::Unknown) => Ok(false),
         Err(rejected) => {
             refused.insert(place, text.to_owned());
             Err(rejected)

@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use scheduler::fleet::Word;
 use scheduler::model::{Measured, NodeId, NodeRecord};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -49,8 +50,8 @@ pub type Members = Arc<BTreeMap<NodeId, Heard>>;
 /// What a node says, by its newest word.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Heard {
-    pub record: NodeRecord,
-    pub measured: Measured,
+    pub record: Word,
+    pub measured: Arc<Measured>,
     /// Whether it seems alive.
     pub alive: bool,
 }
@@ -107,12 +108,12 @@ struct Inner {
 
 #[derive(Default)]
 struct Last {
-    record: Option<NodeRecord>,
+    record: Option<Word>,
     /// The last that was sent as a whole.
-    whole: Option<NodeRecord>,
+    whole: Option<Word>,
     /// Since when only loads were sent.
     loads_since: Option<Instant>,
-    measured: Measured,
+    measured: Arc<Measured>,
     measured_seq: u64,
     texts: BTreeMap<&'static str, String>,
 }
@@ -120,8 +121,8 @@ struct Last {
 /// What is on its way out: by key, and as it is.
 #[derive(Debug, Clone)]
 struct Published {
-    record: NodeRecord,
-    measured: Measured,
+    record: Word,
+    measured: Arc<Measured>,
     texts: BTreeMap<&'static str, String>,
 }
 
@@ -172,7 +173,7 @@ impl Gossip {
         record.seq = last.record.as_ref().map_or(1, |last| last.seq);
         let late = |since: Instant| since.elapsed() >= WHOLE_AFTER;
         let late = last.loads_since.is_some_and(late);
-        if last.record.as_ref() == Some(&record) && !late {
+        if last.record.as_deref() == Some(&record) && !late {
             return Ok(());
         }
         record.seq += u64::from(last.record.is_some());
@@ -187,27 +188,27 @@ impl Gossip {
             let cluster_id = &inner.config.cluster_id;
             let text = record::seal(&record, cluster_id, |bytes| identity.sign(bytes))?;
             last.texts.insert(driver::RECORD, text);
-            last.whole = Some(record.clone());
+            last.whole = Some(record.clone().into());
             last.loads_since = None;
         }
-        last.record = Some(record);
+        last.record = Some(record.into());
         self.send(&last)
     }
 
     /// Says this of what the node measures from now on; the same again is not sent again.
-    pub fn measure(&self, measured: Measured) -> Result<(), GossipError> {
+    pub fn measure(&self, measured: &Arc<Measured>) -> Result<(), GossipError> {
         let mut last = self
             .inner
             .last
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if last.measured == measured {
+        if last.measured == *measured {
             return Ok(());
         }
         let seq = last.measured_seq + 1;
-        let text = self.seal(Purpose::Measured, seq, beside::sections(&measured)?)?;
+        let text = self.seal(Purpose::Measured, seq, beside::sections(measured)?)?;
         last.texts.insert(driver::MEASURED, text);
-        (last.measured, last.measured_seq) = (measured, seq);
+        (last.measured, last.measured_seq) = (Arc::clone(measured), seq);
         self.send(&last)
     }
 

@@ -160,9 +160,8 @@ impl House {
 async fn five_nodes_hear_of_each_other_and_of_every_change() {
     let house = house(5).await;
     for (node, gossip) in house.gossips.iter().enumerate() {
-        let mut said = gossip.members().borrow()[&NodeId(node as u64 + 1)]
-            .record
-            .clone();
+        let own = NodeId(node as u64 + 1);
+        let mut said = NodeRecord::clone(&gossip.members().borrow()[&own].record);
         said.registry_index = 77;
         gossip.publish(said.clone()).unwrap();
         // Nothing new: not sent.
@@ -402,11 +401,11 @@ async fn a_new_load_and_a_new_measurement_do_not_send_the_record_again() {
         height: 300,
         error_permille: 100,
     };
-    let measured = Measured {
+    let measured = Arc::new(Measured {
         coordinate: Some(coordinate),
         ..Measured::default()
-    };
-    one.measure(measured.clone()).unwrap();
+    });
+    one.measure(&measured).unwrap();
     for gossip in &house.gossips {
         sees(gossip, "load and measurement", |m| {
             m[&NodeId(1)].record.registry_index == 9 && m[&NodeId(1)].measured == measured

@@ -18,6 +18,9 @@ use super::recent::Recent;
 const FRESH_FOR: Duration = Duration::from_secs(10);
 /// How long a node that said it has none is believed over gossip: two rounds of it.
 const BARE_FOR: Duration = Duration::from_secs(2);
+/// How long it is told that requests were sent to other regions: stewards look back a few seconds, and a door
+/// that told of every revision ever would have a record without bound.
+const AWAY_FOR: Duration = Duration::from_mins(1);
 /// How long a full node is given before it is asked again.
 const FULL_FOR: Duration = Duration::from_millis(200);
 
@@ -27,8 +30,8 @@ const FULL_FOR: Duration = Duration::from_millis(200);
 pub(super) struct Bench {
     slots: ArcSwap<Vec<Arc<Slot>>>,
     sent: Mutex<HashMap<NodeId, u32>>,
-    /// Requests that were ever sent to other nodes.
-    ever: Mutex<HashMap<NodeId, u64>>,
+    /// Requests that were ever sent to other nodes, and when the last was.
+    ever: Mutex<HashMap<NodeId, (u64, Instant)>>,
     /// Instances that other nodes just started for this door.
     fresh: Recent<(NodeId, InstanceId)>,
     /// Nodes that just said they have none, or none with room.
@@ -80,19 +83,32 @@ impl Bench {
 
     pub(super) fn send(self: &Arc<Self>, node: NodeId) -> Sent {
         *lock(&self.sent).entry(node).or_default() += 1;
-        *lock(&self.ever).entry(node).or_default() += 1;
+        let since = Instant::now();
+        let mut ever = lock(&self.ever);
+        let (count, last) = ever.entry(node).or_insert((0, since));
+        (*count, *last) = (*count + 1, since);
         Sent {
             node,
-            since: Instant::now(),
+            since,
             bench: Arc::clone(self),
         }
     }
 
-    /// Requests that were ever sent to nodes for which `far` says so.
-    pub(super) fn sent_away(&self, far: impl Fn(NodeId) -> bool) -> u64 {
+    /// Requests that were ever sent to nodes for which `far` says so; none when the last of them is a while
+    /// ago, and says nothing any more.
+    pub(super) fn sent_away(&self, now: Instant, far: impl Fn(NodeId) -> bool) -> u64 {
         let ever = lock(&self.ever);
-        let away = ever.iter().filter(|(node, _)| far(**node));
-        away.map(|(_, count)| *count).sum()
+        let away = || {
+            ever.iter()
+                .filter(|(node, _)| far(**node))
+                .map(|(_, sent)| sent)
+        };
+        let lately = away().any(|(_, last)| now.duration_since(*last) < AWAY_FOR);
+        if lately {
+            away().map(|(count, _)| count).sum()
+        } else {
+            0
+        }
     }
 
     /// A node just started an instance: it counts although gossip does not show it yet.
@@ -182,6 +198,21 @@ impl Drop for Waiting {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_sent_away_is_told_for_a_while() {
+        let bench = Arc::new(Bench::default());
+        let far = |node| node == NodeId(2);
+        let now = Instant::now;
+        drop(bench.send(NodeId(1)));
+        assert_eq!(bench.sent_away(now(), far), 0, "nobody far");
+        drop(bench.send(NodeId(2)));
+        drop(bench.send(NodeId(2)));
+        assert_eq!(bench.sent_away(now(), far), 2);
+        assert_eq!(bench.sent_away(now() + AWAY_FOR, far), 0, "a while ago");
+        drop(bench.send(NodeId(2)));
+        assert_eq!(bench.sent_away(now(), far), 3, "it is counted on");
+    }
 
     #[test]
     fn what_nodes_say_replaces_what_they_said_before() {

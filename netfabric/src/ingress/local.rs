@@ -189,6 +189,19 @@ impl Local {
         (slot.gate.inside(), averages.fold(0, u32::saturating_add))
     }
 
+    /// Requests that entered the instance in the last second, times 1000.
+    pub fn rate_milli(&self, id: &InstanceId) -> u32 {
+        let Some(slot) = self.slot(id) else {
+            return 0;
+        };
+        let now = slot.micros();
+        let rates = slot
+            .parts
+            .iter()
+            .map(|part| lock(&part.meter).rate_milli(now));
+        rates.fold(0, u32::saturating_add)
+    }
+
     /// What it did for requests since it was opened; `None` when unknown.
     pub fn served(&self, id: &InstanceId) -> Option<Served> {
         let slot = self.slot(id)?;

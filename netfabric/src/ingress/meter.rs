@@ -1,4 +1,4 @@
-//! Average of a level over the last second, and its sum over all time.
+//! Average of a level over the last second, how often it rose in it, and its sum over all time.
 
 const BUCKETS: usize = 10;
 const BUCKET_MICROS: u64 = 100_000;
@@ -9,6 +9,8 @@ const BUCKET_MICROS: u64 = 100_000;
 pub(super) struct Meter {
     /// Level times microseconds, by bucket number modulo their count.
     area: [u64; BUCKETS],
+    /// How often the level rose, likewise.
+    rises: [u32; BUCKETS],
     /// Level times microseconds since its birth.
     total: u64,
     level: u64,
@@ -20,6 +22,7 @@ impl Meter {
     pub(super) fn new(now: u64) -> Self {
         Self {
             area: [0; BUCKETS],
+            rises: [0; BUCKETS],
             total: 0,
             level: 0,
             born: now,
@@ -30,6 +33,7 @@ impl Meter {
     pub(super) fn enter(&mut self, now: u64) {
         self.advance(now);
         self.level += 1;
+        self.rises[Self::slot(self.at / BUCKET_MICROS)] += 1;
     }
 
     pub(super) fn leave(&mut self, now: u64) {
@@ -40,13 +44,27 @@ impl Meter {
     /// The average times 1000 over the last second, or over its life when younger.
     pub(super) fn average_milli(&mut self, now: u64) -> u32 {
         self.advance(now);
-        let whole = (BUCKETS as u64 - 1) * BUCKET_MICROS + self.at % BUCKET_MICROS;
-        let span = whole.min(self.at - self.born);
+        let span = self.span();
         if span == 0 {
             return u32::try_from(self.level * 1000).unwrap_or(u32::MAX);
         }
         let sum: u64 = self.area.iter().sum();
         u32::try_from(sum.saturating_mul(1000) / span).unwrap_or(u32::MAX)
+    }
+
+    /// How often the level rose in a second times 1000, over the last one, or over its life when younger.
+    pub(super) fn rate_milli(&mut self, now: u64) -> u32 {
+        self.advance(now);
+        let rises: u64 = self.rises.iter().map(|rises| u64::from(*rises)).sum();
+        // What is younger than a part of a second says nothing about a whole one.
+        let span = self.span().max(BUCKET_MICROS);
+        u32::try_from(rises.saturating_mul(1_000_000_000) / span).unwrap_or(u32::MAX)
+    }
+
+    /// What the buckets are of.
+    fn span(&self) -> u64 {
+        let whole = (BUCKETS as u64 - 1) * BUCKET_MICROS + self.at % BUCKET_MICROS;
+        whole.min(self.at - self.born)
     }
 
     /// The level added up over its life: for requests in flight, the time spent in all of them.
@@ -61,7 +79,7 @@ impl Meter {
         // Buckets older than all that are kept need not be walked through.
         let oldest = now.saturating_sub(BUCKETS as u64 * BUCKET_MICROS);
         if self.at < oldest {
-            self.area = [0; BUCKETS];
+            (self.area, self.rises) = ([0; BUCKETS], [0; BUCKETS]);
             self.at = oldest;
         }
         while self.at < now {
@@ -70,7 +88,8 @@ impl Meter {
             self.area[Self::slot(bucket)] += self.level * (end - self.at);
             self.at = end;
             if end.is_multiple_of(BUCKET_MICROS) {
-                self.area[Self::slot(bucket + 1)] = 0;
+                let next = Self::slot(bucket + 1);
+                (self.area[next], self.rises[next]) = (0, 0);
             }
         }
     }
@@ -111,6 +130,29 @@ mod tests {
         assert_eq!(meter.average_milli(3_500_000), 1_777);
         assert_eq!(meter.average_milli(4_000_000), 0);
         assert_eq!(meter.average_milli(400_000_000_000), 0);
+    }
+
+    #[test]
+    fn rises_of_the_last_second_are_its_rate() {
+        let mut meter = Meter::new(0);
+        assert_eq!(meter.rate_milli(0), 0);
+        // Fifty in 100 ms, and no more.
+        for at in 0..50 {
+            meter.set(at * 2_000, 1);
+            meter.set(at * 2_000 + 1_000, 0);
+        }
+        assert_eq!(meter.rate_milli(100_000), 500_000);
+        assert_eq!(meter.rate_milli(500_000), 100_000);
+        assert_eq!(meter.rate_milli(999_999), 50_000);
+        assert_eq!(meter.rate_milli(1_000_000), 0);
+        assert_eq!(meter.rate_milli(90_000_000), 0);
+        // One every 10 ms, at any moment after a second.
+        for at in 0..300 {
+            meter.set(90_000_000 + at * 10_000, 1);
+            meter.set(90_000_000 + at * 10_000, 0);
+        }
+        let rate = meter.rate_milli(93_000_000);
+        assert!((99_000..=101_000).contains(&rate), "{rate}");
     }
 
     #[test]

@@ -387,13 +387,13 @@ impl Ingress {
         let region = |node: NodeId| state.nodes.get(&node).map(|n| &n.region);
         let own = region(self.shared.me());
         let far = |node: NodeId| region(node).is_some_and(|there| Some(there) != own);
-        let waiting = self.shared.lanes.demand();
+        let (now, waiting) = (Instant::now().into_std(), self.shared.lanes.demand());
         let mut demand: BTreeMap<RevisionKey, Demand> = waiting
             .into_iter()
             .map(|d| (d.revision.clone(), d))
             .collect();
         for (revision, bench) in self.shared.local.benches().iter() {
-            let away = bench.sent_away(far);
+            let away = bench.sent_away(now, far);
             if away > 0 {
                 let nothing = || Demand {
                     revision: revision.clone(),

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use netfabric::ingress::Local;
 use netfabric::wire::peer::StartRefusal;
-use scheduler::autoscale::asked_for;
+use scheduler::autoscale::Aim;
 use scheduler::converge::{Ask, Effect, Froze, Node};
+use scheduler::fleet::Word;
 use scheduler::model::{
     Activity, Demand, Exit, FailReason, InstanceId, Metric, NodeId, NodeRecord, StartTime, Used,
 };
@@ -35,7 +36,7 @@ const LOAD_PERIOD: Duration = Duration::from_secs(1);
 /// From one record to the next: it names every instance, and hundreds may start within a second.
 const RECORD_PAUSE: Duration = Duration::from_millis(50);
 
-/// What instances use is told in so many steps of what they ask for.
+/// What instances use is told in so many steps of what they are to use.
 const USED_STEPS: u64 = 50;
 
 /// Sentences, by instance.
@@ -72,7 +73,7 @@ pub(super) struct Driver {
     inputs: mpsc::Sender<Input>,
     received: mpsc::Receiver<Input>,
     demand: Arc<dyn Fn() -> Vec<Demand> + Send + Sync>,
-    record: watch::Sender<Arc<NodeRecord>>,
+    record: watch::Sender<Word>,
 }
 
 impl Driver {
@@ -82,7 +83,7 @@ impl Driver {
         receipts: Receipts,
         inputs: mpsc::Sender<Input>,
         received: mpsc::Receiver<Input>,
-    ) -> (Self, watch::Receiver<Arc<NodeRecord>>) {
+    ) -> (Self, watch::Receiver<Word>) {
         let tools = Tools {
             images: parts.images,
             runtime: parts.runtime,
@@ -111,7 +112,7 @@ impl Driver {
             |_| None,
             |_| Activity::default(),
         );
-        let (record, watched) = watch::channel(Arc::new(first));
+        let (record, watched) = watch::channel(Word::from(first));
         let driver = Self {
             base: parts.base,
             node,
@@ -436,21 +437,21 @@ impl Driver {
     fn used(&self, id: &InstanceId) -> Option<Used> {
         let revision = &self.work.get(id)?.record.revision;
         let state = self.registry.view().state();
-        let metric = state.services.get(&revision.service)?.scale.metric;
-        let asked_for = asked_for(metric, &revision.spec)?;
-        let (cpu_millis, memory_bytes) = self.tools.meter.recent(id)?;
-        let amount = match metric {
+        let aim = Aim::of(
+            &state.services.get(&revision.service)?.scale,
+            &revision.spec,
+        );
+        let recent = || self.tools.meter.recent(id);
+        let (amount, told): (u64, fn(u32) -> Used) = match aim.metric {
             Metric::Concurrency => return None,
-            Metric::Cpu => cpu_millis,
-            Metric::Memory => memory_bytes >> 20,
+            Metric::Rps => (self.local.rate_milli(id).into(), Used::MilliRequests),
+            Metric::Cpu => (recent()?.0, Used::CpuMillis),
+            Metric::Memory => (recent()?.1 >> 20, Used::MemoryMib),
         };
         // Others need not hear of every change.
-        let step = (asked_for / USED_STEPS).max(1);
+        let step = (aim.target_milli / USED_STEPS).max(1);
         let amount = u32::try_from(amount.div_ceil(step) * step).unwrap_or(u32::MAX);
-        Some(match metric {
-            Metric::Memory => Used::MemoryMib(amount),
-            _ => Used::CpuMillis(amount),
-        })
+        Some(told(amount))
     }
 
     /// Publishes the record if anything in it but its number changed.
@@ -474,7 +475,7 @@ impl Driver {
                 return false;
             }
             next.seq += 1;
-            *current = Arc::new(next);
+            *current = next.into();
             true
         });
     }

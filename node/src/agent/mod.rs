@@ -26,9 +26,8 @@ use std::time::Duration;
 use netfabric::ingress::{Awake, Local};
 use netfabric::wire::decision::Deed;
 use netfabric::wire::peer::{StartRefusal, StartRequest, Started};
-use scheduler::model::{
-    Demand, InstanceId, InstanceState, NodeRecord, Resources, Revision, ServiceKey,
-};
+use scheduler::fleet::Word;
+use scheduler::model::{Demand, InstanceId, InstanceState, Resources, Revision, ServiceKey};
 use scheduler::place::Receipt;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -93,7 +92,7 @@ struct Shared {
     registry: Registry,
     files: Files,
     local: Arc<Local>,
-    record: watch::Receiver<Arc<NodeRecord>>,
+    record: watch::Receiver<Word>,
     experience: watch::Receiver<Arc<Experience>>,
     receipts: Receipts,
     decisions: Decisions,
@@ -263,7 +262,7 @@ impl Agent {
     }
 
     /// This node's record as it changes.
-    pub fn record(&self) -> watch::Receiver<Arc<NodeRecord>> {
+    pub fn record(&self) -> watch::Receiver<Word> {
         self.shared.record.clone()
     }
 

@@ -2,6 +2,7 @@
 //! others. Where the numbers come from is here; what follows from them is the cores'.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use netfabric::gossip::Heard;
 use netfabric::transport::RoundTrip;
@@ -27,7 +28,7 @@ pub(super) struct Measures {
     vivaldi: Vivaldi,
     /// What had come on each connection when its round trip was last counted.
     counted: BTreeMap<NodeId, u64>,
-    told: Measured,
+    told: Arc<Measured>,
 }
 
 impl Measures {
@@ -36,7 +37,7 @@ impl Measures {
             me,
             vivaldi: Vivaldi::new(me),
             counted: BTreeMap::new(),
-            told: Measured::default(),
+            told: Arc::default(),
         }
     }
 
@@ -52,12 +53,14 @@ impl Measures {
                 images: sizes(&sight.images),
             },
         };
-        let news = measured != self.told;
-        self.told = measured;
+        let news = measured != *self.told;
+        if news {
+            self.told = measured.into();
+        }
         news
     }
 
-    pub fn told(&self) -> &Measured {
+    pub fn told(&self) -> &Arc<Measured> {
         &self.told
     }
 
@@ -105,10 +108,10 @@ mod tests {
         };
         let heard = Heard {
             record: member(id, 0).record,
-            measured: Measured {
+            measured: Arc::new(Measured {
                 coordinate: Some(coordinate),
                 ..Measured::default()
-            },
+            }),
             alive: true,
         };
         (NodeId(id), heard)

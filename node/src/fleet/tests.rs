@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use scheduler::model::{Name, Resources};
+use scheduler::model::{Name, NodeRecord, Resources};
 
 use super::*;
 

@@ -17,7 +17,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use netfabric::ingress::Local;
-use scheduler::model::{InstanceId, InstanceReport, InstanceState, NodeRecord, Revision};
+use scheduler::fleet::Word;
+use scheduler::model::{InstanceId, InstanceReport, InstanceState, Revision};
 use scheduler::place;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
@@ -128,7 +129,7 @@ impl Meter {
 
     /// Follows the node's record, reads and writes, until the agent is gone. Begin it when the
     /// agent has taken over what an earlier daemon left: what its record does not show then is over.
-    pub async fn run(self, mut record: watch::Receiver<Arc<NodeRecord>>, registry: Registry) {
+    pub async fn run(self, mut record: watch::Receiver<Word>, registry: Registry) {
         let mut next: Option<Instant> = None;
         loop {
             let busy = {

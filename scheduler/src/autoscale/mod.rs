@@ -1,5 +1,5 @@
-//! How many instances a revision should have: Knative's pod autoscaler (KPA) on concurrency, or on the
-//! processors or the memory that instances use, in whole numbers. It owns the arithmetic of windows,
+//! How many instances a revision should have: Knative's pod autoscaler (KPA) on requests at once or a second,
+//! or on the processors or the memory that instances use, in whole numbers. It owns the arithmetic of windows,
 //! panic and zero; it neither gathers the samples nor starts or stops anything.
 
 pub mod forecast;
@@ -28,6 +28,8 @@ const MAX_SCALE_DOWN_RATE: u64 = 2;
 const PANIC_WINDOW_PERCENT: u32 = 10;
 /// Panic begins when the panic window asks for this share of what is ready.
 const PANIC_THRESHOLD_PERCENT: u64 = 200;
+/// Requests a second that an instance is meant to carry where its service says nothing.
+const TARGET_RPS: u64 = 200;
 /// The least target: 0.01 requests at once.
 const MIN_TARGET_MILLI: u64 = 10;
 /// Instances of a revision where its service sets no bound of its own.
@@ -46,8 +48,8 @@ const USED_DOWN_DELAY_SECONDS: u32 = 300;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Aim {
     pub metric: Metric,
-    /// Requests at once per instance, times 1000: the target times the utilization. By another metric
-    /// what an instance is to use, in thousandths of a processor or in MiB.
+    /// Requests at once or a second per instance, times 1000: the target times the utilization. By what is
+    /// used of resources, what an instance is to use, in thousandths of a processor or in MiB.
     pub target_milli: u64,
     pub stable_seconds: u32,
     /// Shrinking waits until no decision of this long a time wanted more; 0 waits for none.
@@ -63,8 +65,12 @@ impl Aim {
     /// service is scaled by is scaled by its requests.
     #[must_use]
     pub fn of(scale: &Scale, spec: &RevisionSpec) -> Self {
-        let total = u64::from(scale.total_concurrency(spec.container_concurrency));
         let percent = u64::from(scale.utilization_percent);
+        let total = match (scale.metric, scale.target) {
+            (Metric::Rps, 0) => TARGET_RPS,
+            (Metric::Rps, target) => target.into(),
+            _ => scale.total_concurrency(spec.container_concurrency).into(),
+        };
         // Thousandths times percent is a hundred thousandths: divided by 100 again.
         let requests = (total * 1000 * percent / 100).max(MIN_TARGET_MILLI);
         let used = asked_for(scale.metric, spec).map(|amount| {
@@ -76,6 +82,7 @@ impl Aim {
         });
         let (metric, target_milli, least_delay) = match used {
             Some(target) => (scale.metric, target, USED_DOWN_DELAY_SECONDS),
+            None if scale.metric == Metric::Rps => (Metric::Rps, requests, 0),
             None => (Metric::Concurrency, requests, 0),
         };
         Self {
@@ -112,7 +119,7 @@ pub fn asked_for(metric: Metric, spec: &RevisionSpec) -> Option<u64> {
     let container = spec.main()?;
     let first = |request: u64, limit: u64| if request > 0 { request } else { limit };
     let amount = match metric {
-        Metric::Concurrency => 0,
+        Metric::Concurrency | Metric::Rps => 0,
         Metric::Cpu => first(
             container.cpu_request_millis.into(),
             container.cpu_millis.into(),
@@ -128,7 +135,8 @@ pub fn asked_for(metric: Metric, spec: &RevisionSpec) -> Option<u64> {
 #[must_use]
 pub fn measured(metric: Metric, used: Option<Used>) -> u64 {
     match (metric, used) {
-        (Metric::Cpu, Some(Used::CpuMillis(amount)))
+        (Metric::Rps, Some(Used::MilliRequests(amount)))
+        | (Metric::Cpu, Some(Used::CpuMillis(amount)))
         | (Metric::Memory, Some(Used::MemoryMib(amount))) => amount.into(),
         _ => 0,
     }
@@ -181,6 +189,8 @@ pub enum Reason {
     NoData,
     /// The stable window asks for it.
     Stable,
+    /// The same, by requests a second.
+    Rate,
     /// What its instances use of processors asks for it.
     Cpu,
     /// What they use of memory does.
@@ -208,6 +218,7 @@ impl fmt::Display for Reason {
         f.pad(match self {
             Self::NoData => "no measurements",
             Self::Stable => "average concurrency",
+            Self::Rate => "the rate of requests",
             Self::Cpu => "the processors its instances use",
             Self::Memory => "the memory its instances use",
             Self::Panic => "a burst of requests",
@@ -291,7 +302,7 @@ impl Autoscaler {
             return bounded(u64::from(self.ready), false, Reason::NoData, *bounds);
         };
         let ready = u64::from(self.ready.max(1));
-        let used = self.aim.metric != Metric::Concurrency;
+        let used = self.aim.metric.is_of_resources();
         // Memory is used and processors turn although nobody asks for anything: that keeps nobody.
         if used && self.is_forsaken(now) {
             self.delayed.clear();
@@ -315,6 +326,7 @@ impl Autoscaler {
         let mut desired = self.activated(stable, stable.clamp(least, most));
         let mut reason = match self.aim.metric {
             Metric::Concurrency => Reason::Stable,
+            Metric::Rps => Reason::Rate,
             Metric::Cpu => Reason::Cpu,
             Metric::Memory => Reason::Memory,
         };

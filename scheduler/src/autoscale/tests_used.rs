@@ -1,4 +1,4 @@
-//! Numbers of instances that follow what they use of processors and memory.
+//! Numbers of instances that follow what is measured in them: processors, memory, requests a second.
 
 use proptest::prelude::*;
 
@@ -37,6 +37,8 @@ struct Fleet {
     scaler: Autoscaler,
     ready: u32,
     second: u64,
+    /// What one can do.
+    most: u64,
 }
 
 impl Fleet {
@@ -45,11 +47,12 @@ impl Fleet {
             scaler: Autoscaler::new(aim, Now(0), ready),
             ready,
             second: 0,
+            most: 4_000,
         }
     }
 
     fn step(&mut self, amount: u64, asked: bool) -> Decision {
-        let most = u64::from(self.ready) * 4_000;
+        let most = u64::from(self.ready) * self.most;
         let sample = Sample {
             amount: amount.min(most),
             asked,
@@ -86,10 +89,45 @@ fn the_target_is_a_part_of_what_an_instance_asks_for() {
 }
 
 #[test]
+fn by_the_rate_instances_share_what_is_asked_in_a_second() {
+    let scale = |target| Scale {
+        metric: Metric::Rps,
+        target,
+        ..Scale::default()
+    };
+    let spec = RevisionSpec {
+        container_concurrency: 1,
+        ..RevisionSpec::default()
+    };
+    let aim = Aim::of(&scale(0), &spec);
+    assert_eq!(
+        (aim.metric, aim.target_milli),
+        (Metric::Rps, 140_000),
+        "Knative's 200"
+    );
+    let aim = Aim::of(&scale(50), &spec);
+    assert_eq!(aim.target_milli, 35_000);
+    let mut fleet = Fleet::new(aim, 1);
+    fleet.most = 1_000_000;
+    let seen = fleet.run(120, |_| 340_000);
+    assert_eq!(*seen.last().unwrap(), 10, "340 a second in shares of 35");
+    let burst = fleet.step(900_000, true);
+    let seen = fleet.run(10, |_| 900_000);
+    assert!(
+        burst.wanted >= 10 && seen[8] >= 26,
+        "a burst: {burst:?} {seen:?}"
+    );
+    let left = (0..200).map(|_| fleet.step(0, false).wanted).last();
+    assert_eq!(left, Some(0), "nobody asks");
+}
+
+#[test]
 fn what_was_measured_of_something_else_counts_nothing() {
     assert_eq!(measured(Metric::Cpu, Some(Used::CpuMillis(7))), 7);
     assert_eq!(measured(Metric::Memory, Some(Used::MemoryMib(7))), 7);
+    assert_eq!(measured(Metric::Rps, Some(Used::MilliRequests(7))), 7);
     assert_eq!(measured(Metric::Cpu, Some(Used::MemoryMib(7))), 0);
+    assert_eq!(measured(Metric::Rps, Some(Used::CpuMillis(7))), 0);
     assert_eq!(measured(Metric::Memory, None), 0);
 }
 

@@ -81,21 +81,36 @@ impl Took {
     /// Of every revision that the node tells of: by histograms, and by means where it has none.
     #[must_use]
     pub fn of(member: &Member) -> BTreeMap<RevisionKey, Self> {
+        let all = Self::told(member);
+        all.map(|(revision, took)| (revision.clone(), took))
+            .collect()
+    }
+
+    /// The same of one revision.
+    #[must_use]
+    pub fn of_one(member: &Member, revision: &RevisionKey) -> Option<Self> {
+        let all = Self::told(member);
+        let of_it = all.filter(|(told, _)| *told == revision);
+        of_it.map(|(_, took)| took).last()
+    }
+
+    /// What a histogram says comes after what a mean says of the same revision.
+    fn told(member: &Member) -> impl Iterator<Item = (&RevisionKey, Self)> {
         let means = member.record.starts.iter().map(|s| {
             let took = Self {
                 mean_micros: s.micros.into(),
                 count: None,
             };
-            (s.revision.clone(), took)
+            (&s.revision, took)
         });
         let told = member.measured.starts.iter().filter_map(|s| {
             let took = Self {
                 mean_micros: s.sum_micros().checked_div(s.count().into())?,
                 count: Some(s.count()),
             };
-            Some((s.revision.clone(), took))
+            Some((&s.revision, took))
         });
-        means.chain(told).collect()
+        means.chain(told)
     }
 }
 

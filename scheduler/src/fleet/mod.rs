@@ -2,9 +2,10 @@
 
 mod index;
 mod reach;
+mod word;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 pub use index::{
     Closed, Group, Index, Place, Row, Slot, Standing, Took, UNMEASURED_RTT_MICROS, fullness,
@@ -12,10 +13,9 @@ pub use index::{
 };
 
 pub use reach::{Contact, Island, Reach};
+pub use word::{Mark, Word};
 
-use crate::model::{
-    InstanceReport, LocalVolume, Measured, NodeId, NodeRecord, ObjectKey, RevisionKey,
-};
+use crate::model::{InstanceReport, LocalVolume, Measured, NodeId, ObjectKey, RevisionKey};
 
 /// This node's view of all nodes, itself included.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -44,7 +44,7 @@ impl Eq for Indexed {}
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
-    pub record: NodeRecord,
+    pub record: Word,
     /// The failure detector's word; false members are kept for display only.
     pub alive: bool,
     /// Smoothed round trip from here in microseconds; `None` until measured, 0 for this node.
@@ -52,19 +52,19 @@ pub struct Member {
     /// The same by its coordinate and this node's, where it is not measured.
     pub reckoned_micros: Option<u32>,
     /// What the node measures.
-    pub measured: Measured,
+    pub measured: Arc<Measured>,
 }
 
 impl Member {
     /// A node by its record, of which nothing else is known.
     #[must_use]
-    pub fn new(record: NodeRecord, alive: bool, rtt_micros: Option<u32>) -> Self {
+    pub fn new(record: impl Into<Word>, alive: bool, rtt_micros: Option<u32>) -> Self {
         Self {
-            record,
+            record: record.into(),
             alive,
             rtt_micros,
             reckoned_micros: None,
-            measured: Measured::default(),
+            measured: nothing_measured(),
         }
     }
 
@@ -73,6 +73,12 @@ impl Member {
     pub fn distance_micros(&self) -> Option<u32> {
         self.rtt_micros.or(self.reckoned_micros)
     }
+}
+
+/// One for all of whom nothing is known.
+fn nothing_measured() -> Arc<Measured> {
+    static NOTHING: LazyLock<Arc<Measured>> = LazyLock::new(Arc::default);
+    Arc::clone(&NOTHING)
 }
 
 impl Fleet {

@@ -92,6 +92,8 @@ pub enum Used {
     /// 1000 is one core.
     CpuMillis(u32),
     MemoryMib(u32),
+    /// Requests a second times 1000.
+    MilliRequests(u32),
 }
 
 /// Why an instance failed.

@@ -424,13 +424,15 @@ pub enum Metric {
     Cpu,
     /// Memory used, likewise.
     Memory,
+    /// Requests a second.
+    Rps,
 }
 
 impl Metric {
-    /// The one of services that say nothing.
+    /// Whether it is a part of what instances ask for, and not of what is asked of them.
     #[must_use]
-    pub fn is_usual(self) -> bool {
-        self == Self::Concurrency
+    pub fn is_of_resources(self) -> bool {
+        matches!(self, Self::Cpu | Self::Memory)
     }
 }
 
@@ -440,10 +442,11 @@ impl FromStr for Metric {
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "concurrency" => Ok(Self::Concurrency),
+            "rps" => Ok(Self::Rps),
             "cpu" => Ok(Self::Cpu),
             "memory" => Ok(Self::Memory),
             _ => Err(format!(
-                "`{text}` is no metric: write concurrency, cpu or memory"
+                "`{text}` is no metric: write concurrency, rps, cpu or memory"
             )),
         }
     }
@@ -534,7 +537,11 @@ impl Scale {
     /// target bounded by the hard limit, the hard limit, or 100.
     #[must_use]
     pub fn total_concurrency(&self, container_concurrency: u32) -> u32 {
-        match (self.target, container_concurrency) {
+        let target = match self.metric {
+            Metric::Concurrency => self.target,
+            _ => 0,
+        };
+        match (target, container_concurrency) {
             (0, 0) => 100,
             (0, hard) => hard,
             (target, 0) => target,

@@ -24,7 +24,7 @@ pub fn ahead(fleet: &Fleet, revision: &Revision) -> BTreeSet<NodeId> {
         let site = Site::of_member(member, revision, &promised, &known);
         obstacle(fleet, &site, revision, &needs, &ask).is_none()
     });
-    let able: Vec<&NodeRecord> = able.map(|m| &m.record).collect();
+    let able: Vec<&NodeRecord> = able.map(|m| &*m.record).collect();
     let load = |node: &NodeRecord| fullness(&node.capacity, &node.free, &needs) * LOAD_STEPS / 1000;
     let mut missing = BTreeSet::new();
     for origin in origins(fleet, revision).into_values() {
@@ -52,9 +52,9 @@ fn origins<'a>(fleet: &'a Fleet, revision: &'a Revision) -> BTreeMap<&'a Name, &
         asked.any(|d| d.revision == revision.key && d.queued > 0)
     };
     let mut wanted: Vec<&NodeRecord> = live_hosts(fleet, revision).collect();
-    wanted.extend(alive().map(|m| &m.record).filter(|node| waits(node)));
+    wanted.extend(alive().map(|m| &*m.record).filter(|node| waits(node)));
     if wanted.is_empty() {
-        let records = alive().map(|m| &m.record);
+        let records = alive().map(|m| &*m.record);
         wanted.extend(records.filter(|node| holds(node, revision)));
     }
     // The first in number, whoever counts.

@@ -436,5 +436,5 @@ pub(super) fn live_hosts<'a>(
     let instances = fleet.instances(&revision.key);
     instances
         .filter(|(_, i)| i.state.is_live())
-        .map(|(m, _)| &m.record)
+        .map(|(m, _)| &*m.record)
 }

@@ -39,7 +39,7 @@ impl<'a> Starts<'a> {
         let mut members = BTreeMap::new();
         if index.is_none() {
             for (node, member) in &fleet.members {
-                let took = Took::of(member).remove(revision);
+                let took = Took::of_one(member, revision);
                 members.extend(took.map(|took| (*node, took)));
             }
         }

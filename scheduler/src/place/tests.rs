@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
 use proptest::prelude::*;
 
@@ -111,7 +112,7 @@ fn a_start_is_expected_by_what_starts_took_and_by_how_many_there_were() {
         let mut starts = StartHistogram::new(revision().key);
         (0..times).for_each(|_| starts.note(micros));
         let member = fleet.members.get_mut(&NodeId(node)).unwrap();
-        member.measured.starts = vec![starts];
+        Arc::make_mut(&mut member.measured).starts = vec![starts];
     };
     took(1, 1_000_000, 1);
     took(2, 60_000, 30);
@@ -138,7 +139,7 @@ fn a_strained_node_is_shunned_and_the_receipt_says_so() {
     let mut fleet = fleet();
     assert_eq!(ranked(&fleet, &revision(), &ask())[0], 1);
     let strained = fleet.members.get_mut(&NodeId(1)).unwrap();
-    strained.measured.pressure = Some(Pressure {
+    Arc::make_mut(&mut strained.measured).pressure = Some(Pressure {
         memory_permille: 400,
         ..Pressure::default()
     });
@@ -156,9 +157,9 @@ fn a_pull_takes_what_the_image_is_over_what_the_node_brings() {
     let image = crate::fleet::text_hash(DIGEST);
     for (node, rate) in [(1, Some(10_000)), (2, Some(200_000)), (3, None)] {
         let member = fleet.members.get_mut(&NodeId(node)).unwrap();
-        member.measured.pulls.kib_per_second = rate;
+        Arc::make_mut(&mut member.measured).pulls.kib_per_second = rate;
         if node == 3 {
-            member.measured.pulls.images = vec![(image, 100_000)];
+            Arc::make_mut(&mut member.measured).pulls.images = vec![(image, 100_000)];
         } else {
             member.record.images.clear();
         }
@@ -173,7 +174,7 @@ fn a_pull_takes_what_the_image_is_over_what_the_node_brings() {
     }
     // Whose size nobody tells is one like others.
     let holder = fleet.members.get_mut(&NodeId(3)).unwrap();
-    holder.measured.pulls.images.clear();
+    Arc::make_mut(&mut holder.measured).pulls.images.clear();
     let receipt = place(&fleet, &revision(), &ask());
     let last = receipt.ranked().last().unwrap().1;
     assert_eq!(last.parts.pull, PULL_MICROS);

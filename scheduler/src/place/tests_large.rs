@@ -35,12 +35,12 @@ prop_compose! {
         member.record.serving = serving;
         member.record.cordoned = cordoned;
         member.record.free.cpu_millis = cpu;
-        member.measured.coordinate = at.map(|at| Coordinate {
+        Arc::make_mut(&mut member.measured).coordinate = at.map(|at| Coordinate {
             at,
             height: cpu,
             error_permille: u16::try_from(cpu % 600).unwrap(),
         });
-        member.measured.pressure = Some(Pressure {
+        Arc::make_mut(&mut member.measured).pressure = Some(Pressure {
             io_permille: strain,
             ..Pressure::default()
         });
@@ -48,11 +48,11 @@ prop_compose! {
         for micros in took {
             starts.note(micros);
         }
-        member.measured.starts.push(starts);
-        member.measured.pulls.kib_per_second = rate;
+        Arc::make_mut(&mut member.measured).starts.push(starts);
+        Arc::make_mut(&mut member.measured).pulls.kib_per_second = rate;
         if image && id.is_multiple_of(2) {
             let size = (crate::fleet::text_hash(DIGEST), 400_000);
-            member.measured.pulls.images.push(size);
+            Arc::make_mut(&mut member.measured).pulls.images.push(size);
         }
         let disk = if fast { "nvme" } else { "hdd" };
         member.record.labels.insert("disk".to_owned(), disk.to_owned());

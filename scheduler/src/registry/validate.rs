@@ -265,10 +265,10 @@ pub(super) fn validate_scale(scale: &Scale) -> Result<(), Refusal> {
         "scale.initial",
         || format!("{} is not within 1 to {most}", scale.initial),
     )?;
-    let most_target = if scale.metric.is_usual() {
-        100_000
-    } else {
+    let most_target = if scale.metric.is_of_resources() {
         100
+    } else {
+        100_000
     };
     at_most("scale.target", scale.target.into(), most_target)?;
     ensure(
@@ -298,7 +298,7 @@ pub(super) fn validate_scale(scale: &Scale) -> Result<(), Refusal> {
 
 /// What is measured must be known of instances, and what is not freed by having more of them must end.
 fn validate_metric(scale: &Scale, spec: &RevisionSpec) -> Result<(), Refusal> {
-    if scale.metric.is_usual() {
+    if !scale.metric.is_of_resources() {
         return Ok(());
     }
     let word = match scale.metric {

@@ -144,6 +144,9 @@ fn what_a_number_follows_must_be_known_and_end() {
         assert!(refusal.starts_with(says), "{refusal}");
     }
     let mut right = put("web", 'a');
+    right.scale.metric = Metric::Rps;
+    right.scale.target = 500;
+    validate(&right).unwrap();
     right.scale.metric = Metric::Cpu;
     right.scale.target = 60;
     main(&mut right).cpu_request_millis = 100;

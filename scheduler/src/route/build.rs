@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::sticky::Sticky;
 use super::{Away, MAX_SCALE, RevisionRoute, Routes, ServiceRoute, Tagged, Unrouted, host};
-use crate::fleet::{Fleet, Member};
+use crate::fleet::{Fleet, Mark, Member};
 use crate::model::{
     InstanceReport, InstanceState, Name, NodeId, Revision, RevisionKey, RevisionState, Service,
     ServiceKey,
@@ -127,6 +127,12 @@ impl Routes {
     }
 }
 
+/// The revisions that a service's requests go to.
+pub(super) fn routed(service: &Service) -> impl Iterator<Item = RevisionKey> {
+    let targets = targets(service).into_iter();
+    targets.filter_map(|(_, _, revision)| revision)
+}
+
 /// A service's traffic as (percent, tag, revision): the explicit targets, or all to the latest
 /// ready revision, or to the latest created one while none was ever ready (which then says why
 /// it takes nothing).
@@ -212,10 +218,12 @@ pub(super) struct Sighting {
 /// member is alive: then it is more likely this node that is cut off.
 pub(super) fn sight(
     fleet: &Fleet,
-    wanted: impl Fn(&RevisionKey) -> bool,
+    wanted: impl Fn(Mark) -> bool,
 ) -> BTreeMap<&RevisionKey, Sighting> {
     let alone = is_alone(fleet);
-    let mut members: Vec<(&NodeId, &Member)> = fleet.members.iter().collect();
+    let has = |m: &Member| m.record.marked_instances().any(|(_, mark)| wanted(mark));
+    let mut members: Vec<(&NodeId, &Member)> =
+        fleet.members.iter().filter(|(_, m)| has(m)).collect();
     members.sort_by_key(|(id, m)| (!m.alive, m.distance_micros().unwrap_or(u32::MAX), **id));
     let mut sightings = BTreeMap::<&RevisionKey, Sighting>::new();
     for (id, member) in members {
@@ -234,10 +242,10 @@ fn note<'a>(
     sightings: &mut BTreeMap<&'a RevisionKey, Sighting>,
     (here, alone): (bool, bool),
     member: &'a Member,
-    wanted: &impl Fn(&RevisionKey) -> bool,
+    wanted: &impl Fn(Mark) -> bool,
 ) {
-    let reports = member.record.instances.iter();
-    for report in reports.filter(|r| wanted(&r.revision)) {
+    let reports = member.record.marked_instances();
+    for (report, _) in reports.filter(|(_, mark)| wanted(*mark)) {
         let sighting = sightings.entry(&report.revision).or_default();
         match report.state {
             InstanceState::Starting if member.alive || here => sighting.starting += 1,

@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 
 use super::Routes;
-use super::build::{is_alone, sight};
-use crate::fleet::{Fleet, Member};
+use super::build::{is_alone, routed, sight};
+use crate::fleet::{Fleet, Mark, Member};
 use crate::model::{RevisionKey, ServiceKey};
 use crate::registry::{Change, State};
 
@@ -28,18 +28,6 @@ impl Routes {
             touched.extend(self.service_of(change));
         }
         self.renew(state, fleet, &touched)
-    }
-
-    /// The same for whoever knows which revisions have instances on members that changed, before or after:
-    /// the registry is the same, and nobody came or went.
-    #[must_use]
-    pub fn follow_moved<'a>(
-        &self,
-        state: &State,
-        moved: impl IntoIterator<Item = &'a RevisionKey>,
-        fleet: &Fleet,
-    ) -> Self {
-        self.renew(state, fleet, &self.services_of(state, moved))
     }
 
     fn services_of<'a>(
@@ -67,20 +55,24 @@ impl Routes {
 
     fn renew(&self, state: &State, fleet: &Fleet, touched: &BTreeSet<ServiceKey>) -> Self {
         let mut routes = self.clone();
-        routes.index = state.index;
+        routes.refresh(state, fleet, touched);
+        routes
+    }
+
+    /// Joins these services anew, and no other.
+    pub fn refresh(&mut self, state: &State, fleet: &Fleet, touched: &BTreeSet<ServiceKey>) {
+        self.index = state.index;
         for key in touched {
-            routes.remove(key);
+            self.remove(key);
         }
         let services = touched.iter().filter_map(|key| state.services.get(key));
-        let wanted = |revision: &RevisionKey| {
-            let revision = state.revisions.get(revision);
-            revision.is_some_and(|r| touched.contains(&r.service))
-        };
-        let sightings = sight(fleet, wanted);
+        let services: Vec<_> = services.collect();
+        let marks = services.iter().copied().flat_map(routed);
+        let marks: BTreeSet<Mark> = marks.map(|revision| Mark::of(&revision)).collect();
+        let sightings = sight(fleet, |mark| marks.contains(&mark));
         for service in services {
-            routes.add(state, service, &sightings);
+            self.add(state, service, &sightings);
         }
-        routes
     }
 }
 

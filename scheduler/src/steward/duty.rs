@@ -1,10 +1,13 @@
 //! Who looks after what: rendezvous hashing over the live nodes. What a node is to each revision is
-//! remembered until the live nodes change, because it is asked at every tick for every revision.
+//! remembered until the live nodes change, because it is asked at every tick for every report of every
+//! node.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasherDefault, Hasher};
 
-use crate::fleet::{Fleet, Member};
+use crate::fleet::{Fleet, Mark, Member, Word};
 use crate::model::{Name, NodeId, RevisionKey};
+use crate::registry::State;
 
 /// The node that looks after a revision: in the zone given as region and zone, or, with `None`,
 /// its home steward. `None` when no live node is there.
@@ -18,27 +21,56 @@ pub fn steward_of(
         let place = (&m.record.region, &m.record.zone);
         stands(m) && zone.is_none_or(|zone| zone == place)
     };
-    let nodes = fleet.members.values().filter(here).map(|m| m.record.node);
-    nodes.max_by_key(|node| (weight(*node, revision), *node))
+    let seats = fleet
+        .members
+        .values()
+        .filter(here)
+        .map(|m| Seat::of(m.record.node));
+    let key = named(revision);
+    seats
+        .map(|seat| seat.weight(key))
+        .max()
+        .map(|(_, node)| node)
 }
 
 fn stands(member: &Member) -> bool {
     member.alive && member.record.serving
 }
 
-/// Rendezvous weight: FNV-1a over the names, stirred so that close numbers come out far apart.
-/// It must be the same in every build of every version.
-fn weight(node: NodeId, revision: &RevisionKey) -> u64 {
-    let key = [revision.namespace.as_str(), "/", revision.name.as_str()];
-    let bytes = node
-        .0
-        .to_be_bytes()
-        .into_iter()
-        .chain(key.iter().flat_map(|s| s.bytes()));
-    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+/// A node as rendezvous hashing sees it. What comes of it must be the same in every build of every version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Seat {
+    node: NodeId,
+    stirred: u64,
+}
+
+impl Seat {
+    fn of(node: NodeId) -> Self {
+        Self {
+            node,
+            stirred: stir(node.0.wrapping_add(1)),
+        }
+    }
+
+    /// How much a revision is this node's. Each is made of both once they are numbers: it is asked for every
+    /// revision and every node.
+    fn weight(self, revision: u64) -> (u64, NodeId) {
+        (stir(revision ^ self.stirred), self.node)
+    }
+}
+
+/// A revision's number: FNV-1a over its names.
+fn named(revision: &RevisionKey) -> u64 {
+    let names = [revision.namespace.as_str(), "/", revision.name.as_str()];
+    let bytes = names.iter().flat_map(|name| name.bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    let stirred = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    })
+}
+
+/// Brings close numbers far apart (the finisher of `MurmurHash3`).
+fn stir(number: u64) -> u64 {
+    let stirred = (number ^ (number >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     let stirred = (stirred ^ (stirred >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
     stirred ^ (stirred >> 33)
 }
@@ -55,36 +87,95 @@ pub(super) struct Duty {
 pub(super) struct Duties {
     me: NodeId,
     /// Live nodes by number, and whether they are in this node's zone.
-    nodes: Vec<(NodeId, bool)>,
-    known: BTreeMap<RevisionKey, Duty>,
+    nodes: Vec<(Seat, bool)>,
+    /// Which registry's revisions are all known.
+    index: Option<u64>,
+    /// Whether a revision is this node's to look after.
+    known: HashMap<Mark, bool, BuildHasherDefault<AsIs>>,
+    /// Those that are.
+    mine: BTreeMap<RevisionKey, Duty>,
+}
+
+/// A mark is a hash already.
+#[derive(Debug, Default)]
+pub(super) struct AsIs(u64);
+
+impl Hasher for AsIs {
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = bytes
+            .iter()
+            .fold(self.0, |hash, b| hash.rotate_left(8) ^ u64::from(*b));
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 impl Duties {
-    /// Forgets everything if the live nodes are others than before.
-    pub fn renew(&mut self, fleet: &Fleet, place: (&Name, &Name)) {
+    /// Forgets everything if the live nodes are others than before, and learns what the registry has now.
+    pub fn renew(&mut self, fleet: &Fleet, me: &Word, state: &State) {
         let live = fleet.members.values().filter(|member| stands(member));
-        let here = |m: &Member| (&m.record.region, &m.record.zone) == place;
-        let nodes: Vec<(NodeId, bool)> = live.map(|m| (m.record.node, here(m))).collect();
+        let here = |m: &Member| m.record.beside(me);
+        let nodes: Vec<(Seat, bool)> = live.map(|m| (Seat::of(m.record.node), here(m))).collect();
         if (fleet.me, &nodes) != (self.me, &self.nodes) {
-            self.known.clear();
-            (self.me, self.nodes) = (fleet.me, nodes);
+            *self = Self {
+                me: fleet.me,
+                nodes,
+                ..Self::default()
+            };
+        }
+        if self.index == Some(state.index) {
+            return;
+        }
+        self.index = Some(state.index);
+        let before = std::mem::take(&mut self.known);
+        self.mine.retain(|key, _| state.revisions.contains_key(key));
+        for key in state.revisions.keys() {
+            let mark = Mark::of(key);
+            match before.get(&mark) {
+                Some(mine) => {
+                    self.known.insert(mark, *mine);
+                }
+                None => {
+                    self.has(mark, key);
+                }
+            }
         }
     }
 
-    /// Forgets revisions that are gone; `keys` are those there are, in order.
-    pub fn retain(&mut self, keys: &[&RevisionKey]) {
-        if self.known.len() > keys.len() {
-            self.known.retain(|key, _| keys.binary_search(&key).is_ok());
+    /// Whether the revision with that mark is this node's to look after, also one that the registry does
+    /// not have.
+    pub fn has(&mut self, mark: Mark, key: &RevisionKey) -> bool {
+        if let Some(mine) = self.known.get(&mark) {
+            return *mine;
         }
+        let duty = self.reckon(key);
+        if let Some(duty) = duty {
+            self.mine.insert(key.clone(), duty);
+        }
+        self.known.insert(mark, duty.is_some());
+        duty.is_some()
     }
 
-    pub fn of(&mut self, revision: &RevisionKey) -> Duty {
-        if let Some(duty) = self.known.get(revision) {
-            return *duty;
-        }
+    /// What is this node's, in the order of the keys.
+    pub fn all(&self) -> impl Iterator<Item = (&RevisionKey, Duty)> {
+        self.mine.iter().map(|(key, duty)| (key, *duty))
+    }
+
+    pub fn of(&self, key: &RevisionKey) -> Option<Duty> {
+        self.mine.get(key).copied()
+    }
+
+    fn reckon(&self, revision: &RevisionKey) -> Option<Duty> {
+        let key = named(revision);
         let (mut home, mut zone) = (None, None);
-        for (node, here) in &self.nodes {
-            let weight = Some((weight(*node, revision), *node));
+        for (seat, here) in &self.nodes {
+            let weight = Some(seat.weight(key));
             home = home.max(weight);
             if *here {
                 zone = zone.max(weight);
@@ -95,15 +186,14 @@ impl Duties {
             home: mine(home),
             zone: mine(zone),
         };
-        self.known.insert(revision.clone(), duty);
-        duty
+        (duty.home || duty.zone).then_some(duty)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::steward::world::{World, rev};
+    use crate::steward::world::{World, rev, scale};
 
     #[test]
     fn what_is_remembered_is_what_the_hash_says() {
@@ -118,17 +208,29 @@ mod tests {
         for dead in [None, Some(3), Some(2), None] {
             world.dead = dead.into_iter().map(NodeId).collect();
             let fleet = world.fleet(NodeId(1));
-            duties.renew(&fleet, here);
-            duties.retain(&keys.iter().collect::<Vec<_>>());
+            let me = &fleet.members[&NodeId(1)].record;
+            duties.renew(&fleet, me, &world.state);
             for key in keys.iter().chain(&keys) {
                 let want = Duty {
                     home: steward_of(&fleet, key, None) == Some(NodeId(1)),
                     zone: steward_of(&fleet, key, Some(here)) == Some(NodeId(1)),
                 };
+                let want = (want.home || want.zone).then_some(want);
+                assert_eq!(duties.has(Mark::of(key), key), want.is_some());
                 assert_eq!(duties.of(key), want, "{key} without {dead:?}");
             }
+            let mine = duties.all().map(|(key, _)| key.clone());
+            let want = keys.iter().filter(|key| duties.of(key).is_some());
+            assert!(mine.eq(want.cloned()), "in the order of the keys");
         }
-        duties.retain(&[&keys[7]]);
-        assert_eq!(duties.known.len(), 1);
+        assert_eq!(duties.known.len(), keys.len());
+        world.deploy(scale(0, 1));
+        let fleet = world.fleet(NodeId(1));
+        duties.renew(&fleet, &fleet.members[&NodeId(1)].record, &world.state);
+        assert_eq!(
+            duties.known.len(),
+            1,
+            "the registry has one, and no other shows"
+        );
     }
 }

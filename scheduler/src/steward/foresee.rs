@@ -2,10 +2,10 @@
 
 use super::memory::Memory;
 use super::scale::Tick;
-use super::scene::{Scene, Zone};
+use super::scene::Scene;
 use crate::autoscale::forecast::{Outlook, Price};
 use crate::autoscale::{Decision, Reason};
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Word};
 use crate::model::{Scale, Service};
 
 impl Tick<'_> {
@@ -49,12 +49,12 @@ impl Tick<'_> {
     }
 }
 
-/// The price of waiting in a zone, by its nodes' memory.
-pub(super) fn waiting(fleet: &Fleet, here: Zone<'_>) -> Price {
+/// The price of waiting in a node's zone, by its nodes' memory.
+pub(super) fn waiting(fleet: &Fleet, me: &Word) -> Price {
     let (mut all, mut free) = (0_u64, 0_u64);
     for member in fleet.members.values().filter(|m| m.alive) {
         let record = &member.record;
-        if (&record.region, &record.zone) == here {
+        if record.beside(me) {
             all = all.saturating_add(record.capacity.memory_bytes);
             free = free.saturating_add(record.free.memory_bytes);
         }

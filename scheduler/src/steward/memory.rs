@@ -39,6 +39,8 @@ const REFUSED_MOST_MILLIS: u64 = 60_000;
 /// How long requests must have been held before a steward acts on them: the door that holds them
 /// starts an instance itself, and records of other nodes are a moment old.
 const SETTLED_MILLIS: u64 = 1_500;
+/// What a start takes is looked up anew after this.
+const LEARNT_MILLIS: u64 = 5_000;
 /// A proposal is repeated after this when the registry does not show it.
 const TOLD_MILLIS: u64 = 3_000;
 
@@ -71,8 +73,9 @@ pub(super) struct Memory {
     me: NodeId,
     pub autoscaler: Option<Autoscaler>,
     pub forecast: Forecast,
-    /// What a start took when it was last looked up.
+    /// What a start took when it was last looked up, and when that was.
     pub start_millis: u64,
+    learnt: Option<Now>,
     pub scheduled: Option<Scheduled>,
     /// When nothing was routed to it any more.
     pub superseded: Option<Now>,
@@ -143,6 +146,8 @@ impl Memory {
         let known = seen
             .filter(|(_, state)| *state != InstanceState::Failed)
             .collect();
+        let serving = scene.live().filter(|s| s.ready());
+        let serving = serving.map(|s| (s.report.id.clone(), now)).collect();
         Self {
             since: now,
             assumed: now,
@@ -152,10 +157,11 @@ impl Memory {
             autoscaler: None,
             forecast: Forecast::default(),
             start_millis: START_MICROS / 1000,
+            learnt: None,
             scheduled: None,
             superseded: None,
             outside: BTreeSet::new(),
-            serving: BTreeMap::new(),
+            serving,
             failed_in_row: 0,
             last_failure: None,
             refused_in_row: 0,
@@ -205,16 +211,21 @@ impl Memory {
                 _ => {}
             }
         }
-        let seen = scene
-            .instances
-            .iter()
-            .map(|s| (s.report.id.clone(), s.report.state));
-        self.known = seen.collect();
-        let live: BTreeSet<_> = scene.live().map(|s| &s.report.id).collect();
-        self.outside.retain(|id| live.contains(id));
-        self.serving.retain(|id, _| live.contains(id));
-        for seen in scene.live().filter(|s| s.ready()) {
-            self.serving.entry(seen.report.id.clone()).or_insert(now);
+        // They come in the order of their ids. As a rule nobody came or went.
+        let seen = || {
+            scene
+                .instances
+                .iter()
+                .map(|s| (&s.report.id, &s.report.state))
+        };
+        if !self.known.iter().eq(seen()) {
+            self.known = seen().map(|(id, state)| (id.clone(), *state)).collect();
+            let live: BTreeSet<_> = scene.live().map(|s| &s.report.id).collect();
+            self.outside.retain(|id| live.contains(id));
+            self.serving.retain(|id, _| live.contains(id));
+            for seen in scene.live().filter(|s| s.ready()) {
+                self.serving.entry(seen.report.id.clone()).or_insert(now);
+            }
         }
         let before = self.queue.back().map_or(0, |(_, queued)| *queued);
         self.rise(now, scene.queued.saturating_sub(before));
@@ -297,6 +308,13 @@ impl Memory {
             self.refused_in_row += 1;
         }
         self.last_refusal = message;
+    }
+
+    /// Looks up what a start takes, if that was not done a moment ago: all nodes are asked for it.
+    pub fn learn_start(&mut self, now: Now, look: impl FnOnce() -> u64) {
+        if self.learnt.is_none_or(|at| now.since(at) >= LEARNT_MILLIS) {
+            (self.learnt, self.start_millis) = (Some(now), look());
+        }
     }
 
     pub fn may_start(&self, now: Now) -> bool {

@@ -136,22 +136,19 @@ impl Steward {
             self.duties = Duties::default();
             return Vec::new();
         };
-        let place = (&me.record.region, &me.record.zone);
-        let mut scenes = scene::scenes(fleet, place);
-        self.duties.renew(fleet, place);
+        let me = &me.record;
+        let Self {
+            memories, duties, ..
+        } = self;
+        duties.renew(fleet, me, state);
+        let mut scenes = scene::scenes(fleet, me, |mark, key| duties.has(mark, key));
         let known = |key: &RevisionKey| state.revisions.contains_key(key);
-        let shown = scenes.keys().copied().filter(|key| !known(key));
-        let mut keys: Vec<&RevisionKey> = state.revisions.keys().chain(shown).collect();
-        keys.sort_unstable();
-        self.memories
-            .retain(|key, _| known(key) || scenes.contains_key(key));
-        self.duties.retain(&keys);
-        let mut tick = Tick::new((now, unix), state, fleet, place);
+        memories
+            .retain(|key, _| duties.of(key).is_some() && (known(key) || scenes.contains_key(key)));
+        let mut tick = Tick::new((now, unix), state, fleet, me);
         tick.doubts = self.doubts;
-        for key in keys {
-            let duty = self.duties.of(key);
-            if !duty.home && !duty.zone {
-                self.memories.remove(key);
+        for (key, duty) in duties.all() {
+            if !known(key) && !scenes.contains_key(key) {
                 continue;
             }
             let standing = Standing::of(state, key);
@@ -160,14 +157,12 @@ impl Steward {
                 continue;
             }
             let scene = scenes.remove(key).unwrap_or_default();
-            let memory = self.memories.remove(key);
-            let mut memory = memory.unwrap_or_else(|| {
+            let memory = memories.entry(key.clone()).or_insert_with(|| {
                 let used = matches!(standing, Standing::Routed(..)) || !scene.instances.is_empty();
                 Memory::new(now, &scene, fleet.me, duty, used)
             });
             memory.assume(now, duty);
-            look_after(&mut tick, duty, standing, key, &scene, &mut memory);
-            self.memories.insert(key.clone(), memory);
+            look_after(&mut tick, duty, standing, key, &scene, memory);
         }
         tick.orders
     }

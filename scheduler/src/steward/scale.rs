@@ -9,7 +9,7 @@ use super::scene::{Scene, Seen, Zone};
 use super::vacate::Need;
 use crate::autoscale::forecast::{PAUSE_SECONDS, Price};
 use crate::autoscale::{Aim, Autoscaler, Bounds, Decision, Reason, Sample, measured};
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Word};
 use crate::model::{
     InstanceState, Metric, Name, NodeId, Now, Revision, RevisionKey, Service, UnixMs,
 };
@@ -63,16 +63,16 @@ impl<'a> Tick<'a> {
         (now, unix): (Now, UnixMs),
         state: &'a State,
         fleet: &'a Fleet,
-        here: Zone<'a>,
+        me: &'a Word,
     ) -> Self {
         Self {
             now,
             unix,
-            price: waiting(fleet, here),
+            price: waiting(fleet, me),
             state,
             orders: Vec::new(),
             fleet,
-            here,
+            here: (&me.region, &me.zone),
             promised: Promised::default(),
             doubts: false,
         }
@@ -205,7 +205,7 @@ impl<'a> Tick<'a> {
         // Where the zone has nothing yet, what is on its way for the minimum may land here.
         let coming = count(&mine) - ready + memory.flights(!mine.is_empty());
         if ready + coming > 0 || scene.queued > 0 {
-            memory.start_millis = self.start_millis(&revision.key);
+            memory.learn_start(self.now, || self.start_millis(&revision.key));
         }
         memory.boots(coming > 0);
         let held = self.demand(revision, service, scene, memory, (ready, coming));
@@ -443,6 +443,8 @@ fn sample(aim: &Aim, serving: &[&Seen<'_>], (asked, held): (u64, u64), each: u32
     let used = |s: &&Seen<'_>| measured(aim.metric, s.report.activity.used);
     let amount = match aim.metric {
         Metric::Concurrency => asked,
+        // What waits is asked this second.
+        Metric::Rps => serving.iter().map(used).sum::<u64>() + held * 1000,
         // What waits uses nothing yet: it will as those do that are as full as may be.
         _ => {
             serving.iter().map(used).sum::<u64>() + held * aim.target_milli / u64::from(each.max(1))
@@ -450,7 +452,8 @@ fn sample(aim: &Aim, serving: &[&Seen<'_>], (asked, held): (u64, u64), each: u32
     };
     Sample {
         amount,
-        asked: asked > 0,
+        // Answers may take too little time to be met at once.
+        asked: asked > 0 || aim.metric == Metric::Rps && amount > 0,
         ready: count(serving),
     }
 }
@@ -489,6 +492,13 @@ fn why(
     // Writing to a text cannot fail.
     let _ = match aim.metric {
         Metric::Concurrency => Ok(()),
+        Metric::Rps => {
+            let (rate, target) = (amount / 1000, target.div_ceil(1000));
+            write!(
+                why,
+                ", {rate} requests a second of {target} aimed at in each"
+            )
+        }
         Metric::Cpu => write!(why, ", {amount} mCPU of {target} aimed at in each"),
         Metric::Memory => write!(why, ", {amount} MiB of {target} aimed at in each"),
     };

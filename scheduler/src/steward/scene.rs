@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::fleet::{Fleet, Member};
+use crate::fleet::{Fleet, Mark, Member, Word};
 use crate::model::{InstanceReport, InstanceState, Name, NodeId, RevisionKey};
 
 /// A zone, with its region.
@@ -75,18 +75,21 @@ impl<'a> Scene<'a> {
     }
 }
 
-/// What every revision looks like from a node in the region and zone `place`.
+/// What each of the `wanted` revisions looks like from a node.
 pub(super) fn scenes<'a>(
     fleet: &'a Fleet,
-    place: (&Name, &Name),
+    me: &Word,
+    mut wanted: impl FnMut(Mark, &RevisionKey) -> bool,
 ) -> BTreeMap<&'a RevisionKey, Scene<'a>> {
     let mut scenes: BTreeMap<&RevisionKey, Scene<'_>> = BTreeMap::new();
     for member in fleet.members.values().filter(|m| m.alive) {
         let record = &member.record;
-        let here = (&record.region, &record.zone) == place;
-        // What is parked is nobody's yet; once a start has it, it is as good as new.
-        let parked = |r: &&InstanceReport| r.state == InstanceState::Parked;
-        for report in record.instances.iter().filter(|r| !parked(r)) {
+        let here = record.beside(me);
+        for (report, mark) in record.marked_instances() {
+            // What is parked is nobody's yet; once a start has it, it is as good as new.
+            if !wanted(mark, &report.revision) || report.state == InstanceState::Parked {
+                continue;
+            }
             let scene = scenes.entry(&report.revision).or_default();
             scene.instances.push(Seen {
                 member,
@@ -94,13 +97,19 @@ pub(super) fn scenes<'a>(
                 here,
             });
         }
-        let near = &record.region == place.0;
-        for demand in record.demand.iter().filter(|d| near && d.away > 0) {
+        let near = record.near(me);
+        for (demand, mark) in record.marked_demand() {
+            let away = near && demand.away > 0;
+            if !(away || demand.queued > 0) || !wanted(mark, &demand.revision) {
+                continue;
+            }
             let scene = scenes.entry(&demand.revision).or_default();
-            scene.away.push((&record.zone, record.node, demand.away));
-        }
-        for demand in record.demand.iter().filter(|d| d.queued > 0) {
-            let scene = scenes.entry(&demand.revision).or_default();
+            if away {
+                scene.away.push((&record.zone, record.node, demand.away));
+            }
+            if demand.queued == 0 {
+                continue;
+            }
             scene
                 .waiting
                 .push(((&record.region, &record.zone), demand.queued));

@@ -17,8 +17,8 @@ use crate::world::{Node, ORIGIN, World, until};
 
 pub(super) const NODE: &str = "par-1";
 const SERVICE: &str = "crowd";
-/// A daemon parks at most a sixteenth of its memory's worth.
-const PARKED: usize = 700;
+/// A daemon parks at most a sixteenth of its memory's worth; this is that of a machine with 16 GiB.
+const PARKED: usize = 1_000;
 /// The answer begins at once and ends after the last has begun.
 const ASK: &str = "/do?stream=2x10s";
 const PATIENCE: Duration = Duration::from_mins(1);
