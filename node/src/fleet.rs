@@ -186,14 +186,13 @@ fn view(
         .iter()
         .filter(|(id, _)| **id != me && enrolled(id))
         .map(|(id, heard)| {
-            let mut member = Member::new(heard.record.clone(), heard.alive, rtt(*id));
-            member.measured = Arc::clone(&heard.measured);
+            let (record, measured) = (heard.record.clone(), Arc::clone(&heard.measured));
+            let mut member = Member::measured(record, measured, heard.alive, rtt(*id));
+            member.silent = heard.silent;
             (*id, member)
         })
         .collect();
-    let mut this = Member::new(own, true, Some(0));
-    this.measured = measured;
-    members.insert(me, this);
+    members.insert(me, Member::measured(own, measured, true, Some(0)));
     let nodes = state.nodes.values().filter(|node| !node.revoked);
     let fleet = Fleet {
         me,

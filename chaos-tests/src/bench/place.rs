@@ -78,7 +78,7 @@ impl World {
                 let Some(member) = members.get_mut(&node) else {
                     continue;
                 };
-                let record = &mut member.record;
+                let mut record = member.record.edit();
                 if record.images.len() < MOST_IMAGES {
                     record.images.push(digest(service));
                     if copy == 0 && record.instances.len() < 64 {
@@ -151,11 +151,13 @@ impl World {
         for _ in 0..UPDATES {
             let node = NodeId(rng.random_range(1..=nodes));
             let member = members.get_mut(&node).context("a node")?;
-            let free = &mut member.record.free;
-            free.cpu_millis = rng.random_range(0..free.cpu_millis.max(1)) + 500;
-            member.record.instances.pop();
+            let mut record = member.record.edit();
+            let free = record.free.cpu_millis.max(1);
+            record.free.cpu_millis = rng.random_range(0..free) + 500;
+            record.instances.pop();
             let service = rng.random_range(0..self.services);
-            member.record.instances.push(instance(service));
+            record.instances.push(instance(service));
+            drop(record);
             let began = Instant::now();
             index.set(member);
             spent += began.elapsed();

@@ -104,7 +104,7 @@ fn fleet(services: u64) -> Fleet {
                 report.state = InstanceState::Ready;
                 // Each carries about what it is meant to.
                 (report.in_flight, report.concurrency_milli) = (60, 60_000);
-                member.record.instances.push(report);
+                member.record.edit().instances.push(report);
             }
         }
     }

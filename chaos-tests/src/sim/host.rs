@@ -22,6 +22,8 @@ use super::queue::Millis;
 /// A host that was not heard of for so long counts as dead: about five rounds of gossip, as φ 8 comes
 /// to with the product's interval of a second.
 pub(super) const DEAD_AFTER: Millis = 5_000;
+/// A host that was not heard of for so long weighs less (`netfabric::gossip`).
+const SILENT_SECONDS: u64 = 3;
 /// How long a door tells that it sent requests to other regions.
 const AWAY_FOR: Millis = 60_000;
 /// Wall clocks begin here, so that times before the start are times too.
@@ -122,6 +124,7 @@ pub(super) struct Heard {
     pub said: Millis,
     at: Millis,
     alive: bool,
+    silent: u8,
     /// Its view does not have it yet.
     new: bool,
 }
@@ -129,6 +132,15 @@ pub(super) struct Heard {
 impl Heard {
     fn lives(&self, now: Millis) -> bool {
         now < self.at + DEAD_AFTER
+    }
+
+    fn silent(&self, now: Millis) -> u8 {
+        let seconds = now.saturating_sub(self.at) / 1_000;
+        if seconds < SILENT_SECONDS {
+            0
+        } else {
+            u8::try_from(seconds.min(10)).unwrap_or(0)
+        }
     }
 }
 
@@ -391,12 +403,14 @@ impl Host {
             return;
         }
         self.stale = true;
-        let alive = self.heard[host].as_ref().is_some_and(|heard| heard.alive);
+        let before = self.heard[host].as_ref();
+        let (alive, silent) = before.map_or((false, 0), |heard| (heard.alive, heard.silent));
         self.heard[host] = Some(Heard {
             record: record.clone(),
             said,
             at,
             alive,
+            silent,
             new: true,
         });
     }
@@ -414,17 +428,18 @@ impl Host {
         let mut members = self.fleet.members.iter_mut().peekable();
         let mut new = Vec::new();
         for heard in self.heard.iter_mut().flatten() {
-            let alive = heard.lives(now);
-            if !heard.new && alive == heard.alive {
+            let (alive, silent) = (heard.lives(now), heard.silent(now));
+            if !heard.new && (alive, silent) == (heard.alive, heard.silent) {
                 continue;
             }
-            (heard.new, heard.alive, changed) = (false, alive, true);
+            (heard.new, heard.alive, heard.silent, changed) = (false, alive, silent, true);
             let node = heard.record.node;
             let (record, rtt) = (heard.record.clone(), Some(rtt(node)));
             while members.next_if(|(known, _)| **known < node).is_some() {}
             match members.next_if(|(known, _)| **known == node) {
                 Some((_, known)) => {
-                    (known.record, known.alive, known.rtt_micros) = (record, alive, rtt);
+                    (known.record, known.rtt_micros) = (record, rtt);
+                    (known.alive, known.silent) = (alive, silent);
                 }
                 None => new.push((node, Member::new(record, alive, rtt))),
             }

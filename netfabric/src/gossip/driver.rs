@@ -37,6 +37,10 @@ const DEAD_GRACE: Duration = Duration::from_mins(15);
 /// whatever the statistics say: they are noisy when a machine is busy.
 const HEARD_ROUNDS: u32 = 4;
 const HEARD_MIN: Duration = Duration::from_secs(1);
+/// After so many rounds without a word a node is silent: a word is everywhere within less as a rule.
+const SILENT_ROUNDS: u8 = 3;
+/// More are not told apart: by then it is taken for dead.
+const SILENT_MOST: u8 = 10;
 /// Between a death of chitchat and its restart.
 const RESTART_PAUSE: Duration = Duration::from_millis(500);
 /// Changes that come together are looked at together.
@@ -60,6 +64,7 @@ pub(super) fn spawn(parts: Parts) {
             parts,
             carrier,
             ledger: Ledger::default(),
+            beats: BTreeMap::new(),
         }
         .run(),
     );
@@ -69,6 +74,8 @@ struct Driver {
     parts: Parts,
     carrier: Arc<Carrier>,
     ledger: Ledger,
+    /// Each node's last sign of life, by whatever way, and when it came.
+    beats: BTreeMap<NodeId, ((u64, u64), Instant)>,
 }
 
 enum End {
@@ -195,15 +202,25 @@ impl Driver {
                 measured: state.get(MEASURED),
             };
             heard_of.insert(node);
+            self.beat(node, (id.generation_id, state.heartbeat().into()));
             if live.contains(id) {
                 alive.insert((node, filed.incarnation));
             }
             self.hear(&filed);
         }
+        self.beats.retain(|node, _| heard_of.contains(node));
         self.ledger
             .keep(|node| heard_of.contains(&node), &*self.parts.trust);
         let heard = self.carrier.heard();
         self.tell(&alive, &heard);
+    }
+
+    fn beat(&mut self, node: NodeId, beat: (u64, u64)) {
+        let now = Instant::now();
+        let (last, at) = self.beats.entry(node).or_insert((beat, now));
+        if beat > *last {
+            (*last, *at) = (beat, now);
+        }
     }
 
     fn hear(&mut self, filed: &Filed<'_>) {
@@ -239,14 +256,23 @@ impl Driver {
                 .get(&node)
                 .is_some_and(|at: &Instant| at.elapsed() < recent)
         };
-        let mut members = self
-            .ledger
-            .members(|node, incarnation| alive.contains(&(node, incarnation)) || spoke(node));
+        let silent = |node| {
+            let word = self.beats.get(&node).map(|(_, at)| *at);
+            let last = word.max(heard.get(&node).copied());
+            last.map_or(0, |at| {
+                silent_rounds(at.elapsed(), self.parts.config.interval)
+            })
+        };
+        let mut members = self.ledger.members(|node, incarnation| {
+            let alive = alive.contains(&(node, incarnation)) || spoke(node);
+            (alive, silent(node))
+        });
         if let Some(own) = &*self.parts.published.borrow() {
             let heard = Heard {
                 record: own.record.clone(),
                 measured: own.measured.clone(),
                 alive: true,
+                silent: 0,
             };
             Arc::make_mut(&mut members).insert(self.parts.config.me, heard);
         }
@@ -259,6 +285,13 @@ impl Driver {
             true
         });
     }
+}
+
+/// Whole rounds, where they are too many.
+fn silent_rounds(silence: Duration, interval: Duration) -> u8 {
+    let rounds = silence.as_micros() / interval.as_micros().max(1);
+    let rounds = u8::try_from(rounds).unwrap_or(u8::MAX).min(SILENT_MOST);
+    if rounds < SILENT_ROUNDS { 0 } else { rounds }
 }
 
 /// Says who came and who went; records that only changed are no news for people.
@@ -275,5 +308,19 @@ fn report(before: &Members, now: &Members) {
         .filter(|node| alive(before, node) && !alive(now, node))
     {
         info!(%node, "node is not heard any more");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_is_late_before_it_is_missed() {
+        let second = Duration::from_secs(1);
+        let rounds = |millis| silent_rounds(Duration::from_millis(millis), second);
+        assert_eq!([0, 1_500, 2_999, 3_000, 5_700].map(rounds), [0, 0, 0, 3, 5]);
+        assert_eq!(rounds(3_600_000), SILENT_MOST);
+        assert_eq!(silent_rounds(second, second / 10), 10);
     }
 }

@@ -127,7 +127,7 @@ impl Ledger {
         };
         let mut record = held.record.clone();
         if let Some(load) = self.loads.get(&node) {
-            load.said.apply(&mut record);
+            load.said.apply(&mut record.edit());
         }
         let measured = self.measured.get(&node);
         let measured = measured.filter(|m| m.said.incarnation == record.incarnation);
@@ -135,6 +135,7 @@ impl Ledger {
             measured: measured.map_or_else(Arc::default, |m| beside::measured(&m.said.what).into()),
             record,
             alive: false,
+            silent: 0,
         };
     }
 
@@ -154,6 +155,7 @@ impl Ledger {
                 record: record.clone(),
                 measured: Arc::default(),
                 alive: false,
+                silent: 0,
             };
             let text = text.to_owned();
             let held = Held {
@@ -176,10 +178,12 @@ impl Ledger {
     }
 
     /// The view for the others in the house.
-    pub fn members(&self, alive: impl Fn(NodeId, u64) -> bool) -> Members {
+    pub fn members(&self, alive: impl Fn(NodeId, u64) -> (bool, u8)) -> Members {
         let entry = |(node, held): (&NodeId, &Held)| {
+            let (alive, silent) = alive(*node, held.record.incarnation);
             let heard = Heard {
-                alive: alive(*node, held.record.incarnation),
+                alive,
+                silent,
                 ..held.shown.clone()
             };
             (*node, heard)
@@ -272,7 +276,7 @@ mod tests {
                 .unwrap();
             assert_eq!(heard.is_some(), counts, "{incarnation}.{seq}");
         }
-        let members = ledger.members(|_, incarnation| incarnation == 3);
+        let members = ledger.members(|_, incarnation| (incarnation == 3, 0));
         let Heard { record, alive, .. } = &members[&NodeId(1)];
         assert_eq!((record.incarnation, record.seq, *alive), (3, 1, true));
     }
@@ -299,7 +303,7 @@ mod tests {
                 .unwrap()
                 .is_none()
         );
-        assert_eq!(ledger.members(|_, _| true)[&NodeId(1)].record.seq, 1);
+        assert_eq!(ledger.members(|_, _| (true, 0))[&NodeId(1)].record.seq, 1);
         let next = sealed(&one, 1, 2);
         assert!(
             ledger
@@ -320,10 +324,10 @@ mod tests {
             .unwrap()
             .unwrap();
         ledger.keep(|_| true, &trust);
-        assert_eq!(ledger.members(|_, _| true).len(), 1);
+        assert_eq!(ledger.members(|_, _| (true, 0)).len(), 1);
         trust.revoke(NodeId(1));
         ledger.keep(|_| true, &trust);
-        assert!(ledger.members(|_, _| true).is_empty());
+        assert!(ledger.members(|_, _| (true, 0)).is_empty());
         assert!(
             ledger
                 .hear(&filed(NodeId(1), 1, &text), "c", &trust)
@@ -374,7 +378,7 @@ mod tests {
                 ..filed(NodeId(1), 1, &text)
             };
             let heard = ledger.hear_beside(&filed, "c", &trust);
-            let members = ledger.members(|_, _| true);
+            let members = ledger.members(|_, _| (true, 0));
             let record = &members[&NodeId(1)].record;
             match shown {
                 Some(shown) => {

@@ -54,6 +54,8 @@ pub struct Heard {
     pub measured: Arc<Measured>,
     /// Whether it seems alive.
     pub alive: bool,
+    /// For how many rounds nothing was heard of it, where that is longer than it takes as a rule; 0 otherwise.
+    pub silent: u8,
 }
 
 /// Says which key a node's records are signed with.

@@ -113,6 +113,7 @@ mod tests {
                 ..Measured::default()
             }),
             alive: true,
+            silent: 0,
         };
         (NodeId(id), heard)
     }

@@ -47,6 +47,7 @@ pub struct Row {
     pub zone: Name,
     pub labels: BTreeMap<String, String>,
     pub standing: Standing,
+    pub silent: u8,
     pub rtt_micros: Option<u32>,
     pub reckoned_micros: Option<u32>,
     pub coordinate: Option<Coordinate>,
@@ -511,6 +512,7 @@ fn row(member: &Member, group: usize) -> Row {
         zone: record.zone.clone(),
         labels: record.labels.clone(),
         standing: Standing::of(member),
+        silent: member.silent,
         rtt_micros: member.rtt_micros,
         reckoned_micros: member.reckoned_micros,
         coordinate: member.measured.coordinate,
@@ -574,7 +576,7 @@ pub fn text_hash(text: &str) -> u64 {
 }
 
 /// Puts like names apart, so that looking one up compares numbers first.
-fn key_hash(revision: &RevisionKey) -> u64 {
+pub(super) fn key_hash(revision: &RevisionKey) -> u64 {
     mix(
         text_hash(revision.namespace.as_str()),
         revision.name.as_str(),

@@ -5,7 +5,7 @@ mod reach;
 mod word;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 pub use index::{
     Closed, Group, Index, Place, Row, Slot, Standing, Took, UNMEASURED_RTT_MICROS, fullness,
@@ -13,7 +13,7 @@ pub use index::{
 };
 
 pub use reach::{Contact, Island, Reach};
-pub use word::{Mark, Word};
+pub use word::{Edit, Mark, Word};
 
 use crate::model::{InstanceReport, LocalVolume, Measured, NodeId, ObjectKey, RevisionKey};
 
@@ -47,6 +47,9 @@ pub struct Member {
     pub record: Word,
     /// The failure detector's word; false members are kept for display only.
     pub alive: bool,
+    /// For how many seconds nothing was heard of it, where that is longer than gossip takes as a rule. What is
+    /// old weighs less, and is never a reason to let go of the only one there is.
+    pub silent: u8,
     /// Smoothed round trip from here in microseconds; `None` until measured, 0 for this node.
     pub rtt_micros: Option<u32>,
     /// The same by its coordinate and this node's, where it is not measured.
@@ -59,12 +62,24 @@ impl Member {
     /// A node by its record, of which nothing else is known.
     #[must_use]
     pub fn new(record: impl Into<Word>, alive: bool, rtt_micros: Option<u32>) -> Self {
+        Self::measured(record, Arc::default(), alive, rtt_micros)
+    }
+
+    /// A node by its record and what it measures.
+    #[must_use]
+    pub fn measured(
+        record: impl Into<Word>,
+        measured: Arc<Measured>,
+        alive: bool,
+        rtt_micros: Option<u32>,
+    ) -> Self {
         Self {
             record: record.into(),
             alive,
+            silent: 0,
             rtt_micros,
             reckoned_micros: None,
-            measured: nothing_measured(),
+            measured,
         }
     }
 
@@ -73,12 +88,6 @@ impl Member {
     pub fn distance_micros(&self) -> Option<u32> {
         self.rtt_micros.or(self.reckoned_micros)
     }
-}
-
-/// One for all of whom nothing is known.
-fn nothing_measured() -> Arc<Measured> {
-    static NOTHING: LazyLock<Arc<Measured>> = LazyLock::new(Arc::default);
-    Arc::clone(&NOTHING)
 }
 
 impl Fleet {
@@ -108,13 +117,18 @@ impl Fleet {
         self
     }
 
-    /// Members that are alive, this node first, then by round trip (unknown last), then number.
+    /// Members that are alive, this node first, then by silence, by round trip (unknown last), and number.
     #[must_use]
     pub fn nearest(&self) -> Vec<&Member> {
         let mut alive: Vec<_> = self.members.values().filter(|m| m.alive).collect();
         alive.sort_by_key(|m| {
             let me = m.record.node == self.me;
-            (!me, m.distance_micros().unwrap_or(u32::MAX), m.record.node)
+            (
+                !me,
+                m.silent,
+                m.distance_micros().unwrap_or(u32::MAX),
+                m.record.node,
+            )
         });
         alive
     }

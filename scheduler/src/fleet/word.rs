@@ -1,27 +1,22 @@
 //! A node's record as views share it. A view is made anew at every word of a node's, and of two hundred
 //! nodes all but one are as they were: what did not change is not copied, and compares by where it lies.
 
-use std::hash::{BuildHasher as _, Hash, RandomState};
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, LazyLock, OnceLock};
+use std::sync::Arc;
 
+use super::index::{key_hash, text_hash};
 use crate::model::{Demand, InstanceReport, NodeRecord, RevisionKey};
 
-/// A name's fingerprint, for comparing and looking it up as a number: reading the names of everything in every
-/// record at every look costs more than what is then done. Names are strangers' choice, so each process
-/// has a seed of its own: nobody can make two that are alike.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// A revision's number, for finding out fast what is not looked for: reading the names of everything in every
+/// record at every look costs more than what is then done. Two revisions may have the same, and strangers
+/// choose their names: what is looked for is told by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Mark(u64);
 
 impl Mark {
     #[must_use]
     pub fn of(revision: &RevisionKey) -> Self {
-        Self::drawn(revision)
-    }
-
-    fn drawn(what: impl Hash) -> Self {
-        static SEED: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-        Self(SEED.hash_one(what))
+        Self(key_hash(revision))
     }
 }
 
@@ -29,71 +24,58 @@ impl Mark {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Word(Arc<Told>);
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Told {
     record: NodeRecord,
-    marks: OnceLock<Marks>,
+    marks: Marks,
 }
 
-/// Of what a record names; made when first asked for.
-#[derive(Debug, Clone)]
+/// Numbers of what a record names.
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Marks {
-    region: Mark,
-    zone: Mark,
+    region: u64,
+    zone: u64,
     /// Of the revisions, in the record's order.
     instances: Box<[Mark]>,
     demand: Box<[Mark]>,
 }
 
-impl PartialEq for Told {
-    fn eq(&self, other: &Self) -> bool {
-        self.record == other.record
+impl Marks {
+    fn of(record: &NodeRecord) -> Self {
+        let instances = record.instances.iter();
+        let demand = record.demand.iter();
+        Self {
+            region: text_hash(record.region.as_str()),
+            zone: text_hash(record.zone.as_str()),
+            instances: instances.map(|i| Mark::of(&i.revision)).collect(),
+            demand: demand.map(|d| Mark::of(&d.revision)).collect(),
+        }
     }
 }
-
-impl Eq for Told {}
 
 impl Word {
     /// Its instances, each with its revision's mark.
     pub fn marked_instances(&self) -> impl Iterator<Item = (&InstanceReport, Mark)> {
-        self.instances
-            .iter()
-            .zip(self.marks().instances.iter().copied())
+        let marks = self.0.marks.instances.iter().copied();
+        self.instances.iter().zip(marks)
     }
 
     /// What is asked for at its door, each with its revision's mark.
     pub fn marked_demand(&self) -> impl Iterator<Item = (&Demand, Mark)> {
-        self.demand.iter().zip(self.marks().demand.iter().copied())
+        let marks = self.0.marks.demand.iter().copied();
+        self.demand.iter().zip(marks)
     }
 
     /// Whether both nodes are in one region.
     #[must_use]
     pub fn near(&self, other: &Self) -> bool {
-        self.marks().region == other.marks().region
+        self.0.marks.region == other.0.marks.region && self.region == other.region
     }
 
     /// Whether both nodes are in one zone.
     #[must_use]
     pub fn beside(&self, other: &Self) -> bool {
-        self.marks().zone == other.marks().zone
-    }
-
-    fn marks(&self) -> &Marks {
-        let record = &self.0.record;
-        self.0.marks.get_or_init(|| Marks {
-            region: Mark::drawn(&record.region),
-            zone: Mark::drawn((&record.region, &record.zone)),
-            instances: record
-                .instances
-                .iter()
-                .map(|i| Mark::of(&i.revision))
-                .collect(),
-            demand: record
-                .demand
-                .iter()
-                .map(|d| Mark::of(&d.revision))
-                .collect(),
-        })
+        self.0.marks.zone == other.0.marks.zone && self.near(other) && self.zone == other.zone
     }
 
     /// Whether both are one and the same.
@@ -101,14 +83,17 @@ impl Word {
     pub fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
+
+    /// To change it. Others that share it keep what they had.
+    pub fn edit(&mut self) -> Edit<'_> {
+        Edit(Arc::make_mut(&mut self.0))
+    }
 }
 
 impl From<NodeRecord> for Word {
     fn from(record: NodeRecord) -> Self {
-        Self(Arc::new(Told {
-            record,
-            marks: OnceLock::new(),
-        }))
+        let marks = Marks::of(&record);
+        Self(Arc::new(Told { record, marks }))
     }
 }
 
@@ -120,12 +105,26 @@ impl Deref for Word {
     }
 }
 
-/// Others that share it keep what they had.
-impl DerefMut for Word {
+/// A record that is being changed.
+pub struct Edit<'a>(&'a mut Told);
+
+impl Deref for Edit<'_> {
+    type Target = NodeRecord;
+
+    fn deref(&self) -> &NodeRecord {
+        &self.0.record
+    }
+}
+
+impl DerefMut for Edit<'_> {
     fn deref_mut(&mut self) -> &mut NodeRecord {
-        let told = Arc::make_mut(&mut self.0);
-        told.marks = OnceLock::new();
-        &mut told.record
+        &mut self.0.record
+    }
+}
+
+impl Drop for Edit<'_> {
+    fn drop(&mut self) {
+        self.0.marks = Marks::of(&self.0.record);
     }
 }
 

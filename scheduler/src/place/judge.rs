@@ -4,8 +4,8 @@
 use super::reckon::Known;
 use super::{
     Ask, BESIDE_MICROS, CROWDED_MICROS, Candidate, ENERGY_LABEL, ENERGY_MICROS, ENERGY_UNKNOWN,
-    PREFER_MICROS, PRESSED_MICROS, Parts, Promised, REGION_RTT_MICROS, Rejection, SPREAD_MICROS,
-    ZONE_RTT_MICROS,
+    PREFER_MICROS, PRESSED_MICROS, Parts, Promised, REGION_RTT_MICROS, Rejection, SILENT_MICROS,
+    SPREAD_MICROS, ZONE_RTT_MICROS,
 };
 use crate::fleet::{
     Fleet, Group, Index, Member, Row, Slot, Standing, UNMEASURED_RTT_MICROS, fullness, text_hash,
@@ -25,6 +25,7 @@ pub(super) struct Site<'a> {
     pub zone: &'a Name,
     pub labels: &'a BTreeMap<String, String>,
     pub standing: Standing,
+    pub silent: u8,
     pub rtt_micros: Option<u32>,
     pub reckoned_micros: Option<u32>,
     pub coordinate: Option<Coordinate>,
@@ -55,6 +56,7 @@ impl<'a> Site<'a> {
             zone: &record.zone,
             labels: &record.labels,
             standing: Standing::of(member),
+            silent: member.silent,
             rtt_micros: member.rtt_micros,
             reckoned_micros: member.reckoned_micros,
             coordinate: member.measured.coordinate,
@@ -81,6 +83,7 @@ impl<'a> Site<'a> {
             zone: &row.zone,
             labels: &row.labels,
             standing: row.standing,
+            silent: row.silent,
             rtt_micros: row.rtt_micros,
             reckoned_micros: row.reckoned_micros,
             coordinate: row.coordinate,
@@ -231,6 +234,7 @@ pub(super) fn score(
     rules: &PlacementRules,
 ) -> Candidate {
     let (rtt_micros, round_trip) = distance.to(site);
+    let round_trip = round_trip + u64::from(site.silent) * SILENT_MICROS;
     let same_revision = held.on_node(site.node);
     let spread = match rules.spread {
         Spread::None => 0,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
-use crate::fleet::Member;
+use crate::fleet::{Edit, Member};
 use crate::model::{
     Container, Demand, Fit, ImagePin, InstanceId, InstanceReport, LocalVolume, Name, NodeRecord,
     ObjectKey, Preference, Pressure, RevisionKey, RevisionState, ServiceKey, Spread,
@@ -85,8 +85,8 @@ fn fleet() -> Fleet {
     }
 }
 
-fn record(fleet: &mut Fleet, id: u64) -> &mut NodeRecord {
-    &mut fleet.members.get_mut(&NodeId(id)).unwrap().record
+fn record(fleet: &mut Fleet, id: u64) -> Edit<'_> {
+    fleet.members.get_mut(&NodeId(id)).unwrap().record.edit()
 }
 
 pub(super) fn put_instance(record: &mut NodeRecord, revision: &Revision) {
@@ -161,7 +161,7 @@ fn a_pull_takes_what_the_image_is_over_what_the_node_brings() {
         if node == 3 {
             Arc::make_mut(&mut member.measured).pulls.images = vec![(image, 100_000)];
         } else {
-            member.record.images.clear();
+            member.record.edit().images.clear();
         }
     }
     for fleet in [fleet.clone(), fleet.clone().indexed()] {
@@ -228,23 +228,28 @@ fn every_node_gets_its_reason() {
     type Spoil = fn(&mut Member);
     let table: &[(&str, Spoil)] = &[
         ("not reachable", |m| m.alive = false),
-        ("leaving", |m| m.record.serving = false),
-        ("cordoned", |m| m.record.cordoned = true),
+        ("leaving", |m| m.record.edit().serving = false),
+        ("cordoned", |m| m.record.edit().cordoned = true),
         ("region as-1 is not among eu-*, us-east", |m| {
-            m.record.region = name("as-1");
+            m.record.edit().region = name("as-1");
         }),
         ("label disk is hdd, not nvme", |m| {
-            m.record.labels.insert("disk".to_owned(), "hdd".to_owned());
+            m.record
+                .edit()
+                .labels
+                .insert("disk".to_owned(), "hdd".to_owned());
         }),
-        ("label disk is unset, not nvme", |m| m.record.labels.clear()),
+        ("label disk is unset, not nvme", |m| {
+            m.record.edit().labels.clear();
+        }),
         ("needs 500 mCPU, 499 free", |m| {
-            m.record.free.cpu_millis = 499;
+            m.record.edit().free.cpu_millis = 499;
         }),
         ("needs 67108864 bytes of memory, 5 free", |m| {
-            m.record.free.memory_bytes = 5;
+            m.record.edit().free.memory_bytes = 5;
         }),
         ("has as many instances as it may", |m| {
-            m.record.free.instances = 0;
+            m.record.edit().free.instances = 0;
         }),
     ];
     let mut revision = revision();
@@ -260,6 +265,7 @@ fn every_node_gets_its_reason() {
         for member in fleet.members.values_mut() {
             member
                 .record
+                .edit()
                 .labels
                 .insert("disk".to_owned(), "nvme".to_owned());
         }
@@ -277,6 +283,7 @@ fn every_node_gets_its_reason() {
     for member in fleet.members.values_mut() {
         member
             .record
+            .edit()
             .labels
             .insert("disk".to_owned(), "nvme".to_owned());
     }
@@ -297,7 +304,7 @@ fn equals_are_told_apart_by_load_then_by_number() {
         [2, 3, 1],
         "the crowded one last"
     );
-    put_instance(record(&mut fleet, 2), &revision());
+    put_instance(&mut record(&mut fleet, 2), &revision());
     assert_eq!(
         ranked(&fleet, &revision(), &ask())[0],
         3,
@@ -309,7 +316,7 @@ fn equals_are_told_apart_by_load_then_by_number() {
 fn spreading_outweighs_distance_and_pulls() {
     let mut fleet = fleet();
     let mut revision = revision();
-    put_instance(record(&mut fleet, 1), &revision);
+    put_instance(&mut record(&mut fleet, 1), &revision);
     record(&mut fleet, 2).region = name("eu-west");
     record(&mut fleet, 3).images.clear();
     assert_eq!(ranked(&fleet, &revision, &ask())[0], 1);
@@ -343,12 +350,12 @@ prop_compose! {
     ) -> Member {
         let mut member = member(id, region, rtt);
         member.alive = alive;
-        member.record.serving = serving;
-        member.record.cordoned = cordoned;
-        member.record.free.cpu_millis = cpu;
-        member.record.free.memory_bytes = memory;
+        member.record.edit().serving = serving;
+        member.record.edit().cordoned = cordoned;
+        member.record.edit().free.cpu_millis = cpu;
+        member.record.edit().free.memory_bytes = memory;
         if !image {
-            member.record.images.clear();
+            member.record.edit().images.clear();
         }
         member
     }
@@ -420,7 +427,7 @@ fn site(regions: &[&str], holders: &[u64]) -> Fleet {
     let members = (1..).zip(regions).map(|(id, region)| {
         let mut member = member(id, region, None);
         if !holders.contains(&id) {
-            member.record.images.clear();
+            member.record.edit().images.clear();
         }
         (NodeId(id), member)
     });
@@ -457,7 +464,7 @@ fn images_go_ahead_to_the_likely_next_hosts() {
     assert_eq!(missing(&fleet), [] as [u64; 0], "two are enough");
     demand(&mut fleet, 4);
     assert_eq!(missing(&fleet), [4], "where it is asked for");
-    put_instance(record(&mut fleet, 1), &revision);
+    put_instance(&mut record(&mut fleet, 1), &revision);
     assert_eq!(missing(&fleet), [4]);
     record(&mut fleet, 2).free.memory_bytes = 0;
     assert_eq!(missing(&fleet), [3, 4], "one of two is full");
@@ -562,4 +569,28 @@ fn a_service_says_what_it_would_rather_have() {
         parts.collect::<Vec<_>>(),
         [(20_000, true), (500_000, true), (900_000, true)]
     );
+}
+
+#[test]
+fn what_is_old_weighs_less_and_does_for_want_of_better() {
+    let mut fleet = fleet();
+    let ask = Ask {
+        from: NodeId(1),
+        ..Ask::default()
+    };
+    let winner = |fleet: &Fleet| {
+        let plain = place(fleet, &revision(), &ask);
+        let indexed = place(&fleet.clone().indexed(), &revision(), &ask);
+        let first = |receipt: &Receipt| receipt.ranked().next().map(|(node, _)| node);
+        assert_eq!(first(&plain), first(&indexed));
+        first(&plain)
+    };
+    let best = winner(&fleet).unwrap();
+    fleet.members.get_mut(&best).unwrap().silent = 6;
+    let second = winner(&fleet).unwrap();
+    assert_ne!(second, best);
+    for member in fleet.members.values_mut() {
+        member.silent = 6;
+    }
+    assert_eq!(winner(&fleet), Some(best), "they are all as old");
 }

@@ -107,12 +107,12 @@ fn full(priorities: [[i32; 2]; 3]) -> (Fleet, BTreeMap<RevisionKey, Revision>) {
     };
     for (id, pair) in (1..).zip(priorities) {
         let mut member = member(id, "eu-west", Some(u32::try_from(id).unwrap() * 1_000));
-        member.record.free.instances = 0;
+        member.record.edit().free.instances = 0;
         for priority in pair {
             let mut low = revision();
             low.key.name = name(&format!("low-{}", priority.unsigned_abs()));
             low.spec.place.priority = priority;
-            put_instance(&mut member.record, &low);
+            put_instance(&mut member.record.edit(), &low);
             revisions.insert(low.key.clone(), low);
         }
         fleet.members.insert(NodeId(id), member);
@@ -158,11 +158,11 @@ fn nobody_goes_for_its_equal_nor_where_there_is_room_or_will_be() {
     assert!(displaced(&fleet, &revisions, 6).displaces.is_some());
     // One that leaves already makes the room.
     let third = fleet.members.get_mut(&NodeId(3)).unwrap();
-    third.record.instances[1].state = InstanceState::Draining;
+    third.record.edit().instances[1].state = InstanceState::Draining;
     assert_eq!(displaced(&fleet, &revisions, 6).displaces, None);
     // And where there is room, it goes there.
     let third = fleet.members.get_mut(&NodeId(3)).unwrap();
-    third.record.free.instances = 1;
+    third.record.edit().free.instances = 1;
     let receipt = displaced(&fleet, &revisions, 6);
     assert_eq!(receipt.displaces, None);
     assert_eq!(receipt.ranked().next().unwrap().0, NodeId(3));

@@ -30,11 +30,11 @@ prop_compose! {
         at in prop::option::weighted(0.7, prop::array::uniform4(-60_000_i32..60_000)),
     ) -> Member {
         let mut member = member(id, REGIONS[region], rtt);
-        member.record.zone = name(&format!("z{zone}"));
+        member.record.edit().zone = name(&format!("z{zone}"));
         member.alive = alive;
-        member.record.serving = serving;
-        member.record.cordoned = cordoned;
-        member.record.free.cpu_millis = cpu;
+        member.record.edit().serving = serving;
+        member.record.edit().cordoned = cordoned;
+        member.record.edit().free.cpu_millis = cpu;
         Arc::make_mut(&mut member.measured).coordinate = at.map(|at| Coordinate {
             at,
             height: cpu,
@@ -55,23 +55,23 @@ prop_compose! {
             Arc::make_mut(&mut member.measured).pulls.images.push(size);
         }
         let disk = if fast { "nvme" } else { "hdd" };
-        member.record.labels.insert("disk".to_owned(), disk.to_owned());
+        member.record.edit().labels.insert("disk".to_owned(), disk.to_owned());
         if !id.is_multiple_of(3) {
             let figure = (cpu % 1_000).to_string();
-            member.record.labels.insert(ENERGY_LABEL.to_owned(), figure);
+            member.record.edit().labels.insert(ENERGY_LABEL.to_owned(), figure);
         }
-        member.record.images = vec![format!("sha256:{}", id % 7)];
+        member.record.edit().images = vec![format!("sha256:{}", id % 7)];
         if image {
-            member.record.images.push(DIGEST.to_owned());
+            member.record.edit().images.push(DIGEST.to_owned());
         }
         if fast {
-            member.record.starts.push(StartTime {
+            member.record.edit().starts.push(StartTime {
                 revision: revision().key,
                 micros: 50_000 + 10 * cpu,
             });
         }
         for _ in 0..instances.saturating_sub(1) {
-            put_instance(&mut member.record, &revision());
+            put_instance(&mut member.record.edit(), &revision());
         }
         member
     }
@@ -179,7 +179,7 @@ fn filling_nodes_up_looks_at_few_of_them() {
     for (image, small) in [(true, false), (false, false), (true, true)] {
         let nodes = (1..=4_000_u64).map(|id| {
             let mut member = member(id, "eu-west", Some(1_000));
-            let record = &mut member.record;
+            let mut record = member.record.edit();
             if !image {
                 record.images.clear();
             }
@@ -189,6 +189,7 @@ fn filling_nodes_up_looks_at_few_of_them() {
             }
             let used = u32::try_from(id * 7 % 1_000).unwrap();
             record.free.cpu_millis -= record.capacity.cpu_millis * used / 1_000;
+            drop(record);
             (NodeId(id), member)
         });
         let fleet = Fleet {
@@ -251,9 +252,9 @@ fn a_walk_that_is_cut_short_says_by_how_much_it_may_be_wrong() {
         let near = id < u64::from(MOST_LOOKED) - 4;
         let mut member = member(id, "eu-west", Some(if near { 1_000 } else { 10_000 }));
         if near {
-            member.record.free.instances = 0;
+            member.record.edit().free.instances = 0;
         }
-        member.record.free.cpu_millis = 2_000 - u32::try_from(id % 16).unwrap();
+        member.record.edit().free.cpu_millis = 2_000 - u32::try_from(id % 16).unwrap();
         (NodeId(id), member)
     });
     let fleet = Fleet {

@@ -224,7 +224,14 @@ pub(super) fn sight(
     let has = |m: &Member| m.record.marked_instances().any(|(_, mark)| wanted(mark));
     let mut members: Vec<(&NodeId, &Member)> =
         fleet.members.iter().filter(|(_, m)| has(m)).collect();
-    members.sort_by_key(|(id, m)| (!m.alive, m.distance_micros().unwrap_or(u32::MAX), **id));
+    members.sort_by_key(|(id, m)| {
+        (
+            !m.alive,
+            m.silent,
+            m.distance_micros().unwrap_or(u32::MAX),
+            **id,
+        )
+    });
     let mut sightings = BTreeMap::<&RevisionKey, Sighting>::new();
     for (id, member) in members {
         note(&mut sightings, (fleet.me == *id, alone), member, &wanted);

@@ -129,7 +129,7 @@ pub fn fleet() -> Fleet {
 pub fn run(fleet: &mut Fleet, node: u64, revision: &str, state: InstanceState, in_flight: u32) {
     let member = fleet.members.get_mut(&NodeId(node)).unwrap();
     let number = member.record.instances.len();
-    member.record.instances.push(InstanceReport {
+    member.record.edit().instances.push(InstanceReport {
         id: InstanceId(format!("{revision}-{node}-{number}")),
         service: service_key("default", "web"),
         revision: revision_key("default", revision),

@@ -131,7 +131,8 @@ pub struct RevisionRoute {
     pub ready: u32,
     /// Instances on their way to ready on live nodes, this one included.
     pub starting: u32,
-    /// Other nodes with ready instances, nearest first; those not `alive` come last.
+    /// Other nodes with ready instances, nearest first; those that have been silent come later, and those not
+    /// `alive` last.
     pub away: Vec<Away>,
 }
 

@@ -22,7 +22,7 @@ pub fn front_doors(fleet: &Fleet, client: Option<IpAddr>, region: Option<&Name>)
         let elsewhere = region != Some(&m.record.region);
         let me = m.record.node == fleet.me;
         let rtt = m.distance_micros().unwrap_or(u32::MAX);
-        (elsewhere, !me, rtt, m.record.node)
+        (elsewhere, !me, m.silent, rtt, m.record.node)
     });
     let grades: [fn(&Member) -> bool; 3] = [|m| m.alive && m.record.serving, |m| m.alive, |_| true];
     let of = |grade: fn(&Member) -> bool| {

@@ -157,7 +157,13 @@ fn an_old_record_takes_no_route_away() {
     let fresh = web(&fleet);
     // However old the records are that are there: a node at rest says nothing new.
     for id in 2..=4 {
-        fleet.members.get_mut(&NodeId(id)).unwrap().record.seq += 1_000;
+        fleet
+            .members
+            .get_mut(&NodeId(id))
+            .unwrap()
+            .record
+            .edit()
+            .seq += 1_000;
     }
     assert_eq!(web(&fleet), fresh);
     // Nobody hears of 2 any more: it is the last, and then none.
@@ -508,13 +514,20 @@ fn front_doors_are_near_the_client() {
         .get_mut(&NodeId(1))
         .unwrap()
         .record
+        .edit()
         .ingress
         .push(v6);
     assert_eq!(ask(&both, None, None), [1, 6, 2, 3], "three of each family");
     assert_eq!(ask(&both, Some("2001:db8:0:9::7"), None), [1, 6, 2, 3]);
 
     let mut leaving = fleet();
-    leaving.members.get_mut(&NodeId(1)).unwrap().record.serving = false;
+    leaving
+        .members
+        .get_mut(&NodeId(1))
+        .unwrap()
+        .record
+        .edit()
+        .serving = false;
     assert_eq!(ask(&leaving, None, None), [2, 3, 4]);
     let mut dark = fleet();
     for member in dark.members.values_mut() {
@@ -569,7 +582,7 @@ fn step(state: &mut State, fleet: &mut Fleet, (what, service, how, node): Step) 
             match how % 3 {
                 0 => member.alive = !member.alive,
                 1 => member.rtt_micros = Some(u32::from(how) * 100),
-                _ => member.record.instances.clear(),
+                _ => member.record.edit().instances.clear(),
             }
             vec![]
         }
@@ -589,4 +602,36 @@ proptest::proptest! {
             proptest::prop_assert_eq!(&followed, &routes(&state, &fleet));
         }
     }
+}
+
+#[test]
+fn who_has_been_silent_comes_later_and_is_kept() {
+    let mut state = State::default();
+    add(
+        &mut state,
+        "default",
+        "web",
+        &[RevisionState::Ready],
+        Vec::new(),
+    );
+    let mut fleet = fleet();
+    for node in [2, 3] {
+        run(&mut fleet, node, "web-00001", Ready, 0);
+    }
+    let order = |fleet: &Fleet| -> Vec<u64> {
+        let routes = Routes::build(&state, fleet, "test");
+        let route = routes
+            .revision(&revision_key("default", "web-00001"))
+            .unwrap();
+        route.away.iter().map(|away| away.node.0).collect()
+    };
+    assert_eq!(order(&fleet), [2, 3], "the nearer one first");
+    fleet.members.get_mut(&NodeId(2)).unwrap().silent = 4;
+    assert_eq!(order(&fleet), [3, 2]);
+    fleet.members.get_mut(&NodeId(3)).unwrap().silent = 5;
+    assert_eq!(
+        order(&fleet),
+        [2, 3],
+        "all are silent: it may be this node that hears badly"
+    );
 }

@@ -2,8 +2,7 @@
 //! remembered until the live nodes change, because it is asked at every tick for every report of every
 //! node.
 
-use std::collections::{BTreeMap, HashMap};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::collections::BTreeMap;
 
 use crate::fleet::{Fleet, Mark, Member, Word};
 use crate::model::{Name, NodeId, RevisionKey};
@@ -90,30 +89,12 @@ pub(super) struct Duties {
     nodes: Vec<(Seat, bool)>,
     /// Which registry's revisions are all known.
     index: Option<u64>,
-    /// Whether a revision is this node's to look after.
-    known: HashMap<Mark, bool, BuildHasherDefault<AsIs>>,
+    /// Whether one of the revisions with that mark is this node's to look after: in order those of the
+    /// registry, and others that were met.
+    known: Vec<(Mark, bool)>,
+    met: BTreeMap<Mark, bool>,
     /// Those that are.
     mine: BTreeMap<RevisionKey, Duty>,
-}
-
-/// A mark is a hash already.
-#[derive(Debug, Default)]
-pub(super) struct AsIs(u64);
-
-impl Hasher for AsIs {
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        self.0 = bytes
-            .iter()
-            .fold(self.0, |hash, b| hash.rotate_left(8) ^ u64::from(*b));
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
 }
 
 impl Duties {
@@ -133,32 +114,52 @@ impl Duties {
             return;
         }
         self.index = Some(state.index);
-        let before = std::mem::take(&mut self.known);
+        self.met.clear();
         self.mine.retain(|key, _| state.revisions.contains_key(key));
-        for key in state.revisions.keys() {
-            let mark = Mark::of(key);
-            match before.get(&mark) {
-                Some(mine) => {
-                    self.known.insert(mark, *mine);
-                }
-                None => {
-                    self.has(mark, key);
-                }
-            }
+        let before = std::mem::take(&mut self.known);
+        let find = |mark| before.binary_search_by_key(&mark, |(mark, _)| *mark).ok();
+        let keys = state.revisions.keys();
+        let mut marked: Vec<(Mark, &RevisionKey)> = keys.map(|key| (Mark::of(key), key)).collect();
+        marked.sort_unstable();
+        let mut known = Vec::with_capacity(marked.len());
+        for alike in marked.chunk_by(|a, b| a.0 == b.0) {
+            let (mark, _) = alike[0];
+            let before = find(mark).map(|at| before[at].1);
+            let mine = match before {
+                Some(false) if alike.len() == 1 => false,
+                _ => alike
+                    .iter()
+                    .fold(false, |mine, (_, key)| self.take(key) || mine),
+            };
+            known.push((mark, mine));
         }
+        self.known = known;
     }
 
-    /// Whether the revision with that mark is this node's to look after, also one that the registry does
-    /// not have.
+    /// Whether the revision is this node's to look after, also one that the registry does not have.
     pub fn has(&mut self, mark: Mark, key: &RevisionKey) -> bool {
-        if let Some(mine) = self.known.get(&mark) {
-            return *mine;
+        let known = self.known.binary_search_by_key(&mark, |(mark, _)| *mark);
+        let known = known.map_or_else(
+            |_| self.met.get(&mark).copied(),
+            |at| Some(self.known[at].1),
+        );
+        if let Some(mine) = known {
+            return mine && self.mine.contains_key(key);
+        }
+        let mine = self.take(key);
+        self.met.insert(mark, mine);
+        mine
+    }
+
+    /// Finds out about one.
+    fn take(&mut self, key: &RevisionKey) -> bool {
+        if self.mine.contains_key(key) {
+            return true;
         }
         let duty = self.reckon(key);
         if let Some(duty) = duty {
             self.mine.insert(key.clone(), duty);
         }
-        self.known.insert(mark, duty.is_some());
         duty.is_some()
     }
 
@@ -223,7 +224,7 @@ mod tests {
             let want = keys.iter().filter(|key| duties.of(key).is_some());
             assert!(mine.eq(want.cloned()), "in the order of the keys");
         }
-        assert_eq!(duties.known.len(), keys.len());
+        assert_eq!(duties.met.len(), keys.len());
         world.deploy(scale(0, 1));
         let fleet = world.fleet(NodeId(1));
         duties.renew(&fleet, &fleet.members[&NodeId(1)].record, &world.state);
