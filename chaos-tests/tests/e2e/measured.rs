@@ -4,7 +4,10 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use chaos_tests::world::{Node, World, until};
+use chaos_tests::checkers::accounting::{self, Rules};
+use chaos_tests::workload::ledger::LogReader;
+use chaos_tests::workload::load::{Config, Load};
+use chaos_tests::world::{Node, ORIGIN, World, until};
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -160,4 +163,35 @@ fn requests_are_counted_once_over_restarts_and_the_end_of_their_instances() -> R
         "{cpu} became {last}"
     );
     Ok(())
+}
+
+/// Answers that take no time are never many at once: what is asked in a second is what counts.
+#[test]
+fn a_target_in_requests_a_second_is_followed_up_and_down() -> Result<()> {
+    let world = World::of(&["par-1"])?;
+    let par = &world["par-1"];
+    let image = world.image("box");
+    let manifest = format!(
+        "name = \"brisk\"\nimage = \"{image}\"\nport = 8080\nresources = {{ cpu = 0.05 }}\n\
+         [scale]\nmax = 3\nmetric = \"rps\"\ntarget = 10\nwindow = \"6s\"\n"
+    );
+    let file = world.dir().join("brisk.toml");
+    std::fs::write(&file, manifest)?;
+    par.cli(&["deploy", "-f", &file.to_string_lossy()])?.ok()?;
+    let host = format!("brisk.{ORIGIN}");
+    let load = Load::start(Config::new(&host, &[par.door()]).rate(40.0))?;
+    until("its maximum serves", PATIENCE, || {
+        let ready = par.instances("brisk")?.len() == 3;
+        Ok(ready.then_some(()))
+    })?;
+    let said = par.cli(&["explain", "service/brisk"])?.ok()?;
+    said.says("requests a second of 7 aimed at in each")?;
+    let client = load.stop()?;
+    let found = accounting::check(
+        &client,
+        LogReader::of(&world).read_all(&client)?,
+        &Rules::strict("brisk"),
+    );
+    ensure!(found.is_empty(), "{}", found.join("\n"));
+    world.rest("brisk")
 }
