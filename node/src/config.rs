@@ -85,6 +85,21 @@ pub struct CapacitySection {
     pub max_instances: u32,
 }
 
+/// Instances of one node. A bridge of Linux has 1024 ports: one for each of them, and some for what is being made
+/// and removed.
+const MOST_INSTANCES: u32 = 1_000;
+
+impl CapacitySection {
+    fn check(&self) -> Result<(), &'static str> {
+        if self.max_instances > MOST_INSTANCES {
+            return Err(
+                "`[capacity] max_instances` is above 1000: the bridge of a node has no more ports",
+            );
+        }
+        Ok(())
+    }
+}
+
 impl Default for CapacitySection {
     fn default() -> Self {
         Self {
@@ -438,6 +453,7 @@ impl Config {
             what,
         };
         config.ingress.check().map_err(unfit)?;
+        config.capacity.check().map_err(unfit)?;
         Ok(config)
     }
 }
@@ -637,6 +653,19 @@ mod tests {
         for bad in ["low=85", "low=0", "high=101", "high=60"] {
             assert!(marks(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_node_has_no_more_instances_than_its_bridge_has_ports() {
+        let load = |most: u32| {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            let text = format!("{SMALL}[capacity]\nmax_instances = {most}\n");
+            std::fs::write(file.path(), text).unwrap();
+            Config::load(file.path()).map_err(|e| e.to_string())
+        };
+        assert_eq!(load(1_000).unwrap().capacity.max_instances, 1_000);
+        let error = load(1_001).unwrap_err();
+        assert!(error.contains("[capacity] max_instances"), "{error}");
     }
 
     #[test]

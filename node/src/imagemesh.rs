@@ -12,14 +12,17 @@ use netfabric::wire::codec;
 use netfabric::wire::image::{ImageAnswer, ImageRequest};
 use scheduler::fleet::Fleet;
 use scheduler::model::NodeId;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::image::{Answers, Near, Neighbour};
 use crate::images::Images;
 
-/// Requests served at once; more are refused, and the asker goes elsewhere.
+/// Requests served at once; more wait for their turn.
 const SERVES_AT_ONCE: usize = 64;
+/// For so long, which is less than an asker waits: when all nodes of a site fetch the same image from the one
+/// that has it, those turned away would ask the registry, over the link that this is to spare.
+const TURN: Duration = Duration::from_secs(4);
 /// For a request to be read, and for one answer to leave.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Answers between the disk and the link.
@@ -97,14 +100,21 @@ struct Server {
 #[async_trait]
 impl Handler for Server {
     async fn handle(&self, from: NodeId, mut stream: MeshStream) {
-        let Ok(_permit) = self.serves.try_acquire() else {
-            let refused = ImageAnswer::Refused("too many ask at once".to_owned());
-            let _ = timeout(DEADLINE, stream.write_value(&refused)).await;
-            return;
-        };
         let Ok(Ok(request)) = timeout(DEADLINE, stream.read_value()).await else {
             return stream.abort();
         };
+        // Who holds what is asked of all, takes no time, and whoever is not told at once takes it for a no.
+        let waits = !matches!(request, ImageRequest::Holds { .. });
+        let permit = if waits {
+            place(&self.serves).await
+        } else {
+            None
+        };
+        if waits && permit.is_none() {
+            let refused = ImageAnswer::Refused("too many ask at once".to_owned());
+            let _ = timeout(DEADLINE, stream.write_value(&refused)).await;
+            return;
+        }
         let (answers, mut leaving) = mpsc::channel(ANSWERS_AHEAD);
         let serving = self.images.serve(request, answers);
         let sending = async {
@@ -118,10 +128,16 @@ impl Handler for Server {
             true
         };
         let ((), sent) = tokio::join!(serving, sending);
+        drop(permit);
         if !sent {
             stream.abort();
         }
     }
+}
+
+/// A place among those that are served, if one is free in time.
+async fn place(serves: &Semaphore) -> Option<SemaphorePermit<'_>> {
+    timeout(TURN, serves.acquire()).await.ok()?.ok()
 }
 
 impl Server {
@@ -161,6 +177,20 @@ impl Links {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_comes_while_all_are_served_waits_for_a_place() {
+        let serves = Semaphore::new(1);
+        let first = place(&serves).await.unwrap();
+        assert!(place(&serves).await.is_none(), "none was free in time");
+        let next = place(&serves);
+        let leaves = async {
+            sleep_until(Instant::now() + TURN / 2).await;
+            drop(first);
+        };
+        let (next, ()) = tokio::join!(next, leaves);
+        assert!(next.is_some());
+    }
 
     #[tokio::test]
     async fn a_link_gets_its_rate_and_another_waits_for_nothing() {

@@ -197,9 +197,9 @@ impl Company {
     pub(super) async fn sources(&self, layer: &Digest) -> Vec<Source> {
         let holders = self.holders(layer, false).await;
         let neighbours = self.near.neighbours();
-        let elected = source::elect(&neighbours, &self.pin.digest)
-            .filter(|node| self.elects && !self.left_out().contains(node));
-        source::order(self.near.me(), &neighbours, &holders, elected)
+        let mut elected = source::elect(&neighbours, &self.pin.digest);
+        elected.retain(|node| self.elects && !self.left_out().contains(node));
+        source::order(self.near.me(), &neighbours, &holders, &elected)
     }
 
     /// Who holds a layer of those asked.
@@ -246,7 +246,10 @@ impl Company {
             image: self.pin.digest.clone(),
             layer: layer.to_string(),
         };
-        let mut answers = self.ask(node, request).await?;
+        // All its neighbours ask it in this moment, and some have to connect first.
+        let patience = self.waits.answer;
+        let asked = timeout(patience, self.near.ask(node, request, patience));
+        let mut answers = asked.await??;
         let (mut most, mut since) = (0, Instant::now());
         loop {
             match next(&mut answers, self.waits.answer).await? {

@@ -84,13 +84,17 @@ pub(super) fn nearest(neighbours: &mut [Neighbour]) {
     neighbours.sort_by_key(|n| (!n.near, n.rtt, n.node));
 }
 
-/// The sources of a layer in the order they are tried: near holders, else the site's elected; holders
-/// far away; the registry.
+/// Nodes of a site that are asked in turn to bring an image. Where the first one does not, the next is asked by
+/// all the others: twenty that turned to the registry at once would each wait for their share of one thin link.
+const ELECTED: usize = 3;
+
+/// The sources of a layer in the order they are tried: near holders, else the site's elected, each before
+/// the next, down to this node itself; holders far away; the registry.
 pub(super) fn order(
     me: NodeId,
     neighbours: &[Neighbour],
     holders: &BTreeSet<NodeId>,
-    elected: Option<NodeId>,
+    elected: &[NodeId],
 ) -> Vec<Source> {
     let mut sorted = neighbours.to_vec();
     nearest(&mut sorted);
@@ -104,7 +108,8 @@ pub(super) fn order(
     let (near, far) = (held(true), held(false));
     let mut order = Vec::new();
     if near.is_empty() {
-        order.extend(elected.filter(|e| *e != me).map(Source::Elected));
+        let before_me = elected.iter().take_while(|e| **e != me);
+        order.extend(before_me.copied().map(Source::Elected));
     } else {
         order.push(Source::Holders(near));
     }
@@ -115,9 +120,9 @@ pub(super) fn order(
     order
 }
 
-/// Who of a site asks the registry for an image: every node of it finds the same one, and one more
-/// or less moves only what was that one's.
-pub(super) fn elect(neighbours: &[Neighbour], image: &str) -> Option<NodeId> {
+/// Who of a site asks the registry for an image, and who does if that one does not: every node of it finds
+/// the same ones, and one more or less moves only what was that one's.
+pub(super) fn elect(neighbours: &[Neighbour], image: &str) -> Vec<NodeId> {
     let score = |node: NodeId| -> [u8; 32] {
         let mut hash = Sha256::new();
         hash.update(node.0.to_be_bytes());
@@ -125,7 +130,10 @@ pub(super) fn elect(neighbours: &[Neighbour], image: &str) -> Option<NodeId> {
         hash.finalize().into()
     };
     let near = neighbours.iter().filter(|n| n.near);
-    near.map(|n| n.node).max_by_key(|node| score(*node))
+    let mut near: Vec<NodeId> = near.map(|n| n.node).collect();
+    near.sort_by_cached_key(|node| std::cmp::Reverse(score(*node)));
+    near.truncate(ELECTED);
+    near
 }
 
 #[cfg(test)]
@@ -151,7 +159,13 @@ mod tests {
         ];
         let holders = |nodes: &[u64]| nodes.iter().map(|n| NodeId(*n)).collect::<BTreeSet<_>>();
         let held = |nodes: &[u64]| Source::Holders(nodes.iter().map(|n| NodeId(*n)).collect());
-        let elected = Some(NodeId(3));
+        let elected = [NodeId(3), NodeId(2), NodeId(1)];
+        let asked = |nodes: &[u64]| {
+            nodes
+                .iter()
+                .map(|n| Source::Elected(NodeId(*n)))
+                .collect::<Vec<_>>()
+        };
         let cases = [
             (
                 holders(&[2, 3, 4]),
@@ -159,17 +173,20 @@ mod tests {
             ),
             (
                 holders(&[4]),
-                vec![Source::Elected(NodeId(3)), held(&[4]), Source::Registry],
+                [asked(&[3, 2]), vec![held(&[4]), Source::Registry]].concat(),
             ),
             (
                 holders(&[]),
-                vec![Source::Elected(NodeId(3)), Source::Registry],
+                [asked(&[3, 2]), vec![Source::Registry]].concat(),
             ),
         ];
         for (holders, expected) in cases {
-            assert_eq!(order(NodeId(1), &all, &holders, elected), expected);
+            assert_eq!(order(NodeId(1), &all, &holders, &elected), expected);
         }
-        let alone = order(NodeId(3), &all, &holders(&[3]), elected);
+        let none = holders(&[]);
+        let second = order(NodeId(2), &all, &none, &elected);
+        assert_eq!(second, [asked(&[3]), vec![Source::Registry]].concat());
+        let alone = order(NodeId(3), &all, &holders(&[3]), &elected);
         assert_eq!(alone, [Source::Registry], "nobody asks itself");
     }
 
@@ -178,15 +195,17 @@ mod tests {
         let mut all: Vec<_> = (1..=20).map(|n| neighbour(n, true, 1)).collect();
         all.push(neighbour(99, false, 1));
         let images: Vec<String> = (0..200).map(|i| format!("sha256:{i}")).collect();
-        let before: Vec<_> = images.iter().map(|i| elect(&all, i).unwrap()).collect();
-        assert!(before.iter().collect::<BTreeSet<_>>().len() > 10);
-        assert!(!before.contains(&NodeId(99)));
-        let gone = before[0];
+        let before: Vec<_> = images.iter().map(|i| elect(&all, i)).collect();
+        let first: BTreeSet<_> = before.iter().map(|elected| elected[0]).collect();
+        assert!(first.len() > 10);
+        assert!(!before.concat().contains(&NodeId(99)));
+        let gone = before[0][0];
         all.retain(|n| n.node != gone);
         for (image, was) in images.iter().zip(before) {
-            let now = elect(&all, image).unwrap();
-            assert!(now == was || was == gone);
+            let now = elect(&all, image);
+            let left: Vec<_> = was.into_iter().filter(|node| *node != gone).collect();
+            assert!(now.starts_with(&left), "the next takes its place");
         }
-        assert_eq!(elect(&[], "x"), None);
+        assert!(elect(&[], "x").is_empty());
     }
 }

@@ -17,6 +17,8 @@ const RECLAIMED_AT_ONCE: u64 = 16 << 20;
 /// What a group has that was given none, by either version.
 const USUAL_SHARES: u64 = 1024;
 const USUAL_WEIGHT: u64 = 100;
+/// The kernel's bound of weights.
+const MOST_WEIGHT: u64 = 10_000;
 /// The kernel's bounds of shares.
 const LEAST_SHARES: u64 = 2;
 const MOST_SHARES: u64 = 262_144;
@@ -203,10 +205,18 @@ impl Cgroup {
     }
 }
 
-/// Shares of version 1 as version 2 weighs them: the conversion of the OCI runtimes, which made the group.
+/// Shares of version 1 as version 2 weighs them: the conversion of the OCI runtimes (runc 1.3.2 and what follows
+/// it, libcontainer among them), which made the group. The usual 1024 are the usual 100.
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "of 2 to 262144 comes 1 to 10000"
+)]
 fn weight(shares: u64) -> u64 {
-    let shares = shares.clamp(LEAST_SHARES, MOST_SHARES);
-    1 + (shares - LEAST_SHARES) * 9_999 / (MOST_SHARES - LEAST_SHARES)
+    let power = (shares.clamp(LEAST_SHARES, MOST_SHARES) as f64).log2();
+    let exponent = (power * power + 125.0 * power) / 612.0 - 7.0 / 34.0;
+    (10_f64.powf(exponent).ceil() as u64).clamp(1, MOST_WEIGHT)
 }
 
 /// Removes a node's own group once no container is left in it. Groups still in use stay.
@@ -298,7 +308,8 @@ mod tests {
 
     #[test]
     fn shares_are_weighed_as_runtimes_do() {
-        assert_eq!([2, 512, 1024, 262_144].map(weight), [1, 20, 39, 10_000]);
+        let shares = [2, 512, 1024, 22_000, 262_144];
+        assert_eq!(shares.map(weight), [1, 59, 100, 1204, 10_000]);
     }
 
     #[test]

@@ -90,7 +90,9 @@ impl Pool {
         free: Resources,
     ) -> Vec<(RevisionKey, u32)> {
         let budget = (capacity.memory_bytes / MEMORY_SHARE).min(free.memory_bytes) / PARKED_BYTES;
-        let mut left = self.most.min(u32::try_from(budget).unwrap_or(u32::MAX));
+        let budget = u32::try_from(budget).unwrap_or(u32::MAX);
+        // Each has a place of its own on the node's bridge, as those that run have.
+        let mut left = self.most.min(budget).min(free.instances);
         let mut uses: Vec<_> = self.uses.iter().collect();
         uses.sort_by_key(|(key, used)| (std::cmp::Reverse(used.last), *key));
         let share = |(key, used): (&RevisionKey, &Use)| {
@@ -132,6 +134,29 @@ mod tests {
             instances: 1_000,
         };
         pool.wanted(at(starts), all, all)[0].1
+    }
+
+    #[test]
+    fn no_more_are_kept_than_there_are_places() {
+        let capacity = Resources {
+            cpu_millis: 1_000,
+            memory_bytes: 64 << 30,
+            instances: 1_000,
+        };
+        let mut pool = Pool::new(1_000);
+        let service = ServiceKey {
+            namespace: Name::default_namespace(),
+            name: Name::new("web").unwrap(),
+        };
+        let key = RevisionKey::of(&service, 1).unwrap();
+        (0..900).for_each(|_| pool.started(Now(1), Now(1), &key));
+        for (places, kept) in [(1_000, 900), (100, 100), (0, 0)] {
+            let free = Resources {
+                instances: places,
+                ..capacity
+            };
+            assert_eq!(pool.wanted(Now(2), capacity, free)[0].1, kept);
+        }
     }
 
     #[test]

@@ -38,7 +38,7 @@ impl<'a> Crowd<'a> {
         let node = &world[NODE];
         node.configure_runtime(&format!("parked = {most}"))?;
         // As many as that are not counted with what they use, which is nothing.
-        node.configure("[capacity]\ncpu = 64\nmax_instances = 4000")?;
+        node.configure("[capacity]\ncpu = 64\nmax_instances = 1000")?;
         world.settle()?;
         let daemon = Group::of(world, "bench-crowd")?;
         daemon.add(node.daemon().context("no daemon")?)?;
