@@ -14,7 +14,7 @@ use scheduler::model::{
     ImagePin, Meta, Name, Revision, RevisionKey, RevisionSpec, RevisionState, Service, ServiceKey,
     ServiceStatus,
 };
-use scheduler::place::{Ask, Receipt, place};
+use scheduler::place::{Ask, Promised, Receipt, displace, place};
 use scheduler::registry::{Action, Outcome, PutService, validate};
 use serde::Deserialize;
 
@@ -116,7 +116,7 @@ async fn pin(api: &Api, put: &PutService) -> Result<ImagePin, Failure> {
         .await?)
 }
 
-/// Asks placement where an instance could go now; nowhere is an error with each node's reason.
+/// Asks placement where an instance could go now, or who would make room for it; nowhere is an error with each node's reason.
 fn can_place(api: &Api, put: &PutService) -> Result<Receipt, Failure> {
     let revision = Revision {
         key: RevisionKey {
@@ -135,7 +135,18 @@ fn can_place(api: &Api, put: &PutService) -> Result<Receipt, Failure> {
         cause: "deploy".to_owned(),
         ..Ask::default()
     };
-    let receipt = place(&api.fleet(), &revision, &ask);
+    let (fleet, state) = (api.fleet(), api.registry.view().state());
+    let known = |key: &RevisionKey| state.revisions.get(key);
+    let receipt = place(&fleet, &revision, &ask);
+    // What has priority may find the nodes full.
+    let receipt = displace(
+        receipt,
+        &fleet,
+        &revision,
+        &ask,
+        &Promised::default(),
+        known,
+    );
     if receipt.ranked().next().is_some() {
         return Ok(receipt);
     }
