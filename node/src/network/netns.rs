@@ -13,6 +13,7 @@ use std::path::Path;
 
 use futures::TryStreamExt;
 use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth};
+use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
 use rtnetlink::{
     Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth,
     RouteMessageBuilder,
@@ -246,7 +247,9 @@ fn sysctls() {
 
 /// The pair: one end on the bridge, closed to other ports, the other in the namespace. Each side is told where
 /// the other is: what the kernel finds out for itself stands in one table for the whole machine, which by
-/// default is full (`gc_thresh3`) with five hundred containers.
+/// default is full (`gc_thresh3`) with five hundred containers. The bridge is told behind which port the container
+/// is: a frame to one that it never heard goes to all ports, where others could see it, and with a thousand of
+/// them the last ones never get it (`netdev_max_backlog`).
 async fn cable(
     host: &Handle,
     bridge: u32,
@@ -274,12 +277,26 @@ async fn cable(
         let port = index(host, &slot.port)
             .await
             .ok_or(NetworkError::NoBridge)?;
-        let alone = LinkBridgePort::new(port).isolated(true).build();
+        let alone = LinkBridgePort::new(port)
+            .isolated(true)
+            .learning(false)
+            .flood(false)
+            .mcast_flood(false)
+            .bcast_flood(false)
+            .build();
         host.link()
             .set_port(alone)
             .execute()
             .await
             .map_err(failed("isolating a port"))?;
+        host.neighbours()
+            .add_bridge(port, &slot.mac)
+            .state(NeighbourState::Noarp)
+            .flags(NeighbourFlags::Controller)
+            .replace()
+            .execute()
+            .await
+            .map_err(failed("telling the bridge a container's port"))?;
         let up = LinkUnspec::new_with_index(port).up().build();
         host.link()
             .set(up)

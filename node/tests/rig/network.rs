@@ -246,6 +246,28 @@ fn the_node_reaches_its_containers_and_they_the_world() {
 }
 
 #[test]
+fn what_is_meant_for_one_container_reaches_no_other() {
+    on_a_host(|world| async move {
+        let net = Network::open(config(&world)).await.unwrap();
+        let one = net.acquire(&id("one")).await.unwrap();
+        net.acquire(&id("other")).await.unwrap();
+        let came = async |name| net.traffic_of(&id(name)).await.unwrap().in_packets;
+        let before = (came("one").await, came("other").await);
+        // Neither ever spoke, and nobody listens.
+        let refused = TcpStream::connect((one.address, 9)).await.unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+        let after = (came("one").await, came("other").await);
+        assert!(after.0 > before.0, "{after:?} after {before:?}");
+        assert_eq!(after.1, before.1, "it came to its neighbour too");
+        for name in ["one", "other"] {
+            net.release(&id(name));
+        }
+        net.close(true).await.unwrap();
+        assert_eq!(world.leftovers(), Vec::<String>::new());
+    });
+}
+
+#[test]
 fn a_container_reaches_neither_the_node_nor_its_neighbours_nor_private_networks() {
     on_a_host(|world| async move {
         let net = Network::open(config(&world)).await.unwrap();
