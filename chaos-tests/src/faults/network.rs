@@ -275,7 +275,12 @@ pub(super) fn rebind(world: &World, node: &str) -> Result<Undo> {
         let flows = ["-L", "-p", "udp", "--orig-port-src", MESH];
         let flows = node.run("conntrack", &flows)?.out;
         // The peer's way back is told second: to the port that it sees.
-        Ok(flows.contains(" dport=2").then_some(()))
+        if flows.contains(" dport=2") {
+            return Ok(Some(()));
+        }
+        // A peer's packet that came first made the flow its own, which no rule of ours changes.
+        forget_flows(node)?;
+        Ok(None)
     })?;
     Ok(undo(move |world| {
         let node = &world[&name];

@@ -81,6 +81,9 @@ pub(super) struct Duty {
     pub zone: bool,
 }
 
+/// Revisions beside the registry's that are remembered: records may name ever new ones.
+const MET_MOST: usize = 4096;
+
 /// What it is to each, as long as the live nodes are the same.
 #[derive(Debug, Default)]
 pub(super) struct Duties {
@@ -110,7 +113,7 @@ impl Duties {
                 ..Self::default()
             };
         }
-        if self.index == Some(state.index) {
+        if self.index == Some(state.index) && self.met.len() <= MET_MOST {
             return;
         }
         self.index = Some(state.index);
@@ -225,6 +228,16 @@ mod tests {
             assert!(mine.eq(want.cloned()), "in the order of the keys");
         }
         assert_eq!(duties.met.len(), keys.len());
+        for other in (1_000..).take(MET_MOST).map(rev) {
+            duties.has(Mark::of(&other), &other);
+        }
+        let fleet = world.fleet(NodeId(1));
+        duties.renew(&fleet, &fleet.members[&NodeId(1)].record, &world.state);
+        assert_eq!(
+            duties.met.len(),
+            0,
+            "they are found out anew, if they still show"
+        );
         world.deploy(scale(0, 1));
         let fleet = world.fleet(NodeId(1));
         duties.renew(&fleet, &fleet.members[&NodeId(1)].record, &world.state);
