@@ -116,8 +116,14 @@ mod tests {
     use super::*;
     use crate::model::{Name, ServiceKey};
 
-    /// How many are kept after so many starts, one in so long.
-    fn kept(starts: u64, gap: u64) -> u32 {
+    const ALL: Resources = Resources {
+        cpu_millis: 1_000,
+        memory_bytes: 64 << 30,
+        instances: 1_000,
+    };
+
+    /// How many are kept, with so many places free, after so many starts, one in so long.
+    fn kept_in(places: u32, starts: u64, gap: u64) -> u32 {
         let service = ServiceKey {
             namespace: Name::default_namespace(),
             name: Name::new("web").unwrap(),
@@ -128,35 +134,23 @@ mod tests {
         for n in 0..starts {
             pool.started(at(n), at(n), &key);
         }
-        let all = Resources {
-            cpu_millis: 1_000,
-            memory_bytes: 64 << 30,
-            instances: 1_000,
+        let free = Resources {
+            instances: places,
+            ..ALL
         };
-        pool.wanted(at(starts), all, all)[0].1
+        pool.wanted(at(starts), ALL, free)[0].1
+    }
+
+    fn kept(starts: u64, gap: u64) -> u32 {
+        kept_in(ALL.instances, starts, gap)
     }
 
     #[test]
     fn no_more_are_kept_than_there_are_places() {
-        let capacity = Resources {
-            cpu_millis: 1_000,
-            memory_bytes: 64 << 30,
-            instances: 1_000,
-        };
-        let mut pool = Pool::new(1_000);
-        let service = ServiceKey {
-            namespace: Name::default_namespace(),
-            name: Name::new("web").unwrap(),
-        };
-        let key = RevisionKey::of(&service, 1).unwrap();
-        (0..900).for_each(|_| pool.started(Now(1), Now(1), &key));
-        for (places, kept) in [(1_000, 900), (100, 100), (0, 0)] {
-            let free = Resources {
-                instances: places,
-                ..capacity
-            };
-            assert_eq!(pool.wanted(Now(2), capacity, free)[0].1, kept);
-        }
+        assert_eq!(
+            [1_000, 100, 0].map(|places| kept_in(places, 900, 0)),
+            [900, 100, 0]
+        );
     }
 
     #[test]

@@ -47,7 +47,7 @@ pub struct Member {
     pub record: Word,
     /// The failure detector's word; false members are kept for display only.
     pub alive: bool,
-    /// For how many seconds nothing was heard of it, where that is longer than gossip takes as a rule. What is
+    /// For how many rounds of gossip, a second each, nothing was heard of it, where that is longer than it takes as a rule. What is
     /// old weighs less, and is never a reason to let go of the only one there is.
     pub silent: u8,
     /// Smoothed round trip from here in microseconds; `None` until measured, 0 for this node.

@@ -53,7 +53,7 @@ pub const USUAL_KIB_PER_SECOND: u32 = 25 << 10;
 pub const LEAST_PULL_MICROS: u64 = 250_000;
 /// And no more is counted: nobody waits for it.
 pub const MOST_PULL_MICROS: u64 = 300_000_000;
-/// What each second counts in which nothing was heard of a node, once that is longer than gossip takes: what it
+/// What each round of gossip counts in which nothing was heard of a node, once they are too many: what it
 /// said may not be so any more, and it may be gone.
 pub const SILENT_MICROS: u64 = 100_000;
 /// What a node adds on which something waits for processors, memory or disk all the time: a start there

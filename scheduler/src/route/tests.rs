@@ -606,25 +606,12 @@ proptest::proptest! {
 
 #[test]
 fn who_has_been_silent_comes_later_and_is_kept() {
-    let mut state = State::default();
-    add(
-        &mut state,
-        "default",
-        "web",
-        &[RevisionState::Ready],
-        Vec::new(),
-    );
     let mut fleet = fleet();
     for node in [2, 3] {
         run(&mut fleet, node, "web-00001", Ready, 0);
     }
-    let order = |fleet: &Fleet| -> Vec<u64> {
-        let routes = Routes::build(&state, fleet, "test");
-        let route = routes
-            .revision(&revision_key("default", "web-00001"))
-            .unwrap();
-        route.away.iter().map(|away| away.node.0).collect()
-    };
+    let order =
+        |fleet: &Fleet| -> Vec<u64> { web(fleet).away.iter().map(|away| away.node.0).collect() };
     assert_eq!(order(&fleet), [2, 3], "the nearer one first");
     fleet.members.get_mut(&NodeId(2)).unwrap().silent = 4;
     assert_eq!(order(&fleet), [3, 2]);
