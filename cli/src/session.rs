@@ -2,7 +2,7 @@
 //! the names people type.
 
 use hyper::upgrade::Upgraded;
-use netfabric::wire::api::{Diagnosis, InstanceView, NodeStatus, ServiceView};
+use netfabric::wire::api::{Diagnosis, DomainView, InstanceView, NodeStatus, ServiceView};
 use netfabric::wire::usage::{Amounts, UsageView};
 use scheduler::model::{InstanceId, Name, Revision};
 use serde::Serialize;
@@ -81,6 +81,12 @@ impl Session {
         let mut sum = Amounts::default();
         view.revisions.iter().for_each(|r| sum.add(&r.total));
         Ok(sum)
+    }
+
+    pub async fn domains(&self, all: bool) -> Result<Vec<DomainView>, Failure> {
+        let mut found: Vec<DomainView> = self.client.get("/v1/domains").await?;
+        found.retain(|d| all || d.namespace == self.namespace);
+        Ok(found)
     }
 
     pub async fn nodes(&self) -> Result<Vec<NodeStatus>, ClientError> {

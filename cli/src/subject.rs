@@ -10,6 +10,7 @@ pub enum Kind {
     Instance,
     Node,
     Image,
+    Domain,
 }
 
 const WORDS: &[(Kind, &[&str])] = &[
@@ -18,6 +19,7 @@ const WORDS: &[(Kind, &[&str])] = &[
     (Kind::Instance, &["instances", "instance", "inst"]),
     (Kind::Node, &["nodes", "node"]),
     (Kind::Image, &["images", "image", "img"]),
+    (Kind::Domain, &["domains", "domain", "domainmapping"]),
 ];
 
 /// One named thing.
@@ -28,6 +30,7 @@ pub enum Subject {
     Instance(String),
     Node(String),
     Image(String),
+    Domain(String),
     Request(String),
 }
 
@@ -45,7 +48,7 @@ impl Kind {
         Self::parse(word).ok_or_else(|| {
             let words = WORDS.iter().flat_map(|(_, words)| words.iter().copied());
             let hint = suggest::nearest(word, words).map_or_else(
-                || "there are services, revisions, instances, nodes and images".to_owned(),
+                || "there are services, revisions, instances, nodes, images and domains".to_owned(),
                 |near| format!("did you mean `{near}`?"),
             );
             Failure::usage(format!("`{word}` is no kind of thing")).hint(hint)
@@ -60,6 +63,7 @@ impl Kind {
             Self::Instance => Subject::Instance(name),
             Self::Node => Subject::Node(name),
             Self::Image => Subject::Image(name),
+            Self::Domain => Subject::Domain(name),
         }
     }
 }

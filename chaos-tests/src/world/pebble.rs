@@ -1,5 +1,6 @@
 //! Debian's `pebble`, a real ACME authority, on the registry's host of a world. It asks the last
-//! node's DNS for names, so that it looks where clients would. It checks a host on ports 80 and 443.
+//! node's DNS for names, so that it looks where clients would, or a resolver that finds every name at that
+//! node. It checks a host on ports 80 and 443.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -14,6 +15,7 @@ use super::{PATIENCE, World};
 
 const DIRECTORY: u16 = 14_000;
 const MANAGEMENT: u16 = 15_000;
+const NAMES: u16 = 8053;
 
 /// How the authority behaves.
 #[derive(Debug, Clone, Copy)]
@@ -22,6 +24,8 @@ pub struct Habits {
     pub seconds: u64,
     /// It takes up to this many seconds before it looks at a host.
     pub pondering: u32,
+    /// Every name leads to the last node, as if its owner had said so in its DNS.
+    pub all_names: bool,
 }
 
 impl Default for Habits {
@@ -29,6 +33,7 @@ impl Default for Habits {
         Self {
             seconds: 24 * 60 * 60,
             pondering: 0,
+            all_names: false,
         }
     }
 }
@@ -36,6 +41,8 @@ impl Default for Habits {
 /// The authority; it ends when it is dropped.
 pub struct Pebble {
     child: Child,
+    /// Who knows all names.
+    names: Option<Child>,
     address: Ipv4Addr,
     dir: PathBuf,
 }
@@ -72,10 +79,15 @@ impl World {
         let log = log.create(true).append(true).open(dir.join("log"))?;
         let netns = format!("--net=/run/netns/{}", self.registry_host());
         let last = self.nodes().last().context("a node that knows names")?;
-        let names = format!("{}:53", last.address);
+        let (names, asked) = if habits.all_names {
+            let known = all_names(&netns, address, last.address)?;
+            (Some(known), format!("{address}:{NAMES}"))
+        } else {
+            (None, format!("{}:53", last.address))
+        };
         let mut command = Command::new("nsenter");
         command
-            .args([&netns, "--", "pebble", "-dnsserver", &names, "-config"])
+            .args([&netns, "--", "pebble", "-dnsserver", &asked, "-config"])
             .arg(&file)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -87,6 +99,7 @@ impl World {
         let child = command.spawn().context("starting pebble")?;
         let pebble = Pebble {
             child,
+            names,
             address,
             dir,
         };
@@ -95,6 +108,20 @@ impl World {
         })?;
         Ok(pebble)
     }
+}
+
+/// A resolver by which every name is at `node`: `pebble-challtestsrv`, which comes with pebble.
+fn all_names(netns: &str, at: Ipv4Addr, node: Ipv4Addr) -> Result<Child> {
+    let (listen, node) = (format!("{at}:{NAMES}"), node.to_string());
+    let mut command = Command::new("nsenter");
+    command
+        .args([netns, "--", "pebble-challtestsrv", "-dns01", &listen])
+        .args(["-defaultIPv4", &node, "-defaultIPv6", "", "-http01", ""])
+        .args(["-https01", "", "-tlsalpn01", "", "-management", ""])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command.spawn().context("starting pebble-challtestsrv")
 }
 
 /// A CA in PEM form, and what it signs with.
@@ -141,7 +168,9 @@ impl Pebble {
 impl Drop for Pebble {
     fn drop(&mut self) {
         // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        for child in self.names.iter_mut().chain([&mut self.child]) {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }

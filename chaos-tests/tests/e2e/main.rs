@@ -15,6 +15,7 @@ mod confinement;
 mod crashes;
 mod death;
 mod disks;
+mod domains;
 mod explained;
 mod harm;
 mod hostile;

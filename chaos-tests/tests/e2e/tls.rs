@@ -22,7 +22,10 @@ pub fn host(service: &str) -> String {
 
 /// `curl` of a service over HTTPS at one node's front door.
 fn curl(node: &Node, service: &str, trust: &Path, more: &[&str]) -> Result<Outcome> {
-    let host = host(service);
+    curl_host(node, &host(service), trust, more)
+}
+
+pub fn curl_host(node: &Node, host: &str, trust: &Path, more: &[&str]) -> Result<Outcome> {
     let resolve = format!("{host}:443:{}", node.address);
     let trust = trust.to_string_lossy().into_owned();
     let url = format!("https://{host}/");
@@ -44,7 +47,7 @@ fn is_served(world: &World, service: &str, trust: &Path) -> Result<()> {
     Ok(())
 }
 
-fn certificate(node: &Node, name: &str) -> Result<Option<Value>> {
+pub fn certificate(node: &Node, name: &str) -> Result<Option<Value>> {
     let all = node.read(&["cert", "ls"])?;
     let all = all.as_array().or_else(|| all["items"].as_array());
     let all = all.context("a list of certificates")?;
@@ -68,7 +71,7 @@ fn is_issued(world: &World, service: &str, after: u64, within: Duration) -> Resu
 }
 
 /// Has these nodes order at this authority and show hosts in this way.
-fn ordering(world: &World, nodes: &[Node], pebble: &Pebble, challenge: &str) -> Result<()> {
+pub fn ordering(world: &World, nodes: &[Node], pebble: &Pebble, challenge: &str) -> Result<()> {
     for node in nodes {
         let file = node.dir().join("selvedge.toml");
         let text = fs::read_to_string(&file)?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use scheduler::model::{Protocol, Spread, units};
 
-use super::{MountFlag, SandboxArgs, SecretFlag};
+use super::{DomainFlag, MountFlag, SandboxArgs, SecretFlag};
 
 #[derive(Debug, Clone, Default, Args)]
 #[command(
@@ -106,6 +106,9 @@ pub struct DeployArgs {
     /// When nodes ask the registry: always, missing or never
     #[arg(long, value_name = "WHEN", value_parser = ["always", "missing", "never"])]
     pub pull: Option<String>,
+    /// A host it answers for: www.example.com, *.example.com, example.com/api; with a - behind it no more
+    #[arg(long = "domain", value_name = "DOMAIN", value_delimiter = ',')]
+    pub domains: Vec<DomainFlag>,
     /// Where its certificate comes from: acme has an authority asked for one
     #[arg(long, value_name = "SOURCE", value_parser = ["own", "acme"])]
     pub certificate: Option<String>,

@@ -1,8 +1,8 @@
-//! What a service is given besides its image, as flags of `deploy` say it: `--secret`, `--mount`.
+//! What a service is given besides its image, as flags of `deploy` say it: `--secret`, `--mount`, `--domain`.
 
 use std::str::FromStr;
 
-use scheduler::model::{VolumeSource, units};
+use scheduler::model::{Domain, DomainError, VolumeSource, units};
 
 /// `K=NAME:KEY`
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +65,23 @@ impl FromStr for MountFlag {
     }
 }
 
+/// A domain, or `DOMAIN-` to take it away.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DomainFlag {
+    pub domain: Domain,
+    pub away: bool,
+}
+
+impl FromStr for DomainFlag {
+    type Err = DomainError;
+
+    fn from_str(text: &str) -> Result<Self, DomainError> {
+        let (name, away) = text.strip_suffix('-').map_or((text, false), |n| (n, true));
+        let domain = name.parse()?;
+        Ok(Self { domain, away })
+    }
+}
+
 fn volume_source(text: &str) -> Result<VolumeSource, String> {
     if text.starts_with('/') {
         let path = text.to_owned();
@@ -123,6 +140,9 @@ mod tests {
         }
         let secret: SecretFlag = "URL=db:url".parse().unwrap();
         assert_eq!(secret.place, "db:url");
+        let away: DomainFlag = "www.example.com/api-".parse().unwrap();
+        assert_eq!((away.domain.path(), away.away), ("/api", true));
+        assert!("example.com:80".parse::<DomainFlag>().is_err());
         for bad in ["URL", "URL=db", "=db:url", "URL=:url", "URL=db:"] {
             assert!(bad.parse::<SecretFlag>().is_err(), "{bad}");
         }

@@ -16,10 +16,11 @@ use scheduler::model::{Name, units};
 use crate::output::TopKind;
 
 pub use deploy::{DeployArgs, EnvChange, PortFlag, ScaleFlag, pair, spread};
-pub use given::{MountFlag, SecretFlag};
+pub use given::{DomainFlag, MountFlag, SecretFlag};
 pub use node::{JoinArgs, NodeFlags, UpArgs};
 pub use objects::{
-    CertCommand, ConfigCommand, SecretCommand, SetArgs, ValueFlag, ValueFrom, VolumeCommand,
+    CertCommand, ConfigCommand, DomainCommand, SecretCommand, SetArgs, ValueFlag, ValueFrom,
+    VolumeCommand,
 };
 pub use sandbox::{SandboxArgs, UserFlag, bound_io, host, ulimit};
 pub use touch::{CpArgs, ExecArgs, Place, PortForwardArgs, Ports};
@@ -106,7 +107,7 @@ pub enum Command {
     Demo(DemoArgs),
     /// Create or change a service
     Deploy(Box<DeployArgs>),
-    /// List services, revisions, instances, nodes or images
+    /// List services, revisions, instances, nodes, images or domains
     #[command(visible_alias = "ls")]
     Get(GetArgs),
     /// The cluster at a glance
@@ -151,6 +152,9 @@ pub enum Command {
     /// Values for services, as variables or files
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Host names of your own by which services are reached
+    #[command(subcommand)]
+    Domain(DomainCommand),
     /// Certificates that every node serves
     #[command(subcommand)]
     Cert(CertCommand),
@@ -205,7 +209,7 @@ pub struct WaitArgs {
 
 #[derive(Debug, Clone, Args)]
 pub struct GetArgs {
-    /// services, revisions, instances, nodes, images, or KIND/NAME
+    /// services, revisions, instances, nodes, images, domains, or KIND/NAME
     #[arg(default_value = "services")]
     pub kind: String,
     /// Only these

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Subcommand};
-use scheduler::model::Name;
+use scheduler::model::{Domain, Name};
 
 #[derive(Debug, Clone, Subcommand)]
 pub enum SecretCommand {
@@ -51,6 +51,25 @@ pub enum CertCommand {
     /// Remove a certificate
     #[command(alias = "delete")]
     Rm { name: String },
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum DomainCommand {
+    /// Have a service answer for a host: www.example.com, *.example.com or example.com/api
+    #[command(alias = "create")]
+    Add { domain: Domain, service: Name },
+    /// Domains, whose they are and whether there is a certificate
+    #[command(alias = "list")]
+    Ls {
+        /// Of every namespace
+        #[arg(short = 'A', long)]
+        all_namespaces: bool,
+    },
+    /// Take a domain from its service
+    #[command(alias = "delete")]
+    Rm { domain: Domain },
+    /// Whether a domain's name leads to the nodes, as seen from here
+    Check { domain: Domain },
 }
 
 #[derive(Debug, Clone, Args)]

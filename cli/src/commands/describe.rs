@@ -20,6 +20,9 @@ pub async fn run(subject: &str, session: &Session) -> anyhow::Result<()> {
         Subject::Image(_) => Err(Failure::usage("there is no more to say of an image")
             .hint("selvedge image ls -o wide")
             .into()),
+        Subject::Domain(text) => Err(Failure::usage("a domain is checked, not described")
+            .hint(format!("selvedge domain check {text}"))
+            .into()),
         Subject::Request(id) => Err(Failure::usage("a request is explained, not described")
             .hint(format!("selvedge explain {id}"))
             .into()),

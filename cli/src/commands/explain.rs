@@ -17,7 +17,7 @@ pub async fn run(subject: &str, session: &Session) -> anyhow::Result<()> {
         },
         Subject::Instance(text) => instance(&text, session).await?,
         Subject::Request(id) => format!("/v1/explain/request/{}", encoded(&id)),
-        Subject::Revision(_) | Subject::Node(_) | Subject::Image(_) => {
+        Subject::Revision(_) | Subject::Node(_) | Subject::Image(_) | Subject::Domain(_) => {
             return Err(Failure::usage(format!(
                 "`{subject}` was not placed, so there is nothing to explain"
             ))

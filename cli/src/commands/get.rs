@@ -30,6 +30,7 @@ pub async fn run(args: GetArgs, session: &Session) -> anyhow::Result<()> {
                 .map_err(Failure::from)?;
             show(session, images, &names, false)
         }
+        Kind::Domain => show(session, session.domains(all).await?, &names, all),
     }
 }
 
@@ -44,6 +45,7 @@ fn wanted(args: &GetArgs) -> Result<(Kind, Vec<String>), Failure> {
         Subject::Instance(name) => (Kind::Instance, name),
         Subject::Node(name) => (Kind::Node, name),
         Subject::Image(name) => (Kind::Image, name),
+        Subject::Domain(name) => (Kind::Domain, name),
         Subject::Request(id) => {
             return Err(Failure::usage("a request is explained, not listed")
                 .hint(format!("selvedge explain {id}")));

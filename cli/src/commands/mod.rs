@@ -10,6 +10,7 @@ mod demo;
 mod deploy;
 mod describe;
 mod doctor;
+mod domain;
 mod exec;
 mod explain;
 mod get;
@@ -61,6 +62,7 @@ pub async fn run(cli: Cli, out: Printer) -> anyhow::Result<ExitCode> {
         Command::Delete(args) => delete::run(args, &session()?).await?,
         Command::Secret(command) => secret::run(command, &session()?).await?,
         Command::Config(command) => config::run(command, &session()?).await?,
+        Command::Domain(command) => domain::run(command, &session()?).await?,
         Command::Cert(command) => cert::run(command, &session()?).await?,
         Command::Volume(command) => volume::run(command, &session()?).await?,
         Command::Image(command) => image::run(command, &session()?).await?,

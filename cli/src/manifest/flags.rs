@@ -1,6 +1,6 @@
 //! The flags of `deploy` over a manifest: what a flag names wins, the rest stays.
 
-use scheduler::model::{CERTIFICATE, EnvVar, PLAIN_HTTP};
+use scheduler::model::{CERTIFICATE, DOMAINS, EnvVar, PLAIN_HTTP, read_domains, write_domains};
 
 use super::lower::{env_line, pull_policy, whole_seconds};
 use super::probe::probe;
@@ -47,8 +47,26 @@ pub fn override_with(
             manifest.annotations.insert(name.to_owned(), value.clone());
         }
     }
+    domains(&mut manifest, flags)?;
     manifest.labels.extend(flags.labels.iter().cloned());
     Ok(manifest)
+}
+
+fn domains(manifest: &mut Manifest, flags: &DeployArgs) -> Result<(), String> {
+    if flags.domains.is_empty() {
+        return Ok(());
+    }
+    let said = manifest.annotations.remove(DOMAINS).unwrap_or_default();
+    let mut domains = read_domains(&said)?;
+    for flag in &flags.domains {
+        domains.retain(|known| *known != flag.domain);
+        domains.extend(Some(flag.domain.clone()).filter(|_| !flag.away));
+    }
+    if !domains.is_empty() {
+        let said = (DOMAINS.to_owned(), write_domains(&domains));
+        manifest.annotations.extend([said]);
+    }
+    Ok(())
 }
 
 fn scale(manifest: &mut Manifest, flags: &DeployArgs) -> Result<(), String> {

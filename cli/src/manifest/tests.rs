@@ -1,7 +1,7 @@
 //! The manifest, by examples: what it lowers to and how it complains.
 
 use scheduler::model::{
-    Fit, Listen, ListenProtocol, Metric, ProbeAction, Protocol, Spread, VolumeSource,
+    DOMAINS, Fit, Listen, ListenProtocol, Metric, ProbeAction, Protocol, Spread, VolumeSource,
 };
 
 use super::*;
@@ -135,6 +135,34 @@ fn a_rate_is_the_services_and_makes_no_revision() {
     assert!(annotated.spec.annotations.is_empty());
     let wrong = rate("rate = \"100\"\n").unwrap_err();
     assert!(wrong.to_string().contains("write 100/s"), "{wrong}");
+}
+
+#[test]
+fn domains_are_the_services_and_flags_change_them_one_by_one() {
+    let text = "image = \"x\"\ndomains = [\"WWW.a.test\", \"a.test/api/\"]\n";
+    let web = parse("f", text).unwrap();
+    assert_eq!(web.annotations[DOMAINS], "www.a.test,a.test/api");
+    assert!(web.spec.annotations.is_empty());
+    let changed = |words: &[&str]| {
+        let flags = DeployArgs {
+            domains: words.iter().map(|w| w.parse().unwrap()).collect(),
+            ..DeployArgs::default()
+        };
+        let changed = override_with(web.clone(), &flags, &[]).unwrap();
+        changed.annotations.get(DOMAINS).cloned()
+    };
+    let all = "www.a.test,a.test/api";
+    assert_eq!(changed(&[]).as_deref(), Some(all));
+    assert_eq!(
+        changed(&["*.a.test", "www.a.test-"]).as_deref(),
+        Some("a.test/api,*.a.test")
+    );
+    assert_eq!(changed(&["www.a.test-", "a.test/api-"]), None);
+    let wrong = parse("f", "domains = [\"a.test:80\"]\n").unwrap_err();
+    assert!(
+        wrong.to_string().contains("a port is not part of it"),
+        "{wrong}"
+    );
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod describe;
 mod doctor;
+mod domain;
 mod explain;
 mod rows;
 mod sandbox;
@@ -21,6 +22,7 @@ use scheduler::model::UnixMs;
 
 pub use describe::{describe_instance, describe_node, describe_revision, describe_service};
 pub use doctor::diagnosis;
+pub use domain::{DomainCheck, Reached, domain_check};
 pub use explain::explanation;
 pub use rows::scale_bounds;
 pub use status::status;

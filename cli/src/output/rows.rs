@@ -1,8 +1,8 @@
 //! The rows of `get`: which columns a kind has and what stands in them.
 
 use netfabric::wire::api::{
-    CertificateState, CertificateView, ImageShare, ImageView, InstanceView, NodeStatus, ObjectView,
-    ServiceView, VolumeView,
+    CertificateState, CertificateView, DomainView, ImageShare, ImageView, InstanceView, NodeStatus,
+    ObjectView, ServiceView, VolumeView,
 };
 use scheduler::model::{CertificateSource, Name, Revision, RevisionState, Role, Scale, UnixMs};
 
@@ -362,6 +362,17 @@ impl Row for ObjectView {
     }
 }
 
+/// A certificate's state, in a word or two.
+pub(super) fn held(state: CertificateState, failed: bool) -> &'static str {
+    match (state, failed) {
+        (CertificateState::Valid, _) => "valid",
+        (CertificateState::Expiring, _) => "expiring",
+        (CertificateState::Expired, _) => "expired",
+        (CertificateState::OnOrder, false) => "on order",
+        (CertificateState::OnOrder, true) => "order failed",
+    }
+}
+
 impl Row for CertificateView {
     const KIND: &'static str = "certificate";
     const PLURAL: &'static str = "certificates";
@@ -377,13 +388,6 @@ impl Row for CertificateView {
             CertificateSource::Own => "own",
             CertificateSource::Acme => "acme",
         };
-        let state = match (self.state, &self.error) {
-            (CertificateState::Valid, _) => "valid",
-            (CertificateState::Expiring, _) => "expiring",
-            (CertificateState::Expired, _) => "expired",
-            (CertificateState::OnOrder, None) => "on order",
-            (CertificateState::OnOrder, Some(_)) => "order failed",
-        };
         let left = u64::try_from(self.seconds_left)
             .unwrap_or(0)
             .saturating_mul(1000);
@@ -391,7 +395,7 @@ impl Row for CertificateView {
         vec![
             self.name.clone(),
             source.to_owned(),
-            state.to_owned(),
+            held(self.state, self.error.is_some()).to_owned(),
             or_dash(left.unwrap_or_default()),
             self.hosts.join(","),
         ]
@@ -404,6 +408,31 @@ impl Row for CertificateView {
             or_dash(expires.unwrap_or_default()),
             or_dash(first_line(error, REASON_CHARS)),
         ]
+    }
+}
+
+impl Row for DomainView {
+    const KIND: &'static str = "domain";
+    const PLURAL: &'static str = "domains";
+    const COLUMNS: &'static [&'static str] = &["DOMAIN", "SERVICE", "CERTIFICATE"];
+    const WIDE: &'static [&'static str] = &["ERROR"];
+
+    fn name(&self) -> String {
+        self.domain.to_string()
+    }
+
+    fn cells(&self, view: &View) -> Vec<String> {
+        let state = self.certificate.map(|s| held(s, self.error.is_some()));
+        vec![
+            self.domain.to_string(),
+            qualified(&self.namespace, &self.service, view),
+            or_dash(state.unwrap_or_default().to_owned()),
+        ]
+    }
+
+    fn wide_cells(&self, _: &View) -> Vec<String> {
+        let error = self.error.as_deref().unwrap_or_default();
+        vec![or_dash(first_line(error, REASON_CHARS))]
     }
 }
 

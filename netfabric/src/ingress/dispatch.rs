@@ -10,9 +10,9 @@ use std::time::Duration;
 use http::header::{ALT_SVC, CONNECTION};
 use http::{HeaderValue, Method, Request, Response, Version};
 use scheduler::activate::Ticket;
-use scheduler::model::{InstanceId, Name, NodeId, ServiceKey};
+use scheduler::model::{InstanceId, NodeId, ServiceKey};
 use scheduler::route::replay::{Aim, Target};
-use scheduler::route::{RevisionRoute, Routes, ServiceRoute, Unrouted};
+use scheduler::route::{Match, RevisionRoute, Routes, Unrouted};
 use tokio::time::{Instant, sleep};
 use ulid::Ulid;
 
@@ -143,7 +143,11 @@ impl Resume {
 /// What a request calls.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Called<'a> {
-    Host(&'a str),
+    /// A host, and what of it.
+    Host {
+        host: &'a str,
+        target: &'a str,
+    },
     Service(&'a ServiceKey),
 }
 
@@ -201,7 +205,7 @@ impl Quest {
         arrival: Instant,
     ) -> Option<Self> {
         let routes = shared.routes.load();
-        let (service, tag) = called.find(&routes).ok()?;
+        let Match { service, tag, .. } = called.find(&routes).ok()?;
         let route = service.pick_revision(rand::random(), tag).ok()?;
         Some(Self::on(shared, Arc::clone(route), id, arrival))
     }
@@ -447,17 +451,14 @@ pub(super) fn fresh(mut response: Response<Arrival>) -> Response<Arrival> {
 }
 
 impl Called<'_> {
-    fn find<'r>(
-        &self,
-        routes: &'r Routes,
-    ) -> Result<(&'r Arc<ServiceRoute>, Option<&'r Name>), Problem> {
+    fn find<'r>(&self, routes: &'r Routes) -> Result<Match<'r>, Problem> {
         let found = match self {
-            Self::Host(host) => routes.lookup(host).map(|m| (m.service, m.tag)),
-            Self::Service(key) => routes.service(key).map(|s| (s, None)),
+            Self::Host { host, target } => routes.lookup(host, target),
+            Self::Service(key) => routes.service(key).map(Match::whole),
         };
         found.ok_or_else(|| {
             let name: &dyn Display = match self {
-                Self::Host(host) => host,
+                Self::Host { host, .. } => host,
                 Self::Service(key) => key,
             };
             let message = format!("no service is named `{name}` here");
@@ -477,10 +478,10 @@ async fn revision(
     loop {
         let unrouted = {
             let routes = shared.routes.load();
-            let (service, tag) = called.find(&routes)?;
+            let Match { service, tag, path } = called.find(&routes)?;
             match service.choose(rand::random(), tag, visitor.tokens()) {
                 Ok(chosen) => {
-                    let told = chosen.keep.map(|keep| visitor.told(keep));
+                    let told = chosen.keep.map(|keep| visitor.told(keep, path));
                     return Ok((Arc::clone(chosen.revision), told));
                 }
                 Err(unrouted) => unrouted,

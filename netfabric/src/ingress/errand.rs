@@ -76,7 +76,10 @@ impl Errand {
         } else {
             let called = match caller.inside {
                 Some(call) => Called::Service(call.admitted(shared)?),
-                None => Called::Host(head.host.to_str().unwrap_or_default()),
+                None => Called::Host {
+                    host: head.host.to_str().unwrap_or_default(),
+                    target: head.path(),
+                },
             };
             let visitor = Visitor {
                 cookies: head.cookies(),

@@ -241,6 +241,11 @@ impl Head {
         self.headers.insert(name, value);
     }
 
+    /// What of its host the client asked for.
+    pub(super) fn path(&self) -> &str {
+        self.target.path()
+    }
+
     /// What the client sent of cookies, in one line.
     pub(super) fn cookies(&self) -> &[u8] {
         self.headers.get(COOKIE).map_or(b"", HeaderValue::as_bytes)

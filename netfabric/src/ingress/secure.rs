@@ -183,17 +183,17 @@ fn proving(proof: Arc<CertifiedKey>) -> Result<ServerConfig, rustls::Error> {
 
 /// Whether a request that came without TLS may be one that [`instead`] answers.
 pub(super) fn may_answer(shared: &Shared, host: &str, target: &str) -> bool {
-    target.starts_with(CHALLENGES) || moved(shared, host).is_some()
+    target.starts_with(CHALLENGES) || moved(shared, host, target).is_some()
 }
 
 /// The port of HTTPS where a host's clients of plain HTTP are sent there.
-fn moved(shared: &Shared, host: &str) -> Option<u16> {
+fn moved(shared: &Shared, host: &str, target: &str) -> Option<u16> {
     let port = shared.secure.port?;
     if !shared.secure.shelf.covers(host) {
         return None;
     }
     let routes = shared.routes.load();
-    let found = routes.lookup(host)?;
+    let found = routes.lookup(host, target)?;
     (!found.service.plain_http).then_some(port)
 }
 
@@ -210,7 +210,7 @@ pub(super) fn instead<B>(shared: &Shared, request: &Request<B>) -> Option<Instea
         let answer = shared.secure.shelf.answer(host, token);
         return answer.map(Instead::Proof);
     }
-    let port = moved(shared, host)?;
+    let port = moved(shared, host, request.uri().path())?;
     let name = host.split_once(':').map_or(host, |(name, _port)| name);
     let target = request.uri().path_and_query();
     let target = target.map_or("/", http::uri::PathAndQuery::as_str);

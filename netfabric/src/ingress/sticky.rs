@@ -29,11 +29,13 @@ impl<'a> Visitor<'a> {
         crumbs.filter_map(token).take(MOST)
     }
 
-    /// What it is told to bring the next time: the value of a `Set-Cookie`.
-    pub(super) fn told(self, keep: Keep<'_>) -> String {
+    /// What it is told to bring the next time it asks for the host's paths that begin so: the value of a
+    /// `Set-Cookie`.
+    pub(super) fn told(self, keep: Keep<'_>, path: &str) -> String {
         let (token, seconds) = (keep.token, keep.seconds);
+        let path = if path.is_empty() { "/" } else { path };
         let secure = if self.secure { "; Secure" } else { "" };
-        format!("{NAME}={token}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax{secure}")
+        format!("{NAME}={token}; Path={path}; Max-Age={seconds}; HttpOnly; SameSite=Lax{secure}")
     }
 }
 
@@ -82,10 +84,12 @@ mod tests {
         };
         let told = |secure| {
             let cookies = b"";
-            Visitor { cookies, secure }.told(keep)
+            Visitor { cookies, secure }.told(keep, "")
         };
         let plain = "selvedge-sticky=12ab; Path=/; Max-Age=60; HttpOnly; SameSite=Lax";
         assert_eq!(told(false), plain);
         assert_eq!(told(true), format!("{plain}; Secure"));
+        let apart = Visitor::default().told(keep, "/api");
+        assert_eq!(apart, plain.replace("Path=/", "Path=/api"));
     }
 }

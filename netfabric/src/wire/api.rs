@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use scheduler::model::{
-    Blob, CertificateSource, FailReason, ImagePin, InstanceId, InstanceState, Name, NodeId,
+    Blob, CertificateSource, Domain, FailReason, ImagePin, InstanceId, InstanceState, Name, NodeId,
     ObjectKey, RequestId, Resources, Revision, RevisionKey, RevisionSpec, RevisionState, Role,
     Scale, Service, ServiceKey, TrafficTarget, UnixMs,
 };
@@ -462,6 +462,30 @@ impl std::fmt::Debug for CertificateChange {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("CertificateChange(…)")
     }
+}
+
+/// `PATCH /v1/services/NS/NAME/domains`, answered with the [`ServiceView`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DomainsChange {
+    #[serde(default)]
+    pub add: Vec<Domain>,
+    #[serde(default)]
+    pub remove: Vec<Domain>,
+}
+
+/// A host outside the origin, and whose it is: `GET /v1/domains`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DomainView {
+    pub domain: Domain,
+    pub namespace: Name,
+    pub service: Name,
+    /// What is known of a certificate for the host; `None` where nobody asked for one.
+    pub certificate: Option<CertificateState>,
+    /// Why the last order for it failed.
+    #[serde(default)]
+    pub error: Option<String>,
 }
 
 /// A config or a secret without its values: `GET /v1/configs`, `GET /v1/secrets`.

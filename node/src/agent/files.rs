@@ -20,6 +20,8 @@ use crate::runtime::wire::{LOG, LOG_BEFORE};
 
 /// Logs of gone instances kept per service.
 const KEPT_LOGS: usize = 10;
+/// Where an instance's logs gather before they leave its folder.
+const BUNDLE: &str = "shelved";
 
 /// What a later daemon must know of an instance to take it over. The revision is kept whole: at
 /// boot the registry may not have been read yet, and what runs must not depend on it.
@@ -85,13 +87,16 @@ impl Files {
         let dir = self.dir(id);
         let said = |name: &&str| fs::metadata(dir.join(name)).is_ok_and(|log| log.len() > 0);
         let logs: Vec<&str> = [LOG_BEFORE, LOG].into_iter().filter(said).collect();
-        if !logs.is_empty() {
-            let shelf = self.shelf(service);
-            let kept = shelf.join(&id.0);
-            fs::create_dir_all(&kept)?;
+        let bundle = dir.join(BUNDLE);
+        if !logs.is_empty() || bundle.exists() {
+            fs::create_dir_all(&bundle)?;
             for name in logs {
-                fs::rename(dir.join(name), kept.join(name))?;
+                fs::rename(dir.join(name), bundle.join(name))?;
             }
+            // It comes to the shelf whole: others that retire prune there.
+            let shelf = self.shelf(service);
+            fs::create_dir_all(&shelf)?;
+            fs::rename(bundle, shelf.join(&id.0))?;
             prune(&shelf)?;
         }
         fail::fail_point!("agent::log_shelved");
@@ -162,6 +167,19 @@ mod tests {
             files.retire(&id, &service).unwrap();
             assert!(!files.dir(&id).exists());
         }
+        assert_eq!(files.retired(&service).len(), KEPT_LOGS);
+        // Many go at once.
+        std::thread::scope(|scope| {
+            for n in 0..40 {
+                let (files, service) = (&files, &service);
+                scope.spawn(move || {
+                    let id = InstanceId(format!("web-00002-{n}"));
+                    fs::create_dir_all(files.dir(&id)).unwrap();
+                    fs::write(files.dir(&id).join(LOG), "{}\n").unwrap();
+                    files.retire(&id, service).unwrap();
+                });
+            }
+        });
         assert_eq!(files.retired(&service).len(), KEPT_LOGS);
         let silent = InstanceId("web-00001-silent".to_owned());
         fs::create_dir_all(files.dir(&silent)).unwrap();

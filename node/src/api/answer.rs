@@ -23,6 +23,10 @@ impl Failure {
         Self(ApiError::new(ErrorCode::Invalid, message))
     }
 
+    pub(super) fn internal(message: impl Into<String>) -> Self {
+        Self(ApiError::new(ErrorCode::Internal, message))
+    }
+
     /// Nothing can be changed from here: why, as far as this node knows.
     pub(super) fn no_quorum(registry: &Registry) -> Self {
         match registry.status().failed {

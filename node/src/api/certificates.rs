@@ -7,9 +7,7 @@ use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use netfabric::tls::Bundle;
-use netfabric::wire::api::{
-    ApiError, CertificateChange, CertificateState, CertificateView, ErrorCode,
-};
+use netfabric::wire::api::{CertificateChange, CertificateState, CertificateView};
 use scheduler::model::{Certificate, CertificateSource, Order, UnixMs};
 use scheduler::registry::{self, Action};
 use zeroize::Zeroize;
@@ -38,25 +36,27 @@ fn views(state: &registry::State, now: UnixMs) -> Vec<CertificateView> {
 }
 
 fn view(certificate: &Certificate, order: Option<&Order>, now: UnixMs) -> CertificateView {
-    let seconds_left = certificate.seconds_left(now);
-    let (from, until) = (certificate.not_before.0, certificate.not_after.0);
-    let state = if until <= now.0 {
-        CertificateState::Expired
-    } else if until - now.0 < until.saturating_sub(from) / 100 * EXPIRING_PERCENT {
-        CertificateState::Expiring
-    } else {
-        CertificateState::Valid
-    };
     CertificateView {
         name: certificate.name.clone(),
         source: certificate.source,
         hosts: certificate.hosts.clone(),
         not_before: certificate.not_before,
         not_after: certificate.not_after,
-        seconds_left,
-        state,
+        seconds_left: certificate.seconds_left(now),
+        state: life(certificate, now),
         error: order.and_then(|o| o.error.clone()),
         version: certificate.version,
+    }
+}
+
+pub(super) fn life(certificate: &Certificate, now: UnixMs) -> CertificateState {
+    let (from, until) = (certificate.not_before.0, certificate.not_after.0);
+    if until <= now.0 {
+        CertificateState::Expired
+    } else if until - now.0 < until.saturating_sub(from) / 100 * EXPIRING_PERCENT {
+        CertificateState::Expiring
+    } else {
+        CertificateState::Valid
     }
 }
 
@@ -101,11 +101,9 @@ fn certificate(api: &Api, name: &str, wanted: &CertificateChange) -> Result<Cert
     let bundle = Bundle::read(wanted.chain.as_bytes(), wanted.key.as_bytes());
     let bundle = bundle.and_then(|bundle| bundle.check(now).map(|()| bundle));
     let bundle = bundle.map_err(|error| Failure::invalid(error.to_string()))?;
-    let internal = |message: String| Failure(ApiError::new(ErrorCode::Internal, message));
     let vault = api.vault.as_ref().ok_or_else(|| {
-        internal(
-            "this node holds no key to seal it with: its cluster was founded before there was one"
-                .to_owned(),
+        Failure::internal(
+            "this node holds no key to seal it with: its cluster was founded before there was one",
         )
     })?;
     let key = vault.seal_for(&certs::purpose(name), wanted.key.as_bytes());
@@ -116,7 +114,8 @@ fn certificate(api: &Api, name: &str, wanted: &CertificateChange) -> Result<Cert
         not_before: bundle.not_before,
         not_after: bundle.not_after,
         chain: wanted.chain.clone(),
-        key: key.map_err(|error| internal(format!("the key cannot be sealed: {error}")))?,
+        key: key
+            .map_err(|error| Failure::internal(format!("the key cannot be sealed: {error}")))?,
         version: 0,
     })
 }

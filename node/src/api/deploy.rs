@@ -12,13 +12,13 @@ use netfabric::wire::api::{
 };
 use scheduler::model::{
     ImagePin, Meta, Name, Revision, RevisionKey, RevisionSpec, RevisionState, Service, ServiceKey,
-    ServiceStatus,
+    ServiceStatus, domains_of,
 };
 use scheduler::place::{Ask, Promised, Receipt, displace, place};
 use scheduler::registry::{Action, Outcome, PutService, validate};
 use serde::Deserialize;
 
-use super::{Api, Failure, services, views};
+use super::{Api, Failure, domains, services, views};
 use crate::agent::unsupported;
 use crate::clock;
 
@@ -39,6 +39,7 @@ pub(super) async fn put(
     let dry_run = request.dry_run;
     let mut put = put_service(key, request);
     validate(&put)?;
+    domains::outside(&api.origin, &domains_of(&put.annotations))?;
     if let Some(missing) = unsupported(&put.spec) {
         return Err(Failure::invalid(missing));
     }
@@ -63,10 +64,7 @@ pub(super) async fn put(
         created_revision,
     } = outcome
     else {
-        return Err(Failure(ApiError::new(
-            ErrorCode::Internal,
-            "the registry answered no service",
-        )));
+        return Err(Failure::internal("the registry answered no service"));
     };
     let receipt = Some(receipt);
     Ok(Json(DeployResponse {

@@ -6,6 +6,7 @@ mod certificates;
 mod configs;
 mod deploy;
 mod doctor;
+mod domains;
 mod explain;
 mod gather;
 mod history;
@@ -31,7 +32,7 @@ use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::header::{AUTHORIZATION, HOST, ORIGIN};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post, put};
+use axum::routing::{delete, get, patch, post, put};
 use netfabric::identity::Vault;
 use netfabric::ingress::Ingress;
 use netfabric::transport::Mesh;
@@ -159,6 +160,11 @@ fn routes(api: Arc<Api>) -> Router {
         .route("/v1/images/usage", get(images::usage))
         .route("/v1/images/prune", post(images::prune))
         .route("/v1/images/{digest}", delete(images::delete))
+        .route(
+            "/v1/services/{namespace}/{name}/domains",
+            patch(domains::change),
+        )
+        .route("/v1/domains", get(domains::list))
         .route("/v1/certificates", get(certificates::list))
         .route(
             "/v1/certificates/{name}",

@@ -59,7 +59,7 @@ impl Api {
         self.read(true).await.map_err(|f| cannot_change(self, f))
     }
 
-    fn service_view(&self, state: &registry::State, service: &Service) -> ServiceView {
+    pub(super) fn service_view(&self, state: &registry::State, service: &Service) -> ServiceView {
         let secure = state.secure_hosts(clock::unix());
         views::service(state, &self.fleet(), (&self.origin, &secure), service)
     }

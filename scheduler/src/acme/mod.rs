@@ -50,12 +50,14 @@ pub enum Step {
     Wait(Option<UnixMs>),
 }
 
-/// The hosts whose certificates are ordered: those of services that ask for it.
+/// The hosts whose certificates are ordered: those of services that ask for it. One with `*.` is not: only who
+/// has its DNS could show that it is ours.
 #[must_use]
 pub fn wanted(state: &State, origin: &str) -> BTreeSet<String> {
     let asking = state.services.values().filter(|s| s.wants_acme());
     let hosts = asking.flat_map(|service| host_names(service, origin));
-    hosts.filter(|host| host.len() <= HOST_BYTES).collect()
+    let single = |host: &String| host.len() <= HOST_BYTES && !host.starts_with("*.");
+    hosts.filter(single).collect()
 }
 
 /// What to do next. The most urgent comes first: a host that has no certificate, then the one whose

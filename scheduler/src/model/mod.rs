@@ -6,6 +6,7 @@
 mod certificate;
 mod config;
 mod coordinate;
+mod domain;
 mod door;
 mod egress;
 mod ids;
@@ -27,6 +28,9 @@ pub use certificate::{
 };
 pub use config::{Blob, Config, LocalVolume, ObjectKey, Sealed, Secret};
 pub use coordinate::{Coordinate, DIMENSIONS, Extent, LOST_PERMILLE, SPAN_MICROS};
+pub use domain::{
+    DOMAINS, Domain, DomainError, MOST_DOMAINS, domains_of, read_domains, write_domains,
+};
 pub use door::{SLOW_START, STICKY, slow_start, sticky};
 pub use egress::{Egress, EgressError};
 pub use ids::{

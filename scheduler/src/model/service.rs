@@ -8,8 +8,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Caller, Dns, Egress, HostAlias, IoLimits, Listen, Name, Rate, RevisionKey, SLOW_START, STICKY,
-    ServiceKey, Tmpfs, Ulimit, UnixMs,
+    Caller, DOMAINS, Dns, Egress, HostAlias, IoLimits, Listen, Name, Rate, RevisionKey, SLOW_START,
+    STICKY, ServiceKey, Tmpfs, Ulimit, UnixMs,
 };
 
 /// A service as stored in the registry.
@@ -70,7 +70,7 @@ pub const PROXY_V2: &str = "v2";
 /// Whether an annotation says what doors do: the service's alone, and no new revision's.
 #[must_use]
 pub fn is_of_the_door(annotation: &str) -> bool {
-    [RATE, STICKY, SLOW_START].contains(&annotation)
+    [RATE, STICKY, SLOW_START, DOMAINS].contains(&annotation)
         || TLS_ANNOTATIONS.iter().any(|(name, _)| *name == annotation)
 }
 

@@ -8,12 +8,13 @@ use super::members::{cordon_node, create_token, enroll, found, remove_node};
 use super::objects::{
     claim_volume, delete_config, delete_secret, delete_volume, put_config, put_secret,
 };
-use super::validate::{invalid, validate, validate_scale, validate_traffic};
+use super::validate::{at_most, invalid, validate, validate_scale, validate_traffic};
+use super::validate_domains::ensure_unclaimed;
 use super::validate_listen::ensure_free;
 use super::{Action, Change, Command, Outcome, PutService, Refusal, State, certificates};
 use crate::model::{
-    Meta, Revision, RevisionKey, RevisionState, Scale, Service, ServiceKey, ServiceStatus,
-    TrafficTarget, UnixMs,
+    Domain, MOST_DOMAINS, Meta, Revision, RevisionKey, RevisionState, Scale, Service, ServiceKey,
+    ServiceStatus, TrafficTarget, UnixMs,
 };
 
 /// Revisions of a service that stay whether anything refers to them or not, newest first.
@@ -58,6 +59,7 @@ pub(super) fn plan(state: &State, command: &Command) -> Result<Plan, Refusal> {
         Action::DeleteService { key } => delete_service(state, key),
         Action::SetScale { key, scale } => set_scale(state, key, scale),
         Action::SetTraffic { key, traffic } => set_traffic(state, key, traffic),
+        Action::ChangeDomains { key, add, remove } => change_domains(state, key, add, remove),
         Action::MarkReady { revision } => mark_ready(state, revision),
         Action::MarkFailed {
             revision,
@@ -124,6 +126,7 @@ fn put_service(state: &State, at: UnixMs, put: &PutService) -> Result<Plan, Refu
     validate_traffic(&put.key, &put.traffic, known)?;
     let service = put_onto(state, at, put, stored, created.as_ref());
     ensure_free(state, &service)?;
+    ensure_unclaimed(state, &service)?;
     match stored {
         Some(stored) if created.is_none() && same_wishes(stored, &service) => {
             Ok(Plan::service(stored.clone(), None, Vec::new()))
@@ -300,6 +303,28 @@ fn set_traffic(
         ..service.clone()
     };
     ensure_free(state, &changed)?;
+    ensure_unclaimed(state, &changed)?;
+    Ok(restored(state, service, changed))
+}
+
+fn change_domains(
+    state: &State,
+    key: &ServiceKey,
+    add: &[Domain],
+    remove: &[Domain],
+) -> Result<Plan, Refusal> {
+    let service = find_service(state, key)?;
+    let mut domains = service.domains();
+    domains.retain(|d| !remove.contains(d));
+    for domain in add {
+        if !domains.contains(domain) {
+            domains.push(domain.clone());
+        }
+    }
+    at_most("domains", domains.len() as u64, MOST_DOMAINS as u64)?;
+    let mut changed = service.clone();
+    changed.set_domains(&domains);
+    ensure_unclaimed(state, &changed)?;
     Ok(restored(state, service, changed))
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    AcmeAccount, Blob, Certificate, Config, ImagePin, Lease, LocalVolume, Name, NodeId,
+    AcmeAccount, Blob, Certificate, Config, Domain, ImagePin, Lease, LocalVolume, Name, NodeId,
     NodeIdentity, ObjectKey, Order, Revision, RevisionKey, RevisionSpec, Scale, Sealed, Secret,
     Service, ServiceKey, TrafficTarget, UnixMs,
 };
@@ -130,6 +130,12 @@ pub enum Action {
         /// Those it has leave too; a node that is not cordoned does not drain.
         #[serde(default)]
         draining: bool,
+    },
+    /// Gives a service hosts outside the origin, and takes some away; what is so already stays.
+    ChangeDomains {
+        key: ServiceKey,
+        add: Vec<Domain>,
+        remove: Vec<Domain>,
     },
 }
 

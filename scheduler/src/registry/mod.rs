@@ -11,6 +11,7 @@ mod objects;
 mod size;
 mod validate;
 mod validate_container;
+mod validate_domains;
 mod validate_listen;
 mod validate_probe;
 mod validate_sandbox;

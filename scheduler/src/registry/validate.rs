@@ -14,9 +14,9 @@ use super::{PutService, Refusal};
 use crate::autoscale::schedule::{self, Cron};
 use crate::autoscale::{Bounds, asked_for};
 use crate::model::{
-    ImagePin, MOST_PRIORITY, Metric, PROXY_PROTOCOL, PROXY_V2, PlacementRules, RATE, Rate,
+    DOMAINS, ImagePin, MOST_PRIORITY, Metric, PROXY_PROTOCOL, PROXY_V2, PlacementRules, RATE, Rate,
     RevisionKey, RevisionSpec, SLOW_START, STICKY, Scale, ServiceKey, TLS_ANNOTATIONS,
-    TrafficTarget, slow_start, sticky,
+    TrafficTarget, read_domains, slow_start, sticky,
 };
 
 /// The bounds, for those who explain them elsewhere.
@@ -145,6 +145,9 @@ pub fn validate(put: &PutService) -> Result<(), Refusal> {
     if let Some(rate) = put.annotations.get(RATE) {
         let read = rate.parse::<Rate>();
         read.map_err(|error| invalid("annotations", format!("{RATE}: {error}")))?;
+    }
+    if let Some(text) = put.annotations.get(DOMAINS) {
+        read_domains(text).map_err(|why| invalid("domains", why))?;
     }
     if let Some(text) = put.annotations.get(STICKY) {
         sticky(text).map_err(|help| invalid("annotations", format!("{STICKY}: {help}")))?;

@@ -113,7 +113,10 @@ pub(super) fn ensure_free(state: &State, service: &Service) -> Result<(), Refusa
 
 /// What its template names, and what the revisions have that its traffic goes to: those of long ago may
 /// have had what another service has now.
-fn claims<'a>(state: &'a State, service: &'a Service) -> impl Iterator<Item = &'a Listen> {
+pub(super) fn claims<'a>(
+    state: &'a State,
+    service: &'a Service,
+) -> impl Iterator<Item = &'a Listen> {
     let routed = service.routed().into_iter();
     let revisions = routed.filter_map(|key| state.revisions.get(&key));
     let served = revisions.flat_map(|r| &r.spec.listen);

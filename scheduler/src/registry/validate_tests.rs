@@ -3,8 +3,8 @@
 use super::tests::{key, put};
 use super::{PutService, limits, validate};
 use crate::model::{
-    Container, ContainerPort, EnvVar, Metric, Preference, Protocol, SLOW_START, STICKY, Schedule,
-    VolumeMount,
+    Container, ContainerPort, DOMAINS, EnvVar, Metric, Preference, Protocol, SLOW_START, STICKY,
+    Schedule, VolumeMount,
 };
 
 #[test]
@@ -192,6 +192,8 @@ fn what_is_asked_of_the_front_door_is_in_its_words() {
         (STICKY, "on", None),
         (STICKY, "8h", None),
         (STICKY, "a while", Some("selvedge.dev/sticky: write `on`")),
+        (DOMAINS, "a.test,*.a.test", None),
+        (DOMAINS, "a.test,b", Some("domains: `b` is no domain")),
         (SLOW_START, "30s", None),
         (
             SLOW_START,

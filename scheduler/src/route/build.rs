@@ -49,6 +49,7 @@ impl Routes {
             };
             named.insert(at, tagged);
         }
+        self.note_domains(&route);
         self.note_inner(&route);
         self.services.insert(key.clone(), route);
     }
@@ -67,6 +68,7 @@ impl Routes {
             }
         }
         self.hosts.remove(&host::label(key, None));
+        self.forget_domains(&route);
         self.forget_inner(&route);
         let revisions = route.shares.iter().map(|(_, revision)| revision);
         for revision in revisions.chain(route.tags.values()) {
@@ -93,6 +95,7 @@ impl Routes {
             unrouted: None,
             address: service.meta.address,
             callers: service.spec.callers.clone(),
+            domains: service.domains(),
             plain_http: service.allows_plain_http(),
             sticky: None,
         };

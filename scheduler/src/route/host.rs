@@ -1,4 +1,4 @@
-//! Host names: what stands before `.ORIGIN`.
+//! Host names: what stands before `.ORIGIN`, and what a service has beside it.
 
 use crate::model::{Name, Service, ServiceKey};
 
@@ -6,12 +6,23 @@ use crate::model::{Name, Service, ServiceKey};
 /// it is not under the origin or is the origin itself. The port is anything after the first
 /// colon: an IPv6 literal is never under an origin.
 pub fn within<'a>(host: &'a str, origin: &str) -> Option<&'a str> {
-    let host = host.split_once(':').map_or(host, |(name, _port)| name);
-    let host = host.strip_suffix('.').unwrap_or(host);
+    let host = bare(host);
     let cut = host.len().checked_sub(origin.len() + 1)?;
     let (label, rest) = (host.get(..cut)?, host.get(cut..)?);
     let under = rest.strip_prefix('.')?.eq_ignore_ascii_case(origin);
     (under && !label.is_empty()).then_some(label)
+}
+
+/// Whether a host is a name below the origin.
+#[must_use]
+pub fn is_under(host: &str, origin: &str) -> bool {
+    within(host, &normal_origin(origin)).is_some()
+}
+
+/// A host without a port and one trailing dot.
+pub fn bare(host: &str) -> &str {
+    let host = host.split_once(':').map_or(host, |(name, _port)| name);
+    host.strip_suffix('.').unwrap_or(host)
 }
 
 /// What stands before the origin for a service, or for one of its tags: `web`, `web.shop`,
@@ -26,7 +37,7 @@ pub fn label(key: &ServiceKey, tag: Option<&Name>) -> String {
     }
 }
 
-/// The hosts a service has under `origin`: its own, and one for each tag.
+/// The hosts a service has: its own under `origin`, one for each tag, and those outside of it, a `*.` among them.
 pub fn host_names(service: &Service, origin: &str) -> impl Iterator<Item = String> {
     let origin = normal_origin(origin);
     let tags = service
@@ -37,7 +48,10 @@ pub fn host_names(service: &Service, origin: &str) -> impl Iterator<Item = Strin
     let labels = std::iter::once(None)
         .chain(tags)
         .map(|tag| label(&service.key, tag));
-    labels.map(move |label| format!("{label}.{origin}"))
+    let outside = service.domains().into_iter().map(|d| d.host().to_owned());
+    labels
+        .map(move |label| format!("{label}.{origin}"))
+        .chain(outside)
 }
 
 /// A label as [`label`] spells it, in lower case already: without the default namespace.

@@ -54,8 +54,11 @@ impl Routes {
                 .map(|(_, parent)| format!("*.{parent}"))
         };
         let found = with(name).or_else(|| with(&parent()?))?;
-        // A name below the origin is its own service's, whoever asks for it.
-        let owner = self.lookup(name).map(|m| &m.service.key);
+        // A service's own host name is its alone, whoever asks for it.
+        let owned = super::host::within(name, &self.origin).and_then(|label| self.find(label));
+        let owner = owned
+            .map(|m| &m.service.key)
+            .or_else(|| self.domain_owner(name));
         owner
             .is_none_or(|owner| *owner == found.key)
             .then_some(found)

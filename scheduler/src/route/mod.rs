@@ -6,6 +6,7 @@
 //! endpoint carries this very moment is the door's knowledge and comes into [`pick`] as a view.
 
 mod build;
+mod domains;
 mod follow;
 mod host;
 mod inner;
@@ -22,15 +23,17 @@ use std::sync::Arc;
 use imbl::OrdMap;
 
 use crate::model::{
-    Caller, InstanceId, Listen, Name, NodeId, Protocol, Rate, RevisionKey, ServiceKey, Socket,
+    Caller, Domain, InstanceId, Listen, Name, NodeId, Protocol, Rate, RevisionKey, ServiceKey,
+    Socket,
 };
 
-pub use host::host_names;
+pub use host::{host_names, is_under};
 pub use near::front_doors;
 pub use pick::{LoadView, Pick, last_resort, pick};
 pub use slow::stands;
 pub use sticky::{Chosen, Keep};
 
+use domains::Mapped;
 use sticky::Sticky;
 
 /// Instances a revision may have over the whole fleet when its service sets no bound.
@@ -49,6 +52,8 @@ pub struct Routes {
     hosts: OrdMap<String, Arc<ServiceRoute>>,
     /// The same for names with a tag. Services whose tags spell the same share one, in their order.
     tagged: OrdMap<String, Vec<Tagged>>,
+    /// Hosts outside the origin, `*.` for one label, to whose they are: the longest path first.
+    domains: OrdMap<String, Vec<Mapped>>,
     services: OrdMap<ServiceKey, Arc<ServiceRoute>>,
     revisions: OrdMap<RevisionKey, Arc<RevisionRoute>>,
     /// How many services each namespace has.
@@ -70,6 +75,20 @@ struct Tagged {
 pub struct Match<'a> {
     pub service: &'a Arc<ServiceRoute>,
     pub tag: Option<&'a Name>,
+    /// The paths of the host that are the service's begin so; empty for all of them.
+    pub path: &'a str,
+}
+
+impl<'a> Match<'a> {
+    /// A service by itself.
+    #[must_use]
+    pub fn whole(service: &'a Arc<ServiceRoute>) -> Self {
+        Self {
+            service,
+            tag: None,
+            path: "",
+        }
+    }
 }
 
 /// Where a service's requests go.
@@ -86,6 +105,8 @@ pub struct ServiceRoute {
     pub address: Option<Ipv4Addr>,
     /// Who may call it from there, besides itself.
     callers: Vec<Caller>,
+    /// Its hosts outside the origin.
+    domains: Vec<Domain>,
     /// Clients without TLS stay, also where the host has a certificate.
     pub plain_http: bool,
     /// Clients stay with the revision they met.
@@ -150,10 +171,13 @@ pub struct Away {
 }
 
 impl Routes {
-    /// The service a `Host` header (with or without port) or DNS name names.
+    /// The service that a `Host` header (with or without port) names, for a request's target: a path, and
+    /// what may follow it.
     #[must_use]
-    pub fn lookup(&self, host: &str) -> Option<Match<'_>> {
-        let label = host::within(host, &self.origin)?;
+    pub fn lookup(&self, host: &str, target: &str) -> Option<Match<'_>> {
+        let Some(label) = host::within(host, &self.origin) else {
+            return self.by_domain(host, target);
+        };
         if label.bytes().any(|b| b.is_ascii_uppercase()) {
             self.find(&label.to_ascii_lowercase())
         } else {
@@ -165,12 +189,13 @@ impl Routes {
     fn find(&self, name: &str) -> Option<Match<'_>> {
         let name = host::shortest(name);
         if let Some(service) = self.hosts.get(name) {
-            return Some(Match { service, tag: None });
+            return Some(Match::whole(service));
         }
         let last = self.tagged.get(name)?.last()?;
         Some(Match {
             service: &last.service,
             tag: Some(&last.tag),
+            path: "",
         })
     }
 

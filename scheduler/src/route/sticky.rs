@@ -109,7 +109,7 @@ mod tests {
 
     /// The revision's number, and the token that its client is told.
     fn chosen(routes: &Routes, host: &str, draw: u32, tokens: &[&str]) -> (String, Option<String>) {
-        let found = routes.lookup(host).unwrap();
+        let found = routes.lookup(host, "/").unwrap();
         let tokens = tokens.iter().copied();
         let chosen = found.service.choose(draw, found.tag, tokens).unwrap();
         let name = chosen.revision.key.name.as_str().replace("web-0000", "");
@@ -143,7 +143,7 @@ mod tests {
         // Another node has the same tokens.
         let again = split(Some("1h"), halves(), "u");
         assert_eq!(chosen(&again, WEB, 99, &[&first]), ("1".to_owned(), None));
-        let found = again.lookup(WEB).unwrap().service;
+        let found = again.lookup(WEB, "/").unwrap().service;
         let keep = found.choose(0, None, std::iter::empty()).unwrap().keep;
         assert_eq!(keep.map(|k| (k.seconds, k.token)), Some((3600, &*first)));
     }

@@ -46,7 +46,7 @@ fn hosts_name_services() {
         ("web", None),
     ];
     for (host, want) in table {
-        let found = routes.lookup(host);
+        let found = routes.lookup(host, "/");
         let found = found.map(|m| (m.service.key.clone(), m.tag.cloned()));
         let want = want.map(|(ns, service, tag)| (service_key(ns, service), tag.map(name)));
         assert_eq!(found, want, "{host}");
@@ -60,7 +60,7 @@ fn traffic_goes_to_revisions_that_were_ready() {
         let mut state = State::default();
         add(&mut state, "default", "web", states, traffic);
         let routes = routes(&state, &Fleet::default());
-        let found = routes.lookup("web.edge.test").unwrap();
+        let found = routes.lookup("web.edge.test", "/").unwrap();
         let revision = found.service.pick_revision(draw, tag.map(name).as_ref());
         revision.map(|r| r.key.name.to_string())
     };

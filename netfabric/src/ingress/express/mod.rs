@@ -64,6 +64,7 @@ struct Express<S> {
     /// The client's address, as it is passed on.
     client: String,
     host: String,
+    target: String,
     /// The request's head, as it goes on.
     onward: Vec<u8>,
     /// The same, as it goes to another node.
@@ -135,6 +136,7 @@ pub(super) async fn serve<S: Stream + 'static>(
         caller,
         client: caller.address.to_canonical().to_string(),
         host: String::new(),
+        target: String::new(),
         onward: Vec::new(),
         outward: Vec::new(),
     };
@@ -204,6 +206,8 @@ impl<S: Stream> Express<S> {
                         }
                         self.host.clear();
                         self.host.push_str(plain.host);
+                        self.target.clear();
+                        self.target.push_str(plain.target);
                         self.onward.clear();
                         let who = (self.client.as_str(), self.caller.scheme());
                         plain.write(&mut self.onward, who, id);
@@ -247,7 +251,11 @@ impl<S: Stream> Express<S> {
             cookies: self.conn.seen.get(ask.cookies.clone()).unwrap_or_default(),
             secure: self.caller.secure,
         };
-        let (called, client) = (Called::Host(&self.host), self.caller.client());
+        let called = Called::Host {
+            host: &self.host,
+            target: &self.target,
+        };
+        let client = self.caller.client();
         let begun = (id, arrival);
         let quest = Quest::of_request(&self.shared, called, visitor, client, begun);
         let mut quest = match quest.await {
