@@ -274,6 +274,9 @@ pub struct AcmeSection {
     /// How a host is shown to be ours, the preferred way first.
     #[serde(default = "default_challenges")]
     pub challenges: Vec<ChallengeKind>,
+    /// One certificate for all hosts of a namespace under the origin.
+    #[serde(default)]
+    pub wildcard: bool,
 }
 
 fn default_orders() -> usize {

@@ -22,7 +22,7 @@ pub struct Names {
 }
 
 /// Where a certificate authority looks for what shows that a host is ours.
-const CHALLENGE: &str = "_acme-challenge.";
+const CHALLENGE: &str = "_acme-challenge";
 
 impl Answers for Names {
     fn service_exists(&self, name: &str) -> bool {
@@ -38,18 +38,21 @@ impl Answers for Names {
     }
 
     fn texts(&self, name: &str) -> Vec<String> {
-        let Some(label) = name.strip_prefix(CHALLENGE) else {
+        let Some(below) = name.strip_prefix(CHALLENGE) else {
             return Vec::new();
         };
-        let host = format!("{label}.{}", self.routes.load().origin);
+        let host = match below.strip_prefix('.') {
+            Some(label) => format!("{label}.{}", self.routes.load().origin),
+            None if below.is_empty() => self.routes.load().origin.clone(),
+            None => return Vec::new(),
+        };
         let state = self.registry.borrow().clone();
-        let order = state.orders.get(&host);
-        let challenge = order.and_then(|order| order.challenge.as_ref());
-        let challenge = challenge.filter(|c| c.kind == ChallengeKind::Dns);
-        challenge
-            .map(|c| tls::dns_value(&c.authorization))
-            .into_iter()
-            .collect()
+        // What shows a host to be ours, and all names below it.
+        let names = [host.clone(), format!("*.{host}")];
+        let orders = names.iter().filter_map(|name| state.orders.get(name));
+        let challenges = orders.filter_map(|order| order.challenge.as_ref());
+        let by_dns = challenges.filter(|c| c.kind == ChallengeKind::Dns);
+        by_dns.map(|c| tls::dns_value(&c.authorization)).collect()
     }
 
     fn name_servers(&self) -> Vec<(String, Vec<IpAddr>)> {

@@ -83,7 +83,7 @@ fn an_authority_issues_for_a_host_of_ones_own() -> Result<()> {
         ..Habits::default()
     };
     let pebble = world.pebble(habits)?;
-    ordering(&world, world.nodes(), &pebble, "http-01")?;
+    ordering(&world, world.nodes(), &pebble.section("http-01"))?;
     let more = ["--certificate", "acme", "--domain", "www.shop.test"];
     world.deploy("web", &[&SMALL[..], &more].concat())?.ok()?;
     for node in world.nodes() {

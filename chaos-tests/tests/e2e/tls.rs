@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use chaos_tests::world::{Habits, Node, ORIGIN, Outcome, PATIENCE, Pebble, World, run, until};
+use chaos_tests::world::{Habits, Node, ORIGIN, Outcome, PATIENCE, World, run, until};
 use rcgen::{CertificateParams, KeyPair, date_time_ymd};
 use serde_json::Value;
 
@@ -70,13 +70,12 @@ fn is_issued(world: &World, service: &str, after: u64, within: Duration) -> Resu
     Ok(newest)
 }
 
-/// Has these nodes order at this authority and show hosts in this way.
-pub fn ordering(world: &World, nodes: &[Node], pebble: &Pebble, challenge: &str) -> Result<()> {
+/// Has these nodes order as this section of their configuration says.
+pub fn ordering(world: &World, nodes: &[Node], section: &str) -> Result<()> {
     for node in nodes {
         let file = node.dir().join("selvedge.toml");
         let text = fs::read_to_string(&file)?;
         let before = text.split("[acme]").next().unwrap_or_default();
-        let section = pebble.section(challenge);
         node.stop()?;
         fs::write(&file, format!("{before}\n{section}"))?;
         node.start()?;
@@ -98,7 +97,7 @@ fn an_authority_issues_in_every_way_and_every_node_serves() -> Result<()> {
         ("api", "tls-alpn-01"),
         ("shop", "dns-01"),
     ] {
-        ordering(&world, world.nodes(), &pebble, challenge)?;
+        ordering(&world, world.nodes(), &pebble.section(challenge))?;
         let begun = Instant::now();
         asking(&world, service)?;
         is_issued(&world, service, 0, PATIENCE)
@@ -126,6 +125,37 @@ fn an_authority_issues_in_every_way_and_every_node_serves() -> Result<()> {
     Ok(())
 }
 
+/// One certificate for both, and for the service that comes later.
+#[test]
+fn one_certificate_serves_all_hosts_of_a_namespace() -> Result<()> {
+    let world = World::of(&["par-1", "fra-1"])?;
+    let pebble = world.pebble(Habits::default())?;
+    let section = format!("{}wildcard = true\n", pebble.section("dns-01"));
+    ordering(&world, world.nodes(), &section)?;
+    asking(&world, "web")?;
+    let all = format!("*.{ORIGIN}");
+    for node in world.nodes() {
+        until(
+            &format!("{} has the certificate", node.name),
+            PATIENCE,
+            || {
+                let found = certificate(node, &all)?.context("no order yet")?;
+                ensure!(found["state"] == "valid", "{found}");
+                Ok(Some(()))
+            },
+        )
+        .with_context(|| pebble.log())?;
+    }
+    asking(&world, "api")?;
+    for service in ["web", "api"] {
+        is_served(&world, service, &pebble.root()?)?;
+    }
+    let listed = world.first().read(&["cert", "ls"])?;
+    let listed = listed.as_array().context("a list")?;
+    ensure!(listed.len() == 1, "{listed:?}");
+    Ok(())
+}
+
 /// The certificate lasts 60 seconds: it is renewed while clients come, and none of them notices.
 #[test]
 fn a_certificate_is_renewed_under_load() -> Result<()> {
@@ -134,7 +164,7 @@ fn a_certificate_is_renewed_under_load() -> Result<()> {
         seconds: 60,
         ..Habits::default()
     })?;
-    ordering(&world, world.nodes(), &pebble, "http-01")?;
+    ordering(&world, world.nodes(), &pebble.section("http-01"))?;
     asking(&world, "web")?;
     let first = is_issued(&world, "web", 0, PATIENCE)?;
     let root = pebble.root()?;
@@ -181,7 +211,7 @@ fn orders_outlive_the_authority_and_the_node_that_makes_them() -> Result<()> {
     let world = World::of(&THREE)?;
     let pebble = world.pebble(Habits::default())?;
     // The last one only tells the authority names.
-    ordering(&world, &world.nodes()[..2], &pebble, "http-01")?;
+    ordering(&world, &world.nodes()[..2], &pebble.section("http-01"))?;
     drop(pebble);
     asking(&world, "web")?;
     let failed = until("the order fails", PATIENCE, || {

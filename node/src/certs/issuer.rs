@@ -57,6 +57,9 @@ impl Settings {
         if section.challenges.is_empty() {
             return Err("`challenges` names none");
         }
+        if section.wildcard && !section.challenges.contains(&ChallengeKind::Dns) {
+            return Err("`wildcard` needs \"dns-01\" among the `challenges`");
+        }
         let contact = section.contact.iter();
         Ok(Self {
             place: Place {
@@ -68,6 +71,7 @@ impl Settings {
                 origin: origin.to_owned(),
                 per_hour: section.orders_per_hour,
                 challenges: section.challenges.clone(),
+                wildcard: section.wildcard,
             },
         })
     }
@@ -506,6 +510,10 @@ mod tests {
             ("https", "http"),
             ("true", "false"),
             ("contact", "challenges = []\ncontact"),
+            (
+                "contact",
+                "wildcard = true\nchallenges = [\"http-01\"]\ncontact",
+            ),
         ] {
             assert!(settings(&good.replacen(from, to, 1)).is_err(), "{to}");
         }

@@ -83,6 +83,9 @@ impl fmt::Display for Subnet {
 
 const GATEWAY: u32 = 1;
 const FIRST: u32 = 2;
+/// A bridge's ports (`BR_MAX_PORTS` of the kernel, of which number 0 is none's): each number has one, until it is
+/// given back.
+const PORTS: usize = 1023;
 
 /// Hands out numbers of a subnet, each to one at a time, and the longest unused first: a peer that
 /// still talks to a container that is gone should not meet its successor.
@@ -106,6 +109,9 @@ impl Addresses {
 
     /// A number nobody has; `None` when all are taken.
     pub fn take(&mut self) -> Option<u32> {
+        if self.is_full() {
+            return None;
+        }
         let count = self.last - FIRST + 1;
         for step in 0..count {
             let n = FIRST + (self.next - FIRST + step) % count;
@@ -120,7 +126,8 @@ impl Addresses {
     /// Whether nobody can have one until another is given back.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        u32::try_from(self.used.len()).is_ok_and(|used| used > self.last - FIRST)
+        let used = self.used.len();
+        used >= PORTS || u32::try_from(used).is_ok_and(|used| used > self.last - FIRST)
     }
 
     /// Marks a number that is in use already.
@@ -177,6 +184,10 @@ mod tests {
             [addresses.take(), addresses.take(), addresses.take()],
             [Some(3), Some(5), None]
         );
+        let mut large = Addresses::of("10.0.0.0/16".parse().unwrap());
+        assert_eq!(std::iter::from_fn(|| large.take()).count(), PORTS);
+        large.give_back(700);
+        assert_eq!([large.take(), large.take()], [Some(1025), None]);
         let mut fresh = Addresses::of(subnet);
         fresh.mark(2);
         fresh.mark(4);

@@ -174,7 +174,7 @@ pub enum NetworkError {
     NoBridge,
     #[error("`{0}` is no name for a bridge or a table")]
     BadName(String),
-    #[error("all addresses of {0} are in use")]
+    #[error("all places in {0} are taken")]
     Full(Subnet),
     #[error("{0} has no network")]
     NoLease(InstanceId),

@@ -237,8 +237,8 @@ fn leave(ids: Option<Block>) -> io::Result<()> {
 fn sysctls() {
     for (name, value) in [
         ("ipv4/ip_unprivileged_port_start", "0"),
+        // It is the default's too from then on.
         ("ipv6/conf/all/disable_ipv6", "1"),
-        ("ipv6/conf/default/disable_ipv6", "1"),
     ] {
         // A kernel may lack either; the firewall drops IPv6 anyway.
         let _ = fs::write(Path::new("/proc/sys/net").join(name), value);

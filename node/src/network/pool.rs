@@ -22,8 +22,8 @@ use super::{Inward, Lease, NetworkConfig, NetworkError, Slot, Traffic, netns, ru
 
 /// Networks made at once: the kernel makes them one after the other anyway.
 const MAKERS: usize = 2;
-/// Networks removed at once: the firewall forgets them together.
-const REMOVERS: usize = 16;
+/// Networks removed at once: the kernel waits once for all of them, and the firewall forgets them together.
+const REMOVERS: usize = 64;
 /// After a failure, so that a broken machine is not kept busy failing.
 const BACKOFF: Duration = Duration::from_millis(500);
 
@@ -127,13 +127,18 @@ impl Network {
             }
             waiting.begin();
             self.shared.work.notify_one();
-            let made = self.shared.state().made;
-            let deadline = asked.max(made) + self.shared.config.patience;
-            if timeout_at(deadline, notified).await.is_err() {
+            let deadline = self.given_up(asked);
+            // Others have got some meanwhile: the line moves.
+            if timeout_at(deadline, notified).await.is_err() && self.given_up(asked) <= deadline {
                 let last = self.shared.state().last_failure.clone();
                 return Err(NetworkError::NotReady { last });
             }
         }
+    }
+
+    /// When who asked then waits no longer, as things are.
+    fn given_up(&self, asked: Instant) -> Instant {
+        asked.max(self.shared.state().made) + self.shared.config.patience
     }
 
     fn try_acquire(&self, instance: &InstanceId) -> Result<Option<Lease>, NetworkError> {
@@ -399,7 +404,7 @@ fn next_wanted(shared: &Shared, making: usize) -> Option<Slot> {
     number.map(|number| shared.config.slot(number))
 }
 
-/// The next to remove: not beside a start, unless somebody waits for their addresses.
+/// The next to remove: not beside a start, unless somebody waits for their places.
 fn unwanted(shared: &Shared) -> Vec<Slot> {
     let mut state = shared.state();
     let held = state.pace.until(Instant::now()).is_some();
@@ -442,7 +447,7 @@ fn took(shared: &Shared, made: Result<Slot, (Slot, NetworkError)>) {
             state.made = Instant::now();
             state.ready.push_back(slot);
             drop(state);
-            shared.ready.notify_waiters();
+            shared.ready.notify_one();
         }
         Err((slot, error)) => {
             tracing::warn!(%error, "a container network could not be made");

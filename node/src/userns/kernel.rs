@@ -13,9 +13,21 @@ use super::Block;
 /// `NS_GET_USERNS` of linux/nsfs.h.
 const OWNING: libc::Ioctl = 0xb701;
 
-/// A child process in namespaces of its own. It waits until it is let go; dropped, it is ended.
+/// A process of ours with namespaces of its own; dropped, it is ended.
+pub struct Process(libc::pid_t);
+
+/// One that only keeps its namespaces, until it is dropped. It stands on this process's memory: to copy what a
+/// daemon with a thousand instances has mapped, and to fault it in again, takes longer than all else that a
+/// network does.
+pub struct Keeper {
+    process: Process,
+    // Freed after it.
+    _stack: Box<[u8]>,
+}
+
+/// One that waits until it is let go, and then runs an errand.
 pub struct Child {
-    pid: libc::pid_t,
+    process: Process,
     line: OwnedFd,
 }
 
@@ -31,7 +43,7 @@ pub type Failed = (usize, io::Error);
 
 impl Child {
     /// Starts one with the namespaces `flags` name.
-    pub fn start(flags: libc::c_int, errand: Option<&Errand<'_>>) -> io::Result<Self> {
+    pub fn start(flags: libc::c_int, errand: &Errand<'_>) -> io::Result<Self> {
         let (line, end) = rustix::net::socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
@@ -48,30 +60,22 @@ impl Child {
             // SAFETY: this is the child.
             0 => unsafe { live(end.as_raw_fd(), errand) },
             pid => Ok(Self {
-                pid: libc::pid_t::try_from(pid).map_err(io::Error::other)?,
+                process: Process(libc::pid_t::try_from(pid).map_err(io::Error::other)?),
                 line,
             }),
         }
     }
 
-    /// Gives its user namespace the ids of `block`.
-    pub fn map(&self, block: Block) -> io::Result<()> {
-        for file in ["uid_map", "gid_map"] {
-            fs::write(format!("/proc/{}/{file}", self.pid), block.map())?;
-        }
-        Ok(())
-    }
-
-    /// Holds one of its namespaces.
-    pub fn namespace(&self, kind: &str) -> io::Result<File> {
-        File::open(format!("/proc/{}/ns/{kind}", self.pid))
+    /// The process, to give it ids.
+    pub fn process(&self) -> &Process {
+        &self.process
     }
 
     /// Lets it go and waits for its end.
     pub fn run(mut self) -> Result<(), Failed> {
         let lost = |error: rustix::io::Errno| (0, error.into());
         rustix::net::send(&self.line, &[1], SendFlags::NOSIGNAL).map_err(lost)?;
-        self.reap();
+        self.process.reap();
         let mut report = [0_u8; 8];
         let (count, _) =
             rustix::net::recv(&self.line, &mut report, RecvFlags::DONTWAIT).map_err(lost)?;
@@ -82,19 +86,113 @@ impl Child {
             error => Err((step as usize, io::Error::from_raw_os_error(error))),
         }
     }
+}
 
-    fn reap(&mut self) {
-        // SAFETY: a child of ours that nobody else waits for; it ends by itself or was killed.
-        unsafe { libc::waitpid(self.pid, std::ptr::null_mut(), libc::__WALL) };
-        self.pid = 0;
+/// What a [`Keeper`] stands on: it calls nothing that needs more.
+const STACK: usize = 32 * 1024;
+
+impl Keeper {
+    /// Starts one with the namespaces `flags` name.
+    pub fn start(flags: libc::c_int) -> io::Result<Self> {
+        let mut stack = vec![0_u8; STACK].into_boxed_slice();
+        let range = stack.as_mut_ptr_range();
+        let top = range.end.map_addr(|address| address & !15);
+        let parent: *mut libc::c_void =
+            std::ptr::without_provenance_mut(std::process::id() as usize);
+        // No handler of ours may run in it, as that would be beside us in the same memory.
+        let masked = Masked::all()?;
+        // SAFETY: `top` is the aligned end of a stack that outlives the child (`Process` is ended before it is
+        // freed). What runs there is `stay`, which shares no more than memory with us and touches none of it.
+        let pid = unsafe { libc::clone(stay, top.cast(), flags | libc::CLONE_VM, parent) };
+        drop(masked);
+        match pid {
+            -1 => Err(io::Error::last_os_error()),
+            pid => Ok(Self {
+                process: Process(pid),
+                _stack: stack,
+            }),
+        }
+    }
+
+    /// The process, to give it ids.
+    pub fn process(&self) -> &Process {
+        &self.process
     }
 }
 
-impl Drop for Child {
+/// A keeper's life: it sleeps until it is killed, with its parent at the latest. It makes raw system calls that do
+/// not fail, and so does not touch what libc keeps for the thread that it was made by.
+extern "C" fn stay(parent: *mut libc::c_void) -> libc::c_int {
+    // SAFETY: none of them is given memory.
+    unsafe {
+        libc::syscall(
+            libc::SYS_prctl,
+            libc::PR_SET_PDEATHSIG,
+            libc::SIGKILL,
+            0,
+            0,
+            0,
+        );
+        while libc::syscall(libc::SYS_getppid).cast_unsigned() == parent.addr() as u64 {
+            libc::syscall(libc::SYS_ppoll, 0, 0, 0, 0, 0);
+        }
+    }
+    0
+}
+
+/// All signals held back from this thread; dropped, they come again.
+struct Masked(libc::sigset_t);
+
+impl Masked {
+    fn all() -> io::Result<Self> {
+        let mut all = std::mem::MaybeUninit::uninit();
+        let mut before = std::mem::MaybeUninit::uninit();
+        // SAFETY: both are large enough, and filled when nothing failed.
+        unsafe {
+            libc::sigfillset(all.as_mut_ptr());
+            match libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr()) {
+                0 => Ok(Self(before.assume_init())),
+                error => Err(io::Error::from_raw_os_error(error)),
+            }
+        }
+    }
+}
+
+impl Drop for Masked {
     fn drop(&mut self) {
-        if self.pid > 0 {
+        // SAFETY: it is what was there before.
+        unsafe {
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, std::ptr::null_mut())
+        };
+    }
+}
+
+impl Process {
+    /// Gives its user namespace the ids of `block`.
+    pub fn map(&self, block: Block) -> io::Result<()> {
+        for file in ["uid_map", "gid_map"] {
+            fs::write(format!("/proc/{}/{file}", self.0), block.map())?;
+        }
+        Ok(())
+    }
+
+    /// Holds one of its namespaces.
+    pub fn namespace(&self, kind: &str) -> io::Result<File> {
+        File::open(format!("/proc/{}/ns/{kind}", self.0))
+    }
+
+    fn reap(&mut self) {
+        // SAFETY: a child of ours that nobody else waits for; it ends by itself or was killed.
+        unsafe { libc::waitpid(self.0, std::ptr::null_mut(), libc::__WALL) };
+        self.0 = 0;
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.0 > 0 {
             // SAFETY: ours and not waited for yet, so the number is still its own.
-            unsafe { libc::kill(self.pid, libc::SIGKILL) };
+            unsafe { libc::kill(self.0, libc::SIGKILL) };
             self.reap();
         }
     }
@@ -104,12 +202,11 @@ impl Drop for Child {
 ///
 /// # Safety
 /// Only in a process that shares no memory with another. Allocates nothing and takes no lock.
-unsafe fn live(line: RawFd, errand: Option<&Errand<'_>>) -> ! {
+unsafe fn live(line: RawFd, errand: &Errand<'_>) -> ! {
     unsafe {
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
         let mut gate = [0_u8; 1];
-        let let_go = libc::read(line, gate.as_mut_ptr().cast(), 1) == 1;
-        if let (true, Some(errand)) = (let_go, errand) {
+        if libc::read(line, gate.as_mut_ptr().cast(), 1) == 1 {
             let (step, error) = do_errand(errand);
             let mut report = [0_u8; 8];
             report[..4].copy_from_slice(&step.to_ne_bytes());

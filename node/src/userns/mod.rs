@@ -193,10 +193,10 @@ pub fn owning(network: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 /// The kernel refuses user namespaces, or has no more.
 pub fn network(block: Block) -> io::Result<File> {
     let flags = libc::CLONE_NEWUSER | libc::CLONE_NEWNET;
-    // The child only keeps the namespaces alive until they are held here.
-    let child = kernel::Child::start(flags, None)?;
-    child.map(block)?;
-    child.namespace("net")
+    // It only keeps the namespaces alive until they are held here.
+    let keeper = kernel::Keeper::start(flags)?;
+    keeper.process().map(block)?;
+    keeper.process().namespace("net")
 }
 
 /// As the path a namespace is joined by: a descriptor needs no way through the host's folders, which
@@ -232,6 +232,26 @@ mod tests {
         let own = File::open("/proc/self/ns/user").unwrap();
         let id = |fd: BorrowedFd<'_>| rustix::fs::fstat(fd).unwrap().st_ino;
         assert_ne!(id(owner.as_fd()), id(own.as_fd()));
+    }
+
+    #[test]
+    fn many_threads_make_namespaces_at_once_and_leave_no_process() {
+        std::thread::scope(|scope| {
+            for thread in 0..8 {
+                scope.spawn(move || {
+                    for n in 0..20 {
+                        network(Block::number(100 + thread * 20 + n).unwrap()).unwrap();
+                    }
+                });
+            }
+        });
+        // SAFETY: asks about children of this process that have ended, and takes none away.
+        let left = unsafe {
+            let mut info = std::mem::zeroed::<libc::siginfo_t>();
+            let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WCLONE;
+            libc::waitid(libc::P_ALL, 0, &raw mut info, flags)
+        };
+        assert_eq!(left, -1, "a keeper was not waited for");
     }
 
     #[test]

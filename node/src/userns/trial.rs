@@ -31,9 +31,9 @@ pub fn trial(instances: &Path) -> Result<(), String> {
     let spaces = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC;
     let flags = libc::CLONE_NEWUSER | libc::CLONE_NEWNET | spaces;
     let refused = |e: io::Error| format!("the kernel makes no user namespace: {e}");
-    let child = Child::start(flags, Some(&errand)).map_err(refused)?;
-    child.map(block).map_err(refused)?;
-    let network = child.namespace("net").map_err(refused)?;
+    let child = Child::start(flags, &errand).map_err(refused)?;
+    child.process().map(block).map_err(refused)?;
+    let network = child.process().namespace("net").map_err(refused)?;
     let namespace = owning(network.as_fd()).map_err(refused)?;
     overlay(&stage, &Owner { block, namespace })?;
     child.run().map_err(|failed| explain(failed, instances))

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use crate::fleet::text_hash;
 use crate::model::{CertificateSource, ChallengeKind, HOST_BYTES, Order, UnixMs};
 use crate::registry::State;
-use crate::route::host_names;
+use crate::route::{host_names, is_under};
 
 const MINUTE: u64 = 60 * 1000;
 const HOUR: u64 = 60 * MINUTE;
@@ -35,6 +35,30 @@ pub struct Rules {
     pub per_hour: usize,
     /// The ways to show that a host is ours, the preferred first; the next is tried where one failed.
     pub challenges: Vec<ChallengeKind>,
+    /// One certificate is ordered for all hosts of a namespace under the origin.
+    pub wildcard: bool,
+}
+
+impl Rules {
+    /// The name in the certificate that a host is to be served with.
+    fn covering(&self, host: String) -> String {
+        let parent = host.split_once('.').map(|(_, parent)| parent);
+        match parent.filter(|_| self.wildcard && is_under(&host, &self.origin)) {
+            Some(parent) => format!("*.{parent}"),
+            None => host,
+        }
+    }
+
+    /// The ways in which a name can be shown to be ours: all names below one only by its zone, and only
+    /// that of the origin is ours.
+    fn ways(&self, name: &str) -> impl Iterator<Item = ChallengeKind> {
+        let (all, own) = (name.starts_with("*."), is_under(name, &self.origin));
+        let kinds = self.challenges.iter().copied();
+        kinds.filter(move |kind| match kind {
+            ChallengeKind::Dns => own,
+            ChallengeKind::Http | ChallengeKind::TlsAlpn => !all,
+        })
+    }
 }
 
 /// What is to be done.
@@ -50,21 +74,22 @@ pub enum Step {
     Wait(Option<UnixMs>),
 }
 
-/// The hosts whose certificates are ordered: those of services that ask for it. One with `*.` is not: only who
-/// has its DNS could show that it is ours.
+/// The names whose certificates are ordered: for the hosts of services that ask for it. What nobody could show
+/// to be ours is not among them, as a service's own domain with `*.`: its zone is its owner's.
 #[must_use]
-pub fn wanted(state: &State, origin: &str) -> BTreeSet<String> {
+pub fn wanted(state: &State, rules: &Rules) -> BTreeSet<String> {
     let asking = state.services.values().filter(|s| s.wants_acme());
-    let hosts = asking.flat_map(|service| host_names(service, origin));
-    let single = |host: &String| host.len() <= HOST_BYTES && !host.starts_with("*.");
-    hosts.filter(single).collect()
+    let hosts = asking.flat_map(|service| host_names(service, &rules.origin));
+    let names = hosts.map(|host| rules.covering(host));
+    let can = |name: &String| name.len() <= HOST_BYTES && rules.ways(name).next().is_some();
+    names.filter(can).collect()
 }
 
 /// What to do next. The most urgent comes first: a host that has no certificate, then the one whose
 /// certificate ends first.
 #[must_use]
 pub fn step(state: &State, now: UnixMs, rules: &Rules) -> Step {
-    let wanted = wanted(state, &rules.origin);
+    let wanted = wanted(state, rules);
     if let Some(step) = superfluous(state, now, &wanted) {
         return step;
     }
@@ -88,10 +113,8 @@ pub fn step(state: &State, now: UnixMs, rules: &Rules) -> Step {
         return Step::Wait(Some(later));
     }
     let failures = state.orders.get(*host).map_or(0, |o| o.failures) as usize;
-    match rules
-        .challenges
-        .get(failures % rules.challenges.len().max(1))
-    {
+    let ways: Vec<_> = rules.ways(host).collect();
+    match ways.get(failures % ways.len().max(1)) {
         Some(kind) => Step::Order {
             host: (*host).clone(),
             kind: *kind,

@@ -15,6 +15,7 @@ fn rules() -> Rules {
         origin: "edge.test".to_owned(),
         per_hour: 3,
         challenges: vec![ChallengeKind::Http, ChallengeKind::TlsAlpn],
+        wildcard: false,
     }
 }
 
@@ -99,10 +100,70 @@ fn hosts_of_services_that_ask_are_ordered_for() {
     ] {
         state.services.insert(other.key.clone(), other);
     }
-    let hosts = wanted(&state, "edge.test");
+    let hosts = wanted(&state, &rules());
     let want = ["canary-shop.edge.test", "shop.edge.test", "web.edge.test"];
     assert_eq!(hosts.iter().collect::<Vec<_>>(), want);
     assert_eq!(step(&State::default(), NOW, &rules()), Step::Wait(None));
+}
+
+#[test]
+fn names_are_ordered_for_in_ways_that_can_show_them_to_be_ours() {
+    use ChallengeKind::{Dns, Http, TlsAlpn};
+    let mut state = state(&["web"]);
+    let mut shop = service("shop", Some("canary"), "acme");
+    shop.key.namespace = Name::new("mall").unwrap();
+    let domains = ["www.shop.test", "*.shop.test", "www.shop.test/api"];
+    shop.set_domains(&domains.map(|d| d.parse().unwrap()));
+    state.services.insert(shop.key.clone(), shop);
+    let rules = |wildcard, challenges: &[ChallengeKind]| Rules {
+        challenges: challenges.to_vec(),
+        wildcard,
+        per_hour: 100,
+        ..rules()
+    };
+    let each = [
+        "canary-shop.mall.edge.test",
+        "shop.mall.edge.test",
+        "web.edge.test",
+    ];
+    let whole = ["*.edge.test", "*.mall.edge.test"];
+    let outside = ["www.shop.test"];
+    let table = [
+        (
+            false,
+            vec![Http, TlsAlpn, Dns],
+            [&each[..], &outside].concat(),
+        ),
+        (false, vec![Dns], each.to_vec()),
+        (true, vec![Http, Dns], [&whole[..], &outside].concat()),
+        (true, vec![Dns], whole.to_vec()),
+    ];
+    for (wildcard, challenges, want) in table {
+        let rules = rules(wildcard, &challenges);
+        let names = wanted(&state, &rules);
+        assert_eq!(
+            names.iter().collect::<Vec<_>>(),
+            want,
+            "{wildcard} {challenges:?}"
+        );
+        for (name, failures) in names.iter().flat_map(|n| [(n, 0), (n, 1), (n, 2)]) {
+            let mut one = state.clone();
+            for other in names.iter().filter(|n| *n != name) {
+                let (from, until) = (NOW.0 - DAY, NOW.0 + 89 * DAY);
+                has(&mut one, other, CertificateSource::Acme, from, until);
+            }
+            known(&mut one, order(name, &[], failures, 0));
+            let Step::Order { host, kind } = step(&one, NOW, &rules) else {
+                panic!("{name}: {:?}", step(&one, NOW, &rules));
+            };
+            assert_eq!(host, *name);
+            let can = match kind {
+                Dns => name.ends_with("edge.test"),
+                Http | TlsAlpn => !name.starts_with("*."),
+            };
+            assert!(can, "{name} by {kind:?}");
+        }
+    }
 }
 
 #[test]

@@ -20,7 +20,7 @@ pub(super) fn ensure_unclaimed(state: &State, service: &Service) -> Result<(), R
         let whole = |domain: &Domain, name: &str| {
             domain.host() == name || (foreign && domain.shares_names(name))
         };
-        let theirs = other.domains();
+        let (theirs, unread) = (other.domains(), past_the_door(state, other));
         for ours in &domains {
             let taken = |d: &Domain| d == ours || (foreign && d.shares_names(ours.host()));
             if let Some(theirs) = theirs.iter().find(|d| taken(d)) {
@@ -34,7 +34,7 @@ pub(super) fn ensure_unclaimed(state: &State, service: &Service) -> Result<(), R
                 };
                 return Err(invalid("domains", why));
             }
-            if past_the_door(state, other).iter().any(|n| whole(ours, n)) {
+            if unread.iter().any(|name| whole(ours, name)) {
                 let key = &other.key;
                 let why =
                     format!("`{ours}` goes to the service {key} unread: it has it in listen.sni");

@@ -22,7 +22,9 @@ const PARKED: usize = 1_000;
 /// The answer begins at once and ends after the last has begun.
 const ASK: &str = "/do?stream=2x10s";
 const PATIENCE: Duration = Duration::from_mins(1);
-/// A thousand instances leave one after the other, each with its own removal.
+/// For so long nothing more is parked.
+const STILL: Duration = Duration::from_secs(3);
+/// A thousand instances leave one after the other, each with its own removal, and as many are parked.
 const REST: Duration = Duration::from_mins(5);
 
 pub(super) struct Crowd<'a> {
@@ -67,11 +69,15 @@ impl<'a> Crowd<'a> {
         self.world.rest_within(SERVICE, REST)?;
         // A few of a crowd come before its burst or after it.
         let wanted = count.min(PARKED) * 9 / 10;
-        until("containers are parked", PATIENCE, || {
+        let (mut most, mut since) = (0, Instant::now());
+        until("containers are parked, and no more are made", REST, || {
             let status = self.node.status()?;
             let parked = status["instances"]["parked"].as_u64().unwrap_or_default();
+            if parked > most {
+                (most, since) = (parked, Instant::now());
+            }
             ensure!(parked >= wanted as u64, "{parked} of {wanted}");
-            Ok(Some(()))
+            Ok((since.elapsed() >= STILL).then_some(()))
         })?;
         let before = group::used(&self.groups)?;
         let took = self.ask(count)?;
