@@ -98,14 +98,15 @@ async fn check(session: &Session, domain: &Domain) -> anyhow::Result<()> {
     if leads {
         return Ok(());
     }
-    let message = if found.addresses.is_empty() {
-        format!("{name} has no address")
+    let (message, hint) = if found.addresses.is_empty() {
+        let hint = "have its DNS lead to the nodes, as by a CNAME to the service's own host";
+        (format!("{name} has no address"), hint)
     } else {
-        format!("{name} leads elsewhere than to the nodes' front doors")
+        let hint = "that is as it should be where a load balancer or NAT stands before the nodes";
+        let message = format!("{name} leads elsewhere than to the nodes' front doors");
+        (message, hint)
     };
-    Err(Failure::new(Exit::Failed, message)
-        .hint("that is as it should be where a load balancer or NAT stands before the nodes")
-        .into())
+    Err(Failure::new(Exit::Failed, message).hint(hint).into())
 }
 
 fn reached(address: IpAddr, nodes: &[NodeStatus]) -> Reached {

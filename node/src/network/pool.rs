@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -120,7 +121,9 @@ impl Network {
         let asked = Instant::now();
         let mut waiting = Waiting::new(&self.shared);
         loop {
-            let notified = self.shared.ready.notified();
+            let mut notified = pin!(self.shared.ready.notified());
+            // In the line before looking: each network that becomes ready calls one.
+            notified.as_mut().enable();
             if let Some(lease) = self.try_acquire(instance)? {
                 self.shared.work.notify_one();
                 return Ok(lease);
