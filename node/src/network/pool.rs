@@ -579,15 +579,22 @@ fn lease_file(config: &NetworkConfig, instance: &InstanceId) -> PathBuf {
     config.run.join("leases").join(&instance.0)
 }
 
-/// No fsync: a machine that restarts has no namespaces either.
+/// Whole or not at all: on a full disk neither half a lease is left nor the former one lost. No fsync: a machine
+/// that restarts has no namespaces either.
 fn write_lease(config: &NetworkConfig, lease: &Lease) -> io::Result<()> {
     if !crate::runtime::is_safe_id(&lease.instance.0) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    fs::write(
-        lease_file(config, &lease.instance),
-        serde_json::to_vec(lease)?,
-    )
+    let file = lease_file(config, &lease.instance);
+    let new = config
+        .run
+        .join("leases")
+        .join(format!("{}.new", lease.instance));
+    let written = fs::write(&new, serde_json::to_vec(lease)?).and_then(|()| fs::rename(&new, file));
+    if written.is_err() {
+        let _ = fs::remove_file(new);
+    }
+    written
 }
 
 /// Names that end up in `nft` scripts and in the kernel.
@@ -630,4 +637,36 @@ fn stop_forwarding(config: &NetworkConfig) {
 
 fn failed(what: &'static str) -> impl FnOnce(io::Error) -> NetworkError {
     move |source| NetworkError::Io { what, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_that_cannot_be_written_leaves_what_was_there() {
+        /// A file system with room for one page.
+        struct Full(tempfile::TempDir);
+        impl Drop for Full {
+            fn drop(&mut self) {
+                let detach = rustix::mount::UnmountFlags::DETACH;
+                let _ = rustix::mount::unmount(self.0.path(), detach);
+            }
+        }
+        let full = Full(tempfile::tempdir().unwrap());
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("none", full.0.path(), "tmpfs", flags, c"size=4096").unwrap();
+        let config = NetworkConfig::of("par-1", full.0.path());
+        fs::create_dir(config.run.join("leases")).unwrap();
+        let of = |name: &str| lease(&config, &InstanceId(name.to_owned()), &config.slot(5));
+        write_lease(&config, &of("web-1")).unwrap();
+        let before = fs::read(lease_file(&config, &of("web-1").instance)).unwrap();
+        for name in ["web-1", "web-2"] {
+            let error = write_lease(&config, &of(name)).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::StorageFull, "{name}");
+        }
+        let left = list(&config.run.join("leases")).unwrap();
+        assert_eq!(left.len(), 1, "{left:?}");
+        assert_eq!(fs::read(&left[0].1).unwrap(), before);
+    }
 }
