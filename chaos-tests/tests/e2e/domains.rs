@@ -65,6 +65,10 @@ fn hosts_and_paths_of_ones_own_lead_to_services() -> Result<()> {
     said.says("in another namespace")?;
     let said = node.cli(&["domain", "check", "shop.test"])?.code(1)?;
     said.says("shop.test has no address")?;
+    let part = ["domain", "rm", "WWW.shop.test/ap", "-y"];
+    node.cli(&part)?
+        .code(3)?
+        .says("no service has the domain")?;
     // What is taken back leads nowhere, and may go to another.
     node.cli(&["domain", "rm", "shop.test"])?
         .code(2)?

@@ -11,7 +11,7 @@ use crate::args::DomainCommand;
 use crate::client::REGISTRY_ANSWER;
 use crate::failure::{Exit, Failure};
 use crate::output::{DomainCheck, Reached, domain_check};
-use crate::session::{Session, find};
+use crate::session::Session;
 
 pub async fn run(command: DomainCommand, session: &Session) -> anyhow::Result<()> {
     match command {
@@ -65,11 +65,14 @@ async fn change(
     }
 }
 
-/// A domain is one service's, whatever the namespace.
+/// A domain is one service's, whatever the namespace. The start of one is another domain, and not meant.
 async fn known(session: &Session, domain: &Domain) -> Result<DomainView, Failure> {
-    let all = session.domains(true).await?;
-    let exact = all.iter().find(|d| d.domain == *domain).cloned();
-    exact.map_or_else(|| find(all, &domain.to_string()), Ok)
+    let mut all = session.domains(true).await?.into_iter();
+    let missing = || {
+        Failure::not_found(format!("no service has the domain `{domain}`"))
+            .hint("selvedge domain ls -A")
+    };
+    all.find(|d| d.domain == *domain).ok_or_else(missing)
 }
 
 async fn check(session: &Session, domain: &Domain) -> anyhow::Result<()> {

@@ -1,6 +1,6 @@
 //! The flags of `deploy` over a manifest: what a flag names wins, the rest stays.
 
-use scheduler::model::{CERTIFICATE, DOMAINS, EnvVar, PLAIN_HTTP, read_domains, write_domains};
+use scheduler::model::{CERTIFICATE, EnvVar, PLAIN_HTTP, domains_of, set_domains};
 
 use super::lower::{env_line, pull_policy, whole_seconds};
 use super::probe::probe;
@@ -47,26 +47,21 @@ pub fn override_with(
             manifest.annotations.insert(name.to_owned(), value.clone());
         }
     }
-    domains(&mut manifest, flags)?;
+    domains(&mut manifest, flags);
     manifest.labels.extend(flags.labels.iter().cloned());
     Ok(manifest)
 }
 
-fn domains(manifest: &mut Manifest, flags: &DeployArgs) -> Result<(), String> {
+fn domains(manifest: &mut Manifest, flags: &DeployArgs) {
     if flags.domains.is_empty() {
-        return Ok(());
+        return;
     }
-    let said = manifest.annotations.remove(DOMAINS).unwrap_or_default();
-    let mut domains = read_domains(&said)?;
+    let mut domains = domains_of(&manifest.annotations);
     for flag in &flags.domains {
         domains.retain(|known| *known != flag.domain);
         domains.extend(Some(flag.domain.clone()).filter(|_| !flag.away));
     }
-    if !domains.is_empty() {
-        let said = (DOMAINS.to_owned(), write_domains(&domains));
-        manifest.annotations.extend([said]);
-    }
-    Ok(())
+    set_domains(&mut manifest.annotations, &domains);
 }
 
 fn scale(manifest: &mut Manifest, flags: &DeployArgs) -> Result<(), String> {

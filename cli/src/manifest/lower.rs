@@ -2,9 +2,9 @@
 
 use scheduler::autoscale::schedule::Cron;
 use scheduler::model::{
-    Container, ContainerPort, DOMAINS, EnvVar, Fit, Metric, Name, PROXY_PROTOCOL, PROXY_V2,
-    Preference, RATE, Rate, SLOW_START, STICKY, Scale, Schedule, TLS_ANNOTATIONS, TrafficTarget,
-    is_of_the_door, read_domains, slow_start, sticky, units, write_domains,
+    Container, ContainerPort, EnvVar, Fit, Metric, Name, PROXY_PROTOCOL, PROXY_V2, Preference,
+    RATE, Rate, SLOW_START, STICKY, Scale, Schedule, TLS_ANNOTATIONS, TrafficTarget,
+    is_of_the_door, read_domains, set_domains, slow_start, sticky, units,
 };
 use toml_edit::{Document, Item};
 
@@ -94,8 +94,7 @@ pub fn parse(file: &str, text: &str) -> Read<Manifest> {
     if let Some(words) = top.list("domains")? {
         let read = read_domains(&words.join(","));
         let domains = read.map_err(|why| top.fault("domains", why, ""))?;
-        let said = (DOMAINS.to_owned(), write_domains(&domains));
-        manifest.annotations.extend([said]);
+        set_domains(&mut manifest.annotations, &domains);
     }
     split(&top, &mut manifest)?;
     mount::mounts(&top, &mut manifest.spec)?;

@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use netfabric::wire::api::{CertificateState, DomainView, DomainsChange, ServiceView};
-use scheduler::model::{Certificate, Domain, Order, Service, ServiceKey, UnixMs};
+use scheduler::model::{Certificate, Domain, Order, Service, ServiceKey, UnixMs, wildcard_over};
 use scheduler::registry::{self, Action, Outcome};
 use scheduler::route::is_under;
 
@@ -47,12 +47,10 @@ fn secured<'s>(
     host: &str,
     now: UnixMs,
 ) -> (Option<&'s Certificate>, Option<&'s Order>) {
-    let parent = host
-        .split_once('.')
-        .map(|(_, parent)| format!("*.{parent}"));
+    let over = wildcard_over(host);
     let covers = |c: &&Certificate| {
         let mut hosts = c.hosts.iter();
-        c.not_before <= now && hosts.any(|h| h == host || Some(h) == parent.as_ref())
+        c.not_before <= now && hosts.any(|h| h == host || Some(h) == over.as_ref())
     };
     let certificates = state.certificates.values().filter(covers);
     let lasting = certificates.max_by_key(|c| c.not_after);

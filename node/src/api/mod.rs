@@ -135,6 +135,11 @@ fn routes(api: Arc<Api>) -> Router {
             "/v1/services/{namespace}/{name}/scale",
             post(services::scale),
         )
+        .route(
+            "/v1/services/{namespace}/{name}/domains",
+            patch(domains::change),
+        )
+        .route("/v1/domains", get(domains::list))
         .route("/v1/revisions", get(services::revisions))
         .route("/v1/revisions/{namespace}/{name}", get(services::revision))
         .route("/v1/instances", get(services::instances))
@@ -160,11 +165,6 @@ fn routes(api: Arc<Api>) -> Router {
         .route("/v1/images/usage", get(images::usage))
         .route("/v1/images/prune", post(images::prune))
         .route("/v1/images/{digest}", delete(images::delete))
-        .route(
-            "/v1/services/{namespace}/{name}/domains",
-            patch(domains::change),
-        )
-        .route("/v1/domains", get(domains::list))
         .route("/v1/certificates", get(certificates::list))
         .route(
             "/v1/certificates/{name}",

@@ -8,7 +8,7 @@ mod tests;
 use std::collections::BTreeSet;
 
 use crate::fleet::text_hash;
-use crate::model::{CertificateSource, ChallengeKind, HOST_BYTES, Order, UnixMs};
+use crate::model::{CertificateSource, ChallengeKind, HOST_BYTES, Order, UnixMs, wildcard_over};
 use crate::registry::State;
 use crate::route::{host_names, is_under};
 
@@ -42,11 +42,9 @@ pub struct Rules {
 impl Rules {
     /// The name in the certificate that a host is to be served with.
     fn covering(&self, host: String) -> String {
-        let parent = host.split_once('.').map(|(_, parent)| parent);
-        match parent.filter(|_| self.wildcard && is_under(&host, &self.origin)) {
-            Some(parent) => format!("*.{parent}"),
-            None => host,
-        }
+        let whole = self.wildcard && is_under(&host, &self.origin);
+        let over = whole.then(|| wildcard_over(&host)).flatten();
+        over.unwrap_or(host)
     }
 
     /// The ways in which a name can be shown to be ours: all names below one only by its zone, and only

@@ -3,7 +3,7 @@
 use super::*;
 use crate::model::{
     Blob, CERTIFICATE, Certificate, Meta, Name, RevisionSpec, Scale, Sealed, Service, ServiceKey,
-    ServiceStatus, TrafficTarget,
+    ServiceStatus, TrafficTarget, set_domains,
 };
 use crate::registry::certificate_limits;
 
@@ -113,7 +113,8 @@ fn names_are_ordered_for_in_ways_that_can_show_them_to_be_ours() {
     let mut shop = service("shop", Some("canary"), "acme");
     shop.key.namespace = Name::new("mall").unwrap();
     let domains = ["www.shop.test", "*.shop.test", "www.shop.test/api"];
-    shop.set_domains(&domains.map(|d| d.parse().unwrap()));
+    let domains = domains.map(|d| d.parse().unwrap());
+    set_domains(&mut shop.meta.annotations, &domains);
     state.services.insert(shop.key.clone(), shop);
     let rules = |wildcard, challenges: &[ChallengeKind]| Rules {
         challenges: challenges.to_vec(),

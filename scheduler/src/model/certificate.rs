@@ -51,6 +51,13 @@ pub fn is_host(text: &str) -> bool {
     text.len() <= HOST_BYTES && rest.split('.').all(label)
 }
 
+/// The name with `*` for its first label that stands for a host too.
+#[must_use]
+pub fn wildcard_over(host: &str) -> Option<String> {
+    host.split_once('.')
+        .map(|(_, parent)| format!("*.{parent}"))
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CertificateSource {

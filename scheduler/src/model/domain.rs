@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Service, is_host};
+use super::{Service, is_host, wildcard_over};
 
 /// The domains of a service, parted by commas. They are the service's own and not its revisions'.
 pub const DOMAINS: &str = "selvedge.dev/domains";
@@ -58,10 +58,7 @@ impl Domain {
     /// Whether some name is one of both hosts'.
     #[must_use]
     pub fn shares_names(&self, host: &str) -> bool {
-        let below = |name: &str, wildcard: &str| {
-            let parent = name.split_once('.').map(|(_, parent)| parent);
-            parent.is_some_and(|parent| wildcard.strip_prefix("*.") == Some(parent))
-        };
+        let below = |name: &str, wildcard: &str| wildcard_over(name).as_deref() == Some(wildcard);
         self.host == host || below(&self.host, host) || below(host, &self.host)
     }
 }
@@ -164,14 +161,16 @@ pub fn domains_of(annotations: &BTreeMap<String, String>) -> Vec<Domain> {
         .unwrap_or_default()
 }
 
-impl Service {
-    pub fn set_domains(&mut self, domains: &[Domain]) {
-        let said = (DOMAINS.to_owned(), write_domains(domains));
-        self.meta.annotations.remove(DOMAINS);
-        let said = Some(said).filter(|_| !domains.is_empty());
-        self.meta.annotations.extend(said);
+/// Has them say these.
+pub fn set_domains(annotations: &mut BTreeMap<String, String>, domains: &[Domain]) {
+    if domains.is_empty() {
+        annotations.remove(DOMAINS);
+    } else {
+        annotations.insert(DOMAINS.to_owned(), write_domains(domains));
     }
+}
 
+impl Service {
     /// The hosts it has outside the origin.
     #[must_use]
     pub fn domains(&self) -> Vec<Domain> {

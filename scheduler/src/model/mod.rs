@@ -24,12 +24,13 @@ pub mod units;
 
 pub use certificate::{
     AcmeAccount, Certificate, CertificateSource, Challenge, ChallengeKind, HOST_BYTES, Lease,
-    Order, is_host,
+    Order, is_host, wildcard_over,
 };
 pub use config::{Blob, Config, LocalVolume, ObjectKey, Sealed, Secret};
 pub use coordinate::{Coordinate, DIMENSIONS, Extent, LOST_PERMILLE, SPAN_MICROS};
 pub use domain::{
-    DOMAINS, Domain, DomainError, MOST_DOMAINS, domains_of, read_domains, write_domains,
+    DOMAINS, Domain, DomainError, MOST_DOMAINS, domains_of, read_domains, set_domains,
+    write_domains,
 };
 pub use door::{SLOW_START, STICKY, slow_start, sticky};
 pub use egress::{Egress, EgressError};

@@ -14,7 +14,7 @@ use super::validate_listen::ensure_free;
 use super::{Action, Change, Command, Outcome, PutService, Refusal, State, certificates};
 use crate::model::{
     Domain, MOST_DOMAINS, Meta, Revision, RevisionKey, RevisionState, Scale, Service, ServiceKey,
-    ServiceStatus, TrafficTarget, UnixMs,
+    ServiceStatus, TrafficTarget, UnixMs, set_domains,
 };
 
 /// Revisions of a service that stay whether anything refers to them or not, newest first.
@@ -323,7 +323,7 @@ fn change_domains(
     }
     at_most("domains", domains.len() as u64, MOST_DOMAINS as u64)?;
     let mut changed = service.clone();
-    changed.set_domains(&domains);
+    set_domains(&mut changed.meta.annotations, &domains);
     ensure_unclaimed(state, &changed)?;
     Ok(restored(state, service, changed))
 }

@@ -8,7 +8,7 @@ use super::validate::ensure;
 use super::{Action, Change, Outcome, Refusal, State};
 use crate::model::{
     AcmeAccount, Certificate, CertificateSource, HOST_BYTES, Lease, NodeId, Order, Sealed, UnixMs,
-    is_host,
+    is_host, wildcard_over,
 };
 
 /// The lease of the node that orders certificates.
@@ -280,7 +280,7 @@ impl Hosts<'_> {
     /// Whether one of them is good for a host, given in lower case; `*.` stands for one label.
     #[must_use]
     pub fn cover(&self, host: &str) -> bool {
-        let star = |(_, rest)| self.0.contains(&*format!("*.{rest}"));
-        self.0.contains(host) || host.split_once('.').is_some_and(star)
+        let has = |name: String| self.0.contains(name.as_str());
+        self.0.contains(host) || wildcard_over(host).is_some_and(has)
     }
 }

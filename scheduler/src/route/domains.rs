@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::{Match, Routes, ServiceRoute, host};
-use crate::model::{Domain, ServiceKey};
+use crate::model::{Domain, ServiceKey, wildcard_over};
 
 /// A domain, and whose it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,10 +72,8 @@ fn candidates(host: &str) -> impl Iterator<Item = Cow<'_, str>> {
     } else {
         Cow::Borrowed(host)
     };
-    let parent = host
-        .split_once('.')
-        .map(|(_, parent)| format!("*.{parent}"));
-    std::iter::once(host).chain(parent.map(Cow::Owned))
+    let over = wildcard_over(&host).map(Cow::Owned);
+    std::iter::once(host).chain(over)
 }
 
 #[cfg(test)]

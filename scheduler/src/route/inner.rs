@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use super::{RevisionRoute, Routes, ServiceRoute};
-use crate::model::{Listen, ListenProtocol, ServiceKey, Socket};
+use crate::model::{Listen, ListenProtocol, ServiceKey, Socket, wildcard_over};
 
 impl Routes {
     /// Ports that a node listens on for its services.
@@ -49,11 +49,7 @@ impl Routes {
                 tls.flat_map(|l| &l.sni).any(|n| n == wanted)
             })
         };
-        let parent = || {
-            name.split_once('.')
-                .map(|(_, parent)| format!("*.{parent}"))
-        };
-        let found = with(name).or_else(|| with(&parent()?))?;
+        let found = with(name).or_else(|| with(&wildcard_over(name)?))?;
         // A service's own host name is its alone, whoever asks for it.
         let owned = super::host::within(name, &self.origin).and_then(|label| self.find(label));
         let owner = owned

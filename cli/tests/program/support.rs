@@ -1,5 +1,4 @@
 //! A tiny node to ask: answers as told, on a unix socket of its own, and keeps what it was asked.
-#![allow(dead_code, reason = "each test program uses its part of this")]
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;

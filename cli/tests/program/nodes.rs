@@ -1,8 +1,5 @@
 //! `up` and `join` as a machine's operator meets them. The daemon is a stand-in; the cluster that
 //! is joined speaks the real protocol on loopback.
-#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
-
-mod support;
 
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -10,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::support::FakeNode;
 use assert_cmd::Command;
 use assert_cmd::assert::Assert;
 use async_trait::async_trait;
@@ -19,7 +17,6 @@ use netfabric::transport::{Admit, Mesh};
 use scheduler::model::NodeId;
 use scheduler::registry::State;
 use serde_json::json;
-use support::FakeNode;
 
 /// A program that is being written cannot be run, and a fork in another test's thread keeps it open
 /// for writing a moment longer: one machine at a time.

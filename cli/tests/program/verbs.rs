@@ -1,14 +1,11 @@
 //! The verbs against a fake node: what they ask, what they print, how they end.
-#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
-
-mod support;
 
 use std::time::{Duration, Instant};
 
+use crate::support::FakeNode;
 use assert_cmd::Command;
 use assert_cmd::assert::Assert;
 use serde_json::{Value, json};
-use support::FakeNode;
 
 fn bare() -> Command {
     let mut command = Command::cargo_bin("selvedge").unwrap();
