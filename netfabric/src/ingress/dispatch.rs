@@ -360,7 +360,7 @@ impl Quest {
         match trip {
             // The node is not asked again for a while; the request has lost nothing but time.
             Trip::Refused { .. } => {}
-            Trip::Connect(_) | Trip::Port(_) => self.dead_ends += 1,
+            Trip::Connect(_) | Trip::Port(_) | Trip::Crowded(_) => self.dead_ends += 1,
             Trip::Broken(_) | Trip::BrokenThere(_) => self.tries += 1,
         }
         if !matches!(trip, Trip::Refused { .. }) {
@@ -390,12 +390,13 @@ impl Quest {
     fn blame(&self, admission: &Admission, trip: &Trip) {
         tracing::debug!(request = %self.id, revision = %self.route.key, %trip, "a try failed");
         match (admission, trip) {
-            // A program may serve requests and not that port; a node may be well and its instance not.
-            (_, Trip::Port(_)) | (Admission::There(_), Trip::BrokenThere(_)) => {}
-            (Admission::Here(guard), _) => guard.slot.health.broke(),
+            (Admission::Here(guard), _) => guard.blame(trip),
+            // The node may be well and its instance not.
+            (Admission::There(_), Trip::Port(_) | Trip::Crowded(_) | Trip::BrokenThere(_)) => {}
             (Admission::There(sent), Trip::Connect(_) | Trip::Broken(_)) => {
-                let took = sent.since.elapsed();
-                self.shared.nodes.of(sent.node).broke_after(took);
+                self.shared
+                    .nodes
+                    .blame(sent.node, sent.since.elapsed(), trip);
             }
             (Admission::There(sent), Trip::Refused { full }) => {
                 self.bench.refused_by(sent.node, *full);

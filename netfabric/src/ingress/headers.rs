@@ -35,6 +35,7 @@ pub(super) const INSTANCE: HeaderName = HeaderName::from_static("x-selvedge-inst
 pub(super) const REFUSED: HeaderName = HeaderName::from_static("x-selvedge-refused");
 /// `REFUSED` for want of room, as opposed to want of an instance.
 pub(super) const FULL: &str = "full";
+pub(super) const NOT_HERE: &str = "not-here";
 /// `BROKEN` because the time was over.
 pub(super) const TIMEOUT: &str = "timeout";
 /// From a peer: its instance broke the connection before it answered.

@@ -2,6 +2,7 @@
 //! while. Slow answers and the application's own errors are no fault of the endpoint.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
@@ -10,14 +11,16 @@ use scheduler::model::NodeId;
 
 use super::Shared;
 use super::door::Phase;
-use super::local::lock;
+use super::local::{Guard, lock};
+use super::upstream::Trip;
 
-/// First ejection's length; each one in a row doubles it up to the cap. It is longer than two silent
-/// peers one after the other take to be noticed: a request that both failed must not be handed to the
-/// first again while it waits for a start elsewhere. Gossip needs about eight seconds to call a node
+/// A first ejection is at most so long; each one in a row doubles it up to the cap. It is longer than two
+/// silent peers one after the other take to be noticed: a request that both failed must not be handed to
+/// the first again while it waits for a start elsewhere. Gossip needs about eight seconds to call a node
 /// dead, so the second ejection bridges that.
 const EJECT_FIRST: Duration = Duration::from_secs(5);
-/// Who fails at once can be tried again soon: a daemon that is replaced is back within a second.
+/// Who fails at once can be tried again soon: a daemon that is replaced is back within a second, and an
+/// instance may be the only one there is.
 const EJECT_LEAST: Duration = Duration::from_millis(200);
 const EJECT_CAP: Duration = Duration::from_secs(30);
 
@@ -51,22 +54,15 @@ impl Health {
         }
     }
 
-    /// It refused or broke the connection before it answered.
-    pub(super) fn broke(&self) {
-        self.eject(EJECT_FIRST);
-    }
-
-    /// The same of a node: it is left alone for longer than it took to find out.
-    pub(super) fn broke_after(&self, took: Duration) {
-        self.eject((took * 5 / 2).clamp(EJECT_LEAST, EJECT_FIRST));
-    }
-
-    fn eject(&self, first: Duration) {
+    /// It refused or broke the connection before it answered, and is left alone for longer than it took to
+    /// find out: for how long, unless it is already.
+    pub(super) fn broke_after(&self, took: Duration) -> Option<Duration> {
+        let first = (took * 5 / 2).clamp(EJECT_LEAST, EJECT_FIRST);
         let mut ejection = lock(&self.ejection);
         let now = Instant::now();
         // Requests that were under way together fail together: they count once.
         if ejection.is_some_and(|e| e.until > now) {
-            return;
+            return None;
         }
         let length = ejection.map_or(first, |e| (e.length * 2).clamp(first, EJECT_CAP));
         *ejection = Some(Ejection {
@@ -74,6 +70,25 @@ impl Health {
             length,
         });
         self.troubled.store(true, Ordering::Relaxed);
+        Some(length)
+    }
+}
+
+impl Guard {
+    /// A try at the instance gave no answer: it is left alone for a while when the fault is its own.
+    pub(super) fn blame(&self, trip: &Trip) {
+        let took = match trip {
+            // How long it worked on what it broke off is no measure of how long it will be gone.
+            Trip::Broken(_) => Duration::ZERO,
+            Trip::Connect(_) => self.held_for(),
+            // It serves others; or it serves requests and not that port.
+            Trip::Crowded(_) | Trip::Port(_) | Trip::Refused { .. } | Trip::BrokenThere(_) => {
+                return;
+            }
+        };
+        if let Some(length) = self.slot.health.broke_after(took) {
+            tracing::warn!(instance = %self.slot.id, %trip, ?length, "left alone for a while");
+        }
     }
 }
 
@@ -106,6 +121,13 @@ impl Nodes {
             .write()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         Arc::clone(known.entry(node).or_default())
+    }
+
+    /// The node's door gave no answer within `took`: it is left alone for a while.
+    pub(super) fn blame(&self, node: NodeId, took: Duration, why: &dyn Display) {
+        if let Some(length) = self.of(node).broke_after(took) {
+            tracing::warn!(%node, %why, ?length, "left alone for a while");
+        }
     }
 }
 
@@ -141,7 +163,7 @@ mod tests {
     fn a_break_ejects_and_an_answer_redeems() {
         let health = Health::default();
         assert!(!health.is_ejected());
-        health.broke();
+        health.broke_after(Duration::ZERO);
         assert!(health.is_ejected());
         health.answered();
         assert!(!health.is_ejected());
@@ -150,13 +172,25 @@ mod tests {
     #[test]
     fn ejections_grow_but_those_at_once_count_once() {
         let health = Health::default();
-        health.broke();
-        health.broke();
-        let length = || lock(&health.ejection).unwrap().length;
-        assert_eq!(length(), EJECT_FIRST);
-        lock(&health.ejection).as_mut().unwrap().until = Instant::now();
-        assert!(!health.is_ejected());
-        health.broke();
-        assert_eq!(length(), EJECT_FIRST * 2);
+        let long = Duration::from_mins(1);
+        assert_eq!(health.broke_after(long), Some(EJECT_FIRST));
+        assert_eq!(health.broke_after(long), None);
+        let mut last = EJECT_FIRST;
+        for _ in 0..4 {
+            lock(&health.ejection).as_mut().unwrap().until = Instant::now();
+            assert!(!health.is_ejected());
+            let next = health.broke_after(Duration::ZERO).unwrap();
+            assert_eq!(next, (last * 2).min(EJECT_CAP));
+            last = next;
+        }
+    }
+
+    #[test]
+    fn who_fails_at_once_is_left_alone_for_a_moment() {
+        for (took, length) in [(0, 200), (50, 200), (1_000, 2_500), (10_000, 5_000)] {
+            let length = Some(Duration::from_millis(length));
+            let health = Health::default();
+            assert_eq!(health.broke_after(Duration::from_millis(took)), length);
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use scheduler::model::{InstanceId, Protocol, RevisionKey};
@@ -76,6 +76,8 @@ pub struct Guard {
     pub(super) slot: Arc<Slot>,
     /// Whose meter runs.
     part: usize,
+    /// When it was admitted, by the slot's clock.
+    since: u64,
 }
 
 impl Local {
@@ -208,10 +210,7 @@ impl Local {
         let now = slot.micros();
         let parts = slot.parts.iter();
         Some(Served {
-            requests: parts
-                .clone()
-                .map(|p| p.requests.load(Ordering::Relaxed))
-                .sum(),
+            requests: slot.requests(),
             request_micros: parts.map(|p| lock(&p.meter).total(now)).sum(),
         })
     }
@@ -276,10 +275,12 @@ impl Slot {
             return None;
         }
         let part = self.here();
-        lock(&self.parts[part].meter).enter(self.micros());
+        let since = self.micros();
+        lock(&self.parts[part].meter).enter(since);
         Some(Guard {
             slot: Arc::clone(self),
             part,
+            since,
         })
     }
 
@@ -293,6 +294,12 @@ impl Slot {
     pub(super) fn paid(&self) {
         let requests = &self.parts[self.here()].requests;
         requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Requests it was paid for since it was opened.
+    pub(super) fn requests(&self) -> u64 {
+        let parts = self.parts.iter();
+        parts.map(|p| p.requests.load(Ordering::Relaxed)).sum()
     }
 
     /// Connections of this thread's worker to the instance.
@@ -332,6 +339,13 @@ impl Part {
     }
 }
 
+impl Guard {
+    /// How long ago it was admitted.
+    pub(super) fn held_for(&self) -> Duration {
+        Duration::from_micros(self.slot.micros().saturating_sub(self.since))
+    }
+}
+
 impl Drop for Guard {
     fn drop(&mut self) {
         let slot = &self.slot;
@@ -351,8 +365,6 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use scheduler::model::Name;
     use tokio::time::timeout;
 

@@ -21,7 +21,7 @@ use super::body::{Outbound, Outgoing, Spool};
 use super::dispatch::fresh;
 use super::door::Phase;
 use super::headers::{
-    BROKEN, FULL, Head, INSTANCE, NOT, ONLY, PATIENCE, REFUSED, REVISION, Side, TIMEOUT,
+    BROKEN, FULL, Head, INSTANCE, NOT, NOT_HERE, ONLY, PATIENCE, REFUSED, REVISION, Side, TIMEOUT,
     clean_response,
 };
 use super::local::{Guard, Slot};
@@ -107,7 +107,7 @@ async fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Respons
     let stays = *shared.phase.borrow() < Phase::Parting;
     let Some(bench) = bench.filter(|_| stays) else {
         drain(request.into_body()).await;
-        return refuse(&REFUSED, "not-here");
+        return refuse(&REFUSED, NOT_HERE);
     };
     let Some(guard) = admit(&bench, &choice, &[]) else {
         drain(request.into_body()).await;
@@ -142,14 +142,13 @@ impl Call {
             let Ok(sent) = timeout_at(self.deadline, self.attempt(&guard.slot)).await else {
                 return refuse(&BROKEN, TIMEOUT);
             };
-            match sent {
+            let trip = match sent {
                 Ok(answer) => return self.respond(answer, guard, switch),
-                Err(trip) => {
-                    guard.slot.health.broke();
-                    if trip.was_sent() {
-                        return refuse(&BROKEN, "reset");
-                    }
-                }
+                Err(trip) => trip,
+            };
+            guard.blame(&trip);
+            if trip.was_sent() {
+                return refuse(&BROKEN, "reset");
             }
             tried.push(Arc::clone(&guard.slot));
             drop(guard);
@@ -160,7 +159,7 @@ impl Call {
                 None
             };
             let Some(next) = again else {
-                return refuse(&REFUSED, "not-here");
+                return refuse(&REFUSED, trip.refusal());
             };
             guard = next;
         }
@@ -247,7 +246,7 @@ pub(super) fn no_room(bench: &Bench, choice: &Choice) -> &'static str {
     if open.any(|slot| choice.aim.takes(&slot.id)) {
         FULL
     } else {
-        "not-here"
+        NOT_HERE
     }
 }
 

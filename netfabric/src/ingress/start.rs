@@ -97,9 +97,11 @@ async fn ask_around(
                 return Err(Refused::StartFailed { code, message });
             }
             Err(refusal) => {
-                if matches!(refusal, StartRefusal::Unreachable(_)) && node != shared.me() {
+                if let StartRefusal::Unreachable(why) = &refusal
+                    && node != shared.me()
+                {
                     // Whoever asks next need not wait for it as well.
-                    shared.nodes.of(node).broke_after(asked.elapsed());
+                    shared.nodes.blame(node, asked.elapsed(), why);
                 }
                 refusals.note(node, refusal);
             }

@@ -20,14 +20,26 @@ use super::Shared;
 use super::attentive::Attentive;
 use super::bench::Sent;
 use super::body::{Outbound, Spool};
-use super::headers::{ADDED_HEADERS, BROKEN, FORWARDED_FOR, FULL, MAX_HEADERS, REFUSED, to_h2};
+use super::headers::{
+    ADDED_HEADERS, BROKEN, FORWARDED_FOR, FULL, MAX_HEADERS, NOT_HERE, REFUSED, to_h2,
+};
 use super::introduced;
 use super::local::{Guard, Slot};
 use super::problem::{Code, Problem};
 use super::stream::Stream;
 
-/// An instance is one bridge away.
-const CONNECT: Duration = Duration::from_secs(1);
+/// An instance is one bridge away: what does not connect within the first of these found its line of
+/// connections to accept full, and the kernel would ask again only after a second. Programs take as few as
+/// five at once (Python's `http.server`), 128 (Rust's and many others') or 511 (nginx, node).
+const CONNECT: [Duration; 5] = [
+    Duration::from_millis(50),
+    Duration::from_millis(100),
+    Duration::from_millis(200),
+    Duration::from_millis(650),
+    Duration::from_secs(2),
+];
+/// The few bytes that introduce a client fit into any connection.
+const INTRODUCE: Duration = Duration::from_secs(1);
 /// A node may be a continent away and the first stream to it brings up the connection.
 pub(super) const OPEN_STREAM: Duration = Duration::from_secs(3);
 
@@ -42,6 +54,9 @@ pub(super) enum Trip {
     /// Nothing was sent; the instance is there, and nobody in it listens on that port of its service.
     #[error("nobody listens: {0}")]
     Port(String),
+    /// Nothing was sent; the instance takes no further connection, and answers on those that it has.
+    #[error("crowded: {0}")]
+    Crowded(String),
     /// Nothing reached an instance; the node has none, or none with room.
     #[error("refused: {}", if *full { "full" } else { "not here" })]
     Refused { full: bool },
@@ -56,6 +71,14 @@ pub(super) enum Trip {
 impl Trip {
     pub(super) fn was_sent(&self) -> bool {
         matches!(self, Self::Broken(_) | Self::BrokenThere(_))
+    }
+
+    /// What a peer is told whose request found no instance here after this.
+    pub(super) fn refusal(&self) -> &'static str {
+        match self {
+            Self::Crowded(_) => FULL,
+            _ => NOT_HERE,
+        }
     }
 
     pub(super) fn problem(&self) -> Problem {
@@ -273,32 +296,46 @@ fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
     false
 }
 
-pub(super) async fn connect(slot: &Slot) -> Result<TcpStream, Trip> {
-    let addr = slot.addr;
+/// Connects to a port of an instance.
+pub(super) async fn connect(slot: &Slot, addr: SocketAddr) -> Result<TcpStream, Trip> {
+    let answered = slot.requests();
     let connected = connect_to(addr).await;
-    connected.map_err(|e| Trip::Connect(format!("{addr}: {e}")))
+    connected.map_err(|error| {
+        let why = format!("{addr}: {error}");
+        match error.kind() {
+            io::ErrorKind::ConnectionRefused if addr != slot.addr => Trip::Port(why),
+            io::ErrorKind::TimedOut if slot.requests() != answered => Trip::Crowded(why),
+            _ => Trip::Connect(why),
+        }
+    })
 }
 
 /// Connects, and says whose connection it is where the instance is told that. Clients send their requests
 /// over connections of any number, so a port of theirs would mean nothing.
 async fn introduce(slot: &Slot, client: Option<IpAddr>) -> Result<TcpStream, Trip> {
-    let mut stream = connect(slot).await?;
+    let mut stream = connect(slot, slot.addr).await?;
     if slot.introduced {
         let said = client.map_or_else(
             || introduced::OWN.to_vec(),
             |client| introduced::write(SocketAddr::new(client, 0), slot.addr),
         );
-        let sent = timeout(CONNECT, stream.write_all(&said)).await;
+        let sent = timeout(INTRODUCE, stream.write_all(&said)).await;
         let sent = sent.unwrap_or_else(|late| Err(late.into()));
         sent.map_err(|e| Trip::Connect(format!("{}: {e}", slot.addr)))?;
     }
     Ok(stream)
 }
 
-pub(super) async fn connect_to(addr: SocketAddr) -> io::Result<TcpStream> {
-    let stream = timeout(CONNECT, TcpStream::connect(addr)).await??;
-    stream.set_nodelay(true)?;
-    Ok(stream)
+async fn connect_to(addr: SocketAddr) -> io::Result<TcpStream> {
+    for patience in CONNECT {
+        if let Ok(connected) = timeout(patience, TcpStream::connect(addr)).await {
+            let stream = connected?;
+            stream.set_nodelay(true)?;
+            return Ok(stream);
+        }
+    }
+    let kind = io::ErrorKind::TimedOut;
+    Err(io::Error::new(kind, "takes no connection"))
 }
 
 async fn speak_h1<S: Stream + 'static>(
@@ -323,4 +360,62 @@ async fn speak_h2<S: Stream + 'static>(stream: S) -> Result<http2::SendRequest<O
     let (sender, connection) = shaken.map_err(|e| Trip::Connect(e.to_string()))?;
     tokio::spawn(connection);
     Ok(sender)
+}
+
+#[cfg(test)]
+mod tests {
+    use scheduler::model::{InstanceId, Name, RevisionKey};
+    use tokio::net::{TcpListener, TcpSocket};
+
+    use super::super::local::Local;
+    use super::*;
+
+    /// An instance that has not accepted any connection yet, and all that it takes until it does.
+    fn crowded() -> (Arc<Slot>, TcpListener, Vec<std::net::TcpStream>) {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let addr = listener.local_addr().unwrap();
+        let one = || std::net::TcpStream::connect_timeout(&addr, Duration::from_millis(20));
+        let line = std::iter::from_fn(|| one().ok()).collect();
+        let (local, id) = (Local::new(), InstanceId("web-00001-a".into()));
+        let revision = RevisionKey {
+            namespace: Name::default_namespace(),
+            name: Name::new("web-00001").unwrap(),
+        };
+        local.open(id.clone(), revision, addr, Protocol::Http1, 0, false);
+        (local.slot(&id).unwrap(), listener, line)
+    }
+
+    #[tokio::test]
+    async fn a_full_line_of_connections_is_asked_again() {
+        let (slot, listener, line) = crowded();
+        let accepting = async {
+            let mut accepted = Vec::new();
+            tokio::task::yield_now().await;
+            while accepted.len() <= line.len() {
+                accepted.push(listener.accept().await.unwrap());
+            }
+        };
+        let (connected, ()) = tokio::join!(connect(&slot, slot.addr), accepting);
+        connected.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_answers_others_is_crowded_and_not_gone() {
+        let (slot, _listener, _line) = crowded();
+        let answering = async {
+            tokio::task::yield_now().await;
+            slot.answered();
+        };
+        let (crowded, ()) = tokio::join!(connect(&slot, slot.addr), answering);
+        assert!(matches!(crowded, Err(Trip::Crowded(_))), "{crowded:?}");
+        let guard = slot.admit().unwrap();
+        guard.blame(&crowded.unwrap_err());
+        assert!(!slot.health.is_ejected());
+        let silent = connect(&slot, slot.addr).await.unwrap_err();
+        assert!(matches!(silent, Trip::Connect(_)), "{silent:?}");
+        guard.blame(&silent);
+        assert!(slot.health.is_ejected());
+    }
 }

@@ -11,6 +11,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use scheduler::model::{InstanceId, Revision, ServiceKey};
 use scheduler::place::Receipt;
@@ -132,17 +133,25 @@ fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Keeps the newest logs of a shelf.
+/// Keeps the newest logs of a shelf, also where several do so at once.
 fn prune(shelf: &Path) -> io::Result<()> {
-    let mut kept: Vec<(std::time::SystemTime, PathBuf)> = fs::read_dir(shelf)?
-        .filter_map(Result::ok)
-        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+    let entries = fs::read_dir(shelf)?.filter_map(Result::ok);
+    let mut kept: Vec<(SystemTime, PathBuf)> = entries
+        .map(|entry| (last_said(&entry.path()), entry.path()))
         .collect();
     kept.sort();
     for (_, path) in kept.iter().rev().skip(KEPT_LOGS) {
         absent_is_fine(fs::remove_dir_all(path))?;
     }
     Ok(())
+}
+
+/// When the logs of a folder were last written to. Not when the folder changed: one that is being
+/// removed, or was when its daemon died, would be the newest.
+fn last_said(folder: &Path) -> SystemTime {
+    let written = |name| fs::metadata(folder.join(name)).ok()?.modified().ok();
+    let times = [LOG, LOG_BEFORE].into_iter().filter_map(written);
+    times.max().unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 #[cfg(test)]
@@ -181,6 +190,15 @@ mod tests {
             }
         });
         assert_eq!(files.retired(&service).len(), KEPT_LOGS);
+        // A removal that was cut short leaves no log, and takes none's place.
+        fs::create_dir(files.shelf(&service).join("web-00001-half")).unwrap();
+        let next = InstanceId("web-00003-0".to_owned());
+        fs::create_dir_all(files.dir(&next)).unwrap();
+        fs::write(files.dir(&next).join(LOG), "{}\n").unwrap();
+        files.retire(&next, &service).unwrap();
+        let kept = files.retired(&service);
+        assert_eq!(kept.len(), KEPT_LOGS);
+        assert!(kept.iter().all(|(_, folder)| folder.join(LOG).exists()));
         let silent = InstanceId("web-00001-silent".to_owned());
         fs::create_dir_all(files.dir(&silent)).unwrap();
         fs::write(files.dir(&silent).join(LOG), "").unwrap();

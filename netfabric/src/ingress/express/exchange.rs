@@ -91,7 +91,7 @@ async fn begin_here<S: Stream>(
         let is_kept = kept.is_some();
         let mut upstream = match kept {
             Some(upstream) => upstream,
-            None => connect(slot).await.map_err(Failure::Trip)?,
+            None => connect(slot, slot.addr).await.map_err(Failure::Trip)?,
         };
         match send(conn, &mut upstream, errand).await {
             Ok(()) => return answer(conn, upstream, is_kept, errand).await,

@@ -20,7 +20,7 @@ use crate::ingress::Shared;
 use crate::ingress::bench::Bench;
 use crate::ingress::body::KEEP_BYTES;
 use crate::ingress::door::{HEAD_TIME, Phase};
-use crate::ingress::headers::{BROKEN, REFUSED, Side, TIMEOUT};
+use crate::ingress::headers::{BROKEN, NOT_HERE, REFUSED, Side, TIMEOUT};
 use crate::ingress::local::Guard;
 use crate::ingress::peer_door::{Choice, TRIES, admit, meant, named, no_room, patience};
 use crate::ingress::stream::Stream;
@@ -64,7 +64,7 @@ pub(in crate::ingress) async fn serve<S: Stream>(
             let choice = Choice::new(shared, plain.revision.as_ref(), plain.aim.clone());
             answer(&mut conn, (&bench, &choice), &plain).await
         }
-        None => Err(Some((REFUSED, "not-here"))),
+        None => Err(Some((REFUSED, NOT_HERE))),
     };
     match answered {
         Ok((guard, begun)) => {
@@ -119,14 +119,12 @@ async fn answer<S: Stream>(
     plain: &Plain,
 ) -> Result<(Guard, Begun<TcpStream>), Option<Refusal>> {
     let mut tried = Vec::new();
-    let mut stale = 0;
+    let (mut stale, mut why) = (0, NOT_HERE);
     loop {
         let Some(guard) = admit(bench, choice, &tried) else {
-            let why = if tried.is_empty() {
-                no_room(bench, choice)
-            } else {
-                "not-here"
-            };
+            if tried.is_empty() {
+                why = no_room(bench, choice);
+            }
             return Err(Some((REFUSED, why)));
         };
         let failure = match attempt(conn, &guard, plain).await {
@@ -141,13 +139,14 @@ async fn answer<S: Stream>(
             Failure::Stale if plain.ask.method.is_idempotent() && stale < TRIES => stale += 1,
             Failure::Stale => return Err(Some((BROKEN, "reset"))),
             Failure::Trip(trip) => {
-                guard.slot.health.broke();
+                guard.blame(&trip);
                 if trip.was_sent() {
                     return Err(Some((BROKEN, "reset")));
                 }
                 tried.push(Arc::clone(&guard.slot));
+                why = trip.refusal();
                 if tried.len() >= TRIES {
-                    return Err(Some((REFUSED, "not-here")));
+                    return Err(Some((REFUSED, why)));
                 }
             }
         }

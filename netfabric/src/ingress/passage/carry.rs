@@ -20,7 +20,7 @@ use super::super::local::Guard;
 use super::super::problem::{Code, Problem};
 use super::super::sticky::Visitor;
 use super::super::stream::Conduit;
-use super::super::upstream::{Admission, OPEN_STREAM, Trip, connect_to};
+use super::super::upstream::{Admission, OPEN_STREAM, Trip, connect};
 use super::Way;
 use super::relay::relay;
 use crate::wire::frame;
@@ -186,21 +186,13 @@ pub(super) async fn here(guard: &Guard, udp: bool, port: u16) -> Result<End, Tri
         0 => slot.addr,
         port => SocketAddr::new(slot.addr.ip(), port),
     };
-    let trip = |e: io::Error| {
-        let own = addr != slot.addr && e.kind() == io::ErrorKind::ConnectionRefused;
-        let why = format!("{addr}: {e}");
-        if own {
-            Trip::Port(why)
-        } else {
-            Trip::Connect(why)
-        }
-    };
     if udp {
-        let socket = towards(addr).await.map_err(trip)?;
+        let none = |e| Trip::Connect(format!("{addr}: {e}"));
+        let socket = towards(addr).await.map_err(none)?;
         slot.paid();
         return Ok(End::Datagrams(socket));
     }
-    let stream = connect_to(addr).await.map_err(trip)?;
+    let stream = connect(slot, addr).await?;
     slot.answered();
     Ok(End::Bytes(Box::new(stream)))
 }

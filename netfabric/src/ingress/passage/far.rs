@@ -96,8 +96,14 @@ async fn find(shared: &Shared, wish: &OpenPassage) -> Result<(End, Guard), Passa
         };
         match here(&guard, wish.udp, wish.port).await {
             Ok(end) => return Ok((end, guard)),
-            Err(Trip::Port(_)) => refusal = PassageAnswer::Closed,
-            Err(_) => guard.slot.health.broke(),
+            Err(trip) => {
+                guard.blame(&trip);
+                match trip {
+                    Trip::Port(_) => refusal = PassageAnswer::Closed,
+                    Trip::Crowded(_) => refusal = PassageAnswer::Full,
+                    _ => {}
+                }
+            }
         }
         tried.push(Arc::clone(&guard.slot));
     }

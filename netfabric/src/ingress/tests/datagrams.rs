@@ -87,7 +87,7 @@ async fn what_was_merely_sent_proves_nothing() {
     let id = InstanceId("i".into());
     world.open(2, "i", silent.local_addr().unwrap());
     let slot = world.nodes[1].local.slot(&id).unwrap();
-    slot.health.broke();
+    slot.health.broke_after(PATIENCE);
     world.publish(&[(2, vec![id])].into());
     let _client = flow(door, b"one").await;
     let mut buffer = [0; 64];
