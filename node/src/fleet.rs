@@ -187,8 +187,8 @@ fn view(
         .filter(|(id, _)| **id != me && enrolled(id))
         .map(|(id, heard)| {
             let (record, measured) = (heard.record.clone(), Arc::clone(&heard.measured));
-            let mut member = Member::measured(record, measured, heard.alive, rtt(*id));
-            member.silent = heard.silent;
+            let mut member = Member::measured(record, measured, heard.life.alive, rtt(*id));
+            (member.silent, member.lost) = (heard.life.silent, heard.life.lost);
             (*id, member)
         })
         .collect();

@@ -45,7 +45,7 @@ impl Near for ImageMesh {
         let fleet = self.fleet.borrow();
         let own = fleet.members.get(&self.me);
         let region = own.map(|member| member.record.region.clone());
-        let alive = fleet.members.values().filter(|m| m.alive);
+        let alive = fleet.members.values().filter(|m| m.is_reachable());
         let neighbours = alive.map(|m| Neighbour {
             node: m.record.node,
             near: Some(&m.record.region) == region.as_ref(),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::FutureExt as _;
 use netfabric::gossip::Trust;
 use netfabric::ingress::{Callers, Conduit, PeerDoor, PeerLink, Stream};
 use netfabric::transport::{Admit, Handler, Kind, Mesh, MeshStream, TransportError};
@@ -87,7 +88,7 @@ impl FeedSource for FeedLink {
         let mut nodes: Vec<_> = state.nodes.values().filter(|n| !n.revoked).collect();
         nodes.sort_by_key(|n| {
             let member = fleet.members.get(&n.id);
-            let alive = member.is_some_and(|m| m.alive);
+            let alive = member.is_some_and(Member::is_reachable);
             let rtt = member.and_then(Member::distance_micros);
             let rtt = rtt.unwrap_or(u32::MAX);
             (!alive, n.role != Role::Voter, rtt, n.id)
@@ -152,7 +153,7 @@ impl Handler for ProxyServer {
     async fn handle(&self, _from: NodeId, stream: MeshStream) {
         match self.0.enter() {
             Some(place) => {
-                let delivered = stream.delivered();
+                let delivered = stream.delivered().map(drop);
                 self.0.serve(stream, place, delivered).await;
             }
             None => stream.refuse(),

@@ -4,7 +4,8 @@
 //!
 //! In each round a node speaks to three others of its cell, and afterwards both know what either knew. The
 //! registry is fed by voters to as many as they take, and by these to the rest. A node that fell silent is
-//! missed when its heartbeat is eight of its usual intervals late; there is more than one in a round.
+//! doubted by the first whose word it leaves unanswered, who tells others, who tell others; each of them asks
+//! it, and then it is lost.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -18,9 +19,14 @@ const ROUND: Millis = 1_000;
 const PEERS: usize = 3;
 /// An exchange, there and back.
 const EXCHANGE: std::ops::Range<Millis> = 1..60;
-/// From the last word of a node until it counts as dead: eight of its usual intervals. With it the last of thirty
-/// misses it as late as the last of thirty real ones did.
-const SILENCE: Millis = 6_000;
+/// Each connection is kept alive so often, and one that rests is looked at so often.
+const KEEP_ALIVE: Millis = 5_000;
+const LOOK: Millis = 2_000;
+/// A word is unanswered after so long, and who tells how many of it.
+const USUAL_SILENCE: Millis = 400;
+const PASSED_ON_TO: usize = 12;
+/// How long a node that is doubted is asked.
+const PATIENCE: Millis = 1_200;
 /// To agree on a change, and to pass it on by one step.
 const COMMIT: std::ops::Range<Millis> = 5..60;
 const STEP: std::ops::Range<Millis> = 1..60;
@@ -37,7 +43,7 @@ pub enum Event {
     Change,
     /// A node says something new of itself.
     Record,
-    /// A node says nothing any more.
+    /// A node's power goes.
     Loss,
 }
 
@@ -48,8 +54,8 @@ pub fn last(event: Event, nodes: usize, cell: usize, seed: u64) -> Millis {
     let cell = cell.min(nodes).max(1);
     let known = match event {
         Event::Change => fed(nodes, &mut rng),
-        Event::Record => last_told(cell, &mut rng, |_| 0),
-        Event::Loss => last_told(cell, &mut rng, |rng| SILENCE + rng.random_range(0..ROUND)),
+        Event::Record => told(cell, &mut rng).into_iter().max().unwrap_or(0),
+        Event::Loss => doubted(cell - 1, &mut rng) + PATIENCE,
     };
     known + rng.random_range(REROUTE)
 }
@@ -69,10 +75,37 @@ fn fed(nodes: usize, rng: &mut StdRng) -> Millis {
     last
 }
 
-/// When the last node of a cell knows, with what each of them adds.
-fn last_told(cell: usize, rng: &mut StdRng, adds: impl Fn(&mut StdRng) -> Millis) -> Millis {
-    let told = told(cell, rng);
-    told.into_iter().map(|at| at + adds(rng)).max().unwrap_or(0)
+/// When the last of so many begins to ask a node that left them at 0.
+fn doubted(nodes: usize, rng: &mut StdRng) -> Millis {
+    let mut asks: Vec<Millis> = (0..nodes).map(|_| noticed(nodes, rng)).collect();
+    let mut doubts: BinaryHeap<Reverse<(Millis, usize)>> = asks
+        .iter()
+        .enumerate()
+        .map(|(node, at)| Reverse((*at, node)))
+        .collect();
+    while let Some(Reverse((now, node))) = doubts.pop() {
+        if asks[node] < now {
+            continue;
+        }
+        for _ in 0..PASSED_ON_TO {
+            let (peer, at) = (rng.random_range(0..nodes), now + rng.random_range(EXCHANGE));
+            if at < asks[peer] {
+                asks[peer] = at;
+                doubts.push(Reverse((at, peer)));
+            }
+        }
+    }
+    asks.into_iter().max().unwrap_or(0)
+}
+
+/// When a node notices by itself: its round led there, or its connection was to be kept alive.
+fn noticed(nodes: usize, rng: &mut StdRng) -> Millis {
+    let mut spoke = rng.random_range(0..ROUND);
+    while rng.random_range(0..nodes) >= PEERS {
+        spoke += ROUND;
+    }
+    let looked = rng.random_range(0..KEEP_ALIVE) + rng.random_range(0..LOOK);
+    spoke.min(looked) + USUAL_SILENCE + rng.random_range(EXCHANGE)
 }
 
 /// When each node of a cell hears what the first one begins to say at 0.
@@ -125,10 +158,10 @@ mod tests {
     }
 
     #[test]
-    fn changes_go_by_feeds_and_losses_by_silence() {
+    fn changes_go_by_feeds_and_losses_by_doubts() {
         let (change, worst) = percentiles(Event::Change, 10_000, 200);
         assert!(change < worst && worst < 250, "{change} {worst}");
         let (loss, worst) = percentiles(Event::Loss, 10_000, 200);
-        assert!(loss > SILENCE && worst < SILENCE + 4_000, "{loss} {worst}");
+        assert!(loss > PATIENCE && worst < 3_000, "{loss} {worst}");
     }
 }

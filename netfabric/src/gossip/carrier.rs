@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout};
 use tracing::debug;
 
 use super::check;
+use super::doubt::Doubts;
 use crate::transport::{Handler, Kind, Mesh, MeshStream};
 
 /// Messages waiting for one peer: a round brings up to three.
@@ -42,6 +43,7 @@ type Arrived = (SocketAddr, NodeId, ChitchatMessage);
 pub(super) struct Carrier {
     mesh: Mesh,
     cluster_id: String,
+    pub doubts: Arc<Doubts>,
     state: Mutex<State>,
 }
 
@@ -59,6 +61,7 @@ struct State {
 impl Carrier {
     pub fn new(mesh: Mesh, cluster_id: String) -> Arc<Self> {
         let carrier = Arc::new(Self {
+            doubts: Doubts::new(&mesh),
             mesh,
             cluster_id,
             state: Mutex::default(),
@@ -107,6 +110,7 @@ impl Carrier {
         }
         state.quarantined.remove(&from);
         state.heard.insert(from, now);
+        self.doubts.heard(from);
         if let Some(inbox) = &state.inbox {
             // Full: chitchat is behind, and the next round will tell it anyway.
             let _ = inbox.try_send((remote, from, message));
@@ -170,7 +174,7 @@ impl Socket for MeshSocket {
         }
         if self.outboxes.len() < OUTBOXES_MAX {
             let (outbox, queue) = mpsc::channel(OUTBOX);
-            tokio::spawn(deliver(self.carrier.mesh.clone(), to, queue));
+            tokio::spawn(deliver(self.carrier.clone(), to, queue));
             // Cannot be full: it is new.
             let _ = outbox.try_send(bytes);
             self.outboxes.insert(to, outbox);
@@ -188,17 +192,25 @@ impl Socket for MeshSocket {
 }
 
 /// Sends what is queued for one address until nobody queues any more.
-async fn deliver(mesh: Mesh, to: SocketAddr, mut queue: mpsc::Receiver<Vec<u8>>) {
-    let mut pulse = None;
+async fn deliver(carrier: Arc<Carrier>, to: SocketAddr, mut queue: mpsc::Receiver<Vec<u8>>) {
+    let (mesh, mut pulse) = (&carrier.mesh, None);
     while let Ok(Some(bytes)) = timeout(OUTBOX_IDLE, queue.recv()).await {
         let send = async {
             let mut stream = mesh.open_addr(to, Kind::Gossip, SEND_DEADLINE).await.ok()?;
             pulse = Some(feel(&stream, pulse));
             stream.write_frame(&bytes).await.ok()?;
-            stream.finish().await.ok()
+            stream.finish().await.ok()?;
+            Some(stream)
         };
-        if !matches!(timeout(SEND_DEADLINE, send).await, Ok(Some(()))) {
+        let Ok(Some(stream)) = timeout(SEND_DEADLINE, send).await else {
             debug!(%to, "a gossip message did not get through");
+            continue;
+        };
+        if timeout(stream.usual_silence(), stream.delivered())
+            .await
+            .is_err()
+        {
+            carrier.doubts.raise(stream.peer());
         }
     }
 }

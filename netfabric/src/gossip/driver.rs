@@ -16,7 +16,7 @@ use tracing::{debug, info, warn};
 
 use super::carrier::{Carrier, Wire};
 use super::ledger::{Filed, Ledger};
-use super::{GossipConfig, Heard, Members, Published, RESTART_BITS, Trust, check};
+use super::{GossipConfig, Heard, Life, Members, Published, RESTART_BITS, Trust, check};
 use crate::transport::Mesh;
 
 /// The keys of a node's state: its record, the load that brings it up to date, what it measures.
@@ -165,6 +165,7 @@ impl Driver {
                     }
                 }
                 () = changed.notified() => sleep(GATHER).await,
+                () = self.carrier.doubts.changed.notified() => {}
                 _ = round.tick() => {}
             }
             handle
@@ -263,16 +264,26 @@ impl Driver {
                 silent_rounds(at.elapsed(), self.parts.config.interval)
             })
         };
+        let seems = |node, incarnation| alive.contains(&(node, incarnation)) || spoke(node);
         let mut members = self.ledger.members(|node, incarnation| {
-            let alive = alive.contains(&(node, incarnation)) || spoke(node);
-            (alive, silent(node))
+            let alive = seems(node, incarnation);
+            Life {
+                alive,
+                silent: silent(node),
+                lost: alive && self.carrier.doubts.is_lost(node),
+            }
         });
+        // Who is dead is lost no more, nor asked.
+        let lives = |node| members.get(&node).is_some_and(|member| member.life.alive);
+        self.carrier.doubts.keep(lives);
         if let Some(own) = &*self.parts.published.borrow() {
             let heard = Heard {
                 record: own.record.clone(),
                 measured: own.measured.clone(),
-                alive: true,
-                silent: 0,
+                life: Life {
+                    alive: true,
+                    ..Life::default()
+                },
             };
             Arc::make_mut(&mut members).insert(self.parts.config.me, heard);
         }
@@ -296,7 +307,8 @@ fn silent_rounds(silence: Duration, interval: Duration) -> u8 {
 
 /// Says who came and who went; records that only changed are no news for people.
 fn report(before: &Members, now: &Members) {
-    let alive = |members: &Members, node: &NodeId| members.get(node).is_some_and(|m| m.alive);
+    let alive = |members: &Members, node: &NodeId| members.get(node).is_some_and(|m| m.life.alive);
+    let lost = |members: &Members, node: &NodeId| members.get(node).is_some_and(|m| m.life.lost);
     for node in now
         .keys()
         .filter(|node| alive(now, node) && !alive(before, node))
@@ -308,6 +320,13 @@ fn report(before: &Members, now: &Members) {
         .filter(|node| alive(before, node) && !alive(now, node))
     {
         info!(%node, "node is not heard any more");
+    }
+    for node in now.keys().filter(|node| alive(before, node)) {
+        match (lost(before, node), lost(now, node)) {
+            (false, true) => info!(%node, "node does not answer"),
+            (true, false) if alive(now, node) => info!(%node, "node answers again"),
+            _ => {}
+        }
     }
 }
 

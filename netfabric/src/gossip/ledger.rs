@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::beside::{self, Load, Said, Sections};
 use super::record::{self, Purpose, Rejected};
-use super::{Heard, Members, Trust};
+use super::{Heard, Life, Members, Trust};
 
 /// What the carrier holds under a node's name.
 pub(super) struct Filed<'a> {
@@ -134,8 +134,7 @@ impl Ledger {
         held.shown = Heard {
             measured: measured.map_or_else(Arc::default, |m| beside::measured(&m.said.what).into()),
             record,
-            alive: false,
-            silent: 0,
+            life: Life::default(),
         };
     }
 
@@ -154,8 +153,7 @@ impl Ledger {
             let shown = Heard {
                 record: record.clone(),
                 measured: Arc::default(),
-                alive: false,
-                silent: 0,
+                life: Life::default(),
             };
             let text = text.to_owned();
             let held = Held {
@@ -178,12 +176,10 @@ impl Ledger {
     }
 
     /// The view for the others in the house.
-    pub fn members(&self, alive: impl Fn(NodeId, u64) -> (bool, u8)) -> Members {
+    pub fn members(&self, life: impl Fn(NodeId, u64) -> Life) -> Members {
         let entry = |(node, held): (&NodeId, &Held)| {
-            let (alive, silent) = alive(*node, held.record.incarnation);
             let heard = Heard {
-                alive,
-                silent,
+                life: life(*node, held.record.incarnation),
                 ..held.shown.clone()
             };
             (*node, heard)
@@ -276,9 +272,12 @@ mod tests {
                 .unwrap();
             assert_eq!(heard.is_some(), counts, "{incarnation}.{seq}");
         }
-        let members = ledger.members(|_, incarnation| (incarnation == 3, 0));
-        let Heard { record, alive, .. } = &members[&NodeId(1)];
-        assert_eq!((record.incarnation, record.seq, *alive), (3, 1, true));
+        let members = ledger.members(|_, incarnation| Life {
+            alive: incarnation == 3,
+            ..Life::default()
+        });
+        let Heard { record, life, .. } = &members[&NodeId(1)];
+        assert_eq!((record.incarnation, record.seq, life.alive), (3, 1, true));
     }
 
     #[test]
@@ -303,7 +302,12 @@ mod tests {
                 .unwrap()
                 .is_none()
         );
-        assert_eq!(ledger.members(|_, _| (true, 0))[&NodeId(1)].record.seq, 1);
+        assert_eq!(
+            ledger.members(|_, _| Life::default())[&NodeId(1)]
+                .record
+                .seq,
+            1
+        );
         let next = sealed(&one, 1, 2);
         assert!(
             ledger
@@ -324,10 +328,10 @@ mod tests {
             .unwrap()
             .unwrap();
         ledger.keep(|_| true, &trust);
-        assert_eq!(ledger.members(|_, _| (true, 0)).len(), 1);
+        assert_eq!(ledger.members(|_, _| Life::default()).len(), 1);
         trust.revoke(NodeId(1));
         ledger.keep(|_| true, &trust);
-        assert!(ledger.members(|_, _| (true, 0)).is_empty());
+        assert!(ledger.members(|_, _| Life::default()).is_empty());
         assert!(
             ledger
                 .hear(&filed(NodeId(1), 1, &text), "c", &trust)
@@ -378,7 +382,7 @@ mod tests {
                 ..filed(NodeId(1), 1, &text)
             };
             let heard = ledger.hear_beside(&filed, "c", &trust);
-            let members = ledger.members(|_, _| (true, 0));
+            let members = ledger.members(|_, _| Life::default());
             let record = &members[&NodeId(1)].record;
             match shown {
                 Some(shown) => {

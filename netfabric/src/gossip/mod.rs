@@ -10,6 +10,7 @@
 mod beside;
 mod carrier;
 mod check;
+mod doubt;
 mod driver;
 mod ledger;
 mod record;
@@ -52,10 +53,18 @@ pub type Members = Arc<BTreeMap<NodeId, Heard>>;
 pub struct Heard {
     pub record: Word,
     pub measured: Arc<Measured>,
+    pub life: Life,
+}
+
+/// What is known of a node's being there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Life {
     /// Whether it seems alive.
     pub alive: bool,
     /// For how many rounds nothing was heard of it, where that is longer than it takes as a rule; 0 otherwise.
     pub silent: u8,
+    /// It seems alive, but was asked directly and gave no answer, and has not been heard since.
+    pub lost: bool,
 }
 
 /// Says which key a node's records are signed with.

@@ -104,15 +104,15 @@ async fn sees(gossip: &Gossip, what: &str, wanted: impl FnMut(&Members) -> bool)
     );
 }
 
-fn summary(members: &Members) -> Vec<(NodeId, u64, u64, bool)> {
+fn summary(members: &Members) -> Vec<(NodeId, u64, u64, Life)> {
     members
         .values()
-        .map(|m| (m.record.node, m.record.incarnation, m.record.seq, m.alive))
+        .map(|m| (m.record.node, m.record.incarnation, m.record.seq, m.life))
         .collect()
 }
 
 fn all_alive(members: &Members, count: usize) -> bool {
-    members.len() == count && members.values().all(|m| m.alive)
+    members.len() == count && members.values().all(|m| m.life.alive)
 }
 
 struct House {
@@ -205,7 +205,7 @@ async fn a_killed_node_is_missed_and_welcomed_back() {
     let killed = Instant::now();
     for gossip in &stays {
         sees(gossip, "the third is gone", |m| {
-            !m[&NodeId(3)].alive && m[&NodeId(2)].alive
+            !m[&NodeId(3)].life.alive && m[&NodeId(2)].life.alive
         })
         .await;
     }
@@ -218,10 +218,55 @@ async fn a_killed_node_is_missed_and_welcomed_back() {
     let back = Doomed::start(&addr.to_string(), three);
     let voice = back.inside(|| speak(&cluster, back.mesh(), 2, &seeds, &trust));
     for gossip in &stays {
-        let returned = |m: &Members| m[&NodeId(3)].alive && m[&NodeId(3)].record.incarnation == 2;
+        let returned =
+            |m: &Members| m[&NodeId(3)].life.alive && m[&NodeId(3)].record.incarnation == 2;
         sees(gossip, "the third is back", returned).await;
     }
     sees(&voice, "the third sees all", |m| all_alive(m, 3)).await;
+    drop(voice);
+    back.kill().await;
+    drop(stays);
+    one.close().await;
+    two.close().await;
+}
+
+#[tokio::test]
+async fn a_node_that_answers_nobody_is_lost_before_it_is_missed() {
+    let cluster = Cluster::found();
+    let identities = [1, 2, 3].map(|node| cluster.identity(node));
+    let trust = Arc::new(Enrolled::of(&identities.each_ref()));
+    let [one, two, three] = identities;
+    let (one, two) = (bind("127.0.0.1:0", one), bind("127.0.0.1:0", two));
+    let seeds = [one.local_addr(), two.local_addr()];
+    let speak = |mesh: &Mesh, incarnation| {
+        let config = GossipConfig {
+            interval: INTERVAL,
+            ..config(&cluster, mesh, incarnation, &seeds)
+        };
+        let gossip = Gossip::start(mesh.clone(), config, trust.clone()).unwrap();
+        let said = record(mesh.identity().node().0, mesh.local_addr().port());
+        gossip.publish(said).unwrap();
+        gossip
+    };
+    let stays = [&one, &two].map(|mesh| speak(mesh, 1));
+    let doomed = Doomed::start("127.0.0.1:0", three.clone());
+    let voice = doomed.inside(|| speak(doomed.mesh(), 1));
+    for gossip in &stays {
+        sees(gossip, "all three", |m| all_alive(m, 3)).await;
+    }
+    drop(voice);
+    let addr = doomed.kill().await;
+    for gossip in &stays {
+        let lost = |m: &Members| m[&NodeId(3)].life.lost && m[&NodeId(3)].life.alive;
+        sees(gossip, "the third is lost", lost).await;
+        assert!(!gossip.members().borrow()[&NodeId(2)].life.lost);
+    }
+    let back = Doomed::start(&addr.to_string(), three);
+    let voice = back.inside(|| speak(back.mesh(), 2));
+    for gossip in &stays {
+        let found = |m: &Members| m[&NodeId(3)].life.alive && !m[&NodeId(3)].life.lost;
+        sees(gossip, "the third answers again", found).await;
+    }
     drop(voice);
     back.kill().await;
     drop(stays);
@@ -291,9 +336,9 @@ async fn a_member_cannot_speak_for_another() {
     .await;
     for gossip in &house.gossips {
         let members = gossip.members().borrow().clone();
-        let Heard { record, alive, .. } = &members[&NodeId(2)];
+        let Heard { record, life, .. } = &members[&NodeId(2)];
         assert_eq!(
-            (record.incarnation, record.serving, *alive),
+            (record.incarnation, record.serving, life.alive),
             (1, true, true)
         );
     }

@@ -92,7 +92,7 @@ pub(super) fn keep(
 ) -> Arc<Link> {
     let link = Arc::new(Link::new(conn, peer, dialled));
     lock(&inner.pool).add(link.clone());
-    tokio::spawn(liveness::watch(link.clone()));
+    tokio::spawn(liveness::watch(link.clone(), inner.silences.clone()));
     let (inner, served) = (inner.clone(), link.clone());
     tokio::spawn(async move {
         // At most STREAMS_MAX of these are open at once: QUIC itself holds the peer to it.

@@ -21,6 +21,8 @@ pub enum Kind {
     Images = 8,
     /// Bytes or datagrams to an instance, whatever they mean.
     Passage = 9,
+    /// Word of a node that left a word unanswered.
+    Doubt = 10,
 }
 
 impl Kind {
@@ -35,6 +37,7 @@ impl Kind {
             7 => Self::Touch,
             8 => Self::Images,
             9 => Self::Passage,
+            10 => Self::Doubt,
             _ => return None,
         })
     }
@@ -44,6 +47,8 @@ impl Kind {
         match self {
             // The gossip library's own limit is a UDP datagram.
             Self::Gossip => 65_507,
+            // A node's number.
+            Self::Doubt => 64,
             // Batches of commands, chunks of a snapshot.
             Self::Raft | Self::Feed => 32 * 1024 * 1024,
             // A manifest whole; chunks in batches.
@@ -58,7 +63,7 @@ impl Kind {
     /// What keeps the cluster together leaves first when a connection is full.
     pub(super) const fn priority(self) -> i32 {
         match self {
-            Self::Raft | Self::Gossip => 2,
+            Self::Raft | Self::Gossip | Self::Doubt => 2,
             Self::Peer => 1,
             Self::Proxy | Self::Passage => 0,
             Self::Feed | Self::Logs | Self::Touch => -1,

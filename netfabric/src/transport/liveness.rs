@@ -7,14 +7,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use scheduler::model::NodeId;
+use tokio::sync::broadcast;
+use tokio::time::{Instant, sleep, timeout};
 
-use super::code;
 use super::pool::Link;
+use super::{Kind, Mesh, code};
 
 /// Silence beyond the round trips, counted from the first datagram that got no answer. Long enough
 /// for a process that has to wait for a busy machine.
 const SILENCE: Duration = Duration::from_secs(2);
+/// Silence of a peer that is well; what is longer makes it doubtful.
+const USUAL_SILENCE: Duration = Duration::from_millis(400);
+/// Between two tries to reach a node that is to answer.
+const TRY_AGAIN: Duration = Duration::from_millis(100);
 /// Round trips that an answer may take on top: it may be lost and sent again.
 const ROUND_TRIPS: u32 = 4;
 /// How often a connection is looked at: one that speaks, and one that rests.
@@ -44,8 +50,40 @@ impl Conversation {
     }
 }
 
-/// Closes the link when its peer is silent; ends with the link.
-pub(super) async fn watch(link: Arc<Link>) {
+pub(super) fn usual_silence(link: &Link) -> Duration {
+    USUAL_SILENCE + link.conn.rtt() * ROUND_TRIPS
+}
+
+impl Mesh {
+    /// Peers that left something unanswered for longer than they should, as it is noticed. Some may be
+    /// left out when they are many.
+    pub fn silences(&self) -> broadcast::Receiver<NodeId> {
+        self.inner.silences.subscribe()
+    }
+
+    /// Whether the node answers: acknowledges within `patience` and a few round trips what is written to it
+    /// now, over its connection or over a new one.
+    pub async fn answers(&self, node: NodeId, patience: Duration) -> bool {
+        let patience = patience + self.rtt(node).unwrap_or_default() * ROUND_TRIPS;
+        let asking = async {
+            while !self.ask(node, patience).await {
+                sleep(TRY_AGAIN).await;
+            }
+        };
+        timeout(patience, asking).await.is_ok()
+    }
+
+    /// A stream that says nothing is acknowledged all the same.
+    async fn ask(&self, node: NodeId, patience: Duration) -> bool {
+        let Ok(mut stream) = self.open(node, Kind::Gossip, patience).await else {
+            return false;
+        };
+        stream.finish().await.is_ok() && stream.delivered().await
+    }
+}
+
+/// Tells of a peer's silence, and closes the link when it lasts; ends with the link.
+pub(super) async fn watch(link: Arc<Link>, silences: broadcast::Sender<NodeId>) {
     let mut conversation = Conversation::default();
     let mut period = BUSY_PERIOD;
     loop {
@@ -57,6 +95,10 @@ pub(super) async fn watch(link: Arc<Link>) {
         let (sent, heard) = (stats.udp_tx.datagrams, stats.udp_rx.datagrams);
         let rests = (sent, heard) == (conversation.sent, conversation.heard);
         let silence = conversation.look(Instant::now(), sent, heard);
+        if silence >= usual_silence(&link) {
+            // Nobody may listen.
+            let _ = silences.send(link.peer.node);
+        }
         if silence >= SILENCE + link.conn.rtt() * ROUND_TRIPS {
             tracing::debug!(node = %link.peer.node, ?silence, "a peer is gone without a goodbye");
             link.conn.close(code::SILENT, b"silent");

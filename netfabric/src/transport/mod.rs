@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use scheduler::model::NodeId;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, broadcast, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::identity::Identity;
@@ -53,6 +53,8 @@ const STREAMS_MAX: u32 = 1024;
 const HALF_OPEN_MAX: usize = 256;
 /// With more handshakes than this in progress, newcomers must first prove their address.
 const RETRY_ABOVE: usize = 32;
+/// Silences that whoever listens may be late for.
+const SILENCES_KEPT: usize = 256;
 /// How long `close` waits for its goodbyes to leave.
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
 /// First byte a server sends on a connection that it admits; dialling waits for it, so that a
@@ -107,6 +109,7 @@ struct Inner {
     pool: Mutex<Pool>,
     handlers: watch::Sender<Handlers>,
     join: Mutex<Option<Arc<dyn JoinHandler>>>,
+    silences: broadcast::Sender<NodeId>,
     half_open: Arc<Semaphore>,
     join_connections: Arc<Semaphore>,
     joins: Arc<Semaphore>,
@@ -160,6 +163,7 @@ impl Mesh {
             pool: Mutex::default(),
             handlers: watch::Sender::default(),
             join: Mutex::default(),
+            silences: broadcast::Sender::new(SILENCES_KEPT),
             half_open: Arc::new(Semaphore::new(HALF_OPEN_MAX)),
             join_connections: Arc::new(Semaphore::new(join::CONNECTIONS_MAX)),
             joins: Arc::new(Semaphore::new(join::JOINS_MAX)),

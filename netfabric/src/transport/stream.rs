@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use scheduler::model::NodeId;
 use serde::Serialize;
@@ -13,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use super::error::is_refusal;
 use super::pool::Link;
-use super::{Kind, TransportError, code};
+use super::{Kind, TransportError, code, liveness};
 use crate::wire::frame::{self, FrameError};
 
 /// One QUIC stream, both ways. Dropping it ends the writing side cleanly, as `shutdown` does; a
@@ -121,12 +122,15 @@ impl MeshStream {
     }
 
     /// Waits, also when the stream is gone, until the peer has all that was written before it ended, or can
-    /// have no more.
-    pub fn delivered(&self) -> impl Future<Output = ()> + Send + 'static {
+    /// have no more. Says whether that was the peer's word, and not the connection's end.
+    pub fn delivered(&self) -> impl Future<Output = bool> + Send + 'static {
         let stopped = self.send.stopped();
-        async move {
-            let _why = stopped.await;
-        }
+        async move { stopped.await.is_ok() }
+    }
+
+    /// What is written to a peer that is well is acknowledged within this time.
+    pub(crate) fn usual_silence(&self) -> Duration {
+        liveness::usual_silence(&self.link)
     }
 
     /// Breaks the stream off in both directions; the peer's reads and writes fail.

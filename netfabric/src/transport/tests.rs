@@ -353,6 +353,33 @@ async fn streams_to_a_killed_peer_end() {
 }
 
 #[tokio::test]
+async fn who_answers_and_who_does_not() {
+    let cluster = Cluster::found();
+    let one = bind("127.0.0.1:0", cluster.identity(1));
+    let two = Doomed::start("127.0.0.1:0", cluster.identity(2));
+    one.set_addr(NodeId(2), two.mesh().local_addr());
+    assert!(
+        one.answers(NodeId(2), PATIENCE).await,
+        "over a new connection"
+    );
+    assert_eq!(links(&one, 2), 1);
+    assert!(
+        one.answers(NodeId(2), PATIENCE).await,
+        "over the one there is"
+    );
+    assert!(
+        !one.answers(NodeId(3), SECOND / 10).await,
+        "nobody knows it"
+    );
+    let mut silences = one.silences();
+    two.kill().await;
+    assert!(!one.answers(NodeId(2), SECOND).await);
+    let silent = timeout(PATIENCE, silences.recv()).await;
+    assert_eq!(silent.unwrap().unwrap(), NodeId(2));
+    one.close().await;
+}
+
+#[tokio::test]
 async fn a_quick_restart_is_noticed_by_a_reset() {
     let cluster = Cluster::found();
     let one = cluster.mesh(1);

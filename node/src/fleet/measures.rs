@@ -95,6 +95,7 @@ fn sizes(images: &[(String, u64)]) -> Vec<(u64, u32)> {
 mod tests {
     use std::time::Duration;
 
+    use netfabric::gossip::Life;
     use scheduler::model::Coordinate;
 
     use super::super::tests::member;
@@ -112,8 +113,10 @@ mod tests {
                 coordinate: Some(coordinate),
                 ..Measured::default()
             }),
-            alive: true,
-            silent: 0,
+            life: Life {
+                alive: true,
+                ..Life::default()
+            },
         };
         (NodeId(id), heard)
     }

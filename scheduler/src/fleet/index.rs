@@ -29,7 +29,11 @@ pub enum Standing {
 impl Standing {
     #[must_use]
     pub fn of(member: &Member) -> Self {
-        match (member.alive, member.record.serving, member.record.cordoned) {
+        match (
+            member.is_reachable(),
+            member.record.serving,
+            member.record.cordoned,
+        ) {
             (false, _, _) => Self::Gone,
             (_, false, _) => Self::Leaving,
             (_, _, true) => Self::Cordoned,

@@ -50,6 +50,9 @@ pub struct Member {
     /// For how many rounds of gossip, a second each, nothing was heard of it, where that is longer than it takes as a rule. What is
     /// old weighs less, and is never a reason to let go of the only one there is.
     pub silent: u8,
+    /// It gave no answer when it was last asked directly: nothing is sent there, and nothing placed. What it has counts
+    /// until it is dead, for it may be only this node that does not reach it, and only for a moment.
+    pub lost: bool,
     /// Smoothed round trip from here in microseconds; `None` until measured, 0 for this node.
     pub rtt_micros: Option<u32>,
     /// The same by its coordinate and this node's, where it is not measured.
@@ -77,10 +80,17 @@ impl Member {
             record: record.into(),
             alive,
             silent: 0,
+            lost: false,
             rtt_micros,
             reckoned_micros: None,
             measured,
         }
+    }
+
+    /// Whether requests can be sent there, as far as is known.
+    #[must_use]
+    pub fn is_reachable(&self) -> bool {
+        self.alive && !self.lost
     }
 
     /// The round trip from here as well as it is known, in microseconds: measured, or reckoned.

@@ -228,6 +228,7 @@ fn every_node_gets_its_reason() {
     type Spoil = fn(&mut Member);
     let table: &[(&str, Spoil)] = &[
         ("not reachable", |m| m.alive = false),
+        ("not reachable", |m| m.lost = true),
         ("leaving", |m| m.record.edit().serving = false),
         ("cordoned", |m| m.record.edit().cordoned = true),
         ("region as-1 is not among eu-*, us-east", |m| {

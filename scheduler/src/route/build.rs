@@ -229,7 +229,7 @@ pub(super) fn sight(
         fleet.members.iter().filter(|(_, m)| has(m)).collect();
     members.sort_by_key(|(id, m)| {
         (
-            !m.alive,
+            !m.is_reachable(),
             m.silent,
             m.distance_micros().unwrap_or(u32::MAX),
             **id,
@@ -245,7 +245,7 @@ pub(super) fn sight(
 /// Whether no other member is alive.
 pub(super) fn is_alone(fleet: &Fleet) -> bool {
     let mut others = fleet.members.iter().filter(|(id, _)| **id != fleet.me);
-    !others.any(|(_, m)| m.alive)
+    !others.any(|(_, m)| m.is_reachable())
 }
 
 fn note<'a>(
@@ -258,14 +258,14 @@ fn note<'a>(
     for (report, _) in reports.filter(|(_, mark)| wanted(*mark)) {
         let sighting = sightings.entry(&report.revision).or_default();
         match report.state {
-            InstanceState::Starting if member.alive || here => sighting.starting += 1,
+            InstanceState::Starting if member.is_reachable() || here => sighting.starting += 1,
             state if state.serves() => {
-                if member.alive || here {
+                if member.is_reachable() || here {
                     sighting.ready += 1;
                 }
                 // Live members come first: by now they are counted.
                 let last_known = || alone || sighting.ready == 0;
-                if !here && (member.alive || last_known()) {
+                if !here && (member.is_reachable() || last_known()) {
                     sighting.add_away(member, report);
                 }
             }
@@ -288,7 +288,7 @@ impl Sighting {
                 rtt_micros: member.distance_micros(),
                 instances: vec![report.id.clone()],
                 in_flight: report.in_flight,
-                alive: member.alive,
+                alive: member.is_reachable(),
             }),
         }
     }

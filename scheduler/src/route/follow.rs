@@ -80,8 +80,8 @@ impl Routes {
 fn moved<'a>(before: &'a Fleet, fleet: &'a Fleet) -> impl Iterator<Item = &'a RevisionKey> {
     // What routes read of a member.
     let same = |a: &Member, b: &Member| {
-        (a.alive, a.silent, a.distance_micros()) == (b.alive, b.silent, b.distance_micros())
-            && a.record.instances == b.record.instances
+        let life = |m: &Member| (m.alive, m.silent, m.lost, m.distance_micros());
+        life(a) == life(b) && a.record.instances == b.record.instances
     };
     let changed = move |one: &'a Fleet, other: &'a Fleet| {
         let members = one.members.iter();

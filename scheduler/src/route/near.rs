@@ -24,7 +24,11 @@ pub fn front_doors(fleet: &Fleet, client: Option<IpAddr>, region: Option<&Name>)
         let rtt = m.distance_micros().unwrap_or(u32::MAX);
         (elsewhere, !me, m.silent, rtt, m.record.node)
     });
-    let grades: [fn(&Member) -> bool; 3] = [|m| m.alive && m.record.serving, |m| m.alive, |_| true];
+    let grades: [fn(&Member) -> bool; 3] = [
+        |m| m.is_reachable() && m.record.serving,
+        Member::is_reachable,
+        |_| true,
+    ];
     let of = |grade: fn(&Member) -> bool| {
         let chosen = members.iter().filter(move |m| grade(m));
         chosen.flat_map(|m| m.record.ingress.iter().copied())

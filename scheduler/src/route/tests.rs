@@ -579,8 +579,9 @@ fn step(state: &mut State, fleet: &mut Fleet, (what, service, how, node): Step) 
         }
         _ => {
             let member = fleet.members.get_mut(&NodeId(member)).unwrap();
-            match how % 3 {
+            match how % 4 {
                 0 => member.alive = !member.alive,
+                3 => member.lost = !member.lost,
                 1 => member.rtt_micros = Some(u32::from(how) * 100),
                 _ => member.record.edit().instances.clear(),
             }
@@ -621,4 +622,22 @@ fn who_has_been_silent_comes_later_and_is_kept() {
         [2, 3],
         "all are silent: it may be this node that hears badly"
     );
+}
+
+#[test]
+fn who_gives_no_answer_is_a_last_resort() {
+    let mut fleet = fleet();
+    for node in [2, 3] {
+        run(&mut fleet, node, "web-00001", Ready, 0);
+    }
+    let away = |fleet: &Fleet| -> Vec<(u64, bool)> {
+        let away = &web(fleet).away;
+        away.iter().map(|a| (a.node.0, a.alive)).collect()
+    };
+    fleet.members.get_mut(&NodeId(2)).unwrap().lost = true;
+    assert_eq!(away(&fleet), [(3, true)]);
+    assert_eq!(web(&fleet).ready, 1);
+    fleet.members.get_mut(&NodeId(3)).unwrap().lost = true;
+    assert_eq!(away(&fleet), [(2, false), (3, false)]);
+    assert_eq!(web(&fleet).ready, 0, "one is started");
 }

@@ -134,7 +134,7 @@ impl<H: Fn(&RevisionKey) -> Vec<InstanceId>> Ready<'_, H> {
             return None;
         }
         let members = self.fleet.members.iter();
-        let there = members.filter(|(_, m)| m.alive && region.is(&m.record.region));
+        let there = members.filter(|(_, m)| m.is_reachable() && region.is(&m.record.region));
         Some(there.map(|(node, _)| *node).collect())
     }
 }
