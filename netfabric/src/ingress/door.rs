@@ -241,7 +241,8 @@ pub(super) async fn serve<S, F, R>(
     let answering = Arc::clone(shared);
     let service = service_fn(move |request: Request<Incoming>| {
         let (shared, version) = (Arc::clone(&answering), request.version());
-        let answered = answer(Arc::clone(&shared), request);
+        // It is large, and what runs it moves it about.
+        let answered = Box::pin(answer(Arc::clone(&shared), request));
         async move {
             let mut response = answered.await;
             if version >= Version::HTTP_2 {

@@ -128,7 +128,7 @@ pub(super) fn node(identity: &NodeIdentity, fleet: &Fleet) -> NodeStatus {
         region: identity.region.clone(),
         zone: identity.zone.clone(),
         role: identity.role,
-        alive: member.is_some_and(|m| m.alive),
+        alive: member.is_some_and(Member::is_reachable),
         serving: record.is_some_and(|r| r.serving),
         cordoned: record.is_some_and(|r| r.cordoned),
         draining: identity.draining,
