@@ -1,6 +1,7 @@
 //! Identifiers and points in time.
 
 use std::borrow::Borrow;
+use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -23,9 +24,25 @@ impl fmt::Display for NodeId {
 /// A DNS label (RFC 1123): 1 to 63 of `a-z 0-9 -`, starting and ending with a letter or digit.
 /// Services, revisions, namespaces and nodes are named by it. Deserializing validates. A clone shares
 /// the text: names are in every record, route and receipt.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Name(Arc<str>);
+
+impl Ord for Name {
+    /// Those that share their text are alike, without a look at it.
+    fn cmp(&self, other: &Self) -> Ordering {
+        if Arc::ptr_eq(&self.0, &other.0) {
+            return Ordering::Equal;
+        }
+        self.0.cmp(&other.0)
+    }
+}
+
+impl PartialOrd for Name {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
 
 /// Why a text is no [`Name`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
