@@ -26,6 +26,8 @@ impl Bucket {
 pub(super) struct Window {
     seconds: u64,
     buckets: VecDeque<Bucket>,
+    /// Of the means of all buckets.
+    sum: u128,
     /// The first second since the series began or was last silent for a whole window.
     first: u64,
 }
@@ -49,6 +51,7 @@ impl Window {
         Self {
             seconds: u64::from(seconds.max(1)),
             buckets: VecDeque::new(),
+            sum: 0,
             first: 0,
         }
     }
@@ -65,27 +68,32 @@ impl Window {
         let second = now.0 / BUCKET_MILLIS;
         match self.buckets.back_mut() {
             Some(last) if last.second >= second => {
+                self.sum -= u128::from(last.mean());
                 last.sum = last.sum.saturating_add(value);
                 last.samples += 1;
+                self.sum += u128::from(last.mean());
                 return;
             }
             Some(last) if second - last.second < self.seconds => {}
             _ => {
                 self.buckets.clear();
+                self.sum = 0;
                 self.first = second;
             }
         }
-        self.buckets.push_back(Bucket {
+        let bucket = Bucket {
             second,
             sum: value,
             samples: 1,
-        });
+        };
+        self.sum += u128::from(bucket.mean());
+        self.buckets.push_back(bucket);
         self.drop_before((second + 1).saturating_sub(self.seconds));
     }
 
     fn drop_before(&mut self, second: u64) {
-        while self.buckets.front().is_some_and(|b| b.second < second) {
-            self.buckets.pop_front();
+        while let Some(old) = self.buckets.pop_front_if(|b| b.second < second) {
+            self.sum -= u128::from(old.mean());
         }
     }
 
@@ -101,13 +109,20 @@ impl Window {
         }
         let reach = seconds - silent;
         let from = (last + 1).saturating_sub(reach);
-        let recent = self.buckets.iter().rev().take_while(|b| b.second >= from);
-        let sum = recent.fold(0_u64, |sum, b| sum.saturating_add(b.mean()));
         let age = last - self.first + 1;
         Some(Average {
-            sum,
+            sum: u64::try_from(self.sum_from(from)).unwrap_or(u64::MAX),
             seconds: age.min(reach),
         })
+    }
+
+    /// Of the means since a second: as a rule of all buckets, or of the last few.
+    fn sum_from(&self, second: u64) -> u128 {
+        if self.buckets.front().is_some_and(|b| b.second >= second) {
+            return self.sum;
+        }
+        let recent = self.buckets.iter().rev().take_while(|b| b.second >= second);
+        recent.map(|b| u128::from(b.mean())).sum()
     }
 }
 
