@@ -13,7 +13,7 @@ pub use index::{
 };
 
 pub use reach::{Contact, Island, Reach};
-pub use word::{Edit, Mark, Word};
+pub use word::{Edit, Gist, Mark, Word};
 
 use crate::model::{InstanceReport, LocalVolume, Measured, NodeId, ObjectKey, RevisionKey};
 
@@ -91,6 +91,12 @@ impl Member {
     #[must_use]
     pub fn is_reachable(&self) -> bool {
         self.alive && !self.lost
+    }
+
+    /// Whether it may tell what starts of a revision of that mark took.
+    #[must_use]
+    pub fn may_tell_starts(&self, mark: Mark) -> bool {
+        self.record.may_know(mark) || !self.measured.starts.is_empty()
     }
 
     /// The round trip from here as well as it is known, in microseconds: measured, or reckoned.

@@ -6,7 +6,7 @@ use super::{
     BELIEVED_STARTS, LEAST_PULL_MICROS, MOST_PULL_MICROS, PULL_MICROS, START_MICROS,
     USUAL_KIB_PER_SECOND,
 };
-use crate::fleet::{Fleet, Slot, Took, text_hash};
+use crate::fleet::{Fleet, Mark, Slot, Took, text_hash};
 use crate::model::{NodeId, Revision, RevisionKey};
 
 /// Both, for one decision.
@@ -38,7 +38,9 @@ impl<'a> Starts<'a> {
         let shown = index.and_then(|index| index.starts(revision));
         let mut members = BTreeMap::new();
         if index.is_none() {
-            for (node, member) in &fleet.members {
+            let mark = Mark::of(revision);
+            let all = fleet.members.iter();
+            for (node, member) in all.filter(|(_, member)| member.may_tell_starts(mark)) {
                 let took = Took::of_one(member, revision);
                 members.extend(took.map(|took| (*node, took)));
             }

@@ -1,6 +1,6 @@
 //! Routes from the registry and the fleet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::sticky::Sticky;
@@ -16,7 +16,7 @@ impl Routes {
     /// Joins what people decided with what nodes say of themselves.
     #[must_use]
     pub fn build(state: &State, fleet: &Fleet, origin: &str) -> Self {
-        let sightings = sight(fleet, |_| true);
+        let sightings = sight(fleet, None);
         let mut routes = Self {
             me: fleet.me,
             index: state.index,
@@ -216,15 +216,16 @@ pub(super) struct Sighting {
     away: Vec<Away>,
 }
 
-/// One walk over all reports, of `wanted` revisions. Members that are not heard any more do not count, but
+/// One walk over all reports, or those of `wanted` revisions. Members that are not heard any more do not count, but
 /// what they last said is kept as a last resort where no one else serves a revision, and when no other
 /// member is alive: then it is more likely this node that is cut off.
-pub(super) fn sight(
-    fleet: &Fleet,
-    wanted: impl Fn(Mark) -> bool,
-) -> BTreeMap<&RevisionKey, Sighting> {
+pub(super) fn sight<'a>(
+    fleet: &'a Fleet,
+    wanted: Option<&BTreeSet<Mark>>,
+) -> BTreeMap<&'a RevisionKey, Sighting> {
     let alone = is_alone(fleet);
-    let has = |m: &Member| m.record.marked_instances().any(|(_, mark)| wanted(mark));
+    let has =
+        |m: &Member| wanted.is_none_or(|marks| marks.iter().any(|mark| m.record.may_know(*mark)));
     let mut members: Vec<(&NodeId, &Member)> =
         fleet.members.iter().filter(|(_, m)| has(m)).collect();
     members.sort_by_key(|(id, m)| {
@@ -237,7 +238,7 @@ pub(super) fn sight(
     });
     let mut sightings = BTreeMap::<&RevisionKey, Sighting>::new();
     for (id, member) in members {
-        note(&mut sightings, (fleet.me == *id, alone), member, &wanted);
+        note(&mut sightings, (fleet.me == *id, alone), member, wanted);
     }
     sightings
 }
@@ -252,10 +253,11 @@ fn note<'a>(
     sightings: &mut BTreeMap<&'a RevisionKey, Sighting>,
     (here, alone): (bool, bool),
     member: &'a Member,
-    wanted: &impl Fn(Mark) -> bool,
+    wanted: Option<&BTreeSet<Mark>>,
 ) {
     let reports = member.record.marked_instances();
-    for (report, _) in reports.filter(|(_, mark)| wanted(*mark)) {
+    let wanted = |mark: &Mark| wanted.is_none_or(|marks| marks.contains(mark));
+    for (report, _) in reports.filter(|(_, mark)| wanted(mark)) {
         let sighting = sightings.entry(&report.revision).or_default();
         match report.state {
             InstanceState::Starting if member.is_reachable() || here => sighting.starting += 1,

@@ -69,7 +69,7 @@ impl Routes {
         let services: Vec<_> = services.collect();
         let marks = services.iter().copied().flat_map(routed);
         let marks: BTreeSet<Mark> = marks.map(|revision| Mark::of(&revision)).collect();
-        let sightings = sight(fleet, |mark| marks.contains(&mark));
+        let sightings = sight(fleet, Some(&marks));
         for service in services {
             self.add(state, service, &sightings);
         }
