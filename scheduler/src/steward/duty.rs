@@ -4,7 +4,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::fleet::{Fleet, Mark, Member, Word};
+use super::roster::Roster;
+use crate::fleet::{Fleet, Mark, Member};
 use crate::model::{Name, NodeId, RevisionKey};
 use crate::registry::State;
 
@@ -81,6 +82,40 @@ pub(super) struct Duty {
     pub zone: bool,
 }
 
+/// Marks, and whether one of the revisions with that mark is this node's to look after. It is asked for every
+/// revision in every record: marks are numbers spread evenly, so that each has its place near where its
+/// first digits say.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Known {
+    /// In order.
+    marks: Vec<(Mark, bool)>,
+    /// Where marks with the same first digits begin.
+    starts: Vec<u32>,
+}
+
+impl Known {
+    /// `marks` are in order.
+    fn of(marks: Vec<(Mark, bool)>) -> Self {
+        let mut starts = Vec::new();
+        if !marks.is_empty() {
+            let places = marks.len().next_power_of_two();
+            let begin = |place| marks.partition_point(|(mark, _)| mark.leading(places) < place);
+            let begin = |place| u32::try_from(begin(place)).unwrap_or(u32::MAX);
+            starts.extend((0..=places).map(begin));
+        }
+        Self { marks, starts }
+    }
+
+    fn get(&self, mark: Mark) -> Option<bool> {
+        let places = self.starts.len().checked_sub(1)?;
+        let place = mark.leading(places);
+        let start = |place: usize| usize::try_from(self.starts[place]).unwrap_or(usize::MAX);
+        let alike = self.marks.get(start(place)..start(place + 1))?;
+        let found = alike.binary_search_by_key(&mark, |(mark, _)| *mark);
+        found.ok().map(|found| alike[found].1)
+    }
+}
+
 /// Revisions beside the registry's that are remembered: records may name ever new ones.
 const MET_MOST: usize = 4096;
 
@@ -88,13 +123,17 @@ const MET_MOST: usize = 4096;
 #[derive(Debug, Default)]
 pub(super) struct Duties {
     me: NodeId,
-    /// Live nodes by number, and whether they are in this node's zone.
+    /// Which of the roster's moves the nodes are of.
+    moves: u64,
+    /// Rises with everything that may change what is this node's.
+    era: u64,
+    /// Live nodes, and whether they are in this node's zone: those first.
     nodes: Vec<(Seat, bool)>,
     /// Which registry's revisions are all known.
     index: Option<u64>,
     /// Whether one of the revisions with that mark is this node's to look after: in order those of the
     /// registry, and others that were met.
-    known: Vec<(Mark, bool)>,
+    known: Known,
     met: BTreeMap<Mark, bool>,
     /// Those that are.
     mine: BTreeMap<RevisionKey, Duty>,
@@ -102,13 +141,15 @@ pub(super) struct Duties {
 
 impl Duties {
     /// Forgets everything if the live nodes are others than before, and learns what the registry has now.
-    pub fn renew(&mut self, fleet: &Fleet, me: &Word, state: &State) {
-        let live = fleet.members.values().filter(|member| stands(member));
-        let here = |m: &Member| m.record.beside(me);
-        let nodes: Vec<(Seat, bool)> = live.map(|m| (Seat::of(m.record.node), here(m))).collect();
-        if (fleet.me, &nodes) != (self.me, &self.nodes) {
+    pub fn renew(&mut self, me: NodeId, roster: &Roster, state: &State) {
+        if (me, roster.moves()) != (self.me, self.moves) {
+            let seats = roster.seats().map(|(node, here)| (Seat::of(node), here));
+            let mut nodes: Vec<(Seat, bool)> = seats.collect();
+            nodes.sort_by_key(|(_, here)| !here);
             *self = Self {
-                me: fleet.me,
+                me,
+                moves: roster.moves(),
+                era: self.era + 1,
                 nodes,
                 ..Self::default()
             };
@@ -117,18 +158,23 @@ impl Duties {
             return;
         }
         self.index = Some(state.index);
+        let forgets = !self.met.is_empty();
         self.met.clear();
         self.mine.retain(|key, _| state.revisions.contains_key(key));
         let before = std::mem::take(&mut self.known);
-        let find = |mark| before.binary_search_by_key(&mark, |(mark, _)| *mark).ok();
+        self.known = Known::of(self.learn(state, &before));
+        self.era += u64::from(forgets || self.known != before);
+    }
+
+    /// The marks of the registry's revisions, where those before are known.
+    fn learn(&mut self, state: &State, before: &Known) -> Vec<(Mark, bool)> {
         let keys = state.revisions.keys();
         let mut marked: Vec<(Mark, &RevisionKey)> = keys.map(|key| (Mark::of(key), key)).collect();
         marked.sort_unstable();
         let mut known = Vec::with_capacity(marked.len());
         for alike in marked.chunk_by(|a, b| a.0 == b.0) {
             let (mark, _) = alike[0];
-            let before = find(mark).map(|at| before[at].1);
-            let mine = match before {
+            let mine = match before.get(mark) {
                 Some(false) if alike.len() == 1 => false,
                 _ => alike
                     .iter()
@@ -136,18 +182,20 @@ impl Duties {
             };
             known.push((mark, mine));
         }
-        self.known = known;
+        known
     }
 
-    /// Whether the revision is this node's to look after, also one that the registry does not have.
-    pub fn has(&mut self, mark: Mark, key: &RevisionKey) -> bool {
-        let known = self.known.binary_search_by_key(&mark, |(mark, _)| *mark);
-        let known = known.map_or_else(
-            |_| self.met.get(&mark).copied(),
-            |at| Some(self.known[at].1),
-        );
-        if let Some(mine) = known {
-            return mine && self.mine.contains_key(key);
+    /// As long as it is the same, so is what may be this node's.
+    pub fn era(&self) -> u64 {
+        self.era
+    }
+
+    /// Whether a revision of that mark is this node's to look after, also one that the registry does not
+    /// have. Which one it is tells its name.
+    pub fn may_have(&mut self, mark: Mark, key: &RevisionKey) -> bool {
+        let known = self.known.get(mark);
+        if let Some(mine) = known.or_else(|| self.met.get(&mark).copied()) {
+            return mine;
         }
         let mine = self.take(key);
         self.met.insert(mark, mine);
@@ -171,24 +219,21 @@ impl Duties {
         self.mine.iter().map(|(key, duty)| (key, *duty))
     }
 
-    pub fn of(&self, key: &RevisionKey) -> Option<Duty> {
+    #[cfg(test)]
+    fn of(&self, key: &RevisionKey) -> Option<Duty> {
         self.mine.get(key).copied()
     }
 
     fn reckon(&self, revision: &RevisionKey) -> Option<Duty> {
         let key = named(revision);
-        let (mut home, mut zone) = (None, None);
-        for (seat, here) in &self.nodes {
-            let weight = Some(seat.weight(key));
-            home = home.max(weight);
-            if *here {
-                zone = zone.max(weight);
-            }
-        }
-        let mine = |best: Option<(u64, NodeId)>| best.is_some_and(|(_, node)| node == self.me);
+        let mine = self.nodes.iter().find(|(seat, _)| seat.node == self.me);
+        let weight = mine?.0.weight(key);
+        // As a rule one of the first few weighs more.
+        let wins = |(seat, _): &(Seat, bool)| seat.weight(key) <= weight;
+        let zone = self.nodes.iter().take_while(|(_, here)| *here).all(wins);
         let duty = Duty {
-            home: mine(home),
-            zone: mine(zone),
+            home: zone && self.nodes.iter().all(wins),
+            zone,
         };
         (duty.home || duty.zone).then_some(duty)
     }
@@ -199,28 +244,33 @@ mod tests {
     use super::*;
     use crate::steward::world::{World, rev, scale};
 
+    fn look(roster: &mut Roster, duties: &mut Duties, world: &World) -> Fleet {
+        let fleet = world.fleet(NodeId(1));
+        roster.renew(&fleet, &fleet.members[&NodeId(1)].record);
+        duties.renew(fleet.me, roster, &world.state);
+        fleet
+    }
+
     #[test]
     fn what_is_remembered_is_what_the_hash_says() {
         let mut world = World::new(6);
         for (id, record) in &mut world.records {
             record.region = Name::new(format!("r{}", id.0 % 2)).unwrap();
         }
-        let mut duties = Duties::default();
+        let (mut roster, mut duties) = (Roster::default(), Duties::default());
         let keys: Vec<RevisionKey> = (1..=200).map(rev).collect();
         let here = world.zone(1);
         let here = (&here.0, &here.1);
         for dead in [None, Some(3), Some(2), None] {
             world.dead = dead.into_iter().map(NodeId).collect();
-            let fleet = world.fleet(NodeId(1));
-            let me = &fleet.members[&NodeId(1)].record;
-            duties.renew(&fleet, me, &world.state);
+            let fleet = look(&mut roster, &mut duties, &world);
             for key in keys.iter().chain(&keys) {
                 let want = Duty {
                     home: steward_of(&fleet, key, None) == Some(NodeId(1)),
                     zone: steward_of(&fleet, key, Some(here)) == Some(NodeId(1)),
                 };
                 let want = (want.home || want.zone).then_some(want);
-                assert_eq!(duties.has(Mark::of(key), key), want.is_some());
+                assert_eq!(duties.may_have(Mark::of(key), key), want.is_some());
                 assert_eq!(duties.of(key), want, "{key} without {dead:?}");
             }
             let mine = duties.all().map(|(key, _)| key.clone());
@@ -229,20 +279,18 @@ mod tests {
         }
         assert_eq!(duties.met.len(), keys.len());
         for other in (1_000..).take(MET_MOST).map(rev) {
-            duties.has(Mark::of(&other), &other);
+            duties.may_have(Mark::of(&other), &other);
         }
-        let fleet = world.fleet(NodeId(1));
-        duties.renew(&fleet, &fleet.members[&NodeId(1)].record, &world.state);
+        look(&mut roster, &mut duties, &world);
         assert_eq!(
             duties.met.len(),
             0,
             "they are found out anew, if they still show"
         );
         world.deploy(scale(0, 1));
-        let fleet = world.fleet(NodeId(1));
-        duties.renew(&fleet, &fleet.members[&NodeId(1)].record, &world.state);
+        look(&mut roster, &mut duties, &world);
         assert_eq!(
-            duties.known.len(),
+            duties.known.marks.len(),
             1,
             "the registry has one, and no other shows"
         );

@@ -1,11 +1,12 @@
 //! Instances that wait for requests that are to be expected, and what waiting costs.
 
 use super::memory::Memory;
+use super::roster::Roster;
 use super::scale::Tick;
 use super::scene::Scene;
 use crate::autoscale::forecast::{Outlook, Price};
 use crate::autoscale::{Decision, Reason};
-use crate::fleet::{Fleet, Word};
+use crate::fleet::Fleet;
 use crate::model::{Scale, Service};
 
 impl Tick<'_> {
@@ -50,14 +51,11 @@ impl Tick<'_> {
 }
 
 /// The price of waiting in a node's zone, by its nodes' memory.
-pub(super) fn waiting(fleet: &Fleet, me: &Word) -> Price {
+pub(super) fn waiting(fleet: &Fleet, roster: &Roster) -> Price {
     let (mut all, mut free) = (0_u64, 0_u64);
-    for member in fleet.members.values().filter(|m| m.alive) {
-        let record = &member.record;
-        if record.beside(me) {
-            all = all.saturating_add(record.capacity.memory_bytes);
-            free = free.saturating_add(record.free.memory_bytes);
-        }
+    for member in roster.here(fleet) {
+        all = all.saturating_add(member.record.capacity.memory_bytes);
+        free = free.saturating_add(member.record.free.memory_bytes);
     }
     Price::of_memory(all, free)
 }

@@ -196,6 +196,26 @@ impl Memory {
         if now.since(self.last_crash) > CRASH_FORGOTTEN_MILLIS {
             self.crashes = 0;
         }
+        // They come in the order of their ids. As a rule nobody came or went.
+        let seen = scene.instances.iter();
+        let seen = seen.map(|s| (&s.report.id, &s.report.state));
+        if !self.known.iter().eq(seen) {
+            self.meet(now, scene, initial);
+        }
+        let before = self.queue.back().map_or(0, |(_, queued)| *queued);
+        self.rise(now, scene.queued.saturating_sub(before));
+        self.queue.push_back((now, scene.queued));
+        while self
+            .queue
+            .get(1)
+            .is_some_and(|(at, _)| now.since(*at) >= SETTLED_MILLIS)
+        {
+            self.queue.pop_front();
+        }
+    }
+
+    /// Some instances are others than before, or in other states.
+    fn meet(&mut self, now: Now, scene: &Scene<'_>, initial: bool) {
         for seen in &scene.instances {
             let (id, state) = (&seen.report.id, seen.report.state);
             let before = self.known.get(id).copied();
@@ -211,31 +231,14 @@ impl Memory {
                 _ => {}
             }
         }
-        // They come in the order of their ids. As a rule nobody came or went.
-        let seen = || {
-            scene
-                .instances
-                .iter()
-                .map(|s| (&s.report.id, &s.report.state))
-        };
-        if !self.known.iter().eq(seen()) {
-            self.known = seen().map(|(id, state)| (id.clone(), *state)).collect();
-            let live: BTreeSet<_> = scene.live().map(|s| &s.report.id).collect();
-            self.outside.retain(|id| live.contains(id));
-            self.serving.retain(|id, _| live.contains(id));
-            for seen in scene.live().filter(|s| s.ready()) {
-                self.serving.entry(seen.report.id.clone()).or_insert(now);
-            }
-        }
-        let before = self.queue.back().map_or(0, |(_, queued)| *queued);
-        self.rise(now, scene.queued.saturating_sub(before));
-        self.queue.push_back((now, scene.queued));
-        while self
-            .queue
-            .get(1)
-            .is_some_and(|(at, _)| now.since(*at) >= SETTLED_MILLIS)
-        {
-            self.queue.pop_front();
+        let seen = scene.instances.iter();
+        let seen = seen.map(|s| (s.report.id.clone(), s.report.state));
+        self.known = seen.collect();
+        let live: BTreeSet<_> = scene.live().map(|s| &s.report.id).collect();
+        self.outside.retain(|id| live.contains(id));
+        self.serving.retain(|id, _| live.contains(id));
+        for seen in scene.live().filter(|s| s.ready()) {
+            self.serving.entry(seen.report.id.clone()).or_insert(now);
         }
     }
 

@@ -16,6 +16,7 @@ mod duty;
 mod foresee;
 mod memory;
 mod room;
+mod roster;
 mod scale;
 mod scene;
 mod vacate;
@@ -39,9 +40,11 @@ use crate::place::Receipt;
 use crate::registry::State;
 pub use duty::steward_of;
 use duty::{Duties, Duty};
+use foresee::waiting;
 use memory::Memory;
+use roster::Roster;
 use scale::Tick;
-use scene::Scene;
+use scene::{Scene, Watch};
 
 /// What a steward wants done.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,8 +89,8 @@ enum Standing<'a> {
 }
 
 impl<'a> Standing<'a> {
-    fn of(state: &'a State, key: &RevisionKey) -> Self {
-        let Some(revision) = state.revisions.get(key) else {
+    fn of(state: &'a State, key: &RevisionKey, revision: Option<&'a Revision>) -> Self {
+        let Some(revision) = revision else {
             return Self::Gone;
         };
         let Some(service) = state.services.get(&revision.service) else {
@@ -111,6 +114,7 @@ impl<'a> Standing<'a> {
 #[derive(Debug, Default)]
 pub struct Steward {
     memories: BTreeMap<RevisionKey, Memory>,
+    roster: Roster,
     duties: Duties,
     doubts: bool,
 }
@@ -133,30 +137,35 @@ impl Steward {
         let me = fleet.members.get(&fleet.me);
         let Some(me) = me.filter(|m| m.alive && m.record.serving) else {
             self.memories.clear();
-            self.duties = Duties::default();
+            (self.roster, self.duties) = (Roster::default(), Duties::default());
             return Vec::new();
         };
         let me = &me.record;
         let Self {
-            memories, duties, ..
+            memories,
+            roster,
+            duties,
+            ..
         } = self;
-        duties.renew(fleet, me, state);
-        let mut scenes = scene::scenes(fleet, me, |mark, key| duties.has(mark, key));
-        let known = |key: &RevisionKey| state.revisions.contains_key(key);
-        memories
-            .retain(|key, _| duties.of(key).is_some() && (known(key) || scenes.contains_key(key)));
-        let mut tick = Tick::new((now, unix), state, fleet, me);
+        roster.renew(fleet, me);
+        duties.renew(fleet.me, roster, state);
+        roster.search(fleet, duties);
+        let watches = scene::watches(state, fleet, roster, duties);
+        memories.retain(|key, _| {
+            let found = watches.binary_search_by(|watch| watch.key.cmp(key));
+            found.is_ok()
+        });
+        let mut tick = Tick::new((now, unix), state, fleet, me, waiting(fleet, roster));
         tick.doubts = self.doubts;
-        for (key, duty) in duties.all() {
-            if !known(key) && !scenes.contains_key(key) {
-                continue;
-            }
-            let standing = Standing::of(state, key);
+        for watch in watches {
+            let standing = Standing::of(state, watch.key, watch.revision);
             let stays = matches!(standing, Standing::Initial(..) | Standing::Routed(..));
             if self.doubts && !stays {
                 continue;
             }
-            let scene = scenes.remove(key).unwrap_or_default();
+            let Watch {
+                key, duty, scene, ..
+            } = watch;
             let memory = memories.entry(key.clone()).or_insert_with(|| {
                 let used = matches!(standing, Standing::Routed(..)) || !scene.instances.is_empty();
                 Memory::new(now, &scene, fleet.me, duty, used)

@@ -3,7 +3,6 @@
 use std::fmt::Write as _;
 
 use super::Order;
-use super::foresee::waiting;
 use super::memory::Memory;
 use super::scene::{Scene, Seen, Zone};
 use super::vacate::Need;
@@ -64,11 +63,12 @@ impl<'a> Tick<'a> {
         state: &'a State,
         fleet: &'a Fleet,
         me: &'a Word,
+        price: Price,
     ) -> Self {
         Self {
             now,
             unix,
-            price: waiting(fleet, me),
+            price,
             state,
             orders: Vec::new(),
             fleet,

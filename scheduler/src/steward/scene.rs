@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use crate::fleet::{Fleet, Mark, Member, Word};
-use crate::model::{InstanceReport, InstanceState, Name, NodeId, RevisionKey};
+use super::duty::{Duties, Duty};
+use super::roster::{Find, Roster, Row};
+use crate::fleet::{Fleet, Member};
+use crate::model::{InstanceReport, InstanceState, Name, NodeId, Revision, RevisionKey};
+use crate::registry::State;
 
 /// A zone, with its region.
 pub(super) type Zone<'a> = (&'a Name, &'a Name);
@@ -54,6 +57,11 @@ pub(super) struct Scene<'a> {
 }
 
 impl<'a> Scene<'a> {
+    /// Whether the fleet shows nothing of it.
+    pub fn is_empty(&self) -> bool {
+        self.instances.is_empty() && self.waiting.is_empty() && self.away.is_empty()
+    }
+
     pub fn live(&self) -> impl Iterator<Item = &Seen<'a>> {
         self.instances.iter().filter(|s| s.live())
     }
@@ -75,55 +83,82 @@ impl<'a> Scene<'a> {
     }
 }
 
-/// What each of the `wanted` revisions looks like from a node.
-pub(super) fn scenes<'a>(
+/// A revision that is this node's to look after.
+pub(super) struct Watch<'a> {
+    pub key: &'a RevisionKey,
+    /// As the registry has it.
+    pub revision: Option<&'a Revision>,
+    pub duty: Duty,
+    pub scene: Scene<'a>,
+}
+
+/// What is this node's to look after, in the order of the keys, as the fleet shows it: what is there, and
+/// what the registry has.
+pub(super) fn watches<'a>(
+    state: &'a State,
     fleet: &'a Fleet,
-    me: &Word,
-    mut wanted: impl FnMut(Mark, &RevisionKey) -> bool,
-) -> BTreeMap<&'a RevisionKey, Scene<'a>> {
-    let mut scenes: BTreeMap<&RevisionKey, Scene<'_>> = BTreeMap::new();
-    for member in fleet.members.values().filter(|m| m.alive) {
-        let record = &member.record;
-        let here = record.beside(me);
-        for (report, mark) in record.marked_instances() {
-            // What is parked is nobody's yet; once a start has it, it is as good as new.
-            if !wanted(mark, &report.revision) || report.state == InstanceState::Parked {
-                continue;
-            }
-            let scene = scenes.entry(&report.revision).or_default();
+    roster: &Roster,
+    duties: &'a Duties,
+) -> Vec<Watch<'a>> {
+    let mine = duties.all().map(|(key, duty)| Watch {
+        key,
+        revision: state.revisions.get(key),
+        duty,
+        scene: Scene::default(),
+    });
+    let mut watches: Vec<Watch<'_>> = mine.collect();
+    for (row, member, find) in roster.finds(fleet) {
+        note(&mut watches, row, member, find);
+    }
+    watches.retain(|watch| watch.revision.is_some() || !watch.scene.is_empty());
+    for watch in &mut watches {
+        let instances = &mut watch.scene.instances;
+        instances.sort_by(|a, b| a.report.id.cmp(&b.report.id));
+    }
+    watches
+}
+
+/// Puts what one node tells where it belongs.
+fn note<'a>(watches: &mut [Watch<'a>], row: &Row, member: &'a Member, find: &Find) {
+    let (record, here) = (&member.record, row.here());
+    for report in find
+        .instances
+        .iter()
+        .filter_map(|at| record.instances.get(*at))
+    {
+        // What is parked is nobody's yet; once a start has it, it is as good as new.
+        if report.state == InstanceState::Parked {
+            continue;
+        }
+        if let Some(scene) = scene_of(watches, &report.revision) {
             scene.instances.push(Seen {
                 member,
                 report,
                 here,
             });
         }
-        let near = record.near(me);
-        for (demand, mark) in record.marked_demand() {
-            let away = near && demand.away > 0;
-            if !(away || demand.queued > 0) || !wanted(mark, &demand.revision) {
-                continue;
-            }
-            let scene = scenes.entry(&demand.revision).or_default();
-            if away {
-                scene.away.push((&record.zone, record.node, demand.away));
-            }
-            if demand.queued == 0 {
-                continue;
-            }
-            scene
-                .waiting
-                .push(((&record.region, &record.zone), demand.queued));
-            if !here {
-                continue;
-            }
+    }
+    for demand in find.demand.iter().filter_map(|at| record.demand.get(*at)) {
+        let Some(scene) = scene_of(watches, &demand.revision) else {
+            continue;
+        };
+        if row.near() && demand.away > 0 {
+            scene.away.push((&record.zone, record.node, demand.away));
+        }
+        if demand.queued == 0 {
+            continue;
+        }
+        scene
+            .waiting
+            .push(((&record.region, &record.zone), demand.queued));
+        if here {
             scene.queued = scene.queued.saturating_add(demand.queued);
             scene.hottest = scene.hottest.max(Some((demand.queued, record.node)));
         }
     }
-    for scene in scenes.values_mut() {
-        scene
-            .instances
-            .sort_by(|a, b| a.report.id.cmp(&b.report.id));
-    }
-    scenes
+}
+
+fn scene_of<'w, 'a>(watches: &'w mut [Watch<'a>], key: &RevisionKey) -> Option<&'w mut Scene<'a>> {
+    let at = watches.binary_search_by(|watch| watch.key.cmp(key)).ok()?;
+    Some(&mut watches[at].scene)
 }
