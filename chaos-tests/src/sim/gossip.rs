@@ -25,17 +25,6 @@ const TRIES: u64 = 4;
 pub(super) const SAID: usize = 12;
 
 impl World {
-    /// The host says what is so now.
-    pub(super) fn gossip(&mut self, host: usize) {
-        let now = self.queue.now();
-        let own = &mut self.hosts[host];
-        let record = own.record(now);
-        own.said.push_back((now, record));
-        if own.said.len() > SAID {
-            own.said.pop_front();
-        }
-    }
-
     /// Takes in what has reached the host by now.
     pub(super) fn listen(&mut self, host: usize) {
         let now = self.queue.now();
@@ -52,17 +41,13 @@ impl World {
             }
             let way = self.network.one_way(other.spot, own.spot);
             let known = own.newest_of(number);
-            let newer = other
-                .said
-                .iter()
-                .rev()
-                .take_while(|(said, _)| *said > known);
-            for (said, record) in newer {
-                let word = [seed, spread(number), spread(host), *said];
-                let late = late(word, rounds, self.network.loss_permille);
-                let at = late.map(|late| said + way + late);
+            let pair = drawn([seed, spread(number), spread(host)]);
+            let newer = other.said.iter().rev().take_while(|said| said.at > known);
+            for said in newer {
+                let late = late(stir(pair, said.at), rounds, self.network.loss_permille);
+                let at = late.map(|late| said.at + way + late);
                 if let Some(at) = at.filter(|at| *at <= now) {
-                    own.hear(at, number, *said, record);
+                    own.hear(at, number, said);
                     break;
                 }
             }
@@ -74,9 +59,12 @@ fn spread(number: usize) -> u64 {
     u64::try_from(number).unwrap_or(0)
 }
 
-/// How late one word is with one listener; none if it never comes.
-fn late(word: [u64; 4], rounds: Millis, loss_permille: u32) -> Option<Millis> {
-    let mut drawn = word.into_iter().fold(0x9e37_79b9_7f4a_7c15, stir);
+fn drawn<const N: usize>(word: [u64; N]) -> u64 {
+    word.into_iter().fold(0x9e37_79b9_7f4a_7c15, stir)
+}
+
+/// How late one word is with one listener, as was drawn for them; none if it never comes.
+fn late(mut drawn: u64, rounds: Millis, loss_permille: u32) -> Option<Millis> {
     let mut late = drawn % (rounds * ROUND);
     if loss_permille > 0 {
         let mut tries = 0;
@@ -123,7 +111,9 @@ mod tests {
 
     #[test]
     fn words_are_late_as_drawn_and_lost_as_often_as_said() {
-        let words = |loss| (0..4_000_u64).map(move |n| super::late([7, n % 9, 3, n], 3, loss));
+        let words = |loss| {
+            (0..4_000_u64).map(move |n| super::late(super::drawn([7, n % 9, 3, n]), 3, loss))
+        };
         let sum: u64 = words(0).flatten().sum();
         assert_eq!(words(0).flatten().count(), 4_000);
         assert!((1_400..1_600).contains(&(sum / 4_000)), "{sum}");

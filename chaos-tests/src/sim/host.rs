@@ -9,13 +9,14 @@ use scheduler::activate::Activation;
 use scheduler::converge::Node;
 use scheduler::fleet::{Contact, Fleet, Member, Reach, Word};
 use scheduler::model::{
-    Demand, InstanceId, InstanceReport, InstanceState, MOST_STARTS, Name, NodeId, NodeRecord, Now,
-    Resources, Revision, RevisionKey, ServiceKey, StartTime, UnixMs,
+    Demand, InstanceId, InstanceReport, InstanceState, MOST_STARTS, Measured, Name, NodeId,
+    NodeRecord, Now, Resources, Revision, RevisionKey, ServiceKey, StartTime, UnixMs,
 };
 use scheduler::registry::State;
 use scheduler::route::{RevisionRoute, Routes, ServiceRoute};
 use scheduler::steward::Steward;
 
+use super::gossip::SAID;
 use super::network::Spot;
 use super::queue::Millis;
 
@@ -116,17 +117,24 @@ pub(super) struct Rumour {
     pub instance: Option<InstanceId>,
 }
 
+/// What a host said of itself at a moment.
+#[derive(Debug)]
+pub(super) struct Said {
+    pub at: Millis,
+    /// The same as long as the record is.
+    version: (u64, u64),
+    record: Word,
+}
+
 /// The newest that was heard of a node.
 #[derive(Debug)]
 pub(super) struct Heard {
-    record: Word,
+    version: (u64, u64),
     /// When it was said, and when it came.
     pub said: Millis,
     at: Millis,
     alive: bool,
     silent: u8,
-    /// Its view does not have it yet.
-    new: bool,
 }
 
 impl Heard {
@@ -141,6 +149,13 @@ impl Heard {
         } else {
             u8::try_from(seconds.min(10)).unwrap_or(0)
         }
+    }
+
+    /// Whether others think of it otherwise than they did.
+    fn turns(&mut self, now: Millis) -> bool {
+        let before = (self.alive, self.silent);
+        (self.alive, self.silent) = (self.lives(now), self.silent(now));
+        before != (self.alive, self.silent)
     }
 }
 
@@ -163,9 +178,13 @@ pub(super) struct Host {
     pub steward: Steward,
     pub state: Arc<State>,
     /// Its records of the last seconds, with the times it said them at.
-    pub said: VecDeque<(Millis, Word)>,
+    pub said: VecDeque<Said>,
     /// By the hosts' numbers.
-    pub heard: Vec<Option<Heard>>,
+    heard: Vec<Option<Heard>>,
+    /// Records that its view does not have yet, in the order of the hosts' numbers.
+    news: Vec<(usize, Word)>,
+    /// Nothing is measured of others here.
+    unmeasured: Arc<Measured>,
     pub fleet: Fleet,
     /// Each service's as of the view that it was last looked up in: a view of two hundred hosts changes
     /// every second, and a door is asked for a few services.
@@ -195,10 +214,15 @@ pub(super) struct Host {
     shown: Option<Word>,
 }
 
+/// The node that a host is.
+pub(super) fn node_of(host: usize) -> NodeId {
+    NodeId(u64::try_from(host).unwrap_or(0) + 1)
+}
+
 impl Host {
     pub fn new(number: usize, spot: Spot, region: &str, capacity: Resources) -> Self {
         let name = |text: String| Name::new(text).unwrap_or_else(|_| Name::default_namespace());
-        let node = NodeId(u64::try_from(number).unwrap_or(0) + 1);
+        let node = node_of(number);
         Self {
             node,
             spot,
@@ -216,6 +240,8 @@ impl Host {
             state: Arc::default(),
             said: VecDeque::new(),
             heard: Vec::new(),
+            news: Vec::new(),
+            unmeasured: Arc::default(),
             fleet: Fleet {
                 me: node,
                 ..Fleet::default()
@@ -283,14 +309,12 @@ impl Host {
 
     /// What it says of itself now. A record that says nothing new is the one before.
     pub fn record(&mut self, now: Millis) -> Word {
-        if let Some((at, last)) = self.said.back()
-            && *at == now
-            && !self.stale
-        {
-            return last.clone();
+        let last = self.said.back();
+        if let Some(last) = last.filter(|last| last.at == now && !self.stale) {
+            return last.record.clone();
         }
         let mut record = self.describe(now);
-        if let Some((_, last)) = self.said.back() {
+        if let Some(Said { record: last, .. }) = last {
             record.seq = last.seq;
             if record == **last {
                 return last.clone();
@@ -299,6 +323,20 @@ impl Host {
         self.seq += 1;
         record.seq = self.seq;
         record.into()
+    }
+
+    /// Says it to everybody; what it said long ago is nowhere on its way any more.
+    pub fn say(&mut self, at: Millis) -> Word {
+        let record = self.record(at);
+        self.said.push_back(Said {
+            at,
+            version: (record.incarnation, record.seq),
+            record: record.clone(),
+        });
+        if self.said.len() > SAID {
+            self.said.pop_front();
+        }
+        record
     }
 
     fn describe(&self, now: Millis) -> NodeRecord {
@@ -371,19 +409,26 @@ impl Host {
     }
 
     fn demand(&self, now: Millis) -> Vec<Demand> {
-        let mut keys: BTreeSet<&RevisionKey> = self.lanes.keys().collect();
-        let lately = |(_, last): &&(u64, Millis)| now < last + AWAY_FOR;
-        let away = |key: &RevisionKey| self.away.get(key).filter(lately);
-        keys.extend(self.away.keys().filter(|key| away(key).is_some()));
-        let demand = keys.into_iter().map(|key| Demand {
-            revision: key.clone(),
-            queued: self
-                .lanes
-                .get(key)
-                .map_or(0, |lane| u32::try_from(lane.held.len()).unwrap_or(u32::MAX)),
-            away: away(key).map_or(0, |(count, _)| *count),
+        let of = |revision: &RevisionKey, queued: usize, away: u64| Demand {
+            revision: revision.clone(),
+            queued: u32::try_from(queued).unwrap_or(u32::MAX),
+            away,
+        };
+        let lately = |(_, (_, last)): &(&RevisionKey, &(u64, Millis))| now < last + AWAY_FOR;
+        let away = self.away.iter().filter(lately);
+        let away = away.map(|(key, (count, _))| of(key, 0, *count));
+        let lanes = self.lanes.iter().filter(|(_, lane)| !lane.held.is_empty());
+        let held = lanes.map(|(key, lane)| of(key, lane.held.len(), 0));
+        let mut demand: Vec<Demand> = away.chain(held).collect();
+        demand.sort_by(|a, b| a.revision.cmp(&b.revision));
+        demand.dedup_by(|held, away| {
+            let one = held.revision == away.revision;
+            if one {
+                away.queued = held.queued;
+            }
+            one
         });
-        demand.filter(|d| d.queued > 0 || d.away > 0).collect()
+        demand
     }
 
     /// When the newest that it heard of another host was said.
@@ -393,25 +438,23 @@ impl Host {
     }
 
     /// Takes in a record of another host that gossip brought, newer than all before it.
-    pub fn hear(&mut self, at: Millis, host: usize, said: Millis, record: &Word) {
+    pub fn hear(&mut self, at: Millis, host: usize, said: &Said) {
         if self.heard.len() <= host {
             self.heard.resize_with(host + 1, || None);
         }
-        let before = self.heard[host].as_mut();
-        if let Some(heard) = before.filter(|heard| heard.record.is(record)) {
-            (heard.said, heard.at) = (said, at);
-            return;
-        }
-        self.stale = true;
+        let version = said.version;
         let before = self.heard[host].as_ref();
+        if before.is_none_or(|heard| heard.version != version) {
+            self.stale = true;
+            self.news.push((host, said.record.clone()));
+        }
         let (alive, silent) = before.map_or((false, 0), |heard| (heard.alive, heard.silent));
         self.heard[host] = Some(Heard {
-            record: record.clone(),
-            said,
+            version,
+            said: said.at,
             at,
             alive,
             silent,
-            new: true,
         });
     }
 
@@ -424,26 +467,37 @@ impl Host {
     /// Brings its view of the fleet up to date; `rtt` gives round trips from here.
     pub fn view(&mut self, now: Millis, own: &Word, enrolled: usize, rtt: impl Fn(NodeId) -> u32) {
         let mut changed = !Arc::ptr_eq(&self.viewed, &self.state);
-        // Both are in the order of the nodes' numbers.
+        // All are in the order of the nodes' numbers.
         let mut members = self.fleet.members.iter_mut().peekable();
+        let mut news = self.news.drain(..).peekable();
         let mut new = Vec::new();
-        for heard in self.heard.iter_mut().flatten() {
-            let (alive, silent) = (heard.lives(now), heard.silent(now));
-            if !heard.new && (alive, silent) == (heard.alive, heard.silent) {
+        for (host, heard) in self.heard.iter_mut().enumerate() {
+            let Some(heard) = heard else { continue };
+            let record = news.next_if(|(told, _)| *told == host);
+            if !heard.turns(now) && record.is_none() {
                 continue;
             }
-            (heard.new, heard.alive, heard.silent, changed) = (false, alive, silent, true);
-            let node = heard.record.node;
-            let (record, rtt) = (heard.record.clone(), Some(rtt(node)));
+            changed = true;
+            let node = node_of(host);
+            let rtt = Some(rtt(node));
             while members.next_if(|(known, _)| **known < node).is_some() {}
-            match members.next_if(|(known, _)| **known == node) {
-                Some((_, known)) => {
-                    (known.record, known.rtt_micros) = (record, rtt);
-                    (known.alive, known.silent) = (alive, silent);
+            let known = members.next_if(|(known, _)| **known == node);
+            match (known, record) {
+                (Some((_, known)), record) => {
+                    known.rtt_micros = rtt;
+                    (known.alive, known.silent) = (heard.alive, heard.silent);
+                    if let Some((_, record)) = record {
+                        known.record = record;
+                    }
                 }
-                None => new.push((node, Member::new(record, alive, rtt))),
+                (None, Some((_, record))) => {
+                    let measured = Arc::clone(&self.unmeasured);
+                    new.push((node, Member::measured(record, measured, heard.alive, rtt)));
+                }
+                (None, None) => {}
             }
         }
+        drop(news);
         self.fleet.members.extend(new);
         if !self.shown.as_ref().is_some_and(|shown| shown.is(own)) {
             let me = Member::new(own.clone(), true, Some(0));

@@ -5,6 +5,7 @@
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use scheduler::converge::Ask;
+use scheduler::fleet::Word;
 use scheduler::model::{InstanceId, Name, RevisionKey, ServiceKey};
 use scheduler::registry::Action;
 use std::collections::BTreeMap;
@@ -218,7 +219,8 @@ impl World {
                 let now = self.queue.now();
                 self.listen(host);
                 if self.hosts[host].stale || self.hosts[host].notices(now) {
-                    self.look(host);
+                    let record = self.hosts[host].record(now);
+                    self.look(host, &record);
                 }
                 self.queue.after(LOOK, Event::Look(host, life));
             }
@@ -272,20 +274,19 @@ impl World {
         self.follow(host);
         self.tend(host);
         self.listen(host);
-        self.gossip(host);
-        self.look(host);
+        let record = self.hosts[host].say(now);
+        self.look(host, &record);
         let life = self.hosts[host].life;
         self.queue.after(SECOND, Event::Beat(host, life));
     }
 
-    /// Makes its view anew, and its steward looks at it.
-    fn look(&mut self, host: usize) {
+    /// Makes its view anew, in which it has that record itself, and its steward looks at it.
+    fn look(&mut self, host: usize, record: &Word) {
         let now = self.queue.now();
-        let record = self.hosts[host].record(now);
         let (network, mine) = (&self.network, self.hosts[host].spot);
         self.hosts[host].forget_rumours(now);
         let (spots, enrolled) = (&self.spots, self.hosts.len());
-        self.hosts[host].view(now, &record, enrolled, |node| {
+        self.hosts[host].view(now, record, enrolled, |node| {
             let there = spots[usize::try_from(node.0 - 1).unwrap_or(0)];
             u32::try_from(network.rtt_micros(mine, there)).unwrap_or(u32::MAX)
         });
