@@ -201,3 +201,87 @@ impl Find {
         (!find.instances.is_empty() || !find.demand.is_empty()).then_some(find)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::Mark;
+    use crate::model::{Demand, InstanceState};
+    use crate::steward::world::{World, name, rev, scale};
+
+    /// What a steward on the first node finds where, with what it read before and without.
+    fn found(world: &World, roster: &mut Roster, duties: &mut Duties) -> [String; 2] {
+        let fleet = world.fleet(NodeId(1));
+        let look = |roster: &mut Roster, duties: &mut Duties| {
+            roster.renew(&fleet, &fleet.members[&NodeId(1)].record);
+            duties.renew(fleet.me, roster, &world.state);
+            roster.search(&fleet, duties);
+            format!("{:?} {:?}", roster.finds, roster.here(&fleet).count())
+        };
+        let anew = look(&mut Roster::default(), &mut Duties::default());
+        [look(roster, duties), anew]
+    }
+
+    #[test]
+    fn what_is_kept_is_what_would_be_found_anew() {
+        let mut world = World::new(4);
+        for record in world.records.values_mut() {
+            record.region = name(&format!("region-{}", record.node.0 % 2));
+            record.zone = name(&format!("zone-{}", record.node.0));
+        }
+        world.deploy(scale(0, 0));
+        let (mut roster, mut duties) = (Roster::default(), Duties::default());
+        let mut looks = Vec::new();
+        let mut look = |world: &World| {
+            let [kept, anew] = found(world, &mut roster, &mut duties);
+            assert_eq!(kept, anew, "after {looks:?}");
+            looks.push(kept);
+        };
+        look(&world);
+        let first = world.put(2, 1, InstanceState::Ready);
+        world.put(3, 7, InstanceState::Ready);
+        look(&world);
+        world.load(&first, 3);
+        look(&world);
+        for (node, queued) in [(3, 0), (2, 0), (2, 4), (2, 0)] {
+            let demand = [1, 7].map(|generation| Demand {
+                revision: rev(generation),
+                queued,
+                away: 9,
+            });
+            world.records.get_mut(&NodeId(node)).unwrap().demand = demand.to_vec();
+            look(&world);
+        }
+        world.dead.insert(NodeId(3));
+        look(&world);
+        world.records.get_mut(&NodeId(2)).unwrap().instances.clear();
+        look(&world);
+        world.records.get_mut(&NodeId(4)).unwrap().region = name("region-1");
+        world.put(4, 7, InstanceState::Ready);
+        look(&world);
+        world.records.remove(&NodeId(2));
+        look(&world);
+        looks.dedup();
+        assert!(looks.len() > 6, "{looks:?}");
+    }
+
+    #[test]
+    fn what_only_tells_other_amounts_is_not_searched_again() {
+        let mut world = World::new(2);
+        let id = world.put(2, 1, InstanceState::Starting);
+        let gist = |world: &World| world.fleet(NodeId(1)).members[&NodeId(2)].record.gist();
+        let before = gist(&world);
+        world.load(&id, 9);
+        world.report(&id).state = InstanceState::Ready;
+        assert_eq!(gist(&world), before);
+        world.put(2, 2, InstanceState::Ready);
+        assert_ne!(gist(&world).node, before.node);
+        assert_eq!(gist(&world).demand, before.demand);
+        let record = &world.fleet(NodeId(1)).members[&NodeId(2)].record;
+        assert!(
+            [1, 2]
+                .iter()
+                .all(|number| record.may_know(Mark::of(&rev(*number))))
+        );
+    }
+}
