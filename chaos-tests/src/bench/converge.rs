@@ -483,7 +483,7 @@ mod tests {
         );
         assert!(change < 3_000.0, "{change} ms");
         assert!(ready < 10_000.0, "{ready} ms");
-        // Silence is waited for, and no longer than the model takes it to last with a busy machine.
-        assert!((2_000.0..20_000.0).contains(&lost), "{lost} ms");
+        // It is asked for a while, and found lost before its heartbeat is missed, with a busy machine too.
+        assert!((1_200.0..20_000.0).contains(&lost), "{lost} ms");
     }
 }
