@@ -22,10 +22,9 @@ use crate::transport::{Handler, Kind, Mesh, MeshStream};
 /// A node that is doubted is lost when it gives no answer for so long, a few round trips aside. It is long
 /// enough for a process that has to wait for a busy machine.
 const PATIENCE: Duration = Duration::from_millis(1_200);
-/// A doubted node is asked again, and a doubt is taken up again, after so long.
+/// A doubted node is asked again, and a doubt is taken up and passed on again, after so long. One that was
+/// dispelled a moment ago says nothing of the next.
 const AGAIN: Duration = Duration::from_secs(1);
-/// A doubt is passed on again after so long.
-const PASS_ON_AGAIN: Duration = Duration::from_secs(5);
 /// To so many others at once: of some hundred nodes it misses none as a rule (each by odds of e⁻¹²).
 const PASSED_ON_TO: usize = 12;
 /// For a doubt to be on its way, or to arrive.
@@ -81,14 +80,11 @@ impl Doubts {
         if unknown || node == self.mesh.identity().node() {
             return;
         }
-        let Some(pass_on) = self.cases().take_up(node, Instant::now()) else {
-            return;
-        };
-        debug!(%node, pass_on, "doubted");
-        if pass_on {
+        if self.cases().take_up(node, Instant::now()) {
+            debug!(%node, "doubted");
             self.pass_on(node);
+            tokio::spawn(Arc::clone(self).look_into(node));
         }
-        tokio::spawn(Arc::clone(self).look_into(node));
     }
 
     fn pass_on(&self, doubted: NodeId) {
@@ -129,28 +125,24 @@ struct Cases(BTreeMap<NodeId, Case>);
 #[derive(Debug, Clone, Copy)]
 struct Case {
     taken_up: Instant,
-    passed_on: Instant,
     /// It gave no answer when it was asked.
     lost: bool,
 }
 
 impl Cases {
-    /// Whether the doubt is to be looked into, and then whether it is to be passed on.
-    fn take_up(&mut self, node: NodeId, now: Instant) -> Option<bool> {
+    /// Whether the doubt is to be looked into and passed on.
+    fn take_up(&mut self, node: NodeId, now: Instant) -> bool {
         let before = self.0.get(&node);
         let under_way = before.is_some_and(|case| case.lost || now < case.taken_up + AGAIN);
         if under_way || (before.is_none() && self.0.len() >= CASES_MAX) {
-            return None;
+            return false;
         }
-        let passed_on = before.map(|case| case.passed_on);
-        let passed_on = passed_on.filter(|at| now < *at + PASS_ON_AGAIN);
         let case = Case {
             taken_up: now,
-            passed_on: passed_on.unwrap_or(now),
             lost: false,
         };
         self.0.insert(node, case);
-        Some(passed_on.is_none())
+        true
     }
 
     /// It was asked. Says whether it is lost now and was not, or the other way round.
@@ -210,13 +202,12 @@ mod tests {
     const NODE: NodeId = NodeId(7);
 
     #[test]
-    fn a_doubt_is_looked_into_once_at_a_time_and_seldom_passed_on() {
+    fn a_doubt_is_taken_up_once_at_a_time() {
         let (mut cases, start) = (Cases::default(), Instant::now());
         let mut take_up = |millis| cases.take_up(NODE, start + Duration::from_millis(millis));
-        assert_eq!(take_up(0), Some(true));
-        assert_eq!(take_up(999), None, "it is being asked");
-        assert_eq!(take_up(1_000), Some(false), "others know");
-        assert_eq!(take_up(5_000), Some(true));
+        assert!(take_up(0));
+        assert!(!take_up(999), "it is being asked");
+        assert!(take_up(1_000), "it may be gone since");
         for node in 0..2 * CASES_MAX as u64 {
             cases.take_up(NodeId(100 + node), start);
         }
@@ -231,11 +222,7 @@ mod tests {
         assert!(!cases.settle(NODE, true) && !cases.is_lost(NODE));
         assert!(cases.settle(NODE, false) && cases.is_lost(NODE));
         assert!(!cases.settle(NODE, false), "nothing new");
-        assert_eq!(
-            cases.take_up(NODE, now + PASS_ON_AGAIN),
-            None,
-            "it is asked already"
-        );
+        assert!(!cases.take_up(NODE, now + AGAIN), "it is asked already");
         assert!(cases.heard(NODE) && !cases.is_lost(NODE));
         assert!(!cases.heard(NODE));
         cases.settle(NODE, false);
