@@ -85,11 +85,13 @@ fn speak(
     seeds: &[SocketAddr],
     trust: &Arc<Enrolled>,
 ) -> Gossip {
-    let config = config(cluster, mesh, incarnation, seeds);
+    begin(mesh, config(cluster, mesh, incarnation, seeds), trust)
+}
+
+fn begin(mesh: &Mesh, config: GossipConfig, trust: &Arc<Enrolled>) -> Gossip {
     let gossip = Gossip::start(mesh.clone(), config, trust.clone()).unwrap();
-    gossip
-        .publish(record(mesh.identity().node().0, mesh.local_addr().port()))
-        .unwrap();
+    let said = record(mesh.identity().node().0, mesh.local_addr().port());
+    gossip.publish(said).unwrap();
     gossip
 }
 
@@ -185,13 +187,19 @@ async fn five_nodes_hear_of_each_other_and_of_every_change() {
     house.close().await;
 }
 
-#[tokio::test]
-async fn a_killed_node_is_missed_and_welcomed_back() {
+/// A cluster of two nodes that stay and a third that is to die.
+fn trio() -> (Cluster, Arc<Enrolled>, [Mesh; 2], Arc<Identity>) {
     let cluster = Cluster::found();
     let identities = [1, 2, 3].map(|node| cluster.identity(node));
     let trust = Arc::new(Enrolled::of(&identities.each_ref()));
     let [one, two, three] = identities;
-    let (one, two) = (bind("127.0.0.1:0", one), bind("127.0.0.1:0", two));
+    let stay = [one, two].map(|identity| bind("127.0.0.1:0", identity));
+    (cluster, trust, stay, three)
+}
+
+#[tokio::test]
+async fn a_killed_node_is_missed_and_welcomed_back() {
+    let (cluster, trust, [one, two], three) = trio();
     let seeds = [one.local_addr(), two.local_addr()];
     let stays = [&one, &two].map(|mesh| speak(&cluster, mesh, 1, &seeds, &trust));
 
@@ -232,21 +240,14 @@ async fn a_killed_node_is_missed_and_welcomed_back() {
 
 #[tokio::test]
 async fn a_node_that_answers_nobody_is_lost_before_it_is_missed() {
-    let cluster = Cluster::found();
-    let identities = [1, 2, 3].map(|node| cluster.identity(node));
-    let trust = Arc::new(Enrolled::of(&identities.each_ref()));
-    let [one, two, three] = identities;
-    let (one, two) = (bind("127.0.0.1:0", one), bind("127.0.0.1:0", two));
+    let (cluster, trust, [one, two], three) = trio();
     let seeds = [one.local_addr(), two.local_addr()];
     let speak = |mesh: &Mesh, incarnation| {
         let config = GossipConfig {
             interval: INTERVAL,
             ..config(&cluster, mesh, incarnation, &seeds)
         };
-        let gossip = Gossip::start(mesh.clone(), config, trust.clone()).unwrap();
-        let said = record(mesh.identity().node().0, mesh.local_addr().port());
-        gossip.publish(said).unwrap();
-        gossip
+        begin(mesh, config, &trust)
     };
     let stays = [&one, &two].map(|mesh| speak(mesh, 1));
     let doomed = Doomed::start("127.0.0.1:0", three.clone());

@@ -16,8 +16,8 @@ use super::upstream::Trip;
 
 /// A first ejection is at most so long; each one in a row doubles it up to the cap. It is longer than two
 /// silent peers one after the other take to be noticed: a request that both failed must not be handed to
-/// the first again while it waits for a start elsewhere. Gossip needs about eight seconds to call a node
-/// dead, so the second ejection bridges that.
+/// the first again while it waits for a start elsewhere. A node that is gone is lost to
+/// gossip by then (`gossip::doubt`), or dead within the second ejection.
 const EJECT_FIRST: Duration = Duration::from_secs(5);
 /// Who fails at once can be tried again soon: a daemon that is replaced is back within a second, and an
 /// instance may be the only one there is.
