@@ -58,7 +58,7 @@ impl Child {
         match unsafe { libc::syscall(libc::SYS_clone, flags, none, none, none, none) } {
             -1 => Err(io::Error::last_os_error()),
             // SAFETY: this is the child.
-            0 => unsafe { live(end.as_raw_fd(), errand) },
+            0 => unsafe { live(end.as_raw_fd(), line.as_raw_fd(), errand) },
             pid => Ok(Self {
                 process: Process(libc::pid_t::try_from(pid).map_err(io::Error::other)?),
                 line,
@@ -198,12 +198,15 @@ impl Drop for Process {
     }
 }
 
-/// The child's life, to its end.
+/// The child's life, to its end, or to that of its parent.
 ///
 /// # Safety
 /// Only in a process that shares no memory with another. Allocates nothing and takes no lock.
-unsafe fn live(line: RawFd, errand: &Errand<'_>) -> ! {
+unsafe fn live(line: RawFd, parents: RawFd, errand: &Errand<'_>) -> ! {
     unsafe {
+        // A parent that is gone by now sends no signal any more. The line's end tells of that too, once
+        // nobody holds the parent's side: else this process would wait for ever, with the daemon's lock.
+        libc::close(parents);
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
         let mut gate = [0_u8; 1];
         if libc::read(line, gate.as_mut_ptr().cast(), 1) == 1 {
@@ -277,5 +280,32 @@ pub fn owning(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
         -1 => Err(io::Error::last_os_error()),
         // SAFETY: it is new and nobody else's.
         fd => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    const FLAGS: libc::c_int = libc::WNOHANG | libc::__WALL;
+
+    #[test]
+    fn a_child_ends_when_nobody_is_at_the_other_end_of_its_line() {
+        let errand = Errand {
+            enter: c"/",
+            mounts: &[],
+        };
+        let Child { mut process, line } = Child::start(libc::CLONE_NEWUSER, &errand).unwrap();
+        // What a parent that is killed leaves, but for the signal, which may come too early to be sent.
+        drop(line);
+        let began = Instant::now();
+        // SAFETY: a child of ours; nothing is written.
+        while unsafe { libc::waitpid(process.0, std::ptr::null_mut(), FLAGS) } == 0 {
+            assert!(began.elapsed() < Duration::from_secs(20), "it lives on");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        process.0 = 0;
     }
 }
