@@ -1,24 +1,42 @@
-//! Listening sockets that outlive the daemon. Whoever supervises it keeps a copy of each and hands all
-//! of them to the next daemon: clients that come in between wait in the kernel, and none is refused.
+//! Sockets that outlive the daemon. Whoever supervises it keeps a copy of each and hands all of them to the
+//! next daemon: clients that come in between wait in the kernel, and none is refused. Connections are kept
+//! where a daemon that ends can leave them as they are: with nothing under way, or carried unread.
 
-use std::io;
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::time::sleep;
+use ulid::Ulid;
 
 /// What the daemon before this one listened on, and this one does not, stays open for so long.
 const UNCLAIMED: Duration = Duration::from_mins(1);
 
-/// What connections are kept under.
+/// What idle connections are kept under, all of them.
 const IDLE: &str = "idle";
+/// What each part of a connection that is carried unread is kept under: this, for how many seconds nothing may
+/// move, which one it is, and which part.
+const CARRIED: &str = "carried";
+const CLIENT: &str = "client";
+const SERVER: &str = "server";
+/// A pipe that gives back what was read of one end and did not get to the other.
+const HELD: &str = "held";
+/// More than what is held both ways.
+const MAX_HELD: u64 = 256 * 1024;
 
 /// Keeps sockets for the next daemon, as systemd does.
 pub trait SocketStore: Send + Sync {
-    /// Keeps a copy until it is forgotten. Several may have one name.
+    /// Keeps a copy until it is forgotten or its other end hangs up. Several may have one name.
     fn keep(&self, name: &str, socket: BorrowedFd<'_>);
+    /// The same, also when its other end hangs up: there may be something to read all the same.
+    fn keep_whatever_comes(&self, name: &str, socket: BorrowedFd<'_>) {
+        self.keep(name, socket);
+    }
     /// Closes the copies of that name.
     fn forget(&self, name: &str);
 }
@@ -30,15 +48,90 @@ pub enum Handed {
     Udp(UdpSocket),
     /// A client's connection on which nothing is under way.
     Idle(TcpStream),
+    /// A part of a connection that is carried unread, and what it was kept under.
+    Part(String, OwnedFd),
+}
+
+/// A connection that the daemon before this one carried unread, from a client to a container.
+#[derive(Debug)]
+pub(crate) struct Carried {
+    pub(crate) client: TcpStream,
+    pub(crate) server: TcpStream,
+    pub(crate) held: Held,
+    /// Given up when nothing moves for so long.
+    pub(crate) idle: Duration,
+}
+
+/// What was read of one end of a connection and did not get to the other.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Held {
+    /// Of the client.
+    pub(crate) there: Vec<u8>,
+    /// Of the server.
+    pub(crate) back: Vec<u8>,
+}
+
+impl Held {
+    /// Something to read it back from.
+    fn pipe(&self) -> io::Result<UnixStream> {
+        let (ours, theirs) = UnixStream::pair()?;
+        // What has no room at once has none at all: nobody reads.
+        ours.set_nonblocking(true)?;
+        (&ours).write_all(&(self.there.len() as u64).to_le_bytes())?;
+        (&ours).write_all(&self.there)?;
+        (&ours).write_all(&self.back)?;
+        Ok(theirs)
+    }
+
+    fn read(pipe: UnixStream) -> io::Result<Self> {
+        pipe.set_nonblocking(true)?;
+        let mut length = [0; 8];
+        (&pipe).read_exact(&mut length)?;
+        let mut there = Vec::new();
+        pipe.take(MAX_HELD).read_to_end(&mut there)?;
+        let length = usize::try_from(u64::from_le_bytes(length)).unwrap_or(usize::MAX);
+        if length > there.len() {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let back = there.split_off(length);
+        Ok(Self { there, back })
+    }
+}
+
+impl Carried {
+    fn from_parts(whole: &str, mut parts: BTreeMap<String, OwnedFd>) -> Option<Self> {
+        let idle = Duration::from_secs(whole.split('-').nth(1)?.parse().ok()?);
+        let held = Held::read(parts.remove(HELD)?.into()).ok()?;
+        let (client, server) = (parts.remove(CLIENT)?, parts.remove(SERVER)?);
+        let (client, server) = (TcpStream::from(client), TcpStream::from(server));
+        for socket in [&client, &server] {
+            socket.set_nonblocking(true).ok()?;
+            SockRef::from(socket).set_linger(None).ok()?;
+        }
+        Some(Self {
+            client,
+            server,
+            held,
+            idle,
+        })
+    }
 }
 
 impl Handed {
+    /// Whether what was kept under `name` is a part of a connection that is carried unread.
+    #[must_use]
+    pub fn is_part(name: &str) -> bool {
+        part(name).is_some()
+    }
+
     /// As those of a runtime are; a supervisor may have changed it.
     pub fn set_nonblocking(&self) -> io::Result<()> {
         match self {
             Self::Tcp(socket) => socket.set_nonblocking(true),
             Self::Udp(socket) => socket.set_nonblocking(true),
             Self::Idle(stream) => stream.set_nonblocking(true),
+            // Once it is known which part it is.
+            Self::Part(..) => Ok(()),
         }
     }
 
@@ -47,6 +140,7 @@ impl Handed {
             Self::Tcp(socket) => socket.local_addr(),
             Self::Udp(socket) => socket.local_addr(),
             Self::Idle(stream) => stream.local_addr(),
+            Self::Part(..) => return None,
         }
         .ok()
     }
@@ -162,6 +256,64 @@ impl Sockets {
         self.store.is_some()
     }
 
+    /// The connections that the daemon before this one carried unread. They are this one's from now on.
+    pub(crate) fn carried(&self) -> Vec<Carried> {
+        let mut wholes = BTreeMap::<_, BTreeMap<_, _>>::new();
+        for socket in self.take(|socket| matches!(socket, Handed::Part(..))) {
+            let Handed::Part(name, fd) = socket else {
+                continue;
+            };
+            if let Some(store) = &self.store {
+                store.forget(&name);
+            }
+            if let Some((whole, which)) = part(&name) {
+                let parts = wholes.entry(whole.to_owned()).or_default();
+                parts.insert(which.to_owned(), fd);
+            }
+        }
+        let carried = wholes.into_iter().filter_map(|(whole, parts)| {
+            let carried = Carried::from_parts(&whole, parts);
+            if carried.is_none() {
+                tracing::warn!(
+                    whole,
+                    "a connection was not handed over whole: it breaks off"
+                );
+            }
+            carried
+        });
+        carried.collect()
+    }
+
+    /// Leaves a connection that is carried unread to the next daemon.
+    ///
+    /// # Errors
+    /// There will be none, or the connection broke off.
+    pub(crate) fn bequeath(
+        &self,
+        (client, server): (BorrowedFd<'_>, BorrowedFd<'_>),
+        held: &Held,
+        idle: Duration,
+    ) -> io::Result<()> {
+        let Some(store) = &self.store else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        let whole = format!("{CARRIED}-{}-{}", idle.as_secs(), Ulid::generate());
+        let pipe = held.pipe()?;
+        for socket in [&client, &server] {
+            // Closed by whoever keeps it, it is cut short, which must not look like an end.
+            SockRef::from(socket).set_linger(Some(Duration::ZERO))?;
+        }
+        for (which, part) in [(HELD, pipe.as_fd()), (CLIENT, client), (SERVER, server)] {
+            store.keep_whatever_comes(&format!("{whole}-{which}"), part);
+        }
+        Ok(())
+    }
+
+    /// Whether the next daemon gets what is left to it.
+    pub(crate) fn are_kept(&self) -> bool {
+        self.store.is_some()
+    }
+
     fn take(&self, which: impl Fn(&Handed) -> bool) -> impl Iterator<Item = Handed> {
         let mut handed = lock(&self.handed);
         let taken: Vec<_> = handed.extract_if(.., |socket| which(socket)).collect();
@@ -214,6 +366,13 @@ pub(crate) async fn forget_unclaimed(sockets: Arc<Sockets>) {
 /// A poisoned lock only means that a thread died while it held a plain list: it is still good.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Which connection carried unread a name is of, and which part of it.
+fn part(name: &str) -> Option<(&str, &str)> {
+    let (whole, which) = name.rsplit_once('-')?;
+    let ours = whole.starts_with(CARRIED) && [CLIENT, SERVER, HELD].contains(&which);
+    ours.then_some((whole, which))
 }
 
 /// systemd's names have no colons.
@@ -276,5 +435,61 @@ mod tests {
             "keep udp-[__1]_53".to_owned(),
         ];
         assert_eq!(*lock(&book.0), told);
+    }
+
+    /// One that keeps what it is given.
+    #[derive(Default)]
+    struct Shelf(Mutex<Vec<(String, OwnedFd)>>);
+
+    impl SocketStore for Arc<Shelf> {
+        fn keep(&self, name: &str, socket: BorrowedFd<'_>) {
+            lock(&self.0).push((name.to_owned(), socket.try_clone_to_owned().unwrap()));
+        }
+
+        fn forget(&self, name: &str) {
+            lock(&self.0).retain(|(kept, _)| kept != name);
+        }
+    }
+
+    #[test]
+    fn a_connection_carried_unread_is_left_in_parts_and_found_whole() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let connect = || TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let port = |stream: &TcpStream| stream.local_addr().unwrap().port();
+        let shelf = Arc::<Shelf>::default();
+        let sockets = |handed| Sockets::new(handed, Some(Box::new(shelf.clone())));
+        let (idle, held) = (Duration::from_secs(90), |there: &[u8], back: &[u8]| Held {
+            there: there.to_vec(),
+            back: back.to_vec(),
+        });
+        let left = [
+            (connect(), connect(), held(b"", b"")),
+            (connect(), connect(), held(&[7; 16_384], &[8; 16_384])),
+        ];
+        for (client, server, held) in &left {
+            let ends = (client.as_fd(), server.as_fd());
+            sockets(vec![]).bequeath(ends, held, idle).unwrap();
+        }
+        let broken = format!("{CARRIED}-5-another-{SERVER}");
+        shelf.keep(&broken, connect().as_fd());
+        // In whatever order they come.
+        let kept = lock(&shelf.0);
+        let copies = kept.iter().rev();
+        let copies = copies.map(|(name, fd)| (name.clone(), fd.try_clone().unwrap()));
+        let parts = copies.map(|(name, fd)| Handed::Part(name, fd)).collect();
+        drop(kept);
+
+        let next = sockets(parts);
+        let mut carried = next.carried();
+        assert!(next.carried().is_empty() && lock(&shelf.0).is_empty());
+        carried.sort_by_key(|carried| port(&carried.client) != port(&left[0].0));
+        assert_eq!(carried.len(), left.len());
+        for (found, (client, server, held)) in carried.iter().zip(&left) {
+            assert_eq!(port(&found.client), port(client));
+            assert_eq!(port(&found.server), port(server));
+            assert_eq!((&found.held, found.idle), (held, idle));
+            let lingers = SockRef::from(&found.server).linger().unwrap();
+            assert_eq!(lingers, None, "it ends in order from now on");
+        }
     }
 }

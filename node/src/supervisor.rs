@@ -15,8 +15,20 @@ use sd_notify::NotifyState;
 /// The sockets that the daemon before this one left, and a keeper for new ones. To be called before
 /// there is a second thread: it changes the environment.
 pub fn sockets() -> Sockets {
+    let names = env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let names: Vec<_> = names.split(':').collect();
     let mut handed = ListenFd::from_env();
     let sockets = (0..handed.len()).filter_map(|at| {
+        let name = names.get(at).copied().unwrap_or_default();
+        if Handed::is_part(name) {
+            // One of the two ends, or what is held between them.
+            let end = handed.take_tcp_listener(at);
+            let part = end.map(|end| end.map(OwnedFd::from)).or_else(|_| {
+                let held = handed.take_unix_listener(at);
+                held.map(|held| held.map(OwnedFd::from))
+            });
+            return part.ok()?.map(|fd| Handed::Part(name.to_owned(), fd));
+        }
         let tcp = handed.take_tcp_listener(at);
         let taken = match tcp {
             Ok(socket) => Ok(socket.map(listener_or_connection)),
@@ -60,14 +72,25 @@ fn tell(state: &[NotifyState<'_>]) {
     }
 }
 
+fn hand(state: &[NotifyState<'_>], socket: BorrowedFd<'_>) {
+    if let Err(error) = sd_notify::notify_with_fds(state, &[socket]) {
+        tracing::warn!(?state, %error, "the supervisor does not keep a socket: it is closed with this daemon");
+    }
+}
+
 struct Supervisor;
 
 impl SocketStore for Supervisor {
     fn keep(&self, name: &str, socket: BorrowedFd<'_>) {
-        let state = [NotifyState::FdStore, NotifyState::FdName(name)];
-        if let Err(error) = sd_notify::notify_with_fds(&state, &[socket]) {
-            tracing::warn!(name, %error, "the supervisor does not keep a socket: it is closed with this daemon");
-        }
+        hand(&[NotifyState::FdStore, NotifyState::FdName(name)], socket);
+    }
+
+    fn keep_whatever_comes(&self, name: &str, socket: BorrowedFd<'_>) {
+        let unwatched = NotifyState::Custom("FDPOLL=0");
+        hand(
+            &[NotifyState::FdStore, NotifyState::FdName(name), unwatched],
+            socket,
+        );
     }
 
     fn forget(&self, name: &str) {

@@ -2,10 +2,11 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use chaos_tests::world::{Node, Outcome, PATIENCE, Standard, World, run, until};
+use chaos_tests::world::{Node, Outcome, PATIENCE, Standard, Systemd, World, run, until};
 
 /// Deploys a service of the kit's programs by its manifest.
 fn deploy(world: &World, manifest: &str) -> Result<Outcome> {
@@ -93,6 +94,50 @@ fn a_database_is_reached_from_zero_and_drained_in_order() -> Result<()> {
     );
     drop(near);
     world.rest("redis")
+}
+
+/// A client counts in the database without a pause while the daemon its connection came by is replaced again
+/// and again: it is the same connection to the same instance, and no word of either side is lost or said twice.
+#[test]
+fn a_database_s_client_does_not_notice_that_the_daemon_is_replaced() -> Result<()> {
+    const UPGRADES: usize = 3;
+    let world = World::of(&["par-1"])?;
+    deploy(&world, &REDIS.replace("0..1", "1..1"))?.ok()?;
+    let node = world.first();
+    node.stop()?;
+    let systemd = Systemd::supervise(node)?;
+    let mut client = Redis::connect(node)?;
+    let id = client.ask("CLIENT ID")?;
+    let asked = AtomicU32::new(0);
+    let upgraded = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let counting = scope.spawn(|| {
+            while !upgraded.load(Ordering::Relaxed) {
+                let next = asked.fetch_add(1, Ordering::Relaxed) + 1;
+                let said = client.ask("INCR asked")?;
+                ensure!(said == format!(":{next}"), "{said} to number {next}");
+            }
+            client.ask("CLIENT ID")
+        });
+        for _ in 0..UPGRADES {
+            let before = (node.daemon(), asked.load(Ordering::Relaxed));
+            until("it counts", PATIENCE, || {
+                let goes_on = asked.load(Ordering::Relaxed) > before.1 + 100;
+                Ok((goes_on || counting.is_finished()).then_some(()))
+            })?;
+            systemd.restart()?;
+            ensure!(node.daemon() != before.0, "the daemon was not replaced");
+        }
+        upgraded.store(true, Ordering::Relaxed);
+        let ended = counting.join();
+        let now = ended.map_err(|_| anyhow::anyhow!("the client panicked"))??;
+        ensure!(
+            now == id,
+            "another connection to the database: {now}, not {id}"
+        );
+        Ok(())
+    })?;
+    systemd.stop()
 }
 
 /// What other services or the nodes have is refused with the field; what somebody else has is told.

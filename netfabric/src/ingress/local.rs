@@ -4,7 +4,7 @@
 //! gets in, and `drained` returns when the last one is out.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -264,6 +264,12 @@ impl Local {
         bench
     }
 
+    /// The instance at an address.
+    pub(super) fn at(&self, address: IpAddr) -> Option<Arc<Slot>> {
+        let slots = lock(&self.slots);
+        slots.values().find(|s| s.addr.ip() == address).cloned()
+    }
+
     pub(super) fn slot(&self, id: &InstanceId) -> Option<Arc<Slot>> {
         lock(&self.slots).get(id).cloned()
     }
@@ -271,7 +277,16 @@ impl Local {
 
 impl Slot {
     pub(super) fn admit(self: &Arc<Self>) -> Option<Guard> {
-        if !self.gate.enter(self.hard_limit) {
+        self.admit_within(self.hard_limit)
+    }
+
+    /// Lets one in that was in before this door was: it takes nobody's place.
+    pub(super) fn readmit(self: &Arc<Self>) -> Option<Guard> {
+        self.admit_within(0)
+    }
+
+    fn admit_within(self: &Arc<Self>, limit: u32) -> Option<Guard> {
+        if !self.gate.enter(limit) {
             return None;
         }
         let part = self.here();

@@ -274,7 +274,7 @@ impl Ingress {
         let mut listeners = Vec::new();
         let kept = deps.sockets.as_ref();
         // Before new sockets are to be kept: a store has so many places.
-        let idle = kept.idle();
+        let (idle, carried) = (kept.idle(), kept.carried());
         let inner = config
             .inner
             .map(|addr| inward::bind(addr, kept))
@@ -335,6 +335,9 @@ impl Ingress {
         workers::start(&shared, listeners, idle, inboxes).map_err(IngressError::Worker)?;
         let ips = addrs.iter().chain(&tls_addrs).map(SocketAddr::ip).collect();
         let own = tls_addrs.iter().map(SocketAddr::port).collect();
+        for connection in carried {
+            passage::go_on(&shared, connection);
+        }
         tokio::spawn(passage::follow(Arc::clone(&shared), ips, own));
         tokio::spawn(health::follow(Arc::clone(&shared)));
         for endpoint in &http3 {
@@ -436,16 +439,16 @@ impl Ingress {
     }
 
     /// Says on every connection that it ends, and gives what passes unread, which hears of nothing, `grace` to
-    /// end; all are still let in meanwhile. Then accepts nobody new, lets requests finish for `grace` once
-    /// more, other nodes' last, and cuts off the rest. Says whether no request was.
+    /// end, unless the next daemon can go on with it; all are still let in meanwhile. Then accepts nobody new,
+    /// lets requests finish for `grace` once more, other nodes' last, leaves what can be left to the next
+    /// daemon, and cuts off the rest. Says whether no request was.
     pub async fn stop(&self, grace: Duration) -> bool {
         let (shared, passages) = (&self.shared, &self.shared.passages);
         shared.phase.send_replace(Phase::Leaving);
         // A client that sends on a kept connection as it is closed cannot know what became of its request.
         let told = timeout(LEAVE, shared.crew.ashore());
         let unread = async {
-            passages.inside.empty().await;
-            passages.outside.empty().await;
+            passages.rest_is_heritable().await;
             all_back(&shared.tunnels, MAX_TUNNELS).await;
         };
         let flows = timeout(FLOWS_GRACE, passages.flows.empty());
@@ -460,6 +463,10 @@ impl Ingress {
         let in_order = timeout(grace, requests).await.is_ok();
         if !in_order {
             tracing::info!(counts = ?self.counts(), "cutting off requests that outlast the grace");
+        }
+        shared.phase.send_replace(Phase::Parting);
+        if timeout(LEAVE, passages.inherited()).await.is_err() {
+            tracing::info!("cutting off connections whose bytes nobody takes");
         }
         shared.phase.send_replace(Phase::Closed);
         let last_words = join_all(self.http3.iter().map(quinn::Endpoint::wait_idle));

@@ -2,6 +2,7 @@
 //! receiver that takes nothing.
 
 use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -20,12 +21,21 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 pub trait Conduit: Stream {
     /// Breaks it off, both ways; the other end sees a reset.
     fn cut(self: Box<Self>);
+
+    /// Its socket, where it is one and nothing but what it carries.
+    fn socket(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 }
 
 impl Conduit for tokio::net::TcpStream {
     fn cut(self: Box<Self>) {
         // Without lingering, closing resets. That fails only where nobody is left to be told.
         let _ = socket2::SockRef::from(&*self).set_linger(Some(Duration::ZERO));
+    }
+
+    fn socket(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.as_fd())
     }
 }
 

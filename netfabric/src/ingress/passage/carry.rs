@@ -22,7 +22,8 @@ use super::super::sticky::Visitor;
 use super::super::stream::Conduit;
 use super::super::upstream::{Admission, OPEN_STREAM, Trip, connect};
 use super::Way;
-use super::relay::relay;
+use super::relay::{Joined, relay};
+use crate::sockets::Held;
 use crate::wire::frame;
 use crate::wire::passage::{FRAME_LIMIT, OpenPassage, PassageAnswer};
 
@@ -71,9 +72,14 @@ pub(in super::super) async fn carry(shared: Arc<Shared>, client: Box<dyn Conduit
         server.cut();
         return client.cut();
     }
+    let joined = Joined {
+        client,
+        server,
+        held: Held::default(),
+        idle,
+    };
     let counts = (&shared.passages.sent, &shared.passages.received);
-    let carried = relay(client, server, idle, shared.phase.subscribe(), counts);
-    if let Err(error) = carried.await {
+    if let Err(error) = relay(&shared, joined, counts).await {
         tracing::debug!(service = %way.service, port = %way.socket, %error, "a connection broke off");
     }
 }

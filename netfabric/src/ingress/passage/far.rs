@@ -16,7 +16,8 @@ use super::super::stream::Conduit;
 use super::super::upstream::Trip;
 use super::carry::{End, here};
 use super::packets;
-use super::relay::relay;
+use super::relay::{Joined, relay};
+use crate::sockets::Held;
 use crate::wire::frame;
 use crate::wire::passage::{FRAME_LIMIT, OpenPassage, PassageAnswer};
 
@@ -66,14 +67,21 @@ impl PeerDoor {
 
 async fn pass(shared: &Shared, stream: Box<dyn Conduit>, end: End, wish: &OpenPassage) {
     let idle = Duration::from_secs(wish.idle_seconds.max(1).into());
-    let phase = shared.phase.subscribe();
     // They are counted where they came in from outside.
     let nowhere = (&AtomicU64::default(), &AtomicU64::default());
     let ended = match end {
         End::Bytes(server) | End::Framed(server) => {
-            relay(stream, server, idle, phase, nowhere).await
+            let joined = Joined {
+                client: stream,
+                server,
+                held: Held::default(),
+                idle,
+            };
+            relay(shared, joined, nowhere).await
         }
-        End::Datagrams(socket) => packets::exchange(stream, &socket, idle, phase).await,
+        End::Datagrams(socket) => {
+            packets::exchange(stream, &socket, idle, shared.phase.subscribe()).await
+        }
     };
     if let Err(error) = ended {
         tracing::debug!(revision = %wish.revision, %error, "a peer's connection broke off");

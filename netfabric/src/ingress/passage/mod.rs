@@ -4,11 +4,13 @@
 //!
 //! A connection's way: `listen` (sockets that follow the routes) -> `hello` (TLS: the name asked for)
 //! -> `carry` (an endpoint, here or through a peer) -> `relay` (bytes both ways). `far` is the same
-//! door's side for other nodes; `datagrams` is UDP's own `listen` and `relay`.
+//! door's side for other nodes; `datagrams` is UDP's own `listen` and `relay`; `heirs` goes on with what
+//! the daemon before this one carried.
 
 mod carry;
 mod datagrams;
 mod far;
+mod heirs;
 pub(super) mod hello;
 mod listen;
 mod packets;
@@ -16,17 +18,19 @@ mod relay;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use scheduler::model::{ServiceKey, Socket};
 use tokio::sync::Semaphore;
+use tokio::time::sleep;
 
 pub(super) use carry::carry;
+pub(super) use heirs::go_on;
 pub(super) use listen::{divert, follow};
 
 use super::local::lock;
-use crate::places::Places;
+use crate::places::{LOOK_WHO_IS_IN, Places};
 
 /// Connections at once, from clients and peers; each holds two buffers.
 const OUTSIDE: usize = 10_000;
@@ -74,6 +78,8 @@ pub(super) struct Passages {
     /// Datagrams that found no room, and the room in bytes.
     pub(super) dropped: AtomicU64,
     pub(super) waiting: Arc<Semaphore>,
+    /// Connections that the next daemon can go on with.
+    heritable: AtomicUsize,
 }
 
 impl Default for Passages {
@@ -89,6 +95,7 @@ impl Default for Passages {
             received: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
             waiting: Arc::new(Semaphore::new(WAITING_BYTES)),
+            heritable: AtomicUsize::new(0),
         }
     }
 }
@@ -96,6 +103,21 @@ impl Default for Passages {
 impl Passages {
     pub(super) fn closed(&self) -> BTreeMap<Socket, String> {
         lock(&self.closed).clone()
+    }
+
+    /// Returns when no connection is in but those that the next daemon can go on with.
+    pub(super) async fn rest_is_heritable(&self) {
+        let rest = || self.inside.taken() + self.outside.taken();
+        while rest() > self.heritable.load(Ordering::SeqCst) {
+            sleep(LOOK_WHO_IS_IN).await;
+        }
+    }
+
+    /// Returns when they are left to it.
+    pub(super) async fn inherited(&self) {
+        while self.heritable.load(Ordering::SeqCst) > 0 {
+            sleep(LOOK_WHO_IS_IN).await;
+        }
     }
 
     /// How many are in.

@@ -4,6 +4,7 @@ mod cold;
 mod datagrams;
 mod express;
 mod floods;
+mod heirs;
 mod http3;
 mod hygiene;
 mod introduced;

@@ -383,8 +383,22 @@ impl World {
         Self::new(1, deployed, |_| {}).await
     }
 
-    #[allow(clippy::unused_async)] // The doors run on the runtime of who waits for this.
     pub async fn new(count: u64, deployed: Deployed, adjust: fn(&mut IngressConfig)) -> Self {
+        Self::with(count, deployed, adjust, Arc::default()).await
+    }
+
+    /// One node, with sockets of a daemon before it.
+    pub async fn after(sockets: Sockets, deployed: Deployed) -> Self {
+        Self::with(1, deployed, |_| {}, Arc::new(sockets)).await
+    }
+
+    #[allow(clippy::unused_async)] // The doors run on the runtime of who waits for this.
+    async fn with(
+        count: u64,
+        deployed: Deployed,
+        adjust: fn(&mut IngressConfig),
+        sockets: Arc<Sockets>,
+    ) -> Self {
         let nodes: Vec<Node> = (1..=count)
             .map(|id| Node {
                 id: NodeId(id),
@@ -415,13 +429,13 @@ impl World {
             vault: Vault::create().unwrap(),
         };
         for node in &world.nodes {
-            world.open_door(node, adjust);
+            world.open_door(node, adjust, &sockets);
         }
         world.publish(&BTreeMap::new());
         world
     }
 
-    fn open_door(&self, node: &Node, adjust: fn(&mut IngressConfig)) {
+    fn open_door(&self, node: &Node, adjust: fn(&mut IngressConfig), sockets: &Arc<Sockets>) {
         let mut config = IngressConfig {
             listen: vec!["127.0.0.1:0".parse().unwrap()],
             listen_tls: vec!["127.0.0.1:0".parse().unwrap()],
@@ -438,7 +452,7 @@ impl World {
             callers: self.neighbours.clone(),
             shelf: node.shelf.clone(),
             tickets: Some(Tickets::new(self.vault.clone())),
-            sockets: Arc::default(),
+            sockets: Arc::clone(sockets),
         };
         let start = || Ingress::start(config.clone(), deps.clone());
         // A port that is free for TCP may be somebody's for UDP.
