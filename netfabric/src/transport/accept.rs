@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use quinn::crypto::rustls::HandshakeData;
 use rustls_pki_types::CertificateDer;
@@ -11,7 +12,7 @@ use tracing::debug;
 
 use super::pool::Link;
 use super::{
-    BEGINNING, HALF_OPEN_MAX, HANDSHAKE_DEADLINE, Handler, Inner, Kind, MeshStream,
+    BEGINNING, BESIDE_MAX, HALF_OPEN_MAX, HANDSHAKE_DEADLINE, Handler, Inner, Kind, MeshStream,
     REQUEST_DEADLINE, RETRY_ABOVE, WELCOME, code, join, liveness, lock,
 };
 use crate::identity::{ALPN_JOIN, ALPN_MESH, Peer};
@@ -92,9 +93,10 @@ pub(super) fn keep(
 ) -> Arc<Link> {
     let link = Arc::new(Link::new(conn, peer, dialled));
     lock(&inner.pool).add(link.clone());
-    tokio::spawn(liveness::watch(link.clone(), inner.silences.clone()));
     let (inner, served) = (inner.clone(), link.clone());
-    tokio::spawn(async move {
+    let carrier = inner.carrier.clone();
+    carrier.spawn(liveness::watch(link.clone(), inner.silences.clone()));
+    carrier.spawn(async move {
         // At most STREAMS_MAX of these are open at once: QUIC itself holds the peer to it.
         while let Ok(stream) = served.conn.accept_bi().await {
             tokio::spawn(serve(inner.clone(), served.clone(), stream));
@@ -134,8 +136,31 @@ async fn serve(
         return;
     };
     let node = link.peer.node;
+    let serving = async move {
+        let stream = MeshStream::new((send, recv), kind, link);
+        handler.handle(node, stream).await;
+    };
+    let (home, beside) = (inner.home.clone(), Beside::enter(&inner.beside, kind));
     drop(inner);
-    handler
-        .handle(node, MeshStream::new((send, recv), kind, link))
-        .await;
+    match beside {
+        Some(_counted) => serving.await,
+        None => drop(home.spawn(serving)),
+    }
+}
+
+/// One that is served beside its connection, as long as it is held.
+struct Beside(Arc<AtomicUsize>);
+
+impl Beside {
+    fn enter(all: &Arc<AtomicUsize>, kind: Kind) -> Option<Self> {
+        let counted = Self(all.clone());
+        let others = all.fetch_add(1, Ordering::Relaxed);
+        (kind.is_light() && others < BESIDE_MAX).then_some(counted)
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }

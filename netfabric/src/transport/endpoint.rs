@@ -2,14 +2,18 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{
-    ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout, TransportConfig, VarInt,
+    AckFrequencyConfig, AsyncTimer, AsyncUdpSocket, ConnectionId, ConnectionIdGenerator,
+    EndpointConfig, IdleTimeout, Runtime, TokioRuntime, TransportConfig, VarInt,
 };
 use ring::hmac;
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::runtime::Handle;
 
 use super::{IDLE_TIMEOUT, KEEP_ALIVE, STREAMS_MAX, TransportError};
 use crate::identity::{Identity, IdentityError};
@@ -20,6 +24,9 @@ const STREAM_WINDOW: u32 = 1024 * 1024;
 /// that slow readers of some streams do not stop the others.
 const CONNECTION_WINDOW: u32 = 512 * 1024 * 1024;
 const SEND_WINDOW: u64 = 16 * 1024 * 1024;
+/// Packets a peer may receive before it must acknowledge them; fewer than a connection may send at its beginning, or
+/// it would wait for the delay of acknowledgements. The default of one has every second packet answered by one more.
+const UNACKNOWLEDGED: u32 = 4;
 /// Only the welcome comes on one.
 const UNI_STREAMS_MAX: u32 = 4;
 /// Asked of the kernel, which may give less: a burst must not overflow while the runtime is busy.
@@ -29,6 +36,7 @@ const SOCKET_BUFFER: usize = 2 * 1024 * 1024;
 pub(super) fn open(
     listen: SocketAddr,
     identity: &Identity,
+    carrier: Handle,
 ) -> Result<(quinn::Endpoint, quinn::ClientConfig), TransportError> {
     let bind_error = |source| TransportError::Bind {
         addr: listen,
@@ -41,8 +49,7 @@ pub(super) fn open(
         .transport_config(transport.clone())
         .max_incoming(super::HALF_OPEN_MAX);
     let socket = socket(listen).map_err(bind_error)?;
-    let runtime = quinn::default_runtime()
-        .ok_or_else(|| bind_error(io::Error::other("there is no async runtime")))?;
+    let runtime = Arc::new(Carrier(carrier));
     let reset = hmac::Key::new(hmac::HMAC_SHA256, &identity.derive("quic stateless reset"));
     let config = endpoint_config(reset);
     let endpoint =
@@ -51,6 +58,30 @@ pub(super) fn open(
     let mut client = quinn::ClientConfig::new(Arc::new(crypto));
     client.transport_config(transport);
     Ok((endpoint, client))
+}
+
+/// The runtime that drives connections, whoever uses them.
+#[derive(Debug)]
+struct Carrier(Handle);
+
+impl Runtime for Carrier {
+    fn new_timer(&self, at: Instant) -> Pin<Box<dyn AsyncTimer>> {
+        let _inside = self.0.enter();
+        TokioRuntime.new_timer(at)
+    }
+
+    fn spawn(&self, future: Pin<Box<dyn Future<Output = ()> + Send>>) {
+        self.0.spawn(future);
+    }
+
+    fn wrap_udp_socket(&self, socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        let _inside = self.0.enter();
+        TokioRuntime.wrap_udp_socket(socket)
+    }
+
+    fn now(&self) -> Instant {
+        TokioRuntime.now()
+    }
 }
 
 /// The ring provider has the suite QUIC begins with, so this is never seen.
@@ -89,6 +120,8 @@ impl ConnectionIdGenerator for RandomIds {
 fn transport_config() -> TransportConfig {
     let mut config = TransportConfig::default();
     let idle = IdleTimeout::try_from(IDLE_TIMEOUT).expect("15 s fits in a QUIC integer");
+    let mut acknowledged = AckFrequencyConfig::default();
+    acknowledged.ack_eliciting_threshold(VarInt::from_u32(UNACKNOWLEDGED));
     config
         .keep_alive_interval(Some(KEEP_ALIVE))
         .max_idle_timeout(Some(idle))
@@ -97,7 +130,8 @@ fn transport_config() -> TransportConfig {
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
         .send_window(SEND_WINDOW)
-        .datagram_receive_buffer_size(None);
+        .datagram_receive_buffer_size(None)
+        .ack_frequency_config(Some(acknowledged));
     config
 }
 

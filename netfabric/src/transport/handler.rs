@@ -60,6 +60,11 @@ impl Kind {
         }
     }
 
+    /// Whether streams of this kind are short work that waits for no disk.
+    pub(super) const fn is_light(self) -> bool {
+        matches!(self, Self::Proxy | Self::Passage | Self::Doubt)
+    }
+
     /// What keeps the cluster together leaves first when a connection is full.
     pub(super) const fn priority(self) -> i32 {
         match self {

@@ -4,6 +4,7 @@
 
 mod accept;
 mod calls;
+mod carrier;
 mod endpoint;
 mod error;
 mod handler;
@@ -18,11 +19,13 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::FutureExt as _;
 use scheduler::model::NodeId;
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, broadcast, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -30,6 +33,7 @@ use crate::identity::Identity;
 use join::JoinHandler;
 use pool::{Link, Pool};
 
+pub use carrier::Carrier;
 pub(crate) use endpoint::{bound as udp_socket, endpoint_config};
 pub use error::TransportError;
 pub use handler::{Admit, Handler, Kind};
@@ -49,6 +53,9 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 const BEGINNING: Duration = Duration::from_secs(10);
 /// Streams one peer may have open towards this node at once.
 const STREAMS_MAX: u32 = 1024;
+/// Requests served beside their connection at once. While that is fewer, the thread keeps up with them, or they wait
+/// for their instance; the next ones are served by whichever thread is free.
+const BESIDE_MAX: usize = 64;
 /// Handshakes in progress; more are refused.
 const HALF_OPEN_MAX: usize = 256;
 /// With more handshakes than this in progress, newcomers must first prove their address.
@@ -103,6 +110,11 @@ pub struct Mesh {
 struct Inner {
     endpoint: quinn::Endpoint,
     client: quinn::ClientConfig,
+    carrier: Handle,
+    /// Where streams are served that are not served beside their connection.
+    home: Handle,
+    /// How many are.
+    beside: Arc<AtomicUsize>,
     local: SocketAddr,
     identity: Arc<Identity>,
     admit: Arc<dyn Admit>,
@@ -147,7 +159,18 @@ impl Mesh {
         identity: Arc<Identity>,
         admit: Arc<dyn Admit>,
     ) -> Result<Self, TransportError> {
-        let (endpoint, client) = endpoint::open(listen, &identity)?;
+        Self::bind_on(&Handle::current(), listen, identity, admit)
+    }
+
+    /// The same with a runtime that drives the connections, and serves peers' requests: where that has one thread
+    /// ([`Carrier`]), a request changes threads no more often than it has to. The one this is called in has the rest.
+    pub fn bind_on(
+        carrier: &Handle,
+        listen: SocketAddr,
+        identity: Arc<Identity>,
+        admit: Arc<dyn Admit>,
+    ) -> Result<Self, TransportError> {
+        let (endpoint, client) = endpoint::open(listen, &identity, carrier.clone())?;
         let local = endpoint
             .local_addr()
             .map_err(|source| TransportError::Bind {
@@ -157,6 +180,9 @@ impl Mesh {
         let inner = Arc::new(Inner {
             endpoint,
             client,
+            carrier: carrier.clone(),
+            home: Handle::current(),
+            beside: Arc::default(),
             local: canonical(local),
             identity,
             admit,
@@ -168,7 +194,7 @@ impl Mesh {
             join_connections: Arc::new(Semaphore::new(join::CONNECTIONS_MAX)),
             joins: Arc::new(Semaphore::new(join::JOINS_MAX)),
         });
-        tokio::spawn(accept::run(inner.clone()));
+        carrier.spawn(accept::run(inner.clone()));
         Ok(Self { inner })
     }
 

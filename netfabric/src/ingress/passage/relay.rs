@@ -63,16 +63,17 @@ pub(super) async fn relay(
         }
     });
     let ended = tokio::select! {
-        ended = both => ended,
-        () = moved.nothing_for(idle) => Err(io::ErrorKind::TimedOut.into()),
-        _ = phase.wait_for(|p| *p >= last) => Err(io::ErrorKind::Interrupted.into()),
+        ended = both => Some(ended),
+        () = moved.nothing_for(idle) => Some(Err(io::ErrorKind::TimedOut.into())),
+        _ = phase.wait_for(|p| *p >= last) => None,
     };
-    let ended = match client.socket().zip(server.socket()) {
-        Some(ends) if heritable && *phase.borrow() >= last && ended.is_err() => {
+    let ended = match (ended, client.socket().zip(server.socket())) {
+        (Some(ended), _) => ended,
+        (None, Some(ends)) if heritable => {
             let (there, back) = (there.held(), back.held());
             shared.sockets.bequeath(ends, &Held { there, back }, idle)
         }
-        _ => ended,
+        (None, _) => Err(io::ErrorKind::Interrupted.into()),
     };
     if ended.is_err() {
         client.cut();
