@@ -41,7 +41,7 @@ pub trait SocketStore: Send + Sync {
     fn forget(&self, name: &str);
 }
 
-/// A socket that the daemon before this one listened on.
+/// A socket of the daemon before this one.
 #[derive(Debug)]
 pub enum Handed {
     Tcp(TcpListener),
