@@ -1,6 +1,7 @@
 //! Takes connections in, checks who they are, and hands their streams to the handlers.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -13,7 +14,7 @@ use tracing::debug;
 use super::pool::Link;
 use super::{
     BEGINNING, BESIDE_MAX, HALF_OPEN_MAX, HANDSHAKE_DEADLINE, Handler, Inner, Kind, MeshStream,
-    REQUEST_DEADLINE, RETRY_ABOVE, WELCOME, code, join, liveness, lock,
+    REQUEST_DEADLINE, RETRY_ABOVE, WELCOME, YOUNG, code, join, liveness, lock,
 };
 use crate::identity::{ALPN_JOIN, ALPN_MESH, Peer};
 
@@ -142,13 +143,18 @@ async fn serve(
     };
     let (home, beside) = (inner.home.clone(), Beside::enter(&inner.beside, kind));
     drop(inner);
-    match beside {
-        Some(_counted) => serving.await,
-        None => drop(home.spawn(serving)),
+    let Some(young) = beside else {
+        drop(home.spawn(serving));
+        return;
+    };
+    let mut serving = pin!(serving);
+    if timeout(YOUNG, &mut serving).await.is_err() {
+        drop(young);
+        serving.await;
     }
 }
 
-/// One that is served beside its connection, as long as it is held.
+/// One that has just begun to be served beside its connection, as long as it is held.
 struct Beside(Arc<AtomicUsize>);
 
 impl Beside {

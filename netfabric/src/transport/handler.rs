@@ -60,9 +60,9 @@ impl Kind {
         }
     }
 
-    /// Whether streams of this kind are short work that waits for no disk.
+    /// Whether streams of this kind are mostly short, and wait for no disk.
     pub(super) const fn is_light(self) -> bool {
-        matches!(self, Self::Proxy | Self::Passage | Self::Doubt)
+        matches!(self, Self::Proxy | Self::Doubt)
     }
 
     /// What keeps the cluster together leaves first when a connection is full.

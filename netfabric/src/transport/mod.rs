@@ -53,9 +53,11 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 const BEGINNING: Duration = Duration::from_secs(10);
 /// Streams one peer may have open towards this node at once.
 const STREAMS_MAX: u32 = 1024;
-/// Requests served beside their connection at once. While that is fewer, the thread keeps up with them, or they wait
-/// for their instance; the next ones are served by whichever thread is free.
+/// Requests that began to be served beside their connection a moment ago. While that is fewer, the thread keeps up
+/// with them; the next ones are served by whichever thread is free.
 const BESIDE_MAX: usize = 64;
+/// Which that is; who takes longer mostly waits.
+const YOUNG: Duration = Duration::from_millis(10);
 /// Handshakes in progress; more are refused.
 const HALF_OPEN_MAX: usize = 256;
 /// With more handshakes than this in progress, newcomers must first prove their address.
@@ -113,7 +115,7 @@ struct Inner {
     carrier: Handle,
     /// Where streams are served that are not served beside their connection.
     home: Handle,
-    /// How many are.
+    /// How many began a moment ago to be served beside theirs.
     beside: Arc<AtomicUsize>,
     local: SocketAddr,
     identity: Arc<Identity>,
