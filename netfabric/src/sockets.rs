@@ -382,7 +382,45 @@ fn name(udp: bool, addr: SocketAddr) -> String {
 }
 
 #[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    /// Keeps copies of what it is given, as a supervisor does.
+    #[derive(Clone, Default)]
+    pub struct Kept(pub Arc<Mutex<Vec<(String, OwnedFd)>>>);
+
+    impl SocketStore for Kept {
+        fn keep(&self, name: &str, socket: BorrowedFd<'_>) {
+            let copy = socket.try_clone_to_owned().unwrap();
+            lock(&self.0).push((name.to_owned(), copy));
+        }
+
+        fn forget(&self, name: &str) {
+            lock(&self.0).retain(|(kept, _)| kept != name);
+        }
+    }
+
+    impl Kept {
+        /// What the next daemon gets, which leaves things here as well.
+        pub fn sockets(&self) -> Sockets {
+            let kept = lock(&self.0);
+            let handed = kept.iter().map(|(name, socket)| {
+                let copy = socket.try_clone().unwrap();
+                match name.split_once('-') {
+                    Some(("tcp", _)) => Handed::Tcp(copy.into()),
+                    Some(("udp", _)) => Handed::Udp(copy.into()),
+                    _ if Handed::is_part(name) => Handed::Part(name.clone(), copy),
+                    _ => Handed::Idle(copy.into()),
+                }
+            });
+            Sockets::new(handed.collect(), Some(Box::new(self.clone())))
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
+    use super::testing::Kept;
     use super::*;
 
     #[derive(Default)]
@@ -437,27 +475,13 @@ mod tests {
         assert_eq!(*lock(&book.0), told);
     }
 
-    /// One that keeps what it is given.
-    #[derive(Default)]
-    struct Shelf(Mutex<Vec<(String, OwnedFd)>>);
-
-    impl SocketStore for Arc<Shelf> {
-        fn keep(&self, name: &str, socket: BorrowedFd<'_>) {
-            lock(&self.0).push((name.to_owned(), socket.try_clone_to_owned().unwrap()));
-        }
-
-        fn forget(&self, name: &str) {
-            lock(&self.0).retain(|(kept, _)| kept != name);
-        }
-    }
-
     #[test]
     fn a_connection_carried_unread_is_left_in_parts_and_found_whole() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let connect = || TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let port = |stream: &TcpStream| stream.local_addr().unwrap().port();
-        let shelf = Arc::<Shelf>::default();
-        let sockets = |handed| Sockets::new(handed, Some(Box::new(shelf.clone())));
+        let kept = Kept::default();
+        let leaving = kept.sockets();
         let (idle, held) = (Duration::from_secs(90), |there: &[u8], back: &[u8]| Held {
             there: there.to_vec(),
             back: back.to_vec(),
@@ -468,20 +492,16 @@ mod tests {
         ];
         for (client, server, held) in &left {
             let ends = (client.as_fd(), server.as_fd());
-            sockets(vec![]).bequeath(ends, held, idle).unwrap();
+            leaving.bequeath(ends, held, idle).unwrap();
         }
         let broken = format!("{CARRIED}-5-another-{SERVER}");
-        shelf.keep(&broken, connect().as_fd());
+        kept.keep(&broken, connect().as_fd());
         // In whatever order they come.
-        let kept = lock(&shelf.0);
-        let copies = kept.iter().rev();
-        let copies = copies.map(|(name, fd)| (name.clone(), fd.try_clone().unwrap()));
-        let parts = copies.map(|(name, fd)| Handed::Part(name, fd)).collect();
-        drop(kept);
+        lock(&kept.0).reverse();
 
-        let next = sockets(parts);
+        let next = kept.sockets();
         let mut carried = next.carried();
-        assert!(next.carried().is_empty() && lock(&shelf.0).is_empty());
+        assert!(next.carried().is_empty() && lock(&kept.0).is_empty());
         carried.sort_by_key(|carried| port(&carried.client) != port(&left[0].0));
         assert_eq!(carried.len(), left.len());
         for (found, (client, server, held)) in carried.iter().zip(&left) {

@@ -466,7 +466,7 @@ impl Ingress {
         }
         shared.phase.send_replace(Phase::Parting);
         if timeout(LEAVE, passages.inherited()).await.is_err() {
-            tracing::info!("cutting off connections whose bytes nobody takes");
+            tracing::info!("cutting off connections that were not left in time");
         }
         shared.phase.send_replace(Phase::Closed);
         let last_words = join_all(self.http3.iter().map(quinn::Endpoint::wait_idle));

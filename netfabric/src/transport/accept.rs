@@ -95,9 +95,9 @@ pub(super) fn keep(
     let link = Arc::new(Link::new(conn, peer, dialled));
     lock(&inner.pool).add(link.clone());
     let (inner, served) = (inner.clone(), link.clone());
-    let carrier = inner.carrier.clone();
-    carrier.spawn(liveness::watch(link.clone(), inner.silences.clone()));
-    carrier.spawn(async move {
+    let runtime = inner.runtime.clone();
+    runtime.spawn(liveness::watch(link.clone(), inner.silences.clone()));
+    runtime.spawn(async move {
         // At most STREAMS_MAX of these are open at once: QUIC itself holds the peer to it.
         while let Ok(stream) = served.conn.accept_bi().await {
             tokio::spawn(serve(inner.clone(), served.clone(), stream));

@@ -36,7 +36,7 @@ const SOCKET_BUFFER: usize = 2 * 1024 * 1024;
 pub(super) fn open(
     listen: SocketAddr,
     identity: &Identity,
-    carrier: Handle,
+    runtime: Handle,
 ) -> Result<(quinn::Endpoint, quinn::ClientConfig), TransportError> {
     let bind_error = |source| TransportError::Bind {
         addr: listen,
@@ -49,7 +49,7 @@ pub(super) fn open(
         .transport_config(transport.clone())
         .max_incoming(super::HALF_OPEN_MAX);
     let socket = socket(listen).map_err(bind_error)?;
-    let runtime = Arc::new(Carrier(carrier));
+    let runtime = Arc::new(On(runtime));
     let reset = hmac::Key::new(hmac::HMAC_SHA256, &identity.derive("quic stateless reset"));
     let config = endpoint_config(reset);
     let endpoint =
@@ -62,9 +62,9 @@ pub(super) fn open(
 
 /// The runtime that drives connections, whoever uses them.
 #[derive(Debug)]
-struct Carrier(Handle);
+struct On(Handle);
 
-impl Runtime for Carrier {
+impl Runtime for On {
     fn new_timer(&self, at: Instant) -> Pin<Box<dyn AsyncTimer>> {
         let _inside = self.0.enter();
         TokioRuntime.new_timer(at)

@@ -3,8 +3,8 @@
 //! and addresses; it does not know what the streams carry.
 
 mod accept;
+mod apart;
 mod calls;
-mod carrier;
 mod endpoint;
 mod error;
 mod handler;
@@ -30,10 +30,10 @@ use tokio::sync::{Semaphore, broadcast, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::identity::Identity;
+use apart::Apart;
 use join::JoinHandler;
 use pool::{Link, Pool};
 
-pub use carrier::Carrier;
 pub(crate) use endpoint::{bound as udp_socket, endpoint_config};
 pub use error::TransportError;
 pub use handler::{Admit, Handler, Kind};
@@ -112,7 +112,9 @@ pub struct Mesh {
 struct Inner {
     endpoint: quinn::Endpoint,
     client: quinn::ClientConfig,
-    carrier: Handle,
+    /// What drives the connections.
+    runtime: Handle,
+    _apart: Option<Apart>,
     /// Where streams are served that are not served beside their connection.
     home: Handle,
     /// How many began a moment ago to be served beside theirs.
@@ -161,18 +163,29 @@ impl Mesh {
         identity: Arc<Identity>,
         admit: Arc<dyn Admit>,
     ) -> Result<Self, TransportError> {
-        Self::bind_on(&Handle::current(), listen, identity, admit)
+        Self::bind_on(Handle::current(), None, (listen, identity, admit))
     }
 
-    /// The same with a runtime that drives the connections, and serves peers' requests: where that has one thread
-    /// ([`Carrier`]), a request changes threads no more often than it has to. The one this is called in has the rest.
-    pub fn bind_on(
-        carrier: &Handle,
+    /// The same with a thread of its own that drives the connections and serves peers' requests, so that one changes
+    /// threads no more often than it has to. The runtime this is called in has the rest.
+    pub fn bind_apart(
         listen: SocketAddr,
         identity: Arc<Identity>,
         admit: Arc<dyn Admit>,
     ) -> Result<Self, TransportError> {
-        let (endpoint, client) = endpoint::open(listen, &identity, carrier.clone())?;
+        let apart = Apart::start().map_err(|source| TransportError::Bind {
+            addr: listen,
+            source: Arc::new(source),
+        })?;
+        Self::bind_on(apart.handle(), Some(apart), (listen, identity, admit))
+    }
+
+    fn bind_on(
+        runtime: Handle,
+        apart: Option<Apart>,
+        (listen, identity, admit): (SocketAddr, Arc<Identity>, Arc<dyn Admit>),
+    ) -> Result<Self, TransportError> {
+        let (endpoint, client) = endpoint::open(listen, &identity, runtime.clone())?;
         let local = endpoint
             .local_addr()
             .map_err(|source| TransportError::Bind {
@@ -182,7 +195,8 @@ impl Mesh {
         let inner = Arc::new(Inner {
             endpoint,
             client,
-            carrier: carrier.clone(),
+            runtime,
+            _apart: apart,
             home: Handle::current(),
             beside: Arc::default(),
             local: canonical(local),
@@ -196,7 +210,7 @@ impl Mesh {
             join_connections: Arc::new(Semaphore::new(join::CONNECTIONS_MAX)),
             joins: Arc::new(Semaphore::new(join::JOINS_MAX)),
         });
-        carrier.spawn(accept::run(inner.clone()));
+        inner.runtime.spawn(accept::run(inner.clone()));
         Ok(Self { inner })
     }
 

@@ -18,7 +18,7 @@ use netfabric::identity::{Authority, Identity, Vault};
 use netfabric::ingress::{Ingress, IngressDeps, Local};
 use netfabric::sockets::Sockets;
 use netfabric::tls::{Shelf, Tickets};
-use netfabric::transport::{Carrier, Kind, Mesh};
+use netfabric::transport::{Kind, Mesh};
 use scheduler::fleet::Fleet;
 use scheduler::model::{Demand, NodeId};
 use scheduler::registry::{ClusterMeta, State};
@@ -122,8 +122,6 @@ struct App {
     data: PathBuf,
     me: NodeId,
     mesh: Mesh,
-    /// Its thread.
-    _carrier: Carrier,
     registry: Registry,
     gossip: Gossip,
     fleet: watch::Receiver<Arc<Fleet>>,
@@ -164,7 +162,8 @@ impl App {
         let mesh_address = advertised(&config)?;
         let (known, admitted) = watch::channel(Arc::new(State::default()));
         let enrolled = Arc::new(Enrolled(admitted.clone()));
-        let (carrier, mesh) = open_mesh(&config, &identity, enrolled.clone())?;
+        let mesh = Mesh::bind_apart(config.mesh.listen, identity.clone(), enrolled.clone())?;
+        mesh.begins(true);
         let (fleet_in, fleet) = watch::channel(Arc::new(nobody(me)));
         let known_at = (fleet.clone(), admitted.clone());
         let registry =
@@ -244,7 +243,6 @@ impl App {
             data,
             me,
             mesh,
-            _carrier: carrier,
             registry,
             gossip,
             fleet,
@@ -483,19 +481,6 @@ fn images_wanted(agent: &Agent, registry: &Registry) -> WantedFn {
 }
 
 /// The node's images, which go to peers and come from them.
-/// The mesh on a thread of its own; streams that nobody serves yet wait.
-fn open_mesh(
-    config: &Config,
-    identity: &Arc<Identity>,
-    enrolled: Arc<Enrolled>,
-) -> Result<(Carrier, Mesh)> {
-    let carrier = Carrier::start().context("a thread for the mesh")?;
-    let listen = config.mesh.listen;
-    let mesh = Mesh::bind_on(carrier.handle(), listen, identity.clone(), enrolled)?;
-    mesh.begins(true);
-    Ok((carrier, mesh))
-}
-
 fn open_images(
     config: &Config,
     data: &Path,

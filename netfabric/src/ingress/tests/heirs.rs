@@ -2,9 +2,8 @@
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use scheduler::model::{InstanceId, ListenProtocol};
@@ -16,40 +15,9 @@ use tokio::time::timeout;
 
 use super::passage::{PATIENCE, connect, listening};
 use super::world::{Deployed, World, eventually};
-use crate::sockets::{Handed, SocketStore, Sockets};
+use crate::sockets::testing::Kept;
 
 const GRACE: Duration = Duration::from_secs(10);
-
-/// A supervisor.
-#[derive(Clone, Default)]
-struct Kept(Arc<Mutex<Vec<(String, OwnedFd)>>>);
-
-impl SocketStore for Kept {
-    fn keep(&self, name: &str, socket: BorrowedFd<'_>) {
-        let copy = socket.try_clone_to_owned().unwrap();
-        self.0.lock().unwrap().push((name.to_owned(), copy));
-    }
-
-    fn forget(&self, name: &str) {
-        self.0.lock().unwrap().retain(|(n, _)| n != name);
-    }
-}
-
-impl Kept {
-    fn sockets(&self) -> Sockets {
-        let kept = self.0.lock().unwrap();
-        let handed = kept.iter().map(|(name, socket)| {
-            let copy = socket.try_clone().unwrap();
-            match name.split_once('-') {
-                Some(("tcp", _)) => Handed::Tcp(copy.into()),
-                Some(("udp", _)) => Handed::Udp(copy.into()),
-                _ if Handed::is_part(name) => Handed::Part(name.clone(), copy),
-                _ => Handed::Idle(copy.into()),
-            }
-        });
-        Sockets::new(handed.collect(), Some(Box::new(self.clone())))
-    }
-}
 
 /// Says again what it hears, until nothing more comes.
 async fn echo() -> SocketAddr {
@@ -129,26 +97,56 @@ async fn a_connection_goes_on_with_every_byte_while_daemons_come_and_go() {
     assert_eq!(world.starter.starts(), 0);
 }
 
+/// A daemon that carries a connection, and what the next one begins with.
+struct Leaves(World, Next);
+
+struct Next {
+    kept: Kept,
+    deployed: Deployed,
+    instance: SocketAddr,
+}
+
+impl Leaves {
+    async fn stop(self) -> Next {
+        assert!(self.0.ingress().stop(GRACE).await);
+        self.1
+    }
+}
+
+impl Next {
+    async fn start(&self) -> World {
+        one(&self.kept, &self.deployed, self.instance).await
+    }
+}
+
+/// It, the client's end of the connection, and the instance's.
+async fn carried() -> (Leaves, TcpStream, TcpStream) {
+    let (deployed, door) = listening(ListenProtocol::Tcp).await;
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let next = Next {
+        kept: Kept::default(),
+        deployed,
+        instance: server.local_addr().unwrap(),
+    };
+    let world = next.start().await;
+    let client = connect(door).await;
+    let (inside, _) = timeout(PATIENCE, server.accept()).await.unwrap().unwrap();
+    (Leaves(world, next), client, inside)
+}
+
 /// One half ended under the daemon before, the other while there was none.
 #[tokio::test]
 async fn what_ended_meanwhile_ends_in_order() {
-    let (deployed, door) = listening(ListenProtocol::Tcp).await;
-    let kept = Kept::default();
-    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let instance = server.local_addr().unwrap();
-    let world = one(&kept, &deployed, instance).await;
-    let mut client = connect(door).await;
-    let (mut inside, _) = timeout(PATIENCE, server.accept()).await.unwrap().unwrap();
+    let (leaves, mut client, mut inside) = carried().await;
     client.write_all(b"question").await.unwrap();
     client.shutdown().await.unwrap();
     let mut asked = Vec::new();
     let read = timeout(PATIENCE, inside.read_to_end(&mut asked)).await;
     read.expect("the end of it").unwrap();
-    assert!(world.ingress().stop(GRACE).await);
-    drop(world);
+    let next = leaves.stop().await;
     inside.write_all(b"answer").await.unwrap();
     drop(inside);
-    let _next = one(&kept, &deployed, instance).await;
+    let _world = next.start().await;
     let mut heard = String::new();
     let read = timeout(PATIENCE, client.read_to_string(&mut heard)).await;
     read.expect("an end").unwrap();
@@ -157,18 +155,10 @@ async fn what_ended_meanwhile_ends_in_order() {
 
 #[tokio::test]
 async fn what_nobody_took_yet_is_handed_on() {
-    let (deployed, door) = listening(ListenProtocol::Tcp).await;
-    let kept = Kept::default();
-    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let instance = server.local_addr().unwrap();
-    let world = one(&kept, &deployed, instance).await;
-    let mut client = connect(door).await;
-    let (mut inside, _) = timeout(PATIENCE, server.accept()).await.unwrap().unwrap();
+    let (leaves, mut client, mut inside) = carried().await;
     // Until no buffer on the way has room, in either direction.
     let (asked, answered) = (fill(&mut client).await, fill(&mut inside).await);
-    assert!(world.ingress().stop(GRACE).await);
-    drop(world);
-    let _next = one(&kept, &deployed, instance).await;
+    let _world = leaves.stop().await.start().await;
     client.shutdown().await.unwrap();
     inside.shutdown().await.unwrap();
     let both = tokio::join!(read_all(&mut inside), read_all(&mut client));

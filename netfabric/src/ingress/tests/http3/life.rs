@@ -1,9 +1,9 @@
 //! The end of a door, and the next one at its socket.
 
-use std::net::{SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use h3::error::Code;
@@ -12,7 +12,8 @@ use quinn::ConnectionError;
 use super::super::super::{Ingress, IngressConfig, IngressDeps};
 use super::super::world::{Deployed, World, eventually};
 use super::{Client, WEB, ask, door, on, quic, read, world};
-use crate::sockets::{Handed, SocketStore, Sockets};
+use crate::sockets::Sockets;
+use crate::sockets::testing::Kept;
 
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -122,36 +123,6 @@ async fn stopping_cuts_off_what_outlasts_the_grace() {
     eventually("the instance is free", || inside(0)).await;
 }
 
-/// Keeps copies of what it is given, as a supervisor does.
-#[derive(Default)]
-struct Keeper(Mutex<Vec<(String, OwnedFd)>>);
-
-impl SocketStore for Arc<Keeper> {
-    fn keep(&self, name: &str, socket: BorrowedFd<'_>) {
-        let copy = socket.try_clone_to_owned().unwrap();
-        self.0.lock().unwrap().push((name.to_owned(), copy));
-    }
-
-    fn forget(&self, name: &str) {
-        self.0.lock().unwrap().retain(|(kept, _)| kept != name);
-    }
-}
-
-impl Keeper {
-    fn hand_over(&self) -> Vec<Handed> {
-        let kept = self.0.lock().unwrap();
-        let copies = kept.iter().map(|(name, fd)| {
-            let copy = fd.try_clone().unwrap();
-            if name.starts_with("udp") {
-                Handed::Udp(UdpSocket::from(copy))
-            } else {
-                Handed::Tcp(TcpListener::from(copy))
-            }
-        });
-        copies.collect()
-    }
-}
-
 fn start(world: &World, at: SocketAddr, sockets: Sockets) -> Option<Ingress> {
     let node = &world.nodes[0];
     let mut config = IngressConfig {
@@ -180,23 +151,23 @@ async fn who_comes_between_two_daemons_is_served_by_the_next() {
     let (world, cert) = world(Deployed::default()).await;
     let _app = world.run(1, "a").await;
     // A port that is free for TCP may be somebody's for UDP.
-    let (first, keeper) = (0..10)
+    let (first, kept) = (0..10)
         .find_map(|_| {
-            let keeper = Arc::<Keeper>::default();
-            let sockets = Sockets::new(vec![], Some(Box::new(keeper.clone())));
-            let started = start(&world, "127.0.0.1:0".parse().unwrap(), sockets);
-            started.map(|ingress| (ingress, keeper))
+            let kept = Kept::default();
+            let started = start(&world, "127.0.0.1:0".parse().unwrap(), kept.sockets());
+            started.map(|ingress| (ingress, kept))
         })
         .unwrap();
     let at = first.tls_addrs()[0];
     assert_eq!(Client::at(at, &cert).await.get("/").await.body, "a");
-    let handed = keeper.hand_over();
-    assert!(handed.iter().any(|socket| matches!(socket, Handed::Udp(_))));
+    let handed = kept.sockets();
+    let is_udp = |(name, _): &(String, OwnedFd)| name.starts_with("udp-");
+    assert!(kept.0.lock().unwrap().iter().any(is_udp));
     assert!(first.stop(GRACE).await);
     drop(first);
     // Nobody reads what it says, until somebody does.
     let waiting = tokio::spawn(async move { Client::at(at, &cert).await.get("/").await });
-    let next = start(&world, at, Sockets::new(handed, None)).unwrap();
+    let next = start(&world, at, handed).unwrap();
     assert_eq!(waiting.await.unwrap().body, "a");
     assert_eq!(next.tls_addrs(), [at]);
     next.stop(GRACE).await;

@@ -5,16 +5,16 @@ use std::io;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
-/// One thread with a runtime that drives connections ([`super::Mesh::bind_on`]), until this is dropped.
-pub struct Carrier {
+/// One thread with a runtime, until this is dropped.
+pub(super) struct Apart {
     handle: Handle,
     _ends: oneshot::Sender<()>,
 }
 
-impl Carrier {
+impl Apart {
     /// # Errors
     /// The system gives no thread, or no poller for it.
-    pub fn start() -> io::Result<Self> {
+    pub(super) fn start() -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
         let (ends, ended) = oneshot::channel();
@@ -30,8 +30,7 @@ impl Carrier {
         })
     }
 
-    #[must_use]
-    pub fn handle(&self) -> &Handle {
-        &self.handle
+    pub(super) fn handle(&self) -> Handle {
+        self.handle.clone()
     }
 }
