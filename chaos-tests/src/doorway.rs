@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use netfabric::ingress::{
-    Callers, Conduit, Ingress, IngressConfig, IngressDeps, Local, PeerLink, Starter, Stream,
+    Callers, Conduit, Ingress, IngressConfig, IngressDeps, Local, PeerLink, PeerStream, Starter,
 };
 use netfabric::wire::peer::{StartRefusal, StartRequest, Started};
 use scheduler::fleet::Fleet;
@@ -34,11 +34,11 @@ struct Alone;
 
 #[async_trait]
 impl PeerLink for Alone {
-    fn open_now(&self, _: NodeId) -> Option<Box<dyn Stream>> {
+    fn open_now(&self, _: NodeId) -> Option<Box<dyn PeerStream>> {
         None
     }
 
-    async fn open(&self, _: NodeId, _: Duration) -> io::Result<Box<dyn Stream>> {
+    async fn open(&self, _: NodeId, _: Duration) -> io::Result<Box<dyn PeerStream>> {
         Err(io::ErrorKind::HostUnreachable.into())
     }
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::FutureExt as _;
 use netfabric::gossip::Trust;
-use netfabric::ingress::{Callers, Conduit, PeerDoor, PeerLink, Stream};
-use netfabric::transport::{Admit, Handler, Kind, Mesh, MeshStream, TransportError};
+use netfabric::ingress::{Callers, Conduit, PeerDoor, PeerLink, PeerStream};
+use netfabric::transport::{Admit, Branch, Handler, Kind, Mesh, MeshStream, TransportError};
 use scheduler::fleet::{Fleet, Member, Word};
 use scheduler::model::{NodeId, Role, ServiceKey};
 use scheduler::registry::State;
@@ -115,12 +115,25 @@ pub struct DoorLink(pub Mesh);
 
 #[async_trait]
 impl PeerLink for DoorLink {
-    fn open_now(&self, node: NodeId) -> Option<Box<dyn Stream>> {
+    fn open_now(&self, node: NodeId) -> Option<Box<dyn PeerStream>> {
         let stream = self.0.open_now(node, Kind::Proxy)?;
         Some(Box::new(stream))
     }
 
-    async fn open(&self, node: NodeId, deadline: Duration) -> io::Result<Box<dyn Stream>> {
+    fn branch(&self) -> Option<Arc<dyn PeerLink>> {
+        match self.0.branch() {
+            Ok(branch) => Some(Arc::new(DoorBranch {
+                trunk: Self(self.0.clone()),
+                branch,
+            })),
+            Err(error) => {
+                tracing::warn!(%error, "a worker of the door has no connections of its own to other nodes");
+                None
+            }
+        }
+    }
+
+    async fn open(&self, node: NodeId, deadline: Duration) -> io::Result<Box<dyn PeerStream>> {
         match self.0.open(node, Kind::Proxy, deadline).await {
             Ok(stream) => Ok(Box::new(stream)),
             Err(error) => Err(io::Error::other(error)),
@@ -132,6 +145,32 @@ impl PeerLink for DoorLink {
             Ok(stream) => Ok(Box::new(stream)),
             Err(error) => Err(io::Error::other(error)),
         }
+    }
+}
+
+/// The same of one of the door's workers.
+struct DoorBranch {
+    trunk: DoorLink,
+    branch: Arc<Branch>,
+}
+
+#[async_trait]
+impl PeerLink for DoorBranch {
+    fn open_now(&self, node: NodeId) -> Option<Box<dyn PeerStream>> {
+        let stream = self.branch.open_now(node, Kind::Proxy)?;
+        Some(Box::new(stream))
+    }
+
+    async fn open(&self, node: NodeId, deadline: Duration) -> io::Result<Box<dyn PeerStream>> {
+        self.trunk.open(node, deadline).await
+    }
+
+    async fn open_passage(&self, node: NodeId, deadline: Duration) -> io::Result<Box<dyn Conduit>> {
+        self.trunk.open_passage(node, deadline).await
+    }
+
+    async fn close(&self) {
+        self.branch.close().await;
     }
 }
 

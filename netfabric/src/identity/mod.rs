@@ -22,7 +22,7 @@ use ring::signature::{ED25519, UnparsedPublicKey};
 pub use authority::{Authority, csr_public_key};
 pub use keys::NodeKeys;
 pub use node::Identity;
-pub use tls::{ALPN_JOIN, ALPN_MESH, MESH_NAME, Peer, ca_hash, join_client_config};
+pub use tls::{ALPN_BRANCH, ALPN_JOIN, ALPN_MESH, MESH_NAME, Peer, ca_hash, join_client_config};
 pub use token::{JoinToken, TokenError};
 pub use vault::{Label, Plain, Vault};
 

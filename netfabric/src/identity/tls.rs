@@ -18,6 +18,8 @@ use super::{IdentityError, authority, sha256_hex};
 
 /// Between nodes: both sides show certificates of the cluster's CA.
 pub const ALPN_MESH: &[u8] = b"selvedge/1";
+/// On a connection that only the one who dials opens streams on.
+pub const ALPN_BRANCH: &[u8] = b"selvedge-branch/1";
 /// For a node that joins: only the server shows a certificate.
 pub const ALPN_JOIN: &[u8] = b"selvedge-join/1";
 /// Every node's certificate is good for this name; the node's own number is checked on top.
@@ -156,7 +158,9 @@ pub(super) fn server_config(
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain, key)?;
-    config.alpn_protocols = vec![ALPN_MESH.to_vec(), ALPN_JOIN.to_vec()];
+    config.alpn_protocols = [ALPN_MESH, ALPN_BRANCH, ALPN_JOIN]
+        .map(<[u8]>::to_vec)
+        .into();
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(config)

@@ -57,8 +57,8 @@ mod workers;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -87,7 +87,7 @@ pub use ledger::Bill;
 pub use local::{Guard, Local, Served};
 pub use peer_door::{PeerDoor, Place};
 pub use problem::{CODES, Code};
-pub use stream::{Conduit, Stream};
+pub use stream::{Conduit, PeerStream, Stream};
 
 use door::Phase;
 use workers::Listeners;
@@ -109,10 +109,19 @@ const LEAVE: Duration = Duration::from_secs(1);
 #[async_trait]
 pub trait PeerLink: Send + Sync {
     /// A stream to the node's [`PeerDoor`], when one is to be had without waiting.
-    fn open_now(&self, node: NodeId) -> Option<Box<dyn Stream>>;
+    fn open_now(&self, node: NodeId) -> Option<Box<dyn PeerStream>>;
+
+    /// A link of its own for a worker of the door, which the runtime that this is called in drives. `None` where all
+    /// share this one.
+    fn branch(&self) -> Option<Arc<dyn PeerLink>> {
+        None
+    }
+
+    /// Ends what a branch has brought up, when its runtime is about to end.
+    async fn close(&self) {}
 
     /// Opens a stream to the node's [`PeerDoor`], within `deadline`.
-    async fn open(&self, node: NodeId, deadline: Duration) -> io::Result<Box<dyn Stream>>;
+    async fn open(&self, node: NodeId, deadline: Duration) -> io::Result<Box<dyn PeerStream>>;
 
     /// Opens a stream that is served by [`PeerDoor::pass`] there.
     async fn open_passage(&self, node: NodeId, deadline: Duration) -> io::Result<Box<dyn Conduit>>;
@@ -226,6 +235,8 @@ struct Shared {
     fleet: watch::Receiver<Arc<Fleet>>,
     registry: watch::Receiver<Arc<State>>,
     link: Arc<dyn PeerLink>,
+    /// Workers' own, by their numbers.
+    branches: Box<[OnceLock<Arc<dyn PeerLink>>]>,
     starter: Arc<dyn Starter>,
     callers: Arc<dyn Callers>,
     /// The daemon's own, for what is not the workers'.
@@ -266,6 +277,12 @@ impl Shared {
     fn me(&self) -> NodeId {
         self.routes.load().me
     }
+
+    /// What leads from this thread to other nodes.
+    fn link(&self) -> &Arc<dyn PeerLink> {
+        let own = self.branches.get(workers::here());
+        own.and_then(OnceLock::get).unwrap_or(&self.link)
+    }
 }
 
 impl Ingress {
@@ -304,6 +321,7 @@ impl Ingress {
             fleet: deps.fleet,
             registry: deps.registry,
             link: deps.link,
+            branches: (0..workers::parts()).map(|_| OnceLock::new()).collect(),
             starter: deps.starter,
             callers: deps.callers,
             runtime: Handle::current(),

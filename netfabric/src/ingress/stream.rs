@@ -17,6 +17,18 @@ use crate::transport::MeshStream;
 pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
+/// A stream to another node's door, for one request.
+pub trait PeerStream: Stream {
+    /// The answer has come whole, and nobody needs the stream any more.
+    fn answered(self: Box<Self>);
+}
+
+impl PeerStream for MeshStream {
+    fn answered(self: Box<Self>) {
+        self.put_by();
+    }
+}
+
 /// A stream whose end can be told from its breaking off: what is cut short must not look whole.
 pub trait Conduit: Stream {
     /// Breaks it off, both ways; the other end sees a reset.

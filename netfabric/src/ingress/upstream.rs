@@ -26,7 +26,7 @@ use super::headers::{
 use super::introduced;
 use super::local::{Guard, Slot};
 use super::problem::{Code, Problem};
-use super::stream::Stream;
+use super::stream::{PeerStream, Stream};
 
 /// An instance is one bridge away: what does not connect within the first of these found its line of
 /// connections to accept full, and the kernel would ask again only after a second. Programs take as few as
@@ -258,8 +258,8 @@ pub(super) async fn there(
 }
 
 /// What a first stream brings up (the connection, its driver) must outlive this worker's request.
-async fn open(shared: &Shared, node: NodeId) -> Result<Box<dyn Stream>, Trip> {
-    if let Some(stream) = shared.link.open_now(node) {
+async fn open(shared: &Shared, node: NodeId) -> Result<Box<dyn PeerStream>, Trip> {
+    if let Some(stream) = shared.link().open_now(node) {
         return Ok(stream);
     }
     let link = Arc::clone(&shared.link);

@@ -1,8 +1,8 @@
 //! The door's threads: one for each core, each with a runtime and listening sockets of its own. A
 //! connection stays with one worker, the one that accepted it or, where that has more than another,
 //! the one with the fewest; and so does all that its requests touch:
-//! connections to instances, counts, the lines of the ledger. What is not a warm request's affair
-//! (lanes, starts, streams to other nodes) runs on the daemon's runtime.
+//! connections to instances and to nodes, counts, the lines of the ledger. What is not a warm request's affair
+//! (lanes, starts, a first stream to another node) runs on the daemon's runtime.
 
 use std::cell::Cell;
 use std::io;
@@ -279,6 +279,11 @@ async fn run(
     mut inbox: mpsc::Receiver<Arrived>,
 ) {
     let mut phase = shared.phase.subscribe();
+    let branch = shared.link.branch();
+    if let Some(branch) = &branch {
+        // Nobody else sets it: the number is this thread's.
+        let _ = shared.branches[here()].set(Arc::clone(branch));
+    }
     for (socket, secure) in sockets {
         match TcpListener::from_std(socket) {
             Ok(listener) => {
@@ -293,13 +298,16 @@ async fn run(
     loop {
         let arrived = tokio::select! {
             arrived = inbox.recv() => arrived,
-            _ = phase.wait_for(|p| *p == Phase::Closed) => return,
+            _ = phase.wait_for(|p| *p == Phase::Closed) => None,
         };
         let Some(arrived) = arrived else {
-            return;
+            break;
         };
         let aboard = Aboard::counted(&shared);
         tokio::spawn(door::greet(arrived, aboard));
+    }
+    if let Some(branch) = branch {
+        branch.close().await;
     }
 }
 

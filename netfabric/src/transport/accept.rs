@@ -1,9 +1,8 @@
 //! Takes connections in, checks who they are, and hands their streams to the handlers.
 
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use quinn::crypto::rustls::HandshakeData;
 use rustls_pki_types::CertificateDer;
@@ -13,10 +12,10 @@ use tracing::debug;
 
 use super::pool::Link;
 use super::{
-    BEGINNING, BESIDE_MAX, HALF_OPEN_MAX, HANDSHAKE_DEADLINE, Handler, Inner, Kind, MeshStream,
-    REQUEST_DEADLINE, RETRY_ABOVE, WELCOME, YOUNG, code, join, liveness, lock,
+    BEGINNING, HALF_OPEN_MAX, HANDSHAKE_DEADLINE, Handler, Inner, Kind, MeshStream,
+    REQUEST_DEADLINE, RETRY_ABOVE, WELCOME, code, endpoint, join, liveness, lock,
 };
-use crate::identity::{ALPN_JOIN, ALPN_MESH, Peer};
+use crate::identity::{ALPN_BRANCH, ALPN_JOIN, ALPN_MESH, Identity, Peer};
 
 /// Accepts until the endpoint is closed.
 pub(super) async fn run(inner: Arc<Inner>) {
@@ -41,7 +40,19 @@ pub(super) async fn run(inner: Arc<Inner>) {
             };
             drop(permit);
             match protocol(&conn).as_deref() {
-                Some(ALPN_MESH) => take_in(&inner, conn).await,
+                Some(ALPN_MESH) => {
+                    if let Some(peer) = take_in(&inner, &conn).await {
+                        keep(&inner, conn, peer, None);
+                    }
+                }
+                Some(ALPN_BRANCH) => {
+                    if let Some(peer) = take_in(&inner, &conn).await {
+                        conn.set_receive_window(endpoint::BRANCH_WINDOW);
+                        let link = Arc::new(Link::new(conn, peer, None));
+                        lock(&inner.pool).add_branch(link.clone());
+                        serve_all(inner, link).await;
+                    }
+                }
                 Some(ALPN_JOIN) => join::serve(&inner, conn).await,
                 _ => conn.close(code::NOT_ADMITTED, b"unknown protocol"),
             }
@@ -57,32 +68,29 @@ fn protocol(conn: &quinn::Connection) -> Option<Vec<u8>> {
 }
 
 /// Who the verified certificate says the peer is; nobody when it showed none.
-pub(super) fn peer_of(inner: &Inner, conn: &quinn::Connection) -> Option<Peer> {
+pub(super) fn peer_of(identity: &Identity, conn: &quinn::Connection) -> Option<Peer> {
     let chain = conn
         .peer_identity()?
         .downcast::<Vec<CertificateDer<'static>>>()
         .ok()?;
-    inner.identity.peer(chain.first()?).ok()
+    identity.peer(chain.first()?).ok()
 }
 
-async fn take_in(inner: &Arc<Inner>, conn: quinn::Connection) {
-    let peer = peer_of(inner, &conn).filter(|peer| inner.admit.admits(peer.node));
+/// The peer, once it has been told that it is admitted.
+async fn take_in(inner: &Inner, conn: &quinn::Connection) -> Option<Peer> {
+    let peer = peer_of(&inner.identity, conn).filter(|peer| inner.admit.admits(peer.node));
     let Some(peer) = peer else {
         debug!(remote = %conn.remote_address(), "a peer is not admitted");
         conn.close(code::NOT_ADMITTED, b"not admitted");
-        return;
+        return None;
     };
     let welcome = async {
         let mut stream = conn.open_uni().await?;
         stream.write_all(&[WELCOME]).await?;
         stream.shutdown().await
     };
-    if timeout(HANDSHAKE_DEADLINE, welcome)
-        .await
-        .is_ok_and(|result| result.is_ok())
-    {
-        keep(inner, conn, peer, None);
-    }
+    let told = timeout(HANDSHAKE_DEADLINE, welcome).await;
+    told.is_ok_and(|result| result.is_ok()).then_some(peer)
 }
 
 /// Puts a connection into the pool, and serves the peer's streams on it until it ends.
@@ -94,18 +102,20 @@ pub(super) fn keep(
 ) -> Arc<Link> {
     let link = Arc::new(Link::new(conn, peer, dialled));
     lock(&inner.pool).add(link.clone());
-    let (inner, served) = (inner.clone(), link.clone());
-    let runtime = inner.runtime.clone();
+    let runtime = &inner.runtime;
     runtime.spawn(liveness::watch(link.clone(), inner.silences.clone()));
-    runtime.spawn(async move {
-        // At most STREAMS_MAX of these are open at once: QUIC itself holds the peer to it.
-        while let Ok(stream) = served.conn.accept_bi().await {
-            tokio::spawn(serve(inner.clone(), served.clone(), stream));
-        }
-        lock(&inner.pool).remove(&served);
-        debug!(node = %served.peer.node, reason = ?served.conn.close_reason(), "connection ended");
-    });
+    runtime.spawn(serve_all(inner.clone(), link.clone()));
     link
+}
+
+/// Serves the streams that a peer opens on a connection, until it ends.
+async fn serve_all(inner: Arc<Inner>, link: Arc<Link>) {
+    // At most STREAMS_MAX of these are open at once: QUIC itself holds the peer to it.
+    while let Ok(stream) = link.conn.accept_bi().await {
+        tokio::spawn(serve(inner.clone(), link.clone(), stream));
+    }
+    lock(&inner.pool).remove(&link);
+    debug!(node = %link.peer.node, reason = ?link.conn.close_reason(), "connection ended");
 }
 
 /// Who serves streams of this kind, if anybody does or will before long.
@@ -141,32 +151,10 @@ async fn serve(
         let stream = MeshStream::new((send, recv), kind, link);
         handler.handle(node, stream).await;
     };
-    let (home, beside) = (inner.home.clone(), Beside::enter(&inner.beside, kind));
+    let (home, beside) = (inner.home.clone(), inner.beside.enter(kind, Instant::now()));
     drop(inner);
-    let Some(young) = beside else {
-        drop(home.spawn(serving));
-        return;
-    };
-    let mut serving = pin!(serving);
-    if timeout(YOUNG, &mut serving).await.is_err() {
-        drop(young);
-        serving.await;
-    }
-}
-
-/// One that has just begun to be served beside its connection, as long as it is held.
-struct Beside(Arc<AtomicUsize>);
-
-impl Beside {
-    fn enter(all: &Arc<AtomicUsize>, kind: Kind) -> Option<Self> {
-        let counted = Self(all.clone());
-        let others = all.fetch_add(1, Ordering::Relaxed);
-        (kind.is_light() && others < BESIDE_MAX).then_some(counted)
-    }
-}
-
-impl Drop for Beside {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+    match beside {
+        Some(_served) => serving.await,
+        None => drop(home.spawn(serving)),
     }
 }

@@ -12,17 +12,20 @@ use quinn::{
     EndpointConfig, IdleTimeout, Runtime, TokioRuntime, TransportConfig, VarInt,
 };
 use ring::hmac;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, Type};
 use tokio::runtime::Handle;
 
+use super::socket::Socket;
 use super::{IDLE_TIMEOUT, KEEP_ALIVE, STREAMS_MAX, TransportError};
-use crate::identity::{Identity, IdentityError};
+use crate::identity::{ALPN_BRANCH, Identity, IdentityError};
 
 /// What one stream may have in flight unread: 20 MB/s at 50 ms.
 const STREAM_WINDOW: u32 = 1024 * 1024;
 /// What all streams of a connection may have in flight unread. Far more than one stream's, so
 /// that slow readers of some streams do not stop the others.
 const CONNECTION_WINDOW: u32 = 512 * 1024 * 1024;
+/// The same of a connection that a peer's branch made, of which it may have many.
+pub(super) const BRANCH_WINDOW: VarInt = VarInt::from_u32(64 * 1024 * 1024);
 const SEND_WINDOW: u64 = 16 * 1024 * 1024;
 /// Packets a peer may receive before it must acknowledge them; fewer than a connection may send at its beginning, or
 /// it would wait for the delay of acknowledgements. The default of one has every second packet answered by one more.
@@ -54,10 +57,39 @@ pub(super) fn open(
     let config = endpoint_config(reset);
     let endpoint =
         quinn::Endpoint::new(config, Some(server), socket, runtime).map_err(bind_error)?;
-    let crypto = QuicClientConfig::try_from(identity.client_config()?).map_err(|_| no_suite())?;
+    Ok((endpoint, client(identity.client_config()?, transport)?))
+}
+
+/// The same for a branch of the mesh at `trunk`: it only dials, from any port, and nobody opens streams to it.
+pub(super) fn open_branch(
+    trunk: SocketAddr,
+    identity: &Identity,
+    runtime: Handle,
+) -> Result<(quinn::Endpoint, quinn::ClientConfig), TransportError> {
+    let addr = SocketAddr::new(trunk.ip(), 0);
+    let opened = bound(addr).and_then(|socket| {
+        let config = EndpointConfig::default();
+        quinn::Endpoint::new(config, None, socket, Arc::new(On(runtime)))
+    });
+    let endpoint = opened.map_err(|source| TransportError::Bind {
+        addr,
+        source: Arc::new(source),
+    })?;
+    let mut tls = identity.client_config()?;
+    tls.alpn_protocols = vec![ALPN_BRANCH.to_vec()];
+    let mut transport = transport_config();
+    transport.max_concurrent_bidi_streams(VarInt::from_u32(0));
+    Ok((endpoint, client(tls, Arc::new(transport))?))
+}
+
+fn client(
+    tls: rustls::ClientConfig,
+    transport: Arc<TransportConfig>,
+) -> Result<quinn::ClientConfig, TransportError> {
+    let crypto = QuicClientConfig::try_from(tls).map_err(|_| no_suite())?;
     let mut client = quinn::ClientConfig::new(Arc::new(crypto));
     client.transport_config(transport);
-    Ok((endpoint, client))
+    Ok(client)
 }
 
 /// The runtime that drives connections, whoever uses them.
@@ -76,7 +108,7 @@ impl Runtime for On {
 
     fn wrap_udp_socket(&self, socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
         let _inside = self.0.enter();
-        TokioRuntime.wrap_udp_socket(socket)
+        Ok(Arc::new(Socket::new(socket)?))
     }
 
     fn now(&self) -> Instant {
@@ -152,7 +184,7 @@ fn no_ipv6(error: &io::Error) -> bool {
 }
 
 pub(crate) fn bound(addr: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
+    let socket = socket2::Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
     if addr.is_ipv6() {
         socket.set_only_v6(false)?;
     }

@@ -1,9 +1,11 @@
-//! QUIC between nodes: one UDP port, one connection per peer for everything, a typed stream per
-//! exchange, mutual TLS from the cluster's CA, a deadline on every wait. It knows node numbers
-//! and addresses; it does not know what the streams carry.
+//! QUIC between nodes: one UDP port, one connection per peer for everything (and one for each thread that has much
+//! to ask of it: `branch`), a typed stream per exchange, mutual TLS from the cluster's CA, a deadline on every
+//! wait. It knows node numbers and addresses; it does not know what the streams carry.
 
 mod accept;
 mod apart;
+mod beside;
+mod branch;
 mod calls;
 mod endpoint;
 mod error;
@@ -11,6 +13,7 @@ mod handler;
 pub mod join;
 mod liveness;
 mod pool;
+mod socket;
 mod stream;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -19,8 +22,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use futures::FutureExt as _;
@@ -29,11 +31,13 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, broadcast, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::identity::Identity;
+use crate::identity::{Identity, MESH_NAME, Peer};
 use apart::Apart;
+use beside::Beside;
 use join::JoinHandler;
 use pool::{Link, Pool};
 
+pub use branch::Branch;
 pub(crate) use endpoint::{bound as udp_socket, endpoint_config};
 pub use error::TransportError;
 pub use handler::{Admit, Handler, Kind};
@@ -51,13 +55,8 @@ const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a stream waits for whoever is to serve it, while this node begins.
 const BEGINNING: Duration = Duration::from_secs(10);
-/// Streams one peer may have open towards this node at once.
+/// Streams one peer may have open on one connection at once.
 const STREAMS_MAX: u32 = 1024;
-/// Requests that began to be served beside their connection a moment ago. While that is fewer, the thread keeps up
-/// with them; the next ones are served by whichever thread is free.
-const BESIDE_MAX: usize = 64;
-/// Which that is; who takes longer mostly waits.
-const YOUNG: Duration = Duration::from_millis(10);
 /// Handshakes in progress; more are refused.
 const HALF_OPEN_MAX: usize = 256;
 /// With more handshakes than this in progress, newcomers must first prove their address.
@@ -117,12 +116,12 @@ struct Inner {
     _apart: Option<Apart>,
     /// Where streams are served that are not served beside their connection.
     home: Handle,
-    /// How many began a moment ago to be served beside theirs.
-    beside: Arc<AtomicUsize>,
+    beside: Arc<Beside>,
     local: SocketAddr,
     identity: Arc<Identity>,
     admit: Arc<dyn Admit>,
     pool: Mutex<Pool>,
+    branches: Mutex<Vec<Weak<Branch>>>,
     handlers: watch::Sender<Handlers>,
     join: Mutex<Option<Arc<dyn JoinHandler>>>,
     silences: broadcast::Sender<NodeId>,
@@ -203,6 +202,7 @@ impl Mesh {
             identity,
             admit,
             pool: Mutex::default(),
+            branches: Mutex::default(),
             handlers: watch::Sender::default(),
             join: Mutex::default(),
             silences: broadcast::Sender::new(SILENCES_KEPT),
@@ -279,6 +279,23 @@ impl Mesh {
         for link in lock(&self.inner.pool).drop_node(node) {
             link.conn.close(code::NOT_ADMITTED, b"not admitted");
         }
+        for branch in self.branches() {
+            branch.disconnect(node);
+        }
+    }
+
+    /// Connections of its own for the thread that calls this, in its runtime.
+    pub fn branch(&self) -> Result<Arc<Branch>, TransportError> {
+        let branch = Arc::new(Branch::open(self.clone())?);
+        let mut branches = lock(&self.inner.branches);
+        branches.retain(|other| other.strong_count() > 0);
+        branches.push(Arc::downgrade(&branch));
+        Ok(branch)
+    }
+
+    fn branches(&self) -> Vec<Arc<Branch>> {
+        let branches = lock(&self.inner.branches);
+        branches.iter().filter_map(Weak::upgrade).collect()
     }
 
     /// The smoothed round trip to a node, while there is a live connection to it.
@@ -327,6 +344,9 @@ impl Mesh {
 
     async fn end(&self, code: quinn::VarInt) {
         self.inner.endpoint.close(code, b"closing");
+        for branch in self.branches() {
+            branch.end(code);
+        }
         self.inner.handlers.send_replace(Handlers::default());
         *lock(&self.inner.join) = None;
         let _ = timeout(CLOSE_WAIT, self.inner.endpoint.wait_idle()).await;
@@ -432,14 +452,24 @@ impl Inner {
     }
 
     async fn connect(self: &Arc<Self>, addr: SocketAddr) -> Result<Arc<Link>, TransportError> {
+        let (conn, peer) = self.greet((&self.endpoint, &self.client), addr).await?;
+        Ok(accept::keep(self, conn, peer, Some(addr)))
+    }
+
+    /// A connection with whoever is at `addr`, once both sides have admitted each other.
+    async fn greet(
+        &self,
+        (endpoint, client): (&quinn::Endpoint, &quinn::ClientConfig),
+        addr: SocketAddr,
+    ) -> Result<(quinn::Connection, Peer), TransportError> {
         let dial = async {
-            let conn = self
-                .endpoint
-                .connect_with(self.client.clone(), addr, crate::identity::MESH_NAME)
+            let conn = endpoint
+                .connect_with(client.clone(), addr, MESH_NAME)
                 .map_err(|source| TransportError::Dial { addr, source })?
                 .await
                 .map_err(|source| TransportError::connect(addr, source))?;
-            let peer = accept::peer_of(self, &conn).ok_or(TransportError::NotAdmitted { addr })?;
+            let peer = accept::peer_of(&self.identity, &conn);
+            let peer = peer.ok_or(TransportError::NotAdmitted { addr })?;
             if !self.admit.admits(peer.node) {
                 conn.close(code::NOT_ADMITTED, b"not admitted");
                 return Err(TransportError::NotAdmitted { addr });
@@ -447,7 +477,7 @@ impl Inner {
             welcomed(&conn)
                 .await
                 .map_err(|source| TransportError::connect(addr, source))?;
-            Ok(accept::keep(self, conn, peer, Some(addr)))
+            Ok((conn, peer))
         };
         timeout(DIAL_DEADLINE, dial)
             .await

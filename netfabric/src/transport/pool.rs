@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use scheduler::model::NodeId;
@@ -20,6 +20,11 @@ const BACK_OFF_SILENT: Duration = Duration::from_secs(1);
 /// Connections kept with one peer. Two is usual when both dial at once; more come from a peer
 /// that restarts faster than its old connections die.
 const LINKS_PER_PEER: usize = 4;
+/// Connections that a peer's branches have with this node: one for each of its door's workers, and those of a
+/// process that died.
+const BRANCHES_PER_PEER: usize = 48;
+/// Streams that are through and not told of.
+const THROUGH_MAX: usize = 16;
 /// Dials under way or just failed.
 const DIALS_MAX: usize = 1024;
 /// Marks a link nobody doubts.
@@ -35,7 +40,13 @@ pub(super) struct Link {
     /// How many datagrams had come when a call on it went unanswered: until more come, it is
     /// taken for dead.
     doubted_at: AtomicU64,
+    /// Streams that are through, and whose end the peer need not hear of before the next one begins: alone it would
+    /// be a packet more for each. `None` where nobody waits with it.
+    through: Option<Mutex<Vec<Ends>>>,
 }
+
+/// Both ends of a stream.
+pub(super) type Ends = (quinn::SendStream, quinn::RecvStream);
 
 impl Link {
     pub fn new(conn: quinn::Connection, peer: Peer, dialled: Option<SocketAddr>) -> Self {
@@ -46,6 +57,33 @@ impl Link {
             remote,
             dialled,
             doubted_at: AtomicU64::new(TRUSTED),
+            through: None,
+        }
+    }
+
+    /// One whose streams are many and short.
+    pub fn busy(self) -> Self {
+        Self {
+            through: Some(Mutex::default()),
+            ..self
+        }
+    }
+
+    /// Takes a stream that is through.
+    pub fn put_by(&self, ends: Ends) {
+        if let Some(through) = &self.through {
+            let mut through = super::lock(through);
+            through.push(ends);
+            if through.len() >= THROUGH_MAX {
+                through.clear();
+            }
+        }
+    }
+
+    /// Tells of those that are through, with what is sent next.
+    pub fn tell_through(&self) {
+        if let Some(through) = &self.through {
+            super::lock(through).clear();
         }
     }
 
@@ -60,7 +98,7 @@ impl Link {
         }
     }
 
-    fn is_usable(&self) -> bool {
+    pub fn is_usable(&self) -> bool {
         if self.conn.close_reason().is_some() {
             return false;
         }
@@ -93,6 +131,8 @@ pub(super) struct Pool {
     addrs: BTreeMap<NodeId, SocketAddr>,
     /// Newest last.
     links: BTreeMap<NodeId, Vec<Arc<Link>>>,
+    /// Peers' own, which this side opens no streams on.
+    branches: BTreeMap<NodeId, Vec<Arc<Link>>>,
     dials: BTreeMap<SocketAddr, Dial>,
 }
 
@@ -152,25 +192,33 @@ impl Pool {
         self.addrs
             .entry(node)
             .or_insert(link.dialled.unwrap_or(link.remote));
-        let links = self.links.entry(node).or_default();
-        if links.len() >= LINKS_PER_PEER {
-            links.remove(0).conn.close(code::SUPERSEDED, b"superseded");
-        }
-        links.push(link);
+        push(self.links.entry(node).or_default(), LINKS_PER_PEER, link);
+    }
+
+    /// One that a peer's branch made.
+    pub fn add_branch(&mut self, link: Arc<Link>) {
+        let branches = self.branches.entry(link.peer.node).or_default();
+        push(branches, BRANCHES_PER_PEER, link);
     }
 
     pub fn remove(&mut self, link: &Arc<Link>) {
-        if let Some(links) = self.links.get_mut(&link.peer.node) {
-            links.retain(|other| !Arc::ptr_eq(other, link));
-            if links.is_empty() {
-                self.links.remove(&link.peer.node);
+        for all in [&mut self.links, &mut self.branches] {
+            if let Some(links) = all.get_mut(&link.peer.node) {
+                links.retain(|other| !Arc::ptr_eq(other, link));
+                if links.is_empty() {
+                    all.remove(&link.peer.node);
+                }
             }
         }
     }
 
     /// Takes out all a node's connections, for the caller to close.
     pub fn drop_node(&mut self, node: NodeId) -> Vec<Arc<Link>> {
-        self.links.remove(&node).unwrap_or_default()
+        let all = [&mut self.links, &mut self.branches];
+        all.into_iter()
+            .filter_map(|links| links.remove(&node))
+            .flatten()
+            .collect()
     }
 
     /// The dial to `addr` to wait for. When it comes with a report, the caller must dial and then
@@ -219,4 +267,17 @@ impl Pool {
     pub fn links_with(&self, node: NodeId) -> usize {
         self.links.get(&node).map_or(0, Vec::len)
     }
+
+    #[cfg(test)]
+    pub fn branches_of(&self, node: NodeId) -> usize {
+        self.branches.get(&node).map_or(0, Vec::len)
+    }
+}
+
+/// Adds one in the place of the oldest, where there are as many as there may be.
+fn push(links: &mut Vec<Arc<Link>>, most: usize, link: Arc<Link>) {
+    if links.len() >= most {
+        links.remove(0).conn.close(code::SUPERSEDED, b"superseded");
+    }
+    links.push(link);
 }

@@ -50,6 +50,7 @@ impl MeshStream {
 
     /// The peer sees the stream with its first byte, which goes when something is written or waited for.
     pub(super) async fn open(link: Arc<Link>, kind: Kind) -> Result<Self, TransportError> {
+        link.tell_through();
         let ends = link.conn.open_bi().await?;
         let mut stream = Self::new(ends, kind, link);
         stream.untold = true;
@@ -131,6 +132,11 @@ impl MeshStream {
     /// What is written to a peer that is well is acknowledged within this time.
     pub(crate) fn usual_silence(&self) -> Duration {
         liveness::usual_silence(&self.link)
+    }
+
+    /// Ends the stream where nothing more comes, either way. The peer hears of it when it hears of something else.
+    pub(crate) fn put_by(self) {
+        self.link.put_by((self.send, self.recv));
     }
 
     /// Breaks the stream off in both directions; the peer's reads and writes fail.

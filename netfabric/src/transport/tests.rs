@@ -28,7 +28,7 @@ async fn double(mesh: &Mesh, to: u64, n: u64) -> Result<(NodeId, u64), Transport
 }
 
 /// Sends back what comes.
-struct Echo;
+pub(super) struct Echo;
 
 #[async_trait]
 impl Handler for Echo {

@@ -44,7 +44,7 @@ use super::local::{Guard, Slot};
 use super::problem::Problem;
 use super::replay::Sender;
 use super::sticky::Visitor;
-use super::stream::Stream;
+use super::stream::{PeerStream, Stream};
 use super::upstream::{Admission, Trip};
 use super::{Shared, secure};
 
@@ -76,19 +76,23 @@ const END: &[u8] = b"\r\n";
 
 /// What an answer came over.
 trait Upstream: Stream {
-    /// It can be used again.
-    fn keep(self, slot: &Arc<Slot>);
+    /// The answer was its last word, and it is in order.
+    fn keep(self, admission: &Admission);
 }
 
 impl Upstream for TcpStream {
-    fn keep(self, slot: &Arc<Slot>) {
-        slot.pool().put_idle(slot, self);
+    fn keep(self, admission: &Admission) {
+        if let Admission::Here(guard) = admission {
+            guard.slot.pool().put_idle(&guard.slot, self);
+        }
     }
 }
 
 /// A stream between nodes is one request's.
-impl Upstream for Box<dyn Stream> {
-    fn keep(self, _: &Arc<Slot>) {}
+impl Upstream for Box<dyn PeerStream> {
+    fn keep(self, _: &Admission) {
+        self.answered();
+    }
 }
 
 fn to_client<'a>(
@@ -286,7 +290,7 @@ impl<S: Stream> Express<S> {
                 }
                 Admission::Here(_) => return hand_over(quest, Some(admission)),
                 Admission::There(sent) => {
-                    let Some(stream) = self.shared.link.open_now(sent.node) else {
+                    let Some(stream) = self.shared.link().open_now(sent.node) else {
                         return hand_over(quest, Some(admission));
                     };
                     let there = (sent.node, stream);
@@ -367,9 +371,9 @@ impl<S: Stream> Express<S> {
     async fn attempt_there(
         &mut self,
         quest: &Quest,
-        (node, stream): (NodeId, Box<dyn Stream>),
+        (node, stream): (NodeId, Box<dyn PeerStream>),
         (ask, id): (&Ask, &str),
-    ) -> Result<Begun<Box<dyn Stream>>, Failure> {
+    ) -> Result<Begun<Box<dyn PeerStream>>, Failure> {
         let end = self.onward.len().saturating_sub(END.len());
         self.outward.clear();
         self.outward.extend_from_slice(&self.onward[..end]);
@@ -416,8 +420,8 @@ impl<S: Stream> Express<S> {
         quest.record(begun.status, Some(source), None);
         let close = begun.close;
         let (whole, upstream) = finish(&mut self.conn, begun).await;
-        if let (Admission::Here(guard), Some(upstream)) = (&admission, upstream) {
-            upstream.keep(&guard.slot);
+        if let Some(upstream) = upstream {
+            upstream.keep(&admission);
         }
         if whole && !close {
             Turn::Next

@@ -13,9 +13,9 @@ use tokio::time::Instant;
 
 use super::conn::{Conn, Waited};
 use super::exchange::{Begun, Errand, Failure, begin, finish};
+use super::is_plain;
 use super::request::{self, Ask, Reading};
 use super::response::{self, Recipient};
-use super::{Upstream as _, is_plain};
 use crate::ingress::Shared;
 use crate::ingress::bench::Bench;
 use crate::ingress::body::KEEP_BYTES;
@@ -70,7 +70,7 @@ pub(in crate::ingress) async fn serve<S: Stream>(
         Ok((guard, begun)) => {
             let (_whole, upstream) = finish(&mut conn, begun).await;
             if let Some(upstream) = upstream {
-                upstream.keep(&guard.slot);
+                guard.slot.pool().put_idle(&guard.slot, upstream);
             }
         }
         Err(Some(refusal)) => drop(conn.send(&refused(refusal)).await),

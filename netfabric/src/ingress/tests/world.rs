@@ -303,6 +303,11 @@ impl FakeStarter {
     }
 }
 
+/// A pipe's end that is dropped is heard of at once.
+impl PeerStream for tokio::io::DuplexStream {
+    fn answered(self: Box<Self>) {}
+}
+
 /// Links between the made-up nodes: a pipe to the other's peer door.
 #[derive(Default)]
 pub struct Pipes {
@@ -311,7 +316,7 @@ pub struct Pipes {
 
 #[async_trait]
 impl PeerLink for Pipes {
-    fn open_now(&self, node: NodeId) -> Option<Box<dyn Stream>> {
+    fn open_now(&self, node: NodeId) -> Option<Box<dyn PeerStream>> {
         let door = self.doors.lock().unwrap().get(&node).cloned()?;
         let (near, far) = tokio::io::duplex(64 * 1024);
         let place = door.enter()?;
@@ -319,7 +324,7 @@ impl PeerLink for Pipes {
         Some(Box::new(near))
     }
 
-    async fn open(&self, node: NodeId, _deadline: Duration) -> io::Result<Box<dyn Stream>> {
+    async fn open(&self, node: NodeId, _deadline: Duration) -> io::Result<Box<dyn PeerStream>> {
         let opened = self.open_now(node);
         opened.ok_or(io::ErrorKind::ConnectionRefused.into())
     }
