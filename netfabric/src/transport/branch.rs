@@ -214,42 +214,33 @@ mod tests {
         assert_eq!(back, "word");
     }
 
-    async fn ask_until_it_pays(branch: &Arc<Branch>) {
+    /// A branch that has asked until it had a connection of its own.
+    async fn grown(mesh: &Mesh) -> Arc<Branch> {
+        let branch = mesh.branch().unwrap();
         for _ in 0..WORTH {
-            assert!(!has_own(branch));
-            asks(branch).await;
+            assert!(!has_own(&branch));
+            asks(&branch).await;
         }
-        eventually("a connection of its own", || has_own(branch)).await;
+        eventually("a connection of its own", || has_own(&branch)).await;
+        branch
     }
 
     #[tokio::test]
     async fn many_streams_are_worth_a_connection_that_is_only_for_them() {
         let cluster = Cluster::found();
         let (one, two) = pair(&cluster).await;
-        let branch = one.branch().unwrap();
-        ask_until_it_pays(&branch).await;
-        let streams = || {
-            lock(&one.inner.pool)
-                .link(TWO)
-                .unwrap()
-                .conn
-                .stats()
-                .frame_tx
-                .stream
-        };
+        let branch = grown(&one).await;
+        let shared = lock(&one.inner.pool).link(TWO).unwrap();
+        let streams = || shared.conn.stats().frame_tx.stream;
         let before = streams();
         asks(&branch).await;
         assert_eq!(streams(), before, "nothing goes over the mesh's");
-        let inner = &two.inner;
-        assert_eq!(lock(&inner.pool).branches_of(NodeId(1)), 1);
-        assert_eq!(lock(&inner.pool).links_with(NodeId(1)), 1);
+        let branches = || lock(&two.inner.pool).branches_of(NodeId(1));
+        assert_eq!(branches(), 1);
         // The other way round there is the mesh's alone.
-        assert_eq!(two.round_trips().len(), 1);
+        assert_eq!(lock(&two.inner.pool).links_with(NodeId(1)), 1);
         branch.close().await;
-        eventually("the goodbye is heard", || {
-            lock(&inner.pool).branches_of(NodeId(1)) == 0
-        })
-        .await;
+        eventually("the goodbye is heard", || branches() == 0).await;
         asks(&branch).await;
     }
 
@@ -272,9 +263,7 @@ mod tests {
     async fn the_end_of_what_is_through_is_told_with_what_comes_next() {
         let cluster = Cluster::found();
         let (one, two) = pair(&cluster).await;
-        let ends = Arc::<Ends>::default();
-        let branch = one.branch().unwrap();
-        ask_until_it_pays(&branch).await;
+        let (branch, ends) = (grown(&one).await, Arc::<Ends>::default());
         two.serve(Kind::Proxy, ends.clone());
         for told in 0..3 {
             let mut stream = branch.open_now(TWO, Kind::Proxy).unwrap();
@@ -292,8 +281,7 @@ mod tests {
     async fn it_is_closed_when_it_had_no_stream_for_long() {
         let cluster = Cluster::found();
         let (one, _two) = pair(&cluster).await;
-        let branch = one.branch().unwrap();
-        ask_until_it_pays(&branch).await;
+        let branch = grown(&one).await;
         let stream = branch.open_now(TWO, Kind::Proxy).unwrap();
         let idle_in = |time| {
             let lines = lock(&branch.lines);
@@ -330,8 +318,7 @@ mod tests {
     async fn whoever_is_disconnected_has_no_branch_left() {
         let cluster = Cluster::found();
         let (one, two) = pair(&cluster).await;
-        let branch = one.branch().unwrap();
-        ask_until_it_pays(&branch).await;
+        let branch = grown(&one).await;
         two.disconnect(NodeId(1));
         eventually("the peer's word", || !has_own(&branch)).await;
 
@@ -344,8 +331,7 @@ mod tests {
         .unwrap();
         three.set_addr(TWO, two.local_addr());
         assert!(three.answers(TWO, PATIENCE).await);
-        let branch = three.branch().unwrap();
-        ask_until_it_pays(&branch).await;
+        let branch = grown(&three).await;
         lock(&banned.0).insert(TWO);
         three.disconnect(TWO);
         eventually("our own", || !has_own(&branch)).await;
