@@ -14,8 +14,13 @@ use super::traces::PATIENCE;
 const UNIT: &str = "selvedged.service";
 /// systemd only starts where systemd was booted, which it takes from this folder.
 const BOOTED: &str = "/run/systemd/system";
-/// Below one of these is the hierarchy that systemd keeps its units in.
-const HIERARCHIES: [&str; 2] = ["/sys/fs/cgroup/systemd", "/sys/fs/cgroup"];
+/// The first of these that is a hierarchy is the one that systemd keeps its units in, below the group
+/// that it starts in. Started in the root of it, it moves everything there aside and its units stay.
+const HIERARCHIES: [&str; 3] = [
+    "/sys/fs/cgroup/unified",
+    "/sys/fs/cgroup/systemd",
+    "/sys/fs/cgroup",
+];
 /// Becomes systemd, in the group that its first word names.
 const ENTER: &str = "echo $$ > \"$0/cgroup.procs\" && exec \"$@\"";
 
