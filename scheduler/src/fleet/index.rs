@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::lists::{Lapses, Lists};
 use super::{Fleet, Member};
 use crate::model::{Coordinate, Extent, Name, NodeId, NodeRecord, Resources, RevisionKey};
 
@@ -42,19 +43,15 @@ impl Standing {
     }
 }
 
-/// What placement reads of one node.
+/// What placement reads of every node that it looks at, close together: of ten thousand nodes it is at hand,
+/// and the rest is not.
 #[derive(Debug, Clone)]
 pub struct Row {
     pub node: NodeId,
-    pub name: Name,
-    pub region: Name,
-    pub zone: Name,
-    pub labels: BTreeMap<String, String>,
     pub standing: Standing,
     pub silent: u8,
     pub rtt_micros: Option<u32>,
     pub reckoned_micros: Option<u32>,
-    pub coordinate: Option<Coordinate>,
     pub capacity: Resources,
     pub free: Resources,
     /// Incarnation and number of the record it is from.
@@ -65,6 +62,17 @@ pub struct Row {
     pub pressure_permille: u16,
     /// What of images comes there in a second, in KiB.
     pub pull_rate: Option<u32>,
+    pub about: Box<About>,
+}
+
+/// What it reads of some.
+#[derive(Debug, Clone)]
+pub struct About {
+    pub name: Name,
+    pub region: Name,
+    pub zone: Name,
+    pub labels: BTreeMap<String, String>,
+    pub coordinate: Option<Coordinate>,
     /// Hashes of the images it holds, in order.
     images: Vec<u64>,
     /// The sizes of those it tells of, in KiB.
@@ -123,7 +131,7 @@ impl Row {
     /// Whether it holds the image with that hash.
     #[must_use]
     pub fn holds(&self, image: u64) -> bool {
-        self.images.binary_search(&image).is_ok()
+        self.about.images.binary_search(&image).is_ok()
     }
 }
 
@@ -158,6 +166,33 @@ pub struct Closed {
     pub cordoned: u32,
 }
 
+/// An image, as nodes tell of it.
+#[derive(Debug, Clone, Default)]
+struct Copies {
+    holders: BTreeSet<Slot>,
+    /// What its holders say of its size, in KiB.
+    sizes: BTreeMap<Slot, u32>,
+}
+
+impl Lapses for Copies {
+    fn is_over(&self) -> bool {
+        self.holders.is_empty() && self.sizes.is_empty()
+    }
+}
+
+/// A revision, as nodes tell of it.
+#[derive(Debug, Clone, Default)]
+struct Shown {
+    live: BTreeMap<Slot, u32>,
+    starts: BTreeMap<Slot, Took>,
+}
+
+impl Lapses for Shown {
+    fn is_over(&self) -> bool {
+        self.live.is_empty() && self.starts.is_empty()
+    }
+}
+
 /// See the module.
 #[derive(Debug, Clone, Default)]
 pub struct Index {
@@ -169,12 +204,10 @@ pub struct Index {
     near: BTreeMap<Place, usize>,
     /// Numbers of groups that are empty, to be used again.
     spare: Vec<usize>,
-    images: BTreeMap<u64, BTreeSet<Slot>>,
-    /// What its holders say of an image's size, in KiB.
-    sizes: BTreeMap<u64, BTreeMap<Slot, u32>>,
+    /// By their hashes.
+    images: Lists<u64, Copies>,
     labels: BTreeMap<(String, String), BTreeSet<Slot>>,
-    revisions: BTreeMap<(u64, RevisionKey), BTreeMap<Slot, u32>>,
-    starts: BTreeMap<(u64, RevisionKey), BTreeMap<Slot, Took>>,
+    revisions: Lists<RevisionKey, Shown>,
     /// How many nodes bring images at that rate.
     rates: BTreeMap<u32, usize>,
     closed: Closed,
@@ -280,7 +313,8 @@ impl Index {
     /// The nodes that hold an image.
     #[must_use]
     pub fn holders(&self, image: u64) -> Option<&BTreeSet<Slot>> {
-        self.images.get(&image)
+        let copies = self.images.get(image, &image)?;
+        Some(&copies.holders)
     }
 
     /// The nodes with a label of that value.
@@ -292,20 +326,22 @@ impl Index {
     /// Where instances of a revision serve or will on live nodes, and how many.
     #[must_use]
     pub fn live(&self, revision: &RevisionKey) -> Option<&BTreeMap<Slot, u32>> {
-        self.revisions.get(&(key_hash(revision), revision.clone()))
+        let shown = self.revisions.get(key_hash(revision), revision)?;
+        Some(&shown.live)
     }
 
     /// What starts of a revision took, where it was started lately.
     #[must_use]
     pub fn starts(&self, revision: &RevisionKey) -> Option<&BTreeMap<Slot, Took>> {
-        self.starts.get(&(key_hash(revision), revision.clone()))
+        let shown = self.revisions.get(key_hash(revision), revision)?;
+        Some(&shown.starts)
     }
 
     /// The unpacked size of an image in KiB, where a holder tells it.
     #[must_use]
     pub fn image_kib(&self, image: u64) -> Option<u32> {
-        let told = self.sizes.get(&image)?.values();
-        told.copied().next()
+        let copies = self.images.get(image, &image)?;
+        copies.sizes.values().copied().next()
     }
 
     /// No node brings images faster, in KiB a second.
@@ -388,28 +424,6 @@ impl Index {
 
     /// Brings the lists of who has what up to date.
     fn post(&mut self, slot: Slot, old: Option<&Row>, new: Option<&Row>) {
-        let images = |row: Option<&Row>| row.map_or_else(Vec::new, |r| r.images.clone());
-        if old.map(|r| &r.images) != new.map(|r| &r.images) {
-            change(&mut self.images, slot, images(old), images(new));
-        }
-        let labels = |row: Option<&Row>| row.map_or_else(BTreeMap::new, |r| r.labels.clone());
-        if old.map(|r| &r.labels) != new.map(|r| &r.labels) {
-            change(&mut self.labels, slot, labels(old), labels(new));
-        }
-        let sizes = |row: Option<&Row>| row.map_or_else(BTreeMap::new, |r| r.sizes.clone());
-        if old.map(|r| &r.sizes) != new.map(|r| &r.sizes) {
-            for image in sizes(old).into_keys() {
-                if let Some(told) = self.sizes.get_mut(&image) {
-                    told.remove(&slot);
-                    if told.is_empty() {
-                        self.sizes.remove(&image);
-                    }
-                }
-            }
-            for (image, kib) in sizes(new) {
-                self.sizes.entry(image).or_default().insert(slot, kib);
-            }
-        }
         let rate = |row: Option<&Row>| row.and_then(|r| r.pull_rate);
         if rate(old) != rate(new) {
             if let Some(rate) = rate(new) {
@@ -424,10 +438,36 @@ impl Index {
                 }
             }
         }
-        let revisions = &mut self.revisions;
-        repost(revisions, slot, old.map(|r| &r.live), new.map(|r| &r.live));
-        let starts = &mut self.starts;
-        repost(starts, slot, old.map(|r| &r.starts), new.map(|r| &r.starts));
+        let [old, new] = [old, new].map(|row| row.into_iter().map(|row| &*row.about));
+        let [were, are] = [&old, &new].map(|about| about.clone().flat_map(|a| &a.labels));
+        turn(were.map(alone), are.map(alone), |(label, value), told| {
+            let label = (label.clone(), value.clone());
+            let list = self.labels.entry(label.clone()).or_default();
+            enlist(list, slot, told.is_some());
+            if list.is_empty() {
+                self.labels.remove(&label);
+            }
+        });
+        let [were, are] = [&old, &new].map(|about| about.clone().flat_map(|a| &a.images));
+        turn(were.map(alone), are.map(alone), |image, told| {
+            let change = |copies: &mut Copies| enlist(&mut copies.holders, slot, told.is_some());
+            self.images.change(*image, image, change);
+        });
+        let [were, are] = [&old, &new].map(|about| about.clone().flat_map(|a| &a.sizes));
+        turn(were, are, |image, kib| {
+            let change = |copies: &mut Copies| note(&mut copies.sizes, slot, kib);
+            self.images.change(*image, image, change);
+        });
+        let [were, are] = [&old, &new].map(|about| about.clone().flat_map(|a| &a.live));
+        turn(were, are, |key, count| {
+            let change = |shown: &mut Shown| note(&mut shown.live, slot, count);
+            self.revisions.change(key_hash(key), key, change);
+        });
+        let [were, are] = [old, new].map(|about| about.flat_map(|a| &a.starts));
+        turn(were, are, |key, took| {
+            let change = |shown: &mut Shown| note(&mut shown.starts, slot, took);
+            self.revisions.change(key_hash(key), key, change);
+        });
     }
 }
 
@@ -441,31 +481,6 @@ fn each(a: &Resources, b: &Resources, of: impl Fn(u64, u64) -> u64) -> Resources
     }
 }
 
-/// Replaces a node's numbers by revision.
-fn repost<V: Copy + PartialEq>(
-    lists: &mut BTreeMap<(u64, RevisionKey), BTreeMap<Slot, V>>,
-    slot: Slot,
-    old: Option<&BTreeMap<RevisionKey, V>>,
-    new: Option<&BTreeMap<RevisionKey, V>>,
-) {
-    if old == new {
-        return;
-    }
-    for key in old.into_iter().flat_map(BTreeMap::keys) {
-        let hashed = (key_hash(key), key.clone());
-        if let Some(list) = lists.get_mut(&hashed) {
-            list.remove(&slot);
-            if list.is_empty() {
-                lists.remove(&hashed);
-            }
-        }
-    }
-    for (key, number) in new.into_iter().flatten() {
-        let list = lists.entry((key_hash(key), key.clone()));
-        list.or_default().insert(slot, *number);
-    }
-}
-
 impl Closed {
     fn of(&mut self, standing: Standing) -> &mut u32 {
         match standing {
@@ -476,22 +491,53 @@ impl Closed {
     }
 }
 
-fn change<K: Ord>(
-    lists: &mut BTreeMap<K, BTreeSet<Slot>>,
-    slot: Slot,
-    old: impl IntoIterator<Item = K>,
-    new: impl IntoIterator<Item = K>,
+/// Tells what a node says no more, and what it says now and did not. Both are in the order of their keys.
+fn turn<K: Ord, T: PartialEq>(
+    old: impl Iterator<Item = (K, T)>,
+    new: impl Iterator<Item = (K, T)>,
+    mut put: impl FnMut(K, Option<T>),
 ) {
-    for key in old {
-        if let Some(list) = lists.get_mut(&key) {
-            list.remove(&slot);
-            if list.is_empty() {
-                lists.remove(&key);
+    let (mut old, mut new) = (old.peekable(), new.peekable());
+    loop {
+        match (old.peek(), new.peek()) {
+            (None, None) => return,
+            (Some(was), Some(is)) if was == is => {
+                old.next();
+                new.next();
+            }
+            (Some((was, _)), is) if is.is_none_or(|(is, _)| was <= is) => {
+                let again = is.is_some_and(|(is, _)| was == is);
+                if let Some((key, _)) = old.next().filter(|_| !again) {
+                    put(key, None);
+                }
+            }
+            _ => {
+                if let Some((key, told)) = new.next() {
+                    put(key, Some(told));
+                }
             }
         }
     }
-    for key in new {
-        lists.entry(key).or_default().insert(slot);
+}
+
+/// What there is nothing to tell of but that it is there.
+fn alone<K>(key: K) -> (K, ()) {
+    (key, ())
+}
+
+/// Notes what the node tells, or that it tells nothing.
+fn note<V: Copy>(list: &mut BTreeMap<Slot, V>, slot: Slot, told: Option<&V>) {
+    match told {
+        Some(told) => drop(list.insert(slot, *told)),
+        None => drop(list.remove(&slot)),
+    }
+}
+
+fn enlist(list: &mut BTreeSet<Slot>, slot: Slot, is_in: bool) {
+    if is_in {
+        list.insert(slot);
+    } else {
+        list.remove(&slot);
     }
 }
 
@@ -509,25 +555,13 @@ fn row(member: &Member, group: usize) -> Row {
     let mut images: Vec<u64> = record.images.iter().map(|d| text_hash(d)).collect();
     images.sort_unstable();
     images.dedup();
-    Row {
-        node: record.node,
+    let about = About {
         name: record.name.clone(),
         region: record.region.clone(),
         zone: record.zone.clone(),
         labels: record.labels.clone(),
-        standing: Standing::of(member),
-        silent: member.silent,
-        rtt_micros: member.rtt_micros,
-        reckoned_micros: member.reckoned_micros,
         coordinate: member.measured.coordinate,
-        capacity: record.capacity,
-        free: record.free,
-        record: (record.incarnation, record.seq),
-        group,
-        fullness: fullness(&record.capacity, &record.free, &Resources::default()),
         images,
-        pressure_permille: member.measured.pressure.map_or(0, |p| p.worst_permille()),
-        pull_rate: member.measured.pulls.kib_per_second,
         sizes: member.measured.pulls.images.iter().copied().collect(),
         live: if member.alive {
             live(record)
@@ -535,6 +569,21 @@ fn row(member: &Member, group: usize) -> Row {
             BTreeMap::new()
         },
         starts: Took::of(member),
+    };
+    Row {
+        node: record.node,
+        standing: Standing::of(member),
+        silent: member.silent,
+        rtt_micros: member.rtt_micros,
+        reckoned_micros: member.reckoned_micros,
+        capacity: record.capacity,
+        free: record.free,
+        record: (record.incarnation, record.seq),
+        group,
+        fullness: fullness(&record.capacity, &record.free, &Resources::default()),
+        pressure_permille: member.measured.pressure.map_or(0, |p| p.worst_permille()),
+        pull_rate: member.measured.pulls.kib_per_second,
+        about: Box::new(about),
     }
 }
 

@@ -1,6 +1,7 @@
 //! What nodes say of themselves, as one immutable view taken at a moment.
 
 mod index;
+mod lists;
 mod reach;
 mod word;
 

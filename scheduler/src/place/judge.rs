@@ -5,7 +5,7 @@ use super::reckon::Known;
 use super::{
     Ask, BESIDE_MICROS, CROWDED_MICROS, Candidate, ENERGY_LABEL, ENERGY_MICROS, ENERGY_UNKNOWN,
     PREFER_MICROS, PRESSED_MICROS, Parts, Promised, REGION_RTT_MICROS, Rejection, SILENT_MICROS,
-    SPREAD_MICROS, ZONE_RTT_MICROS,
+    SPREAD_MICROS, Verdict, ZONE_RTT_MICROS,
 };
 use crate::fleet::{
     Fleet, Group, Index, Member, Row, Slot, Standing, UNMEASURED_RTT_MICROS, fullness, text_hash,
@@ -28,7 +28,7 @@ pub(super) struct Site<'a> {
     pub silent: u8,
     pub rtt_micros: Option<u32>,
     pub reckoned_micros: Option<u32>,
-    pub coordinate: Option<Coordinate>,
+    pub coordinate: &'a Option<Coordinate>,
     pub capacity: Resources,
     pub free: Resources,
     pub record: (u64, u64),
@@ -59,7 +59,7 @@ impl<'a> Site<'a> {
             silent: member.silent,
             rtt_micros: member.rtt_micros,
             reckoned_micros: member.reckoned_micros,
-            coordinate: member.measured.coordinate,
+            coordinate: &member.measured.coordinate,
             capacity: record.capacity,
             free: promised.left(record.node, &record.free),
             record: (record.incarnation, record.seq),
@@ -78,15 +78,15 @@ impl<'a> Site<'a> {
     ) -> Self {
         Self {
             node: row.node,
-            name: &row.name,
-            region: &row.region,
-            zone: &row.zone,
-            labels: &row.labels,
+            name: &row.about.name,
+            region: &row.about.region,
+            zone: &row.about.zone,
+            labels: &row.about.labels,
             standing: row.standing,
             silent: row.silent,
             rtt_micros: row.rtt_micros,
             reckoned_micros: row.reckoned_micros,
-            coordinate: row.coordinate,
+            coordinate: &row.about.coordinate,
             capacity: row.capacity,
             free: promised.left(row.node, &row.free),
             record: row.record,
@@ -94,6 +94,18 @@ impl<'a> Site<'a> {
             start_micros: known.starts.at_slot(slot),
             pull_micros: known.pulls.at(row.pull_rate),
             pressure_permille: row.pressure_permille,
+        }
+    }
+}
+
+impl Site<'_> {
+    pub fn verdict(&self, outcome: Result<Candidate, Rejection>) -> Verdict {
+        Verdict {
+            node: self.node,
+            name: self.name.clone(),
+            region: self.region.clone(),
+            record: self.record,
+            outcome,
         }
     }
 }
@@ -334,7 +346,7 @@ impl<'a> Distance<'a> {
             let counted = known.unwrap_or(UNMEASURED_RTT_MICROS);
             return (site.rtt_micros, counted.into());
         }
-        let reckoned = self.coordinate.zip(site.coordinate);
+        let reckoned = self.coordinate.zip(*site.coordinate);
         let reckoned = reckoned.and_then(|(from, to)| from.round_trip_to(&to));
         let guess = || self.guess(site.region, site.zone);
         (None, reckoned.map_or_else(guess, u64::from))
@@ -391,13 +403,14 @@ impl<'a> Held<'a> {
         let mut held = Self::default();
         for (slot, count) in index.live(key).into_iter().flatten() {
             if let Some(row) = index.row(*slot) {
-                held.counts.push((row.node, *count, &row.region, &row.zone));
+                held.counts
+                    .push((row.node, *count, &row.about.region, &row.about.zone));
             }
         }
         held.counts.sort_unstable_by_key(|(node, ..)| *node);
         for (node, count) in promised.of(key) {
             if let Some(row) = index.slot(node).and_then(|slot| index.row(slot)) {
-                held.add(node, count, &row.region, &row.zone);
+                held.add(node, count, &row.about.region, &row.about.zone);
             }
         }
         held

@@ -181,13 +181,7 @@ impl<'a> Judge<'a> {
         let obstacle = judge::obstacle(self.fleet, site, self.revision, &self.needs, self.ask);
         let rules = &self.revision.spec.place;
         let score = || judge::score(site, &self.needs, &self.distance, &self.held, rules);
-        Verdict {
-            node: site.node,
-            name: site.name.clone(),
-            region: site.region.clone(),
-            record: site.record,
-            outcome: obstacle.map_or_else(|| Ok(score()), Err),
-        }
+        site.verdict(obstacle.map_or_else(|| Ok(score()), Err))
     }
 }
 

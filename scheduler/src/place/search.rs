@@ -11,9 +11,9 @@ use std::collections::BTreeSet;
 
 use super::judge::{Distance, Held, Site, crowding, in_regions, obstacle, score, volumes};
 use super::reckon::Known;
-use super::{Ask, Candidate, Inputs, Passed, Promised, Receipt, Rejection, SPREAD_MICROS, Verdict};
-use crate::fleet::{Fleet, Group, Index, Slot, text_hash};
-use crate::model::{Fit, Resources, Revision, Spread};
+use super::{Ask, Candidate, Inputs, Passed, Promised, Receipt, Rejection, SPREAD_MICROS};
+use crate::fleet::{Fleet, Group, Index, Place, Slot, text_hash};
+use crate::model::{Fit, NodeId, Resources, Revision, Spread};
 
 /// Ranked nodes in a receipt: as many as a door asks before it gives up, and a few for the reader.
 pub const KEPT: usize = 8;
@@ -32,14 +32,13 @@ pub(super) struct Search<'a> {
     ask: &'a Ask,
     promised: &'a Promised,
     needs: Resources,
-    image: u64,
     /// Who holds the image.
     holders: Option<&'a BTreeSet<Slot>>,
     held: Held<'a>,
     known: Known<'a>,
     distance: Distance<'a>,
-    /// The best so far, best first.
-    best: Vec<(Slot, Candidate)>,
+    /// The best so far, best first: what each costs, and where it is.
+    best: Vec<(u64, NodeId, Slot)>,
     refused: Vec<(Slot, Rejection)>,
     refused_more: u32,
     looked: u32,
@@ -65,7 +64,6 @@ impl<'a> Search<'a> {
             ask,
             promised,
             needs: super::needs(&revision.spec),
-            image,
             holders: index.holders(image),
             held: Held::of_index(index, revision, promised),
             known: Known::of(fleet, revision),
@@ -85,9 +83,9 @@ impl<'a> Search<'a> {
             self.index
                 .slot(node)
                 .into_iter()
-                .for_each(|slot| self.look(slot, None));
+                .for_each(|slot| self.look(slot));
         } else if let Some(few) = self.rarest_label() {
-            few.for_each(|slot| self.look(slot, None));
+            few.for_each(|slot| self.look(slot));
         } else {
             // What was promised is not in the order of how full they are.
             let promised = self
@@ -97,7 +95,7 @@ impl<'a> Search<'a> {
             if self.revision.spec.place.fit == Fit::Pack {
                 self.first = promised.take(FEW).collect();
                 for slot in self.first.clone() {
-                    self.look(slot, None);
+                    self.look(slot);
                 }
             }
             let few = self.holders.filter(|holders| holders.len() <= FEW);
@@ -107,7 +105,7 @@ impl<'a> Search<'a> {
                 .copied()
                 .collect::<Vec<_>>()
                 .into_iter()
-                .for_each(|slot| self.look(slot, Some(true)));
+                .for_each(|slot| self.look(slot));
             self.walk(few.is_some() || self.holders.is_none());
         }
         (!self.best.is_empty()).then(|| self.receipt())
@@ -171,10 +169,10 @@ impl<'a> Search<'a> {
     }
 
     /// Whether the asker itself, which is at no distance, may be in the group.
-    fn is_askers(&self, place: &crate::fleet::Place) -> bool {
+    fn is_askers(&self, place: &Place) -> bool {
         let slot = self.index.slot(self.ask.from);
         let row = slot.and_then(|slot| self.index.row(slot));
-        row.is_some_and(|row| row.region == place.region && row.zone == place.zone)
+        row.is_some_and(|row| row.about.region == place.region && row.about.zone == place.zone)
     }
 
     /// Whether the walk goes on to the next group.
@@ -216,13 +214,24 @@ impl<'a> Search<'a> {
                 self.floor = self.floor.min(floor);
                 return false;
             }
-            let holds = self.holders.is_some_and(|all| all.contains(slot));
-            let looked_at = holds && holders_done || self.first.contains(slot);
-            if !looked_at {
-                self.look(*slot, Some(holds));
+            let looked_at = holders_done && self.holds(*slot) || self.first.contains(slot);
+            if looked_at {
+                continue;
+            }
+            if self.settled(floor + self.beyond(*slot, &group.place)) {
+                self.looked += 1;
+            } else {
+                self.look(*slot);
             }
         }
         true
+    }
+
+    /// How much farther a node is than its group at least.
+    fn beyond(&self, slot: Slot, place: &Place) -> u64 {
+        let row = self.index.row(slot).filter(|_| self.distance.is_measured());
+        let micros = row.and_then(|row| row.rtt_micros.or(row.reckoned_micros));
+        micros.map_or(0, |micros| micros.saturating_sub(place.floor_micros).into())
     }
 
     /// The least and the most that a node of the group becomes fuller by one instance, in thousandths.
@@ -243,17 +252,14 @@ impl<'a> Search<'a> {
     /// Nothing that costs `floor` or more is worth a look any more.
     fn settled(&self, floor: u64) -> bool {
         let last = self.best.get(KEPT - 1);
-        last.is_some_and(|(_, candidate)| candidate.cost_micros <= floor)
+        last.is_some_and(|(cost, ..)| *cost <= floor)
     }
 
-    /// `holds`: whether it has the image, where that is known.
-    fn look(&mut self, slot: Slot, holds: Option<bool>) {
-        let Some(row) = self.index.row(slot) else {
+    fn look(&mut self, slot: Slot) {
+        let Some(site) = self.site(slot) else {
             return;
         };
         self.looked += 1;
-        let holds = holds.unwrap_or_else(|| row.holds(self.image));
-        let site = Site::of_row((slot, row), holds, self.promised, &self.known);
         if let Some(why) = obstacle(self.fleet, &site, self.revision, &self.needs, self.ask) {
             if self.refused.len() < REFUSALS_NAMED {
                 self.refused.push((slot, why));
@@ -262,33 +268,42 @@ impl<'a> Search<'a> {
             }
             return;
         }
-        let rules = &self.revision.spec.place;
-        let candidate = score(&site, &self.needs, &self.distance, &self.held, rules);
-        let key = (candidate.cost_micros, row.node);
-        let node = |slot: Slot| self.index.row(slot).map(|row| row.node);
-        let better =
-            |(slot, c): &(Slot, Candidate)| (c.cost_micros, node(*slot)) < (key.0, Some(key.1));
-        let place = self.best.partition_point(better);
+        let key = (self.score(&site).cost_micros, site.node, slot);
+        let place = self.best.partition_point(|best| *best < key);
         if place < KEPT {
             self.best.truncate(KEPT - 1);
-            self.best.insert(place, (slot, candidate));
+            self.best.insert(place, key);
         }
     }
 
+    fn site(&self, slot: Slot) -> Option<Site<'a>> {
+        let row = self.index.row(slot)?;
+        let holds = self.holds(slot);
+        Some(Site::of_row((slot, row), holds, self.promised, &self.known))
+    }
+
+    fn holds(&self, slot: Slot) -> bool {
+        self.holders.is_some_and(|all| all.contains(&slot))
+    }
+
+    fn score(&self, site: &Site<'_>) -> Candidate {
+        let rules = &self.revision.spec.place;
+        score(site, &self.needs, &self.distance, &self.held, rules)
+    }
+
     fn receipt(self) -> Receipt {
-        let winner = self.best.first().map_or(u64::MAX, |(_, c)| c.cost_micros);
-        let accepted = self.best.into_iter().map(|(slot, c)| (slot, Ok(c)));
-        let refused = self.refused.into_iter().map(|(slot, why)| (slot, Err(why)));
-        let verdicts = accepted.chain(refused).filter_map(|(slot, outcome)| {
-            let row = self.index.row(slot)?;
-            Some(Verdict {
-                node: row.node,
-                name: row.name.clone(),
-                region: row.region.clone(),
-                record: row.record,
-                outcome,
-            })
+        let winner = self.best.first().map_or(u64::MAX, |(cost, ..)| *cost);
+        let mut verdicts = Vec::with_capacity(self.best.len() + self.refused.len());
+        let accepted = self.best.iter().filter_map(|(_, _, slot)| {
+            let site = self.site(*slot)?;
+            Some(site.verdict(Ok(self.score(&site))))
         });
+        verdicts.extend(accepted);
+        let refused = self.refused.iter().filter_map(|(slot, why)| {
+            let site = self.site(*slot)?;
+            Some(site.verdict(Err(why.clone())))
+        });
+        verdicts.extend(refused);
         let nodes = u32::try_from(self.index.len()).unwrap_or(u32::MAX);
         let closed = self.index.closed();
         let closed = closed.gone + closed.leaving + closed.cordoned;
@@ -297,7 +312,7 @@ impl<'a> Search<'a> {
             decided_by: self.fleet.me,
             cause: self.ask.cause.clone(),
             why: self.ask.why.clone(),
-            verdicts: verdicts.collect(),
+            verdicts,
             displaces: None,
             inputs: Inputs {
                 nodes,
