@@ -178,6 +178,9 @@ pub(super) fn volumes<'a>(
 
 /// A local volume of the revision that another node has.
 fn elsewhere(fleet: &Fleet, node: NodeId, revision: &Revision) -> Option<Rejection> {
+    if revision.spec.volumes.is_empty() {
+        return None;
+    }
     let (key, on) = volumes(fleet, revision).find(|(_, on)| *on != node)?;
     let holder = fleet.members.get(&on);
     Some(Rejection::Volume {
@@ -193,6 +196,9 @@ pub fn misplaced(
     labels: &BTreeMap<String, String>,
     rules: &PlacementRules,
 ) -> Option<Rejection> {
+    if rules.regions.is_empty() && rules.require.is_empty() {
+        return None;
+    }
     if !in_regions(region, rules) {
         return Some(Rejection::Region {
             want: rules.regions.join(", "),
@@ -238,16 +244,14 @@ pub fn lacking(free: &Resources, needs: &Resources) -> Option<Rejection> {
 }
 
 /// What an instance on the site would cost who asks.
-pub(super) fn score(
+pub(super) fn parts(
     site: &Site<'_>,
     needs: &Resources,
     distance: &Distance<'_>,
     held: &Held<'_>,
     rules: &PlacementRules,
-) -> Candidate {
-    let (rtt_micros, round_trip) = distance.to(site);
-    let round_trip = round_trip + u64::from(site.silent) * SILENT_MICROS;
-    let same_revision = held.on_node(site.node);
+) -> Parts {
+    let (_, round_trip) = distance.to(site);
     let spread = match rules.spread {
         Spread::None => 0,
         Spread::Zone => held.in_zone(site.region, site.zone),
@@ -258,8 +262,8 @@ pub(super) fn score(
         Fit::Spread => (crowding(full), 0),
         Fit::Pack => (0, crowding(1000 - full)),
     };
-    let parts = Parts {
-        round_trip,
+    Parts {
+        round_trip: round_trip + u64::from(site.silent) * SILENT_MICROS,
         start: site.start_micros,
         pull: if site.image_present {
             0
@@ -267,18 +271,30 @@ pub(super) fn score(
             site.pull_micros
         },
         crowding,
-        beside: u64::from(same_revision) * BESIDE_MICROS,
+        beside: u64::from(held.on_node(site.node)) * BESIDE_MICROS,
         spread: spread * SPREAD_MICROS,
         slack,
         prefer: prefer(site.labels, &rules.prefer),
         energy: energy(site.labels, rules.energy),
         pressure: u64::from(site.pressure_permille) * PRESSED_MICROS / 1000,
-    };
+    }
+}
+
+/// The same in full.
+pub(super) fn score(
+    site: &Site<'_>,
+    needs: &Resources,
+    distance: &Distance<'_>,
+    held: &Held<'_>,
+    rules: &PlacementRules,
+) -> Candidate {
+    let parts = parts(site, needs, distance, held, rules);
+    let (rtt_micros, _) = distance.to(site);
     Candidate {
         cost_micros: parts.sum(),
         rtt_micros,
         image_present: site.image_present,
-        same_revision,
+        same_revision: held.on_node(site.node),
         free_cpu_millis: site.free.cpu_millis,
         free_memory_bytes: site.free.memory_bytes,
         parts,

@@ -8,10 +8,11 @@
 //! it was ended at [`MOST_LOOKED`]; then the next floor bounds the regret.
 
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 
-use super::judge::{Distance, Held, Site, crowding, in_regions, obstacle, score, volumes};
+use super::judge::{Distance, Held, Site, crowding, in_regions, obstacle, parts, score, volumes};
 use super::reckon::Known;
-use super::{Ask, Candidate, Inputs, Passed, Promised, Receipt, Rejection, SPREAD_MICROS};
+use super::{Ask, Inputs, Passed, Promised, Receipt, Rejection, SPREAD_MICROS};
 use crate::fleet::{Fleet, Group, Index, Place, Slot, text_hash};
 use crate::model::{Fit, NodeId, Resources, Revision, Spread};
 
@@ -186,45 +187,45 @@ impl<'a> Search<'a> {
         if !near || !in_regions(region, &self.revision.spec.place) {
             return true;
         }
-        // Where nodes are to be filled up, the fullest that has room is best.
-        let pack = self.revision.spec.place.fit == Fit::Pack;
-        let (least, most) = self.shares(group);
-        let fitting = 1000_u16.saturating_sub(least);
-        let mut emptiest = group.open.iter();
-        let mut fullest = group.open.range(..=(fitting, Slot::MAX)).rev();
-        let mut next = || {
-            if pack {
-                fullest.next()
-            } else {
-                emptiest.next()
-            }
+        let place = &group.place;
+        let ended = if self.revision.spec.place.fit == Fit::Spread {
+            let floor = |fullness: u16| floor + crowding(fullness);
+            let mut emptiest = group.open.iter().map(|(full, slot)| (floor(*full), *slot));
+            emptiest.try_for_each(|node| self.step(node, place, holders_done))
+        } else {
+            // Where nodes are to be filled up, the fullest that has room is best.
+            let (least, most) = self.shares(group);
+            let room = ..=(1000_u16.saturating_sub(least), Slot::MAX);
+            let slack = |full: u16| 1000_u16.saturating_sub(full.saturating_add(most));
+            let floor = |fullness: u16| floor + crowding(slack(fullness));
+            let fullest = group.open.range(room).rev();
+            let mut fullest = fullest.map(|(full, slot)| (floor(*full), *slot));
+            fullest.try_for_each(|node| self.step(node, place, holders_done))
         };
-        while let Some((fullness, slot)) = next() {
-            let floor = floor
-                + if pack {
-                    crowding(1000_u16.saturating_sub(fullness.saturating_add(most)))
-                } else {
-                    crowding(*fullness)
-                };
-            if self.settled(floor) {
-                self.floor = self.floor.min(floor);
-                break;
-            }
-            if self.looked >= MOST_LOOKED {
-                self.floor = self.floor.min(floor);
-                return false;
-            }
-            let looked_at = holders_done && self.holds(*slot) || self.first.contains(slot);
-            if looked_at {
-                continue;
-            }
-            if self.settled(floor + self.beyond(*slot, &group.place)) {
-                self.looked += 1;
-            } else {
-                self.look(*slot);
-            }
+        ended.break_value().unwrap_or(true)
+    }
+
+    /// Looks at the next node of a group; or ends with whether the walk goes on to the next group.
+    fn step(
+        &mut self,
+        (floor, slot): (u64, Slot),
+        place: &Place,
+        holders_done: bool,
+    ) -> ControlFlow<bool> {
+        let settled = self.settled(floor);
+        if settled || self.looked >= MOST_LOOKED {
+            self.floor = self.floor.min(floor);
+            return ControlFlow::Break(settled);
         }
-        true
+        if holders_done && self.holds(slot) || self.first.contains(&slot) {
+            return ControlFlow::Continue(());
+        }
+        if self.settled(floor + self.beyond(slot, place)) {
+            self.looked += 1;
+        } else {
+            self.look(slot);
+        }
+        ControlFlow::Continue(())
     }
 
     /// How much farther a node is than its group at least.
@@ -268,7 +269,9 @@ impl<'a> Search<'a> {
             }
             return;
         }
-        let key = (self.score(&site).cost_micros, site.node, slot);
+        let rules = &self.revision.spec.place;
+        let parts = parts(&site, &self.needs, &self.distance, &self.held, rules);
+        let key = (parts.sum(), site.node, slot);
         let place = self.best.partition_point(|best| *best < key);
         if place < KEPT {
             self.best.truncate(KEPT - 1);
@@ -286,17 +289,14 @@ impl<'a> Search<'a> {
         self.holders.is_some_and(|all| all.contains(&slot))
     }
 
-    fn score(&self, site: &Site<'_>) -> Candidate {
-        let rules = &self.revision.spec.place;
-        score(site, &self.needs, &self.distance, &self.held, rules)
-    }
-
     fn receipt(self) -> Receipt {
         let winner = self.best.first().map_or(u64::MAX, |(cost, ..)| *cost);
         let mut verdicts = Vec::with_capacity(self.best.len() + self.refused.len());
         let accepted = self.best.iter().filter_map(|(_, _, slot)| {
             let site = self.site(*slot)?;
-            Some(site.verdict(Ok(self.score(&site))))
+            let rules = &self.revision.spec.place;
+            let score = score(&site, &self.needs, &self.distance, &self.held, rules);
+            Some(site.verdict(Ok(score)))
         });
         verdicts.extend(accepted);
         let refused = self.refused.iter().filter_map(|(slot, why)| {
