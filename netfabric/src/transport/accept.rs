@@ -50,6 +50,7 @@ pub(super) async fn run(inner: Arc<Inner>) {
                         conn.set_receive_window(endpoint::BRANCH_WINDOW);
                         let link = Arc::new(Link::new(conn, peer, None));
                         lock(&inner.pool).add_branch(link.clone());
+                        inner.ask_again(&link);
                         serve_all(inner, link).await;
                     }
                 }
@@ -102,6 +103,7 @@ pub(super) fn keep(
 ) -> Arc<Link> {
     let link = Arc::new(Link::new(conn, peer, dialled));
     lock(&inner.pool).add(link.clone());
+    inner.ask_again(&link);
     let runtime = &inner.runtime;
     runtime.spawn(liveness::watch(link.clone(), inner.silences.clone()));
     runtime.spawn(serve_all(inner.clone(), link.clone()));

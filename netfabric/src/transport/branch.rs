@@ -115,6 +115,7 @@ impl Branch {
         };
         lock(&self.lines).insert(node, line);
         if let Ok(link) = link {
+            self.trunk.inner.ask_again(&link);
             tokio::select! {
                 () = liveness::watch(link, self.trunk.inner.silences.clone()) => {}
                 () = self.rest(node) => {}
@@ -186,7 +187,7 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::super::Handler;
-    use super::super::testing::{Banned, Cluster, PATIENCE, eventually};
+    use super::super::testing::{Banned, Cluster, Fickle, PATIENCE, eventually};
     use super::super::tests::Echo;
     use super::*;
 
@@ -203,6 +204,10 @@ mod tests {
 
     fn has_own(branch: &Branch) -> bool {
         matches!(lock(&branch.lines).get(&TWO), Some(Line::Live(..)))
+    }
+
+    fn is_dialling(branch: &Branch) -> bool {
+        matches!(lock(&branch.lines).get(&TWO), Some(Line::Dialling))
     }
 
     async fn asks(branch: &Arc<Branch>) {
@@ -336,5 +341,37 @@ mod tests {
         three.disconnect(TWO);
         eventually("our own", || !has_own(&branch)).await;
         assert!(branch.open_now(TWO, Kind::Proxy).is_none());
+    }
+
+    #[tokio::test]
+    async fn who_is_revoked_while_it_is_dialled_has_no_branch() {
+        let cluster = Cluster::found();
+        let listen = "127.0.0.1:0".parse().unwrap();
+        let two = cluster.mesh(2);
+        two.serve(Kind::Proxy, Arc::new(Echo));
+        // Once and again for the mesh's connection, and once for the branch's.
+        let one = Mesh::bind(listen, cluster.identity(1), Fickle::after(3)).unwrap();
+        one.set_addr(TWO, two.local_addr());
+        assert!(one.answers(TWO, PATIENCE).await);
+        let branch = one.branch().unwrap();
+        for _ in 0..WORTH {
+            asks(&branch).await;
+        }
+        eventually("it was dialled", || !is_dialling(&branch)).await;
+        eventually("ours ends", || !has_own(&branch)).await;
+
+        let two = Mesh::bind(listen, cluster.identity(2), Fickle::after(3)).unwrap();
+        two.serve(Kind::Proxy, Arc::new(Echo));
+        let one = cluster.mesh(1);
+        one.set_addr(TWO, two.local_addr());
+        assert!(one.answers(TWO, PATIENCE).await);
+        let branch = one.branch().unwrap();
+        for _ in 0..WORTH {
+            asks(&branch).await;
+        }
+        eventually("it was dialled", || !is_dialling(&branch)).await;
+        eventually("the peer's ends", || !has_own(&branch)).await;
+        let left = || lock(&two.inner.pool).branches_of(NodeId(1));
+        eventually("and is forgotten", || left() == 0).await;
     }
 }

@@ -485,6 +485,16 @@ impl Inner {
     }
 }
 
+impl Inner {
+    /// Closes a connection whose node was revoked after it was admitted and before the connection was where
+    /// [`Mesh::disconnect`] looks.
+    fn ask_again(&self, link: &Link) {
+        if !self.admit.admits(link.peer.node) {
+            link.conn.close(code::NOT_ADMITTED, b"not admitted");
+        }
+    }
+}
+
 /// Waits for the server's word that it admits us.
 async fn welcomed(conn: &quinn::Connection) -> Result<(), quinn::ConnectionError> {
     let mut stream = conn.accept_uni().await?;

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -58,6 +60,22 @@ pub struct Banned(pub Mutex<BTreeSet<NodeId>>);
 impl Admit for Banned {
     fn admits(&self, node: NodeId) -> bool {
         !lock(&self.0).contains(&node)
+    }
+}
+
+/// Admits whom it is asked for so many times, and nobody then: as if they were revoked meanwhile.
+pub struct Fickle(AtomicUsize);
+
+impl Fickle {
+    pub fn after(asked: usize) -> Arc<Self> {
+        Arc::new(Self(AtomicUsize::new(asked)))
+    }
+}
+
+impl Admit for Fickle {
+    fn admits(&self, _: NodeId) -> bool {
+        let left = |left: usize| left.checked_sub(1);
+        self.0.fetch_update(Relaxed, Relaxed, left).is_ok()
     }
 }
 

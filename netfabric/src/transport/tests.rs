@@ -10,7 +10,7 @@ use scheduler::model::NodeId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
 
-use super::testing::{Banned, Cluster, Doomed, Everyone, PATIENCE, bind, eventually};
+use super::testing::{Banned, Cluster, Doomed, Everyone, Fickle, PATIENCE, bind, eventually};
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -188,6 +188,29 @@ async fn a_revoked_node_is_cut_off_and_kept_out() {
     );
     one.close().await;
     two.close().await;
+}
+
+#[tokio::test]
+async fn who_is_revoked_while_it_is_dialled_is_cut_off() {
+    let cluster = Cluster::found();
+    let listen = "127.0.0.1:0".parse().unwrap();
+    let fickle = |node| Mesh::bind(listen, cluster.identity(node), Fickle::after(1)).unwrap();
+    for (one, two) in [(fickle(1), cluster.mesh(2)), (cluster.mesh(1), fickle(2))] {
+        serve_double(&two);
+        one.set_addr(NodeId(2), two.local_addr());
+        double(&one, 2, 1).await.unwrap_err();
+        eventually("nothing is left of it", || {
+            one.connected().is_empty() && two.connected().is_empty()
+        })
+        .await;
+        let error = double(&one, 2, 1).await.unwrap_err();
+        assert!(
+            matches!(error, TransportError::NotAdmitted { .. }),
+            "{error}"
+        );
+        one.close().await;
+        two.close().await;
+    }
 }
 
 #[tokio::test]
