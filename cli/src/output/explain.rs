@@ -179,6 +179,7 @@ fn made_of(parts: &Parts) -> String {
             "what waits there for processors, memory or disk",
             parts.pressure,
         ),
+        ("how long nothing was heard of it", parts.silence),
     ];
     let parts = parts.into_iter().filter(|(_, cost)| *cost > 0);
     let parts: Vec<_> = parts

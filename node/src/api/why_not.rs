@@ -99,10 +99,14 @@ fn dearer(own: &Candidate, other: &Candidate) -> String {
             ("it is fuller", p.crowding),
             ("more of it run there already", p.beside),
             ("more of it run in its zone or region", p.spread),
+            ("more would stay free on it", p.slack),
+            ("it does not meet the service's preferences", p.prefer),
+            ("it uses more energy", p.energy),
             (
                 "things wait there for processors, memory or disk",
                 p.pressure,
             ),
+            ("nothing was heard of it for a while", p.silence),
         ]
     };
     let pairs = parts(&own.parts).into_iter().zip(parts(&other.parts));
@@ -159,6 +163,18 @@ mod tests {
                 verdict(2, Ok(far)),
                 "n2 could take it, but n1 is expected to answer 5040 ms sooner: it is farther away, \
                  the image is not there",
+            ),
+            (
+                verdict(
+                    2,
+                    Ok(Parts {
+                        silence: 300_000,
+                        prefer: 50_000,
+                        ..near
+                    }),
+                ),
+                "n2 could take it, but n1 is expected to answer 350 ms sooner: it does not meet the \
+                 service's preferences, nothing was heard of it for a while",
             ),
             (
                 verdict(3, Err(Rejection::Cordoned)),

@@ -383,6 +383,7 @@ impl App {
             meter: self.meter.clone(),
             images: self.images.clone(),
             ingress: self.ingress.clone(),
+            decisions: self.decisions.clone(),
         });
         tokio::spawn(metrics::serve(sources, listener));
         Ok(())

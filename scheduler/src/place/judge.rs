@@ -263,7 +263,7 @@ pub(super) fn parts(
         Fit::Pack => (0, crowding(1000 - full)),
     };
     Parts {
-        round_trip: round_trip + u64::from(site.silent) * SILENT_MICROS,
+        round_trip,
         start: site.start_micros,
         pull: if site.image_present {
             0
@@ -277,6 +277,7 @@ pub(super) fn parts(
         prefer: prefer(site.labels, &rules.prefer),
         energy: energy(site.labels, rules.energy),
         pressure: u64::from(site.pressure_permille) * PRESSED_MICROS / 1000,
+        silence: u64::from(site.silent) * SILENT_MICROS,
     }
 }
 

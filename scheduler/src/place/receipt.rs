@@ -102,6 +102,9 @@ pub struct Parts {
     /// What waits there for processors, memory or disk.
     #[serde(default)]
     pub pressure: u64,
+    /// For how long nothing was heard of it.
+    #[serde(default)]
+    pub silence: u64,
 }
 
 impl Parts {
@@ -109,7 +112,7 @@ impl Parts {
     pub fn sum(&self) -> u64 {
         let waiting = self.round_trip + self.start + self.pull;
         let company = self.crowding + self.beside + self.spread + self.slack;
-        waiting + company + self.prefer + self.energy + self.pressure
+        waiting + company + self.prefer + self.energy + self.pressure + self.silence
     }
 }
 

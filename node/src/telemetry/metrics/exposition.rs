@@ -38,6 +38,8 @@ pub(super) struct Snapshot {
     pub allocated: Resources,
     pub members_alive: u64,
     pub members_lost: u64,
+    /// Decisions that are not on the disk.
+    pub decisions_lost: u64,
     pub raft: Raft,
     pub images: ImageCounts,
     /// Each certificate and the seconds it still lasts, the shortest first.
@@ -314,6 +316,11 @@ impl Sheet<'_> {
             "selvedge_gossip_members",
             "Nodes as gossip has them",
             members,
+        )?;
+        self.counter(
+            "selvedge_decisions_lost",
+            "Decisions that were not written down, for explain to find",
+            one(snapshot.decisions_lost),
         )?;
         let Raft {
             leads,

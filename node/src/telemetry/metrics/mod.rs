@@ -27,6 +27,7 @@ use crate::consensus::{Part, Registry};
 use crate::image::ImageCounts;
 use crate::images::Images;
 use crate::meter::{Meter, UsageQuery};
+use crate::telemetry::decisions::Decisions;
 use exposition::{Raft, Snapshot};
 
 /// Counters younger than this are not read again for a scrape.
@@ -43,6 +44,7 @@ pub struct Sources {
     pub meter: Meter,
     pub images: Images,
     pub ingress: Arc<Ingress>,
+    pub decisions: Decisions,
 }
 
 /// Answers scrapes on a bound listener until the task is dropped.
@@ -82,6 +84,7 @@ impl Sources {
             allocated: less(record.capacity, record.free),
             members_alive: alive as u64,
             members_lost: (fleet.members.len() - alive) as u64,
+            decisions_lost: self.decisions.lost(),
             raft: Raft {
                 leads: status.part == Part::Leader,
                 term: status.term,

@@ -94,6 +94,7 @@ fn what_is_counted_is_what_is_told() {
     let mut snapshot = Snapshot {
         node: "par-1".into(),
         members_alive: 2,
+        decisions_lost: 4,
         members_lost: 1,
         ..Snapshot::default()
     };
@@ -115,6 +116,7 @@ fn what_is_counted_is_what_is_told() {
     snapshot.doors.phases[1].classes[14] = 1;
     snapshot.doors.phases[1].sum_micros = 31_000_000;
     let told = read(&text(snapshot));
+    is(&told, "selvedge_decisions_lost_total", 4.0);
     let web = of("web", "web-00001");
     is(
         &told,
