@@ -1,16 +1,23 @@
 //! The node's configuration: one TOML file, unknown keys refused with their line, units in values.
 //! The only reader of that file; each room gets the section that is its own.
 
+mod values;
+
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use scheduler::model::{ChallengeKind, Name, Rate, RateError, units};
-use serde::{Deserialize, Deserializer};
+use scheduler::model::{ChallengeKind, Name};
+use serde::Deserialize;
 
 use crate::image::{Marks, SignatureRule};
 use crate::volumes::HostPath;
+
+pub use values::{Address, Auto, Bytes, ClientRate, Cpu, FromText, Listen, Span};
 
 /// Larger files are refused before they are parsed.
 const MAX_BYTES: u64 = 256 * 1024;
@@ -458,270 +465,5 @@ impl Config {
         config.ingress.check().map_err(unfit)?;
         config.capacity.check().map_err(unfit)?;
         Ok(config)
-    }
-}
-
-/// A value or the word `auto`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Auto<T> {
-    Auto,
-    Set(T),
-}
-
-impl<T> Auto<T> {
-    pub fn or(self, fallback: impl FnOnce() -> T) -> T {
-        match self {
-            Self::Auto => fallback(),
-            Self::Set(value) => value,
-        }
-    }
-}
-
-impl<'de, T: Deserialize<'de> + FromText> Deserialize<'de> for Auto<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match Text::deserialize(deserializer)?.0.as_str() {
-            "auto" => Ok(Self::Auto),
-            text => T::from_text(text)
-                .map(Self::Set)
-                .map_err(serde::de::Error::custom),
-        }
-    }
-}
-
-/// A TOML string or number, as text: `cpu = 0.5` and `cpu = "0.5"` mean the same.
-struct Text(String);
-
-impl<'de> Deserialize<'de> for Text {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(match toml::Value::deserialize(deserializer)? {
-            toml::Value::String(text) => Self(text),
-            other => Self(other.to_string()),
-        })
-    }
-}
-
-/// A configuration value written as text with a unit.
-pub trait FromText: Sized {
-    fn from_text(text: &str) -> Result<Self, String>;
-}
-
-macro_rules! from_text {
-    ($(#[$doc:meta])* $name:ident($inner:ty) = $parse:expr) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub struct $name(pub $inner);
-
-        impl FromText for $name {
-            fn from_text(text: &str) -> Result<Self, String> {
-                let parse = $parse;
-                parse(text).map(Self)
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let text = Text::deserialize(deserializer)?;
-                Self::from_text(&text.0).map_err(serde::de::Error::custom)
-            }
-        }
-    };
-}
-
-from_text!(
-    /// A span of time: `"30s"`.
-    Span(Duration) = |t: &str| units::duration(t).map_err(|e| e.to_string())
-);
-from_text!(
-    /// Bytes: `"256Mi"`.
-    Bytes(u64) = |t: &str| units::bytes(t).map_err(|e| e.to_string())
-);
-from_text!(
-    /// Millicores, written as cores: `"0.5"`.
-    Cpu(u32) = |t: &str| units::cpu_millis(t).map_err(|e| e.to_string())
-);
-from_text!(
-    /// `IP:PORT`.
-    Address(SocketAddr) = |t: &str| t.parse().map_err(|_| format!("`{t}` is not IP:PORT"))
-);
-from_text!(
-    /// `IP:PORT`, or `:PORT` for every address; `off` listens nowhere.
-    Listen(Option<SocketAddr>) = |t: &str| listen(t)
-);
-
-from_text!(
-    /// `20/s burst 100`; `off` is no bound.
-    ClientRate(Option<Rate>) = |t: &str| match t {
-        "off" => Ok(None),
-        text => text.parse().map(Some).map_err(|e: RateError| e.to_string()),
-    }
-);
-
-impl Listen {
-    const fn port(port: u16) -> Self {
-        let any = std::net::IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED);
-        Self(Some(SocketAddr::new(any, port)))
-    }
-}
-
-fn listen(text: &str) -> Result<Option<SocketAddr>, String> {
-    if text == "off" {
-        return Ok(None);
-    }
-    let full = text
-        .strip_prefix(':')
-        .map_or_else(|| text.to_owned(), |port| format!("[::]:{port}"));
-    full.parse()
-        .map(Some)
-        .map_err(|_| format!("`{text}` is not :PORT, IP:PORT or off"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SMALL: &str = "[node]\nname=\"par-1\"\nregion=\"par\"\nzone=\"par-a\"\n";
-
-    fn parse(text: &str) -> Result<Config, String> {
-        toml::from_str(text).map_err(|e| e.to_string())
-    }
-
-    #[test]
-    fn a_small_file_takes_the_defaults() {
-        let config = parse(SMALL).unwrap();
-        assert_eq!(config.ingress.http, Listen::port(80));
-        assert_eq!(config.ingress.https, Listen::port(443));
-        assert_eq!(config.dns.ttl, Span(Duration::from_secs(5)));
-        assert_eq!(config.capacity.cpu, Auto::Auto);
-        assert_eq!(
-            config.observe.metrics.0,
-            Some(([127, 0, 0, 1], 8421).into())
-        );
-    }
-
-    #[test]
-    fn values_carry_units() {
-        let text = format!(
-            "{SMALL}[capacity]\ncpu=\"1.5\"\nmemory=\"2Gi\"\n[ingress]\nhttp=\"127.0.0.1:8080\"\nactivation_timeout=\"5s\"\n[dns]\nlisten=\"off\"\n"
-        );
-        let config = parse(&text).unwrap();
-        assert_eq!(config.capacity.cpu, Auto::Set(Cpu(1500)));
-        assert_eq!(config.capacity.memory, Auto::Set(Bytes(2 << 30)));
-        assert_eq!(config.ingress.http.0, Some(([127, 0, 0, 1], 8080).into()));
-        assert_eq!(config.dns.listen, Listen(None));
-    }
-
-    #[test]
-    fn clients_have_a_rate_where_it_is_said() {
-        let rate = |text: &str| {
-            parse(&format!("{SMALL}[ingress]\n{text}\n")).map(|c| c.ingress.client_rate)
-        };
-        let want = "20/s burst 100".parse().unwrap();
-        assert_eq!(
-            rate("client_rate = \"20/s burst 100\""),
-            Ok(ClientRate(Some(want)))
-        );
-        for off in ["", "client_rate = \"off\""] {
-            assert_eq!(rate(off), Ok(ClientRate(None)));
-        }
-        assert!(
-            rate("client_rate = 20")
-                .unwrap_err()
-                .contains("write 100/s")
-        );
-    }
-
-    #[test]
-    fn certificates_are_ordered_where_an_authority_is_named() {
-        assert!(parse(SMALL).unwrap().acme.is_none());
-        let text = format!(
-            "{SMALL}[acme]\ndirectory=\"https://ca.test/dir\"\nterms_agreed=true\nchallenges=[\"dns-01\"]\n"
-        );
-        let acme = parse(&text).unwrap().acme.unwrap();
-        assert_eq!(acme.challenges, [ChallengeKind::Dns]);
-        assert_eq!(acme.orders_per_hour, 20);
-        for bad in ["", "directory=\"x\"\nchallenges=[\"http-02\"]"] {
-            assert!(parse(&format!("{SMALL}[acme]\n{bad}\n")).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn the_marks_of_images_keep_their_order() {
-        let marks = |values: &str| {
-            let text = format!("{SMALL}[runtime]\nimage_gc = {{{values}}}\n");
-            parse(&text).unwrap().runtime.image_gc.marks()
-        };
-        assert_eq!(marks(""), Ok(Marks::default()));
-        let own = marks("high=60, low=50, limit=\"20Gi\"").unwrap();
-        assert_eq!((own.high, own.low, own.limit), (60, 50, Some(20 << 30)));
-        for bad in ["low=85", "low=0", "high=101", "high=60"] {
-            assert!(marks(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_node_has_no_more_instances_than_its_bridge_has_ports() {
-        let load = |most: u32| {
-            let file = tempfile::NamedTempFile::new().unwrap();
-            let text = format!("{SMALL}[capacity]\nmax_instances = {most}\n");
-            std::fs::write(file.path(), text).unwrap();
-            Config::load(file.path()).map_err(|e| e.to_string())
-        };
-        assert_eq!(load(1_000).unwrap().capacity.max_instances, 1_000);
-        let error = load(1_001).unwrap_err();
-        assert!(error.contains("[capacity] max_instances"), "{error}");
-    }
-
-    #[test]
-    fn http3_is_spoken_where_https_is() {
-        let load = |lines: &str| {
-            let file = tempfile::NamedTempFile::new().unwrap();
-            std::fs::write(file.path(), format!("{SMALL}[ingress]\n{lines}\n")).unwrap();
-            let loaded = Config::load(file.path()).map_err(|e| e.to_string());
-            loaded.map(|config| config.ingress.http3)
-        };
-        assert_eq!(load(""), Ok(false));
-        assert_eq!(load("http3 = true"), Ok(true));
-        assert_eq!(load("https = \"off\""), Ok(false));
-        let table = [
-            ("http3 = true\nhttps = \"off\"", "needs `https`"),
-            (
-                "http3 = true\nproxy_protocol = true",
-                "does not go with `proxy_protocol`",
-            ),
-        ];
-        for (lines, why) in table {
-            let error = load(lines).unwrap_err();
-            assert!(
-                error.contains("[ingress] http3") && error.contains(why),
-                "{error}"
-            );
-        }
-    }
-
-    #[test]
-    fn rules_for_signatures_name_their_keys() {
-        let text = |rule: &str| format!("{SMALL}[[images.signatures]]\n{rule}\n");
-        let config = parse(&text("namespaces=[\"prod\"]\nkeys=[\"/k\"]")).unwrap();
-        let rule = config.images.signatures[0].rule();
-        assert_eq!(
-            (rule.namespaces, rule.images),
-            (vec!["prod".to_owned()], vec![])
-        );
-        for bad in [
-            "",
-            "keys=[]\nnamespaces=[\"No!\"]",
-            "keys=[]\nimage=[\"r\"]",
-        ] {
-            assert!(parse(&text(bad)).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn an_unknown_key_is_refused_with_its_line() {
-        let error = parse(&format!("{SMALL}[ingress]\nhtpp=\":80\"\n")).unwrap_err();
-        assert!(
-            error.contains("line 6") && error.contains("htpp"),
-            "{error}"
-        );
     }
 }

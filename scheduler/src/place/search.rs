@@ -100,13 +100,11 @@ impl<'a> Search<'a> {
                 }
             }
             let few = self.holders.filter(|holders| holders.len() <= FEW);
-            few.into_iter()
-                .flatten()
-                .filter(|slot| !self.first.contains(*slot))
-                .copied()
-                .collect::<Vec<_>>()
-                .into_iter()
-                .for_each(|slot| self.look(slot));
+            for slot in few.into_iter().flatten() {
+                if !self.first.contains(slot) {
+                    self.look(*slot);
+                }
+            }
             self.walk(few.is_some() || self.holders.is_none());
         }
         (!self.best.is_empty()).then(|| self.receipt())
