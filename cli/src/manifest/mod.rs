@@ -8,6 +8,8 @@ mod lower;
 mod mount;
 mod probe;
 mod sandbox;
+#[cfg(test)]
+mod sandbox_tests;
 mod section;
 #[cfg(test)]
 mod tests;

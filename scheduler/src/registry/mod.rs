@@ -19,6 +19,8 @@ mod validate_sandbox;
 #[cfg(test)]
 mod certificates_tests;
 #[cfg(test)]
+mod members_tests;
+#[cfg(test)]
 mod objects_tests;
 #[cfg(test)]
 mod tests;

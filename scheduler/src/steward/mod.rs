@@ -28,6 +28,8 @@ mod tests_leases;
 #[cfg(test)]
 mod tests_many;
 #[cfg(test)]
+mod tests_vacate;
+#[cfg(test)]
 mod world;
 
 use std::collections::BTreeMap;
