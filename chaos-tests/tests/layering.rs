@@ -27,8 +27,9 @@ const KEPT_TO: [(&str, &str); 7] = [
     ("hickory-server", "netfabric"),
 ];
 
-/// All that `scheduler` may be built on.
-const PURE: [&str; 3] = ["imbl", "serde", "thiserror"];
+/// All that `scheduler` may be built on. Of hashbrown's only the table that is told each hash: its maps are among the
+/// words below.
+const PURE: [&str; 4] = ["hashbrown", "imbl", "serde", "thiserror"];
 
 /// Words that are no part of a pure crate. Addresses
 /// (`std::net::IpAddr`) are plain data, and so is what is shared unchanged (`std::sync::Arc`).
