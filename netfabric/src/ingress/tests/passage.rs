@@ -1,7 +1,7 @@
 //! What passes unread: bytes on services' own ports.
 
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use scheduler::model::{InstanceId, Listen, ListenProtocol};
@@ -16,15 +16,26 @@ use super::world::{Deployed, World, eventually};
 
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A port that was free a moment ago.
+/// A port that is free until the node listens on it. It is below those that the kernel gives to whoever asks for any:
+/// one of these could be a test's beside this one by then.
 async fn free_port(udp: bool) -> u16 {
-    let any = "127.0.0.1:0";
-    if udp {
-        let socket = UdpSocket::bind(any).await.unwrap();
-        return socket.local_addr().unwrap().port();
+    const FIRST: u32 = 10_000;
+    const COUNT: u32 = 20_000;
+    static TRIED: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let tried = TRIED.fetch_add(1, Ordering::Relaxed);
+        // Each process begins elsewhere.
+        let nth = std::process::id().wrapping_mul(61).wrapping_add(tried) % COUNT;
+        let port = u16::try_from(FIRST + nth).unwrap();
+        let free = if udp {
+            UdpSocket::bind(("127.0.0.1", port)).await.is_ok()
+        } else {
+            TcpListener::bind(("127.0.0.1", port)).await.is_ok()
+        };
+        if free {
+            return port;
+        }
     }
-    let socket = TcpListener::bind(any).await.unwrap();
-    socket.local_addr().unwrap().port()
 }
 
 pub async fn listening(protocol: ListenProtocol) -> (Deployed, SocketAddr) {
