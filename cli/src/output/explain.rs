@@ -165,21 +165,32 @@ fn displaced(receipt: &Receipt) -> String {
 
 /// What the expected time of the first one is the sum of.
 fn made_of(parts: &Parts) -> String {
+    // Named one by one, so that none is left out.
+    let Parts {
+        round_trip,
+        start,
+        pull,
+        crowding,
+        beside,
+        spread,
+        slack,
+        prefer,
+        energy,
+        pressure,
+        silence,
+    } = *parts;
     let parts = [
-        ("round trip", parts.round_trip),
-        ("start", parts.start),
-        ("pull", parts.pull),
-        ("how full it is", parts.crowding),
-        ("others of it there", parts.beside),
-        ("others of it in its zone or region", parts.spread),
-        ("what stays free on it", parts.slack),
-        ("preferences it does not meet", parts.prefer),
-        ("its energy", parts.energy),
-        (
-            "what waits there for processors, memory or disk",
-            parts.pressure,
-        ),
-        ("how long nothing was heard of it", parts.silence),
+        ("round trip", round_trip),
+        ("start", start),
+        ("pull", pull),
+        ("how full it is", crowding),
+        ("others of it there", beside),
+        ("others of it in its zone or region", spread),
+        ("what stays free on it", slack),
+        ("preferences it does not meet", prefer),
+        ("its energy", energy),
+        ("what waits there for processors, memory or disk", pressure),
+        ("how long nothing was heard of it", silence),
     ];
     let parts = parts.into_iter().filter(|(_, cost)| *cost > 0);
     let parts: Vec<_> = parts

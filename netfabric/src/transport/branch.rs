@@ -347,31 +347,20 @@ mod tests {
     async fn who_is_revoked_while_it_is_dialled_has_no_branch() {
         let cluster = Cluster::found();
         let listen = "127.0.0.1:0".parse().unwrap();
-        let two = cluster.mesh(2);
-        two.serve(Kind::Proxy, Arc::new(Echo));
         // Once and again for the mesh's connection, and once for the branch's.
-        let one = Mesh::bind(listen, cluster.identity(1), Fickle::after(3)).unwrap();
-        one.set_addr(TWO, two.local_addr());
-        assert!(one.answers(TWO, PATIENCE).await);
-        let branch = one.branch().unwrap();
-        for _ in 0..WORTH {
-            asks(&branch).await;
+        let fickle = |node| Mesh::bind(listen, cluster.identity(node), Fickle::after(3)).unwrap();
+        for (one, two) in [(fickle(1), cluster.mesh(2)), (cluster.mesh(1), fickle(2))] {
+            two.serve(Kind::Proxy, Arc::new(Echo));
+            one.set_addr(TWO, two.local_addr());
+            assert!(one.answers(TWO, PATIENCE).await);
+            let branch = one.branch().unwrap();
+            for _ in 0..WORTH {
+                asks(&branch).await;
+            }
+            eventually("it was dialled", || !is_dialling(&branch)).await;
+            eventually("it ends", || !has_own(&branch)).await;
+            let left = || lock(&two.inner.pool).branches_of(NodeId(1));
+            eventually("and is forgotten", || left() == 0).await;
         }
-        eventually("it was dialled", || !is_dialling(&branch)).await;
-        eventually("ours ends", || !has_own(&branch)).await;
-
-        let two = Mesh::bind(listen, cluster.identity(2), Fickle::after(3)).unwrap();
-        two.serve(Kind::Proxy, Arc::new(Echo));
-        let one = cluster.mesh(1);
-        one.set_addr(TWO, two.local_addr());
-        assert!(one.answers(TWO, PATIENCE).await);
-        let branch = one.branch().unwrap();
-        for _ in 0..WORTH {
-            asks(&branch).await;
-        }
-        eventually("it was dialled", || !is_dialling(&branch)).await;
-        eventually("the peer's ends", || !has_own(&branch)).await;
-        let left = || lock(&two.inner.pool).branches_of(NodeId(1));
-        eventually("and is forgotten", || left() == 0).await;
     }
 }

@@ -483,9 +483,7 @@ impl Inner {
             .await
             .unwrap_or(Err(TransportError::Unreachable { addr }))
     }
-}
 
-impl Inner {
     /// Closes a connection whose node was revoked after it was admitted and before the connection was where
     /// [`Mesh::disconnect`] looks.
     fn ask_again(&self, link: &Link) {

@@ -91,22 +91,33 @@ fn words(own: &Verdict, first: Option<&Verdict>) -> String {
 
 /// In what the one costs more than the other.
 fn dearer(own: &Candidate, other: &Candidate) -> String {
+    // Named one by one, so that none is left out.
     let parts = |p: &Parts| {
+        let Parts {
+            round_trip,
+            start,
+            pull,
+            crowding,
+            beside,
+            spread,
+            slack,
+            prefer,
+            energy,
+            pressure,
+            silence,
+        } = *p;
         [
-            ("it is farther away", p.round_trip),
-            ("it starts more slowly", p.start),
-            ("the image is not there", p.pull),
-            ("it is fuller", p.crowding),
-            ("more of it run there already", p.beside),
-            ("more of it run in its zone or region", p.spread),
-            ("more would stay free on it", p.slack),
-            ("it does not meet the service's preferences", p.prefer),
-            ("it uses more energy", p.energy),
-            (
-                "things wait there for processors, memory or disk",
-                p.pressure,
-            ),
-            ("nothing was heard of it for a while", p.silence),
+            ("it is farther away", round_trip),
+            ("it starts more slowly", start),
+            ("the image is not there", pull),
+            ("it is fuller", crowding),
+            ("more of it run there already", beside),
+            ("more of it run in its zone or region", spread),
+            ("more would stay free on it", slack),
+            ("it does not meet the service's preferences", prefer),
+            ("it uses more energy", energy),
+            ("things wait there for processors, memory or disk", pressure),
+            ("nothing was heard of it for a while", silence),
         ]
     };
     let pairs = parts(&own.parts).into_iter().zip(parts(&other.parts));

@@ -96,9 +96,7 @@ impl<'a> Site<'a> {
             pressure_permille: row.pressure_permille,
         }
     }
-}
 
-impl Site<'_> {
     pub fn verdict(&self, outcome: Result<Candidate, Rejection>) -> Verdict {
         Verdict {
             node: self.node,

@@ -2,15 +2,21 @@
 
 use super::world::{World, scale, starts, stops};
 use super::*;
-use crate::model::InstanceState;
+use crate::model::{InstanceState, Scale};
 
-#[test]
-fn a_node_drains_as_others_take_its_place() {
+/// Two nodes, and on the first an instance that has something to do.
+fn serving(scale: Scale) -> (World, InstanceId) {
     let mut world = World::new(2);
-    world.deploy(scale(1, 0));
+    world.deploy(scale);
     world.ready(1);
     let id = world.put(1, 1, InstanceState::Ready);
     world.load(&id, 10);
+    (world, id)
+}
+
+#[test]
+fn a_node_drains_as_others_take_its_place() {
+    let (mut world, id) = serving(scale(1, 0));
     world.quiet(10);
     world.drain(1);
     let orders = world.tick();
@@ -30,11 +36,7 @@ fn a_node_drains_as_others_take_its_place() {
 #[test]
 fn where_there_may_be_but_one_it_leaves_before_the_next_begins() {
     for scale in [scale(0, 1), scale(1, 1)] {
-        let mut world = World::new(2);
-        world.deploy(scale);
-        world.ready(1);
-        let id = world.put(1, 1, InstanceState::Ready);
-        world.load(&id, 10);
+        let (mut world, id) = serving(scale);
         world.quiet(10);
         world.drain(1);
         let orders = world.tick();
@@ -44,11 +46,7 @@ fn where_there_may_be_but_one_it_leaves_before_the_next_begins() {
 
 #[test]
 fn an_instance_that_nobody_else_could_take_the_place_of_stays() {
-    let mut world = World::new(2);
-    world.deploy(scale(0, 1));
-    world.ready(1);
-    let id = world.put(1, 1, InstanceState::Ready);
-    world.load(&id, 10);
+    let (mut world, _) = serving(scale(0, 1));
     world.records.get_mut(&NodeId(2)).unwrap().cordoned = true;
     world.quiet(10);
     world.drain(1);
